@@ -1,0 +1,36 @@
+# The table of contents; `__init__.py` reads it at run time.
+
+# Data: a folder, a tensorflow_datasets name or arrays -> pictures in three splits.
+# Cases: what each of the four means, and which is yours.
+from .advice import Advice as Advice
+from .advice import quick_advice as quick_advice
+
+# Networks: by name, from keras.applications or from the package registry.
+from .backbones import backbone_names as backbone_names
+from .backbones import block_ends as block_ends
+from .backbones import load_backbone as load_backbone
+
+# Builders: a network -> a compiled model of a case.
+from .builders import build as build
+from .builders import large_different as large_different
+from .builders import large_similar as large_similar
+from .builders import small_different as small_different
+from .builders import small_similar as small_similar
+from .builders import unfreeze as unfreeze
+from .cases import Case as Case
+from .cases import rule_of_thumb as rule_of_thumb
+
+# What is raised for bad input, and the options of `python -m transfer.train`.
+from .config import TrainConfig as TrainConfig
+from .datasets import ImageData as ImageData
+from .datasets import load_data as load_data
+from .efficientnet_lite import EfficientNetLite0 as EfficientNetLite0
+from .efficientnet_lite import EfficientNetLite1 as EfficientNetLite1
+from .efficientnet_lite import EfficientNetLite2 as EfficientNetLite2
+from .errors import InputError as InputError
+
+# Training and after.
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate as evaluate
+from .training import TrainingLog as TrainingLog
+from .training import fit as fit

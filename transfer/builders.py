@@ -1,0 +1,324 @@
+"""The four cases as models: each builder clones, slices, freezes, attaches a head, and compiles last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+
+from transfer import surgery
+from transfer.backbones import block_ends, preprocessing_of
+from transfer.cases import POLICIES, SCRATCH_LEARNING_RATE, Case, early_position
+from transfer.errors import InputError, unknown
+from transfer.strategy import get_strategy, scope_of
+
+INITS = ("pretrained", "random", "auto")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a builder did; it stays on the model as `model.plan` while the process lives.
+
+    Attributes:
+        case: which of the four.
+        cut: the last layer of the base that was kept.
+        init: `"pretrained"`, `"random"` or `"auto"`.
+        base: the base's name.
+        kept: block ends of the base that were kept, in order.
+        cut_away: block ends of the base that were not.
+        had_classifier: whether the base came with its own classifier.
+        pin_batchnorm: whether BatchNormalization stays as it was.
+    """
+
+    case: Case
+    cut: str
+    init: str
+    base: str
+    kept: tuple[str, ...]
+    cut_away: tuple[str, ...]
+    had_classifier: bool
+    pin_batchnorm: bool
+
+    @property
+    def blocks(self) -> list[tuple[str, str]]:
+        """The network from input to output: (block, `"frozen"`, `"trained"`, `"new"` or `"cut"`)."""
+        state = "frozen" if POLICIES[self.case].frozen else "new" if self.init == "random" else "trained"
+        blocks = [(end, state) for end in self.kept] + [("softmax", "new")]
+        blocks += [(end, "cut") for end in self.cut_away]
+        return blocks + [("old classifier", "cut")] * self.had_classifier
+
+
+def build(
+    case: Case | str,
+    base: keras.Model,
+    num_classes: int,
+    *,
+    cut: str | int | None = None,
+    init: str = "pretrained",
+    image_size: int | tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+    strategy: Any = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+) -> keras.Model:
+    """Build the model of a case from a pre-trained network.
+
+    Args:
+        case: one of the four, by value or name.
+        base: a `keras.applications` model, with its top or without, or one's own. It is cloned and stays
+            as it is.
+        num_classes: 2 or more.
+        cut: the last layer to keep: its name, or a position among the block ends (0 the first block's, -1
+            the last's). None: the last layer before the classifier, but for `small-different` an early
+            block's end (see `cases.EARLY_CUT`).
+        init: where training starts: `"pretrained"`; for `large-different` also `"random"`, or `"auto"`,
+            with which `fit` tries the first and falls back on the second.
+        image_size: pixels, one number or (height, width); None keeps the base's.
+        preprocessing: a key of `backbones.PREPROCESSING`; needed for a network of one's own only.
+        strategy: a name of `strategy.STRATEGIES` or a `tf.distribute.Strategy`; None chooses.
+        learning_rate: of Adam; None is the case's own (see `cases.POLICIES`).
+        seed: of the new head's weights, and of all weights where they start random.
+
+    Returns:
+        A plain compiled `keras.Model`: raw RGB pictures, 0 to 255, in; class probabilities out; labels are
+        whole numbers. Its last layer is the new Dense softmax.
+
+    Raises:
+        InputError: an argument is wrong; the message says what would be right.
+
+    Example:
+        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> model = build("small-similar", base, 4)
+        >>> sum(int(keras.ops.size(w)) for w in model.trainable_weights)
+        5124
+    """
+    case, policy = Case.parse(case), POLICIES[Case.parse(case)]
+    _check_arguments(base, case, init, learning_rate)
+    plan = _plan(case, base, policy.cut, cut, init)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    strategy = get_strategy(strategy)
+    with strategy.scope():
+        trunk = surgery.clone(
+            surgery.slice_at(base, plan.cut),
+            image_size=size,
+            preprocess=preprocessing_of(base, preprocessing),
+            weights="random" if init == "random" else "copy",
+            seed=seed,
+        )
+        model = surgery.attach_head(trunk, num_classes, seed=seed)
+        head = model.layers[-1].name
+        surgery.set_trainable(
+            model,
+            (lambda layer: layer == head) if policy.frozen else True,
+            pin_batchnorm=plan.pin_batchnorm,
+        )
+        if learning_rate is None:
+            learning_rate = SCRATCH_LEARNING_RATE if init == "random" else policy.learning_rate
+        _compile(model, learning_rate)
+    model.plan = plan
+    return model
+
+
+def small_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.Model:
+    """Case 1: slice off the classifier, freeze everything, attach a new head.
+
+    Args:
+        base: a pre-trained network; it stays as it is.
+        num_classes: 2 or more.
+        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, learning_rate, seed.
+
+    Returns:
+        A compiled model of which only the head trains.
+
+    Raises:
+        InputError: see `build`.
+
+    Example:
+        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> small_similar(base, 4).layers[-1].output.shape
+        (None, 4)
+    """
+    return build(Case.SMALL_SIMILAR, base, num_classes, **options)
+
+
+def small_different(base: keras.Model, num_classes: int, **options: Any) -> keras.Model:
+    """Case 2: keep only the early layers, freeze them, attach a new head.
+
+    Args:
+        base: a pre-trained network; it stays as it is.
+        num_classes: 2 or more.
+        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, learning_rate, seed.
+
+    Returns:
+        A compiled model of which only the head trains.
+
+    Raises:
+        InputError: see `build`.
+
+    Example:
+        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> small_different(base, 4).plan.cut
+        'block_13_project_BN'
+    """
+    return build(Case.SMALL_DIFFERENT, base, num_classes, **options)
+
+
+def large_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.Model:
+    """Case 3: new head, start from the pre-trained weights, retrain everything (BatchNorm stays pinned).
+
+    Args:
+        base: a pre-trained network; it stays as it is.
+        num_classes: 2 or more.
+        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, learning_rate, seed.
+
+    Returns:
+        A compiled model that trains from end to end.
+
+    Raises:
+        InputError: see `build`.
+
+    Example:
+        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> large_similar(base, 4).get_layer("Conv1").trainable
+        True
+    """
+    return build(Case.LARGE_SIMILAR, base, num_classes, **options)
+
+
+def large_different(
+    base: keras.Model, num_classes: int, *, init: str = "pretrained", **options: Any
+) -> keras.Model:
+    """Case 4: new head, retrain everything, from the pre-trained weights or from random ones.
+
+    Args:
+        base: a network; it stays as it is.
+        num_classes: 2 or more.
+        init: `"pretrained"`, `"random"` (BatchNorm is live then), or `"auto"`: `fit` tries the first and
+            falls back on the second where it does not succeed on the validation set.
+        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, learning_rate, seed.
+
+    Returns:
+        A compiled model that trains from end to end.
+
+    Raises:
+        InputError: see `build`.
+
+    Example:
+        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> large_different(base, 4, init="random").get_layer("bn_Conv1").trainable
+        True
+    """
+    return build(Case.LARGE_DIFFERENT, base, num_classes, init=init, **options)
+
+
+def unfreeze(
+    model: keras.Model,
+    *,
+    from_layer: str | None = None,
+    learning_rate: float | None = None,
+    pin_batchnorm: bool = True,
+) -> keras.Model:
+    """Let more of a built model train, and compile it again so that the flags count.
+
+    Args:
+        model: a model of the builders; its flags change.
+        from_layer: the first layer to train; None trains all.
+        learning_rate: of a new Adam; None is that of fine-tuning (see `cases.POLICIES`).
+        pin_batchnorm: keep BatchNormalization as it was pre-trained.
+
+    Returns:
+        The same model, compiled.
+
+    Raises:
+        InputError: no layer is called that; the nearest names are listed.
+
+    Example:
+        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> model = unfreeze(small_similar(base, 4), from_layer="block_16_expand")
+        >>> model.get_layer("block_15_project").trainable, model.get_layer("block_16_project").trainable
+        (False, True)
+    """
+    names = [node.op.name for node in surgery.graph(model)]
+    first = names.index(surgery.find(model, from_layer).op.name) if from_layer else 0
+    late = set(names[first:])
+    if learning_rate is None:
+        learning_rate = POLICIES[Case.LARGE_SIMILAR].learning_rate
+    with scope_of(model):
+        surgery.set_trainable(model, lambda name: name in late, pin_batchnorm=pin_batchnorm)
+        _compile(model, learning_rate)
+    if hasattr(model, "plan"):
+        model.plan = replace(model.plan, pin_batchnorm=pin_batchnorm)
+    return model
+
+
+def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
+    """Give a built model random weights, live BatchNormalization, and a new optimizer.
+
+    Args:
+        model: a model of the builders; its weights and flags change.
+        seed: of the random weights.
+
+    Returns:
+        The same model, compiled; everything trains.
+
+    Example:
+        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> start_over(large_different(base, 4)).plan.init
+        'random'
+    """
+    with scope_of(model):
+        model.set_weights(surgery.clone(model, weights="random", seed=seed).get_weights())
+        surgery.set_trainable(model, True, pin_batchnorm=False)
+        _compile(model, SCRATCH_LEARNING_RATE)
+    if hasattr(model, "plan"):
+        model.plan = replace(model.plan, init="random", pin_batchnorm=False)
+    return model
+
+
+def _compile(model: keras.Model, learning_rate: float) -> None:
+    """Compile with a new optimizer; `jit_compile` stays "auto", which leaves XLA off on the CPU."""
+    model.compile(
+        optimizer=keras.optimizers.Adam(learning_rate),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+
+
+def _check_arguments(base: Any, case: Case, init: str, learning_rate: float | None) -> None:
+    if not isinstance(base, keras.Model):
+        raise InputError(
+            f"Expected a keras.Model as base. Received: {type(base).__name__}. load_backbone(name) gives one."
+        )
+    if init not in INITS:
+        raise unknown("init", init, INITS)
+    if init != "pretrained" and case is not Case.LARGE_DIFFERENT:
+        raise InputError(f"Expected init='pretrained' for {case}; only large-different takes {init!r}.")
+    if learning_rate is not None and not learning_rate > 0:
+        raise InputError(f"Expected a learning rate above 0. Received: {learning_rate}.")
+
+
+def _plan(case: Case, base: keras.Model, policy_cut: str, cut: str | int | None, init: str) -> Plan:
+    ends = block_ends(base)
+    if isinstance(cut, int):
+        if not -len(ends) <= cut < len(ends):
+            raise InputError(
+                f"Expected a position among the {len(ends)} block ends of {base.name!r}. Received: {cut}."
+            )
+        cut = ends[cut]
+    elif cut is None and policy_cut == "early" and ends:
+        cut = ends[early_position(len(ends))]
+    elif cut is None:
+        cut = surgery.layer_before_classifier(base)
+    nodes = surgery.graph(base)
+    kept_ops = {node.op.name for node in surgery.graph(surgery.slice_at(base, cut))}
+    return Plan(
+        case=case,
+        cut=cut,
+        init=init,
+        base=base.name,
+        kept=tuple(end for end in ends if end in kept_ops),
+        cut_away=tuple(end for end in ends if end not in kept_ops),
+        had_classifier=surgery.layer_before_classifier(base) != nodes[-1].op.name,
+        pin_batchnorm=init != "random",
+    )

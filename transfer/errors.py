@@ -1,0 +1,59 @@
+"""What every message about bad input has in common: one class, one way to suggest names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that the caller gave is wrong; the message says how to mend it.
+
+    The commands print the message alone and leave with exit code 2; any other
+    exception is a fault of ours and keeps its traceback.
+    """
+
+
+def unknown(what: str, name: object, valid: Iterable[str], *, hint: str = "") -> InputError:
+    """Make the error for a name that does not exist, with the nearest names first.
+
+    Args:
+        what: what the name stands for, such as `"model"`.
+        name: what was given.
+        valid: the names that exist, in the order to show them.
+        hint: a last sentence, such as where to look further.
+
+    Returns:
+        The error, for the caller to raise.
+
+    Example:
+        >>> print(unknown("case", "small-similer", ["small-similar", "large-similar"]))
+        Unknown case 'small-similer'. Did you mean 'small-similar', 'large-similar'?
+    """
+    valid = list(valid)
+    near = nearest(str(name), valid)
+    if near:
+        help_ = "Did you mean " + ", ".join(repr(n) for n in near) + "?"
+    else:
+        shown = ", ".join(repr(n) for n in valid[:12])
+        help_ = f"Expected one of {shown}{', ...' if len(valid) > 12 else ''}."
+    return InputError(" ".join(filter(None, [f"Unknown {what} {name!r}.", help_, hint])))
+
+
+def nearest(name: str, valid: Iterable[str], *, most: int = 5) -> list[str]:
+    """Give the valid names that look most like `name`, best first.
+
+    Args:
+        name: what was given; upper and lower case do not matter.
+        valid: the names that exist.
+        most: how many names at most.
+
+    Returns:
+        At most `most` names, none when nothing looks alike.
+
+    Example:
+        >>> nearest("mobilenet_v2", ["MobileNetV2", "ResNet50", "MobileNet"])
+        ['MobileNetV2', 'MobileNet']
+    """
+    by_lower = {v.lower(): v for v in valid}
+    return [by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, n=most)]

@@ -1,0 +1,158 @@
+"""Writes a run's folder. Everything in it was computed elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer import plots
+from transfer.config import TrainConfig, save_config
+from transfer.datasets import ImageData
+from transfer.errors import InputError
+from transfer.evaluation import Evaluation
+from transfer.training import TrainingLog
+
+SHEET = 24
+"""Pictures on the sheet of predictions."""
+
+
+@contextlib.contextmanager
+def run_folder(output: str | None, name: str) -> Iterator[Path]:
+    """Give a folder to write a run into, which takes its own name only when the run is complete.
+
+    Args:
+        output: the folder's final name; None chooses a new one, `runs/NAME-1`, `runs/NAME-2`, ...
+        name: what to call it then.
+
+    Yields:
+        A hidden folder beside the final one; it becomes the final one at the end, or goes away when the
+        run fails.
+
+    Raises:
+        InputError: the folder is in use, or cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp()) / "run"
+        >>> with run_folder(str(place), "run") as folder:
+        ...     _ = (folder / "labels.txt").write_text("a")
+        >>> sorted(p.name for p in place.iterdir())
+        ['labels.txt']
+    """
+    final = Path(output) if output is not None else _free_folder(name)
+    partial = final.with_name(f".{final.name}.partial")
+    _refuse_used(final)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except FileExistsError:
+        raise InputError(
+            f"Another run is writing to {final}, or was stopped there at once. Choose another output, or remove "
+            f"{partial}."
+        ) from None
+    except OSError as error:
+        raise InputError(f"Cannot make the output folder {final}: {error.strerror}.") from None
+    try:
+        yield partial
+        _refuse_used(final)
+        if final.exists():
+            final.rmdir()
+        os.replace(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_used(final: Path) -> None:
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise InputError(f"The output folder {final} is in use. Choose another with --output, or remove it.")
+
+
+def _free_folder(name: str) -> Path:
+    number = 1
+    while (Path("runs") / f"{name}-{number}").exists() or (
+        Path("runs") / f".{name}-{number}.partial"
+    ).exists():
+        number += 1
+    return Path("runs") / f"{name}-{number}"
+
+
+def write_run(
+    folder: Path,
+    *,
+    model: keras.Model,
+    config: TrainConfig,
+    data: ImageData,
+    done: TrainingLog,
+    evaluation: Evaluation | None,
+    title: str,
+) -> None:
+    """Write the model, its labels, the options, the history and the pictures of a run.
+
+    Args:
+        folder: to write into.
+        model: the trained model, with its plan.
+        config: options that reproduce the run.
+        data: what it was trained on.
+        done: the log of training.
+        evaluation: on the test pictures, where there are any.
+        title: of the drawing of the network.
+
+    Example:
+        write_run(folder, model=model, config=config, data=data, done=done, evaluation=None, title="case 1")
+    """
+    model.save(folder / "model.keras")
+    save_config(config, folder / "config.yaml")
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in data.class_names), encoding="utf-8")
+    _write_history(done.rows, folder / "history.csv")
+    figures = {
+        "learning_curves.png": plots.learning_curves(done.rows),
+        "network.png": plots.network_by_blocks(
+            title,
+            model.plan.blocks,
+            input_text="picture\nRGB, 0 to 255\n(scaled inside)",
+            output_text=f"{data.num_classes} classes",
+        ),
+    }
+    if evaluation is not None:
+        figures["confusion_matrix.png"] = plots.confusion_matrix(evaluation)
+        figures["predictions.png"] = plots.prediction_sheet(evaluation, _sheet(evaluation, data))
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=110)
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the figures of a run; last, so that its total time is known.
+
+    Args:
+        folder: to write into.
+        metrics: for metrics.json.
+
+    Example:
+        write_metrics(folder, {"test_accuracy": 0.76})
+    """
+    (folder / "metrics.json").write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+
+
+def _sheet(evaluation: Evaluation, data: ImageData) -> dict[int, np.ndarray]:
+    """Choose pictures evenly over the test set, so that every class is among them."""
+    count = len(evaluation.labels)
+    order = np.argsort(evaluation.labels, kind="stable")
+    picked = order[np.unique(np.linspace(0, count - 1, min(SHEET, count)).astype(int))]
+    return {int(i): data.test.picture(int(i), (128, 128)) for i in picked}
+
+
+def _write_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,98 @@
+"""Names of devices to `tf.distribute` strategies; the only place that makes them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transfer.errors import InputError, unknown
+
+STRATEGIES = ("auto", "default", "mirrored", "multiworker", "tpu")
+
+
+def get_strategy(strategy: Any = "auto") -> Any:
+    """Give the strategy that a name stands for.
+
+    Args:
+        strategy: `"default"`: one device; `"mirrored"`: all GPUs of this machine; `"multiworker"`: the
+            workers that `TF_CONFIG` names; `"tpu"`: the TPU of this machine or of `TPU_NAME`; `"auto"`
+            (also None): a TPU where there is one, else several GPUs, else one device. A strategy is given
+            back as it is.
+
+    Returns:
+        A `tf.distribute.Strategy`; models are made inside its `scope()`.
+
+    Raises:
+        InputError: unknown name, no such device, or several workers, with which Keras 3's `fit` fails.
+
+    Example:
+        >>> get_strategy("default").num_replicas_in_sync
+        1
+    """
+    import tensorflow as tf
+
+    if isinstance(strategy, tf.distribute.Strategy):
+        return strategy
+    name = "auto" if strategy is None else str(strategy)
+    if name not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    if name == "auto":
+        name = _best(tf)
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    if name == "multiworker":
+        return _multiworker(tf)
+    if name == "tpu":
+        return _tpu(tf)
+    return tf.distribute.get_strategy()
+
+
+def _best(tf: Any) -> str:
+    if "TPU_NAME" in os.environ or tf.config.list_physical_devices("TPU"):
+        return "tpu"
+    return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "default"
+
+
+def _tpu(tf: Any) -> Any:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        raise InputError(
+            f"No TPU was found ({str(error).splitlines()[0]}). Use strategy 'auto', or in Colab choose a TPU "
+            "runtime; TensorFlow has TPU wheels up to version 2.20."
+        ) from None
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def _multiworker(tf: Any) -> Any:
+    try:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        workers = len(resolver.cluster_spec().as_dict().get("worker", []))
+    except ValueError as error:
+        raise InputError(f"TF_CONFIG is not JSON that names the workers: {error}.") from None
+    if workers > 1:
+        # https://github.com/keras-team/keras/issues/20585, open: better refused than failing in mid-air.
+        raise InputError(
+            f"Keras 3 cannot `fit` on several workers yet; TF_CONFIG names {workers}. "
+            "Use one machine with --strategy mirrored."
+        )
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def scope_of(model: Any) -> Any:
+    """Give the scope of the strategy that a model was made under, to compile it again in.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> import keras
+        >>> with scope_of(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])):
+        ...     pass
+    """
+    import tensorflow as tf
+
+    return (getattr(model, "distribute_strategy", None) or tf.distribute.get_strategy()).scope()

@@ -1,0 +1,147 @@
+"""`python -m transfer.train`: pictures in, a trained classifier, its figures and its plots out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transfer.cases import POLICIES, Case
+from transfer.config import TrainConfig, parse_arguments
+from transfer.errors import InputError
+
+log = logging.getLogger("transfer")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: flags; None takes those of the process.
+
+    Returns:
+        The exit code: 0, or 2 after bad input, of which standard error has one clear message.
+
+    Example:
+        main(["--data", "flowers", "--case", "small-similar"])
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes are not for users
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    log.setLevel(logging.INFO)
+    try:
+        folder = run(parse_arguments(arguments))
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    log.info("Everything is in %s", folder)
+    return 0
+
+
+def run(config: TrainConfig) -> Path:
+    """Load data, advise, build, fit, evaluate, report.
+
+    Args:
+        config: the options.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: an option is wrong; nothing is left behind.
+
+    Example:
+        run(TrainConfig(data="flowers", case="small-similar"))
+    """
+    start = time.perf_counter()
+    case = None if config.case == "auto" else Case.parse(config.case)
+
+    from transfer import advice, backbones, builders, datasets, evaluation, report, training
+
+    data = datasets.load_data(
+        config.data, image_size=None, seed=config.seed, strict=config.strict, data_dir=config.data_dir
+    )
+    base = backbones.load_backbone(config.model, weights=config.weights, image_size=config.image_size)
+    log.info("%s: %s", data.name, _sizes(data))
+    similarity = None
+    if case is None:
+        advised = advice.quick_advice(data, base, preprocessing=config.preprocessing, seed=config.seed)
+        case, similarity = advised.case, advised.similarity
+        log.info(
+            "Case %d, %s: %s. That is: %s.", POLICIES[case].number, case, advised.reason, POLICIES[case].idea
+        )
+    model = builders.build(
+        case,
+        base,
+        data.num_classes,
+        cut=config.cut,
+        init=config.init if case is Case.LARGE_DIFFERENT else "pretrained",
+        image_size=config.image_size,
+        preprocessing=config.preprocessing,
+        strategy=config.strategy,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+    )
+    with report.run_folder(config.output, f"{data.name}-{case}") as folder:
+        done = training.fit(
+            model,
+            data,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            augment=config.augment,
+            seed=config.seed,
+        )
+        found = evaluation.evaluate(model, data) if len(data.test) else None
+        report.write_run(
+            folder,
+            model=model,
+            config=replace(config, case=str(case), output=None),
+            data=data,
+            done=done,
+            evaluation=found,
+            title=f"Case {POLICIES[case].number}, {case}: {POLICIES[case].idea}",
+        )
+        report.write_metrics(folder, _metrics(model, config, data, done, found, similarity, start))
+    final = folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+    if found is not None:
+        log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
+    return final
+
+
+def _sizes(data: Any) -> str:
+    skipped = f", {len(data.skipped)} skipped" if data.skipped else ""
+    return (
+        f"{data.num_classes} classes; {len(data.train)} pictures to train on, {len(data.val)} for validation, "
+        f"{len(data.test)} for the test{skipped}"
+    )
+
+
+def _metrics(
+    model: Any, config: TrainConfig, data: Any, done: Any, found: Any, similarity: float | None, start: float
+) -> dict[str, Any]:
+    return {
+        "case": str(model.plan.case),
+        "cut": model.plan.cut,
+        "init": done.init,
+        "model": config.model,
+        "num_classes": data.num_classes,
+        "num_train": len(data.train),
+        "num_val": len(data.val),
+        "num_test": len(data.test),
+        "num_skipped": len(data.skipped),
+        "test_accuracy": found.accuracy if found else None,
+        "test_loss": found.loss if found else None,
+        "similarity": similarity,
+        "seconds_features": round(done.seconds_features, 3),
+        "seconds_training": round(done.seconds_training, 3),
+        "seconds_total": round(time.perf_counter() - start, 3),
+        "trainable_parameters": sum(int(w.shape.num_elements()) for w in model.trainable_weights),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""`fit`: the head on cached features where the trunk is frozen, end to end otherwise."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer import features, surgery
+from transfer.builders import start_over, unfreeze
+from transfer.cases import POLICIES, Case
+from transfer.datasets import ImageData, batch_arrays, flips_are_safe, make_dataset
+from transfer.errors import InputError
+from transfer.features import input_size
+from transfer.strategy import scope_of
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 32
+"""Pictures per training step: what most published fine-tuning recipes use, and what a laptop bears."""
+
+PATIENCE = {"head": 10, "fine-tune": 3}
+"""Epochs without a better validation loss before training stops and takes the best weights back. A head's
+epochs are short and its loss is smooth; an epoch of the whole network is long and teaches much."""
+
+
+@dataclass
+class TrainingLog:
+    """What happened in `fit`.
+
+    Attributes:
+        rows: one per epoch: `phase` (`"head"`, `"fine-tune"`, `"from-scratch"`), `epoch`, `loss`,
+            `accuracy`, and `val_loss`, `val_accuracy` where there is a validation set.
+        seconds_features: spent in forward passes over the frozen part.
+        seconds_training: spent in training proper.
+        init: where the weights that were kept started from: `"pretrained"` or `"random"`.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds_features: float = 0.0
+    seconds_training: float = 0.0
+    init: str = "pretrained"
+
+    @property
+    def history(self) -> dict[str, list[Any]]:
+        """The rows as Keras' `History.history` gives them: a list per column."""
+        columns = dict.fromkeys(key for row in self.rows for key in row)
+        return {key: [row.get(key) for row in self.rows] for key in columns}
+
+    def add(self, phase: str, history: keras.callbacks.History, seconds: float) -> None:
+        """Append the epochs of one call of Keras' `fit`."""
+        self.seconds_training += seconds
+        for i, epoch in enumerate(history.epoch):
+            values = {key: float(values[i]) for key, values in history.history.items()}
+            self.rows.append({"phase": phase, "epoch": epoch + 1, **values})
+
+
+def fit(
+    model: keras.Model,
+    data: ImageData,
+    *,
+    epochs: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    augment: str = "light",
+    seed: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: str | int = "auto",
+) -> TrainingLog:
+    """Train a built model.
+
+    Where only the head trains, the frozen trunk runs once over the pictures and the head trains on what
+    it gave, which is as good as training through it and takes one forward pass. Otherwise the head is
+    trained so first, where the weights are pre-trained, since a random head would tear them (LP-FT: Kumar
+    et al. 2022, arXiv:2202.10054), and then everything. The weights with the best validation loss stay.
+
+    Args:
+        model: of the builders, compiled; its weights change.
+        data: of `load_data`; its `test` pictures are not looked at.
+        epochs: at most so many; None is the case's own number (see `cases.POLICIES`).
+        batch_size: pictures per step, over all devices together.
+        augment: a level of `datasets.AUGMENTATIONS`, for training end to end; a frozen trunk sees each
+            picture once, as it is.
+        seed: of the order and the augmentation.
+        callbacks: more Keras callbacks, for the phase that trains end to end, or the head where only it
+            does.
+        verbose: as in Keras.
+
+    Returns:
+        What happened, epoch by epoch.
+
+    Raises:
+        InputError: the model's classes or compilation do not fit, or `epochs` or `batch_size` is below 1.
+
+    Example:
+        >>> from transfer.datasets import load_data
+        >>> from transfer.builders import small_similar
+        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+        >>> model = small_similar(base, 12)
+        >>> fit(model, load_data("emoji"), epochs=1, verbose=0).history["phase"]
+        ['head']
+    """
+    _check_arguments(model, data, epochs, batch_size)
+    plan = getattr(model, "plan", None)
+    run = _Run(model, data, batch_size, augment, seed, list(callbacks), verbose)
+    done = TrainingLog(init="random" if plan and plan.init == "random" else "pretrained")
+    if _only_head_trains(model):
+        _train_head(run, done, epochs or POLICIES[Case.SMALL_SIMILAR].epochs, alone=True)
+        return done
+    epochs = epochs or POLICIES[plan.case if plan else Case.LARGE_SIMILAR].epochs
+    if plan and plan.init != "random":
+        _train_head(run, done, POLICIES[Case.SMALL_SIMILAR].epochs, alone=False)
+    _train_all(run, done, epochs, "from-scratch" if done.init == "random" else "fine-tune")
+    if plan and plan.init == "auto" and not _succeeded(done, data):
+        _fall_back(run, done, epochs)
+    return done
+
+
+@dataclass
+class _Run:
+    """The arguments of `fit`, handed on together."""
+
+    model: keras.Model
+    data: ImageData
+    batch_size: int
+    augment: str
+    seed: int
+    callbacks: list[keras.callbacks.Callback]
+    verbose: str | int
+
+
+def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, batch_size: int) -> None:
+    classes = model.output_shape[-1]
+    if classes != data.num_classes:
+        raise InputError(
+            f"The model has {classes} classes, the data have {data.num_classes}. Build it for the data."
+        )
+    if not model.compiled:
+        raise InputError(
+            "Expected a compiled model. The builders compile theirs; compile yours before `fit`."
+        )
+    if (epochs is not None and epochs < 1) or batch_size < 1:
+        raise InputError(f"Expected epochs and batch_size of 1 or more. Received: {epochs}, {batch_size}.")
+
+
+def _only_head_trains(model: keras.Model) -> bool:
+    head = model.layers[-1]
+    return bool(head.trainable_weights) and len(model.trainable_weights) == len(head.trainable_weights)
+
+
+def _train_head(run: _Run, done: TrainingLog, epochs: int, *, alone: bool) -> None:
+    """Train the head on the trunk's cached outputs; it shares its weights with the model's head."""
+    model, size = run.model, input_size(run.model, run.data)
+    split = surgery.split_at_frozen_boundary(model) if alone else None
+    trunk, head = split or surgery.split_before_head(model)
+    start = time.perf_counter()
+    cached = {
+        name: (features.extract(trunk, part, image_size=size, name=f"{name} features"), part.labels)
+        for name, part in (("train", run.data.train), ("val", run.data.val))
+    }
+    done.seconds_features += time.perf_counter() - start
+    start = time.perf_counter()
+    with scope_of(model):
+        head.compile_from_config(model.get_compile_config())
+        if not alone:
+            head.optimizer.learning_rate = POLICIES[Case.SMALL_SIMILAR].learning_rate
+    history = head.fit(
+        batch_arrays(*cached["train"], batch_size=run.batch_size, shuffle_seed=run.seed),
+        validation_data=batch_arrays(*cached["val"], batch_size=256) if len(run.data.val) else None,
+        epochs=epochs,
+        callbacks=[*_early_stopping(run.data, "head"), *(run.callbacks if alone else [])],
+        verbose=run.verbose,
+    )
+    if alone and not model.optimizer.built:
+        with scope_of(model):
+            model.optimizer.build(
+                model.trainable_variables
+            )  # else Keras warns when the saved model is loaded
+    done.add("head", history, time.perf_counter() - start)
+
+
+def _train_all(run: _Run, done: TrainingLog, epochs: int, phase: str) -> None:
+    start = time.perf_counter()
+    size = input_size(run.model, run.data)
+    history = run.model.fit(
+        make_dataset(
+            run.data.train,
+            image_size=size,
+            batch_size=run.batch_size,
+            training=True,
+            augment=run.augment,
+            flip=flips_are_safe(run.data.class_names),
+            seed=run.seed,
+        ),
+        validation_data=make_dataset(run.data.val, image_size=size, batch_size=features.BATCH_SIZE)
+        if len(run.data.val)
+        else None,
+        epochs=epochs,
+        callbacks=[*_early_stopping(run.data, "fine-tune"), *run.callbacks],
+        verbose=run.verbose,
+    )
+    done.add(phase, history, time.perf_counter() - start)
+
+
+def _early_stopping(data: ImageData, phase: str) -> list[keras.callbacks.Callback]:
+    if not len(data.val):
+        log.warning(
+            "There are no validation pictures: training runs all its epochs and keeps the last weights."
+        )
+        return []
+    return [keras.callbacks.EarlyStopping("val_loss", patience=PATIENCE[phase], restore_best_weights=True)]
+
+
+def _succeeded(done: TrainingLog, data: ImageData) -> bool:
+    """Say whether validation shows that something was learnt: two standard errors above always guessing
+    the most frequent class."""
+    best = max((row.get("val_accuracy", 1.0) for row in done.rows if row["phase"] != "head"), default=0.0)
+    if not len(data.val):
+        return True
+    guess = np.bincount(data.val.labels).max() / len(data.val)
+    return bool(best > guess + 2 * np.sqrt(guess * (1 - guess) / len(data.val)))
+
+
+def _fall_back(run: _Run, done: TrainingLog, epochs: int) -> None:
+    """Start the same network from random weights; keep whichever has the better validation loss."""
+    log.warning("From the pre-trained weights, validation is no better than guessing: trying random weights.")
+    model = run.model
+    before = model.get_weights()
+    start_over(model, seed=run.seed)
+    earlier = min(row["val_loss"] for row in done.rows)
+    _train_all(run, done, epochs, "from-scratch")
+    later = min(row["val_loss"] for row in done.rows if row["phase"] == "from-scratch")
+    if later < earlier:
+        done.init = "random"
+        log.warning("Random weights did better (validation loss %.3f against %.3f): kept.", later, earlier)
+    else:
+        unfreeze(model)
+        model.set_weights(before)
+        log.warning("Random weights did no better (validation loss %.3f against %.3f).", later, earlier)
