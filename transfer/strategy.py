@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from transfer.errors import InputError, unknown
 
 STRATEGIES = ("auto", "default", "mirrored", "multiworker", "tpu")
+
+
+def start_quietly() -> None:
+    """Import TensorFlow and list its devices without the notes that it writes to standard error.
+
+    They are for its developers, come in red in notebooks, and cannot be switched off otherwise.
+
+    Example:
+        >>> start_quietly()
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def get_strategy(strategy: Any = "auto") -> Any:

@@ -372,67 +372,22 @@ def _free_name(name: str, taken: set[str]) -> str:
     return name if name not in taken else _free_name(f"new_{name}", taken)
 
 
-def split_at_frozen_boundary(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
-    """Split a model into the part that never changes and the part that trains.
-
-    The boundary is the last layer that every path runs through and before which nothing trains; a Dropout
-    stays with the part that trains.
+def trunk_of(model: keras.Model) -> keras.Model:
+    """Give a model without its last layer, the head.
 
     Args:
-        model: a model with a graph and its flags set.
+        model: a model with a graph.
 
     Returns:
-        (trunk, tail), which share their layers with `model`, so that training the tail trains the model;
-        None where nothing with weights is frozen in front.
-
-    Example:
-        >>> layers = [keras.layers.Dense(3, name="frozen", trainable=False), keras.layers.Dense(2)]
-        >>> trunk, tail = split_at_frozen_boundary(keras.Sequential([keras.Input((4,)), *layers]))
-        >>> trunk.output.shape, tail.output.shape
-        ((None, 3), (None, 2))
-    """
-    nodes = graph(model)
-    trains = [i for i, node in enumerate(nodes) if getattr(node.op, "trainable_weights", None)]
-    first_trained = trains[0] if trains else len(nodes)
-    learned = [i for i, node in enumerate(nodes[:first_trained]) if _has_learned_weights(node.op)]
-    dropouts = [
-        i
-        for i, node in enumerate(nodes[:first_trained])
-        if isinstance(node.op, keras.layers.Dropout) and learned and i > learned[-1]
-    ]
-    end = dropouts[0] if dropouts else first_trained
-    places = [i for i in bottlenecks(nodes) if learned and learned[0] <= i < end]
-    if not places:
-        return None
-    return _split_at(model, nodes[places[-1]].tensor)
-
-
-def split_before_head(model: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """Split a model right before its last layer, whatever the flags say.
-
-    Args:
-        model: a model with a graph, of which the last layer is the head.
-
-    Returns:
-        (trunk, head), which share their layers with `model`.
+        A model that shares its layers with `model`.
 
     Example:
         >>> layers = [keras.layers.Dense(3), keras.layers.Dense(2)]
-        >>> trunk, head = split_before_head(keras.Sequential([keras.Input((4,)), *layers]))
-        >>> trunk.output.shape
+        >>> trunk_of(keras.Sequential([keras.Input((4,)), *layers])).output.shape
         (None, 3)
     """
     nodes = graph(model)
-    return _split_at(model, nodes[nodes[-1].parents[0]].tensor)
-
-
-def _split_at(model: keras.Model, boundary: Any) -> tuple[keras.Model, keras.Model]:
-    trunk = keras.Model(model.inputs[0], boundary, name=f"{model.name}_trunk")
-    return trunk, keras.Model(boundary, model.outputs[0], name=f"{model.name}_tail")
-
-
-def _has_learned_weights(op: Any) -> bool:
-    return bool(getattr(op, "weights", None)) and not isinstance(op, keras.layers.Normalization)
+    return keras.Model(model.inputs[0], nodes[nodes[-1].parents[0]].tensor, name=f"{model.name}_trunk")
 
 
 def bottlenecks(nodes: Sequence[Node]) -> list[int]:

@@ -178,9 +178,9 @@ class _Machine:
                     _refuse(f"{what} asks for a storage, which only the state dict may.")
                 self.run(op.name, arg)
             return self.stack.pop()
-        except (ValueError, IndexError, KeyError, OverflowError, MemoryError):
-            # pickletools raises ValueError for all that is no pickle; the others are an empty
-            # stack, an unknown memo, a length past what the machine can count.
+        except (ValueError, IndexError, KeyError, OverflowError, MemoryError, Warning):
+            # pickletools raises ValueError for all that is no pickle, and may warn of old text; the
+            # others are an empty stack, an unknown memo, a length past what the machine can count.
             _refuse(
                 f"expected PyTorch's old format, but {what} is cut short or damaged "
                 f"(byte {self.data.tell()} of {self.size})."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Example:
         main(["--data", "flowers", "--case", "small-similar"])
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes are not for users
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     log.setLevel(logging.INFO)
     try:
@@ -60,6 +58,9 @@ def run(config: TrainConfig) -> Path:
     start = time.perf_counter()
     case = None if config.case == "auto" else Case.parse(config.case)
 
+    from transfer import strategy
+
+    strategy.start_quietly()
     from transfer import advice, backbones, builders, datasets, evaluation, report, training
 
     data = datasets.load_data(

@@ -74,7 +74,7 @@ def fit(
     """Train a built model.
 
     Where only the head trains, the frozen trunk runs once over the pictures and the head trains on what
-    it gave, which is as good as training through it and takes one forward pass. Otherwise the head is
+    it gave, from zero: as good as training through the trunk, for one forward pass. Otherwise the head is
     trained so first, where the weights are pre-trained, since a random head would tear them (LP-FT: Kumar
     et al. 2022, arXiv:2202.10054), and then everything. The weights with the best validation loss stay.
 
@@ -153,34 +153,71 @@ def _only_head_trains(model: keras.Model) -> bool:
 
 
 def _train_head(run: _Run, done: TrainingLog, epochs: int, *, alone: bool) -> None:
-    """Train the head on the trunk's cached outputs; it shares its weights with the model's head."""
+    """Run the trunk once over the pictures, train a head on what it gave, and put it into the model."""
     model, size = run.model, input_size(run.model, run.data)
-    split = surgery.split_at_frozen_boundary(model) if alone else None
-    trunk, head = split or surgery.split_before_head(model)
     start = time.perf_counter()
+    trunk = surgery.trunk_of(model)
     cached = {
-        name: (features.extract(trunk, part, image_size=size, name=f"{name} features"), part.labels)
+        name: features.extract(trunk, part, image_size=size, name=f"{name} features")
         for name, part in (("train", run.data.train), ("val", run.data.val))
     }
     done.seconds_features += time.perf_counter() - start
     start = time.perf_counter()
-    with scope_of(model):
-        head.compile_from_config(model.get_compile_config())
-        if not alone:
-            head.optimizer.learning_rate = POLICIES[Case.SMALL_SIMILAR].learning_rate
+    mean, scale = _center_and_scale(cached["train"])
+    head = _zero_head(model)
+    if not alone:  # the model's own rate is for fine-tuning
+        head.optimizer.learning_rate = POLICIES[Case.SMALL_SIMILAR].learning_rate
+    sets = {
+        name: batch_arrays(
+            (cached[name] - mean) / scale,
+            getattr(run.data, name).labels,
+            batch_size=run.batch_size,
+            shuffle_seed=run.seed if name == "train" else None,
+        )
+        for name in cached
+        if len(cached[name])
+    }
     history = head.fit(
-        batch_arrays(*cached["train"], batch_size=run.batch_size, shuffle_seed=run.seed),
-        validation_data=batch_arrays(*cached["val"], batch_size=256) if len(run.data.val) else None,
+        sets["train"],
+        validation_data=sets.get("val"),
         epochs=epochs,
         callbacks=[*_early_stopping(run.data, "head"), *(run.callbacks if alone else [])],
         verbose=run.verbose,
+        shuffle=False,  # the data sets shuffle themselves
     )
+    kernel, bias = head.get_weights()
+    model.layers[-1].set_weights([kernel / scale, bias - mean @ kernel / scale])
     if alone and not model.optimizer.built:
         with scope_of(model):
             model.optimizer.build(
                 model.trainable_variables
             )  # else Keras warns when the saved model is loaded
     done.add("head", history, time.perf_counter() - start)
+
+
+def _center_and_scale(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """The mean of each feature, and one scale for all: features keep their proportions, since scaling each
+    by itself blows up the ones that are seldom active (2 points lost with 1,280 features of 350 pictures)."""
+    mean = x.mean(axis=0)
+    return mean, float(np.sqrt(np.mean(np.square(x - mean)))) or 1.0
+
+
+def _zero_head(model: keras.Model) -> keras.Model:
+    """A copy of the model's head, compiled like the model, that starts from zero.
+
+    Its problem is convex, so that the start decides nothing but what remains where there are more features
+    than pictures: random weights stay there as noise (2 to 4 points lost on the emoji and on hymenoptera).
+    """
+    own = model.layers[-1]
+    config = {
+        **own.get_config(),
+        "kernel_initializer": "zeros",
+        "bias_initializer": "zeros",
+        "trainable": True,
+    }
+    head = keras.Sequential([keras.Input((own.kernel.shape[0],)), type(own).from_config(config)])
+    head.compile_from_config(model.get_compile_config())
+    return head
 
 
 def _train_all(run: _Run, done: TrainingLog, epochs: int, phase: str) -> None:
@@ -202,6 +239,7 @@ def _train_all(run: _Run, done: TrainingLog, epochs: int, phase: str) -> None:
         epochs=epochs,
         callbacks=[*_early_stopping(run.data, "fine-tune"), *run.callbacks],
         verbose=run.verbose,
+        shuffle=False,  # the data sets shuffle themselves
     )
     done.add(phase, history, time.perf_counter() - start)
 
