@@ -50,28 +50,45 @@ def run_folder(output: str | None, name: str) -> Iterator[Path]:
     """
     final = Path(output) if output is not None else _free_folder(name)
     partial = final.with_name(f".{final.name}.partial")
-    _refuse_used(final)
+    refuse_used(final)
+    made_parent = not final.parent.exists()
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
     except FileExistsError:
         raise InputError(
-            f"Another run is writing to {final}, or was stopped there at once. Choose another output, or remove "
-            f"{partial}."
+            f"Another run is writing to {final}, or was killed there. Choose another output, or remove {partial}."
         ) from None
     except OSError as error:
         raise InputError(f"Cannot make the output folder {final}: {error.strerror}.") from None
     try:
         yield partial
-        _refuse_used(final)
+        refuse_used(final)
         if final.exists():
             final.rmdir()
         os.replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if made_parent and not final.exists():
+            with contextlib.suppress(OSError):
+                final.parent.rmdir()
 
 
-def _refuse_used(final: Path) -> None:
+def refuse_used(output: str | Path | None) -> None:
+    """Stop before any work where the output folder has something in it already.
+
+    Args:
+        output: the folder; None, for a new one, is always free.
+
+    Raises:
+        InputError: it is a file, or not empty.
+
+    Example:
+        >>> refuse_used(None)
+    """
+    if output is None:
+        return
+    final = Path(output)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise InputError(f"The output folder {final} is in use. Choose another with --output, or remove it.")
 

@@ -26,7 +26,7 @@ def start_quietly() -> None:
     try:
         import tensorflow as tf
 
-        tf.config.list_logical_devices()
+        tf.config.list_physical_devices()
     finally:
         os.dup2(kept, 2)
         os.close(kept)

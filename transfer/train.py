@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: flags; None takes those of the process.
 
     Returns:
-        The exit code: 0, or 2 after bad input, of which standard error has one clear message.
+        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C.
 
     Example:
         main(["--data", "flowers", "--case", "small-similar"])
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. Nothing was written.\n")
+        return 130
     log.info("Everything is in %s", folder)
     return 0
 
@@ -63,6 +66,8 @@ def run(config: TrainConfig) -> Path:
     strategy.start_quietly()
     from transfer import advice, backbones, builders, datasets, evaluation, report, training
 
+    report.refuse_used(config.output)
+    devices = strategy.get_strategy(config.strategy)  # first: several workers must meet before any work
     data = datasets.load_data(
         config.data, image_size=None, seed=config.seed, strict=config.strict, data_dir=config.data_dir
     )
@@ -83,7 +88,7 @@ def run(config: TrainConfig) -> Path:
         init=config.init if case is Case.LARGE_DIFFERENT else "pretrained",
         image_size=config.image_size,
         preprocessing=config.preprocessing,
-        strategy=config.strategy,
+        strategy=devices,
         learning_rate=config.learning_rate,
         seed=config.seed,
     )
