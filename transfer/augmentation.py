@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+AUGMENTATIONS = ("none", "light")
+"""The names of the levels; `light` is the function below."""
+
 
 def light(*, flip: bool = True) -> Callable[[Any, Any], Any]:
     """Make the light augmentation: half the pictures mirrored, all shifted by up to 10%.

@@ -9,13 +9,15 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from transfer import efficientnet_lite, surgery
+from transfer import efficientnet_lite, graphs, surgery, weight_files
 from transfer.errors import InputError, unknown
 
 DEFAULT_BACKBONE = "EfficientNetLite0"
@@ -23,6 +25,7 @@ DEFAULT_BACKBONE = "EfficientNetLite0"
 
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, in units of 255
 _STD = (0.229, 0.224, 0.225)
+_SCALE = "preprocess_scale"  # the layer by which a model of ours is known to take raw pictures
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,9 @@ FAMILIES: dict[str, Family] = {
         {"InceptionResNetV2": 299}, "tf", r"inception_resnet_v2", r"(mixed_\d\w|block\d+_\d+)(?:_|$)", 75
     ),
     "InceptionV3": Family({"InceptionV3": 299}, "tf", r"inception_v3", r"(mixed\d+)$", 75),
-    "MobileNet": Family({"MobileNet": 224}, "tf", r"mobilenet_\d\.\d+_\d+", r"conv_[dp]w_(\d+)"),
+    "MobileNet": Family({"MobileNet": 224}, "tf", r"mobilenet_\d\.\d+_(\d+|None)", r"conv_[dp]w_(\d+)"),
     "MobileNetV2": Family(
-        {"MobileNetV2": 224}, "tf", r"mobilenetv2_\d\.\d+_\d+", r"(expanded_conv|block_\d+)_"
+        {"MobileNetV2": 224}, "tf", r"mobilenetv2_\d\.\d+_(\d+|None)", r"(expanded_conv|block_\d+)_"
     ),
     "MobileNetV3": Family(
         {"MobileNetV3Small": 224, "MobileNetV3Large": 224},
@@ -145,25 +148,28 @@ def preprocessing_of(model: keras.Model, preprocessing: str | None = None) -> Ca
         >>> preprocessing_of(model)(raw).shape
         (None, 224, 224, 3)
     """
-    key = _preprocessing_key(model) if preprocessing is None else preprocessing
+    done = any(layer.name == _SCALE for layer in model.layers)
+    key = preprocessing or ("none" if done else _preprocessing_key(model))
     if key not in PREPROCESSING:
         raise unknown("preprocessing", key, PREPROCESSING, hint=_PREPROCESSING_HELP)
-    rescaling = keras.layers.Rescaling
+    if done and key not in ("none", "inside"):
+        raise InputError(
+            f"{model.name!r} scales raw pictures itself, in its layer {_SCALE!r}. Leave preprocessing={key!r} out."
+        )
+    scale = partial(keras.layers.Rescaling, dtype="float32", name=_SCALE)
     if key == "efficientnet" and _lacks_second_scaling(model):
-        scale = np.sqrt(1.0 / np.array(_STD))
-        offset = 255.0 * np.array(_MEAN) * (1.0 - scale)
-        return rescaling(scale.tolist(), offset.tolist(), dtype="float32", name="preprocess_scale")
+        factor = np.sqrt(1.0 / np.array(_STD))
+        offset = 255.0 * np.array(_MEAN) * (1.0 - factor)
+        return scale(factor.tolist(), offset.tolist())
     if key == "lite":
-        return rescaling(1 / 128.0, -127 / 128.0, dtype="float32", name="preprocess_scale")
+        return scale(1 / 128.0, -127 / 128.0)
     if key == "tf":
-        return rescaling(1 / 127.5, -1.0, dtype="float32", name="preprocess_scale")
+        return scale(1 / 127.5, -1.0)
     if key == "torch":
         mean, variance = [255.0 * m for m in _MEAN], [(255.0 * s) ** 2 for s in _STD]
-        return keras.layers.Normalization(
-            mean=mean, variance=variance, dtype="float32", name="preprocess_scale"
-        )
+        return keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name=_SCALE)
     if key == "caffe":
-        shift = rescaling(1.0, [-103.939, -116.779, -123.68], dtype="float32", name="preprocess_scale")
+        shift = scale(1.0, [-103.939, -116.779, -123.68])
         return lambda raw: shift(keras.ops.flip(raw, axis=-1))
     return lambda raw: raw
 
@@ -175,8 +181,8 @@ def _preprocessing_key(model: keras.Model) -> str:
     family = family_of(model)
     if family is None:
         raise InputError(
-            f"The preprocessing of {model.name!r} is not known, since it is not from keras.applications. Name it: "
-            f"preprocessing=... {_PREPROCESSING_HELP}"
+            f"The preprocessing of {model.name!r} is not known, since no network of keras.applications has that name. "
+            f"Name it: preprocessing=... {_PREPROCESSING_HELP}"
         )
     scaled = any(
         isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization) for layer in model.layers
@@ -238,9 +244,10 @@ def block_ends(model: keras.Model) -> list[str]:
         >>> block_ends(keras.applications.VGG16(weights=None, include_top=False))[:2]
         ['block1_pool', 'block2_pool']
     """
-    nodes = surgery.graph(model)
+    nodes = graphs.graph(model)
     family = family_of(model)
-    if family is None:
+    named = [node for node in nodes if family and re.match(family.block, node.op.name)]
+    if family is None or not named:
         return _generic_block_ends(model, nodes)
     uses: dict[int, list[int]] = {}
     for place, node in enumerate(nodes):
@@ -260,11 +267,11 @@ def block_ends(model: keras.Model) -> list[str]:
     return [nodes[place].op.name for place in sorted(places)]
 
 
-def _generic_block_ends(model: keras.Model, nodes: Sequence[surgery.Node]) -> list[str]:
-    last = surgery.find(model, surgery.layer_before_classifier(model)).op
+def _generic_block_ends(model: keras.Model, nodes: Sequence[graphs.Node]) -> list[str]:
+    last = graphs.find(model, graphs.layer_before_classifier(model)).op
     pools = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
     ends, some = [], []
-    for place in surgery.bottlenecks(nodes):
+    for place in graphs.bottlenecks(nodes):
         node = nodes[place]
         if place and len(node.tensor.shape) == 4:
             some.append(node.op.name)
@@ -322,36 +329,72 @@ def load_backbone(
         (None, 1000)
     """
     if str(name).endswith(".keras"):
-        return _load_own(str(name))
+        return _own(str(name), weights, image_size, include_top, arguments)
     family, name = _find(name)
     default = family.builders[name]
-    size = default if image_size is None else image_size
-    if size < family.min_size:
-        raise InputError(
-            f"Expected an image size of at least {family.min_size} for {name}. Received: {size}."
-        )
-    source = None if weights in (None, "none") else str(weights)
+    size = _checked_size(name, family, default if image_size is None else image_size)
     if include_top is None and family.fixed_top and size != default:
         include_top = False
-    make = _constructor(name)
-    _refuse_unknown_arguments(name, make, arguments)
-    if source == "imagenet" and size != default and include_top is not False:
-        # Keras refuses another size together with the top, although nothing but VGG's depends on it.
-        model = _download(name, make, default, True, arguments)
-        return surgery.clone(surgery.renumber(model), image_size=(size, size))
-    if source == "imagenet":
-        return surgery.renumber(_download(name, make, size, include_top is not False, arguments))
-    tops = [True, False] if include_top is None and source is not None else [include_top is not False]
-    return surgery.renumber(_from_file(name, make, size, tops, source, arguments))
+    constructor = getattr(efficientnet_lite, name, None) or getattr(keras.applications, name)
+    known = [p for p in inspect.signature(constructor).parameters if p not in ("weights", "include_top")]
+    for argument in set(arguments).difference(known):
+        raise unknown(f"argument of {name}", argument, known)
+
+    def make(top: bool, size: int = size, weights: str | None = None) -> keras.Model:
+        shape = {"input_shape": (size, size, 3), **arguments}
+        return surgery.renumber(constructor(weights=weights, include_top=top, **shape))
+
+    top = include_top is not False
+    if weights in (None, "none"):
+        return weight_files.build(partial(make, top), name)
+    if weights != "imagenet":
+        tops = [True, False] if include_top is None else [top]
+        return _from_file(name, make, str(weights), tops, default)
+    # Keras refuses another size together with the top, although nothing but VGG's depends on it.
+    first = default if top else size
+    model = weight_files.download(partial(make, top, first, "imagenet"), name, instead=DEFAULT_BACKBONE)
+    return model if first == size else surgery.clone(model, image_size=(size, size))
 
 
-def _load_own(path: str) -> keras.Model:
-    if not Path(path).is_file():
-        raise InputError(f"Expected a model file. There is none at {path}.")
-    try:
-        return keras.models.load_model(path, compile=False)
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        raise InputError(f"Keras cannot load {path}: {str(error).splitlines()[0]}") from error
+def _checked_size(name: str, family: Family, size: int) -> int:
+    if not isinstance(size, Integral) or size < family.min_size:
+        raise InputError(
+            f"Expected an image size, one number of pixels, of at least {family.min_size} for {name}. "
+            f"Received: {size!r}."
+        )
+    return int(size)
+
+
+def _from_file(
+    name: str, make: Callable[..., keras.Model], path: str, tops: Sequence[bool], default: int
+) -> keras.Model:
+    if name.startswith("EfficientNetLite") and path.endswith(".pth"):  # their constructors read these
+        try:
+            return make(tops[0], weights=path)
+        except InputError:
+            if len(tops) == 1:
+                raise
+            return make(tops[1], weights=path)
+    return weight_files.from_file(
+        lambda top: weight_files.build(partial(make, top), name),
+        path,
+        name,
+        tops=tops,
+        whole=lambda: weight_files.build(partial(make, True, default), name),
+    )
+
+
+def _own(
+    path: str, weights: Any, size: int | None, include_top: bool | None, arguments: dict[str, Any]
+) -> keras.Model:
+    if weights not in ("imagenet", None, "none") or include_top is not None or arguments:
+        raise InputError(
+            f"{path} brings its own weights and arguments. Of the options, image_size alone applies to it."
+        )
+    model = weight_files.saved_model(path)
+    if size is None or tuple(model.input_shape[1:3]) == (size, size):
+        return model
+    return surgery.clone(model, image_size=(size, size))
 
 
 def _find(name: str) -> tuple[Family, str]:
@@ -360,74 +403,3 @@ def _find(name: str) -> tuple[Family, str]:
             if builder.lower() == str(name).lower():
                 return family, builder
     raise unknown("model", name, backbone_names(), hint="Any keras.applications constructor will do.")
-
-
-def _constructor(name: str) -> Callable[..., keras.Model]:
-    return getattr(efficientnet_lite, name, None) or getattr(keras.applications, name)
-
-
-def _refuse_unknown_arguments(name: str, make: Callable[..., keras.Model], arguments: dict[str, Any]) -> None:
-    known = [p for p in inspect.signature(make).parameters if p not in ("weights", "include_top")]
-    for argument in arguments:
-        if argument not in known:
-            raise unknown(f"argument of {name}", argument, known)
-
-
-def _download(
-    name: str, make: Callable[..., keras.Model], size: int, top: bool, arguments: dict[str, Any]
-) -> keras.Model:
-    try:
-        return make(weights="imagenet", include_top=top, **{"input_shape": (size, size, 3), **arguments})
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{name} refuses its arguments: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # Keras' downloader throws the bare class
-        if "URL fetch failure" not in str(error):
-            raise
-        raise InputError(
-            f"The ImageNet weights of {name} cannot be downloaded: {str(error).splitlines()[0]}. Without a network, "
-            f"give a weights file (weights=PATH), random weights (weights='none'), or use {DEFAULT_BACKBONE}, whose "
-            "weights were installed with this package."
-        ) from error
-
-
-def _from_file(
-    name: str,
-    make: Callable[..., keras.Model],
-    size: int,
-    tops: Sequence[bool],
-    source: str | None,
-    arguments: dict[str, Any],
-) -> keras.Model:
-    """Build with random weights and load a file into them, with the top if that fits, else without."""
-    if source is not None and not Path(source).is_file():
-        raise unknown("weights", source, ["imagenet", "none"], hint="There is no file of that name either.")
-    problems = []
-    for top in tops:
-        try:
-            shape = {"input_shape": (size, size, 3), **arguments}
-            if source is not None and make.__module__ == efficientnet_lite.__name__:
-                return make(weights=source, include_top=top, **shape)
-            model = make(weights=None, include_top=top, **shape)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        except ValueError as error:
-            raise InputError(f"{name} refuses its arguments: {str(error).splitlines()[0]}") from error
-        if source is None:
-            return model
-        problem = _load_weights(model, source)
-        if problem is None:
-            return model
-        problems.append(problem)
-    raise InputError(f"The weights in {source} do not fit {name}: {problems[0]}")
-
-
-def _load_weights(model: keras.Model, source: str) -> str | None:
-    """Load a file of weights; give what is wrong with it, or None."""
-    try:
-        model.load_weights(source)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        return " ".join(str(error).split())[:600]
-    return None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import keras
 
-from transfer import surgery
+from transfer import graphs, surgery
 from transfer.backbones import block_ends, preprocessing_of
 from transfer.cases import POLICIES, SCRATCH_LEARNING_RATE, Case, early_position
 from transfer.errors import InputError, unknown
@@ -93,29 +96,29 @@ def build(
         >>> sum(int(keras.ops.size(w)) for w in model.trainable_weights)
         5124
     """
-    case, policy = Case.parse(case), POLICIES[Case.parse(case)]
-    _check_arguments(base, case, init, learning_rate)
+    case = Case.parse(case)
+    policy = POLICIES[case]
+    _check_base(base)
+    _check_arguments(case, init, learning_rate)
     plan = _plan(case, base, policy.cut, cut, init)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    strategy = get_strategy(strategy)
-    with strategy.scope():
+    with get_strategy(strategy).scope():
         trunk = surgery.clone(
             surgery.slice_at(base, plan.cut),
-            image_size=size,
+            image_size=_height_and_width(image_size),
             preprocess=preprocessing_of(base, preprocessing),
             weights="random" if init == "random" else "copy",
             seed=seed,
         )
         model = surgery.attach_head(trunk, num_classes, seed=seed)
         head = model.layers[-1].name
-        surgery.set_trainable(
-            model,
-            (lambda layer: layer == head) if policy.frozen else True,
-            pin_batchnorm=plan.pin_batchnorm,
-        )
         if learning_rate is None:
             learning_rate = SCRATCH_LEARNING_RATE if init == "random" else policy.learning_rate
-        _compile(model, learning_rate)
+        _prepare(
+            model,
+            (lambda layer: layer == head) if policy.frozen else True,
+            learning_rate,
+            pin_batchnorm=plan.pin_batchnorm,
+        )
     model.plan = plan
     return model
 
@@ -239,14 +242,14 @@ def unfreeze(
         >>> model.get_layer("block_15_project").trainable, model.get_layer("block_16_project").trainable
         (False, True)
     """
-    names = [node.op.name for node in surgery.graph(model)]
-    first = names.index(surgery.find(model, from_layer).op.name) if from_layer else 0
+    names = [node.op.name for node in graphs.graph(model)]
+    first = names.index(graphs.find(model, from_layer).op.name) if from_layer else 0
     late = set(names[first:])
     if learning_rate is None:
         learning_rate = POLICIES[Case.LARGE_SIMILAR].learning_rate
+    _check_learning_rate(learning_rate)
     with scope_of(model):
-        surgery.set_trainable(model, lambda name: name in late, pin_batchnorm=pin_batchnorm)
-        _compile(model, learning_rate)
+        _prepare(model, lambda name: name in late, learning_rate, pin_batchnorm=pin_batchnorm)
     if hasattr(model, "plan"):
         model.plan = replace(model.plan, pin_batchnorm=pin_batchnorm)
     return model
@@ -269,15 +272,26 @@ def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
     """
     with scope_of(model):
         model.set_weights(surgery.clone(model, weights="random", seed=seed).get_weights())
-        surgery.set_trainable(model, True, pin_batchnorm=False)
-        _compile(model, SCRATCH_LEARNING_RATE)
+        _prepare(model, True, SCRATCH_LEARNING_RATE, pin_batchnorm=False)
     if hasattr(model, "plan"):
         model.plan = replace(model.plan, init="random", pin_batchnorm=False)
     return model
 
 
-def _compile(model: keras.Model, learning_rate: float) -> None:
-    """Compile with a new optimizer; `jit_compile` stays "auto", which leaves XLA off on the CPU."""
+def _prepare(
+    model: keras.Model,
+    trainable: Callable[[str], bool] | bool,
+    learning_rate: float,
+    *,
+    pin_batchnorm: bool,
+) -> None:
+    """Set the flags, then compile with a new optimizer, so that they count.
+
+    `jit_compile` stays "auto", which leaves XLA off on the CPU: networks with depthwise convolutions are
+    several times slower with it there.
+    """
+    replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
+    surgery.set_trainable(model, trainable, pin_batchnorm=pin_batchnorm, synchronized=replicas > 1)
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
         loss="sparse_categorical_crossentropy",
@@ -285,40 +299,69 @@ def _compile(model: keras.Model, learning_rate: float) -> None:
     )
 
 
-def _check_arguments(base: Any, case: Case, init: str, learning_rate: float | None) -> None:
+def _check_base(base: Any) -> None:
     if not isinstance(base, keras.Model):
         raise InputError(
             f"Expected a keras.Model as base. Received: {type(base).__name__}. load_backbone(name) gives one."
         )
+    shape = tuple(graphs.graph(base)[0].tensor.shape)
+    if len(shape) != 4 or shape[-1] != 3:
+        raise InputError(
+            f"Expected a network of color pictures, with an input of shape (batch, height, width, 3). Received: "
+            f"{base.name!r} with {shape}. Grey pictures are read as color ones."
+        )
+
+
+def _check_arguments(case: Case, init: str, learning_rate: float | None) -> None:
     if init not in INITS:
         raise unknown("init", init, INITS)
     if init != "pretrained" and case is not Case.LARGE_DIFFERENT:
         raise InputError(f"Expected init='pretrained' for {case}; only large-different takes {init!r}.")
-    if learning_rate is not None and not learning_rate > 0:
-        raise InputError(f"Expected a learning rate above 0. Received: {learning_rate}.")
+    if learning_rate is not None:
+        _check_learning_rate(learning_rate)
+
+
+def _check_learning_rate(learning_rate: float) -> None:
+    if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
+        raise InputError(f"Expected a learning rate, a number above 0. Received: {learning_rate!r}.")
+
+
+def _height_and_width(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, Integral) else size
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(f"Expected an image size: pixels, or (height, width). Received: {size!r}.")
+    if not all(isinstance(side, Integral) and side > 0 for side in pair):
+        raise InputError(f"Expected an image size in whole pixels above 0. Received: {size!r}.")
+    return int(pair[0]), int(pair[1])
 
 
 def _plan(case: Case, base: keras.Model, policy_cut: str, cut: str | int | None, init: str) -> Plan:
     ends = block_ends(base)
-    if isinstance(cut, int):
-        if not -len(ends) <= cut < len(ends):
-            raise InputError(
-                f"Expected a position among the {len(ends)} block ends of {base.name!r}. Received: {cut}."
-            )
-        cut = ends[cut]
-    elif cut is None and policy_cut == "early" and ends:
-        cut = ends[early_position(len(ends))]
-    elif cut is None:
-        cut = surgery.layer_before_classifier(base)
-    nodes = surgery.graph(base)
-    kept_ops = {node.op.name for node in surgery.graph(surgery.slice_at(base, cut))}
+    before = graphs.layer_before_classifier(base)
+    if cut is None and policy_cut == "early" and ends:
+        cut = early_position(len(ends))
+    last = before if cut is None else _named(cut, ends, base.name)
+    kept = {node.op.name for node in graphs.graph(surgery.slice_at(base, last))}
     return Plan(
         case=case,
-        cut=cut,
+        cut=last,
         init=init,
         base=base.name,
-        kept=tuple(end for end in ends if end in kept_ops),
-        cut_away=tuple(end for end in ends if end not in kept_ops),
-        had_classifier=surgery.layer_before_classifier(base) != nodes[-1].op.name,
+        kept=tuple(end for end in ends if end in kept),
+        cut_away=tuple(end for end in ends if end not in kept),
+        had_classifier=before != graphs.graph(base)[-1].op.name,
         pin_batchnorm=init != "random",
     )
+
+
+def _named(cut: str | int, ends: list[str], name: str) -> str:
+    if not isinstance(cut, Integral):
+        return str(cut)
+    if not -len(ends) <= cut < len(ends):
+        raise InputError(
+            f"Expected a position among the {len(ends)} block ends of {name!r}, {-len(ends)} to "
+            f"{len(ends) - 1}. Received: {cut}."
+        )
+    return ends[int(cut)]

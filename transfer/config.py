@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from transfer.augmentation import AUGMENTATIONS
 from transfer.errors import InputError, unknown
 
 
@@ -57,10 +60,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"Expected {name} of 1 or more. Received: {value}.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise InputError(f"Expected a learning_rate above 0. Received: {self.learning_rate}.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
         if self.seed < 0:
             raise InputError(f"Expected a seed of 0 or more. Received: {self.seed}.")
+        if self.augment not in AUGMENTATIONS:
+            raise unknown("augmentation", self.augment, AUGMENTATIONS)
 
 
 def parse_arguments(
@@ -86,12 +91,14 @@ def parse_arguments(
     import simple_parsing
 
     config_flag: dict[str, Any] = {"metavar": "FILE", "help": "YAML file of these options; flags win over it"}
-    first = argparse.ArgumentParser(add_help=False)
+    # No abbreviations: the second parser would take --conf for --config and do nothing about it.
+    first = argparse.ArgumentParser(prog=f"python -m {program}", add_help=False, allow_abbrev=False)
     first.add_argument("--config", **config_flag)
     known, rest = first.parse_known_args(arguments)
     defaults = load_config(known.config) if known.config else TrainConfig()
     parser = simple_parsing.ArgumentParser(
         prog=f"python -m {program}",
+        allow_abbrev=False,
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
     )
@@ -122,9 +129,11 @@ def load_config(path: str | Path) -> TrainConfig:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"Cannot read the options in {path}: {' '.join(str(error).split())}.") from None
+    if values is None:  # an empty file
+        return TrainConfig()
     if not isinstance(values, dict):
         raise InputError(
             f"Expected options as 'name: value' lines in {path}. Received: {type(values).__name__}."
@@ -134,7 +143,7 @@ def load_config(path: str | Path) -> TrainConfig:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in names:
-            raise unknown(f"option in {path}", key, names)
+            raise unknown("option", key, names, hint=f"It is in {path}.")
         checked[name] = _typed(name, value, path)
     return TrainConfig(**checked)
 
@@ -152,24 +161,28 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
     """
     import yaml
 
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+    values = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _typed(name: str, value: Any, path: str | Path) -> Any:
     """Check a YAML value against its field's type; YAML reads `1e-3` as text, so numbers may come so."""
-    kind = next(f.type for f in fields(TrainConfig) if f.name == name)
-    options = [part.strip() for part in str(kind).split("|")]
-    if value is None and "None" in options:
+    kind = typing.get_type_hints(TrainConfig)[name]  # the fields' own types are text or types, by turns
+    kinds = typing.get_args(kind) or (kind,)
+    if value is None and type(None) in kinds:
         return None
     try:
-        if options[0] == "float" and not isinstance(value, bool):
-            return float(value)
-        if options[0] == "int" and not isinstance(value, bool) and float(value) == int(value):
-            return int(value)
-        if options[0] == "bool" and isinstance(value, bool):
+        if int in kinds and type(value) is int:  # first, since a float would round large ones
             return value
-        if options[0] == "str" and not isinstance(value, dict | list | bool) and value is not None:
+        if {int, float} & set(kinds) and not isinstance(value, bool):
+            number = float(value)
+            if float in kinds or number.is_integer():
+                return number if float in kinds else int(number)
+        if bool in kinds and isinstance(value, bool):
+            return value
+        if str in kinds and not isinstance(value, dict | list | bool) and value is not None:
             return str(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise InputError(f"Expected {kind} for {name} in {path}. Received: {value!r}.")
+    shown = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
+    raise InputError(f"Expected {shown} for {name} in {path}. Received: {value!r}.")

@@ -13,61 +13,29 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transfer.augmentation import AUGMENTATIONS, light
 from transfer.errors import InputError, unknown
-from transfer.pictures import EXTENSIONS, check_files, decode, to_rgb_array
-from transfer.splitting import stratified_split
+from transfer.pictures import check_files
+from transfer.sources import embedded_folder as embedded_folder
+from transfer.sources import find_folder, read_arrays, read_folder
+from transfer.splitting import Split, complete_splits
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = "emoji"
-"""The data set that comes with the package: drawings, few, and unlike photos."""
-
 CACHE_BUDGET = 4 * 2**30
 """Bytes of decoded pictures to hold in memory at most; a larger set is cached on disk."""
 
-AUGMENTATIONS = ("none", "light")
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
-@dataclass(frozen=True)
-class Split:
-    """Some pictures with their labels, not decoded yet unless they came as an array.
-
-    Attributes:
-        pictures: paths, encoded pictures as bytes, or an array of shape (N, H, W[, C]), 0 to 255.
-        labels: int64 array of shape (N,), positions in the class names.
-        names: what to call each picture: paths relative to the data folder, or numbers.
-    """
-
-    pictures: Sequence[Any] | np.ndarray
-    labels: np.ndarray
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, positions: Sequence[int] | np.ndarray) -> Split:
-        """Give the pictures at `positions`, in that order, as a new split."""
-        picked = [int(p) for p in positions]
-        pictures = (
-            self.pictures[picked]
-            if isinstance(self.pictures, np.ndarray)
-            else [self.pictures[p] for p in picked]
-        )
-        return Split(pictures, self.labels[picked], [self.names[p] for p in picked])
-
-    def picture(self, position: int, size: tuple[int, int]) -> np.ndarray:
-        """Decode one picture: uint8 of shape (height, width, 3)."""
-        item = self.pictures[position]
-        return to_rgb_array(item, size) if isinstance(item, np.ndarray) else decode(item, size)
+SHUFFLE_BUDGET = 2**30
+"""Bytes of decoded pictures to draw the next one from while training."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +85,13 @@ def load_data(
     already are kept; where it has `val` but no `test`, its `val` becomes the test set and a new
     validation set is drawn from `train`, so that stopping and measuring never use the same pictures.
 
+    A class keeps at least one picture to train on: of two different pictures the other is for the test,
+    and a third for validation. A picture that is in several classes, byte for byte, is only trained on.
+
     Args:
-        source: one of: a folder with a sub-folder of pictures per class, with or without `train`, `val`
-            (`valid`, `validation`) and `test` above them; `"emoji"`, the data set that comes along;
+        source: one of: a folder with a sub-folder of pictures per class, with or without `train`
+            (`training`), `val` (`valid`, `validation`) and `test` (`testing`) above them, in any letter
+            case; hidden ones are passed over; `"emoji"`, the data set that comes along;
             `"tfds:NAME"` for a tensorflow_datasets name; arrays `(images, labels)` or, as
             `keras.datasets` gives them, `((x_train, y_train), (x_test, y_test))`, images of shape
             (N, H, W[, C]), 0 to 255.
@@ -145,147 +117,48 @@ def load_data(
         12
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise InputError(f"Expected shares val + test below 1. Received: val={val}, test={test}.")
+        raise InputError(
+            f"Expected shares of 0 or more, val + test below 1. Received: val={val}, test={test}. Leave some "
+            "pictures to train on."
+        )
+    if seed < 0:
+        raise InputError(f"Expected a seed of 0 or more. Received: {seed}. Any other number will do.")
     size = _as_size(image_size)
     if isinstance(source, (str, Path)):
+        if class_names is not None:
+            raise InputError(
+                f"Expected class_names with arrays alone. Received them with {str(source)!r}, which has its own. "
+                "Leave them out."
+            )
         text = str(source)
         if text.startswith("tfds:"):
             from transfer.tfds_source import read_tfds
 
             name, (parts, names) = text[5:], read_tfds(text[5:], data_dir=data_dir, download=download)
         else:
-            folder = _find_folder(text)
-            name, (parts, names) = folder.name, _read_folder(folder)
+            folder = find_folder(text)
+            name, (parts, names) = folder.name, read_folder(folder)
     else:
-        name, (parts, names) = "arrays", _read_arrays(source, class_names)
+        name, (parts, names) = "arrays", read_arrays(source, class_names)
     parts, digests, skipped = _check(parts, strict=strict)
     _refuse_too_few(name, parts["train"], names)
-    splits = _complete(parts, digests, seed=seed, val=val, test=test)
+    splits = complete_splits(parts, digests, names, seed=seed, val=val, test=test)
     return ImageData(name, tuple(names), **splits, image_size=size, skipped=skipped)
-
-
-def embedded_folder() -> Path:
-    """Find the pictures that come with the package, installed or in a clone.
-
-    Returns:
-        The folder of the emoji, with a sub-folder per class.
-
-    Raises:
-        InputError: the package was installed without them.
-
-    Example:
-        >>> embedded_folder().name
-        'emoji'
-    """
-    package = Path(__file__).parent
-    for folder in (package / "data" / EMBEDDED, package.parent / "data" / EMBEDDED):
-        if folder.is_dir():
-            return folder
-    raise InputError("The emoji pictures are missing from this installation. Install the package again.")
 
 
 def _as_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise InputError(f"Expected an image size of at least 1 pixel. Received: image_size={size}.")
-    return height, width
-
-
-def _find_folder(text: str) -> Path:
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder
-    if text == EMBEDDED:
-        return embedded_folder()
-    if folder.exists():
-        raise InputError(
-            f"Expected a folder with a sub-folder of pictures per class. Received a file: {text}."
-        )
-    siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-    raise unknown(
-        "data",
-        text,
-        [EMBEDDED, *siblings] if siblings else [EMBEDDED],
-        hint="Give a folder with a sub-folder per class, tfds:NAME, or 'emoji'.",
-    )
-
-
-def _read_folder(folder: Path) -> tuple[dict[str, Split], list[str]]:
-    """Collect paths and labels; nothing is opened yet."""
-    subfolders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
-    as_splits = {name: _SPLIT_FOLDERS[name.lower()] for name in subfolders if name.lower() in _SPLIT_FOLDERS}
-    if "train" in as_splits.values():
-        if len(set(as_splits.values())) < len(as_splits):
-            raise InputError(f"Expected one folder per split in {folder}. Received: {', '.join(as_splits)}.")
-        roots = {split: subfolders[name] for name, split in as_splits.items()}
-    else:
-        roots = {"train": folder}
-    found = {
-        split: {p.name: _picture_files(p) for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "."}
-        for split, root in roots.items()
-    }
-    names = sorted(name for name, files in found["train"].items() if files)
-    for split, classes in found.items():
-        strange = [name for name, files in classes.items() if files and name not in names]
-        if strange:
-            raise unknown(
-                "class", strange[0], names, hint=f"It is in {roots[split]} but not in {roots['train']}."
-            )
-    parts = {}
-    for split, classes in found.items():
-        files = [(str(f), names.index(c)) for c, fs in classes.items() for f in fs]
-        paths = [f for f, _ in files]
-        labels = np.array([y for _, y in files], dtype="int64")
-        parts[split] = Split(paths, labels, [Path(f).relative_to(folder).as_posix() for f in paths])
-    return parts, names
-
-
-def _picture_files(folder: Path) -> list[Path]:
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file()
-    )
-
-
-def _read_arrays(source: Any, class_names: Sequence[str] | None) -> tuple[dict[str, Split], list[str]]:
     try:
-        first, second = source
-        pairs = {"train": first, "test": second} if isinstance(first, (tuple, list)) else {"train": source}
-        arrays = {name: (np.asarray(x), np.asarray(y)) for name, (x, y) in pairs.items()}
+        height, width = (index(side) for side in (size if isinstance(size, (tuple, list)) else (size, size)))
     except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
         raise InputError(
-            "Expected a folder, 'tfds:NAME', (images, labels) or ((x_train, y_train), (x_test, y_test)). "
-            f"Received: {type(source).__name__}."
-        ) from None
-    parts = {name: _array_split(x, y) for name, (x, y) in arrays.items()}
-    highest = max(int(part.labels.max(initial=0)) for part in parts.values())
-    names = [str(n) for n in class_names] if class_names is not None else [str(n) for n in range(highest + 1)]
-    if highest >= len(names):
-        raise InputError(f"Expected labels from 0 to {len(names) - 1}. Received a label {highest}.")
-    return parts, names
-
-
-def _array_split(x: np.ndarray, y: np.ndarray) -> Split:
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]  # as keras.datasets.cifar10 gives them
-    if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
-        raise InputError(
-            f"Expected images of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3). Received: {x.shape}."
+            "Expected an image size in whole pixels, 1 or more: one number, or (height, width). "
+            f"Received: image_size={size!r}."
         )
-    if y.ndim != 1 or len(y) != len(x) or not np.issubdtype(y.dtype, np.integer) or (len(y) and y.min() < 0):
-        raise InputError(
-            f"Expected {len(x)} labels as whole numbers from 0. Received: shape {y.shape}, type {y.dtype}."
-        )
-    if not np.isfinite(x).all() or (x.size and (x.min() < 0 or x.max() > 255)):
-        raise InputError("Expected pixels from 0 to 255, finite. Received values outside that range.")
-    if x.size and np.issubdtype(x.dtype, np.floating) and x.max() <= 1.0:
-        raise InputError(
-            "Expected pixels from 0 to 255. Received values up to 1 at most: multiply by 255 first."
-        )
-    return Split(x, y.astype("int64"), [str(i) for i in range(len(x))])
+    return height, width
 
 
 def _check(
@@ -307,7 +180,10 @@ def _check(
         shown = "; ".join(f"{name}: {problem}" for name, problem in skipped[:10])
         more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
         if strict:
-            raise InputError(f"{len(skipped)} pictures cannot be read: {shown}{more}.")
+            raise InputError(
+                f"Expected pictures that can be read. Received {len(skipped)} that cannot: {shown}{more}. Mend "
+                "them or take them away; without strict they are skipped."
+            )
         log.warning("Skipped %d pictures that cannot be read: %s%s.", len(skipped), shown, more)
     return good, digests, tuple(skipped)
 
@@ -325,21 +201,6 @@ def _refuse_too_few(name: str, train: Split, names: Sequence[str]) -> None:
         raise InputError(
             f"Expected pictures of every class in {name!r}. None to train on for: {', '.join(missing)}."
         )
-
-
-def _complete(
-    parts: dict[str, Split], digests: dict[str, list[str]], *, seed: int, val: float, test: float
-) -> dict[str, Split]:
-    """Draw the splits that the source does not have from its training part."""
-    if "val" in parts and "test" not in parts:
-        log.info("There is no test split: val is the test set, and validation is drawn from train.")
-        parts = {"train": parts["train"], "test": parts["val"]}
-    shares = {name: share for name, share in (("val", val), ("test", test)) if name not in parts}
-    train = parts["train"]
-    drawn = stratified_split(train.labels, digests["train"], train.names, shares, seed=seed)
-    for name, positions in drawn.items():
-        parts = {**parts, name: train.take(positions)}
-    return {name: parts[name] for name in ("train", "val", "test")}
 
 
 def make_dataset(
@@ -362,7 +223,8 @@ def make_dataset(
         augment: `"none"` or `"light"` (flips left-right and shifts of up to 10%, each picture and each
             epoch differently). Ignored unless `training`.
         flip: whether augmentation may flip (see `flips_are_safe`).
-        seed: of order and augmentation; the same seed gives the same batches.
+        seed: of order and augmentation; the same seed gives the same batches, as long as TensorFlow's global
+            seed (`keras.utils.set_random_seed`) is the same too.
 
     Returns:
         A `tf.data.Dataset` of float32 images (batch, height, width, 3), 0 to 255, and int64 labels.
@@ -389,12 +251,15 @@ def make_dataset(
         image = tf.numpy_function(read_one, [position], tf.uint8, stateful=False)
         return tf.ensure_shape(image, (height, width, 3))
 
-    positions = tf.data.Dataset.range(len(split))
-    images = positions.map(read, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = tf.data.Dataset.zip((images, tf.data.Dataset.from_tensor_slices(split.labels)))
+    order = np.arange(len(split))
+    if training:  # cached in random order, so that a buffer smaller than the data still shuffles well
+        order = np.random.default_rng(seed).permutation(order)
+    images = tf.data.Dataset.from_tensor_slices(order).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = tf.data.Dataset.zip((images, tf.data.Dataset.from_tensor_slices(split.labels[order])))
     if training:
         dataset = dataset.cache(_cache_place(len(split), image_size))
-        dataset = dataset.shuffle(min(len(split), 10_000), seed=seed, reshuffle_each_iteration=True)
+        buffer = min(len(split), SHUFFLE_BUDGET // (height * width * 3))
+        dataset = dataset.shuffle(max(1, buffer), seed=seed, reshuffle_each_iteration=True)
         if augment != "none":
             dataset = _augmented(dataset, seed, flip)
     dataset = dataset.batch(batch_size)
@@ -444,8 +309,6 @@ def _cache_place(count: int, image_size: tuple[int, int]) -> str:
 def _augmented(dataset: tf.data.Dataset, seed: int, flip: bool) -> tf.data.Dataset:
     """Change every picture a little, by a seed of its own that is new each epoch."""
     import tensorflow as tf
-
-    from transfer.augmentation import light
 
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
     change = light(flip=flip)

@@ -36,7 +36,9 @@ def unknown(what: str, name: object, valid: Iterable[str], *, hint: str = "") ->
         help_ = "Did you mean " + ", ".join(repr(n) for n in near) + "?"
     else:
         shown = ", ".join(repr(n) for n in valid[:12])
-        help_ = f"Expected one of {shown}{', ...' if len(valid) > 12 else ''}."
+        help_ = (
+            f"Expected one of {shown}{', ...' if len(valid) > 12 else ''}." if valid else "There are none."
+        )
     return InputError(" ".join(filter(None, [f"Unknown {what} {name!r}.", help_, hint])))
 
 
@@ -55,5 +57,8 @@ def nearest(name: str, valid: Iterable[str], *, most: int = 5) -> list[str]:
         >>> nearest("mobilenet_v2", ["MobileNetV2", "ResNet50", "MobileNet"])
         ['MobileNetV2', 'MobileNet']
     """
-    by_lower = {v.lower(): v for v in valid}
-    return [by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, n=most)]
+    by_lower: dict[str, list[str]] = {}
+    for v in valid:
+        by_lower.setdefault(v.lower(), []).append(v)
+    near = difflib.get_close_matches(name.lower(), by_lower, n=most)
+    return [v for n in near for v in by_lower[n]][:most]

@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
 from transfer.errors import InputError
@@ -20,6 +20,19 @@ MOST_PIXELS = 180_000_000
 """Larger pictures are refused as decompression bombs (Pillow's own error line, twice its warning)."""
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # what Pillow may try; its others can start programs
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What to do for each value of EXIF's orientation; 1 is upright already."""
+
 _THREADS = os.cpu_count() or 1
 
 
@@ -141,19 +154,23 @@ class _BadPictureError(Exception):
 def _read(source: str | Path | io.BytesIO, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise _BadPictureError(f"{image.width}x{image.height} is more than {MOST_PIXELS:,} pixels")
-            image.draft("RGB", (width, height))  # JPEG only: decode at 1/2, 1/4 or 1/8 where that suffices
+            longer = max(width, height)  # both ways, since the picture may lie on its side
+            image.draft("RGB", (longer, longer))  # JPEG only: decode at 1/2, 1/4 or 1/8 where that suffices
+            image.load()  # here, where a broken file is an error
             rgb = _to_rgb(image)
         if rgb.size != (width, height):
             rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(rgb)
-    # Pillow's decoders throw many kinds for broken files; to the user all mean the same.
-    except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, MemoryError) as error:
-        raise _BadPictureError(_reason(error)) from error
+    except _BadPictureError:
+        raise
     except Image.DecompressionBombError:
         raise _BadPictureError(f"more than {MOST_PIXELS:,} pixels") from None
+    # Pillow's decoders throw many kinds for broken files, struct.error among them; all mean the same.
+    except Exception as error:
+        raise _BadPictureError(_reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:
@@ -165,12 +182,24 @@ def _reason(error: BaseException) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = cast(Image.Image, ImageOps.exif_transpose(image))
+    orientation = _orientation(image)
+    if orientation in _UPRIGHT:
+        turned = image.transpose(_UPRIGHT[orientation])
+        turned.info = image.info  # else a transparent colour would be forgotten
+        image = turned
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's convert would clip it
         values = np.asarray(image, "float32")
-        image = Image.fromarray((values / (257.0 if values.max() > 255 else 1.0)).astype("uint8"))
+        image = Image.fromarray(np.rint(values / (257.0 if values.max() > 255 else 1.0)).astype("uint8"))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read how the picture was held; broken EXIF in a good picture counts as none."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1

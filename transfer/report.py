@@ -55,11 +55,11 @@ def run_folder(output: str | None, name: str) -> Iterator[Path]:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
-    except FileExistsError:
-        raise InputError(
-            f"Another run is writing to {final}, or was killed there. Choose another output, or remove {partial}."
-        ) from None
     except OSError as error:
+        if partial.exists():
+            raise InputError(
+                f"Another run is writing to {final}, or was killed there. Choose another output, or remove {partial}."
+            ) from None
         raise InputError(f"Cannot make the output folder {final}: {error.strerror}.") from None
     try:
         yield partial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import Any
@@ -89,9 +90,9 @@ def _tpu(tf: Any) -> Any:
 
 def _multiworker(tf: Any) -> Any:
     try:
-        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-        workers = len(resolver.cluster_spec().as_dict().get("worker", []))
-    except ValueError as error:
+        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+        workers = len(cluster.get("worker", [])) + len(cluster.get("chief", []))
+    except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"TF_CONFIG is not JSON that names the workers: {error}.") from None
     if workers > 1:
         # https://github.com/keras-team/keras/issues/20585, open: better refused than failing in mid-air.
@@ -99,7 +100,14 @@ def _multiworker(tf: Any) -> Any:
             f"Keras 3 cannot `fit` on several workers yet; TF_CONFIG names {workers}. "
             "Use one machine with --strategy mirrored."
         )
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"TensorFlow cannot start the worker that TF_CONFIG names: {str(error).splitlines()[0]}. Its strategy "
+            "must be made before anything else is computed: call get_strategy('multiworker') first, and hand what "
+            "it gives to the builders."
+        ) from None
 
 
 def scope_of(model: Any) -> Any:
@@ -119,3 +127,31 @@ def scope_of(model: Any) -> Any:
     import tensorflow as tf
 
     return (getattr(model, "distribute_strategy", None) or tf.distribute.get_strategy()).scope()
+
+
+def allow_uneven_batches(model: Any) -> None:
+    """Let `fit` and `evaluate` on several replicas take batches that do not divide by their number.
+
+    Keras 3 builds a model's metrics from the mean of the first batch over the replicas, which fails where
+    their parts differ in size (https://github.com/keras-team/keras/issues/20585 has more of its kind). Here
+    they are built from made-up data of the model's own shape. With one replica nothing is changed.
+
+    Args:
+        model: a compiled model.
+
+    Example:
+        >>> import keras
+        >>> allow_uneven_batches(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+    """
+    import numpy as np
+
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return
+    made_up = (np.zeros((1, *model.input_shape[1:]), "float32"), np.zeros(1, "int64"))
+
+    def build_from_made_up(iterator: Any = None, data_batch: Any = None) -> None:
+        with strategy.scope():
+            model._symbolic_build(data_batch=made_up)
+
+    model._maybe_symbolic_build = build_from_made_up

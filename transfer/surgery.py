@@ -1,86 +1,22 @@
 """Operations on the graph of a network: clone, slice, freeze, attach a head, split where frozen.
 
-Nothing here knows a case or a family of networks, and nothing changes the caller's model.
+Nothing here knows a case or a family of networks; what reads a graph without making a model is in `graphs`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from numbers import Integral
+from typing import Any
 
 import keras
 
-from transfer.errors import InputError, unknown
-
-
-class Node(NamedTuple):
-    """One operation of a network's graph.
-
-    Attributes:
-        op: the layer, or the Keras operation where a network adds tensors without a layer.
-        tensor: its output.
-        parents: positions in the list of the nodes that feed it.
-    """
-
-    op: Any
-    tensor: Any
-    parents: tuple[int, ...]
-
-
-def graph(model: keras.Model) -> list[Node]:
-    """List the operations between a model's input and output, each after all that feed it.
-
-    Args:
-        model: a functional or sequential model with one input and one output.
-
-    Returns:
-        The nodes; the first is the input, the last gives the output.
-
-    Raises:
-        InputError: the model has no graph, or several inputs or outputs.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="dense")])
-        >>> [node.op.name for node in graph(model)][1:]
-        ['dense']
-    """
-    one_output = _require_graph(model).outputs[0]
-    position: dict[int, int] = {}
-    nodes: list[Node] = []
-    stack = [(one_output, False)]
-    while stack:  # depth first without recursion: networks are deeper than Python's stack
-        tensor, ready = stack.pop()
-        if id(tensor) in position:
-            continue
-        op, index, _ = tensor._keras_history
-        sources = [] if tensor is model.inputs[0] else op._inbound_nodes[index].input_tensors
-        if ready:
-            position[id(tensor)] = len(nodes)
-            nodes.append(Node(op, tensor, tuple(position[id(s)] for s in sources)))
-        else:
-            stack.append((tensor, True))
-            stack += [(s, False) for s in reversed(sources)]
-    return nodes
-
-
-def _require_graph(model: keras.Model) -> keras.Model:
-    try:
-        inputs, outputs = model.inputs, model.outputs
-    except AttributeError:
-        inputs = outputs = None
-    if not inputs or not outputs:
-        raise InputError(
-            f"Expected a functional or a built sequential Keras model. Received: {type(model).__name__} "
-            f"{getattr(model, 'name', '')!r}, which has no graph of layers to slice."
-        )
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise InputError(
-            f"Expected one input and one output. Received: {model.name!r} with {len(inputs)} and {len(outputs)}."
-        )
-    return model
+from transfer.errors import InputError
+from transfer.graphs import find, graph
 
 
 def clone(
@@ -112,21 +48,23 @@ def clone(
         >>> clone(model, image_size=(16, 16)).output.shape
         (None, 14, 14, 2)
     """
-    _require_graph(model)
-    shape = tuple(model.inputs[0].shape[1:])
+    shape = tuple(graph(model)[0].tensor.shape[1:])
     if image_size is not None:
         shape = (*image_size, shape[-1])
-    raw = keras.Input(shape, dtype="float32", name="image" if preprocess else None)
+    taken = {layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
+    name = _free_name("image", taken) if preprocess else None
+    raw = keras.Input(shape, dtype="float32", name=name)
     ready = preprocess(raw) if preprocess else raw
     copies: dict[int, tuple[Any, Any]] = {}
 
     def copy(op: Any) -> Any:
-        new = op.__class__.from_config(op.get_config())
+        new = _new_like(op)
         copies[id(op)] = (op, new)
         return new
 
     def call(op: Any, *args: Any, **kwargs: Any) -> Any:
-        return op(*keras.tree.map_structure(lambda a: ready if a is raw else a, args), **kwargs)
+        args, kwargs = keras.tree.map_structure(lambda a: ready if a is raw else a, (args, kwargs))
+        return op(*args, **kwargs)
 
     # A plain functional view of the caller's layers: clone_model treats other classes differently.
     view = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
@@ -136,13 +74,28 @@ def clone(
                 view, input_tensors=raw, clone_function=copy, call_function=call
             )
         for old, new in copies.values():
-            if weights == "copy" or isinstance(old, keras.layers.Normalization):
-                _copy_state(old, new)
+            _copy_state(old, new, everything=weights == "copy")
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(
             f"{model.name!r} cannot take pictures of shape {shape}: {str(error).splitlines()[0]}"
         ) from error
     return result
+
+
+def _new_like(op: Any) -> Any:
+    """Make a layer anew from its configuration."""
+    try:
+        if isinstance(op, keras.layers.Lambda):  # its code runs already: there is nothing left to guard
+            return type(op).from_config(op.get_config(), safe_mode=False)
+        return type(op).from_config(op.get_config())
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"Layer {op.name!r} cannot be copied, since {type(op).__name__} cannot be made from what its "
+            f"get_config() gives: {' '.join(str(error).split())[:200]}. Let get_config() return all arguments of "
+            "__init__, and let that hand **kwargs on to keras.layers.Layer."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -156,19 +109,25 @@ def _seeded_initializers(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _copy_state(old: Any, new: Any) -> None:
-    """Copy all variables of a layer, the states of its random generators too."""
+def _copy_state(old: Any, new: Any, *, everything: bool) -> None:
+    """Copy all variables of a layer, the states of its random generators too, or only what Normalization knows."""
     if not isinstance(old, keras.layers.Layer):
         return
+    if everything:
+        _assign(old, new)
+    for source, target in zip(_all_layers(old), _all_layers(new), strict=True):
+        if isinstance(target, keras.layers.Normalization):
+            _assign(source, target)
+            target.finalize_state()  # it computes with constants made of its variables
+
+
+def _assign(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     for source, target in zip(old.variables, new.variables, strict=True):
         if source.shape != target.shape:
             raise ValueError(
                 f"the weights of layer {old.name!r} have shape {source.shape} and would need {target.shape}."
             )
         target.assign(source)
-    for layer in _all_layers(new):
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with constants made of its variables
 
 
 def renumber(model: keras.Model) -> keras.Model:
@@ -198,10 +157,10 @@ def renumber(model: keras.Model) -> keras.Model:
         else:
             taken.add(op.name)
     for stem, numbered in made_up.items():
-        for i, (_, op) in enumerate(sorted(numbered, key=lambda pair: pair[0])):
-            name = f"{stem}_{i}" if i else stem
-            if name not in taken:
-                op.name = name
+        names = (f"{stem}_{i}" if i else stem for i in itertools.count())
+        free = (name for name in names if name not in taken)
+        for _, op in sorted(numbered, key=lambda pair: pair[0]):
+            op.name = next(free)
     return model
 
 
@@ -214,31 +173,6 @@ def _snake_case(name: str) -> str:
 def _all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """A layer and every layer inside it."""
     return list(layer._flatten_layers()) if hasattr(layer, "_flatten_layers") else [layer]
-
-
-def find(model: keras.Model, name: str) -> Node:
-    """Find the operation of that name.
-
-    Args:
-        model: a model with a graph.
-        name: of a layer.
-
-    Returns:
-        Its node (the last, where a layer is used more than once).
-
-    Raises:
-        InputError: no layer is called that; the nearest names are listed.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="wide")])
-        >>> find(model, "wide").tensor.shape
-        (None, 3)
-    """
-    nodes = graph(model)[1:]
-    for node in reversed(nodes):
-        if node.op.name == name:
-            return node
-    raise unknown(f"layer of {model.name!r}", name, [node.op.name for node in nodes])
 
 
 def slice_at(model: keras.Model, name: str) -> keras.Model:
@@ -262,39 +196,12 @@ def slice_at(model: keras.Model, name: str) -> keras.Model:
     return keras.Model(model.inputs[0], find(model, name).tensor, name=model.name)
 
 
-def layer_before_classifier(model: keras.Model) -> str:
-    """Name the last layer before a network's classifier, or its last layer where it has none.
-
-    A classifier is a last Dense layer without a hidden activation, or, as in the MobileNets, a last 1x1
-    convolution whose output is flattened into class scores.
-
-    Args:
-        model: a model with a graph.
-
-    Returns:
-        The layer's name.
-
-    Example:
-        >>> layers = [keras.layers.Dense(3, name="features"), keras.layers.Dense(2, "softmax", name="classes")]
-        >>> layer_before_classifier(keras.Sequential([keras.Input((2,)), *layers]))
-        'features'
-    """
-    nodes = graph(model)
-    place = max((i for i, n in enumerate(nodes) if getattr(n.op, "weights", None)), default=0)
-    last, after = nodes[place].op, [node.op for node in nodes[place + 1 :]]
-    scores = (keras.activations.softmax, keras.activations.sigmoid, keras.activations.linear)
-    dense = isinstance(last, keras.layers.Dense) and len(nodes[-1].tensor.shape) == 2
-    dense = dense and last.activation in scores
-    flattened = isinstance(last, keras.layers.Conv2D) and any(
-        isinstance(op, (keras.layers.Flatten, keras.layers.Reshape)) for op in after
-    )
-    if (dense or flattened) and place > 1:
-        return nodes[nodes[place].parents[0]].op.name
-    return nodes[-1].op.name
-
-
 def set_trainable(
-    model: keras.Model, trainable: Callable[[str], bool] | bool, *, pin_batchnorm: bool = True
+    model: keras.Model,
+    trainable: Callable[[str], bool] | bool,
+    *,
+    pin_batchnorm: bool = True,
+    synchronized: bool = False,
 ) -> keras.Model:
     """Set the flags of a model's layers, one by one, inner layers too.
 
@@ -305,6 +212,8 @@ def set_trainable(
         model: a model that is ours; its flags are changed. Compile it afterwards.
         trainable: for all layers, or a function of an outer layer's name.
         pin_batchnorm: keep every BatchNormalization as it is, its statistics and its weights.
+        synchronized: let a BatchNormalization that trains take its statistics from all replicas, which
+            would each have their own otherwise. On TensorFlow only.
 
     Returns:
         The same model.
@@ -321,8 +230,9 @@ def set_trainable(
         for layer in inner:
             layer.trainable = flag
         for layer in inner:
-            if pin_batchnorm and isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = False
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = flag and not pin_batchnorm
+                layer.synchronized = synchronized and layer.trainable
     return model
 
 
@@ -346,8 +256,10 @@ def attach_head(trunk: keras.Model, num_classes: int, *, seed: int | None = None
         >>> attach_head(trunk, 4).output.shape
         (None, 4)
     """
-    if num_classes < 2:
-        raise InputError(f"Expected at least 2 classes. Received: num_classes={num_classes}.")
+    if not isinstance(num_classes, Integral) or num_classes < 2:
+        raise InputError(
+            f"Expected a whole number of at least 2 classes. Received: num_classes={num_classes!r}."
+        )
     features = trunk.outputs[0]
     taken = {layer.name for layer in trunk.layers}
     if len(features.shape) == 4:
@@ -388,29 +300,3 @@ def trunk_of(model: keras.Model) -> keras.Model:
     """
     nodes = graph(model)
     return keras.Model(model.inputs[0], nodes[nodes[-1].parents[0]].tensor, name=f"{model.name}_trunk")
-
-
-def bottlenecks(nodes: Sequence[Node]) -> list[int]:
-    """Find the operations that every path from the input to the output runs through.
-
-    Args:
-        nodes: of `graph`.
-
-    Returns:
-        Their positions, in order; the input and the output are among them.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(3)])
-        >>> bottlenecks(graph(model))
-        [0, 1, 2]
-    """
-    last_use = [0] * len(nodes)
-    for place, node in enumerate(nodes):
-        for parent in node.parents:
-            last_use[parent] = place
-    found, reach = [], 0
-    for place in range(len(nodes)):
-        if reach <= place:  # nothing from before is still waited for
-            found.append(place)
-        reach = max(reach, last_use[place])
-    return found

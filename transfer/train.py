@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Example:
         main(["--data", "flowers", "--case", "small-similar"])
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    log.handlers[:] = [logging.StreamHandler(sys.stdout)]
     log.setLevel(logging.INFO)
     try:
         folder = run(parse_arguments(arguments))
@@ -59,39 +59,22 @@ def run(config: TrainConfig) -> Path:
         run(TrainConfig(data="flowers", case="small-similar"))
     """
     start = time.perf_counter()
-    case = None if config.case == "auto" else Case.parse(config.case)
+    if config.case != "auto":
+        Case.parse(config.case)  # before anything slow
 
     from transfer import strategy
 
     strategy.start_quietly()
-    from transfer import advice, backbones, builders, datasets, evaluation, report, training
+    from transfer import datasets, evaluation, report, training
+    from transfer.backbones import load_backbone
 
     report.refuse_used(config.output)
-    devices = strategy.get_strategy(config.strategy)  # first: several workers must meet before any work
-    data = datasets.load_data(
-        config.data, image_size=None, seed=config.seed, strict=config.strict, data_dir=config.data_dir
-    )
-    base = backbones.load_backbone(config.model, weights=config.weights, image_size=config.image_size)
+    devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
+    data = datasets.load_data(config.data, seed=config.seed, strict=config.strict, data_dir=config.data_dir)
+    base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
-    similarity = None
-    if case is None:
-        advised = advice.quick_advice(data, base, preprocessing=config.preprocessing, seed=config.seed)
-        case, similarity = advised.case, advised.similarity
-        log.info(
-            "Case %d, %s: %s. That is: %s.", POLICIES[case].number, case, advised.reason, POLICIES[case].idea
-        )
-    model = builders.build(
-        case,
-        base,
-        data.num_classes,
-        cut=config.cut,
-        init=config.init if case is Case.LARGE_DIFFERENT else "pretrained",
-        image_size=config.image_size,
-        preprocessing=config.preprocessing,
-        strategy=devices,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-    )
+    case, similarity = _advise(config, data, base)
+    model = _build(config, case, base, data, devices)
     with report.run_folder(config.output, f"{data.name}-{case}") as folder:
         done = training.fit(
             model,
@@ -112,10 +95,41 @@ def run(config: TrainConfig) -> Path:
             title=f"Case {POLICIES[case].number}, {case}: {POLICIES[case].idea}",
         )
         report.write_metrics(folder, _metrics(model, config, data, done, found, similarity, start))
-    final = folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
     if found is not None:
         log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
-    return final
+    return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+
+
+def _advise(config: TrainConfig, data: Any, base: Any) -> tuple[Case, float | None]:
+    """Take the case that was asked for, or choose one and say why; with the similarity that was measured."""
+    from transfer import advice
+
+    if config.case != "auto":
+        return Case.parse(config.case), None
+    advised = advice.quick_advice(data, base, preprocessing=config.preprocessing, seed=config.seed)
+    policy = POLICIES[advised.case]
+    log.info("Case %d, %s: %s. That is: %s.", policy.number, advised.case, advised.reason, policy.idea)
+    return advised.case, advised.similarity
+
+
+def _build(config: TrainConfig, case: Case, base: Any, data: Any, devices: Any) -> Any:
+    """Hand the options that concern the model to the builders."""
+    from transfer import builders
+
+    unasked = config.init == TrainConfig.init and case is not Case.LARGE_DIFFERENT
+
+    return builders.build(
+        case,
+        base,
+        data.num_classes,
+        cut=config.cut,
+        init="pretrained" if unasked else config.init,
+        image_size=config.image_size,
+        preprocessing=config.preprocessing,
+        strategy=devices,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+    )
 
 
 def _sizes(data: Any) -> str:

@@ -17,7 +17,7 @@ from transfer.cases import POLICIES, Case
 from transfer.datasets import ImageData, batch_arrays, flips_are_safe, make_dataset
 from transfer.errors import InputError
 from transfer.features import input_size
-from transfer.strategy import scope_of
+from transfer.strategy import allow_uneven_batches, scope_of
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ BATCH_SIZE = 32
 PATIENCE = {"head": 10, "fine-tune": 3}
 """Epochs without a better validation loss before training stops and takes the best weights back. A head's
 epochs are short and its loss is smooth; an epoch of the whole network is long and teaches much."""
+
+MIN_DELTA = 1e-3
+"""A validation loss lower by less than this, in nats, is not better: the head of an easy problem would creep on."""
 
 
 @dataclass
@@ -149,14 +152,20 @@ def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, ba
 
 def _only_head_trains(model: keras.Model) -> bool:
     head = model.layers[-1]
-    return bool(head.trainable_weights) and len(model.trainable_weights) == len(head.trainable_weights)
+    return (
+        isinstance(head, keras.layers.Dense)
+        and head.use_bias
+        and len(head.input.shape) == 2
+        and len(model.trainable_weights) == len(head.trainable_weights) > 0
+    )
 
 
 def _train_head(run: _Run, done: TrainingLog, epochs: int, *, alone: bool) -> None:
     """Run the trunk once over the pictures, train a head on what it gave, and put it into the model."""
     model, size = run.model, input_size(run.model, run.data)
     start = time.perf_counter()
-    trunk = surgery.trunk_of(model)
+    with scope_of(model):
+        trunk = surgery.trunk_of(model)
     cached = {
         name: features.extract(trunk, part, image_size=size, name=f"{name} features")
         for name, part in (("train", run.data.train), ("val", run.data.val))
@@ -223,6 +232,7 @@ def _zero_head(model: keras.Model) -> keras.Model:
 def _train_all(run: _Run, done: TrainingLog, epochs: int, phase: str) -> None:
     start = time.perf_counter()
     size = input_size(run.model, run.data)
+    allow_uneven_batches(run.model)
     history = run.model.fit(
         make_dataset(
             run.data.train,
@@ -250,7 +260,11 @@ def _early_stopping(data: ImageData, phase: str) -> list[keras.callbacks.Callbac
             "There are no validation pictures: training runs all its epochs and keeps the last weights."
         )
         return []
-    return [keras.callbacks.EarlyStopping("val_loss", patience=PATIENCE[phase], restore_best_weights=True)]
+    return [
+        keras.callbacks.EarlyStopping(
+            "val_loss", min_delta=MIN_DELTA, patience=PATIENCE[phase], restore_best_weights=True
+        )
+    ]
 
 
 def _succeeded(done: TrainingLog, data: ImageData) -> bool:

@@ -1,0 +1,227 @@
+"""The options: flags, YAML and defaults come from one dataclass and agree."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from transfer.config import TrainConfig, load_config, parse_arguments, save_config
+from transfer.errors import InputError
+
+OTHER = TrainConfig(
+    data="tfds:tf_flowers",
+    data_dir="/data/Käse 図",
+    model="MobileNetV2",
+    weights="none",
+    preprocessing="torch",
+    case="large-similar",
+    cut="block_3",
+    init="random",
+    image_size=64,
+    epochs=7,
+    batch_size=5,
+    learning_rate=1e-3,
+    augment="none",
+    strategy="mirrored",
+    seed=11,
+    strict=True,
+    output="runs/x",
+)
+"""Every option differs from its default."""
+
+NAMES = [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def flag(name) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def test_the_other_configuration_is_other_everywhere():
+    assert all(getattr(OTHER, name) != getattr(TrainConfig(), name) for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_a_flag_with_dashes(name):
+    value = getattr(OTHER, name)
+    arguments = [flag(name)] if value is True else [flag(name), str(value)]
+    assert parse_arguments(arguments) == dataclasses.replace(TrainConfig(), **{name: value})
+
+
+def test_without_flags_everything_has_its_default():
+    assert parse_arguments([]) == TrainConfig()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_read_from_yaml(name, yaml_file, tmp_path):
+    save_config(OTHER, tmp_path / "all.yaml")
+    lines = (tmp_path / "all.yaml").read_text(encoding="utf-8").splitlines()
+    path = yaml_file(next(line for line in lines if line.startswith(f"{name}:")))
+    assert load_config(path) == dataclasses.replace(TrainConfig(), **{name: getattr(OTHER, name)})
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), OTHER], ids=["defaults", "others"])
+def test_yaml_goes_round(config, tmp_path):
+    save_config(config, tmp_path / "run.yaml")
+    assert load_config(tmp_path / "run.yaml") == config
+
+
+def test_yaml_is_readable_and_in_order(tmp_path):
+    save_config(OTHER, tmp_path / "run.yaml")
+    text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
+    assert [line.split(":")[0] for line in text.splitlines()] == NAMES
+    assert "Käse 図" in text
+
+
+@pytest.mark.parametrize("text", ["none", "1e-3", "yes", "007", "a: b", "#x", "~", ""])
+def test_texts_that_yaml_would_misread_go_round(text, tmp_path):
+    config = TrainConfig(cut=text)
+    save_config(config, tmp_path / "run.yaml")
+    assert load_config(tmp_path / "run.yaml") == config
+
+
+def test_paths_are_saved_as_text(tmp_path):
+    save_config(TrainConfig(data=tmp_path), tmp_path / "run.yaml")
+    assert load_config(tmp_path / "run.yaml").data == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("learning_rate: 1e-3", 0.001),
+        ("learning_rate: 1", 1.0),
+        ("learning-rate: 0.5", 0.5),
+        ("epochs: 1e1", 10),
+        ("epochs: 3.0", 3),
+        ("epochs: null", None),
+        ("seed: 1152921504606846977", 1152921504606846977),
+        ("strict: yes", True),
+        ("model: 50", "50"),
+        ("output: 2024-01-01", "2024-01-01"),
+    ],
+)
+def test_yaml_values_take_the_type_of_their_option(line, value, yaml_file):
+    name = line.split(":")[0].replace("-", "_")
+    found = getattr(load_config(yaml_file(line)), name)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n"])
+def test_an_empty_file_leaves_the_defaults(text, yaml_file):
+    assert load_config(yaml_file(text)) == TrainConfig()
+
+
+def test_unknown_options_are_refused_with_the_nearest(yaml_file):
+    with pytest.raises(
+        InputError, match=r"Unknown option 'lerning_rate'\. Did you mean 'learning_rate'.*run\.yaml"
+    ):
+        load_config(yaml_file("seed: 1\nlerning_rate: 0.1"))
+
+
+@pytest.mark.parametrize("line", [
+    "seed: many", "seed: 1.5", "seed: .inf", "seed: true", "seed: null", "seed: [1]", "epochs: 1.5",
+    "learning_rate: fast", "learning_rate: true", "learning_rate: [0.1]", "strict: 1", "strict: maybe",
+    "data: null", "data: [a, b]", "data: {a: b}", "case: off", "batch_size: null",
+])  # fmt: skip
+def test_values_of_the_wrong_type_are_refused_by_name(line, yaml_file):
+    name = line.split(":")[0]
+    with pytest.raises(InputError, match=rf"Expected \w+.* for {name} in .*run\.yaml\. Received: "):
+        load_config(yaml_file(line))
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("image_size", 0), ("epochs", 0), ("epochs", -3), ("batch_size", 0), ("seed", -1),
+    ("learning_rate", 0.0), ("learning_rate", -1.0), ("learning_rate", float("nan")),
+    ("learning_rate", float("inf")), ("augment", "heavy"),
+])  # fmt: skip
+def test_values_out_of_range_are_refused_wherever_they_come_from(name, value, yaml_file):
+    written = {"inf": ".inf", "nan": ".nan"}.get(str(value), value)
+    for give in (
+        lambda: TrainConfig(**{name: value}),
+        lambda: parse_arguments([f"{flag(name)}={value}"]),
+        lambda: load_config(yaml_file(f"{name}: {written}")),
+    ):
+        with pytest.raises(InputError, match=rf"{name.replace('augment', 'augmentation')}.*{value}"):
+            give()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("[]", "list"), ("- seed", "list"), ("0", "int"), ("false", "bool"), ("hello", "str")]
+)
+def test_files_that_are_no_mapping_are_refused(text, kind, yaml_file):
+    with pytest.raises(InputError, match=rf"Expected options as 'name: value' lines .* Received: {kind}"):
+        load_config(yaml_file(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: [", "\tseed: 1", "a: b: c", b"\xff\xfe\xff", "\0", "data: !!python/name:os.system"]
+)
+def test_files_that_are_no_yaml_are_refused(text, yaml_file):
+    with pytest.raises(InputError, match=r"Cannot read the options in .*run\.yaml"):
+        load_config(yaml_file(text))
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"Cannot read the options in .*gone\.yaml: .*No such file"):
+        parse_arguments(["--config", str(tmp_path / "gone.yaml")])
+    with pytest.raises(InputError, match="Cannot read the options"):
+        load_config(tmp_path)
+
+
+def test_flags_win_over_the_file(yaml_file):
+    path = str(yaml_file("seed: 5\nstrict: true\nlearning_rate: 1e-3\nepochs: 3\n"))
+    read = TrainConfig(seed=5, strict=True, learning_rate=0.001, epochs=3)
+    assert parse_arguments(["--config", path]) == read
+    for arguments in (["--config", path, "--seed", "0"], ["--seed", "0", f"--config={path}"]):
+        assert parse_arguments(arguments) == dataclasses.replace(read, seed=0), "even a default's own value"
+    assert parse_arguments(["--config", path, "--nostrict"]).strict is False
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--nope"], ["stray"], ["--seed", "1.5"], ["--epochs", "none"], ["--config"], ["--seed"],
+    ["--conf", "x.yaml"], ["--see", "3"],
+])  # fmt: skip
+def test_flags_that_do_not_parse_leave_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        parse_arguments(arguments)
+    assert left.value.code == 2
+    assert "python -m transfer.train: error:" in capsys.readouterr().err
+
+
+def test_help_names_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse_arguments(["--help"])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--config FILE YAML file of these options; flags win over it" in text
+    described = text[text.index("TrainConfig") :]
+    for name in NAMES:
+        start = described.index(flag(name) + " ")
+        after = described[start : described.index("(default: ", start)]
+        assert len(after.split()) > 4, f"{name} has no description"
+        assert f"(default: {getattr(TrainConfig(), name)})" in described[start:]
+
+
+def test_help_comes_at_once():
+    code = "import sys; from transfer.config import parse_arguments; parse_arguments(['--help'])"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--seed" in done.stdout
+    assert time.perf_counter() - start < 3
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().seed = 1

@@ -1,0 +1,49 @@
+"""What the README says is true: its flags parse, its Python runs, its first command trains."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from transfer.config import TrainConfig, parse_arguments
+from transfer.datasets import embedded_folder
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SHELL = [
+    line for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines()
+]
+
+
+def test_it_begins_with_the_two_commands():
+    assert SHELL[:2] == ["pip install . && python -m transfer.train", 'pip install ".[test]" && pytest']
+
+
+def test_the_flags_of_every_command_exist():
+    commands = [c for line in SHELL for c in line.split(" && ") if "transfer.train" in c]
+    assert len(commands) >= 3
+    for command in commands:
+        assert isinstance(parse_arguments(shlex.split(command)[3:]), TrainConfig)
+
+
+def test_every_flag_that_is_mentioned_exists():
+    names = set(TrainConfig.__dataclass_fields__) | {"config"}
+    for flag in re.findall(r"`--([a-z-]+)", README):
+        assert flag.replace("-", "_") in names, flag
+
+
+@pytest.mark.slow
+def test_the_python_runs(tmp_path, monkeypatch, capsys):
+    from transfer.train import main
+
+    monkeypatch.chdir(tmp_path)
+    main([])
+    Image.open(embedded_folder() / "face" / "u1f600-grinning-face.png").save("picture.png")
+    first, second = PYTHON
+    capsys.readouterr()
+    exec(first, {})
+    assert capsys.readouterr().out.splitlines()[-1] == "face"
+    exec(second, {})
+    assert float(capsys.readouterr().out.splitlines()[-1]) > 0.6

@@ -1,0 +1,208 @@
+"""`fit`: what changes, what must not, and that it learns what can be learnt and nothing else."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_tiny
+from keras.ops import convert_to_numpy as to_numpy
+
+from transfer import surgery
+from transfer.builders import build, large_different, large_similar, small_different, small_similar
+from transfer.datasets import load_data
+from transfer.errors import InputError
+from transfer.evaluation import evaluate
+from transfer.training import fit
+
+
+@pytest.fixture(scope="module")
+def colors(color_folder):
+    return load_data(color_folder)
+
+
+def built(case, classes=3, **options):
+    return build(case, make_tiny(), classes, preprocessing="tf", **options)
+
+
+def state(model, *, without_head=True):
+    """All variables of a model by layer, as they are now."""
+    layers = model.layers[:-1] if without_head else model.layers
+    return {layer.name: [to_numpy(w) for w in layer.weights] for layer in layers if layer.weights}
+
+
+def equal(before, after):
+    return {
+        name
+        for name in before
+        if all(np.array_equal(a, b) for a, b in zip(before[name], after[name], strict=True))
+    }
+
+
+@pytest.mark.parametrize("case", ["small-similar", "small-different"])
+def test_frozen_weights_and_statistics_are_bit_equal_after_fit(case, colors):
+    model = built(case)
+    before = state(model)
+    head = to_numpy(model.layers[-1].kernel)
+    fit(model, colors, epochs=2, verbose=0)
+    assert equal(before, state(model)) == set(before)
+    assert not np.array_equal(head, to_numpy(model.layers[-1].kernel))
+
+
+def test_the_model_is_the_trunk_with_the_head_that_was_trained_on_its_features(colors):
+    model = built("small-similar")
+    fit(model, colors, epochs=3, verbose=0)
+    pictures = np.stack([colors.test.picture(i, (32, 32)) for i in range(6)])
+    features = surgery.trunk_of(model).predict(pictures, verbose=0)
+    assert features.std(axis=0).max() > 1e-3
+    logits = features @ to_numpy(model.layers[-1].kernel) + to_numpy(model.layers[-1].bias)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.predict(pictures, verbose=0), expected, atol=1e-5)
+
+
+def test_colors_are_learnt_from_cached_features(colors):
+    model = built("small-similar")
+    fit(model, colors, verbose=0)
+    assert evaluate(model, colors).accuracy >= 0.9
+
+
+def test_shuffled_labels_are_not_learnt(shuffled_folder):
+    data = load_data(shuffled_folder)
+    model = built("small-similar")
+    fit(model, data, verbose=0)
+    assert evaluate(model, data).accuracy <= 0.67
+
+
+def test_fine_tuning_trains_the_head_first_and_pins_batchnorm(colors):
+    model = built("large-similar", learning_rate=1e-3)
+    before = state(model)
+    done = fit(model, colors, epochs=2, verbose=0)
+    assert list(dict.fromkeys(done.history["phase"])) == ["head", "fine-tune"]
+    names = {layer.name for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
+    assert names and names <= equal(before, state(model))
+    assert not {"block1_conv", "block3_branch"} & equal(before, state(model))
+    assert evaluate(model, colors).accuracy >= 0.9
+
+
+def test_from_random_weights_batchnorm_is_live(colors):
+    model = large_different(make_tiny(), 3, init="random", preprocessing="tf")
+    before = state(model)
+    done = fit(model, colors, epochs=1, verbose=0)
+    assert set(done.history["phase"]) == {"from-scratch"} and done.init == "random"
+    assert "block1_bn" not in equal(before, state(model))
+
+
+def test_init_auto_falls_back_on_random_weights_when_the_pre_trained_ones_are_dead(colors, caplog):
+    base = make_tiny()
+    for layer in base.layers:  # every picture looks the same to it, and no gradient comes through
+        if layer.name.startswith("block1"):
+            layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
+    model = large_different(base, 3, init="auto", preprocessing="tf")
+    done = fit(model, colors, epochs=12, verbose=0, augment="none")
+    assert list(dict.fromkeys(done.history["phase"])) == ["head", "fine-tune", "from-scratch"]
+    assert done.init == "random" and model.plan.init == "random"
+    assert "no better than guessing" in caplog.text
+    assert model.get_layer("block1_bn").trainable
+    assert evaluate(model, colors).accuracy > 0.5
+
+
+def test_init_auto_stays_with_pre_trained_weights_that_succeed(colors):
+    model = large_different(make_tiny(), 3, init="auto", preprocessing="tf")
+    done = fit(model, colors, epochs=1, verbose=0)
+    assert "from-scratch" not in done.history["phase"] and done.init == "pretrained"
+
+
+def test_early_stopping_gives_the_best_weights_back(shuffled_folder):
+    data = load_data(shuffled_folder)  # learning these by heart makes validation worse
+    model = built("large-similar", learning_rate=0.03)
+    done = fit(model, data, epochs=5, verbose=0, augment="none")
+    losses = [row["val_loss"] for row in done.rows if row["phase"] == "fine-tune"]
+    assert min(losses) < losses[-1]
+    assert evaluate(model, data, split="val").loss == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(colors):
+    def weights(seed):
+        model = built("large-similar", seed=seed)
+        fit(model, colors, epochs=1, seed=seed, verbose=0)
+        return to_numpy(model.layers[-1].kernel)
+
+    first = weights(1)
+    assert np.array_equal(first, weights(1))
+    assert not np.array_equal(first, weights(2))
+
+
+def test_fit_works_without_validation_pictures(color_folder, caplog):
+    data = load_data(color_folder, val=0.0)
+    model = built("small-similar")
+    done = fit(model, data, epochs=2, verbose=0)
+    assert len(done.rows) == 2 and "val_loss" not in done.history
+    assert "no validation pictures" in caplog.text
+
+
+def test_the_log_has_a_row_per_epoch_and_the_seconds(colors):
+    done = fit(built("small-different"), colors, epochs=3, verbose=0)
+    assert done.history["epoch"] == [1, 2, 3]
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(done.rows[0])
+    assert done.seconds_features > 0 and done.seconds_training > 0
+
+
+def test_a_saved_model_loads_without_warnings_and_predicts_the_same(colors, tmp_path, recwarn):
+    model = built("small-similar")
+    fit(model, colors, epochs=1, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    pictures = np.stack([colors.test.picture(i, (32, 32)) for i in range(4)])
+    np.testing.assert_array_equal(loaded.predict(pictures, verbose=0), model.predict(pictures, verbose=0))
+    assert not [w for w in recwarn if "variable" in str(w.message)]
+
+
+def test_a_user_can_call_keras_own_fit_on_a_built_model(colors):
+    model = built("small-different")
+    before = state(model)
+    pictures = np.stack([colors.train.picture(i, (32, 32)) for i in range(20)])
+    model.fit(pictures, colors.train.labels[:20], epochs=1, verbose=0)
+    assert equal(before, state(model)) == set(before)
+
+
+@pytest.mark.parametrize("case", ["small-similar", "large-similar"])
+def test_two_replicas_train_a_base_that_was_made_outside_their_scope(case, colors):
+    import tensorflow as tf
+
+    model = built(case, strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    fit(model, colors, epochs=1, verbose=0)
+    assert evaluate(model, colors).accuracy >= 0.9
+    for variable in model.trainable_weights:
+        copies = [to_numpy(v) for v in variable.value.values]
+        assert len(copies) == 2 and np.array_equal(*copies)
+
+
+def test_nothing_is_looked_at_in_the_test_split(colors):
+    from dataclasses import replace
+
+    from transfer.datasets import Split
+
+    class Untouchable(list):
+        def __getitem__(self, _):
+            raise AssertionError("the test pictures were read")
+
+    hidden = Split(Untouchable(colors.test.pictures), colors.test.labels, colors.test.names)
+    fit(built("large-similar"), replace(colors, test=hidden), epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch_size"), ({"augment": "lite"}, "'light'")],
+)
+def test_bad_options_are_named(options, message, colors):
+    with pytest.raises(InputError, match=message):
+        fit(built("large-similar"), colors, **{"epochs": 1, "verbose": 0, **options})
+
+
+def test_a_model_for_other_classes_or_another_size_is_refused(colors, color_folder):
+    with pytest.raises(InputError, match="4 classes, the data have 3"):
+        fit(small_similar(make_tiny(), 4, preprocessing="tf"), colors)
+    with pytest.raises(InputError, match="32x32"):
+        fit(small_different(make_tiny(), 3, preprocessing="tf"), load_data(color_folder, image_size=64))
+    model = large_similar(make_tiny(), 3, preprocessing="tf")
+    bare = keras.Model(model.inputs, model.outputs)
+    with pytest.raises(InputError, match="compiled"):
+        fit(bare, colors)
