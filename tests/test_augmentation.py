@@ -106,6 +106,7 @@ def test_shifts_are_at_most_a_tenth_both_ways_and_fill_with_the_edge():
         )
     for axis in np.array(moves).T:
         assert -far - 0.1 <= axis.min() < -far / 2 and far / 2 < axis.max() <= far + 0.1
+    assert abs(np.corrcoef(*np.array(moves).T)[0, 1]) < 0.4, "each way by itself"
     plain = np.full((SIDE, SIDE, 3), 90, "uint8")
     assert np.allclose([change(plain, seed) for seed in seeds(5)], 90, atol=0.01)
 

@@ -380,7 +380,7 @@ def test_imagenet_weights_from_a_file_give_what_keras_makes_of_them_itself(effic
     loaded = load_backbone("EfficientNetB0", weights=efficientnet_file, image_size=64)
     for base in (whole, loaded):
         ours = surgery.slice_at(small_similar(base, 3), "top_activation")
-        assert_same_function(whole, ours, images)
+        assert_same_function(whole, ours, images, tolerance=1e-4)
     plain, right = infer(loaded, images), infer(whole, images)
     assert np.abs(plain - right).max() > 0.01 * np.abs(plain).max(), (
         "weights=PATH scales as weights='imagenet' does: preprocessing 'efficientnet' could go"

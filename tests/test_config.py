@@ -132,6 +132,7 @@ def test_unknown_options_are_refused_with_the_nearest(yaml_file):
 
 @pytest.mark.parametrize("line", [
     "seed: many", "seed: 1.5", "seed: .inf", "seed: true", "seed: null", "seed: [1]", "epochs: 1.5",
+    f"learning_rate: 1{'0' * 400}",
     "learning_rate: fast", "learning_rate: true", "learning_rate: [0.1]", "strict: 1", "strict: maybe",
     "data: null", "data: [a, b]", "data: {a: b}", "case: off", "batch_size: null",
 ])  # fmt: skip

@@ -80,8 +80,13 @@ def test_the_saved_model_names_raw_pictures_in_plain_keras(color_folder, elsewhe
         assert names[int(model.predict(raw, verbose=0).argmax())] == path.parent.name
 
 
-def test_config_yaml_reproduces_the_run(color_folder, elsewhere):
-    main(["--data", str(color_folder), "--case", "auto", "--seed", "5", "--output", "one", *QUICK])
+@pytest.mark.parametrize(
+    "case",
+    ["auto", pytest.param("large-similar", marks=pytest.mark.slow)],  # the second with live dropout
+)
+def test_config_yaml_reproduces_the_run(case, color_folder, elsewhere):
+    epochs = ["--epochs", "2"] if case.startswith("large") else []
+    main(["--data", str(color_folder), "--case", case, "--seed", "5", "--output", "one", *QUICK, *epochs])
     main(["--config", "one/config.yaml", "--output", "two"])
     one, two = (keras.models.load_model(elsewhere / name / "model.keras") for name in ("one", "two"))
     for a, b in zip(one.get_weights(), two.get_weights(), strict=True):

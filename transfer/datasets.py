@@ -82,8 +82,9 @@ def load_data(
 
     The split is stratified by class and depends on the seed and the pictures' names alone, not on the
     file system's order. Exact duplicates always stay on the same side. Splits that the source has
-    already are kept; where it has `val` but no `test`, its `val` becomes the test set and a new
-    validation set is drawn from `train`, so that stopping and measuring never use the same pictures.
+    already are kept, with a warning where they share pictures; where it has `val` but no `test`, its
+    `val` becomes the test set and a new validation set is drawn from `train`, so that stopping and
+    measuring never use the same pictures.
 
     A class keeps at least one picture to train on: of two different pictures the other is for the test,
     and a third for validation. A picture that is in several classes, byte for byte, is only trained on.

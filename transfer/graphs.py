@@ -48,7 +48,7 @@ def graph(model: keras.Model) -> list[Node]:
     position: dict[int, int] = {}
     nodes: list[Node] = []
     stack = [(one_output, False)]
-    while stack:  # depth first without recursion: networks are deeper than Python's stack
+    while stack:  # depth first, without Python's bound on recursion
         tensor, ready = stack.pop()
         if id(tensor) in position:
             continue

@@ -184,9 +184,7 @@ def _reason(error: BaseException) -> str:
 def _to_rgb(image: Image.Image) -> Image.Image:
     orientation = _orientation(image)
     if orientation in _UPRIGHT:
-        turned = image.transpose(_UPRIGHT[orientation])
-        turned.info = image.info  # else a transparent colour would be forgotten
-        image = turned
+        image = image.transpose(_UPRIGHT[orientation])
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's convert would clip it
         values = np.asarray(image, "float32")
         image = Image.fromarray(np.rint(values / (257.0 if values.max() > 255 else 1.0)).astype("uint8"))

@@ -271,7 +271,7 @@ def attach_head(trunk: keras.Model, num_classes: int, *, seed: int | None = None
             f"to put a head on. Received: {trunk.layers[-1].name!r} with {tuple(features.shape)}."
         )
     head = keras.layers.Dense(
-        num_classes,
+        int(num_classes),
         activation="softmax",
         dtype="float32",
         kernel_initializer=keras.initializers.GlorotUniform(seed=seed),

@@ -65,9 +65,12 @@ def run(config: TrainConfig) -> Path:
     from transfer import strategy
 
     strategy.start_quietly()
+    import keras
+
     from transfer import datasets, evaluation, report, training
     from transfer.backbones import load_backbone
 
+    keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
     report.refuse_used(config.output)
     devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
     data = datasets.load_data(config.data, seed=config.seed, strict=config.strict, data_dir=config.data_dir)

@@ -88,7 +88,8 @@ def fit(
         batch_size: pictures per step, over all devices together.
         augment: a level of `datasets.AUGMENTATIONS`, for training end to end; a frozen trunk sees each
             picture once, as it is.
-        seed: of the order and the augmentation.
+        seed: of the order and the augmentation. Dropout draws from seeds that its layers got when the base was
+            made: `keras.utils.set_random_seed` before that makes it repeatable too.
         callbacks: more Keras callbacks, for the phase that trains end to end, or the head where only it
             does.
         verbose: as in Keras.

@@ -161,7 +161,7 @@ def saved_model(path: str) -> keras.Model:
         >>> import tempfile
         >>> with tempfile.NamedTemporaryFile(suffix=".keras") as file:
         ...     keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]).save(file.name)
-        ...     saved_model(file.name).output.shape
+        ...     saved_model(file.name).outputs[0].shape
         (None, 3)
     """
     if not Path(path).is_file():
