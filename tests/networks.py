@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,3 +95,14 @@ def policy(name: str):
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@functools.cache
+def two_replicas():
+    """One strategy of two CPU devices for all tests: TensorFlow confuses the messages of two that count alike."""
+    import tensorflow as tf
+
+    class Apart(tf.distribute.MirroredStrategy):
+        _collective_key_base = 1000
+
+    return Apart(["CPU:0", "CPU:1"])

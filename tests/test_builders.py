@@ -6,7 +6,15 @@ import keras
 import numpy as np
 import pytest
 from conftest import make_tiny
-from networks import assert_bit_equal, assert_same_function, flags, infer, raw_pictures, snapshot
+from networks import (
+    assert_bit_equal,
+    assert_same_function,
+    flags,
+    infer,
+    raw_pictures,
+    snapshot,
+    two_replicas,
+)
 
 from transfer import surgery
 from transfer.builders import (
@@ -347,32 +355,25 @@ def test_an_image_size_that_the_network_cannot_take_is_refused():
 # Replicas
 
 
-@pytest.fixture
-def two_replicas():
-    import tensorflow as tf
-
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
-def test_a_network_made_outside_the_scope_trains_on_two_replicas(tiny, two_replicas):
+def test_a_network_made_outside_the_scope_trains_on_two_replicas(tiny):
     before = snapshot(tiny)
-    model = large_similar(tiny, 3, strategy=two_replicas, **OWN)
-    assert model.distribute_strategy is two_replicas
-    assert_replicas_agree(model, two_replicas)
+    model = large_similar(tiny, 3, strategy=two_replicas(), **OWN)
+    assert model.distribute_strategy is two_replicas()
+    assert_replicas_agree(model)
     start = by_layer(model)
     train(model)
     pinned = {name for name in start if name.endswith("_bn")}
     assert changed(start, by_layer(model)) == set(start) - pinned
-    assert_replicas_agree(model, two_replicas)
+    assert_replicas_agree(model)
     assert_bit_equal(snapshot(tiny), before)
     unfreeze(model, from_layer="block3_conv")
     train(model)
-    assert_replicas_agree(model, two_replicas)
+    assert_replicas_agree(model)
 
 
-def test_two_replicas_train_as_one_does(tiny, two_replicas):
+def test_two_replicas_train_as_one_does(tiny):
     one, two = (
-        large_similar(tiny, 3, strategy=s, learning_rate=1e-3, **OWN) for s in ("default", two_replicas)
+        large_similar(tiny, 3, strategy=s, learning_rate=1e-3, **OWN) for s in ("default", two_replicas())
     )
     before = one.get_weights()
     train(one, epochs=2), train(two, epochs=2)
@@ -382,17 +383,17 @@ def test_two_replicas_train_as_one_does(tiny, two_replicas):
     assert apart < 0.1 * moved
 
 
-def test_live_batchnorm_is_the_same_on_both_replicas(tiny, two_replicas):
-    model = large_different(tiny, 3, init="random", strategy=two_replicas, **OWN)
+def test_live_batchnorm_is_the_same_on_both_replicas(tiny):
+    model = large_different(tiny, 3, init="random", strategy=two_replicas(), **OWN)
     before = by_layer(model)
     train(model)
     assert changed(before, by_layer(model)) == set(before)
-    assert_replicas_agree(model, two_replicas, tolerance=1e-6)
+    assert_replicas_agree(model, tolerance=1e-6)
 
 
-def assert_replicas_agree(model, strategy, tolerance: float = 0.0) -> None:
+def assert_replicas_agree(model, tolerance: float = 0.0) -> None:
     for variable in model.weights:
-        first, second = (np.asarray(v) for v in strategy.experimental_local_results(variable.value))
+        first, second = (np.asarray(v) for v in two_replicas().experimental_local_results(variable.value))
         assert np.abs(first - second).max() <= tolerance * max(1.0, np.abs(first).max()), variable.path
 
 
@@ -433,7 +434,6 @@ def test_networks_that_cannot_be_sliced_are_refused():
 
     one, two = keras.Input((32, 32, 3)), keras.Input((32, 32, 3))
     both = keras.Model([one, two], keras.layers.Add()([one, two]), name="both")
-    grey = make_tiny()
     vector = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
     for base, message in (
         (Subclassed(), "no graph of layers"),
@@ -446,12 +446,10 @@ def test_networks_that_cannot_be_sliced_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             small_similar(base, 3, **OWN)
-    del grey
 
 
 def test_a_model_of_ours_can_be_the_base_of_the_next_one(tiny):
     first = large_similar(tiny, 5, **OWN)
-    train(first.__class__.from_config(first.get_config())) if False else None
     second = small_similar(first, 3)
     assert second.plan.cut == "pool"
     assert_same_function(surgery.trunk_of(first), surgery.trunk_of(second), IMAGES)

@@ -45,6 +45,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             if rows[i]["phase"] != rows[i - 1]["phase"]:
                 axes.axvline(i + 0.5, color="grey", linestyle=":")
         axes.set(xlabel="epoch", title=_curve_title(quantity, rows))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -160,7 +161,7 @@ def network_by_blocks(
         axes.text(cut_from - 0.3, -1.1, "cut away", ha="right", va="center", fontsize=9, style="italic")
     _legend(axes, {state for _, state in blocks})
     axes.set_xlim(0, right)
-    axes.set_ylim(-2.3 if cut else 0.2, 3.5)
+    axes.set_ylim(-2.3 if cut else 0.2, 3.4)
     axes.set_title(title, fontsize=11, loc="left")
     return figure
 
@@ -174,13 +175,15 @@ def _groups(blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     size = -(-len(blocks) // _MOST_BLOCKS)
     groups: list[tuple[list[str], str]] = []
     for name, state in blocks:
-        for tail in ("_add", "_out", "_concat", "_project_bn", "_project_BN", "_relu", "_ac"):
+        for tail in ("_add", "_out", "_concat", "_project_bn", "_project_BN", "_relu", "_ac", "_pool"):
             name = name.removesuffix(tail)
         if groups and groups[-1][1] == state and len(groups[-1][0]) < size and name != "old classifier":
             groups[-1][0].append(name)
         else:
             groups.append(([name], state))
-    return [(names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}", state) for names, state in groups]
+    return [
+        (names[0] if len(names) == 1 else f"{names[0]} to\n{names[-1]}", state) for names, state in groups
+    ]
 
 
 def _draw_block(axes: Any, x: float, y: float, name: str, state: str, height: float) -> None:
@@ -199,7 +202,7 @@ def _draw_block(axes: Any, x: float, y: float, name: str, state: str, height: fl
         )
     )
     # Names may be of any length: the box is about 14 letters high.
-    size = 8 * min(1.0, 15 / max(1, len(name)))
+    size = 8 * min(1.0, 16 / max(len(line) for line in name.split("\n")))
     color = "#777777" if gone else "black"
     axes.text(x + width / 2, y, name, rotation=90, ha="center", va="center", fontsize=size, color=color)
     if not gone:

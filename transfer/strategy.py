@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -63,7 +64,7 @@ def get_strategy(strategy: Any = "auto") -> Any:
     if name == "auto":
         name = _best(tf)
     if name == "mirrored":
-        return tf.distribute.MirroredStrategy()
+        return _mirrored()
     if name == "multiworker":
         return _multiworker(tf)
     if name == "tpu":
@@ -75,6 +76,15 @@ def _best(tf: Any) -> str:
     if "TPU_NAME" in os.environ or tf.config.list_physical_devices("TPU"):
         return "tpu"
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "default"
+
+
+@functools.cache
+def _mirrored() -> Any:
+    """Make one strategy for the whole process: TensorFlow takes what the devices of a second one tell each
+    other for messages of the first ("Shape mismatch in the collective instance")."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy()
 
 
 def _tpu(tf: Any) -> Any:
