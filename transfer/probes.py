@@ -22,13 +22,16 @@ def label_information(old_probabilities: np.ndarray, labels: np.ndarray) -> floa
         labels: the new classes, shape (N,), whole numbers from 0.
 
     Returns:
-        The information; below 0 where the old classes mislead.
+        The information; below 0 where the old classes mislead, as they do where there are hardly more
+        pictures than old classes. 0 where there are no pictures, or all of one class.
 
     Example:
         >>> old = np.eye(2)[[0, 0, 0, 1, 1, 1]]
         >>> float(label_information(old, np.array([0, 0, 0, 1, 1, 1])).__round__(3)) > 0.5
         True
     """
+    if not len(labels):
+        return 0.0
     num_classes = int(labels.max()) + 1
     one_hot = np.eye(num_classes)[labels]
     share = one_hot.mean(axis=0)
