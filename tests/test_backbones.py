@@ -45,8 +45,6 @@ QUICK = (
     "MobileNet",
     "MobileNetV3Small",
     "Xception",
-    "InceptionV3",
-    "EfficientNetV2B0",
 )
 HUGE = ("ConvNeXtLarge", "ConvNeXtXLarge", "EfficientNetB7", "EfficientNetV2L", "NASNetLarge")
 
@@ -165,7 +163,7 @@ def test_the_biggest_networks_build_and_slice(name):
     early = ends[early_position(len(ends))]
     for end in (ends[0], early, ends[-1]):
         assert len(surgery.slice_at(base, end).output.shape) == 4
-    assert graphs.layer_before_classifier(base) not in (base.layers[-1].name, base.layers[-2].name[:0])
+    assert graphs.layer_before_classifier(base) != base.layers[-1].name
     images = raw_pictures(2, family(name).min_size)
     sliced = surgery.slice_at(base, early)
     calibrate(sliced, preprocessing_of(base)(images))
@@ -221,10 +219,8 @@ def test_block_ends_of_a_plain_chain_are_its_pools_or_else_every_map():
 
 def test_a_stranger_with_the_name_of_a_family_is_cut_by_its_shape():
     model = make_tiny()
-    model.name = "vgg16"
-    assert (
-        block_ends(model) == ["block1_bn", "block2_bn", "block3_add"] or block_ends(model)[-1] == "block3_add"
-    )
+    model.name = "densenet121"
+    assert block_ends(model) == ["block1_add", "block2_add", "block3_add"]
 
 
 def test_networks_for_any_image_size_are_known():
