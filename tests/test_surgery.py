@@ -382,6 +382,13 @@ def test_flags_reach_into_nested_models_and_pin_batchnorm_there():
     assert len(surgery.set_trainable(model, False).trainable_variables) == 0
 
 
+def test_layers_of_a_nested_model_that_were_frozen_one_by_one_thaw():
+    model = nested()
+    for layer in model.get_layer("inner").layers:
+        layer.trainable = False
+    assert len(surgery.set_trainable(model, True).trainable_variables) == 4
+
+
 def test_batchnorm_takes_statistics_from_all_replicas_only_where_it_trains():
     model = surgery.set_trainable(make_tiny(), True, pin_batchnorm=False, synchronized=True)
     assert model.get_layer("block1_bn").synchronized

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
 from transfer.evaluation import Evaluation
 
@@ -45,7 +46,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             if rows[i]["phase"] != rows[i - 1]["phase"]:
                 axes.axvline(i + 0.5, color="grey", linestyle=":")
         axes.set(xlabel="epoch", title=_curve_title(quantity, rows))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
