@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import zipfile
 
@@ -446,7 +447,7 @@ def test_vgg_at_another_size_loses_its_top_and_others_keep_theirs():
 
 
 @pytest.fixture
-def no_network(monkeypatch):
+def no_network(monkeypatch, tmp_path):
     """Names cannot be resolved, and no download of earlier is at hand."""
     config = importlib.import_module("keras.src.utils.file_utils").config
 
@@ -454,7 +455,7 @@ def no_network(monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown_host)
-    monkeypatch.setattr(config, "keras_home", lambda: "/nonexistent/keras")
+    monkeypatch.setattr(config, "keras_home", lambda: str(tmp_path))
 
 
 @pytest.mark.parametrize("options", [{}, {"image_size": 96}, {"include_top": False}])
@@ -467,21 +468,24 @@ def test_without_a_network_the_message_says_what_to_do_instead(no_network, optio
     assert time.perf_counter() - start < 10
 
 
-def test_a_server_that_never_answers_is_given_up(monkeypatch):
+def test_a_server_that_never_answers_is_given_up(monkeypatch, tmp_path):
     server = socket.create_server(("127.0.0.1", 0))
+    guard = threading.Timer(8, server.close)  # else a fault would hang the tests
+    guard.start()
     here = f"http://127.0.0.1:{server.getsockname()[1]}/"
     module = importlib.import_module("keras.src.applications.mobilenet")
     files = importlib.import_module("transfer.weight_files")
     monkeypatch.setattr(module, "BASE_WEIGHT_PATH", here)
     monkeypatch.setattr(files, "PATIENCE", 0.5)
     monkeypatch.setattr(
-        importlib.import_module("keras.src.utils.file_utils").config, "keras_home", lambda: "/none"
+        importlib.import_module("keras.src.utils.file_utils").config, "keras_home", lambda: str(tmp_path)
     )
     start = time.perf_counter()
     with pytest.raises(InputError, match=r"cannot be downloaded: .*timed out"):
         load_backbone("MobileNet", alpha=0.25, include_top=False)
     assert time.perf_counter() - start < 10
     assert socket.getdefaulttimeout() is None
+    guard.cancel()
     server.close()
 
 

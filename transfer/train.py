@@ -67,7 +67,7 @@ def run(config: TrainConfig) -> Path:
     strategy.start_quietly()
     import keras
 
-    from transfer import datasets, evaluation, report, training
+    from transfer import datasets, evaluation, graphs, report, training
     from transfer.backbones import load_backbone
 
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
@@ -76,6 +76,8 @@ def run(config: TrainConfig) -> Path:
     data = datasets.load_data(config.data, seed=config.seed, strict=config.strict, data_dir=config.data_dir)
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
+    if config.cut is not None:
+        graphs.find(base, config.cut)  # before the quick look
     case, similarity = _advise(config, data, base)
     model = _build(config, case, base, data, devices)
     with report.run_folder(config.output, f"{data.name}-{case}") as folder:

@@ -48,7 +48,9 @@ def download(make: Callable[[], keras.Model], name: str, *, instead: str) -> ker
                 f"file (weights=PATH), random weights (weights='none'), or use {instead}, whose weights were "
                 "installed with this package."
             ) from error
-        raise _refused(name, error) from error
+        if isinstance(error, (ValueError, TypeError)):
+            raise _refused(name, error) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -87,10 +89,8 @@ def build(make: Callable[[], keras.Model], name: str) -> keras.Model:
         raise _refused(name, error) from error
 
 
-def _refused(name: str, error: Exception) -> Exception:
-    if isinstance(error, (ValueError, TypeError)):
-        return InputError(f"{name} refuses its arguments: {_one_line(error)}")
-    return error
+def _refused(name: str, error: Exception) -> InputError:
+    return InputError(f"{name} refuses its arguments: {_one_line(error)}")
 
 
 def from_file(
