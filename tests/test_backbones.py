@@ -26,7 +26,6 @@ from networks import (
     policy,
     raw_pictures,
     save_legacy,
-    snapshot,
     soften,
 )
 
@@ -45,9 +44,16 @@ QUICK = (
     "EfficientNetLite0",
     "MobileNet",
     "MobileNetV3Small",
-    "Xception",
 )
-HUGE = ("ConvNeXtLarge", "ConvNeXtXLarge", "EfficientNetB7", "EfficientNetV2L", "NASNetLarge")
+HUGE = (
+    "ConvNeXtLarge",
+    "ConvNeXtXLarge",
+    "EfficientNetB6",
+    "EfficientNetB7",
+    "EfficientNetV2L",
+    "EfficientNetV2M",
+    "NASNetLarge",
+)
 
 
 def family(name: str) -> backbones.Family:
@@ -656,11 +662,3 @@ def test_a_saved_model_that_cannot_be_read_is_refused_in_a_sentence(tmp_path):
         with pytest.raises(InputError, match="Keras cannot load") as caught:
             load_backbone(tmp_path / f"{name}.keras")
         assert len(str(caught.value)) < 500 + len(os.fspath(tmp_path))
-
-
-def test_loading_changes_no_state_of_the_process(tmp_path, topped):
-    before = snapshot(topped)
-    topped.save_weights(tmp_path / "a.weights.h5")
-    model = load_mobilenet(tmp_path / "a.weights.h5")
-    model.set_weights([w + 1 for w in model.get_weights()])
-    assert_bit_equal(snapshot(topped), before)
