@@ -30,3 +30,7 @@ def test_it_runs(path, tmp_path):
 
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [
+        kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})
+    ]
+    assert "image/png" in shown

@@ -61,3 +61,8 @@ def test_the_network_is_drawn_with_all_states_whatever_its_depth(count, tmp_path
     assert "_add" not in shown and "trained further" not in shown
     assert figure.get_size_inches()[0] < 26
     figure.savefig(tmp_path / "network.png")
+
+
+def test_a_notebook_shows_a_figure_by_itself():
+    figure = plots.learning_curves([{"phase": "head", "loss": 1.0, "accuracy": 0.4}])
+    assert figure._repr_png_().startswith(b"\x89PNG")

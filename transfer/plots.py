@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -227,8 +228,17 @@ def _legend(axes: Any, states: set[str]) -> None:
     axes.legend(handles=patches, loc="upper right", ncols=len(patches), frameon=False, fontsize=8)
 
 
+class _Picture(Figure):
+    """A figure that notebooks show without having been told to draw inline."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=80)
+        return picture.getvalue()
+
+
 def _figure(width: float, height: float) -> Figure:
-    """A figure that no window manager and no notebook knows of, so that a run draws the same everywhere."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    """A figure that no window manager knows of, so that a run draws the same everywhere."""
+    figure = _Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
