@@ -116,6 +116,7 @@ def weighted(names) -> list:
 @pytest.mark.parametrize("name", weighted(n for n in NAMES if n not in HUGE))
 def test_every_network_slices_builds_runs_and_reloads(name, tmp_path):
     keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
     smallest = family(name).min_size
     base = load_backbone(name, weights="none", image_size=smallest)
     images = raw_pictures(4, smallest)
@@ -165,13 +166,17 @@ def assert_reloads(model: keras.Model, images, path) -> None:
 @pytest.mark.parametrize("name", HUGE)
 def test_the_biggest_networks_build_and_slice(name):
     keras.backend.clear_session()
-    base = load_backbone(name, weights="none", image_size=family(name).min_size)
+    keras.utils.set_random_seed(0)
+    size = (
+        64  # at the smallest size the last maps have one pixel, and calibrated statistics blow up with depth
+    )
+    base = load_backbone(name, weights="none", image_size=size)
     ends = check_block_ends(base)
     early = ends[early_position(len(ends))]
     for end in (ends[0], early, ends[-1]):
         assert len(surgery.slice_at(base, end).output.shape) == 4
     assert graphs.layer_before_classifier(base) != base.layers[-1].name
-    images = raw_pictures(2, family(name).min_size)
+    images = raw_pictures(6, size)
     sliced = surgery.slice_at(base, early)
     calibrate(sliced, preprocessing_of(base)(images))
     infer(sliced, preprocessing_of(base)(images))

@@ -14,11 +14,13 @@ ROOMS = sorted(p.stem for p in Path(transfer.__file__).parent.glob("*.py") if p.
 
 
 def public_functions():
-    for room in ROOMS:
-        module = importlib.import_module(f"transfer.{room}")
-        for name, thing in vars(module).items():
-            if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_"):
-                yield pytest.param(thing, id=f"{room}.{name}")
+    modules = [importlib.import_module(f"transfer.{room}") for room in ROOMS]
+    return [
+        pytest.param(thing, id=f"{module.__name__}.{name}")
+        for module in modules
+        for name, thing in vars(module).items()
+        if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
+    ]
 
 
 @pytest.mark.parametrize("function", public_functions())
