@@ -14,6 +14,7 @@ from transfer import graphs, surgery
 from transfer.backbones import block_ends, preprocessing_of
 from transfer.cases import POLICIES, SCRATCH_LEARNING_RATE, Case, early_position
 from transfer.errors import InputError, unknown
+from transfer.pictures import as_size
 from transfer.strategy import get_strategy, scope_of
 
 INITS = ("pretrained", "random", "auto")
@@ -104,7 +105,7 @@ def build(
     with get_strategy(strategy).scope():
         trunk = surgery.clone(
             surgery.slice_at(base, plan.cut),
-            image_size=_height_and_width(image_size),
+            image_size=as_size(image_size),
             preprocess=preprocessing_of(base, preprocessing),
             weights="random" if init == "random" else "copy",
             seed=seed,
@@ -324,17 +325,6 @@ def _check_arguments(case: Case, init: str, learning_rate: float | None) -> None
 def _check_learning_rate(learning_rate: float) -> None:
     if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
         raise InputError(f"Expected a learning rate, a number above 0. Received: {learning_rate!r}.")
-
-
-def _height_and_width(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    pair = (size, size) if isinstance(size, Integral) else size
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise InputError(f"Expected an image size: pixels, or (height, width). Received: {size!r}.")
-    if not all(isinstance(side, Integral) and side > 0 for side in pair):
-        raise InputError(f"Expected an image size in whole pixels above 0. Received: {size!r}.")
-    return int(pair[0]), int(pair[1])
 
 
 def _plan(case: Case, base: keras.Model, policy_cut: str, cut: str | int | None, init: str) -> Plan:

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from transfer.augmentation import AUGMENTATIONS, light
 from transfer.errors import InputError, unknown
-from transfer.pictures import check_files
+from transfer.pictures import as_size, check_files
 from transfer.sources import embedded_folder as embedded_folder
 from transfer.sources import find_folder, read_arrays, read_folder
 from transfer.splitting import Split, complete_splits
@@ -124,7 +123,7 @@ def load_data(
         )
     if seed < 0:
         raise InputError(f"Expected a seed of 0 or more. Received: {seed}. Any other number will do.")
-    size = _as_size(image_size)
+    size = as_size(image_size)
     if isinstance(source, (str, Path)):
         if class_names is not None:
             raise InputError(
@@ -145,21 +144,6 @@ def load_data(
     _refuse_too_few(name, parts["train"], names)
     splits = complete_splits(parts, digests, names, seed=seed, val=val, test=test)
     return ImageData(name, tuple(names), **splits, image_size=size, skipped=skipped)
-
-
-def _as_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    try:
-        height, width = (index(side) for side in (size if isinstance(size, (tuple, list)) else (size, size)))
-    except (TypeError, ValueError):
-        height = width = 0
-    if height < 1 or width < 1:
-        raise InputError(
-            "Expected an image size in whole pixels, 1 or more: one number, or (height, width). "
-            f"Received: image_size={size!r}."
-        )
-    return height, width
 
 
 def _check(

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import index
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,37 @@ class Checked(NamedTuple):
 
     digest: str
     problem: str
+
+
+def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Read an image size as people give it.
+
+    Args:
+        image_size: pixels, one number or (height, width), 1 or more; or None.
+
+    Returns:
+        (height, width), or None for None.
+
+    Raises:
+        InputError: it is neither.
+
+    Example:
+        >>> as_size(96)
+        (96, 96)
+    """
+    if image_size is None:
+        return None
+    pair = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    try:
+        height, width = (index(side) for side in pair)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise InputError(
+            "Expected an image size in whole pixels, 1 or more: one number, or (height, width). "
+            f"Received: image_size={image_size!r}."
+        )
+    return height, width
 
 
 def decode(picture: str | Path | bytes, size: tuple[int, int]) -> np.ndarray:

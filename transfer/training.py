@@ -207,7 +207,7 @@ def _train_head(run: _Run, done: TrainingLog, epochs: int, *, alone: bool) -> No
 
 def _center_and_scale(x: np.ndarray) -> tuple[np.ndarray, float]:
     """The mean of each feature, and one scale for all: features keep their proportions, since scaling each
-    by itself blows up the ones that are seldom active (2 points lost with 1,280 features of 350 pictures)."""
+    by itself blows up the ones that are seldom active."""
     mean = x.mean(axis=0)
     return mean, float(np.sqrt(np.mean(np.square(x - mean)))) or 1.0
 
@@ -216,7 +216,7 @@ def _zero_head(model: keras.Model) -> keras.Model:
     """A copy of the model's head, compiled like the model, that starts from zero.
 
     Its problem is convex, so that the start decides nothing but what remains where there are more features
-    than pictures: random weights stay there as noise (2 to 4 points lost on the emoji and on hymenoptera).
+    than pictures: random weights stay there as noise.
     """
     own = model.layers[-1]
     config = {
