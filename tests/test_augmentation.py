@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from transfer.augmentation import light
-from transfer.datasets import Split, make_dataset
+from transfer.pipeline import make_dataset
+from transfer.splitting import Split
 
 SIDE = 20
 

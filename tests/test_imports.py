@@ -17,14 +17,14 @@ FLOORS = [
     {"augmentation", "cases", "graphs", "pictures", "probes", "strategy", "torch_file", "weight_files"},
     {"config", "efficientnet_lite", "splitting", "surgery"},
     {"backbones", "sources", "tfds_source"},
-    {"datasets"},
+    {"datasets", "pipeline"},
     {"features"},
     {"advice", "builders", "evaluation"},
     {"plots", "training"},
     {"report"},
     {"train"},
 ]
-TENSORFLOW = {"strategy", "datasets", "augmentation", "tfds_source", "features", "export"}
+TENSORFLOW = {"strategy", "pipeline", "augmentation", "tfds_source", "features", "export"}
 LIGHT = ["cases", "config", "errors", "probes", "splitting", "train"]
 
 

@@ -178,7 +178,7 @@ def test_two_replicas_train_a_base_that_was_made_outside_their_scope(case, color
 def test_nothing_is_looked_at_in_the_test_split(colors):
     from dataclasses import replace
 
-    from transfer.datasets import Split
+    from transfer.splitting import Split
 
     class Untouchable(list):
         def __getitem__(self, _):

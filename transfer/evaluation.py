@@ -8,9 +8,10 @@ import keras
 import numpy as np
 from sklearn import metrics
 
-from transfer.datasets import ImageData, Split, make_dataset
+from transfer.datasets import ImageData, Split
 from transfer.errors import InputError
 from transfer.features import BATCH_SIZE, input_size
+from transfer.pipeline import make_dataset
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from transfer.datasets import ImageData, Split, make_dataset
+from transfer.datasets import ImageData, Split
 from transfer.errors import InputError
+from transfer.pipeline import make_dataset
 
 BATCH_SIZE = 32
 """Pictures per step of the forward pass; more is no faster on a CPU and costs memory."""

@@ -1,19 +1,14 @@
-"""Reading pictures: one decoder for every place that needs pixels, and the check of files."""
+"""Reading pictures: one decoder for every place that needs pixels."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from operator import index
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-from tqdm.auto import tqdm
+from PIL import Image, ImageOps
 
 from transfer.errors import InputError
 
@@ -21,6 +16,9 @@ MOST_PIXELS = 180_000_000
 """Larger pictures are refused as decompression bombs (Pillow's own error line, twice its warning)."""
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
+RESIZES = ("stretch", "crop", "pad")
+"""How a picture gets another shape: `stretch` both sides, `crop` the middle, or `pad` with black."""
+
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # what Pillow may try; its others can start programs
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -34,19 +32,25 @@ _UPRIGHT = {
 }
 """What to do for each value of EXIF's orientation; 1 is upright already."""
 
-_THREADS = os.cpu_count() or 1
+_ON_ITS_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
-class Checked(NamedTuple):
-    """What the check found out about one file.
+class Look(NamedTuple):
+    """What one picture is.
 
     Attributes:
-        digest: SHA-256 of the file's bytes; equal for exact duplicates. Empty for a bad file.
-        problem: why it cannot be used; empty for a good file.
+        pixels: small, upright, uint8 of shape (height, width, 3).
+        format: `JPEG`, `PNG`, `GIF`, `BMP` or `WEBP`.
+        mode: Pillow's word for its channels: `RGB`, `L` (grey), `RGBA`, `P` (palette), `CMYK`, `I;16`, ...
+        width: in pixels, as seen: upright.
+        height: the same.
     """
 
-    digest: str
-    problem: str
+    pixels: np.ndarray
+    format: str
+    mode: str
+    width: int
+    height: int
 
 
 def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -80,12 +84,13 @@ def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return height, width
 
 
-def decode(picture: str | Path | bytes, size: tuple[int, int]) -> np.ndarray:
+def decode(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch") -> np.ndarray:
     """Decode one picture to RGB as a person sees it: EXIF rotation applied, transparency on white.
 
     Args:
         picture: a file's path, or its encoded bytes (JPEG, PNG, GIF, BMP or WebP, whatever its name).
-        size: height and width in pixels to stretch to.
+        size: height and width in pixels.
+        resize: one of `RESIZES`.
 
     Returns:
         uint8 array of shape (height, width, 3), 0 to 255.
@@ -99,18 +104,21 @@ def decode(picture: str | Path | bytes, size: tuple[int, int]) -> np.ndarray:
         (96, 96, 3)
     """
     try:
-        return _read(io.BytesIO(picture) if isinstance(picture, bytes) else picture, size)
-    except _BadPictureError as error:
+        return look(picture, size, resize=resize).pixels
+    except BadPictureError as error:
         name = "the picture" if isinstance(picture, bytes) else str(picture)
         raise InputError(f"Cannot read {name}: {error}. Expected JPEG, PNG, GIF, BMP or WebP.") from None
 
 
-def to_rgb_array(pixels: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+def to_rgb_array(
+    pixels: np.ndarray, size: tuple[int, int] | None = None, *, resize: str = "stretch"
+) -> np.ndarray:
     """Bring one picture that is an array already to the form that `decode` gives.
 
     Args:
         pixels: shape (H, W), (H, W, 1) or (H, W, 3), values 0 to 255 of any number type.
-        size: height and width to stretch to; None keeps the array's own.
+        size: height and width in pixels; None keeps the array's own.
+        resize: one of `RESIZES`.
 
     Returns:
         uint8 array of shape (height, width, 3).
@@ -123,89 +131,82 @@ def to_rgb_array(pixels: np.ndarray, size: tuple[int, int] | None = None) -> np.
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     rgb = Image.fromarray(pixels).convert("RGB")
-    if size is not None and rgb.size != (size[1], size[0]):
-        rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
+    return np.asarray(rgb if size is None else _resized(rgb, size, resize))
 
 
-def check_files(files: Sequence[str | bytes], *, progress: bool = True) -> list[Checked]:
-    """Decode every picture once, small, to find the bad ones before training does.
-
-    Args:
-        files: paths, or encoded pictures as bytes.
-        progress: show a bar when there are many.
-
-    Returns:
-        One `Checked` per file, in the same order.
-
-    Example:
-        >>> check_files([b"not a picture"])[0].problem
-        'not a picture of a known format'
-    """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(check, files, chunksize=16)
-        bar = tqdm(
-            found,
-            total=len(files),
-            desc="checking",
-            unit=" pictures",
-            disable=not progress or len(files) < 2000,
-        )
-        return list(bar)
+class BadPictureError(Exception):
+    """A picture that cannot be read; the message is the reason alone, without the picture's name."""
 
 
-def check(picture: str | bytes) -> Checked:
-    """Say whether one picture can be read to its last byte.
+def look(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch") -> Look:
+    """Decode one picture as `decode` does, and say what it is.
+
+    A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that suffices, to its last byte all the same.
 
     Args:
-        picture: a path, or encoded bytes.
+        picture: a file's path, or its encoded bytes.
+        size: height and width of the pixels to give.
+        resize: one of `RESIZES`.
 
     Returns:
-        Its digest, or the problem.
+        What it is, with its pixels.
+
+    Raises:
+        BadPictureError: it cannot be read.
 
     Example:
-        >>> check(b"").problem
-        'empty'
+        >>> from transfer.datasets import embedded_folder
+        >>> seen = look(next(embedded_folder().rglob("*.png")), (8, 8))
+        >>> seen.format, seen.pixels.shape
+        ('PNG', (8, 8, 3))
     """
-    try:
-        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        if not content:
-            return Checked("", "empty")
-        _read(io.BytesIO(content), (32, 32))
-    except _BadPictureError as error:
-        return Checked("", str(error))
-    except OSError as error:
-        return Checked("", _reason(error))
-    return Checked(hashlib.sha256(content).hexdigest(), "")
-
-
-class _BadPictureError(Exception):
-    """The message is the reason alone, without the picture's name."""
-
-
-def _read(source: str | Path | io.BytesIO, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
+    source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     try:
         with Image.open(source, formats=_FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise _BadPictureError(f"{image.width}x{image.height} is more than {MOST_PIXELS:,} pixels")
-            longer = max(width, height)  # both ways, since the picture may lie on its side
-            image.draft("RGB", (longer, longer))  # JPEG only: decode at 1/2, 1/4 or 1/8 where that suffices
+            width, height, mode = image.width, image.height, image.mode
+            if width * height > MOST_PIXELS:
+                raise BadPictureError(f"{width}x{height} is more than {MOST_PIXELS:,} pixels")
+            longer = max(size)  # both ways, since the picture may lie on its side
+            image.draft("RGB", (longer, longer))
             image.load()  # here, where a broken file is an error
-            rgb = _to_rgb(image)
-        if rgb.size != (width, height):
-            rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(rgb)
-    except _BadPictureError:
+            turn = _UPRIGHT.get(_orientation(image))
+            rgb = _to_rgb(image, turn)
+            kind = "JPEG" if image.format == "MPO" else image.format or ""
+        if turn in _ON_ITS_SIDE:
+            width, height = height, width
+        return Look(np.asarray(_resized(rgb, size, resize)), kind, mode, width, height)
+    except BadPictureError:
         raise
     except Image.DecompressionBombError:
-        raise _BadPictureError(f"more than {MOST_PIXELS:,} pixels") from None
+        raise BadPictureError(f"more than {MOST_PIXELS:,} pixels") from None
     # Pillow's decoders throw many kinds for broken files, struct.error among them; all mean the same.
     except Exception as error:
-        raise _BadPictureError(_reason(error)) from error
+        raise BadPictureError(reason(error)) from error
 
 
-def _reason(error: BaseException) -> str:
+def _resized(rgb: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
+    width, height = size[1], size[0]
+    if rgb.size == (width, height):
+        return rgb
+    if resize == "stretch":
+        return rgb.resize((width, height), Image.Resampling.BILINEAR)
+    change = {"crop": ImageOps.fit, "pad": ImageOps.pad}[resize]
+    return change(rgb, (width, height), Image.Resampling.BILINEAR)
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few words why a picture could not be read.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        Words without the picture's name.
+
+    Example:
+        >>> reason(FileNotFoundError(2, "No such file or directory", "a.png"))
+        'no such file or directory'
+    """
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture of a known format"
     if isinstance(error, OSError) and error.strerror:
@@ -213,10 +214,9 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    orientation = _orientation(image)
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
+def _to_rgb(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's convert would clip it
         values = np.asarray(image, "float32")
         image = Image.fromarray(np.rint(values / (257.0 if values.max() > 255 else 1.0)).astype("uint8"))

@@ -14,9 +14,10 @@ import numpy as np
 from transfer import features, surgery
 from transfer.builders import start_over, unfreeze
 from transfer.cases import POLICIES, Case
-from transfer.datasets import ImageData, batch_arrays, flips_are_safe, make_dataset
+from transfer.datasets import ImageData, flips_are_safe
 from transfer.errors import InputError
 from transfer.features import input_size
+from transfer.pipeline import batch_arrays, make_dataset
 from transfer.strategy import allow_uneven_batches, scope_of
 
 log = logging.getLogger(__name__)
