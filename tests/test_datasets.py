@@ -1,17 +1,22 @@
-"""Folders and arrays become splits of labelled pictures."""
+"""Sources become splits of labelled pictures, checked; the command that checks them by itself."""
 
+import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import COLORS, write_picture
+from PIL import Image
 
-from transfer.datasets import embedded_folder, flips_are_safe, load_data
+from transfer.datasets import embedded_folder, flips_are_safe, load_data, main
 from transfer.errors import InputError
 from transfer.pipeline import make_dataset
+from transfer.split_file import read_split, write_split
 
 SIZE = (8, 8)
 
@@ -159,7 +164,8 @@ def test_copies_in_given_splits_raise_a_warning(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 5, "b": 5})
     fill(tmp_path / "test", {"a": 2, "b": 1})
     load_data(tmp_path)
-    assert "3 of the 3 pictures in test are exact copies of pictures in train" in caplog.text
+    assert "3 pictures are in several of the splits that the data came with" in caplog.text
+    assert "test/a/00.png = train/a/00.png" in caplog.text
 
 
 def test_the_pictures_that_come_along_load():
@@ -189,7 +195,7 @@ def test_broken_files_are_skipped_named_and_counted(broken_folder, caplog):
         "b/text.jpg": "not a picture of a known format",
     }
     assert len(data.train) + len(data.val) + len(data.test) == 11
-    assert "Skipped 3 pictures that cannot be read: a/00.png: image file is truncated" in caplog.text
+    assert "3 pictures are skipped" in caplog.text and "a/00.png (image file is truncated)" in caplog.text
     for part in (data.train, data.val, data.test):
         assert [data.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
         batches = make_dataset(part, image_size=SIZE, batch_size=4)
@@ -208,7 +214,7 @@ def test_long_lists_of_broken_files_are_cut(tmp_path, caplog):
     for i in range(14):
         (tmp_path / "a" / f"bad{i:02}.jpg").write_bytes(b"x")
     assert len(load_data(tmp_path).skipped) == 14
-    assert "bad09.jpg" in caplog.text and "bad10.jpg" not in caplog.text and "and 4 more" in caplog.text
+    assert "bad04.jpg" in caplog.text and "bad05.jpg" not in caplog.text and "and 9 more" in caplog.text
 
 
 def test_a_class_of_broken_files_alone_is_refused(tmp_path):
@@ -232,6 +238,7 @@ def test_a_file_that_vanishes_later_is_named(tmp_path):
 def misfits(tmp_path):
     fill(tmp_path / "colours", {"a": 3, "b": 3})
     fill(tmp_path / "one", {"a": 3})
+    fill(tmp_path / "wrapped", {"photos/a": 3, "photos/b": 3})
     fill(tmp_path / "hollow", {"a": 3, "b": 3})
     (tmp_path / "hollow" / "c").mkdir()
     (tmp_path / "hollow" / "c" / "picture.tif").write_bytes(b"x")
@@ -248,11 +255,12 @@ def misfits(tmp_path):
 
 @pytest.mark.parametrize(("source", "options", "message"), [
     ("colors", {}, r"which does not exist\. Did you mean '.*/colours'\?"),
-    ("zzzzzz", {}, r"a folder with a sub-folder of pictures per class, tfds:NAME, or 'emoji'.* Check the path"),
+    ("zzzzzz", {}, r"a folder with a sub-folder .* CSV or Parquet list, tfds:NAME, or 'emoji'.* Check the path"),
     ("gone/zzz", {}, "which does not exist. Check the path"),
     ("emojis", {}, "Did you mean 'emoji'"),
-    ("file.png", {}, r"Received a file: .*file\.png\. Name the folder"),
+    ("file.png", {}, r"Received a picture: .*file\.png\. Name the folder"),
     ("one", {}, r"at least 2 classes in 'one'. Received: 1 \(a\)\. Put each class' pictures"),
+    ("wrapped", {}, r"one alone, 'photos', with sub-folders of its own\. Did you mean '.*wrapped.photos'"),
     ("none", {}, "at least 2 classes in 'none'. Received: 0. Put each class' pictures"),
     ("flat", {}, "at least 2 classes in 'flat'. Received: 0. Put each class' pictures"),
     ("hollow", {}, r"\.jpg.* in every sub-folder of .*hollow\. Received none in: c\. Add some"),
@@ -261,8 +269,15 @@ def misfits(tmp_path):
     ("headless", {}, r"Expected a folder 'train' in .*headless.* Received: test, val\. Sort"),
     ("flat splits", {}, r"with a sub-folder per class\. Received: test, train\. Sort"),
     ("no test", {}, r"Expected pictures .* in .*test\. Received none\. .* drawn from train"),
-    ("colours", {"val": 0.5, "test": 0.5}, r"val \+ test below 1\. Received: val=0.5, test=0.5\. Leave"),
-    ("colours", {"val": -0.1}, r"shares of 0 or more.*val=-0.1"),
+    ("colours", {"val": 0.5, "test": 0.5}, r"together below 1.* Received: val=0.5, test=0.5\. Leave"),
+    ("colours", {"val": -0.1}, r"0 or more.*val=-0.1"),
+    ("colours", {"val": -1}, r"0 or more.*val=-1"),
+    ("colours", {"val": 7}, r"at most 4 pictures for val and test"),
+    ("colours", {"val": 1.5}, r"a count of them, a whole number.*val=1.5"),
+    ("colours", {"few_shot": 0}, r"few_shot of 1 picture per class or more. Received: 0"),
+    ("colours", {"resize": "strech"}, r"Unknown resize 'strech'. Did you mean 'stretch'"),
+    ("colours", {"tfds_split": "train"}, r"tfds_split with tfds:NAME alone"),
+    ("colours", {"split_file": "nothing.csv"}, r"nothing.csv.*does not exist"),
     ("colours", {"test": 1.0}, r"test=1.0"),
     ("colours", {"test": float("nan")}, r"test=nan"),
     ("colours", {"image_size": 0}, r"whole pixels, 1 or more.* Received: image_size=0"),
@@ -285,85 +300,166 @@ def test_image_sizes_are_pairs(size, expected, color_folder):
     assert load_data(color_folder, image_size=size).image_size == expected
 
 
-# Arrays
+# Splits on request
 
 
-def noise(count=12, shape=(8, 8, 3), seed=0, dtype="uint8"):
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(dtype)
+def test_sizes_may_be_counts_of_pictures(color_folder):
+    data = load_data(color_folder, val=6, test=15)
+    assert [len(part) for part in data.splits.values()] == [69, 6, 15]
+    assert np.bincount(data.test.labels).tolist() == [5, 5, 5]
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 3), (8, 8, 1), (8, 8)])
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
-@pytest.mark.parametrize("column", [False, True])
-def test_arrays_load(shape, dtype, column):
-    x, y = noise(shape=shape, dtype=dtype), np.arange(12) % 2
-    data = load_data((x, y[:, None] if column else y))
-    assert data.class_names == ("0", "1") and data.name == "arrays"
-    assert [len(part) for part in (data.train, data.val, data.test)] == [8, 2, 2]
-    for part in (data.train, data.val, data.test):
-        for i, name in enumerate(part.names):
-            assert part.labels[i] == y[int(name)]
-            rgb = part.picture(i, SIZE)
-            assert np.array_equal(rgb, np.broadcast_to(x[int(name)].reshape(8, 8, -1), (8, 8, 3)))
+def test_few_shot_trains_on_some_of_each_class_and_measures_on_the_same(color_folder):
+    whole, three, one = (load_data(color_folder, few_shot=few) for few in (None, 3, 1))
+    assert np.bincount(three.train.labels).tolist() == [3, 3, 3] and len(one.train) == 3
+    assert set(one.train.names) < set(three.train.names) < set(whole.train.names)
+    assert names_of(one)["test"] == names_of(whole)["test"] and names_of(one)["val"] == names_of(whole)["val"]
+    assert three.report.counts["train"] == (3, 3, 3)
 
 
-def test_arrays_with_a_test_set_load_as_keras_gives_them():
-    train, test = (noise(), np.arange(12) % 3), (noise(5, seed=1), np.array([2, 1, 0, 1, 2]))
-    data = load_data((train, test), class_names=["ant", "bee", "cat"])
-    assert data.class_names == ("ant", "bee", "cat")
-    assert data.test.labels.tolist() == [2, 1, 0, 1, 2] and np.array_equal(data.test.pictures, test[0])
-    assert len(data.train) + len(data.val) == 12 and len(data.val)
+def test_a_split_that_was_written_can_be_given_back(tmp_path):
+    folder = fill(tmp_path / "photos", {"a": 12, "b": 12})
+    before = load_data(folder, seed=5)
+    write_split(tmp_path / "split.csv", before.splits, before.class_names)
+    fill(folder, {"a": 15}, start=7000)  # other pictures under the same names, and three new ones
+    again = load_data(folder, seed=0, split_file=tmp_path / "split.csv")
+    assert names_of(again) == names_of(before), "whatever the seed, and new pictures are left out"
+    for part in again.splits.values():
+        assert [again.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
 
 
-def test_arrays_may_be_lists():
-    x, y = noise(), np.arange(12) % 2
-    assert np.array_equal(load_data([list(x), y.tolist()]).train.pictures, load_data((x, y)).train.pictures)
-    assert len(load_data(([*x[:2]], [0, 1]), val=0, test=0).train) == 2, "two pictures are not two splits"
+def test_a_split_of_other_data_is_refused(tmp_path):
+    write_split(tmp_path / "s.csv", load_data(fill(tmp_path / "x", {"a": 5, "b": 5})).splits, ["a", "b"])
+    other = fill(tmp_path / "y", {"a": 5, "c": 5})
+    with pytest.raises(InputError, match="Unknown class 'b'"):
+        load_data(other, split_file=tmp_path / "s.csv")
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ((noise(), np.arange(11) % 2), r"one label per image, shape \(12,\)\. Received: \(11,\)"),
-    ((noise(), np.eye(2)[np.arange(12) % 2]), r"Received: \(12, 2\)\. Turn one-hot labels"),
-    ((noise(), np.arange(12) % 2 - 1), r"whole numbers .* from 0. Received: int64, the least of them -1"),
-    ((noise(), (np.arange(12) % 2).astype("float32")), "whole numbers .* Received: float32"),
-    ((noise(), np.array(["cat", "dog"] * 6)), "whole numbers .* Received: <U3"),
-    ((noise(), np.arange(12) % 2 * 2), "None to train on for: 1"),
-    ((noise(), np.arange(12) % 2 * 10**12), r"Received a label 1000000000000\. Number the classes"),
-    ((noise(dtype="float32") / 255, np.arange(12) % 2), r"values up to 1\.0 at most: multiply by 255"),
-    ((noise() > 99, np.arange(12) % 2), "values up to True at most: multiply by 255"),
-    ((noise(dtype="float32") * 2 - 255, np.arange(12) % 2), "pixels from 0 to 255, all finite. Received: -255"),
-    ((noise(dtype="int32") * 200, np.arange(12) % 2), "pixels from 0 to 255"),
-    ((np.where(noise() > 250, np.nan, 9.0), np.arange(12) % 2), "all finite. Received: nan"),
-    ((noise(shape=(8,)), np.arange(12) % 2), r"shape \(N, H, W\).* Received: \(12, 8\)"),
-    ((noise(shape=(8, 8, 4)), np.arange(12) % 2), r"Received: \(12, 8, 8, 4\)"),
-    ((noise(shape=(2, 8, 8, 3)), np.arange(12) % 2), r"Received: \(12, 2, 8, 8, 3\)"),
-    ((noise(0), np.array([], int)), r"at least one\. Received: \(0, 8, 8, 3\)"),
-    ((noise().astype(str), np.arange(12) % 2), "pixels as numbers"),
-    ((noise(), np.zeros(12, int)), "at least 2 classes"),
-    ((np.full((12, 8, 8), 99), np.arange(12) % 2), "12 pictures of 2 classes, 1 of them different. Add pictures"),
-    ((np.full((12, 8, 8), 99), np.zeros(12, int)), "at least 2 classes"),
-    (None, "Received: NoneType"),
-    (noise(), r"\(images, labels\) or \(\(x_train, y_train\), \(x_test, y_test\)\)\. Received: ndarray"),
-    (([noise(1)[0], noise(1, (9, 9, 3))[0]], [0, 1]), "different sizes fit into no array: use a folder"),
-])  # fmt: skip
-def test_arrays_that_cannot_be_right_are_refused_with_a_remedy(source, message):
-    with pytest.raises(InputError, match=message):
-        load_data(source)
+def test_lists_of_pictures_load_with_groups(tmp_path):
+    fill(tmp_path, {"photos": 40})
+    rows = [f"photos/{i:02}.png,{'cat' if i % 2 else 'dog'},patient{i // 4}" for i in range(40)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,patient", *rows, "photos/gone.png,cat,x"]))
+    data = load_data(tmp_path / "list.csv")
+    assert data.name == "list" and data.class_names == ("cat", "dog") and data.report.groups == 10
+    seen = [set(part.groups) for part in data.splits.values()]
+    assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert dict(data.skipped) == {"photos/gone.png": "no such file or directory"}
 
 
-@pytest.mark.parametrize(("names", "message"), [
-    (["a"], "labels from 0 to 0.* Received a label 1"),
-    (["a", "b", "c"], "None to train on for: c"),
-    (["a", "a"], "a different name for each class. Received: a, a"),
-])  # fmt: skip
-def test_names_that_do_not_fit_the_labels_are_refused(names, message):
-    with pytest.raises(InputError, match=message):
-        load_data((noise(), np.arange(12) % 2), class_names=names)
+def test_look_alikes_stay_on_one_side(tmp_path):
+    """Every picture is there twice, once saved as a small JPEG."""
+    for i in range(24):
+        coarse = np.random.default_rng(i).integers(0, 256, (12, 16, 3), dtype="uint8")
+        image = Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
+        folder = tmp_path / "ab"[i % 2]
+        folder.mkdir(exist_ok=True)
+        image.save(folder / f"{i:02}.png")
+        image.resize((80, 60)).save(folder / f"{i:02}.jpg", quality=70)
+    for seed in range(4):
+        data = load_data(tmp_path, seed=seed)
+        seen = [{Path(name).stem for name in part.names} for part in data.splits.values()]
+        assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert len(data.report.same) == 24 and not any(one.exact for one in data.report.same)
 
 
-def test_a_test_label_that_train_lacks_is_refused():
-    with pytest.raises(InputError, match="Received a label 2"):
-        load_data(((noise(), np.arange(12) % 2), (noise(3), np.array([0, 1, 2]))), class_names="ab")
+def test_a_picture_is_resized_as_asked(tmp_path):
+    for name, color in (("a", "red"), ("b", "blue")):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            wide = Image.new("RGB", (60 + i, 20), color)
+            wide.paste("white", (0, 0, 5, 20))
+            wide.save(tmp_path / name / f"{i}.png")
+    stretched, cropped, padded = (
+        load_data(tmp_path, resize=how, val=0, test=0).train.picture(0, (20, 20))
+        for how in ("stretch", "crop", "pad")
+    )
+    assert stretched[10, 0].min() > 200, "white on the left"
+    assert cropped.max(axis=(0, 1)).tolist() == cropped.min(axis=(0, 1)).tolist(), "the edge is gone"
+    assert padded[0].max() == 0 and padded[-1].max() == 0 and padded[10].max() == 255
+
+
+# Names
+
+
+def test_names_are_the_same_on_systems_that_store_them_decomposed(tmp_path):
+    """macOS stores é as e and an accent; the split must not depend on it."""
+    composed = fill(tmp_path / "x", {"caf\u00e9": 10, "the": 10})
+    decomposed = fill(tmp_path / "y", {"cafe\u0301": 10, "the": 10})
+    first, second = load_data(composed), load_data(decomposed)
+    assert first.class_names == second.class_names == ("caf\u00e9", "the")
+    assert names_of(first) == names_of(second)
+
+
+def test_names_that_cannot_be_written_are_escaped(tmp_path):
+    fill(tmp_path, {"a": 6, "b": 6})
+    os.rename(tmp_path / "a" / "00.png", os.fsencode(tmp_path / "a") + b"/caf\xe9\n.png")
+    data = load_data(tmp_path)
+    names = [name for part in data.splits.values() for name in part.names]
+    assert "a/caf\\xe9\\n.png" in names and len(set(names)) == 12
+    json.loads(data.report.to_json()), data.report.to_text().encode("utf-8")
+
+
+# What is not a picture by its name
+
+
+def test_pictures_are_found_whatever_they_are_called(tmp_path):
+    fill(tmp_path, {"a": 6, "b": 6})
+    for old, new in (
+        ("00", "no ending"),
+        ("01", "picture.jpg"),
+        ("02", "picture.tif"),
+        ("03", "picture.jpg_large"),
+    ):
+        (tmp_path / "a" / f"{old}.png").rename(tmp_path / "a" / new)
+    (tmp_path / "a" / "readme.txt").write_text("about these pictures")
+    (tmp_path / "a" / "scan.tiff").write_bytes(b"II*\0")
+    write_picture(tmp_path / "loose.png", (1, 2, 3))
+    data = load_data(tmp_path)
+    assert sum(map(len, data.splits.values())) == 12
+    assert data.report.ignored == ("a/readme.txt",)
+    assert dict(data.skipped) == {
+        "a/scan.tiff": "TIFF is not read: save it as JPEG or PNG",
+        "loose.png": "lies in no folder of a class",
+    }
+
+
+# The command
+
+
+def test_the_command_prints_the_report_and_writes_what_is_asked_for(broken_folder, tmp_path, capsys):
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "html", "csv")}
+    code = main([str(broken_folder), "--json", str(files["json"]), "--html", str(files["html"]),
+                 "--write-split", str(files["csv"]), "--test", "3"])  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 0 and "2 classes" in out and "b/empty.jpg (empty)" in out and err == ""
+    report = json.loads(files["json"].read_text())
+    assert report["counts"]["test"] == [1, 2] and len(report["skipped"]) == 3
+    assert "a/00.png" in files["html"].read_text()
+    assert len(read_split(files["csv"])) == 11
+
+
+def test_the_command_stops_at_broken_files_when_strict(broken_folder, capsys):
+    assert main([str(broken_folder), "--strict"]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        out == ""
+        and err.startswith("Expected pictures that can be used. Received 3")
+        and err.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    "flags", [["--json", "no/such/folder/x.json"], ["--seed", "-1"], ["--split", "no.csv"]]
+)
+def test_the_command_refuses_bad_flags_in_one_line(flags, color_folder, capsys):
+    assert main([str(color_folder), *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_answers_help_without_tensorflow():
+    code = "import sys; from transfer import datasets; print('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 # Names of classes

@@ -14,9 +14,12 @@ PACKAGE = Path(transfer.__file__).parent
 # Rooms by floor; a room imports rooms of lower floors only.
 FLOORS = [
     {"errors"},
-    {"augmentation", "cases", "graphs", "pictures", "probes", "strategy", "torch_file", "weight_files"},
-    {"config", "efficientnet_lite", "splitting", "surgery"},
-    {"backbones", "sources", "tfds_source"},
+    {"augmentation", "cases", "files", "graphs", "pages", "pictures", "probes", "strategy", "tables"}
+    | {"spool", "torch_file", "weight_files"},
+    {"config", "data_report", "duplicates", "efficientnet_lite", "surgery"},
+    {"backbones", "splitting"},
+    {"array_source", "checking", "manifest", "sources", "split_file", "tfds_records"},
+    {"tfds_source"},
     {"datasets", "pipeline"},
     {"features"},
     {"advice", "builders", "evaluation"},
@@ -24,7 +27,7 @@ FLOORS = [
     {"report"},
     {"train"},
 ]
-TENSORFLOW = {"strategy", "pipeline", "augmentation", "tfds_source", "features", "export"}
+TENSORFLOW = {"strategy", "pipeline", "augmentation", "tfds_records", "tfds_source", "features", "export"}
 LIGHT = ["cases", "config", "errors", "probes", "splitting", "train"]
 
 

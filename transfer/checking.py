@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from transfer.data_report import FEWEST, DataReport, Same
 from transfer.duplicates import perceptual_hash
 from transfer.pictures import BadPictureError, look, reason, to_rgb_array
+from transfer.splitting import Found, Split
+
+MOST_BYTES = 2**30
+"""Larger files are refused unread."""
+
+ODD_SHARE = 0.01
+"""Of all pictures; a format that fewer than these have is odd, since it is often a stray file."""
+
+ODD_SIZE = 16.0
+"""Times as many pixels as the median picture, or as few, from which a size is odd."""
 
 _SIZE = (64, 64)  # what the perceptual hash looks at
 _THREADS = os.cpu_count() or 1
@@ -29,8 +43,9 @@ class Checked(NamedTuple):
         hash: of `duplicates.perceptual_hash`; empty for a picture of one colour.
         format: `JPEG`, `PNG`, `GIF`, `BMP`, `WEBP`, or `array`.
         mode: Pillow's word for its channels: `RGB`, `L` (grey), `RGBA`, `P` (palette), `CMYK`, ...
-        width: in pixels, as stored.
-        height: in pixels, as stored.
+        width: in pixels, upright.
+        height: in pixels, upright.
+        turned: it is stored on its side, mirrored or upside down.
     """
 
     problem: str
@@ -40,6 +55,7 @@ class Checked(NamedTuple):
     mode: str = ""
     width: int = 0
     height: int = 0
+    turned: bool = False
 
 
 def check_all(pictures: Sequence[Any], *, progress: bool = True) -> list[Checked]:
@@ -64,7 +80,7 @@ def check_all(pictures: Sequence[Any], *, progress: bool = True) -> list[Checked
         def found() -> Iterator[Checked]:
             for start in range(0, len(pictures), _CHUNK):
                 places = range(start, min(start + _CHUNK, len(pictures)))
-                yield from pool.map(lambda i: check(pictures[i]), places, chunksize=32)
+                yield from pool.map(lambda i: check(pictures[i]), places)
                 bar.update(len(places))
 
         return list(found())
@@ -89,7 +105,7 @@ def check(picture: str | bytes | np.ndarray) -> Checked:
         pixels = to_rgb_array(picture, _SIZE)
         return Checked("", _digest(picture.tobytes()), perceptual_hash(pixels), "array", mode, width, height)
     try:
-        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        content = picture if isinstance(picture, bytes) else _content(picture)
         if not content:
             return Checked("empty")
         seen = look(content, _SIZE)
@@ -97,10 +113,144 @@ def check(picture: str | bytes | np.ndarray) -> Checked:
         return Checked(str(error))
     except OSError as error:
         return Checked(reason(error))
-    return Checked(
-        "", _digest(content), perceptual_hash(seen.pixels), seen.format, seen.mode, seen.width, seen.height
-    )
+    return Checked("", _digest(content), perceptual_hash(seen.pixels), *seen[1:])
+
+
+def _content(path: str) -> bytes:
+    kind = os.stat(path)
+    if not stat.S_ISREG(kind.st_mode):  # a pipe would never end
+        raise BadPictureError("not a file")
+    if kind.st_size > MOST_BYTES:
+        raise BadPictureError(f"{kind.st_size:,} bytes are more than {MOST_BYTES:,}")
+    return Path(path).read_bytes()
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def make_report(
+    name: str,
+    found: Found,
+    checked: Mapping[str, Sequence[Checked]],
+    same: Mapping[str, np.ndarray],
+    splits: Mapping[str, Split],
+) -> DataReport:
+    """Sum up what the check found out.
+
+    Args:
+        name: of the data.
+        found: by the source, less the pictures that cannot be read; those are in its `skipped`.
+        checked: what the check found out about each picture of `found.parts`.
+        same: per part, a number for each picture, equal for those that show the same.
+        splits: what is trained and measured on.
+
+    Returns:
+        The report.
+
+    Example:
+        >>> from transfer.datasets import load_data
+        >>> load_data("emoji").report.formats
+        {'PNG': 494}
+    """
+    every = [c for part in checked.values() for c in part]
+    names = [picture for part in checked for picture in found.parts[part].names]
+    where = [part for part, of_part in checked.items() for _ in of_part]
+    labels = np.concatenate([found.parts[part].labels for part in checked])
+    numbers = np.concatenate([same[part] for part in checked])
+    formats = [c.format for c in every]
+    sizes = np.array([(c.width, c.height) for c in every], "int64").reshape(-1, 2)
+    classes = len(found.class_names)
+    counts = {s: tuple(np.bincount(part.labels, minlength=classes).tolist()) for s, part in splits.items()}
+    groups = Counter(group for part in checked for group in set(found.parts[part].groups))
+    return DataReport(
+        name=name,
+        class_names=tuple(found.class_names),
+        counts=counts,
+        total=len(every),
+        skipped=tuple(found.skipped),
+        ignored=tuple(found.ignored),
+        formats=_counted(formats),
+        modes=_counted(c.mode for c in every),
+        turned=sum(c.turned for c in every),
+        widths=_spread(sizes[:, 0]),
+        heights=_spread(sizes[:, 1]),
+        same=_same(numbers, names, [found.class_names[y] for y in labels], where, every),
+        groups=len(groups),
+        split_groups=tuple(sorted(group for group, count in groups.items() if count > 1)),
+        odd=_odd(formats, sizes, names),
+        blank=tuple(picture for picture, c in zip(names, every, strict=True) if not c.hash),
+        format_tells=_format_tells(formats, labels, found.class_names),
+        few=_few(labels, numbers, found.class_names) if list(checked) == ["train"] else (),
+    )
+
+
+def _few(labels: np.ndarray, numbers: np.ndarray, class_names: Sequence[str]) -> tuple[str, ...]:
+    different = np.unique(np.stack([labels, numbers], axis=1), axis=0)[:, 0]
+    counts = np.bincount(different, minlength=len(class_names))
+    return tuple(name for name, count in zip(class_names, counts, strict=True) if count < FEWEST)
+
+
+def _counted(words: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(words).most_common())
+
+
+def _spread(values: np.ndarray) -> tuple[int, int, int]:
+    if not len(values):
+        return 0, 0, 0
+    return int(values.min()), int(np.median(values)), int(values.max())
+
+
+def _same(
+    numbers: np.ndarray,
+    names: Sequence[str],
+    classes: Sequence[str],
+    splits: Sequence[str],
+    checked: Sequence[Checked],
+) -> tuple[Same, ...]:
+    order = np.argsort(numbers, kind="stable")
+    ends = np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1))
+    found = []
+    for start, end in pairwise(ends.tolist()):
+        members = sorted(order[start:end].tolist(), key=lambda i: names[i])
+        if len(members) > 1:
+            shown, of, where = (tuple(each[i] for i in members) for each in (names, classes, splits))
+            found.append(Same(shown, of, where, exact=len({checked[i].digest for i in members}) == 1))
+    return tuple(sorted(found))
+
+
+def _odd(formats: Sequence[str], sizes: np.ndarray, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Find pictures unlike the others: stray thumbnails, placeholders, originals of a camera."""
+    if not names:
+        return ()
+    counts = Counter(formats)
+    usual = counts.most_common(1)[0][0]
+    pixels = sizes.prod(axis=1)
+    median = max(float(np.median(pixels)), 1.0)
+    found = []
+    for i, name in enumerate(names):
+        what = []
+        if formats[i] != usual and counts[formats[i]] < ODD_SHARE * len(names):
+            what.append(f"{formats[i]} among {usual}")
+        if not median / ODD_SIZE < pixels[i] < median * ODD_SIZE:
+            what.append(f"{sizes[i, 0]}x{sizes[i, 1]} pixels")
+        if what:
+            found.append((name, ", ".join(what)))
+    return tuple(found)
+
+
+def _format_tells(formats: Sequence[str], labels: np.ndarray, class_names: Sequence[str]) -> str:
+    """Say whether files' format gives classes away, which a network would learn instead of what they show."""
+    by_class: dict[int, Counter[str]] = {}
+    for label, kind in zip(labels.tolist(), formats, strict=True):
+        by_class.setdefault(label, Counter())[kind] += 1
+    usual = {}
+    for label, counts in sorted(by_class.items()):
+        kind, count = counts.most_common(1)[0]
+        if count > 0.9 * counts.total():
+            usual[class_names[label]] = kind
+    kinds = sorted(set(usual.values()))
+    if len(kinds) < 2:
+        return ""
+    example = [next(name for name in usual if usual[name] == kind) for kind in kinds[:2]]
+    return f"{example[0]} is nearly all {kinds[0]}, {example[1]} nearly all {kinds[1]}"

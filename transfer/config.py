@@ -13,16 +13,65 @@ from typing import Any
 
 from transfer.augmentation import AUGMENTATIONS
 from transfer.errors import InputError, unknown
+from transfer.pictures import RESIZES
+
+FLIPS = ("auto", "yes", "no")
+"""Whether augmentation mirrors pictures; `auto` looks at the names of the classes."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train a picture classifier by one of the four cases of transfer learning."""
+class DataConfig:
+    """Check labelled pictures before anything is trained on them."""
 
-    # Pictures: a folder with a sub-folder per class, tfds:NAME, or 'emoji', which comes along.
+    # Pictures: a folder with a sub-folder per class, a CSV or Parquet list, tfds:NAME, or 'emoji', which comes along.
     data: str = "emoji"
     # Where tensorflow_datasets keeps its data; by default its own place.
     data_dir: str | None = None
+    # For tfds:NAME, in its own syntax: 'train[:1000]', or 'train=train[:1000],test=test'.
+    tfds_split: str | None = None
+    # Pictures for validation where the data have no such split: a share, below 1, or a count.
+    val: int | float = 0.1
+    # The same for the test set: 100 pictures tell the accuracy to within 10 points, 1000 to within 3.
+    test: int | float = 0.2
+    # Train on so many different pictures of each class, for experiments; by default on all.
+    few_shot: int | None = None
+    # Use the split of an earlier run: its split.csv.
+    split: str | None = None
+    # How pictures get another shape: stretch (nothing is lost), crop (the middle) or pad (with black).
+    resize: str = "stretch"
+    # Of the split, the order, the augmentation and the new weights.
+    seed: int = 0
+    # Stop at pictures that cannot be used, instead of skipping them.
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without looking at the data."""
+        if self.seed < 0:
+            raise InputError(f"Expected a seed of 0 or more. Received: {self.seed}.")
+        if self.few_shot is not None and self.few_shot < 1:
+            raise InputError(f"Expected few_shot of 1 or more. Received: {self.few_shot}.")
+        if self.resize not in RESIZES:
+            raise unknown("resize", self.resize, RESIZES)
+
+    def load_options(self) -> dict[str, Any]:
+        """Give the arguments of `load_data`, but for the data themselves."""
+        return {
+            "data_dir": self.data_dir,
+            "tfds_split": self.tfds_split,
+            "val": self.val,
+            "test": self.test,
+            "few_shot": self.few_shot,
+            "split_file": self.split,
+            "resize": self.resize,
+            "seed": self.seed,
+            "strict": self.strict,
+        }
+
+
+@dataclass(frozen=True)
+class TrainConfig(DataConfig):
+    """Train a picture classifier by one of the four cases of transfer learning."""
+
     # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
     model: str = "EfficientNetLite0"  # its weights were installed along: works without a network
     # 'imagenet', 'none' for random ones, or a weights file.
@@ -43,27 +92,28 @@ class TrainConfig:
     batch_size: int = 32
     # Of Adam; by default the case's own.
     learning_rate: float | None = None
-    # Changes to training pictures where the whole network trains: none or light.
+    # Changes to training pictures where the whole network trains: none, light, standard or strong.
     augment: str = "light"
+    # Whether those changes mirror pictures: auto (not where classes are digits or letters), yes or no.
+    flip: str = "auto"
+    # Let pictures of small classes count more, so that all classes count the same.
+    class_weights: bool = False
     # Devices: auto, default, mirrored, multiworker or tpu.
     strategy: str = "auto"
-    # Of the split, the order, the augmentation and the new weights.
-    seed: int = 0
-    # Stop at pictures that cannot be read, instead of skipping them.
-    strict: bool = False
     # Folder for the results; by default a new one under runs/.
     output: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at data or networks."""
+        super().__post_init__()
         for name in ("image_size", "epochs", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"Expected {name} of 1 or more. Received: {value}.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
-        if self.seed < 0:
-            raise InputError(f"Expected a seed of 0 or more. Received: {self.seed}.")
+        if self.flip not in FLIPS:
+            raise unknown("flip", self.flip, FLIPS)
         if self.augment not in AUGMENTATIONS:
             raise unknown("augmentation", self.augment, AUGMENTATIONS)
 
@@ -88,23 +138,56 @@ def parse_arguments(
         >>> parse_arguments(["--seed", "3", "--case", "large-similar"]).case
         'large-similar'
     """
-    import simple_parsing
-
     config_flag: dict[str, Any] = {"metavar": "FILE", "help": "YAML file of these options; flags win over it"}
     # No abbreviations: the second parser would take --conf for --config and do nothing about it.
     first = argparse.ArgumentParser(prog=f"python -m {program}", add_help=False, allow_abbrev=False)
     first.add_argument("--config", **config_flag)
     known, rest = first.parse_known_args(arguments)
     defaults = load_config(known.config) if known.config else TrainConfig()
-    parser = simple_parsing.ArgumentParser(
+    parser = _parser(program)
+    parser.add_argument("--config", **config_flag)
+    parser.add_arguments(TrainConfig, dest="options", default=defaults)
+    return parser.parse_args(rest).options
+
+
+def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataConfig, argparse.Namespace]:
+    """Read the flags of `python -m transfer.datasets`.
+
+    Args:
+        arguments: the flags; None takes those of the process.
+
+    Returns:
+        The options of the data, and what is to be written: `json`, `html` and `write_split`, file names or None.
+
+    Raises:
+        InputError: a value is out of range.
+        SystemExit: with 0 after `--help`, with 2 after flags that do not parse.
+
+    Example:
+        >>> options, files = parse_check_arguments(["photos", "--html", "report.html"])
+        >>> options.data, files.html
+        ('photos', 'report.html')
+    """
+    parser = _parser("transfer.datasets")
+    parser.add_argument("place", nargs="?", metavar="DATA", help="the same as --data")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON, for programs")
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page, with pictures")
+    parser.add_argument("--write-split", metavar="FILE", help="write which picture is in which split, as CSV")
+    parser.add_arguments(DataConfig, dest="options")
+    parsed = parser.parse_args(arguments)
+    options = parsed.options
+    return (options if parsed.place is None else dataclasses.replace(options, data=parsed.place)), parsed
+
+
+def _parser(program: str) -> Any:
+    import simple_parsing
+
+    return simple_parsing.ArgumentParser(
         prog=f"python -m {program}",
         allow_abbrev=False,
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
     )
-    parser.add_argument("--config", **config_flag)
-    parser.add_arguments(TrainConfig, dest="options", default=defaults)
-    return parser.parse_args(rest).options
 
 
 def load_config(path: str | Path) -> TrainConfig:

@@ -1,28 +1,38 @@
-"""Data in, one way: a folder, a tensorflow_datasets name or arrays become `ImageData`.
+"""Data in, one way: a folder, a list of files, a tensorflow_datasets name or arrays become `ImageData`.
 
-This room alone checks and splits; it knows no model.
+This room alone checks and splits; it knows no model. `python -m transfer.datasets DIR` checks a folder by itself.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transfer.errors import InputError
-from transfer.checking import check_all
-from transfer.pictures import as_size
+from transfer.array_source import read_arrays
+from transfer.checking import Checked, check_all, make_report
+from transfer.config import DataConfig, parse_check_arguments
+from transfer.data_report import DataReport
+from transfer.duplicates import find_same
+from transfer.errors import InputError, unknown
+from transfer.files import write_text
+from transfer.manifest import read_manifest
+from transfer.pictures import RESIZES, as_size
 from transfer.sources import embedded_folder as embedded_folder
-from transfer.sources import find_folder, read_arrays, read_folder
-from transfer.splitting import Split, complete_splits
+from transfer.sources import find_source, printable, read_folder
+from transfer.split_file import apply_split, read_split, write_split
+from transfer.splitting import Found, Split, complete_splits, few_per_class
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("transfer.datasets")  # __name__ is __main__ where this room is the command
+
+THUMBNAIL = (128, 128)
+"""Height and width of the pictures on pages, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class ImageData:
         train: what is learnt from.
         val: what decides when to stop.
         test: what the accuracy is measured on, and nothing else.
+        report: what the check found.
         image_size: height and width asked for, or None to take the model's.
-        skipped: pictures that could not be read, by name, with the reason.
     """
 
     name: str
@@ -44,125 +54,212 @@ class ImageData:
     train: Split
     val: Split
     test: Split
+    report: DataReport
     image_size: tuple[int, int] | None = None
-    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.class_names)
 
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """Pictures that could not be used, by name, with the reason."""
+        return self.report.skipped
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def thumbnail(self, name: str) -> np.ndarray | None:
+        """Give one picture by its name, small: uint8 of shape (128, 128, 3); None where no split has it."""
+        for part in self.splits.values():
+            if name in part.names:
+                return part.picture(list(part.names).index(name), THUMBNAIL)
+        return None
+
 
 def load_data(
     source: Any,
     *,
     image_size: int | tuple[int, int] | None = None,
-    seed: int = 0,
-    val: float = 0.1,
-    test: float = 0.2,
+    resize: str = DataConfig.resize,
+    seed: int = DataConfig.seed,
+    val: float | int = DataConfig.val,
+    test: float | int = DataConfig.test,
+    few_shot: int | None = None,
+    split_file: str | Path | None = None,
     class_names: Sequence[str] | None = None,
     strict: bool = False,
     data_dir: str | Path | None = None,
+    tfds_split: str | Mapping[str, str] | None = None,
     download: bool = True,
 ) -> ImageData:
-    """Load labelled pictures and split them into train, val and test.
+    """Load labelled pictures, check every one of them, and split them into train, val and test.
 
     The split is stratified by class and depends on the seed and the pictures' names alone, not on the
-    file system's order. Exact duplicates always stay on the same side. Splits that the source has
-    already are kept, with a warning where they share pictures; where it has `val` but no `test`, its
-    `val` becomes the test set and a new validation set is drawn from `train`, so that stopping and
-    measuring never use the same pictures.
+    file system's order. Pictures that show the same, byte for byte or saved in another form, always stay on the
+    same side, and so do those of one group. Splits that the source has already are kept, with a warning where they
+    share pictures; where it has `val` but no `test`, its `val` becomes the test set and a new validation set is drawn
+    from `train`, so that stopping and measuring never use the same pictures.
 
     A class keeps at least one picture to train on: of two different pictures the other is for the test,
-    and a third for validation. A picture that is in several classes, byte for byte, is only trained on.
+    and a third for validation. A picture that is in several classes is only trained on.
 
     Args:
         source: one of: a folder with a sub-folder of pictures per class, with or without `train`
             (`training`), `val` (`valid`, `validation`) and `test` (`testing`) above them, in any letter
-            case; hidden ones are passed over; `"emoji"`, the data set that comes along;
-            `"tfds:NAME"` for a tensorflow_datasets name; arrays `(images, labels)` or, as
-            `keras.datasets` gives them, `((x_train, y_train), (x_test, y_test))`, images of shape
-            (N, H, W[, C]), 0 to 255.
-        image_size: pixels, one number or (height, width), to stretch to; None takes the model's.
+            case; `"emoji"`, the data set that comes along; a manifest, CSV or Parquet (see
+            `manifest.read_manifest`); `"tfds:NAME[/CONFIG][:VERSION]"` for a tensorflow_datasets name; arrays
+            `(images, labels)` or, as `keras.datasets` gives them, `((x_train, y_train), (x_test, y_test))`, images of
+            shape (N, H, W[, C]), 0 to 255; a `tf.data.Dataset` of (image, label), or several (see
+            `array_source.read_arrays`).
+        image_size: pixels, one number or (height, width), to bring the pictures to; None takes the model's.
+        resize: how they get another shape: `"stretch"`, `"crop"` the middle, or `"pad"` with black.
         seed: of the split.
-        val: share of the pictures for validation, 0 to 1, where the source has no such split.
+        val: pictures for validation, where the source has no such split: a share, below 1, or a count.
         test: the same for the test set.
+        few_shot: so many different pictures of each class to train on, for experiments; None takes all.
+        split_file: a split that an earlier run wrote (`split.csv`), to be used again.
         class_names: for arrays: one name per label; otherwise numbers are the names.
-        strict: stop at unreadable pictures instead of skipping and counting them.
+        strict: stop at pictures that cannot be used instead of skipping and counting them.
         data_dir: where tensorflow_datasets keeps prepared data.
+        tfds_split: for tensorflow_datasets, in its own syntax: `"train[:80%]"`, of which the splits are drawn, or
+            `"train=train[:80%],val=train[80%:],test=test"`.
         download: let tensorflow_datasets download what is not prepared.
 
     Returns:
-        The data; pictures in files are decoded when they are used.
+        The data, with the report of the check; pictures in files are decoded when they are used.
 
     Raises:
-        InputError: there is no such source, or it has fewer than two classes, unreadable pictures under
-            `strict`, labels that do not fit, or shares that leave nothing to train on.
+        InputError: there is no such source, or it has fewer than two classes, unusable pictures under
+            `strict`, labels that do not fit, or sizes of splits that leave nothing to train on.
 
     Example:
         >>> data = load_data("emoji", seed=0)
         >>> data.num_classes
         12
     """
-    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise InputError(
-            f"Expected shares of 0 or more, val + test below 1. Received: val={val}, test={test}. Leave some "
-            "pictures to train on."
-        )
+    sizes = _sizes(val, test)
     if seed < 0:
         raise InputError(f"Expected a seed of 0 or more. Received: {seed}. Any other number will do.")
+    if few_shot is not None and few_shot < 1:
+        raise InputError(f"Expected few_shot of 1 picture per class or more. Received: {few_shot}.")
+    if resize not in RESIZES:
+        raise unknown("resize", resize, RESIZES)
     size = as_size(image_size)
-    if isinstance(source, (str, Path)):
-        if class_names is not None:
-            raise InputError(
-                f"Expected class_names with arrays alone. Received them with {str(source)!r}, which has its own. "
-                "Leave them out."
-            )
-        text = str(source)
-        if text.startswith("tfds:"):
-            from transfer.tfds_source import read_tfds
-
-            name, (parts, names) = text[5:], read_tfds(text[5:], data_dir=data_dir, download=download)
-        else:
-            folder = find_folder(text)
-            name, (parts, names) = folder.name, read_folder(folder)
+    rows = read_split(Path(split_file)) if split_file is not None else None  # before anything slow
+    name, found = _read(source, class_names, data_dir, tfds_split, download)
+    found, checked = _check(_tidy(found, resize), strict=strict)
+    same = _find_same(checked)
+    if rows is not None:
+        splits = apply_split(
+            rows, found.parts, found.class_names, skipped_names=[skipped for skipped, _ in found.skipped]
+        )
     else:
-        name, (parts, names) = "arrays", read_arrays(source, class_names)
-    parts, digests, skipped = _check(parts, strict=strict)
-    _refuse_too_few(name, parts["train"], names)
-    splits = complete_splits(parts, digests, names, seed=seed, val=val, test=test)
-    return ImageData(name, tuple(names), **splits, image_size=size, skipped=skipped)
+        _refuse_too_few(name, found)
+        splits = complete_splits(found.parts, same, found.class_names, seed=seed, **sizes)
+    if few_shot is not None:
+        numbers = {
+            picture: number
+            for part, of_part in same.items()
+            for picture, number in zip(found.parts[part].names, of_part.tolist(), strict=True)
+        }
+        of_train = np.array([numbers[picture] for picture in splits["train"].names], "int64")
+        splits["train"] = few_per_class(splits["train"], of_train, few_shot, seed=seed)
+    report = make_report(name, found, checked, same, splits)
+    for finding in report.findings:
+        log.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding.to_text())
+    return ImageData(name, tuple(found.class_names), **splits, report=report, image_size=size)
 
 
-def _check(
-    parts: dict[str, Split], *, strict: bool
-) -> tuple[dict[str, Split], dict[str, list[str]], tuple[tuple[str, str], ...]]:
-    """Drop what cannot be read, and give every remaining picture's digest."""
-    good, digests, skipped = {}, {}, []
-    for name, part in parts.items():
-        if isinstance(part.pictures, np.ndarray):
-            good[name] = part
-            digests[name] = [hashlib.sha256(x.tobytes()).hexdigest() for x in part.pictures]
-            continue
-        checked = check_files(part.pictures)
-        keep = [i for i, c in enumerate(checked) if not c.problem]
-        skipped += [(part.names[i], c.problem) for i, c in enumerate(checked) if c.problem]
+def _sizes(val: float | int, test: float | int) -> dict[str, float | int]:
+    """Check the sizes of splits: whole numbers are counts, others shares."""
+    sizes = {"val": val, "test": test}
+    counts = {name: size for name, size in sizes.items() if isinstance(size, int | np.integer)}
+    shares = {name: float(size) for name, size in sizes.items() if name not in counts}
+    if not all(size >= 0 for size in sizes.values()) or not sum(shares.values()) < 1:
+        raise InputError(
+            "Expected a share of the pictures, 0 or more and together below 1, or a count of them, a whole number. "
+            f"Received: val={val}, test={test}. Leave some pictures to train on."
+        )
+    return {**shares, **counts}
+
+
+def _read(
+    source: Any,
+    class_names: Sequence[str] | None,
+    data_dir: str | Path | None,
+    tfds_split: str | Mapping[str, str] | None,
+    download: bool,
+) -> tuple[str, Found]:
+    """Find out what kind of source it is; give its name and what it holds."""
+    text = str(source) if isinstance(source, (str, Path)) else None
+    if tfds_split is not None and not (text and text.startswith("tfds:")):
+        raise InputError(f"Expected tfds_split with tfds:NAME alone. Received it with {text or 'arrays'!r}.")
+    if text is None:
+        return "arrays", read_arrays(source, class_names)
+    if class_names is not None:
+        raise InputError(
+            f"Expected class_names with arrays alone. Received them with {text!r}, which has its own. Leave them out."
+        )
+    if text.startswith("tfds:"):
+        from transfer.tfds_source import read_tfds
+
+        return text[5:], read_tfds(text[5:], data_dir=data_dir, download=download, split=tfds_split)
+    place = find_source(text)
+    name = printable(place.resolve().name)
+    return (name, read_folder(place)) if place.is_dir() else (Path(name).stem, read_manifest(place))
+
+
+def _tidy(found: Found, resize: str) -> Found:
+    """Give every picture a name that can be written anywhere and is its own, and say how it is resized."""
+    taken: dict[str, int] = {}
+    parts = {}
+    for split, part in found.parts.items():
+        names = []
+        for name in map(printable, part.names):
+            number = taken[name] = taken.get(name, 0) + 1
+            names.append(name if number == 1 else f"{name}#{number}")
+        parts[split] = replace(part, names=names, resize=resize)
+    return replace(
+        found,
+        parts=parts,
+        skipped=[(printable(name), why) for name, why in found.skipped],
+        ignored=[printable(name) for name in found.ignored],
+    )
+
+
+def _check(found: Found, *, strict: bool) -> tuple[Found, dict[str, list[Checked]]]:
+    """Drop what cannot be read."""
+    good, checked, skipped = {}, {}, list(found.skipped)
+    for name, part in found.parts.items():
+        every = check_all(part.pictures)
+        keep = [i for i, c in enumerate(every) if not c.problem]
+        skipped += [(part.names[i], c.problem) for i, c in enumerate(every) if c.problem]
         good[name] = part.take(keep) if len(keep) < len(part) else part
-        digests[name] = [checked[i].digest for i in keep]
-    if skipped:
+        checked[name] = [every[i] for i in keep]
+    if skipped and strict:
         shown = "; ".join(f"{name}: {problem}" for name, problem in skipped[:10])
         more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
-        if strict:
-            raise InputError(
-                f"Expected pictures that can be read. Received {len(skipped)} that cannot: {shown}{more}. Mend "
-                "them or take them away; without strict they are skipped."
-            )
-        log.warning("Skipped %d pictures that cannot be read: %s%s.", len(skipped), shown, more)
-    return good, digests, tuple(skipped)
+        raise InputError(
+            f"Expected pictures that can be used. Received {len(skipped)} that cannot: {shown}{more}. Mend "
+            "them or take them away; without strict they are skipped."
+        )
+    return replace(found, parts=good, skipped=skipped), checked
 
 
-def _refuse_too_few(name: str, train: Split, names: Sequence[str]) -> None:
-    present = np.unique(train.labels)
+def _find_same(checked: Mapping[str, Sequence[Checked]]) -> dict[str, np.ndarray]:
+    every = [c for part in checked.values() for c in part]
+    numbers = find_same([c.digest for c in every], [c.hash for c in every])
+    ends = np.cumsum([len(part) for part in checked.values()])
+    return dict(zip(checked, np.split(numbers, ends[:-1]), strict=True))
+
+
+def _refuse_too_few(name: str, found: Found) -> None:
+    present = np.unique(found.parts["train"].labels)
+    names = found.class_names
     if len(present) < 2:
         have = f"{len(present)}" + (f" ({names[present[0]]})" if len(present) else "")
         raise InputError(
@@ -190,3 +287,38 @@ def flips_are_safe(class_names: Sequence[str]) -> bool:
         (False, True)
     """
     return not all(re.fullmatch(r"\d+|\w", name) for name in class_names)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check data by themselves: `python -m transfer.datasets DIR`.
+
+    Args:
+        arguments: flags; None takes those of the process.
+
+    Returns:
+        The exit code: 0; 2 after bad input, and under `--strict` where anything cannot be used, with one clear
+        message on standard error.
+
+    Example:
+        main(["photos", "--json", "report.json"])
+    """
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    logging.getLogger("transfer").addHandler(logging.NullHandler())  # the table says it all
+    try:
+        options, files = parse_check_arguments(arguments)
+        data = load_data(options.data, **options.load_options())
+        if files.json:
+            write_text(Path(files.json), data.report.to_json())
+        if files.html:
+            write_text(Path(files.html), data.report.to_html(data.thumbnail))
+        if files.write_split:
+            write_split(Path(files.write_split), data.splits, data.class_names)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(data.report.to_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

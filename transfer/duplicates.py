@@ -36,7 +36,7 @@ def perceptual_hash(pixels: np.ndarray) -> bytes:
     import imagehash
     from PIL import Image
 
-    if pixels.std() < 2:
+    if pixels.std(axis=(0, 1)).max() < 2:
         return b""
     return np.packbits(imagehash.phash(Image.fromarray(pixels), hash_size=16).hash).tobytes()
 

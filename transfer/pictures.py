@@ -19,6 +19,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 RESIZES = ("stretch", "crop", "pad")
 """How a picture gets another shape: `stretch` both sides, `crop` the middle, or `pad` with black."""
 
+_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # what Pillow may try; its others can start programs
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -44,6 +45,7 @@ class Look(NamedTuple):
         mode: Pillow's word for its channels: `RGB`, `L` (grey), `RGBA`, `P` (palette), `CMYK`, `I;16`, ...
         width: in pixels, as seen: upright.
         height: the same.
+        turned: it is stored on its side, mirrored or upside down, as its EXIF data say.
     """
 
     pixels: np.ndarray
@@ -51,6 +53,7 @@ class Look(NamedTuple):
     mode: str
     width: int
     height: int
+    turned: bool
 
 
 def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -82,6 +85,24 @@ def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
             f"Received: image_size={image_size!r}."
         )
     return height, width
+
+
+def is_picture(head: bytes) -> bool:
+    """Tell by its first bytes, not by its name, whether a file is of a format that `decode` reads.
+
+    Args:
+        head: the first 16 bytes or more.
+
+    Returns:
+        True where it begins like one; it may be broken all the same.
+
+    Example:
+        >>> is_picture(b"\\xff\\xd8\\xff\\xe0" + bytes(12)), is_picture(b"BMW is a maker of cars")
+        (True, False)
+    """
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    bmp = head[:2] == b"BM" and head[6:10] == bytes(4)  # reserved bytes, for text may begin so too
+    return head.startswith(_HEADS) or webp or bmp
 
 
 def decode(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch") -> np.ndarray:
@@ -174,7 +195,7 @@ def look(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = "s
             kind = "JPEG" if image.format == "MPO" else image.format or ""
         if turn in _ON_ITS_SIDE:
             width, height = height, width
-        return Look(np.asarray(_resized(rgb, size, resize)), kind, mode, width, height)
+        return Look(np.asarray(_resized(rgb, size, resize)), kind, mode, width, height, turn is not None)
     except BadPictureError:
         raise
     except Image.DecompressionBombError:

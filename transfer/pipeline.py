@@ -1,18 +1,20 @@
-"""Splits of pictures become batches: cached decoded, then shuffled, augmented, batched, prefetched."""
+"""Splits of pictures become batches: cached decoded, shuffled, augmented, batched, prefetched."""
 
 from __future__ import annotations
 
-import atexit
+import itertools
 import logging
+import os
 import shutil
 import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from transfer.augmentation import AUGMENTATIONS, light
-from transfer.errors import unknown
+from transfer.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
+from transfer.errors import InputError, unknown
 from transfer.splitting import Split
 
 if TYPE_CHECKING:
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CACHE_BUDGET = 4 * 2**30
-"""Bytes of decoded pictures to hold in memory at most; a larger set is cached on disk."""
+"""Bytes of decoded pictures to hold in memory at most, and never more than a quarter of the machine's; a larger
+split is cached on disk."""
 
-SHUFFLE_BUDGET = 2**30
-"""Bytes of decoded pictures to draw the next one from while training."""
+_CHUNK = 16
+"""Pictures read at a time: fewer and the way between TensorFlow and Python costs more than a small picture;
+more and the first batch waits, for one thread reads them."""
 
 
 def make_dataset(
@@ -35,26 +39,37 @@ def make_dataset(
     training: bool = False,
     augment: str = "none",
     flip: bool = True,
+    mix: str = "none",
+    num_classes: int | None = None,
+    cache: bool | None = None,
+    cache_budget: int | None = None,
     seed: int = 0,
 ) -> tf.data.Dataset:
-    """Turn a split into batches: decoded and cached, then shuffled, augmented, batched, prefetched.
+    """Turn a split into batches: cached decoded, then shuffled, augmented, batched, mixed, prefetched.
 
     Args:
         split: the pictures.
         image_size: height and width in pixels.
         batch_size: pictures per batch, over all devices together; the last batch may be smaller.
-        training: shuffle, anew each epoch, and augment. Otherwise the order is the split's.
-        augment: `"none"` or `"light"` (flips left-right and shifts of up to 10%, each picture and each
-            epoch differently). Ignored unless `training`.
+        training: shuffle, anew each epoch, and augment and mix. Otherwise the order is the split's.
+        augment: one of `AUGMENTATIONS`; each picture changes differently, and differently each epoch. Ignored
+            unless `training`.
         flip: whether augmentation may flip (see `flips_are_safe`).
-        seed: of order and augmentation; the same seed gives the same batches, as long as TensorFlow's global
-            seed (`keras.utils.set_random_seed`) is the same too.
+        mix: one of `MIXES`. All but `"none"` make the labels one-hot, for a loss that takes such; without
+            `training` that is all they do.
+        num_classes: of the one-hot labels, where there is a `mix`.
+        cache: keep the decoded pictures for the next epoch; None does so for `training` alone.
+        cache_budget: bytes to keep in memory at most, past which they go to a temporary file (in `TMPDIR`);
+            None is `CACHE_BUDGET`, or a quarter of the machine's memory where that is less.
+        seed: of order, augmentation and mixing, 0 or more. They depend on it and on the number of the epoch
+            alone: how often the data set has been gone through.
 
     Returns:
-        A `tf.data.Dataset` of float32 images (batch, height, width, 3), 0 to 255, and int64 labels.
+        A `tf.data.Dataset` of float32 images (batch, height, width, 3), 0 to 255, and int64 labels (batch,), or
+        float32 ones (batch, num_classes) where there is a `mix`.
 
     Raises:
-        InputError: unknown augmentation.
+        InputError: unknown augmentation or mix, or a mix without the number of classes.
 
     Example:
         >>> data = load_data("emoji")
@@ -66,28 +81,26 @@ def make_dataset(
 
     if augment not in AUGMENTATIONS:
         raise unknown("augmentation", augment, AUGMENTATIONS)
-    height, width = image_size
+    finish = mixing(mix if training else "none", _checked_classes(split, mix, num_classes))
+    change = augmentation(augment, flip=flip)
+    store = None
+    if training if cache is None else cache:
+        store = _store(len(split), image_size, _budget() if cache_budget is None else cache_budget)
 
-    def read_one(position: Any) -> np.ndarray:
-        return split.picture(int(position), image_size)
+    def change_one(image: Any, label: Any, key: Any) -> Any:
+        return change(image, key), label, key
 
-    def read(position: Any) -> Any:
-        image = tf.numpy_function(read_one, [position], tf.uint8, stateful=False)
-        return tf.ensure_shape(image, (height, width, 3))
+    def finish_batch(images: Any, labels: Any, keys: Any) -> Any:
+        if mix == "none":
+            return tf.cast(images, tf.float32), labels
+        return finish(images, labels, keys[0])
 
-    order = np.arange(len(split))
-    if training:  # cached in random order, so that a buffer smaller than the data still shuffles well
-        order = np.random.default_rng(seed).permutation(order)
-    images = tf.data.Dataset.from_tensor_slices(order).map(read, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = tf.data.Dataset.zip((images, tf.data.Dataset.from_tensor_slices(split.labels[order])))
-    if training:
-        dataset = dataset.cache(_cache_place(len(split), image_size))
-        buffer = min(len(split), SHUFFLE_BUDGET // (height * width * 3))
-        dataset = dataset.shuffle(max(1, buffer), seed=seed, reshuffle_each_iteration=True)
-        if augment != "none":
-            dataset = _augmented(dataset, seed, flip)
-    dataset = dataset.batch(batch_size)
-    dataset = dataset.map(lambda x, y: (tf.cast(x, tf.float32), y), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = _order(len(split), _CHUNK, seed if training else None)
+    dataset = dataset.map(_reading(split, image_size, store), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.unbatch().apply(tf.data.experimental.assert_cardinality(len(split)))
+    if training and augment != "none":
+        dataset = dataset.map(change_one, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size).map(finish_batch, num_parallel_calls=tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
@@ -102,7 +115,7 @@ def batch_arrays(
         x: array of shape (N, ...).
         y: labels of shape (N,).
         batch_size: rows per batch; the last may be smaller.
-        shuffle_seed: shuffle by it, anew each epoch; None keeps the order.
+        shuffle_seed: shuffle by it, 0 or more, anew each epoch; None keeps the order.
 
     Returns:
         A `tf.data.Dataset` of (x, y) batches.
@@ -113,31 +126,172 @@ def batch_arrays(
     """
     import tensorflow as tf
 
-    dataset = tf.data.Dataset.from_tensor_slices((x, y)).cache()
-    if shuffle_seed is not None:
-        dataset = dataset.shuffle(max(1, len(y)), seed=shuffle_seed, reshuffle_each_iteration=True)
-    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    with tf.device("CPU:0"):  # where `tf.data` works; a GPU has better use for its memory
+        rows, labels = tf.constant(x), tf.constant(y)
+
+    def take(positions: Any, keys: Any) -> Any:
+        return tf.gather(rows, positions), tf.gather(labels, positions)
+
+    dataset = _order(len(y), batch_size, shuffle_seed)
+    return dataset.map(take, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _cache_place(count: int, image_size: tuple[int, int]) -> str:
-    """Memory (an empty name) while the decoded pictures fit the budget, a temporary file past it."""
-    needed = count * image_size[0] * image_size[1] * 3
-    if needed <= CACHE_BUDGET:
-        return ""
-    folder = tempfile.mkdtemp(prefix="transfer-cache-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    log.info("Caching %.1f GB of decoded pictures in %s.", needed / 1e9, folder)
-    return str(Path(folder) / "pictures")
+def class_weights(labels: np.ndarray, num_classes: int) -> dict[int, float]:
+    """Say how much a picture of each class must count for all classes to count the same: N / (K n).
+
+    Args:
+        labels: int array of shape (N,), of the pictures to train on.
+        num_classes: K.
+
+    Returns:
+        Weight by class, as Keras' `fit(class_weight=...)` takes them. Their mean over the pictures is 1, so that
+        the learning rate needs no change.
+
+    Raises:
+        InputError: a class has no picture.
+
+    Example:
+        >>> class_weights(np.array([0, 0, 0, 1]), 2)
+        {0: 0.6666666666666666, 1: 2.0}
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    if len(counts) != num_classes or not counts.all():
+        raise InputError(
+            f"Expected labels of {num_classes} classes, each with a picture or more, for class weights. Received: "
+            f"{len(labels)} pictures, by class {counts.tolist()}. Leave out the empty classes, or the weights."
+        )
+    return {label: len(labels) / (num_classes * int(n)) for label, n in enumerate(counts)}
 
 
-def _augmented(dataset: tf.data.Dataset, seed: int, flip: bool) -> tf.data.Dataset:
-    """Change every picture a little, by a seed of its own that is new each epoch."""
+def _checked_classes(split: Split, mix: str, num_classes: int | None) -> int:
+    if mix not in MIXES:
+        raise unknown("mix", mix, MIXES)
+    needed = int(split.labels.max(initial=-1)) + 1
+    if mix != "none" and (num_classes is None or num_classes < needed):
+        raise InputError(
+            f"Expected the number of classes, {needed} or more, for the labels that mix={mix!r} makes. Received: "
+            f"num_classes={num_classes}."
+        )
+    return num_classes or needed
+
+
+def _order(count: int, chunk: int, seed: int | None) -> tf.data.Dataset:
+    """Positions a chunk at a time, with a key for each (two int32): shuffled anew each epoch where there is a seed.
+
+    Order and keys are drawn here and not by `tf.data`, whose seeds mix with TensorFlow's global one.
+    """
     import tensorflow as tf
 
-    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
-    change = light(flip=flip)
+    epochs = itertools.count()
 
-    def change_one(pair: Any, key: Any) -> Any:
-        return change(pair[0], tf.cast(key, tf.int32)), pair[1]
+    def one_epoch() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        order, keys = np.arange(count), np.zeros((count, 2), "int32")
+        if seed is not None:
+            draw = np.random.default_rng([seed, next(epochs)])
+            order = draw.permutation(order)
+            keys = draw.integers(2**31, size=(count, 2)).astype("int32")
+        for start in range(0, count, chunk):
+            yield order[start : start + chunk], keys[start : start + chunk]
 
-    return tf.data.Dataset.zip((dataset, seeds)).map(change_one, num_parallel_calls=tf.data.AUTOTUNE)
+    signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))
+    dataset = tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(-(-count // chunk)))
+
+
+def _reading(split: Split, size: tuple[int, int], store: _Store | None) -> Callable[[Any, Any], Any]:
+    """The function that turns positions into pictures and labels, for `tf.data`."""
+    import tensorflow as tf
+
+    kept = np.zeros(len(split), bool)
+
+    def picture(position: int) -> np.ndarray:
+        if store is None:
+            return split.picture(position, size)
+        if kept[position]:
+            return store.load(position)
+        pixels = split.picture(position, size)
+        kept[position] = store.save(position, pixels)
+        return pixels
+
+    def read_all(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.stack([picture(int(p)) for p in positions]), split.labels[positions].astype("int64")
+
+    def read(positions: Any, keys: Any) -> Any:
+        images, labels = tf.numpy_function(read_all, [positions], (tf.uint8, tf.int64))
+        return tf.ensure_shape(images, (None, *size, 3)), tf.ensure_shape(labels, (None,)), keys
+
+    return read
+
+
+class _Store(Protocol):
+    """Where decoded pictures are kept; several threads use it at once."""
+
+    def save(self, position: int, pixels: np.ndarray) -> bool:
+        """Keep a picture; False where that failed."""
+
+    def load(self, position: int) -> np.ndarray:
+        """Give a picture that was kept."""
+
+
+class _Memory:
+    def __init__(self, count: int, size: tuple[int, int]) -> None:
+        self.pixels = np.empty((count, *size, 3), "uint8")
+
+    def save(self, position: int, pixels: np.ndarray) -> bool:
+        self.pixels[position] = pixels
+        return True
+
+    def load(self, position: int) -> np.ndarray:
+        return self.pixels[position]
+
+
+class _File:
+    """A temporary file without a name: it is gone when the process is, however that ends."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.shape = (*size, 3)
+        self.bytes = int(np.prod(self.shape))
+        self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed with this object)
+        self.lock = threading.Lock()
+        self.full = False
+
+    def save(self, position: int, pixels: np.ndarray) -> bool:
+        try:
+            with self.lock:
+                self.file.seek(position * self.bytes)
+                return self.file.write(np.ascontiguousarray(pixels).data) == self.bytes
+        except OSError as error:
+            if not self.full:
+                log.warning("Decoded pictures are no longer cached, but read anew each epoch: %s.", error)
+            self.full = True
+            return False
+
+    def load(self, position: int) -> np.ndarray:
+        pixels = np.empty(self.shape, "uint8")
+        with self.lock:
+            self.file.seek(position * self.bytes)
+            self.file.readinto(pixels.data)
+        return pixels
+
+
+def _store(count: int, size: tuple[int, int], budget: int) -> _Store | None:
+    """Memory while the decoded pictures fit the budget, a temporary file past it, nothing past the disk."""
+    needed, folder = count * size[0] * size[1] * 3, tempfile.gettempdir()
+    if needed <= budget:
+        return _Memory(count, size)
+    free = shutil.disk_usage(folder).free
+    if needed <= free:
+        log.info("Caching %.1f GB of decoded pictures in %s.", needed / 1e9, folder)
+        return _File(size)
+    log.warning(
+        "Decoded pictures are not cached, but read anew each epoch: they take %.1f GB, more than the %.1f GB of "
+        "memory and the %.1f GB of disk in %s. Set TMPDIR to a folder with more room.",
+        needed / 1e9, budget / 1e9, free / 1e9, folder,
+    )  # fmt: skip
+    return None
+
+
+def _budget() -> int:
+    if not hasattr(os, "sysconf"):  # Windows
+        return CACHE_BUDGET
+    return min(CACHE_BUDGET, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)

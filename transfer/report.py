@@ -19,6 +19,9 @@ from transfer.config import TrainConfig, save_config
 from transfer.datasets import ImageData
 from transfer.errors import InputError
 from transfer.evaluation import Evaluation
+from transfer.files import write_text
+from transfer.pages import data_uri, render
+from transfer.split_file import write_split
 from transfer.training import TrainingLog
 
 SHEET = 24
@@ -112,7 +115,7 @@ def write_run(
     evaluation: Evaluation | None,
     title: str,
 ) -> None:
-    """Write the model, its labels, the options, the history and the pictures of a run.
+    """Write the model, its labels, the split, the options, the history, the pictures and the page of a run.
 
     Args:
         folder: to write into.
@@ -129,6 +132,8 @@ def write_run(
     model.save(folder / "model.keras")
     save_config(config, folder / "config.yaml")
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in data.class_names), encoding="utf-8")
+    write_split(folder / "split.csv", data.splits, data.class_names)
+    write_text(folder / "data.json", data.report.to_json())
     _write_history(done.rows, folder / "history.csv")
     figures = {
         "learning_curves.png": plots.learning_curves(done.rows),
@@ -144,6 +149,12 @@ def write_run(
         figures["predictions.png"] = plots.prediction_sheet(evaluation, _sheet(evaluation, data))
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=110)
+    shown = [
+        (data_uri((folder / name).read_bytes()), Path(name).stem.replace("_", " ").capitalize())
+        for name in figures
+    ]
+    parts = [render("figures.html", figures=shown), data.report.to_part(data.thumbnail)]
+    write_text(folder / "report.html", render("page.html", title=f"{data.name}. {title}", parts=parts))
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:

@@ -1,8 +1,11 @@
-"""Where pictures come from: folders and arrays, read into splits without opening a file yet."""
+"""Where pictures come from: folders, read into splits without decoding a picture yet."""
 
 from __future__ import annotations
 
 import logging
+import os
+import stat
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,19 +13,40 @@ from typing import Any
 import numpy as np
 
 from transfer.errors import InputError, nearest, unknown
-from transfer.pictures import EXTENSIONS
-from transfer.splitting import Split
+from transfer.pictures import EXTENSIONS, is_picture, reason
+from transfer.splitting import Found, Split
+from transfer.tables import SPLIT_WORDS
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = "emoji"
 """The data set that comes with the package: drawings, few, and unlike photos."""
 
-_SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+_SYSTEM = frozenset(
+    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+    | {"system volume information"}
+)
+"""What operating systems and their archives leave beside files, beyond hidden ones; in small letters."""
+
+_OTHER_PICTURES = frozenset(
+    {
+        ".tif",
+        ".tiff",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jp2",
+        ".jxl",
+        ".svg",
+        ".ico",
+        ".psd",
+        ".tga",
+        ".ppm",
+        ".pgm",
+    }
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".dcm"}
+)
+"""Pictures that are not read; whoever has some among the others wants to know."""
 
 
 def embedded_folder() -> Path:
@@ -45,84 +69,177 @@ def embedded_folder() -> Path:
     raise InputError("The emoji pictures are missing from this installation. Install the package again.")
 
 
-def find_folder(text: str) -> Path:
-    """Find the folder that a user named.
+def find_source(text: str) -> Path:
+    """Find the folder or the list of pictures that a user named.
 
     Args:
         text: its path, or `"emoji"` for the pictures that come along, unless there is such a folder here.
 
     Returns:
-        The folder.
+        The folder or the file.
 
     Raises:
-        InputError: there is none; the nearest names beside it are listed.
+        InputError: there is none, and the nearest names beside it are listed; or it is a picture.
 
     Example:
-        >>> find_folder("emoji").name
+        >>> find_source("emoji").name
         'emoji'
     """
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder
-    if text == EMBEDDED:
-        return embedded_folder()
-    wanted = "a folder with a sub-folder of pictures per class, tfds:NAME, or 'emoji'"
-    if folder.exists():
-        raise InputError(f"Expected {wanted}. Received a file: {text}. Name the folder that it is in.")
-    beside = {p.name: str(p) for p in folder.parent.iterdir() if p.is_dir()} if folder.parent.is_dir() else {}
-    near = [repr(beside.get(name, name)) for name in nearest(folder.name, [EMBEDDED, *beside])]
+    place = Path(text).expanduser()
+    wanted = "a folder with a sub-folder of pictures per class, a CSV or Parquet list, tfds:NAME, or 'emoji'"
+    try:
+        if place.is_file() and place.suffix.lower() in EXTENSIONS:
+            raise InputError(f"Expected {wanted}. Received a picture: {text}. Name the folder that it is in.")
+        if place.exists():
+            return place
+        if text == EMBEDDED:
+            return embedded_folder()
+        beside = {path.name: str(path) for path in place.parent.iterdir()} if place.parent.is_dir() else {}
+    except (OSError, ValueError) as error:  # a NUL byte, a name too long, no permission
+        raise InputError(f"Expected {wanted}. Received: {text!r}: {reason(error)}.") from None
+    near = [repr(beside.get(name, name)) for name in nearest(place.name, [EMBEDDED, *beside])]
     raise InputError(
         f"Expected {wanted}. Received: {text!r}, which does not exist. "
         + (f"Did you mean {', '.join(near)}?" if near else "Check the path.")
     )
 
 
-def read_folder(folder: Path) -> tuple[dict[str, Split], list[str]]:
-    """Collect the paths of pictures and their labels; nothing is opened yet.
+def read_folder(folder: Path) -> Found:
+    """Collect the paths of pictures and their labels; of files with strange names, the first bytes are read.
+
+    Links are followed, each folder once. Hidden files and those of operating systems are passed over.
 
     Args:
         folder: with a sub-folder of pictures per class, with or without folders for splits above them.
 
     Returns:
-        The pictures per split that there is, `"train"` at least; and the class names, sorted.
+        The pictures per split that there is, `"train"` at least; the class names, sorted, in Unicode's composed form
+        (NFC), since some systems store the same name decomposed; what is skipped and what is ignored.
 
     Raises:
-        InputError: a class or a split without pictures, a class that is not in train, or two folders for
-            one split.
+        InputError: the folder cannot be read, a class or a split has no pictures, a class is not in train, or
+            two folders are for one split.
 
     Example:
-        >>> parts, names = read_folder(embedded_folder())
-        >>> list(parts), names[:2]
+        >>> found = read_folder(embedded_folder())
+        >>> list(found.parts), found.class_names[:2]
         (['train'], ['building', 'clothing'])
     """
-    roots = _split_roots(folder)
-    found = {split: {p.name: _picture_files(p) for p in _subfolders(root)} for split, root in roots.items()}
-    names = sorted(found["train"])
-    _refuse_misfits(roots, found)
+    walk = _Walk(folder)
+    roots = _split_roots(folder, walk)
+    classes = {split: _classes(root, walk) for split, root in roots.items()}
+    names = sorted(classes["train"])
+    _refuse_misfits(roots, classes)
+    _refuse_wrapper(roots["train"], walk)
     label_of = {name: label for label, name in enumerate(names)}
     parts = {}
-    for split, classes in found.items():
-        files = [(str(f), label_of[c]) for c, fs in classes.items() for f in fs]
-        paths = [f for f, _ in files]
-        labels = np.array([y for _, y in files], dtype="int64")
-        parts[split] = Split(paths, labels, [Path(f).relative_to(folder).as_posix() for f in paths])
-    return parts, names
+    for split, of_class in classes.items():
+        files = [(file, label_of[c]) for c, files in of_class.items() for file in files]
+        paths = [str(file) for file, _ in files]
+        labels = np.array([label for _, label in files], "int64")
+        parts[split] = Split(paths, labels, [file.relative_to(folder).as_posix() for file, _ in files])
+    return Found(parts, names, walk.skipped, walk.ignored)
 
 
-def _split_roots(folder: Path) -> dict[str, Path]:
+class _Walk:
+    """Lists folders, and notes what lies in them that cannot be used."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.skipped: list[tuple[str, str]] = []
+        self.ignored: list[str] = []
+        self._noted: set[str] = set()
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.top).as_posix()
+
+    def skip(self, path: Path, why: str) -> None:
+        if (name := self.name(path)) not in self._noted:  # the top is listed more than once
+            self._noted.add(name)
+            self.skipped.append((name, why))
+
+    def listed(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Give the sub-folders and the files, each sorted by name."""
+        folders, files = [], []
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            if folder == self.top:
+                raise InputError(f"Cannot read the folder {folder}: {reason(error)}.") from None
+            self.skip(folder, reason(error))
+            return [], []
+        above = {_identity(path) for path in (folder, *folder.parents) if path.is_relative_to(self.top)}
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
+                continue
+            try:
+                mode = entry.stat().st_mode
+                circular = entry.is_symlink() and _identity(path) in above
+            except OSError as error:
+                self.skip(path, "a link that leads nowhere" if entry.is_symlink() else reason(error))
+                continue
+            if circular:
+                self.skip(path, "a link to a folder that it lies in")
+            elif stat.S_ISDIR(mode):
+                folders.append(path)
+            elif stat.S_ISREG(mode):
+                files.append(path)
+            else:
+                self.skip(path, "not a file")
+        return folders, files
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Give the pictures in a folder, however deep, sorted; links may lead in circles."""
+        found, seen, waiting = [], set(), [folder]
+        while waiting:
+            here = waiting.pop()
+            if (identity := _identity(here)) not in seen:
+                seen.add(identity)
+                folders, files = self.listed(here)
+                waiting += reversed(folders)
+                found += [file for file in files if self._is_picture(file)]
+        return sorted(found)
+
+    def _is_picture(self, file: Path) -> bool:
+        kind = file.suffix.lower()
+        if kind in EXTENSIONS:
+            return True
+        try:
+            with file.open("rb") as stream:
+                if is_picture(stream.read(16)):
+                    return True
+        except OSError as error:
+            self.skip(file, reason(error))
+            return False
+        if kind in _OTHER_PICTURES:
+            self.skip(file, f"{kind[1:].upper()} is not read: save it as JPEG or PNG")
+        else:
+            self.ignored.append(self.name(file))
+        return False
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
     """Find the folder of each split; a folder that holds pictures itself is a class, whatever its name."""
-    inside = {p.name: p for p in _subfolders(folder)}
+    folders, files = walk.listed(folder)
+    inside = {path.name: path for path in folders}
     called = {
-        name: _SPLIT_FOLDERS[name.lower()]
+        name: SPLIT_WORDS[name.lower()]
         for name, path in inside.items()
-        if name.lower() in _SPLIT_FOLDERS and _subfolders(path)
+        if name.lower() in SPLIT_WORDS and walk.listed(path)[0]
     }
     if "train" not in called.values():
-        if inside and all(name.lower() in _SPLIT_FOLDERS for name in inside):
+        if inside and all(name.lower() in SPLIT_WORDS for name in inside):
             raise InputError(
                 f"Expected a folder 'train' in {folder}, with a sub-folder per class. Received: "
                 f"{', '.join(inside)}. Sort the pictures into folders by class."
             )
+        _skip_loose(files, walk)
         return {"train": folder}
     if len(set(called.values())) < len(called):
         raise InputError(
@@ -131,7 +248,23 @@ def _split_roots(folder: Path) -> dict[str, Path]:
     ignored = [name for name in inside if name not in called]
     if ignored:
         log.warning("Ignored in %s: %s. Not a split with sub-folders.", folder, ", ".join(ignored))
+    for name in called:
+        _skip_loose(walk.listed(inside[name])[1], walk)
     return {split: inside[name] for name, split in called.items()}
+
+
+def _skip_loose(files: Sequence[Path], walk: _Walk) -> None:
+    for file in files:
+        if file.suffix.lower() in EXTENSIONS:
+            walk.skip(file, "lies in no folder of a class")
+
+
+def _classes(root: Path, walk: _Walk) -> dict[str, list[Path]]:
+    """Give the pictures by class; two folders that are called the same but for Unicode's form are one class."""
+    found: dict[str, list[Path]] = {}
+    for folder in walk.listed(root)[0]:
+        found.setdefault(printable(folder.name), []).extend(walk.pictures(folder))
+    return found
 
 
 def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[Path]]]) -> None:
@@ -156,23 +289,32 @@ def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[Path
             )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_junk(p.name))
+def _refuse_wrapper(root: Path, walk: _Walk) -> None:
+    """Archives often unpack to a folder in a folder: then the inner one is meant."""
+    folders = walk.listed(root)[0]
+    if len(folders) == 1 and len(walk.listed(folders[0])[0]) > 1:
+        raise InputError(
+            f"Expected a sub-folder of pictures per class in {root}. Received one alone, {folders[0].name!r}, with "
+            f"sub-folders of its own. Did you mean '{folders[0]}'?"
+        )
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in EXTENSIONS
-        and not any(_is_junk(part) for part in p.relative_to(folder).parts)
-        and p.is_file()
-    )
+def printable(name: str) -> str:
+    """Spell a name so that it is the same on every system and can be written anywhere.
 
+    Args:
+        name: of a file or a class; may hold bytes that are not UTF-8, as Python reads them (surrogates).
 
-def _is_junk(name: str) -> bool:
-    """Hidden, or what macOS puts into archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    Returns:
+        The name in Unicode's composed form (NFC); what cannot be printed is written as an escape.
+
+    Example:
+        >>> printable("Cafe\u0301"), printable("caf\udce9\n")
+        ('Café', 'caf\\\\xe9\\\\n')
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = unicodedata.normalize("NFC", text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def read_arrays(source: Any, class_names: Sequence[str] | None = None) -> tuple[dict[str, Split], list[str]]:

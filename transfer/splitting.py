@@ -31,7 +31,7 @@ class Split:
         resize: how pictures are brought to another shape, of `pictures.RESIZES`.
     """
 
-    pictures: Sequence[Any] | np.ndarray
+    pictures: Any
     labels: np.ndarray
     names: Sequence[str]
     groups: Sequence[str] = ()
@@ -186,12 +186,14 @@ def stratified_split(
             "%d pictures are, or belong to, the same picture in several classes: kept to train.", count
         )
     free = [unit for unit in units if not unit.contradictory]
-    left = sum((Counter(unit.weights) for unit in units), Counter())  # what train has yet, by class
-    wanted = _wanted(sum((Counter(unit.weights) for unit in free), Counter()), sizes)
+    left = _total(units)  # what train has yet, by class
+    wanted = _wanted(_total(free), sizes)
     drawn: dict[str, list[int]] = {name: [] for name in sizes}
     taken = {name: Counter[int]() for name in sizes}
-    for label in sorted(left):
-        home = [unit for unit in free if unit.home == label]
+    by_home: dict[int, list[_Unit]] = {}
+    for unit in free:
+        by_home.setdefault(unit.home, []).append(unit)
+    for label, home in sorted(by_home.items()):
         home = [home[i] for i in np.random.default_rng([seed, label]).permutation(len(home))]
         for name in reversed(list(sizes)):
             picked = _draw(home, label, wanted[name].get(label, 0), taken[name], left)
@@ -202,7 +204,7 @@ def stratified_split(
     return {name: sorted(positions) for name, positions in (*drawn.items(), ("train", rest))}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Unit:
     """Pictures that must stay together.
 
@@ -239,39 +241,47 @@ def _units(pictures: Split, same: np.ndarray) -> list[_Unit]:
     return units
 
 
+def _total(units: Sequence[_Unit]) -> Counter[int]:
+    total: Counter[int] = Counter()
+    for unit in units:
+        total.update(unit.weights)
+    return total
+
+
 def _wanted(counts: Mapping[int, int], sizes: Mapping[str, float | int]) -> dict[str, dict[int, int]]:
     """How many of each class each split is to get, the last-named splits first where they are few."""
-    total = sum(counts.values())
-    asked = {
-        name: {c: max(1, round(n * size)) for c, n in counts.items()} if isinstance(size, float) else
-        _apportion(counts, size)
-        for name, size in sizes.items()
-        if size > 0
-    }  # fmt: skip
-    whole = sum(size for size in sizes.values() if not isinstance(size, float))
-    if whole and whole > total - len(counts):
+    most = max(0, sum(counts.values()) - len(counts))  # one of each class stays to train on
+    if sum(size for size in sizes.values() if not isinstance(size, float)) > most:
         shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise InputError(
-            f"Expected at most {max(0, total - len(counts))} pictures for {' and '.join(sizes)}, so that each of "
-            f"{len(counts)} classes keeps one of its {total} different ones to train on. Received: {shown}."
+            f"Expected at most {most} pictures for {' and '.join(sizes)}, so that each of {len(counts)} classes "
+            f"keeps one of its {sum(counts.values())} different ones to train on. Received: {shown}."
         )
     wanted: dict[str, dict[int, int]] = {name: {} for name in sizes}
-    for label, count in counts.items():
-        left = count - 1  # one stays to train on
-        for others, name in zip(reversed(range(len(asked))), reversed(list(asked)), strict=True):
-            spare = max(left - others, min(left, 1))  # one for each of the others, where there are enough
-            wanted[name][label] = min(asked[name][label], spare)
-            left -= wanted[name][label]
+    room = {label: count - 1 for label, count in counts.items()}
+    asked = [name for name, size in sizes.items() if size > 0]
+    for others, name in zip(reversed(range(len(asked))), reversed(asked), strict=True):
+        size = sizes[name]
+        if isinstance(size, float):  # and one for each of the other splits, where there are enough
+            spare = {label: max(n - others, min(n, 1)) for label, n in room.items()}
+            wanted[name] = {c: min(max(1, round(n * size)), spare[c]) for c, n in counts.items()}
+        else:
+            wanted[name] = _apportion(counts, size, room)
+        room = {label: n - wanted[name][label] for label, n in room.items()}
     return wanted
 
 
-def _apportion(counts: Mapping[int, int], size: int) -> dict[int, int]:
+def _apportion(counts: Mapping[int, int], size: int, room: Mapping[int, int]) -> dict[int, int]:
     """Share out a count over the classes by their sizes: largest remainders get what rounding down leaves."""
     total = max(1, sum(counts.values()))
-    given = {label: size * n // total for label, n in counts.items()}
+    given = {label: min(size * n // total, room[label]) for label, n in counts.items()}
     by_remainder = sorted(counts, key=lambda label: (-(size * counts[label] % total), label))
-    for label in by_remainder[: size - sum(given.values())]:
-        given[label] += 1
+    missing = min(size, sum(room.values())) - sum(given.values())
+    while missing:
+        for label in by_remainder:
+            if missing and given[label] < room[label]:
+                given[label] += 1
+                missing -= 1
     return given
 
 
@@ -320,9 +330,11 @@ def few_per_class(pictures: Split, same: np.ndarray, count: int, *, seed: int) -
     """
     chosen: list[int] = []
     order = sorted(range(len(pictures)), key=lambda i: pictures.names[i])
-    for label in np.unique(pictures.labels):
-        members = [i for i in order if pictures.labels[i] == label]
-        shuffled = [members[i] for i in np.random.default_rng([seed, int(label)]).permutation(len(members))]
+    by_class: dict[int, list[int]] = {}
+    for i in order:
+        by_class.setdefault(int(pictures.labels[i]), []).append(i)
+    for label, members in sorted(by_class.items()):
+        shuffled = [members[i] for i in np.random.default_rng([seed, label]).permutation(len(members))]
         first = {int(same[i]): i for i in reversed(shuffled)}  # of those that show the same, the first
         chosen += [i for i in shuffled if first[int(same[i])] == i][:count]
     return pictures.take(sorted(chosen))

@@ -73,7 +73,7 @@ def run(config: TrainConfig) -> Path:
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
     report.refuse_used(config.output)
     devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
-    data = datasets.load_data(config.data, seed=config.seed, strict=config.strict, data_dir=config.data_dir)
+    data = datasets.load_data(config.data, **config.load_options())
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
     if config.cut is not None:
@@ -87,6 +87,8 @@ def run(config: TrainConfig) -> Path:
             epochs=config.epochs,
             batch_size=config.batch_size,
             augment=config.augment,
+            flip={"auto": None, "yes": True, "no": False}[config.flip],
+            class_weights=config.class_weights,
             seed=config.seed,
         )
         found = evaluation.evaluate(model, data) if len(data.test) else None

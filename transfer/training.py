@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer import features, surgery
+from transfer import features, pipeline, surgery
 from transfer.builders import start_over, unfreeze
 from transfer.cases import POLICIES, Case
 from transfer.datasets import ImageData, flips_are_safe
@@ -71,6 +71,8 @@ def fit(
     epochs: int | None = None,
     batch_size: int = BATCH_SIZE,
     augment: str = "light",
+    flip: bool | None = None,
+    class_weights: bool = False,
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: str | int = "auto",
@@ -87,8 +89,10 @@ def fit(
         data: of `load_data`; its `test` pictures are not looked at.
         epochs: at most so many; None is the case's own number (see `cases.POLICIES`).
         batch_size: pictures per step, over all devices together.
-        augment: a level of `datasets.AUGMENTATIONS`, for training end to end; a frozen trunk sees each
+        augment: a level of `augmentation.AUGMENTATIONS`, for training end to end; a frozen trunk sees each
             picture once, as it is.
+        flip: whether augmentation mirrors pictures; None does, but where the classes are digits or letters.
+        class_weights: let pictures of small classes count more, so that all classes count the same.
         seed: of the order and the augmentation. Dropout draws from seeds that its layers got when the base was
             made: `keras.utils.set_random_seed` before that makes it repeatable too.
         callbacks: more Keras callbacks, for the phase that trains end to end, or the head where only it
@@ -111,7 +115,9 @@ def fit(
     """
     _check_arguments(model, data, epochs, batch_size)
     plan = getattr(model, "plan", None)
-    run = _Run(model, data, batch_size, augment, seed, list(callbacks), verbose)
+    weights = pipeline.class_weights(data.train.labels, data.num_classes) if class_weights else None
+    flip = flips_are_safe(data.class_names) if flip is None else flip
+    run = _Run(model, data, batch_size, augment, flip, weights, seed, list(callbacks), verbose)
     done = TrainingLog(init="random" if plan and plan.init == "random" else "pretrained")
     if _only_head_trains(model):
         _train_head(run, done, epochs or POLICIES[Case.SMALL_SIMILAR].epochs, alone=True)
@@ -133,6 +139,8 @@ class _Run:
     data: ImageData
     batch_size: int
     augment: str
+    flip: bool
+    class_weights: dict[int, float] | None
     seed: int
     callbacks: list[keras.callbacks.Callback]
     verbose: str | int
@@ -193,6 +201,7 @@ def _train_head(run: _Run, done: TrainingLog, epochs: int, *, alone: bool) -> No
         validation_data=sets.get("val"),
         epochs=epochs,
         callbacks=[*_early_stopping(run.data, "head"), *(run.callbacks if alone else [])],
+        class_weight=run.class_weights,
         verbose=run.verbose,
         shuffle=False,  # the data sets shuffle themselves
     )
@@ -234,6 +243,10 @@ def _zero_head(model: keras.Model) -> keras.Model:
 def _train_all(run: _Run, done: TrainingLog, epochs: int, phase: str) -> None:
     start = time.perf_counter()
     size = input_size(run.model, run.data)
+    if run.augment != "none" and not run.flip:
+        log.info(
+            "Augmentation mirrors no pictures: the classes are digits or letters, or it was asked not to."
+        )
     allow_uneven_batches(run.model)
     history = run.model.fit(
         make_dataset(
@@ -242,14 +255,17 @@ def _train_all(run: _Run, done: TrainingLog, epochs: int, phase: str) -> None:
             batch_size=run.batch_size,
             training=True,
             augment=run.augment,
-            flip=flips_are_safe(run.data.class_names),
+            flip=run.flip,
             seed=run.seed,
         ),
-        validation_data=make_dataset(run.data.val, image_size=size, batch_size=features.BATCH_SIZE)
+        validation_data=make_dataset(
+            run.data.val, image_size=size, batch_size=features.BATCH_SIZE, cache=True
+        )
         if len(run.data.val)
         else None,
         epochs=epochs,
         callbacks=[*_early_stopping(run.data, "fine-tune"), *run.callbacks],
+        class_weight=run.class_weights,
         verbose=run.verbose,
         shuffle=False,  # the data sets shuffle themselves
     )

@@ -1,0 +1,152 @@
+"""How fast pictures become batches.
+
+    python tests/benchmarks/data.py decode path/to/hymenoptera/train
+    python tests/benchmarks/data.py augment
+
+`decode` reads, decodes and resizes to 160 px, once with `transfer` and once with Keras'
+`image_dataset_from_directory`, in turn, in one process: the folder's photos, then photos of 12 megapixels that
+it makes. Besides the rates it gives the seconds of CPU, which other work on the machine changes less.
+`augment` gives the rate of each level of augmentation and of each mix, at 160 px.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+
+SIZE = (160, 160)
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    decode_ = commands.add_parser("decode", help="against image_dataset_from_directory")
+    decode_.add_argument("folder", type=Path, help="class folders of JPEGs")
+    decode_.add_argument("--rounds", type=int, default=7)
+    decode_.set_defaults(run=decode)
+    augment_ = commands.add_parser("augment", help="pictures/s of each level and mix")
+    augment_.add_argument("--rounds", type=int, default=5)
+    augment_.set_defaults(run=augment)
+    options = parser.parse_args()
+    options.run(options)
+
+
+def decode(options: argparse.Namespace) -> None:
+    """Compare rates of decoding with Keras' own."""
+    compare("photos of the folder", options.folder, options.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        make_photos(Path(folder) / "class", count=24, size=(4000, 3000))
+        compare("photos of 12 megapixels", Path(folder), options.rounds)
+
+
+def compare(name: str, folder: Path, rounds: int) -> None:
+    """Read a folder with both, in turn; print medians and their ratio."""
+    import keras
+
+    from transfer.pipeline import make_dataset
+    from transfer.splitting import Split
+
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in {".jpg", ".jpeg"})
+    split = Split(files, np.zeros(len(files), "int64"), [str(file) for file in files])
+    ours = make_dataset(split, image_size=SIZE, batch_size=32, cache=False)
+    theirs = keras.utils.image_dataset_from_directory(
+        folder, labels=None, image_size=SIZE, batch_size=32, verbose=False
+    )
+    figures = in_turn(
+        {"transfer": lambda: sum(len(x) for x, _ in ours), "keras": lambda: sum(len(x) for x in theirs)},
+        rounds,
+    )
+    print(
+        f"{name}: {len(files)}, {sum(f.stat().st_size for f in files) / len(files) / 1e3:.0f} kB on average"
+    )
+    show(figures)
+    for number, what in enumerate(("rate", "CPU")):
+        mine, other = figures["transfer"][number], figures["keras"][number]
+        print(f"  {what}: {mine / other if what == 'rate' else other / mine:.2f} times Keras")
+
+
+def augment(options: argparse.Namespace) -> None:
+    """Measure each level of augmentation, and each mix, on pictures in memory."""
+    import tensorflow as tf
+
+    from transfer.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
+
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (256, *SIZE, 3), "uint8")
+    keys = random.integers(2**31, size=(256, 2)).astype("int32")
+    dataset = tf.data.Dataset.from_tensor_slices((pictures, keys))
+
+    def level(name: str) -> Callable[[], int]:
+        batches = dataset.map(augmentation(name), num_parallel_calls=tf.data.AUTOTUNE).batch(32)
+        return lambda: sum(len(x) for x in batches)
+
+    def mix(name: str) -> Callable[[], int]:
+        change = mixing(name, 2)
+        batches = dataset.batch(32).map(
+            lambda x, keys: change(x, tf.zeros(len(x), tf.int64), keys[0]),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return lambda: sum(len(x) for x, _ in batches)
+
+    show(
+        in_turn(
+            {
+                **{f"augment={name}": level(name) for name in AUGMENTATIONS},
+                **{f"mix={name}": mix(name) for name in MIXES},
+            },
+            options.rounds,
+        )
+    )
+
+
+def in_turn(passes: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Go through all of them `rounds` times after one to warm up; medians of pictures/s and of CPU ms per picture.
+
+    Each pass gives how many pictures it saw.
+    """
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
+    for number in range(rounds + 1):
+        for name, one_pass in passes.items():
+            start, cpu = time.perf_counter(), time.process_time()
+            count = one_pass()
+            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+            if number:
+                seen[name].append((count / wall, 1e3 * cpu / count))
+    return {
+        name: (statistics.median(r for r, _ in rows), statistics.median(c for _, c in rows))
+        for name, rows in seen.items()
+    }
+
+
+def show(figures: dict[str, tuple[float, float]]) -> None:
+    """Print a line for each."""
+    for name, (rate, cpu) in figures.items():
+        print(f"  {name:20} {rate:7.0f} pictures/s  {cpu:7.2f} ms of CPU each")
+
+
+def make_photos(folder: Path, *, count: int, size: tuple[int, int]) -> None:
+    """Write JPEGs of smooth noise, width and height in pixels, each different."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for number in range(count):
+        coarse = np.random.default_rng(number).integers(0, 256, (size[1] // 20, size[0] // 20, 3), "uint8")
+        smooth = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        smooth.save(folder / f"{number:03}.jpg", quality=90)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Writing files so that nothing half-written is ever found under their names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transfer.errors import InputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; the file takes its own name when it is complete.
+
+    Args:
+        path: the file's own name; an older file is replaced, at once.
+
+    Yields:
+        The temporary name, in the same folder.
+
+    Raises:
+        InputError: it cannot be written; an older file is as it was.
+
+    Example:
+        >>> with replacing(Path("a.txt")) as partial:
+        ...     _ = partial.write_text("a")
+        >>> Path("a.txt").read_text()
+        'a'
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"Cannot write {str(path)!r}: {reason}. Name a file in a folder that can be written to."
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text in UTF-8, all of it or nothing.
+
+    Args:
+        path: the file.
+        text: what it holds.
+
+    Raises:
+        InputError: it cannot be written.
+
+    Example:
+        >>> write_text(Path("a.txt"), "a")
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
