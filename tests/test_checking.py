@@ -90,7 +90,7 @@ def report_of(labels, *, parts=("train",), names=None, groups=(), skipped=(), **
         )
         by_part[part], same[part] = checked[start:end], np.asarray(numbers)[start:end]
     classes = [f"class{i}" for i in range(max(labels) + 1)]
-    return make_report("made", Found(found, classes, skipped), by_part, same, found)
+    return make_report("made", Found(found, classes, skipped), checked=by_part, same=same, splits=found)
 
 
 def kinds(report):
@@ -130,7 +130,9 @@ def test_near_copies_are_told_from_exact_ones():
     same = {"train": np.array(numbers)}
     part = Split(list("abcdef"), np.array([0, 0, 0, 1, 1, 1]), list("abcdef"))
     checked = {"train": [Checked("", str(i), bytes([i]) * 32, "PNG", "RGB", 9, 9) for i in range(6)]}
-    report = make_report("made", Found({"train": part}, ["x", "y"]), checked, same, {"train": part})
+    report = make_report(
+        "made", Found({"train": part}, ["x", "y"]), checked=checked, same=same, splits={"train": part}
+    )
     assert [(one.names, one.exact) for one in report.same] == [(("a", "b"), False)]
     assert "near" in kinds(report) and "copies" not in kinds(report)
 

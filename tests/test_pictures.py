@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from transfer import datasets, pictures  # noqa: F401  all that could change Pillow's settings
+from transfer.checking import check, check_all
 from transfer.errors import InputError
-from transfer.pictures import check, check_files, decode, to_rgb_array
+from transfer.pictures import BadPictureError, decode, is_picture, look, to_rgb_array
 
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (30, 200, 60), (20, 40, 210), (255, 255, 255)
 FORMATS = ["JPEG", "PNG", "GIF", "BMP", "WEBP"]
@@ -176,16 +177,16 @@ def test_damaged_exif_does_not_cost_a_good_picture():
 
 BAD = {
     "empty": (b"", "empty"),
-    "text": (b"<html>404 Not Found</html>", "not a picture of a known format"),
-    "signature alone": (b"\x89PNG\r\n\x1a\n", "not a picture of a known format"),
-    "TIFF": (encode(plain(), "TIFF"), "not a picture of a known format"),
+    "text": (b"404 Not Found", "not a picture of a known format"),
+    "signature alone": (b"\x89PNG\r\n\x1a\n", "broken at its beginning"),
+    "TIFF": (encode(plain(), "TIFF"), "not a picture of a known format but TIFF"),
     "EPS, which would start another program": (encode(plain(), "EPS"), "not a picture of a known format"),
 }
 
 
 @pytest.mark.parametrize(("content", "problem"), BAD.values(), ids=BAD)
 def test_what_is_no_picture_is_said_to_be_none(content, problem):
-    assert check(content) == ("", problem)
+    assert check(content) == (problem, "", b"", "", "", 0, 0, False)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -267,7 +268,7 @@ def test_files_are_checked_in_order_and_copies_share_a_digest(tmp_path):
     for i, color in enumerate([RED, BLUE, RED]):
         (tmp_path / f"{i}.png").write_bytes(encode(plain(color)))
     (tmp_path / "3.png").write_bytes(b"")
-    first, second, third, fourth = check_files([str(tmp_path / f"{i}.png") for i in range(4)])
+    first, second, third, fourth = check_all([str(tmp_path / f"{i}.png") for i in range(4)])
     assert first.digest == third.digest != second.digest
     assert fourth.problem == "empty"
 
@@ -284,3 +285,66 @@ def test_arrays_are_rounded_clipped_and_stretched_like_files():
     assert to_rgb_array(np.array([[98.6, -3.0, 300.0]]))[0, :, 0].tolist() == [99, 0, 255]
     picture = np.asarray(textured())
     assert np.array_equal(to_rgb_array(picture, (33, 44)), decode(encode(picture), (33, 44)))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_a_picture_is_is_said(kind):
+    found = check(encode(textured(), kind))
+    assert (found.problem, found.format, found.width, found.height, found.turned) == (
+        "",
+        kind,
+        120,
+        90,
+        False,
+    )
+    assert len(found.digest) == 64 and len(found.hash) == 32
+    assert found.mode == ("P" if kind == "GIF" else "RGB")
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (120, 90)), (3, (120, 90)), (6, (90, 120))])
+def test_sizes_are_those_of_the_upright_picture(orientation, size):
+    content = encode(textured(), "JPEG", exif=exif(orientation=orientation))
+    found = check(content)
+    assert (found.width, found.height) == size and found.turned == (orientation > 1)
+    assert look(content, (8, 8))[1:] == found[3:]
+
+
+def test_modes_are_those_that_are_stored():
+    """Also where a JPEG is decoded at a fraction of its size."""
+    modes = {"L": "L", "CMYK": "CMYK", "RGB": "RGB"}
+    assert {mode: check(encode(textured(mode).resize((900, 900)), "JPEG")).mode for mode in modes} == modes
+    assert check(encode(plain(mode="RGBA"))).mode == "RGBA"
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1), (6, 4, 3)])
+def test_arrays_are_checked_as_well(shape):
+    found = check(np.arange(np.prod(shape), dtype="uint8").reshape(shape))
+    assert found.format == "array" and (found.width, found.height) == (4, 6)
+    assert found.mode == ("RGB" if shape[-1] == 3 else "L") and found.digest
+
+
+def test_pictures_of_one_colour_have_no_hash():
+    assert check(encode(plain())).hash == b""
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_pictures_are_known_by_their_first_bytes(kind):
+    assert is_picture(encode(plain(), kind)[:16])
+    assert not is_picture(encode(plain(), "TIFF")[:16]) and not is_picture(b"BM text, not a bitmap")
+
+
+def test_pads_lie_around_and_crops_take_the_middle():
+    wide = np.full((10, 40, 3), 200, "uint8")
+    wide[:, 15:25] = RED
+    content = encode(wide)
+    padded = look(content, (20, 20), resize="pad").pixels
+    assert_all(padded[:7], 0)
+    assert_all(padded[13:], 0)
+    assert_all(padded[9:11, :6], 200, within=1)
+    assert_all(look(content, (10, 10), resize="crop").pixels, RED, within=1)
+    assert np.array_equal(to_rgb_array(wide, (20, 20), resize="pad"), padded)
+
+
+def test_the_reason_comes_without_the_name(tmp_path):
+    with pytest.raises(BadPictureError, match=r"^no such file or directory$"):
+        look(tmp_path / "gone.png", (8, 8))

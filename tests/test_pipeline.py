@@ -1,17 +1,21 @@
 """Splits become batches: decoded once, shuffled anew, in the order of the split where nothing trains."""
 
+import logging
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from sklearn.utils.class_weight import compute_class_weight
 
 from transfer import pipeline
 from transfer.datasets import load_data
 from transfer.errors import InputError
 from transfer.pictures import decode
-from transfer.pipeline import batch_arrays, make_dataset
+from transfer.pipeline import batch_arrays, class_weights, make_dataset
 from transfer.splitting import Split
 
 SIZE = (8, 8)
@@ -57,10 +61,12 @@ def test_without_training_every_pass_is_the_same():
         assert numbers == list(range(11)) and given == [i % 3 for i in range(11)]
 
 
-@pytest.mark.parametrize("budget", [pipeline.CACHE_BUDGET, 0], ids=["memory", "disk"])
-def test_training_shuffles_anew_each_epoch_and_loses_nothing(budget, monkeypatch):
-    monkeypatch.setattr(pipeline, "CACHE_BUDGET", budget)
-    dataset = batches(numbered(50), training=True, seed=1)
+in_memory_and_on_disk = pytest.mark.parametrize("budget", [None, 0], ids=["memory", "disk"])
+
+
+@in_memory_and_on_disk
+def test_training_shuffles_anew_each_epoch_and_loses_nothing(budget):
+    dataset = batches(numbered(50), training=True, seed=1, cache_budget=budget)
     epochs = [epoch(dataset) for _ in range(3)]
     for numbers, given, seen in epochs:
         assert sorted(numbers) == list(range(50)), "each picture once, the last small batch included"
@@ -72,16 +78,29 @@ def test_training_shuffles_anew_each_epoch_and_loses_nothing(budget, monkeypatch
     assert epoch(batches(numbered(50), training=True, seed=2))[0] != orders[0]
 
 
-def test_a_buffer_smaller_than_the_data_still_mixes_the_classes(monkeypatch):
-    """The split is sorted by class: a buffer of a few pictures alone would show one class after the other."""
-    split = numbered(240, labels=np.repeat([0, 1, 2, 3], 60))
-    monkeypatch.setattr(pipeline, "SHUFFLE_BUDGET", 12 * 8 * 8 * 3)
-    dataset = batches(split, training=True)
-    for _ in range(2):
-        numbers, given, _ = epoch(dataset)
-        assert sorted(numbers) == list(range(240))
-        for start in range(0, 240, 60):
-            assert np.bincount(given[start : start + 60], minlength=4).min() >= 5
+def test_the_order_depends_on_the_seed_and_the_epoch_alone():
+    """TensorFlow's global seed, which a user may set or not, changes nothing; neither does the number of threads."""
+    orders = []
+    for global_seed, threads in ((1, 1), (2, 8)):
+        tf.random.set_seed(global_seed)
+        limits = tf.data.Options()
+        limits.threading.private_threadpool_size = threads
+        dataset = batches(numbered(100), training=True, seed=5).with_options(limits)
+        orders.append([epoch(dataset)[0] for _ in range(2)])
+    assert orders[0] == orders[1]
+
+
+def test_an_epoch_that_is_left_early_changes_neither_the_next_nor_the_cache():
+    arrays = numbered(100)
+    pictures = Counting(list(arrays.pictures))
+    whole, broken = (
+        batches(Split(items, arrays.labels, arrays.names), training=True)
+        for items in (arrays.pictures, pictures)
+    )
+    list(whole), list(broken.take(2))
+    assert epoch(whole)[0] == epoch(broken)[0]
+    list(broken)
+    assert pictures.reads == [1] * 100
 
 
 class Counting(list):
@@ -96,48 +115,160 @@ class Counting(list):
         return super().__getitem__(i)
 
 
-@pytest.mark.parametrize("budget", [pipeline.CACHE_BUDGET, 0], ids=["memory", "disk"])
-def test_pictures_are_decoded_once(budget, monkeypatch):
-    monkeypatch.setattr(pipeline, "CACHE_BUDGET", budget)
-    arrays = numbered(9)
+def reads_of(passes=3, count=9, **options) -> list[int]:
+    """How often each picture is read in some epochs; they show the right ones all the same."""
+    arrays = numbered(count)
     pictures = Counting(list(arrays.pictures))
-    dataset = batches(Split(pictures, arrays.labels, arrays.names), training=True, augment="light")
-    for _ in range(3):
-        list(dataset)
-    assert pictures.reads == [1] * 9
+    dataset = batches(Split(pictures, arrays.labels, arrays.names), **options)
+    for _ in range(passes):
+        numbers, given, seen = epoch(dataset)
+        assert sorted(numbers) == list(range(count)) and given == seen
+    return pictures.reads
 
 
-def test_keras_trains_from_a_cache_on_disk(monkeypatch):
+@in_memory_and_on_disk
+@pytest.mark.parametrize("options", [{"training": True}, {"cache": True}], ids=["training", "validation"])
+def test_pictures_are_decoded_once(budget, options):
+    assert reads_of(**options, cache_budget=budget) == [1] * 9
+
+
+@pytest.mark.parametrize("options", [{"training": True, "cache": False}, {}], ids=["training", "validation"])
+def test_pictures_are_decoded_anew_where_nothing_is_cached(options):
+    assert reads_of(**options) == [3] * 9
+
+
+def test_a_set_past_the_budget_is_cached_on_disk(caplog):
+    """Sixteen pictures of 8x8 pixels in three colours are 3072 bytes."""
+    caplog.set_level(logging.INFO, "transfer")
+    assert reads_of(count=16, training=True, cache_budget=16 * 8 * 8 * 3) == [1] * 16
+    assert not caplog.messages
+    assert reads_of(count=16, training=True, cache_budget=16 * 8 * 8 * 3 - 1) == [1] * 16
+    assert "of decoded pictures in" in caplog.text
+
+
+def test_a_set_past_the_disk_is_not_cached_and_that_is_said(caplog, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 3071, 3071))
+    assert reads_of(count=16, training=True, cache_budget=0) == [3] * 16
+    assert "not cached, but read anew each epoch" in caplog.text and "TMPDIR" in caplog.text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_disk_that_fills_up_meanwhile_stops_the_cache_alone(caplog, monkeypatch):
+    full = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115
+    monkeypatch.setattr(pipeline.tempfile, "TemporaryFile", lambda **_: full)
+    assert reads_of(training=True, cache_budget=0) == [3] * 9
+    assert len([text for text in caplog.messages if "no longer cached" in text]) == 1
+
+
+def test_memory_holds_a_quarter_of_the_machine_at_most(monkeypatch):
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert pipeline._budget() == min(4 * 2**30, memory // 4)
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}[name])
+    assert pipeline._budget() == 1_024_000
+
+
+def test_keras_trains_from_a_cache_on_disk():
     import keras
 
-    monkeypatch.setattr(pipeline, "CACHE_BUDGET", 0)
     model = keras.Sequential([keras.Input((*SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    dataset = batches(numbered(10), training=True, augment="light")
+    dataset = batches(numbered(10), training=True, augment="light", cache_budget=0)
+    assert len(dataset) == 3, "so that the progress bar knows its end"
     assert len(model.fit(dataset, epochs=3, verbose=0, shuffle=False).history["loss"]) == 3
 
 
-def test_a_cache_on_disk_is_taken_away_at_the_end(tmp_path):
+def test_a_cache_on_disk_is_gone_even_when_the_process_is_killed(tmp_path):
     code = """
-import pathlib, sys, numpy as np
+import os, signal, tempfile, numpy as np
 from transfer import pipeline, splitting
-pipeline.CACHE_BUDGET = 8 * 8 * 3 * 4
-for count in (4, 5):
-    split = splitting.Split(np.zeros((count, 8, 8, 3), "uint8"), np.zeros(count, "int64"), [""] * count)
-    list(pipeline.make_dataset(split, image_size=(8, 8), batch_size=2, training=True))
-    print(len(list(pathlib.Path(sys.argv[1]).glob("transfer-cache-*/pictures*"))))
+made = []
+temporary_file = tempfile.TemporaryFile
+tempfile.TemporaryFile = lambda **options: made.append(temporary_file(**options)) or made[-1]
+split = splitting.Split(np.zeros((4, 8, 8, 3), "uint8"), np.zeros(4, "int64"), [""] * 4)
+for budget in (4 * 8 * 8 * 3, 0):
+    list(pipeline.make_dataset(split, image_size=(8, 8), batch_size=2, training=True, cache_budget=budget))
+    print(sum(os.fstat(file.fileno()).st_size for file in made), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
 """
     environment = {**os.environ, "TMPDIR": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", str(4 * 8 * 8 * 3)], done.stderr
+    assert not [file for file in tmp_path.iterdir() if "autograph" not in file.name]  # those are TensorFlow's
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_mixes_make_labels_one_hot_and_mix_while_training_alone(mix):
+    options = {"mix": mix, "num_classes": 3}
+    for training in (False, True):
+        found = list(batches(numbered(11), training=training, **options))
+        assert [y.shape for _, y in found] == [(4, 3), (4, 3), (3, 3)]
+        shares = np.concatenate([y for _, y in found])
+        assert shares.dtype == np.float32 and np.allclose(shares.sum(axis=1), 1)
+        assert (shares.max(axis=1) == 1).all() != training
+        if not training:
+            assert np.array_equal(shares.argmax(axis=1), numbered(11).labels)
+            assert np.array_equal(np.concatenate([x for x, _ in found]), numbered(11).pictures)
+
+
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_mixes_need_the_number_of_classes(num_classes):
+    with pytest.raises(InputError, match=r"3 or more.*num_classes=" + str(num_classes)):
+        batches(numbered(5), mix="mixup", num_classes=num_classes)
+
+
+def test_unknown_mixes_are_refused():
+    with pytest.raises(InputError, match=r"Unknown mix 'cutmixs'\. Did you mean 'cutmix'"):
+        batches(numbered(3), mix="cutmixs", num_classes=3)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0, 1], [2, 0, 1, 1, 1, 1, 2], list(range(5)) * 3])
+def test_class_weights_are_those_of_scikit_learn(labels):
+    labels = np.array(labels)
+    expected = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    found = class_weights(labels, labels.max() + 1)
+    assert list(found) == sorted(set(labels.tolist())) and list(found.values()) == pytest.approx(
+        list(expected)
     )
-    within, past = map(int, done.stdout.split())
-    assert within == 0 and past > 0
-    assert not list(tmp_path.iterdir())
+    assert np.mean([found[label] for label in labels.tolist()]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("labels, classes", [([0, 0, 2], 3), ([0, 1], 3), ([0, 1, 2], 2), ([], 2)])
+def test_class_weights_want_a_picture_of_each_class(labels, classes):
+    with pytest.raises(InputError, match=f"labels of {classes} classes.*by class"):
+        class_weights(np.array(labels, "int64"), classes)
+
+
+@pytest.fixture(scope="module")
+def two_replicas():
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"mix": "mixup", "num_classes": 3, "augment": "strong"}], ids=["plain", "all"]
+)
+def test_two_replicas_see_halves_of_each_batch(two_replicas, options):
+    dataset = batches(numbered(22), training=True, batch_size=8, **options)
+    for _ in range(2):
+        sizes, seen = [], []
+        for x, y in two_replicas.experimental_distribute_dataset(dataset):
+            values = [part.numpy() for part in two_replicas.experimental_local_results(x)]
+            sizes.append([len(part) for part in values])
+            assert [len(part) for part in two_replicas.experimental_local_results(y)] == sizes[-1]
+            seen += [int(picture[0, 0, 0]) for part in values for picture in part]
+        assert sizes == [[4, 4], [4, 4], [3, 3]]
+        if not options:
+            assert sorted(seen) == list(range(22)), "each picture on one replica"
+
+
+def test_two_replicas_train_on_arrays(two_replicas):
+    dataset = batch_arrays(np.arange(10.0)[:, None], np.arange(10), batch_size=4, shuffle_seed=0)
+    for _ in range(2):
+        parts = [
+            part.numpy()
+            for _, y in two_replicas.experimental_distribute_dataset(dataset)
+            for part in two_replicas.experimental_local_results(y)
+        ]
+        assert sorted(np.concatenate(parts)) == list(range(10))
 
 
 def test_unknown_augmentations_are_refused():
@@ -159,3 +290,7 @@ def test_rows_of_arrays_are_batched_in_order_or_shuffled():
     assert np.concatenate(first).tolist() != np.concatenate(second).tolist()
     assert sorted(np.concatenate(first)) == list(range(10))
     assert all(np.array_equal(a[:, 0], b) for a, b in shuffled)
+    assert len(shuffled) == 3
+    tf.random.set_seed(3)
+    again = [b.numpy() for _, b in batch_arrays(x, y, batch_size=4, shuffle_seed=0)]
+    assert np.array_equal(np.concatenate(again), np.concatenate(first)), "by its seed alone"

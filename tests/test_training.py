@@ -175,6 +175,27 @@ def test_two_replicas_train_a_base_that_was_made_outside_their_scope(case, color
         assert len(copies) == 2 and np.array_equal(*copies)
 
 
+@pytest.mark.parametrize("case", ["small-similar", "large-similar"])
+def test_class_weights_make_small_classes_count_as_much_as_large_ones(case):
+    """On noise nothing can be learnt but how frequent the classes are."""
+    x = np.random.default_rng(0).integers(0, 256, (180, 32, 32, 3), dtype="uint8")
+    data = load_data((x, np.repeat([0, 1], [150, 30])))
+
+    def share_of_the_small_class(**options):
+        model = built(case, classes=2)
+        fit(model, data, epochs=20 if case == "small-similar" else 2, augment="none", verbose=0, **options)
+        return float(evaluate(model, data).probabilities[:, 1].mean())
+
+    plain, weighted = share_of_the_small_class(), share_of_the_small_class(class_weights=True)
+    assert plain < weighted - 0.08 and abs(weighted - 0.5) < 0.1
+
+
+def test_that_pictures_are_not_mirrored_is_said(colors, caplog):
+    caplog.set_level("INFO", logger="transfer")
+    fit(built("large-similar"), colors, epochs=1, flip=False, verbose=0)
+    assert "mirrors no pictures" in caplog.text
+
+
 def test_nothing_is_looked_at_in_the_test_split(colors):
     from dataclasses import replace
 

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from transfer.errors import InputError, unknown
 from transfer.splitting import Found, Split
 from transfer.spool import Spool
+from transfer.tables import SPLITS
 
-_SPLITS = ("train", "val", "test")
 _FORMS = (
     "(images, labels), a tf.data.Dataset of (image, label), a pair of either for train and test, or a dict of them "
     "by 'train', 'val' and 'test'"
@@ -69,12 +69,12 @@ def _by_split(source: Any) -> dict[str, Any]:
     """Sort out which pictures are for which split: data sets as they are, arrays as pairs of arrays."""
     if isinstance(source, Mapping):
         for name in source:
-            if name not in _SPLITS:
-                raise unknown("split", name, _SPLITS, hint=f"Expected {_FORMS}.")
+            if name not in SPLITS:
+                raise unknown("split", name, SPLITS, hint=f"Expected {_FORMS}.")
         if "train" not in source:
             listed = ", ".join(map(repr, source)) or "none"
             raise InputError(f"Expected pictures for 'train'. Received: {listed}. Name those to train on.")
-        given = {name: source[name] for name in _SPLITS if name in source}
+        given = {name: source[name] for name in SPLITS if name in source}
     elif _is_dataset(source):
         given = {"train": source}
     else:

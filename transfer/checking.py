@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +16,13 @@ from tqdm.auto import tqdm
 
 from transfer.data_report import FEWEST, DataReport, Same
 from transfer.duplicates import perceptual_hash
-from transfer.pictures import BadPictureError, look, reason, to_rgb_array
+from transfer.pictures import BadPictureError, is_picture, look, reason, to_rgb_array
 from transfer.splitting import Found, Split
 
 MOST_BYTES = 2**30
 """Larger files are refused unread."""
+
+_MUCH = 2**26  # bytes, from which a file is looked at before it is read
 
 ODD_SHARE = 0.01
 """Of all pictures; a format that fewer than these have is odd, since it is often a stray file."""
@@ -122,7 +123,11 @@ def _content(path: str) -> bytes:
         raise BadPictureError("not a file")
     if kind.st_size > MOST_BYTES:
         raise BadPictureError(f"{kind.st_size:,} bytes are more than {MOST_BYTES:,}")
-    return Path(path).read_bytes()
+    with open(path, "rb") as stream:
+        if kind.st_size > _MUCH and not is_picture(stream.read(16)):  # a film or an archive, say
+            raise BadPictureError("not a picture of a known format")
+        stream.seek(0)
+        return stream.read()
 
 
 def _digest(content: bytes) -> str:
@@ -132,6 +137,7 @@ def _digest(content: bytes) -> str:
 def make_report(
     name: str,
     found: Found,
+    *,
     checked: Mapping[str, Sequence[Checked]],
     same: Mapping[str, np.ndarray],
     splits: Mapping[str, Split],

@@ -168,7 +168,7 @@ def load_data(
         }
         of_train = np.array([numbers[picture] for picture in splits["train"].names], "int64")
         splits["train"] = few_per_class(splits["train"], of_train, few_shot, seed=seed)
-    report = make_report(name, found, checked, same, splits)
+    report = make_report(name, found, checked=checked, same=same, splits=splits)
     for finding in report.findings:
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding.to_text())
     return ImageData(name, tuple(found.class_names), **splits, report=report, image_size=size)

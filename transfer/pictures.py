@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from contextlib import nullcontext
 from operator import index
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +21,27 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 RESIZES = ("stretch", "crop", "pad")
 """How a picture gets another shape: `stretch` both sides, `crop` the middle, or `pad` with black."""
 
+_LARGE = 50_000_000  # pixels; with transparency they take 800 MB while they are decoded
+_one_at_a_time = threading.Lock()  # of the large ones, or as many as there are threads could fill the memory
+
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # what Pillow may try; its others can start programs
+_OTHERS = {
+    "TIFF": (b"ii*\0", b"mm\0*"),
+    "HEIC": (b"ftyphei", b"ftypmif1"),
+    "AVIF": (b"ftypavi",),
+    "a web page": (b"<!doctype html", b"<html"),
+    "SVG": (b"<svg",),
+}
+"""How other files begin that are often named like pictures, in small letters."""
+
+_PLAINLY = {
+    "Truncated File Read": "image file is truncated",
+    "cannot load this image": "image file ends before its pixels",
+    "could not create decoder object": "image file is truncated or broken",
+}
+"""What Pillow's messages mean."""
+
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -189,15 +210,18 @@ def look(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = "s
                 raise BadPictureError(f"{width}x{height} is more than {MOST_PIXELS:,} pixels")
             longer = max(size)  # both ways, since the picture may lie on its side
             image.draft("RGB", (longer, longer))
-            image.load()  # here, where a broken file is an error
-            turn = _UPRIGHT.get(_orientation(image))
-            rgb = _to_rgb(image, turn)
+            with _one_at_a_time if image.width * image.height > _LARGE else nullcontext():
+                image.load()  # here, where a broken file is an error
+                turn = _UPRIGHT.get(_orientation(image))
+                small = _resized(_to_rgb(image, turn), size, resize)
             kind = "JPEG" if image.format == "MPO" else image.format or ""
         if turn in _ON_ITS_SIDE:
             width, height = height, width
-        return Look(np.asarray(_resized(rgb, size, resize)), kind, mode, width, height, turn is not None)
+        return Look(np.asarray(small), kind, mode, width, height, turn is not None)
     except BadPictureError:
         raise
+    except Image.UnidentifiedImageError:
+        raise BadPictureError(_unknown(picture)) from None
     except Image.DecompressionBombError:
         raise BadPictureError(f"more than {MOST_PIXELS:,} pixels") from None
     # Pillow's decoders throw many kinds for broken files, struct.error among them; all mean the same.
@@ -211,8 +235,14 @@ def _resized(rgb: Image.Image, size: tuple[int, int], resize: str) -> Image.Imag
         return rgb
     if resize == "stretch":
         return rgb.resize((width, height), Image.Resampling.BILINEAR)
-    change = {"crop": ImageOps.fit, "pad": ImageOps.pad}[resize]
-    return change(rgb, (width, height), Image.Resampling.BILINEAR)
+    if resize == "crop":
+        return ImageOps.fit(rgb, (width, height), Image.Resampling.BILINEAR)
+    scale = min(width / rgb.width, height / rgb.height)
+    inner = [max(1, round(side * scale)) for side in rgb.size]  # ImageOps.pad leaves nothing of 1x5000
+    padded = Image.new("RGB", (width, height))
+    place = (width - inner[0]) // 2, (height - inner[1]) // 2
+    padded.paste(rgb.resize((inner[0], inner[1]), Image.Resampling.BILINEAR), place)
+    return padded
 
 
 def reason(error: BaseException) -> str:
@@ -228,11 +258,23 @@ def reason(error: BaseException) -> str:
         >>> reason(FileNotFoundError(2, "No such file or directory", "a.png"))
         'no such file or directory'
     """
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    return _PLAINLY.get(text, text.split(" (")[0] if "truncated" in text else text)
+
+
+def _unknown(picture: str | Path | bytes) -> str:
+    """Say what a file may be that Pillow does not read."""
+    if isinstance(picture, bytes):
+        head = picture[:512]
+    else:
+        with open(picture, "rb") as stream:
+            head = stream.read(512)
+    if is_picture(head):
+        return "broken at its beginning"
+    found = [name for name, marks in _OTHERS.items() if any(mark in head.lower() for mark in marks)]
+    return "not a picture of a known format" + (f" but {found[0]}" if found else "")
 
 
 def _to_rgb(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
@@ -240,7 +282,9 @@ def _to_rgb(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
         image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's convert would clip it
         values = np.asarray(image, "float32")
-        image = Image.fromarray(np.rint(values / (257.0 if values.max() > 255 else 1.0)).astype("uint8"))
+        grey = np.rint(values / (257.0 if values.max() > 255 else 1.0)).astype("uint8")
+        grey[values == image.info.get("transparency")] = 255
+        image = Image.fromarray(grey)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

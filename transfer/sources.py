@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -89,12 +89,17 @@ def find_source(text: str) -> Path:
     wanted = "a folder with a sub-folder of pictures per class, a CSV or Parquet list, tfds:NAME, or 'emoji'"
     try:
         if place.is_file() and place.suffix.lower() in EXTENSIONS:
-            raise InputError(f"Expected {wanted}. Received a picture: {text}. Name the folder that it is in.")
+            raise InputError(
+                f"Expected {wanted}. Received a picture: {text!r}. Name the folder that it is in."
+            )
         if place.exists():
             return place
         if text == EMBEDDED:
             return embedded_folder()
         beside = {path.name: str(path) for path in place.parent.iterdir()} if place.parent.is_dir() else {}
+        beside.pop(place.name, None)  # a link that leads nowhere
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # a NUL byte, a name too long, no permission
         raise InputError(f"Expected {wanted}. Received: {text!r}: {reason(error)}.") from None
     near = [repr(beside.get(name, name)) for name in nearest(place.name, [EMBEDDED, *beside])]
@@ -129,7 +134,7 @@ def read_folder(folder: Path) -> Found:
     roots = _split_roots(folder, walk)
     classes = {split: _classes(root, walk) for split, root in roots.items()}
     names = sorted(classes["train"])
-    _refuse_misfits(roots, classes)
+    _refuse_misfits(roots, classes, walk)
     _refuse_wrapper(roots["train"], walk)
     label_of = {name: label for label, name in enumerate(names)}
     parts = {}
@@ -149,6 +154,8 @@ class _Walk:
         self.skipped: list[tuple[str, str]] = []
         self.ignored: list[str] = []
         self._noted: set[str] = set()
+        # A link to one of these would lead through everything beside the data, to the whole disk perhaps.
+        self._above = {_identity(path) for path in top.resolve().parents}
 
     def name(self, path: Path) -> str:
         return path.relative_to(self.top).as_posix()
@@ -157,6 +164,12 @@ class _Walk:
         if (name := self.name(path)) not in self._noted:  # the top is listed more than once
             self._noted.add(name)
             self.skipped.append((name, why))
+
+    def notes(self) -> str:
+        """Say what was skipped so far, and why, as more sentences of a message."""
+        shown = "; ".join(f"{printable(name)} ({why})" for name, why in self.skipped[:5])
+        more = f"; and {len(self.skipped) - 5:,} more" if len(self.skipped) > 5 else ""
+        return f" Skipped were: {shown}{more}." if shown else ""
 
     def listed(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Give the sub-folders and the files, each sorted by name."""
@@ -168,7 +181,8 @@ class _Walk:
                 raise InputError(f"Cannot read the folder {folder}: {reason(error)}.") from None
             self.skip(folder, reason(error))
             return [], []
-        above = {_identity(path) for path in (folder, *folder.parents) if path.is_relative_to(self.top)}
+        inside = [path for path in (folder, *folder.parents) if path.is_relative_to(self.top)]
+        above = self._above | {_identity(path) for path in inside}
         for entry in entries:
             path = folder / entry.name
             if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
@@ -177,7 +191,8 @@ class _Walk:
                 mode = entry.stat().st_mode
                 circular = entry.is_symlink() and _identity(path) in above
             except OSError as error:
-                self.skip(path, "a link that leads nowhere" if entry.is_symlink() else reason(error))
+                astray = entry.is_symlink() and not isinstance(error, PermissionError)
+                self.skip(path, "a link that leads nowhere" if astray else reason(error))
                 continue
             if circular:
                 self.skip(path, "a link to a folder that it lies in")
@@ -198,10 +213,11 @@ class _Walk:
                 seen.add(identity)
                 folders, files = self.listed(here)
                 waiting += reversed(folders)
-                found += [file for file in files if self._is_picture(file)]
+                found += [file for file in files if self.is_picture(file)]
         return sorted(found)
 
-    def _is_picture(self, file: Path) -> bool:
+    def is_picture(self, file: Path) -> bool:
+        """Tell whether a file is meant to be a picture that can be read; note what else it is."""
         kind = file.suffix.lower()
         if kind in EXTENSIONS:
             return True
@@ -241,6 +257,7 @@ def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
             )
         _skip_loose(files, walk)
         return {"train": folder}
+    _skip_loose(files, walk)
     if len(set(called.values())) < len(called):
         raise InputError(
             f"Expected one folder per split in {folder}. Received: {', '.join(called)}. Merge or rename one."
@@ -248,6 +265,10 @@ def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
     ignored = [name for name in inside if name not in called]
     if ignored:
         log.warning("Ignored in %s: %s. Not a split with sub-folders.", folder, ", ".join(ignored))
+    for name in ignored:
+        if count := len(walk.pictures(inside[name])):
+            what = "1 picture" if count == 1 else f"{count:,} pictures"
+            walk.skip(inside[name], f"{what} in no folder of a split and a class")
     for name in called:
         _skip_loose(walk.listed(inside[name])[1], walk)
     return {split: inside[name] for name, split in called.items()}
@@ -255,7 +276,7 @@ def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
 
 def _skip_loose(files: Sequence[Path], walk: _Walk) -> None:
     for file in files:
-        if file.suffix.lower() in EXTENSIONS:
+        if walk.is_picture(file):
             walk.skip(file, "lies in no folder of a class")
 
 
@@ -267,14 +288,14 @@ def _classes(root: Path, walk: _Walk) -> dict[str, list[Path]]:
     return found
 
 
-def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[Path]]]) -> None:
+def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[Path]]], walk: _Walk) -> None:
     names = sorted(found["train"])
     kinds = ", ".join(sorted(EXTENSIONS))
     empty = [name for name in names if not found["train"][name]]
     if empty:
         raise InputError(
             f"Expected pictures ({kinds}) in every sub-folder of {roots['train']}. Received none in: "
-            f"{', '.join(empty)}. Add some, or take the folder away."
+            f"{', '.join(empty)}. Add some, or take the folder away.{walk.notes()}"
         )
     for split, classes in found.items():
         strange = [name for name, files in classes.items() if files and name not in names]
@@ -285,7 +306,7 @@ def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[Path
         if names and not any(classes.values()):
             raise InputError(
                 f"Expected pictures ({kinds}) in {roots[split]}. Received none. Add some, or take the folder "
-                "away, and they are drawn from train."
+                f"away, and they are drawn from train.{walk.notes()}"
             )
 
 
@@ -299,6 +320,12 @@ def _refuse_wrapper(root: Path, walk: _Walk) -> None:
         )
 
 
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""What spoils lines, terminals and files: controls, ends of lines, turns of direction, halves of characters. A list of
+our own, since what Python calls printable differs between its versions, and joiners, which Persian and emoji need, are
+not."""
+
+
 def printable(name: str) -> str:
     """Spell a name so that it is the same on every system and can be written anywhere.
 
@@ -309,87 +336,12 @@ def printable(name: str) -> str:
         The name in Unicode's composed form (NFC); what cannot be printed is written as an escape.
 
     Example:
-        >>> printable("Cafe\u0301"), printable("caf\udce9\n")
-        ('Café', 'caf\\\\xe9\\\\n')
+        >>> printable("two" + chr(10) + "lines" + chr(0xdce9))
+        'two\\\\nlines\\\\xe9'
     """
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    text = unicodedata.normalize("NFC", text)
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return _CONTROLS.sub(_escape, unicodedata.normalize("NFC", name))
 
 
-def read_arrays(source: Any, class_names: Sequence[str] | None = None) -> tuple[dict[str, Split], list[str]]:
-    """Check arrays of pictures and labels.
-
-    Args:
-        source: `(images, labels)` or `((x_train, y_train), (x_test, y_test))`.
-        class_names: one per label; otherwise numbers are the names.
-
-    Returns:
-        The pictures per split that there is, and the class names.
-
-    Raises:
-        InputError: shapes, types or values are not those of pictures and labels; each with its remedy.
-
-    Example:
-        >>> parts, names = read_arrays((np.full((4, 8, 8), 99), [0, 1, 0, 1]))
-        >>> len(parts["train"]), names
-        (4, ['0', '1'])
-    """
-    try:
-        first, second = source
-        # ((x, y), (x, y)) holds arrays where (images, labels) holds numbers.
-        nested = isinstance(second, (tuple, list)) and len(second) == 2 and np.ndim(second[0]) > 0
-        pairs = {"train": first, "test": second} if nested else {"train": source}
-        arrays = {name: (np.asarray(x), np.asarray(y)) for name, (x, y) in pairs.items()}
-    except (TypeError, ValueError):
-        raise InputError(
-            "Expected a folder, 'tfds:NAME', (images, labels) or ((x_train, y_train), (x_test, y_test)). "
-            f"Received: {type(source).__name__}. Pictures of different sizes fit into no array: use a folder."
-        ) from None
-    parts = {name: _array_split(x, y) for name, (x, y) in arrays.items()}
-    highest = max(int(part.labels.max()) for part in parts.values())
-    if class_names is not None:
-        names = [str(n) for n in class_names]
-    else:  # no more than there are pictures, since a stray label may be huge
-        names = [str(n) for n in range(min(highest + 1, len(parts["train"])))]
-    if len(set(names)) < len(names):
-        raise InputError(f"Expected a different name for each class. Received: {', '.join(names)}.")
-    if highest >= len(names):
-        raise InputError(
-            f"Expected labels from 0 to {len(names) - 1}, each with pictures to train on. Received a label "
-            f"{highest}. Number the classes from 0 on, without gaps."
-        )
-    return parts, names
-
-
-def _array_split(x: np.ndarray, y: np.ndarray) -> Split:
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]  # as keras.datasets.cifar10 gives them
-    if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)) or not x.size:
-        raise InputError(
-            "Expected images of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), at least one. "
-            f"Received: {x.shape}."
-        )
-    if y.ndim != 1 or len(y) != len(x):
-        raise InputError(
-            f"Expected one label per image, shape ({len(x)},). Received: {y.shape}. Turn one-hot labels into "
-            "numbers by argmax(axis=1)."
-        )
-    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-        least = "" if not np.issubdtype(y.dtype, np.number) else f", the least of them {y.min()}"
-        raise InputError(
-            f"Expected labels as whole numbers (int64) from 0. Received: {y.dtype}{least}. Number the classes "
-            "from 0 on."
-        )
-    if not (np.issubdtype(x.dtype, np.integer) or np.issubdtype(x.dtype, np.floating) or x.dtype == bool):
-        raise InputError(f"Expected pixels as numbers from 0 to 255. Received: {x.dtype}.")
-    low, high = x.min(), x.max()
-    if not (low >= 0 and high <= 255):  # NaN is neither
-        raise InputError(
-            f"Expected pixels from 0 to 255, all finite. Received: {low} to {high}. Rescale them."
-        )
-    if high <= 1:
-        raise InputError(
-            f"Expected pixels from 0 to 255. Received values up to {high} at most: multiply by 255 first."
-        )
-    return Split(x, y.astype("int64"), [str(i) for i in range(len(x))])
+def _escape(found: re.Match[str]) -> str:
+    char = found[0]
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else repr(char)[1:-1]

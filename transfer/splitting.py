@@ -13,6 +13,7 @@ import numpy as np
 from transfer.duplicates import join
 from transfer.errors import InputError
 from transfer.pictures import decode, to_rgb_array
+from transfer.tables import SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def complete_splits(
         if unseen:
             listed = ", ".join(class_names[i] for i in unseen)
             log.warning("No test pictures of %s: too few different ones to spare any.", listed)
-    return {name: done[name] for name in ("train", "val", "test")}
+    return {name: done[name] for name in SPLITS}
 
 
 def stratified_split(

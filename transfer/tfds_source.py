@@ -15,13 +15,13 @@ import numpy as np
 
 from transfer.errors import InputError, nearest, unknown
 from transfer.splitting import Found, Split
+from transfer.tables import SPLITS
 from transfer.tfds_records import Run, make_reader, short
 
 log = logging.getLogger(__name__)
 
 _HOST = "https://storage.googleapis.com"
 _PATIENCE = 5.0  # seconds
-_PARTS = ("train", "val", "test")
 _SEVERAL = "train=train[:80%],test=train[80%:]"
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "test": "test"}
 
@@ -107,8 +107,8 @@ def _wanted(split: str | Mapping[str, str] | None) -> dict[str, str]:
     else:
         wanted = {str(part): str(expression) for part, expression in split.items()}
     for part in wanted:
-        if part not in _PARTS:
-            raise unknown("split", part, _PARTS, hint=f"Expected such as {_SEVERAL!r}.")
+        if part not in SPLITS:
+            raise unknown("split", part, SPLITS, hint=f"Expected such as {_SEVERAL!r}.")
     if "train" not in wanted:
         raise InputError(
             f"Expected an expression for the split 'train'. Received: {split!r}. Say what to train on, such as "
