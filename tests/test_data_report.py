@@ -29,7 +29,7 @@ CHANGES = {
     "shared": ({"same": (same("a", "b", splits=["train", "test"]),)}, True, "several of the splits", "a = b"),
     "group": ({"split_groups": ("ann", "bob"), "groups": 9}, True, "2 of 9 groups", "ann"),
     "few": ({"few": ("dog",)}, True, "1 of 2 classes have fewer than 3", "dog"),
-    "alike": ({"class_names": ("Fire truck", "fire_truck")}, True, "differ only in case", "'Fire truck' = 'fire_truck'"),
+    "alike": ({"class_names": ("Fire bus", "fire_bus")}, True, "differ only in case", "'Fire bus' = 'fire_bus'"),
     "imbalance": ({"counts": {"train": (70, 10)}}, False, "cat has 7 times as many", "--class-weights"),
     "copies": ({"same": (same("a", "b"), same("c", "d"))}, False, "2 pictures are .* byte for byte", "c = d"),
     "near": ({"same": (same("a", "b", exact=False),)}, False, "1 picture is .* slightly other form", "a = b"),

@@ -108,11 +108,11 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
     assert data.class_names == ("car", "plane", "train")
 
 
-def test_folders_beside_the_splits_are_said_to_be_ignored(tmp_path, caplog):
+def test_folders_beside_the_splits_are_said_to_be_skipped(tmp_path):
     fill(tmp_path / "train", {"a": 5, "b": 5})
     fill(tmp_path, {"test": 3})  # without classes, as competitions give it
     data = load_data(tmp_path)
-    assert "Ignored in" in caplog.text and "test" in caplog.text
+    assert data.skipped == (("test", "3 pictures in no folder of a split and a class"),)
     assert {n.split("/")[0] for n in data.test.names} == {"train"}
 
 
@@ -221,7 +221,7 @@ def test_a_class_of_broken_files_alone_is_refused(tmp_path):
     fill(tmp_path, {"a": 5, "b": 5})
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "x.jpg").write_bytes(b"x")
-    with pytest.raises(InputError, match="None to train on for: c"):
+    with pytest.raises(InputError, match=r"None to train on for: c\. Skipped were: c/x\.jpg \("):
         load_data(tmp_path)
 
 

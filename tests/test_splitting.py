@@ -217,8 +217,8 @@ def test_groups_stay_on_one_side_and_sizes_come_near(seed):
 def test_copies_join_groups_over_several_steps():
     """a1 and b1 are copies, so that the pictures of a and b belong together, and c's through b2."""
     names = ["a1", "a2", "b1", "b2", "c1", "c2"] + [f"x{i}" for i in range(20)]
-    digests = ["1", "2", "1", "3", "3", "4"] + names[6:]
-    groups = ["a", "a", "b", "b", "c", "c"] + names[6:]
+    digests = ["1", "2", "1", "3", "3", "4", *names[6:]]
+    groups = ["a", "a", "b", "b", "c", "c", *names[6:]]
     for seed in range(20):
         parts = draw([0] * 26, digests, names, groups=groups, seed=seed)
         assert len({name for name, part in parts.items() if set(part) & set(range(6))}) == 1

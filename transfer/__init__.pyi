@@ -1,7 +1,22 @@
 # The table of contents; `__init__.py` reads it at run time.
+# ruff: noqa: I001  in the order of the work, not of the alphabet
 
-# Data: a folder, a tensorflow_datasets name or arrays -> pictures in three splits.
+# What is raised for bad input, and the options of `python -m transfer.train`.
+from .errors import InputError as InputError
+from .config import TrainConfig as TrainConfig
+
+# Data: a folder, a list, a tensorflow_datasets name or arrays -> pictures in three splits, checked.
+from .datasets import ImageData as ImageData
+from .datasets import load_data as load_data
+from .data_report import DataReport as DataReport
+
+# Batches: a split -> a tf.data.Dataset, for loops of your own.
+from .pipeline import class_weights as class_weights
+from .pipeline import make_dataset as make_dataset
+
 # Cases: what each of the four means, and which is yours.
+from .cases import Case as Case
+from .cases import rule_of_thumb as rule_of_thumb
 from .advice import Advice as Advice
 from .advice import quick_advice as quick_advice
 
@@ -9,6 +24,9 @@ from .advice import quick_advice as quick_advice
 from .backbones import backbone_names as backbone_names
 from .backbones import block_ends as block_ends
 from .backbones import load_backbone as load_backbone
+from .efficientnet_lite import EfficientNetLite0 as EfficientNetLite0
+from .efficientnet_lite import EfficientNetLite1 as EfficientNetLite1
+from .efficientnet_lite import EfficientNetLite2 as EfficientNetLite2
 
 # Builders: a network -> a compiled model of a case.
 from .builders import build as build
@@ -17,20 +35,9 @@ from .builders import large_similar as large_similar
 from .builders import small_different as small_different
 from .builders import small_similar as small_similar
 from .builders import unfreeze as unfreeze
-from .cases import Case as Case
-from .cases import rule_of_thumb as rule_of_thumb
-
-# What is raised for bad input, and the options of `python -m transfer.train`.
-from .config import TrainConfig as TrainConfig
-from .datasets import ImageData as ImageData
-from .datasets import load_data as load_data
-from .efficientnet_lite import EfficientNetLite0 as EfficientNetLite0
-from .efficientnet_lite import EfficientNetLite1 as EfficientNetLite1
-from .efficientnet_lite import EfficientNetLite2 as EfficientNetLite2
-from .errors import InputError as InputError
 
 # Training and after.
-from .evaluation import Evaluation as Evaluation
-from .evaluation import evaluate as evaluate
 from .training import TrainingLog as TrainingLog
 from .training import fit as fit
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate as evaluate

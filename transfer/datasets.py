@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from transfer.files import write_text
 from transfer.manifest import read_manifest
 from transfer.pictures import RESIZES, as_size
 from transfer.sources import embedded_folder as embedded_folder
-from transfer.sources import find_source, printable, read_folder
+from transfer.sources import find_source, printable, read_folder, skipped_in_words
 from transfer.split_file import apply_split, read_split, write_split
 from transfer.splitting import Found, Split, complete_splits, few_per_class
 
@@ -215,13 +217,13 @@ def _read(
 
 def _tidy(found: Found, resize: str) -> Found:
     """Give every picture a name that can be written anywhere and is its own, and say how it is resized."""
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     parts = {}
     for split, part in found.parts.items():
         names = []
         for name in map(printable, part.names):
-            number = taken[name] = taken.get(name, 0) + 1
-            names.append(name if number == 1 else f"{name}#{number}")
+            names.append(next(free for free in _numbered(name) if free not in taken))
+            taken.add(names[-1])
         parts[split] = replace(part, names=names, resize=resize)
     return replace(
         found,
@@ -229,6 +231,13 @@ def _tidy(found: Found, resize: str) -> Found:
         skipped=[(printable(name), why) for name, why in found.skipped],
         ignored=[printable(name) for name in found.ignored],
     )
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """Give the name, and then others for pictures that are called the same."""
+    yield name
+    for number in count(2):
+        yield f"{name}#{number}"
 
 
 def _check(found: Found, *, strict: bool) -> tuple[Found, dict[str, list[Checked]]]:
@@ -270,6 +279,7 @@ def _refuse_too_few(name: str, found: Found) -> None:
     if missing:
         raise InputError(
             f"Expected pictures of every class in {name!r}. None to train on for: {', '.join(missing)}."
+            f"{skipped_in_words(found.skipped)}"
         )
 
 
@@ -304,6 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     logging.getLogger("transfer").addHandler(logging.NullHandler())  # the table says it all
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
     try:
         options, files = parse_check_arguments(arguments)
         data = load_data(options.data, **options.load_options())

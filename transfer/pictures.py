@@ -39,6 +39,7 @@ _PLAINLY = {
     "Truncated File Read": "image file is truncated",
     "cannot load this image": "image file ends before its pixels",
     "could not create decoder object": "image file is truncated or broken",
+    "Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK": "a text or profile in it unpacks to over 1 MB",
 }
 """What Pillow's messages mean."""
 

@@ -72,6 +72,7 @@ def make_dataset(
         InputError: unknown augmentation or mix, or a mix without the number of classes.
 
     Example:
+        >>> from transfer.datasets import load_data
         >>> data = load_data("emoji")
         >>> images, labels = next(iter(make_dataset(data.val, image_size=(64, 64), batch_size=8)))
         >>> images.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import re
 import stat
@@ -16,8 +16,6 @@ from transfer.errors import InputError, nearest, unknown
 from transfer.pictures import EXTENSIONS, is_picture, reason
 from transfer.splitting import Found, Split
 from transfer.tables import SPLIT_WORDS
-
-log = logging.getLogger(__name__)
 
 EMBEDDED = "emoji"
 """The data set that comes with the package: drawings, few, and unlike photos."""
@@ -89,9 +87,7 @@ def find_source(text: str) -> Path:
     wanted = "a folder with a sub-folder of pictures per class, a CSV or Parquet list, tfds:NAME, or 'emoji'"
     try:
         if place.is_file() and place.suffix.lower() in EXTENSIONS:
-            raise InputError(
-                f"Expected {wanted}. Received a picture: {text!r}. Name the folder that it is in."
-            )
+            raise InputError(f"Expected {wanted}. Received a picture: {text}. Name the folder that it is in.")
         if place.exists():
             return place
         if text == EMBEDDED:
@@ -155,7 +151,10 @@ class _Walk:
         self.ignored: list[str] = []
         self._noted: set[str] = set()
         # A link to one of these would lead through everything beside the data, to the whole disk perhaps.
-        self._above = {_identity(path) for path in top.resolve().parents}
+        self._above = set()
+        for path in top.resolve().parents:
+            with contextlib.suppress(OSError):
+                self._above.add(_identity(path))
 
     def name(self, path: Path) -> str:
         return path.relative_to(self.top).as_posix()
@@ -164,12 +163,6 @@ class _Walk:
         if (name := self.name(path)) not in self._noted:  # the top is listed more than once
             self._noted.add(name)
             self.skipped.append((name, why))
-
-    def notes(self) -> str:
-        """Say what was skipped so far, and why, as more sentences of a message."""
-        shown = "; ".join(f"{printable(name)} ({why})" for name, why in self.skipped[:5])
-        more = f"; and {len(self.skipped) - 5:,} more" if len(self.skipped) > 5 else ""
-        return f" Skipped were: {shown}{more}." if shown else ""
 
     def listed(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Give the sub-folders and the files, each sorted by name."""
@@ -262,10 +255,7 @@ def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
         raise InputError(
             f"Expected one folder per split in {folder}. Received: {', '.join(called)}. Merge or rename one."
         )
-    ignored = [name for name in inside if name not in called]
-    if ignored:
-        log.warning("Ignored in %s: %s. Not a split with sub-folders.", folder, ", ".join(ignored))
-    for name in ignored:
+    for name in [name for name in inside if name not in called]:
         if count := len(walk.pictures(inside[name])):
             what = "1 picture" if count == 1 else f"{count:,} pictures"
             walk.skip(inside[name], f"{what} in no folder of a split and a class")
@@ -295,7 +285,7 @@ def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[Path
     if empty:
         raise InputError(
             f"Expected pictures ({kinds}) in every sub-folder of {roots['train']}. Received none in: "
-            f"{', '.join(empty)}. Add some, or take the folder away.{walk.notes()}"
+            f"{', '.join(empty)}. Add some, or take the folder away.{skipped_in_words(walk.skipped)}"
         )
     for split, classes in found.items():
         strange = [name for name, files in classes.items() if files and name not in names]
@@ -306,7 +296,7 @@ def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[Path
         if names and not any(classes.values()):
             raise InputError(
                 f"Expected pictures ({kinds}) in {roots[split]}. Received none. Add some, or take the folder "
-                f"away, and they are drawn from train.{walk.notes()}"
+                f"away, and they are drawn from train.{skipped_in_words(walk.skipped)}"
             )
 
 
@@ -324,6 +314,24 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 """What spoils lines, terminals and files: controls, ends of lines, turns of direction, halves of characters. A list of
 our own, since what Python calls printable differs between its versions, and joiners, which Persian and emoji need, are
 not."""
+
+
+def skipped_in_words(skipped: Sequence[tuple[str, str]]) -> str:
+    """Say what was skipped and why, as more sentences of a message.
+
+    Args:
+        skipped: names and reasons.
+
+    Returns:
+        A sentence with a space before it, of the first five; nothing where nothing was skipped.
+
+    Example:
+        >>> skipped_in_words([("a.jpg", "empty")])
+        ' Skipped were: a.jpg (empty).'
+    """
+    shown = "; ".join(f"{printable(name)} ({why})" for name, why in skipped[:5])
+    more = f"; and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
+    return f" Skipped were: {shown}{more}." if shown else ""
 
 
 def printable(name: str) -> str:

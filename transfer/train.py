@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     log.handlers[:] = [logging.StreamHandler(sys.stdout)]
     log.setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
     try:
         folder = run(parse_arguments(arguments))
     except InputError as error:
