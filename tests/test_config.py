@@ -32,6 +32,7 @@ OTHER = TrainConfig(
     val=30,
     test=0.4,
     few_shot=5,
+    look_alikes=False,
     split="split.csv",
     resize="pad",
     seed=11,
@@ -64,7 +65,9 @@ def test_the_other_configuration_is_other_everywhere():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_is_a_flag_with_dashes(name):
     value = getattr(OTHER, name)
-    arguments = [flag(name)] if value is True else [flag(name), str(value)]
+    arguments = (
+        [flag(name)] if value is True else [flag(name), str(value).lower() if value is False else str(value)]
+    )
     assert parse_arguments(arguments) == dataclasses.replace(TrainConfig(), **{name: value})
 
 

@@ -360,6 +360,7 @@ def test_look_alikes_stay_on_one_side(tmp_path):
         seen = [{Path(name).stem for name in part.names} for part in data.splits.values()]
         assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
     assert len(data.report.same) == 24 and not any(one.exact for one in data.report.same)
+    assert load_data(tmp_path, look_alikes=False).report.same == ()
 
 
 def test_a_picture_is_resized_as_asked(tmp_path):

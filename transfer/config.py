@@ -35,6 +35,8 @@ class DataConfig:
     test: int | float = 0.2
     # Train on so many different pictures of each class, for experiments; by default on all.
     few_shot: int | None = None
+    # Keep look-alikes, one picture saved in two forms, on one side of the split, as exact copies always are.
+    look_alikes: bool = True
     # Use the split of an earlier run: its split.csv.
     split: str | None = None
     # How pictures get another shape: stretch (nothing is lost), crop (the middle) or pad (with black).
@@ -61,6 +63,7 @@ class DataConfig:
             "val": self.val,
             "test": self.test,
             "few_shot": self.few_shot,
+            "look_alikes": self.look_alikes,
             "split_file": self.split,
             "resize": self.resize,
             "seed": self.seed,

@@ -91,6 +91,7 @@ def load_data(
     val: float | int = DataConfig.val,
     test: float | int = DataConfig.test,
     few_shot: int | None = None,
+    look_alikes: bool = True,
     split_file: str | Path | None = None,
     class_names: Sequence[str] | None = None,
     strict: bool = False,
@@ -123,6 +124,8 @@ def load_data(
         val: pictures for validation, where the source has no such split: a share, below 1, or a count.
         test: the same for the test set.
         few_shot: so many different pictures of each class to train on, for experiments; None takes all.
+        look_alikes: count pictures as the same that look alike, as one does that was saved again in another form;
+            otherwise only copies byte for byte. Turn it off where all pictures look alike by nature.
         split_file: a split that an earlier run wrote (`split.csv`), to be used again.
         class_names: for arrays: one name per label; otherwise numbers are the names.
         strict: stop at pictures that cannot be used instead of skipping and counting them.
@@ -154,7 +157,7 @@ def load_data(
     rows = read_split(Path(split_file)) if split_file is not None else None  # before anything slow
     name, found = _read(source, class_names, data_dir, tfds_split, download)
     found, checked = _check(_tidy(found, resize), strict=strict)
-    same = _find_same(checked)
+    same = _find_same(checked, look_alikes=look_alikes)
     if rows is not None:
         splits = apply_split(
             rows, found.parts, found.class_names, skipped_names=[skipped for skipped, _ in found.skipped]
@@ -259,9 +262,9 @@ def _check(found: Found, *, strict: bool) -> tuple[Found, dict[str, list[Checked
     return replace(found, parts=good, skipped=skipped), checked
 
 
-def _find_same(checked: Mapping[str, Sequence[Checked]]) -> dict[str, np.ndarray]:
+def _find_same(checked: Mapping[str, Sequence[Checked]], *, look_alikes: bool) -> dict[str, np.ndarray]:
     every = [c for part in checked.values() for c in part]
-    numbers = find_same([c.digest for c in every], [c.hash for c in every])
+    numbers = find_same([c.digest for c in every], [c.hash if look_alikes else b"" for c in every])
     ends = np.cumsum([len(part) for part in checked.values()])
     return dict(zip(checked, np.split(numbers, ends[:-1]), strict=True))
 

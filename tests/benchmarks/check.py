@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 CHANGES = {
     "JPEG, quality 50": lambda image: saved(image, "JPEG", quality=50),
@@ -118,7 +118,9 @@ def likeness(options: argparse.Namespace) -> None:
     hashes = np.stack([bits(str(file)) for file in files])
     print(f"{len(files)} photos; of {hashes.shape[1]} bits, same up to {MOST_BITS}:")
     for name, change in CHANGES.items():
-        changed = np.stack([bits(change(Image.open(file).convert("RGB"))) for file in files])
+        changed = np.stack(
+            [bits(change(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))) for file in files]
+        )
         apart = np.abs(hashes - changed).sum(axis=1)
         middle, high = np.percentile(apart, [50, 99])
         print(
