@@ -15,7 +15,7 @@ import numpy as np
 
 from transfer.errors import InputError, nearest, unknown
 from transfer.splitting import Found, Split
-from transfer.tables import SPLITS
+from transfer.tables import SPLIT_WORDS, SPLITS
 from transfer.tfds_records import Run, make_reader, short
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 _HOST = "https://storage.googleapis.com"
 _PATIENCE = 5.0  # seconds
 _SEVERAL = "train=train[:80%],test=train[80%:]"
-_SPLITS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "test": "test"}
 
 
 def read_tfds(
@@ -118,9 +117,11 @@ def _wanted(split: str | Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _own_splits(builder: Any) -> dict[str, str]:
-    return {
-        _SPLITS[own]: own for own, info in builder.info.splits.items() if own in _SPLITS and info.num_examples
-    }
+    found: dict[str, str] = {}
+    for own, info in builder.info.splits.items():
+        if own in SPLIT_WORDS and info.num_examples:
+            found.setdefault(SPLIT_WORDS[own], own)
+    return found
 
 
 def _runs(builder: Any, name: str, expression: str) -> list[Run]:
