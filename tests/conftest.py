@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -12,6 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+# No test reads or fills the cache of whoever runs it.
+os.environ["TRANSFER_CACHE"] = tempfile.mkdtemp(prefix="transfer-tests-")
+atexit.register(shutil.rmtree, os.environ["TRANSFER_CACHE"], ignore_errors=True)
 
 COLORS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 

@@ -17,6 +17,7 @@ from networks import (
 )
 
 from transfer import surgery
+from transfer.backbones import block_ends, load_backbone
 from transfer.builders import (
     build,
     large_different,
@@ -27,6 +28,8 @@ from transfer.builders import (
     unfreeze,
 )
 from transfer.cases import POLICIES, SCRATCH_LEARNING_RATE, Case
+from transfer.config import parse_arguments
+from transfer.cuts import cuts_of
 from transfer.errors import InputError
 
 IMAGES, LABELS = raw_pictures(8), np.arange(8) % 3
@@ -184,6 +187,126 @@ def test_default_cuts_are_never_inside_a_block():
     base = mobilenet(alpha=0.35)
     assert small_different(base, 3).plan.cut == "block_13_project_BN"
     assert "pooling" in large_different(base, 3).plan.cut
+
+
+# Several cuts at once
+
+
+TWO = ["block1_add", "block3_add"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_cuts_give_one_head_on_all_of_them(case, tiny):
+    model = build(case, tiny, 3, cut=TWO[::-1], **OWN)
+    assert model.plan.cuts == tuple(TWO)
+    assert model.plan.cut == "block3_add"
+    assert model.plan.kept == ("block1_add", "block2_add", "block3_add")
+    assert model.layers[-1].kernel.shape == (8 + 16, 3)
+    parts = [np.asarray(surgery.slice_at(tiny, cut)(IMAGES / 127.5 - 1)).mean(axis=(1, 2)) for cut in TWO]
+    expected = np.concatenate([x / np.linalg.norm(x, axis=1, keepdims=True) for x in parts], axis=1)
+    np.testing.assert_allclose(infer(surgery.trunk_of(model), IMAGES), expected, rtol=1e-4, atol=1e-5)
+    before = by_layer(model)
+    train(model, epochs=2)
+    convolutions = {f"block{n}_{part}" for n in (1, 2, 3) for part in ("conv", "branch")}
+    assert changed(before, by_layer(model)) == {"head"} | (convolutions if case in LARGE else set())
+
+
+def test_one_cut_is_a_plan_with_one_cut(tiny):
+    for cut in ("block2_add", ["block2_add"], ["block2_add", 1], "block2_add, block2_add", [1]):
+        model = small_similar(tiny, 3, cut=cut, **OWN)
+        assert (model.plan.cut, model.plan.cuts) == ("block2_add", ("block2_add",))
+        assert [layer.name for layer in model.layers[-3:]] == ["block2_add", "head_pool", "head"]
+    assert small_similar(tiny, 3, **OWN).plan.cuts == ("pool",)
+
+
+@pytest.mark.parametrize(
+    "cut", ["block1_add,block3_add", " block3_add , block1_add", (-1, "block1_add"), [np.int64(0), 2]]
+)
+def test_cuts_are_names_positions_or_a_text_with_commas(tiny, cut):
+    assert cuts_of(tiny, cut) == tuple(TWO)
+
+
+def test_cuts_come_from_the_command_line_as_text(tiny):
+    for text, cuts in (("block1_add,block3_add", tuple(TWO)), ("all", ("block1_add", "block2_add", "pool"))):
+        model = small_similar(tiny, 3, cut=parse_arguments(["--cut", text]).cut, **OWN)
+        assert model.plan.cuts == cuts
+
+
+def test_all_cuts_are_the_block_ends_and_the_last_layer_but_no_map_twice():
+    assert cuts_of(make_tiny(), "all") == ("block1_add", "block2_add", "pool")
+    assert cuts_of(make_tiny(top=False), "all") == ("block1_add", "block2_add", "block3_add")
+    base = load_backbone("MobileNetV2", weights="none", image_size=32)
+    assert cuts_of(base, "all") == (*block_ends(base), "global_average_pooling2d")  # of another map
+    base = load_backbone("MobileNet", weights="none", image_size=32)
+    assert cuts_of(base, "all") == (*block_ends(base)[:-1], "dropout")  # of an average, of the last block
+    base = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3), classes=5)
+    assert cuts_of(base, "all") == (*block_ends(base), "fc2")
+
+
+def test_all_cuts_of_a_real_network_train_and_list_their_blocks():
+    base = mobilenet(alpha=0.35)
+    model = large_similar(base, 3, cut="all")
+    assert len(model.plan.cuts) == len(block_ends(base)) + 1
+    assert model.plan.cut_away == ()
+    assert [name for name, _ in model.plan.blocks] == [*block_ends(base), "softmax", "old classifier"]
+    before = by_layer(model)
+    train(model)
+    assert {"Conv1", "block_8_depthwise", "Conv_1", "head"} <= changed(before, by_layer(model))
+
+
+def test_cuts_that_do_not_feed_each_other_are_all_kept():
+    image = keras.Input((32, 32, 3))
+    sides = [keras.layers.Conv2D(n, 3, name=f"side{n}")(image) for n in (2, 3, 4)]
+    base = keras.Model(image, keras.layers.Concatenate()(sides), name="sides")
+    model = small_similar(base, 3, cut="side2,side3", **OWN)
+    assert model.layers[-1].kernel.shape == (5, 3)
+    assert "side4" not in [layer.name for layer in model.layers]
+
+
+def test_several_cuts_take_an_image_size_that_what_is_cut_away_could_not():
+    base = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3), classes=5)
+    model = small_similar(base, 3, cut=[1, 2], image_size=64)
+    assert model.output_shape == (None, 3)
+
+
+def test_a_model_with_several_cuts_can_be_the_base_of_the_next_one(tiny):
+    first = small_similar(tiny, 5, cut=TWO, **OWN)
+    second = small_similar(first, 3)
+    assert second.plan.cut == "joined"
+    assert_same_function(surgery.trunk_of(first), surgery.trunk_of(second), IMAGES)
+    third = small_similar(first, 3, cut=["block2_add", "joined"])
+    assert third.layers[-1].kernel.shape == (12 + 24, 3)
+    names = [layer.name for layer in third.layers]
+    assert len(set(names)) == len(names)
+
+
+def test_wrong_cuts_among_several_are_refused_with_the_right_ones(tiny):
+    for cut, message in (
+        ("block1_add,block4_add", r"'block4_add'\. Did you mean 'block"),
+        (["block1_add", "block4_add"], r"'block4_add'\. Did you mean 'block"),
+        ("block1_add,", "Unknown layer of 'tiny' ''"),
+        ([0, 3], r"the 3 block ends of 'tiny', -3 to 2\. Received: 3"),
+        ([], "at least one layer to cut at"),
+    ):
+        with pytest.raises(InputError, match=message):
+            small_similar(tiny, 3, cut=cut, **OWN)
+
+
+def test_several_cuts_unfreeze_and_start_over(tiny):
+    model = unfreeze(small_similar(tiny, 3, cut=TWO, **OWN), from_layer="block3_conv")
+    before = by_layer(model)
+    train(model)
+    assert changed(before, by_layer(model)) == {"block3_conv", "block3_branch", "head"}
+    start_over(model)
+    before = by_layer(model)
+    train(model)
+    assert changed(before, by_layer(model)) == set(before)
+
+
+def test_several_cuts_train_on_two_replicas(tiny):
+    model = large_similar(tiny, 3, cut="all", strategy=two_replicas(), **OWN)
+    train(model)
+    assert_replicas_agree(model)
 
 
 # What stays as it was

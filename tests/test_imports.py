@@ -14,11 +14,22 @@ PACKAGE = Path(transfer.__file__).parent
 # Rooms by floor; a room imports rooms of lower floors only.
 FLOORS = [
     {"errors"},
-    {"augmentation", "cases", "files", "graphs", "pages", "pictures", "probes", "strategy", "tables"}
-    | {"spool", "torch_file", "weight_files"},
-    {"config", "data_report", "duplicates", "efficientnet_lite", "surgery"},
-    {"backbones", "splitting"},
-    {"array_source", "checking", "manifest", "sources", "split_file", "tfds_records"},
+    {
+        "augmentation",
+        "cases",
+        "files",
+        "graphs",
+        "pages",
+        "pictures",
+        "probes",
+        "row_files",
+        "strategy",
+        "tables",
+    }
+    | {"heads", "spool", "torch_file", "weight_files"},
+    {"boundary", "config", "data_report", "duplicates", "efficientnet_lite", "engines", "shelf", "surgery"},
+    {"backbones", "cache", "splitting"},
+    {"array_source", "checking", "cuts", "manifest", "sources", "split_file", "tfds_records"},
     {"tfds_source"},
     {"datasets", "pipeline"},
     {"features"},
@@ -27,7 +38,16 @@ FLOORS = [
     {"report"},
     {"train"},
 ]
-TENSORFLOW = {"strategy", "pipeline", "augmentation", "tfds_records", "tfds_source", "features", "export"}
+TENSORFLOW = {
+    "engines",
+    "strategy",
+    "pipeline",
+    "augmentation",
+    "tfds_records",
+    "tfds_source",
+    "features",
+    "export",
+}
 LIGHT = ["cases", "config", "errors", "probes", "splitting", "train"]
 
 

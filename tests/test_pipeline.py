@@ -15,7 +15,7 @@ from transfer import pipeline
 from transfer.datasets import load_data
 from transfer.errors import InputError
 from transfer.pictures import decode
-from transfer.pipeline import batch_arrays, class_weights, make_dataset
+from transfer.pipeline import batch_rows, class_weights, make_dataset
 from transfer.splitting import Split
 
 SIZE = (8, 8)
@@ -260,8 +260,9 @@ def test_two_replicas_see_halves_of_each_batch(two_replicas, options):
             assert sorted(seen) == list(range(22)), "each picture on one replica"
 
 
-def test_two_replicas_train_on_arrays(two_replicas):
-    dataset = batch_arrays(np.arange(10.0)[:, None], np.arange(10), batch_size=4, shuffle_seed=0)
+def test_two_replicas_train_on_rows(two_replicas):
+    rows = np.arange(10.0, dtype="float32")[:, None]
+    dataset = batch_rows(rows.__getitem__, np.arange(10), width=1, batch_size=4, shuffle_seed=0)
     for _ in range(2):
         parts = [
             part.numpy()
@@ -281,16 +282,16 @@ def test_an_empty_split_gives_no_batches():
     assert not list(batches(empty)) and not list(batches(empty, training=True, augment="light"))
 
 
-def test_rows_of_arrays_are_batched_in_order_or_shuffled():
-    x, y = np.arange(10.0)[:, None], np.arange(10)
-    plain = [b.numpy().tolist() for _, b in batch_arrays(x, y, batch_size=4)]
+def test_rows_are_batched_in_order_or_shuffled():
+    x, y = np.arange(10.0, dtype="float32")[:, None], np.arange(10)
+    plain = [b.numpy().tolist() for _, b in batch_rows(x.__getitem__, y, width=1, batch_size=4)]
     assert plain == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    shuffled = batch_arrays(x, y, batch_size=4, shuffle_seed=0)
+    shuffled = batch_rows(x.__getitem__, y, width=1, batch_size=4, shuffle_seed=0)
     first, second = ([b.numpy() for _, b in shuffled] for _ in range(2))
     assert np.concatenate(first).tolist() != np.concatenate(second).tolist()
     assert sorted(np.concatenate(first)) == list(range(10))
     assert all(np.array_equal(a[:, 0], b) for a, b in shuffled)
     assert len(shuffled) == 3
     tf.random.set_seed(3)
-    again = [b.numpy() for _, b in batch_arrays(x, y, batch_size=4, shuffle_seed=0)]
+    again = [b.numpy() for _, b in batch_rows(x.__getitem__, y, width=1, batch_size=4, shuffle_seed=0)]
     assert np.array_equal(np.concatenate(again), np.concatenate(first)), "by its seed alone"

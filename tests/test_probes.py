@@ -1,4 +1,4 @@
-"""Label information against a literal computation, and against what it must mean."""
+"""Label information and the left-out ridge against literal computations, and against what they must mean."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from transfer import probes
-from transfer.probes import label_information
+from transfer.errors import InputError
+from transfer.probes import label_information, ridge_leave_one_out
 
 
 def soft(shape, *, seed: int = 0, sharpness: float = 3.0) -> np.ndarray:
@@ -126,3 +127,133 @@ def test_it_drifts_little_with_the_number_of_pictures_unlike_plain_leep():
     assert abs(ours[0] - ours[1]) < 0.06
     assert plain[0] - plain[1] > 0.1
     assert ours[0] <= ours[1] + 0.02, "a small sample is made out to tell more than it does"
+
+
+def clusters(count: int, width: int, classes: int, *, apart: float, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centers = apart * np.random.default_rng(99).normal(size=(classes, width))
+    return 5 + rng.normal(size=(count, width)) + centers[labels], labels
+
+
+def refitted(x: np.ndarray, labels: np.ndarray, classes: int, strength: float, groups) -> np.ndarray:
+    """Ridge regression with an intercept, fitted anew without each group and asked about it."""
+    scores = np.empty((len(x), classes))
+    targets = 2 * np.eye(classes)[labels] - 1
+    for group in set(groups):
+        out = np.asarray(groups) == group
+        mean, offset = x[~out].mean(axis=0), targets[~out].mean(axis=0)
+        z = x[~out] - mean
+        kernel = np.linalg.solve(z.T @ z + strength * np.eye(x.shape[1]), z.T @ (targets[~out] - offset))
+        scores[out] = (x[out] - mean) @ kernel + offset
+    return scores
+
+
+@pytest.mark.parametrize("count, width", [(30, 8), (12, 40), (20, 20)])
+@pytest.mark.parametrize("strength", [0.1, 10.0, 1000.0])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_left_out_scores_equal_refits(count, width, strength, grouped):
+    x, labels = clusters(count, width, 3, apart=0.5)
+    groups = np.arange(count) // 4 if grouped else np.arange(count)
+    probe = ridge_leave_one_out(x, labels, 3, lambdas=[strength], groups=groups if grouped else None)
+    expected = refitted(x, labels, 3, strength, groups.tolist())
+    assert np.allclose(probe.scores, expected, atol=1e-7)
+    assert probe.accuracy == np.mean(expected.argmax(axis=1) == labels)
+    assert np.array_equal(probe.correct, expected.argmax(axis=1) == labels)
+
+
+def test_features_that_depend_on_each_other_equal_refits_too():
+    x, labels = clusters(25, 6, 3, apart=0.5)
+    x = np.hstack([x, x[:, :3], np.ones((25, 2))])
+    probe = ridge_leave_one_out(x, labels, 3, lambdas=[2.0])
+    assert np.allclose(probe.scores, refitted(x, labels, 3, 2.0, range(25)), atol=1e-7)
+
+
+def test_each_strength_has_its_accuracy_and_the_best_is_taken():
+    x, labels = clusters(90, 60, 3, apart=0.25)
+    probe = ridge_leave_one_out(x, labels, 3)
+    assert len(probe.accuracy_by_lambda) == len(probes.LAMBDAS)
+    assert len(set(probe.accuracy_by_lambda.values())) > 3
+    for strength, accuracy in list(probe.accuracy_by_lambda.items())[::4]:
+        assert ridge_leave_one_out(x, labels, 3, lambdas=[strength]).accuracy == accuracy
+    assert probe.accuracy == max(probe.accuracy_by_lambda.values())
+    assert probe.accuracy == np.mean(probe.scores.argmax(axis=1) == labels)
+    equals = [s for s, a in probe.accuracy_by_lambda.items() if a == probe.accuracy]
+    assert probe.best_lambda == max(equals)
+
+
+def test_the_strengths_follow_the_scale_of_the_features():
+    x, labels = clusters(60, 20, 3, apart=0.3)
+    one, other = ridge_leave_one_out(x, labels, 3), ridge_leave_one_out(1000 * x, labels, 3)
+    assert list(one.accuracy_by_lambda.values()) == list(other.accuracy_by_lambda.values())
+    assert other.best_lambda == pytest.approx(1e6 * one.best_lambda)
+
+
+def test_shuffled_labels_show_no_signal_even_with_more_features_than_pictures():
+    rng = np.random.default_rng(0)
+    x, labels = clusters(200, 600, 4, apart=0.5)
+    assert ridge_leave_one_out(x, labels, 4).accuracy > 0.9
+    shuffled = ridge_leave_one_out(x, rng.permutation(labels), 4)
+    assert shuffled.accuracy < 0.25 + 4 * shuffled.standard_error
+    assert max(shuffled.accuracy_by_lambda.values()) < 0.4
+
+
+def test_the_standard_error_is_that_of_a_share_and_of_groups_where_there_are_any():
+    x, labels = clusters(400, 10, 3, apart=0.3)
+    probe = ridge_leave_one_out(x, labels, 3)
+    assert probe.standard_error == pytest.approx(np.std(probe.correct, ddof=1) / 20)
+    four_times = np.repeat(np.arange(400), 4)
+    copies = ridge_leave_one_out(
+        x[four_times], labels[four_times], 3, lambdas=[4 * probe.best_lambda], groups=four_times
+    )
+    assert copies.accuracy == pytest.approx(probe.accuracy)
+    assert copies.standard_error == pytest.approx(probe.standard_error)
+
+
+def test_groups_are_left_out_together():
+    """Pictures of one patient are nearly the same, and the patient's class is chance."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 5)
+    x = rng.normal(size=(40, 30))[groups] + 0.05 * rng.normal(size=(200, 30))
+    labels = (np.arange(40) % 2)[groups]
+    assert ridge_leave_one_out(x, labels, 2).accuracy > 0.8
+    assert ridge_leave_one_out(x, labels, 2, groups=[f"patient {g}" for g in groups]).accuracy < 0.7
+
+
+def test_the_order_of_rows_and_the_float_type_do_not_matter():
+    x, labels = clusters(80, 20, 3, apart=0.4)
+    x = x.astype("float16")
+    order = np.random.default_rng(1).permutation(80)
+    one, other = (
+        ridge_leave_one_out(x, labels, 3),
+        ridge_leave_one_out(x[order].astype("float64"), labels[order], 3),
+    )
+    assert np.allclose(one.scores[order], other.scores, atol=1e-8)
+
+
+def test_two_pictures_and_constant_features_work():
+    assert np.isfinite(ridge_leave_one_out(np.eye(2), np.array([0, 1]), 2).scores).all()
+    flat = ridge_leave_one_out(np.ones((9, 3)), np.repeat([0, 1], [6, 3]), 2)
+    assert flat.accuracy == pytest.approx(6 / 9)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"features": np.full((6, 2), np.nan)}, "NaN or infinity in 6 of 6"),
+        ({"features": np.zeros((5, 2))}, "a label for each picture"),
+        ({"features": np.zeros((6, 2, 2))}, "Pool feature maps"),
+        ({"labels": np.zeros(6, int)}, "2 classes or more"),
+        ({"labels": np.arange(6) / 2}, "whole numbers"),
+        ({"labels": np.arange(6)}, "below num_classes=2"),
+        ({"lambdas": [1.0, 0.0]}, "lambdas above 0"),
+        ({"lambdas": []}, "lambdas above 0"),
+        ({"groups": [1, 2, 3]}, "a group for each of 6"),
+        ({"groups": [1] * 6}, "2 different ones"),
+    ],
+)
+def test_bad_input_to_the_ridge_is_refused_with_the_remedy(changes, words):
+    given = {"features": np.eye(6), "labels": np.arange(6) % 2, "num_classes": 2, **changes}
+    essentials = [given.pop(name) for name in ("features", "labels", "num_classes")]
+    with pytest.raises(InputError, match=words):
+        ridge_leave_one_out(*essentials, **given)

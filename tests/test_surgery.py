@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import keras
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from networks import (
 )
 
 from transfer import graphs, surgery
+from transfer.backbones import load_backbone
 from transfer.errors import InputError
 
 layers = keras.layers
@@ -453,3 +458,120 @@ def test_the_trunk_is_what_the_head_sees():
     model = surgery.attach_head(make_tiny(top=False), 4)
     features = surgery.trunk_of(model)(raw_pictures())
     np.testing.assert_array_equal(model.layers[-1](features), model(raw_pictures()))
+
+
+# Several layers at once
+
+
+def expected_join(model, names, images) -> np.ndarray:
+    parts = []
+    for name in names:
+        y = np.asarray(surgery.slice_at(model, name)(images, training=False), "float64")
+        y = y.mean(axis=(1, 2)) if y.ndim == 4 else y
+        parts.append(y / np.linalg.norm(y, axis=1, keepdims=True))
+    return np.concatenate(parts, axis=1)
+
+
+@pytest.mark.parametrize(
+    "network, names",
+    [
+        ("tiny", ["block1_add", "block2_branch", "pool"]),
+        ("MobileNetV2", ["block_2_add", "block_13_expand", "out_relu", "global_average_pooling2d"]),
+        ("EfficientNetLite0", ["block2a_project_bn", "block5c_add", "top_activation"]),
+    ],
+)
+def test_a_join_gives_each_layers_average_at_unit_length(network, names):
+    size = 16 if network == "tiny" else 32
+    images = raw_pictures(4, size) / 127.5 - 1
+    model = (
+        make_tiny(image_size=16)
+        if network == "tiny"
+        else load_backbone(network, weights="none", image_size=32)
+    )
+    calibrate(model, images)
+    before = snapshot(model)
+    joined = surgery.join_at(model, names[::-1])
+    np.testing.assert_allclose(infer(joined, images), expected_join(model, names, images), atol=1e-5)
+    assert joined.get_layer(names[0]) is model.get_layer(names[0])
+    assert_bit_equal(snapshot(model), before)
+
+
+def test_a_join_at_one_layer_is_a_slice_without_scaling():
+    model = make_tiny()
+    for names in (["block2_add"], ["block2_add", "block2_add"]):
+        joined = surgery.join_at(model, names)
+        assert [layer.name for layer in joined.layers][-1] == "block2_add"
+        assert joined.output.shape == (None, 8, 8, 12)
+
+
+def test_a_join_keeps_what_leads_to_any_of_its_layers_and_nothing_else():
+    def call(x):
+        x = layers.Conv2D(3, 3, name="start")(x)
+        side = layers.Conv2D(4, 3, name="side")(x)
+        other = layers.Conv2D(4, 3, name="other")(x)
+        return layers.Add(name="sum")([layers.ReLU(name="relu")(side), layers.ReLU(name="gone")(other)])
+
+    joined = surgery.join_at(functional(call), ["other", "relu"])
+    names = {layer.name for layer in joined.layers}
+    assert {"start", "side", "other", "relu"} <= names and not {"gone", "sum"} & names
+
+
+def test_a_join_of_silent_layers_is_zero_and_has_gradients():
+    import tensorflow as tf
+
+    model = functional(lambda x: layers.Conv2D(3, 1, name="last")(layers.ReLU(name="relu")(-x)))
+    joined = surgery.join_at(model, ["relu", "last"])
+    with tf.GradientTape() as tape:
+        y = joined(IMAGES)
+        loss = tf.reduce_sum(y * y[:, ::-1])
+    assert not np.asarray(y)[:, :3].any()
+    assert np.isfinite(np.asarray(y)).all()
+    assert all(np.isfinite(np.asarray(g)).all() for g in tape.gradient(loss, joined.trainable_variables))
+
+
+@pytest.mark.parametrize("name", ["mixed_bfloat16", "mixed_float16"])
+def test_a_join_computes_in_float32_under_mixed_precision(name):
+    with policy(name):
+        model = make_tiny(image_size=16)
+        joined = surgery.clone(surgery.join_at(model, ["block1_add", "block3_add"]))
+        lengths = np.square(np.asarray(joined(IMAGES))).sum(axis=1)
+    new = [layer for layer in joined.layers if layer.name.startswith("joined")]
+    assert len(new) == 5 and {layer.compute_dtype for layer in new} == {"float32"}
+    assert joined.output.dtype == "float32"
+    np.testing.assert_allclose(lengths, 2, atol=1e-5)
+    np.testing.assert_allclose(
+        joined(IMAGES), expected_join(model, ["block1_add", "block3_add"], IMAGES), atol=1e-5
+    )
+
+
+def test_a_join_of_a_join_has_names_of_its_own(tmp_path):
+    first = surgery.join_at(make_tiny(image_size=16), ["block1_add", "block2_add"])
+    second = surgery.clone(surgery.join_at(first, ["block1_add", "joined"]))
+    names = [layer.name for layer in second.layers]
+    assert len(set(names)) == len(names) and names[-1] == "new_joined"
+    second.save(tmp_path / "model.keras")
+    assert_same_function(second, keras.models.load_model(tmp_path / "model.keras"), IMAGES, tolerance=0)
+
+
+def test_a_saved_join_needs_keras_alone(tmp_path):
+    model = surgery.attach_head(surgery.join_at(make_tiny(image_size=16), ["block1_add", "block3_add"]), 3)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", IMAGES)
+    np.save(tmp_path / "expected.npy", infer(model, IMAGES))
+    code = """
+        import sys, keras, numpy as np
+        y = keras.models.load_model("model.keras")(np.load("images.npy"))
+        np.testing.assert_array_equal(np.asarray(y), np.load("expected.npy"))
+        assert not [name for name in sys.modules if name.split(".")[0] == "transfer"]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, check=True)
+
+
+def test_joins_of_nothing_of_unknown_layers_and_of_sequences_are_refused():
+    with pytest.raises(InputError, match="at least one layer"):
+        surgery.join_at(make_tiny(), [])
+    with pytest.raises(InputError, match="Did you mean 'block2_add'"):
+        surgery.join_at(make_tiny(), ["block1_add", "block2_ad"])
+    rows = chain(layers.Reshape((48, 16), name="rows"), layers.Dense(2, name="last"))
+    with pytest.raises(InputError, match=r"Received: 'rows' with \(None, 48, 16\)"):
+        surgery.join_at(rows, ["rows", "last"])

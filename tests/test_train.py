@@ -223,3 +223,15 @@ def test_without_any_flag_it_trains_on_the_emoji_from_any_folder(elsewhere):
     metrics = metrics_of(folder)
     assert metrics["num_classes"] == load_data("emoji").num_classes == 12
     assert metrics["test_accuracy"] >= 0.74 and metrics["cut"] == "block6b_add"
+
+
+def test_several_cuts_by_name_and_all_of_them(color_folder, elsewhere, capsys):
+    arguments = ["--data", str(color_folder), "--case", "small-similar", *QUICK]
+    assert main([*arguments, "--cut", "block5c_add,block2b_add", "--output", "two"]) == 0
+    assert metrics_of(elsewhere / "two")["cuts"] == ["block2b_add", "block5c_add"]
+    assert metrics_of(elsewhere / "two")["cut"] == "block5c_add"
+    assert main([*arguments, "--cut", "all", "--output", "all"]) == 0
+    assert len(metrics_of(elsewhere / "all")["cuts"]) == 17
+    assert metrics_of(elsewhere / "all")["test_accuracy"] >= 0.9
+    assert main([*arguments, "--cut", "block5c_add,block2b_ad", "--output", "none"]) == 2
+    assert "Did you mean 'block2b_add'" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def _similarity(data: ImageData, base: keras.Model, preprocessing: str | None, s
     height, width = base.input_shape[1:3]
     size = (height, width) if height and width else data.image_size or (224, 224)
     whole = surgery.clone(base, preprocess=preprocessing_of(base, preprocessing))
-    scores = extract(whole, some, image_size=size, name="quick look")
+    scores = extract(whole, some, image_size=size, name="quick look").load()
     return label_information(_as_probabilities(scores), labels)
 
 

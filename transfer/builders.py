@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ import keras
 from transfer import graphs, surgery
 from transfer.backbones import block_ends, preprocessing_of
 from transfer.cases import POLICIES, SCRATCH_LEARNING_RATE, Case, early_position
+from transfer.cuts import Cut, cuts_of
 from transfer.errors import InputError, unknown
 from transfer.pictures import as_size
 from transfer.strategy import get_strategy, scope_of
@@ -27,6 +28,7 @@ class Plan:
     Attributes:
         case: which of the four.
         cut: the last layer of the base that was kept.
+        cuts: all layers that the head sees, in order; the last of them is `cut`.
         init: `"pretrained"`, `"random"` or `"auto"`.
         base: the base's name.
         kept: block ends of the base that were kept, in order.
@@ -37,6 +39,7 @@ class Plan:
 
     case: Case
     cut: str
+    cuts: tuple[str, ...]
     init: str
     base: str
     kept: tuple[str, ...]
@@ -58,7 +61,7 @@ def build(
     base: keras.Model,
     num_classes: int,
     *,
-    cut: str | int | None = None,
+    cut: Cut | None = None,
     init: str = "pretrained",
     image_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
@@ -73,9 +76,9 @@ def build(
         base: a `keras.applications` model, with its top or without, or one's own. It is cloned and stays
             as it is.
         num_classes: 2 or more.
-        cut: the last layer to keep: its name, or a position among the block ends (0 the first block's, -1
-            the last's). None: the last layer before the classifier, but for `small-different` an early
-            block's end (see `cases.EARLY_CUT`).
+        cut: the last layer to keep, or several, whose outputs the head sees side by side, each scaled to
+            unit length (see `cuts.cuts_of`). None: the last layer before the classifier, but for
+            `small-different` an early block's end (see `cases.EARLY_CUT`).
         init: where training starts: `"pretrained"`; for `large-different` also `"random"`, or `"auto"`,
             with which `fit` tries the first and falls back on the second.
         image_size: pixels, one number or (height, width); None keeps the base's.
@@ -101,10 +104,10 @@ def build(
     policy = POLICIES[case]
     _check_base(base)
     _check_arguments(case, init, learning_rate)
-    plan = _plan(case, base, policy.cut, cut, init)
+    sliced, plan = _slice(case, base, cut, init)
     with get_strategy(strategy).scope():
         trunk = surgery.clone(
-            surgery.slice_at(base, plan.cut),
+            sliced,
             image_size=as_size(image_size),
             preprocess=preprocessing_of(base, preprocessing),
             weights="random" if init == "random" else "copy",
@@ -327,16 +330,18 @@ def _check_learning_rate(learning_rate: float) -> None:
         raise InputError(f"Expected a learning rate, a number above 0. Received: {learning_rate!r}.")
 
 
-def _plan(case: Case, base: keras.Model, policy_cut: str, cut: str | int | None, init: str) -> Plan:
+def _slice(case: Case, base: keras.Model, cut: Cut | None, init: str) -> tuple[keras.Model, Plan]:
     ends = block_ends(base)
     before = graphs.layer_before_classifier(base)
-    if cut is None and policy_cut == "early" and ends:
-        cut = early_position(len(ends))
-    last = before if cut is None else _named(cut, ends, base.name)
-    kept = {node.op.name for node in graphs.graph(surgery.slice_at(base, last))}
-    return Plan(
+    if cut is None:
+        cut = early_position(len(ends)) if POLICIES[case].cut == "early" and ends else [before]
+    cuts = cuts_of(base, cut)
+    sliced = surgery.join_at(base, cuts)
+    kept = {node.op.name for node in graphs.graph(sliced)}
+    return sliced, Plan(
         case=case,
-        cut=last,
+        cut=cuts[-1],
+        cuts=cuts,
         init=init,
         base=base.name,
         kept=tuple(end for end in ends if end in kept),
@@ -344,14 +349,3 @@ def _plan(case: Case, base: keras.Model, policy_cut: str, cut: str | int | None,
         had_classifier=before != graphs.graph(base)[-1].op.name,
         pin_batchnorm=init != "random",
     )
-
-
-def _named(cut: str | int, ends: list[str], name: str) -> str:
-    if not isinstance(cut, Integral):
-        return str(cut)
-    if not -len(ends) <= cut < len(ends):
-        raise InputError(
-            f"Expected a position among the {len(ends)} block ends of {name!r}, {-len(ends)} to "
-            f"{len(ends) - 1}. Received: {cut}."
-        )
-    return ends[int(cut)]

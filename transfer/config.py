@@ -83,7 +83,7 @@ class TrainConfig(DataConfig):
     preprocessing: str | None = None
     # auto, small-similar, small-different, large-similar or large-different.
     case: str = "auto"
-    # The last layer to keep, by name; by default the case's own.
+    # The last layer to keep, by name; several, with commas, or 'all' for a head on each; by default the case's own.
     cut: str | None = None
     # Start of large-different: pretrained, random, or auto: the first, and the second where that fails.
     init: str = "auto"
@@ -101,6 +101,10 @@ class TrainConfig(DataConfig):
     flip: str = "auto"
     # Let pictures of small classes count more, so that all classes count the same.
     class_weights: bool = False
+    # How a head on a frozen network is trained: auto, exact or sgd.
+    solver: str = "auto"
+    # What runs a frozen network: auto, keras or openvino (pip install ".[fast]").
+    engine: str = "auto"
     # Devices: auto, default, mirrored, multiworker or tpu.
     strategy: str = "auto"
     # Folder for the results; by default a new one under runs/.

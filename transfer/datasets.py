@@ -250,8 +250,9 @@ def _check(found: Found, *, strict: bool) -> tuple[Found, dict[str, list[Checked
         every = check_all(part.pictures)
         keep = [i for i, c in enumerate(every) if not c.problem]
         skipped += [(part.names[i], c.problem) for i, c in enumerate(every) if c.problem]
-        good[name] = part.take(keep) if len(keep) < len(part) else part
         checked[name] = [every[i] for i in keep]
+        part = part.take(keep) if len(keep) < len(part) else part
+        good[name] = replace(part, digests=[c.digest for c in checked[name]])
     if skipped and strict:
         shown = "; ".join(f"{name}: {problem}" for name, problem in skipped[:10])
         more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+from scipy.special import softmax
 from sklearn import metrics
 
+from transfer.cache import FeatureCache
 from transfer.datasets import ImageData, Split
 from transfer.errors import InputError
-from transfer.features import BATCH_SIZE, input_size
+from transfer.features import BATCH_SIZE, extract, frozen_trunk, input_size
 from transfer.pipeline import make_dataset
 
 
@@ -53,13 +55,25 @@ class Evaluation:
         return metrics.confusion_matrix(self.labels, self.predictions, labels=list(every_class))
 
 
-def evaluate(model: keras.Model, data: ImageData, *, split: str = "test") -> Evaluation:
+def evaluate(
+    model: keras.Model,
+    data: ImageData,
+    *,
+    split: str = "test",
+    engine: str = "auto",
+    cache: FeatureCache | None = None,
+) -> Evaluation:
     """Run a model over a split and compare with the labels.
+
+    Where only a Dense softmax head trains, the frozen rest is run as `fit` runs it, by the same engine, and what it
+    gives is kept.
 
     Args:
         model: eats raw RGB, gives class probabilities.
         data: of `load_data`.
         split: `"train"`, `"val"` or `"test"`.
+        engine: what runs the frozen part, one of `engines.ENGINES`.
+        cache: where its features are kept; None is the user's own cache.
 
     Returns:
         The evaluation, with `accuracy`, `loss`, `confusion` and the probabilities.
@@ -79,8 +93,15 @@ def evaluate(model: keras.Model, data: ImageData, *, split: str = "test") -> Eva
         raise InputError(f"Expected a split with pictures: train, val or test. Received: {split!r}.")
     if model.output_shape[-1] != data.num_classes:
         raise InputError(f"The model has {model.output_shape[-1]} classes, the data have {data.num_classes}.")
-    dataset = make_dataset(part, image_size=input_size(model, data), batch_size=BATCH_SIZE)
-    probabilities = np.asarray(model.predict(dataset, verbose=0), "float64")
+    size = input_size(model, data)
+    trunk = frozen_trunk(model)
+    if trunk is not None and getattr(model.layers[-1].activation, "__name__", "") == "softmax":
+        cached = extract(trunk, part, image_size=size, engine=engine, cache=cache, name=f"{split} features")
+        kernel, bias = model.layers[-1].get_weights()
+        probabilities = softmax(cached.load().astype("float64") @ kernel + bias, axis=1)
+    else:
+        dataset = make_dataset(part, image_size=size, batch_size=BATCH_SIZE)
+        probabilities = np.asarray(model.predict(dataset, verbose=0), "float64")
     # float32 sums miss 1 by 1e-7, of which scikit-learn would warn.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return Evaluation(data.class_names, part.labels, probabilities, tuple(part.names))

@@ -1,19 +1,70 @@
-"""One forward pass over the pictures: what a frozen network makes of them, computed once."""
+"""One forward pass over the pictures: what a frozen network makes of them, computed once and kept on disk.
+
+`python -m transfer.features --list` shows what is kept, `--clear` removes it.
+"""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 from tqdm.auto import tqdm
 
+from transfer import graphs, surgery
+from transfer.cache import FeatureCache
 from transfer.datasets import ImageData, Split
+from transfer.engines import Engine, make_engine
 from transfer.errors import InputError
 from transfer.pipeline import make_dataset
+from transfer.shelf import Shelf
+from transfer.strategy import scope_of
 
 BATCH_SIZE = 32
 """Pictures per step of the forward pass; more is no faster on a CPU and costs memory."""
+
+CHUNK_BYTES = 16 * 2**20
+"""Of features, written to disk at a time: what is lost at most when a run is killed, and what it holds in memory."""
+
+_DECODER = "1"  # another number where the same file would give other pixels
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network makes of the pictures of a split, on disk.
+
+    Attributes:
+        shelf: where the rows are.
+        rows: which of them, in the split's order.
+        computed: for how many pictures the network ran; the others were there already.
+        engine: what ran it, such as `"openvino bfloat16"`; empty where nothing was computed.
+    """
+
+    shelf: Shelf
+    rows: np.ndarray
+    computed: int
+    engine: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of it, pictures first."""
+        return (len(self), *self.shelf.shape)
+
+    def take(self, positions: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Read the rows at positions of the split."""
+        return self.shelf.take(self.rows[np.asarray(positions, "int64")])
+
+    def load(self) -> np.ndarray:
+        """Read all rows into memory, as float32."""
+        return self.shelf.take(self.rows).astype("float32", copy=False)
 
 
 def extract(
@@ -22,19 +73,34 @@ def extract(
     *,
     image_size: tuple[int, int],
     batch_size: int = BATCH_SIZE,
+    engine: str = "auto",
+    precision: str = "auto",
+    dtype: str = "float32",
+    cache: FeatureCache | None = None,
     name: str = "features",
-) -> np.ndarray:
-    """Run a network once over the pictures of a split, in inference mode.
+) -> Features:
+    """Run a network once over the pictures of a split, in inference mode, and keep what it gives.
+
+    What is kept is found again by its content: the network's graph and weights, the size and form of the pictures,
+    and each picture's own bytes. So another head, case, split or seed reads instead of computing, a changed
+    picture alone is computed anew, and a run that was killed goes on where it was.
 
     Args:
-        trunk: a model that eats raw RGB, 0 to 255.
+        trunk: a model that eats raw RGB, 0 to 255, and gives one output.
         split: the pictures.
         image_size: height and width in pixels.
         batch_size: pictures per step.
+        engine: one of `engines.ENGINES`.
+        precision: `"float32"`, `"bfloat16"`, or `"auto"` (see `engines.make_engine`).
+        dtype: in which the features are kept, `"float32"` or `"float16"`.
+        cache: where to keep them; None is the user's own cache.
         name: what the progress bar is called.
 
     Returns:
-        float32 array of the trunk's outputs, in the split's order.
+        The features, in the split's order.
+
+    Raises:
+        InputError: the network gives NaN, or the cache cannot be written.
 
     Example:
         >>> from transfer.datasets import load_data
@@ -43,10 +109,97 @@ def extract(
         (5, 3)
     """
     if not len(split):
-        return np.zeros((0, *trunk.output_shape[1:]), "float32")
-    dataset = make_dataset(split, image_size=image_size, batch_size=batch_size)
-    with _Bar(len(split), batch_size, name) as bar:
-        return np.asarray(trunk.predict(dataset, verbose=0, callbacks=[bar]), "float32")
+        raise InputError("Expected pictures to run the network over. Received: an empty split.")
+    cache = cache or FeatureCache()
+    run = make_engine(trunk, engine=engine, precision=precision, batch_size=batch_size)
+    about = {
+        "network": trunk.name,
+        "pictures": f"{image_size[0]}x{image_size[1]} {split.resize}",
+        "precision": "bfloat16" if run.name.endswith("bfloat16") else "float32",
+    }
+    parts = [graphs.fingerprint(trunk), *about.values(), dtype, _DECODER]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    shelf = cache.shelf(key, shape=tuple(trunk.output_shape[1:]), dtype=dtype, about=about)
+    digests = list(split.digests) or [_digest(picture) for picture in split.pictures]
+    rows = shelf.find(digests)
+    missing = _first_of_each(digests, rows < 0)
+    if len(missing):
+        todo = split.take(missing)
+        for places, values in _chunks(run, todo, image_size, batch_size, name):
+            shelf.append([digests[i] for i in missing[places]], values)
+        rows = shelf.find(digests)
+    return Features(shelf, rows, len(missing), run.name if len(missing) else "")
+
+
+def _digest(picture: Any) -> str:
+    """Say what a picture is by its content, as the check of the data does."""
+    if isinstance(picture, np.ndarray):
+        picture = picture.tobytes()
+    elif not isinstance(picture, bytes):
+        with open(picture, "rb") as file:
+            picture = file.read()
+    return hashlib.sha256(picture).hexdigest()
+
+
+def _first_of_each(digests: Sequence[str], wanted: np.ndarray) -> np.ndarray:
+    """Positions to compute: of several pictures with the same content, one."""
+    seen: set[str] = set()
+    found = []
+    for i in np.flatnonzero(wanted).tolist():
+        if digests[i] not in seen:
+            seen.add(digests[i])
+            found.append(i)
+    return np.array(found, "int64")
+
+
+def _chunks(
+    run: Engine, split: Split, image_size: tuple[int, int], batch_size: int, name: str
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Run the network; give the values of some pictures at a time, with their places."""
+    held: list[np.ndarray] = []
+    start, size = 0, 0
+    with tqdm(total=len(split), desc=name, unit=" pictures", leave=False) as bar:
+        for images, _ in make_dataset(split, image_size=image_size, batch_size=batch_size):
+            held.append(run(images.numpy()))
+            size += held[-1].nbytes
+            bar.update(len(held[-1]))
+            if size >= CHUNK_BYTES:
+                yield _joined(held, start)
+                start, size, held = start + sum(map(len, held)), 0, []
+        if held:
+            yield _joined(held, start)
+
+
+def _joined(held: Sequence[np.ndarray], start: int) -> tuple[slice, np.ndarray]:
+    values = np.concatenate(held)
+    return slice(start, start + len(values)), values
+
+
+def frozen_trunk(model: keras.Model) -> keras.Model | None:
+    """Give a model without its head where the head alone trains, so that the rest need run but once.
+
+    Args:
+        model: a model whose last layer is its head.
+
+    Returns:
+        The trunk, which shares the model's layers; None where more than a Dense head on a vector trains.
+
+    Example:
+        >>> layers = [keras.layers.Dense(3, trainable=False), keras.layers.Dense(2)]
+        >>> frozen_trunk(keras.Sequential([keras.Input((4,)), *layers])).output_shape
+        (None, 3)
+    """
+    head = model.layers[-1]
+    alone = (
+        isinstance(head, keras.layers.Dense)
+        and head.use_bias
+        and len(head.input.shape) == 2
+        and len(model.trainable_weights) == len(head.trainable_weights) > 0
+    )
+    if not alone:
+        return None
+    with scope_of(model):
+        return surgery.trunk_of(model)
 
 
 def input_size(model: keras.Model, data: ImageData) -> tuple[int, int]:
@@ -82,19 +235,45 @@ def input_size(model: keras.Model, data: ImageData) -> tuple[int, int]:
     return height, width
 
 
-class _Bar(keras.callbacks.Callback):
-    """A tqdm bar that counts pictures, so that its rate can be compared."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List or clear what is kept: `python -m transfer.features --list|--clear`.
 
-    def __init__(self, total: int, batch_size: int, name: str) -> None:
-        super().__init__()
-        self.batch_size = batch_size
-        self.bar = tqdm(total=total, desc=name, unit=" pictures", leave=False)
+    Args:
+        arguments: flags; None takes those of the process.
 
-    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.bar.update(min(self.batch_size, self.bar.total - self.bar.n))
+    Returns:
+        The exit code: 0; 2 where the cache cannot be read or cleared.
 
-    def __enter__(self) -> _Bar:
-        return self
+    Example:
+        main(["--list"])
+    """
+    parser = argparse.ArgumentParser(prog="python -m transfer.features", allow_abbrev=False)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", action="store_true", help="show what is kept, the oldest first")
+    what.add_argument("--clear", action="store_true", help="remove all of it")
+    options = parser.parse_args(arguments)
+    cache = FeatureCache()
+    try:
+        if options.clear:
+            sys.stdout.write(f"Removed {cache.clear() / 1e6:,.1f} MB from {cache.folder}.\n")
+        else:
+            sys.stdout.write(_listing(cache))
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
 
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+
+def _listing(cache: FeatureCache) -> str:
+    shelves = cache.shelves()
+    lines = [
+        f"{shelf.key[:12]}  {shelf.rows:>10,} pictures  {shelf.bytes / 1e6:>9,.1f} MB  "
+        + ", ".join(shelf.about.values())
+        for shelf in shelves
+    ]
+    total = sum(shelf.bytes for shelf in shelves)
+    return "\n".join([*lines, f"{total / 1e6:,.1f} MB of {cache.limit / 1e6:,.0f} in {cache.folder}"]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

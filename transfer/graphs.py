@@ -5,10 +5,13 @@ Nothing here changes a model.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from transfer.errors import InputError, unknown
 
@@ -103,6 +106,56 @@ def find(model: keras.Model, name: str) -> Node:
         if node.op.name == name:
             return node
     raise unknown(f"layer of {model.name!r}", name, [node.op.name for node in nodes])
+
+
+def fingerprint(model: keras.Model) -> str:
+    """Tell a network by what it computes: its operations, how they are joined, and its weights.
+
+    Args:
+        model: a model with a graph.
+
+    Returns:
+        A SHA-256 in hexadecimal; the same for the same network under other names of layers.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> same = keras.models.clone_model(model)
+        >>> fingerprint(model) == fingerprint(same)  # other weights
+        False
+        >>> same.set_weights(model.get_weights())
+        >>> fingerprint(model) == fingerprint(same)
+        True
+    """
+    found = hashlib.sha256()
+    seen: dict[int, int] = {}
+    for place, node in enumerate(graph(model)):
+        config = {} if place == 0 else node.op.get_config()
+        constants = [] if place == 0 else _constants(node.tensor)
+        described = (type(node.op).__name__, config, constants, node.parents, node.tensor.shape)
+        found.update(re.sub(r"'name': '[^']*'", "", repr(described)).encode())
+        if seen.setdefault(id(node.op), place) == place:  # a layer that is used twice has one set of weights
+            for weight in getattr(node.op, "weights", ()):
+                value = keras.ops.convert_to_numpy(weight)
+                found.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        else:
+            found.update(f"as {seen[id(node.op)]}".encode())
+    return found.hexdigest()
+
+
+def _constants(tensor: Any) -> list[str]:
+    """What an operation was called with besides tensors, such as the 3 of `x + 3`."""
+    op, index, _ = tensor._keras_history
+    arguments = op._inbound_nodes[index].arguments
+    given = keras.tree.flatten([arguments.args, arguments.kwargs])
+    return ["tensor" if isinstance(value, keras.KerasTensor) else _text(value) for value in given]
+
+
+def _text(value: Any) -> str:
+    """Spell a constant out, all its numbers where it is an array."""
+    if hasattr(value, "shape"):
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+    return repr(value)
 
 
 def layer_before_classifier(model: keras.Model) -> str:

@@ -107,14 +107,20 @@ def make_dataset(
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def batch_arrays(
-    x: np.ndarray, y: np.ndarray, *, batch_size: int, shuffle_seed: int | None = None
+def batch_rows(
+    take: Callable[[np.ndarray], np.ndarray],
+    labels: np.ndarray,
+    *,
+    width: int,
+    batch_size: int,
+    shuffle_seed: int | None = None,
 ) -> tf.data.Dataset:
-    """Turn arrays that fit in memory, such as cached features, into batches.
+    """Turn rows that are read when they are wanted, such as features on disk, into batches.
 
     Args:
-        x: array of shape (N, ...).
-        y: labels of shape (N,).
+        take: gives the rows at positions, float32 of shape (n, width).
+        labels: of shape (N,).
+        width: of a row.
         batch_size: rows per batch; the last may be smaller.
         shuffle_seed: shuffle by it, 0 or more, anew each epoch; None keeps the order.
 
@@ -122,19 +128,18 @@ def batch_arrays(
         A `tf.data.Dataset` of (x, y) batches.
 
     Example:
-        >>> [len(y) for _, y in batch_arrays(np.zeros((5, 2)), np.arange(5), batch_size=3)]
+        >>> rows = np.zeros((5, 2), "float32")
+        >>> [len(y) for _, y in batch_rows(rows.__getitem__, np.arange(5), width=2, batch_size=3)]
         [3, 2]
     """
     import tensorflow as tf
 
-    with tf.device("CPU:0"):  # where `tf.data` works; a GPU has better use for its memory
-        rows, labels = tf.constant(x), tf.constant(y)
+    def read(positions: Any, keys: Any) -> Any:
+        x = tf.numpy_function(take, [positions], tf.float32)
+        return tf.ensure_shape(x, (None, width)), tf.gather(labels, positions)
 
-    def take(positions: Any, keys: Any) -> Any:
-        return tf.gather(rows, positions), tf.gather(labels, positions)
-
-    dataset = _order(len(y), batch_size, shuffle_seed)
-    return dataset.map(take, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    dataset = _order(len(labels), batch_size, shuffle_seed)
+    return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> dict[int, float]:

@@ -220,6 +220,7 @@ def _joined(parts: Mapping[str, Split]) -> Split:
         labels=np.concatenate([part.labels for part in each]),
         names=[name for part in each for name in part.names],
         groups=[g for part in each for g in _groups(part)] if any(len(part.groups) for part in each) else (),
+        digests=[d for part in each for d in part.digests] if all(len(part.digests) for part in each) else (),
     )
 
 

@@ -29,6 +29,7 @@ class Split:
         names: what to call each picture, each different: paths relative to the data folder, or numbers.
         groups: of each picture, such as its patient; pictures of one group are never separated. Empty where
             there are none.
+        digests: SHA-256 of each picture's content, in hexadecimal; empty where nobody has looked yet.
         resize: how pictures are brought to another shape, of `pictures.RESIZES`.
     """
 
@@ -36,6 +37,7 @@ class Split:
     labels: np.ndarray
     names: Sequence[str]
     groups: Sequence[str] = ()
+    digests: Sequence[str] = ()
     resize: str = "stretch"
 
     def __len__(self) -> int:
@@ -50,6 +52,7 @@ class Split:
             labels=self.labels[picked],
             names=[self.names[p] for p in picked],
             groups=[self.groups[p] for p in picked] if len(self.groups) else (),
+            digests=[self.digests[p] for p in picked] if len(self.digests) else (),
         )
 
     def picture(self, position: int, size: tuple[int, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Operations on the graph of a network: clone, slice, freeze, attach a head, split where frozen.
+"""Operations on the graph of a network: clone, slice, join, freeze, attach a head.
 
 Nothing here knows a case or a family of networks; what reads a graph without making a model is in `graphs`.
 """
@@ -9,14 +9,14 @@ import contextlib
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
 import keras
 
 from transfer.errors import InputError
-from transfer.graphs import find, graph
+from transfer.graphs import Node, find, graph
 
 
 def clone(
@@ -196,6 +196,61 @@ def slice_at(model: keras.Model, name: str) -> keras.Model:
     return keras.Model(model.inputs[0], find(model, name).tensor, name=model.name)
 
 
+def join_at(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """Give what several layers see as one vector per picture.
+
+    Each output is averaged over the picture where it is a map, and scaled to unit length: what layers give
+    differs in size by orders of magnitude, and the largest would drown the others.
+
+    Args:
+        model: a model with a graph.
+        names: of layers; their order does not matter.
+
+    Returns:
+        A model that shares its layers with `model`, without those that no named layer needs. Its output has
+        the vectors in the order of the graph, in float32 under any policy. With one name, `slice_at`.
+
+    Raises:
+        InputError: no name, no layer of a name, or an output that is neither a map nor a vector.
+
+    Example:
+        >>> image = keras.Input((8, 8, 3))
+        >>> early = keras.layers.Conv2D(4, 3, name="early")(image)
+        >>> model = keras.Model(image, keras.layers.Conv2D(6, 3, name="late")(early))
+        >>> join_at(model, ["early", "late"]).output.shape
+        (None, 10)
+    """
+    wanted = {id(find(model, name).tensor) for name in names}
+    chosen = [node for node in graph(model) if id(node.tensor) in wanted]
+    if not chosen:
+        raise InputError("Expected the name of at least one layer. Received none.")
+    if len(chosen) == 1:
+        return slice_at(model, chosen[0].op.name)
+    taken = {layer.name for layer in model.layers}
+    vectors = []
+    for number, node in enumerate(chosen):
+        vector = _vector(node, _free_name(f"joined_{number}_pool", taken), dtype="float32")
+        unit = keras.layers.UnitNormalization(
+            dtype="float32", name=_free_name(f"joined_{number}_unit", taken)
+        )
+        vectors.append(unit(vector))
+    join = keras.layers.Concatenate(dtype="float32", name=_free_name("joined", taken))
+    return keras.Model(model.inputs[0], join(vectors), name=model.name)
+
+
+def _vector(node: Node, name: str, *, dtype: str | None = None) -> Any:
+    """Average an output over the picture where it is a map, with a layer of that name."""
+    vector = node.tensor
+    if len(vector.shape) == 4:
+        vector = keras.layers.GlobalAveragePooling2D(name=name, dtype=dtype)(vector)
+    if len(vector.shape) != 2:
+        raise InputError(
+            f"Expected a layer with an output of shape (batch, features) or (batch, height, width, channels) "
+            f"to put a head on. Received: {node.op.name!r} with {tuple(vector.shape)}."
+        )
+    return vector
+
+
 def set_trainable(
     model: keras.Model,
     trainable: Callable[[str], bool] | bool,
@@ -260,16 +315,8 @@ def attach_head(trunk: keras.Model, num_classes: int, *, seed: int | None = None
         raise InputError(
             f"Expected a whole number of at least 2 classes. Received: num_classes={num_classes!r}."
         )
-    features = trunk.outputs[0]
     taken = {layer.name for layer in trunk.layers}
-    if len(features.shape) == 4:
-        pool = keras.layers.GlobalAveragePooling2D(name=_free_name("head_pool", taken))
-        features = pool(features)
-    if len(features.shape) != 2:
-        raise InputError(
-            f"Expected a layer with an output of shape (batch, features) or (batch, height, width, channels) "
-            f"to put a head on. Received: {trunk.layers[-1].name!r} with {tuple(features.shape)}."
-        )
+    features = _vector(graph(trunk)[-1], _free_name("head_pool", taken))
     head = keras.layers.Dense(
         int(num_classes),
         activation="softmax",

@@ -69,7 +69,7 @@ def run(config: TrainConfig) -> Path:
     strategy.start_quietly()
     import keras
 
-    from transfer import datasets, evaluation, graphs, report, training
+    from transfer import cuts, datasets, evaluation, report, training
     from transfer.backbones import load_backbone
 
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
@@ -79,7 +79,7 @@ def run(config: TrainConfig) -> Path:
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
     if config.cut is not None:
-        graphs.find(base, config.cut)  # before the quick look
+        cuts.cuts_of(base, config.cut)  # before the quick look
     case, similarity = _advise(config, data, base)
     model = _build(config, case, base, data, devices)
     with report.run_folder(config.output, f"{data.name}-{case}") as folder:
@@ -91,9 +91,11 @@ def run(config: TrainConfig) -> Path:
             augment=config.augment,
             flip={"auto": None, "yes": True, "no": False}[config.flip],
             class_weights=config.class_weights,
+            solver=config.solver,
+            engine=config.engine,
             seed=config.seed,
         )
-        found = evaluation.evaluate(model, data) if len(data.test) else None
+        found = evaluation.evaluate(model, data, engine=config.engine) if len(data.test) else None
         report.write_run(
             folder,
             model=model,
@@ -155,7 +157,11 @@ def _metrics(
     return {
         "case": str(model.plan.case),
         "cut": model.plan.cut,
+        "cuts": list(model.plan.cuts),
         "init": done.init,
+        "engine": done.engine,
+        "num_computed": done.computed,
+        "regularisation": done.regularisation,
         "model": config.model,
         "num_classes": data.num_classes,
         "num_train": len(data.train),

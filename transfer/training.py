@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,14 +12,16 @@ from typing import Any
 
 import keras
 import numpy as np
+from scipy.special import log_softmax
 
-from transfer import features, pipeline, surgery
+from transfer import features, heads, pipeline, surgery
 from transfer.builders import start_over, unfreeze
+from transfer.cache import FeatureCache
 from transfer.cases import POLICIES, Case
 from transfer.datasets import ImageData, flips_are_safe
-from transfer.errors import InputError
+from transfer.errors import InputError, unknown
 from transfer.features import input_size
-from transfer.pipeline import batch_arrays, make_dataset
+from transfer.pipeline import make_dataset
 from transfer.strategy import allow_uneven_batches, scope_of
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,14 @@ BATCH_SIZE = 32
 PATIENCE = {"head": 10, "fine-tune": 3}
 """Epochs without a better validation loss before training stops and takes the best weights back. A head's
 epochs are short and its loss is smooth; an epoch of the whole network is long and teaches much."""
+
+SOLVERS = ("auto", "exact", "sgd")
+"""How a head on cached features is trained."""
+
+MOST_EXACT = 2 * 2**30
+"""Bytes of features, as float32, that are solved exactly; the solver holds about three times as much."""
+
+_ROWS = 4096  # of features in memory at a time
 
 MIN_DELTA = 1e-3
 """A validation loss lower by less than this, in nats, is not better: the head of an easy problem would creep on."""
@@ -43,12 +55,18 @@ class TrainingLog:
         seconds_features: spent in forward passes over the frozen part.
         seconds_training: spent in training proper.
         init: where the weights that were kept started from: `"pretrained"` or `"random"`.
+        computed: pictures that the frozen part ran over; the features of the others were kept from before.
+        engine: what ran it.
+        regularisation: that was chosen for an exact head (see `heads.Head`).
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds_features: float = 0.0
     seconds_training: float = 0.0
     init: str = "pretrained"
+    computed: int = 0
+    engine: str = ""
+    regularisation: float | None = None
 
     @property
     def history(self) -> dict[str, list[Any]]:
@@ -73,6 +91,9 @@ def fit(
     augment: str = "light",
     flip: bool | None = None,
     class_weights: bool = False,
+    solver: str = "auto",
+    engine: str = "auto",
+    cache: FeatureCache | None = None,
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: str | int = "auto",
@@ -93,6 +114,11 @@ def fit(
             picture once, as it is.
         flip: whether augmentation mirrors pictures; None does, but where the classes are digits or letters.
         class_weights: let pictures of small classes count more, so that all classes count the same.
+        solver: of the head on cached features: `"exact"` finds the optimum of the convex problem, its
+            regularisation chosen; `"sgd"` trains in epochs, as Keras does, without holding the features in memory;
+            `"auto"` takes the first while they fit, unless `epochs` or `callbacks` are given.
+        engine: what runs the frozen trunk, one of `engines.ENGINES`.
+        cache: where features are kept; None is the user's own cache.
         seed: of the order and the augmentation. Dropout draws from seeds that its layers got when the base was
             made: `keras.utils.set_random_seed` before that makes it repeatable too.
         callbacks: more Keras callbacks, for the phase that trains end to end, or the head where only it
@@ -114,17 +140,24 @@ def fit(
         ['head']
     """
     _check_arguments(model, data, epochs, batch_size)
+    if solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
     plan = getattr(model, "plan", None)
     weights = pipeline.class_weights(data.train.labels, data.num_classes) if class_weights else None
     flip = flips_are_safe(data.class_names) if flip is None else flip
-    run = _Run(model, data, batch_size, augment, flip, weights, seed, list(callbacks), verbose)
+    head_alone = features.frozen_trunk(model) is not None
+    if solver == "auto" and (epochs or callbacks) and head_alone:
+        solver = "sgd"
+    run = _Run(
+        model, data, batch_size, augment, flip, weights, solver, engine, cache, seed, list(callbacks), verbose
+    )
     done = TrainingLog(init="random" if plan and plan.init == "random" else "pretrained")
-    if _only_head_trains(model):
-        _train_head(run, done, epochs or POLICIES[Case.SMALL_SIMILAR].epochs, alone=True)
+    if head_alone:
+        _train_head(run, done, epochs, alone=True)
         return done
     epochs = epochs or POLICIES[plan.case if plan else Case.LARGE_SIMILAR].epochs
     if plan and plan.init != "random":
-        _train_head(run, done, POLICIES[Case.SMALL_SIMILAR].epochs, alone=False)
+        _train_head(run, done, None, alone=False)
     _train_all(run, done, epochs, "from-scratch" if done.init == "random" else "fine-tune")
     if plan and plan.init == "auto" and not _succeeded(done, data):
         _fall_back(run, done, epochs)
@@ -141,6 +174,9 @@ class _Run:
     augment: str
     flip: bool
     class_weights: dict[int, float] | None
+    solver: str
+    engine: str
+    cache: FeatureCache | None
     seed: int
     callbacks: list[keras.callbacks.Callback]
     verbose: str | int
@@ -160,66 +196,112 @@ def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, ba
         raise InputError(f"Expected epochs and batch_size of 1 or more. Received: {epochs}, {batch_size}.")
 
 
-def _only_head_trains(model: keras.Model) -> bool:
-    head = model.layers[-1]
-    return (
-        isinstance(head, keras.layers.Dense)
-        and head.use_bias
-        and len(head.input.shape) == 2
-        and len(model.trainable_weights) == len(head.trainable_weights) > 0
-    )
-
-
-def _train_head(run: _Run, done: TrainingLog, epochs: int, *, alone: bool) -> None:
+def _train_head(run: _Run, done: TrainingLog, epochs: int | None, *, alone: bool) -> None:
     """Run the trunk once over the pictures, train a head on what it gave, and put it into the model."""
     model, size = run.model, input_size(run.model, run.data)
     start = time.perf_counter()
     with scope_of(model):
         trunk = surgery.trunk_of(model)
     cached = {
-        name: features.extract(trunk, part, image_size=size, name=f"{name} features")
+        name: features.extract(
+            trunk, part, image_size=size, engine=run.engine, cache=run.cache, name=f"{name} features"
+        )
         for name, part in (("train", run.data.train), ("val", run.data.val))
+        if len(part)
     }
     done.seconds_features += time.perf_counter() - start
+    done.computed += sum(part.computed for part in cached.values())
+    done.engine = cached["train"].engine or done.engine
     start = time.perf_counter()
-    mean, scale = _center_and_scale(cached["train"])
-    head = _zero_head(model)
-    if not alone:  # the model's own rate is for fine-tuning
-        head.optimizer.learning_rate = POLICIES[Case.SMALL_SIMILAR].learning_rate
-    sets = {
-        name: batch_arrays(
-            (cached[name] - mean) / scale,
-            getattr(run.data, name).labels,
-            batch_size=run.batch_size,
-            shuffle_seed=run.seed if name == "train" else None,
-        )
-        for name in cached
-        if len(cached[name])
-    }
-    history = head.fit(
-        sets["train"],
-        validation_data=sets.get("val"),
-        epochs=epochs,
-        callbacks=[*_early_stopping(run.data, "head"), *(run.callbacks if alone else [])],
-        class_weight=run.class_weights,
-        verbose=run.verbose,
-        shuffle=False,  # the data sets shuffle themselves
-    )
-    kernel, bias = head.get_weights()
-    model.layers[-1].set_weights([kernel / scale, bias - mean @ kernel / scale])
+    exact = run.solver == "exact" or (run.solver == "auto" and _fits_in_memory(cached["train"]))
+    kernel, bias = _solved(run, done, cached) if exact else _descended(run, done, cached, epochs, alone=alone)
+    model.layers[-1].set_weights([kernel, bias])
     if alone and not model.optimizer.built:
         with scope_of(model):
             model.optimizer.build(
                 model.trainable_variables
             )  # else Keras warns when the saved model is loaded
-    done.add("head", history, time.perf_counter() - start)
+    done.seconds_training += time.perf_counter() - start
 
 
-def _center_and_scale(x: np.ndarray) -> tuple[np.ndarray, float]:
+def _fits_in_memory(cached: features.Features) -> bool:
+    return 4 * math.prod(cached.shape) <= MOST_EXACT
+
+
+def _solved(
+    run: _Run, done: TrainingLog, cached: dict[str, features.Features]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The head as the solution of a convex problem, its regularisation chosen."""
+    x = {name: part.load() for name, part in cached.items()}
+    labels = {name: getattr(run.data, name).labels for name in x}
+    head = heads.solve(
+        x["train"],
+        labels["train"],
+        run.data.num_classes,
+        val=(x["val"], labels["val"]) if "val" in x else None,
+        class_weights=run.class_weights,
+        groups=run.data.train.groups,
+        seed=run.seed,
+    )
+    row: dict[str, Any] = {"phase": "head", "epoch": 1}
+    for name, prefix in (("train", ""), ("val", "val_")):
+        if name in x:
+            scores = log_softmax(x[name] @ head.kernel + head.bias, axis=1)
+            truth = labels[name]
+            row[f"{prefix}loss"] = float(-scores[np.arange(len(truth)), truth].mean())
+            row[f"{prefix}accuracy"] = float((scores.argmax(axis=1) == truth).mean())
+    done.rows.append(row)
+    done.regularisation = head.regularisation
+    return head.kernel, head.bias
+
+
+def _descended(
+    run: _Run, done: TrainingLog, cached: dict[str, features.Features], epochs: int | None, *, alone: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The head by Keras' own training, for features past memory."""
+    policy = POLICIES[Case.SMALL_SIMILAR]
+    mean, scale = _center_and_scale(cached["train"])
+    head = _zero_head(run.model)
+    if not alone:  # the model's own rate is for fine-tuning
+        head.optimizer.learning_rate = policy.learning_rate
+    sets = {
+        name: pipeline.batch_rows(
+            functools.partial(_standardized, part, mean, scale),
+            getattr(run.data, name).labels,
+            width=part.shape[1],
+            batch_size=run.batch_size,
+            shuffle_seed=run.seed if name == "train" else None,
+        )
+        for name, part in cached.items()
+    }
+    history = head.fit(
+        sets["train"],
+        validation_data=sets.get("val"),
+        epochs=epochs or policy.epochs,
+        callbacks=[*_early_stopping(run.data, "head"), *(run.callbacks if alone else [])],
+        class_weight=run.class_weights,
+        verbose=run.verbose,
+        shuffle=False,  # the data sets shuffle themselves
+    )
+    done.add("head", history, 0.0)
+    kernel, bias = head.get_weights()
+    return kernel / scale, bias - mean @ kernel / scale
+
+
+def _center_and_scale(cached: features.Features) -> tuple[np.ndarray, float]:
     """The mean of each feature, and one scale for all: features keep their proportions, since scaling each
     by itself blows up the ones that are seldom active."""
-    mean = x.mean(axis=0)
-    return mean, float(np.sqrt(np.mean(np.square(x - mean)))) or 1.0
+    parts = [np.arange(i, min(i + _ROWS, len(cached))) for i in range(0, len(cached), _ROWS)]
+    total = sum(cached.take(part).astype("float64").sum(axis=0) for part in parts)
+    mean = (total / len(cached)).astype("float32")
+    squares = sum(np.square(cached.take(part).astype("float64") - mean).sum() for part in parts)
+    return mean, float(np.sqrt(squares / (len(cached) * len(mean)))) or 1.0
+
+
+def _standardized(
+    cached: features.Features, mean: np.ndarray, scale: float, positions: np.ndarray
+) -> np.ndarray:
+    return ((cached.take(positions) - mean) / scale).astype("float32")
 
 
 def _zero_head(model: keras.Model) -> keras.Model:

@@ -1,0 +1,417 @@
+"""Engines: the fastest way to run a frozen network forward over many batches on this machine.
+
+Each engine is checked against plain Keras on its first batch, and gives way to the next when it is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer.errors import InputError, unknown
+from transfer.graphs import graph
+
+ENGINES = ("auto", "keras", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
+"""Most that an engine may differ from Keras, see `relative_error`."""
+
+CHUNK = {"float32": 2, "bfloat16": 4, "keras": 8}
+"""Pictures per request. A batch is cut into small ones, which the cores work at side by side: what a layer
+hands to the next then stays in a core's cache. Measured with batches of 32 at 224 px on two cores: 1.3 to 2
+times the rate of a whole batch at a time."""
+
+_CHECKED = 8  # pictures of the first batch that plain Keras runs too; more would take longer than the rest
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def make_engine(
+    model: keras.Model, *, engine: str = "auto", precision: str = "auto", batch_size: int = 32
+) -> Engine:
+    """Make what runs a frozen network forward.
+
+    The network is taken as it is when the first batch comes: weights that change later change nothing.
+
+    Args:
+        model: a network with one input, pictures, and one output; it always runs in inference mode.
+        engine: `"keras"`: its graph with the variables made constants, or plain `predict` where there is a
+            GPU or TPU or a strategy of several replicas; `"openvino"`: on the CPU, `pip install
+            "transfer[fast]"`; `"auto"`: OpenVINO where it is installed and only a CPU is there, else Keras.
+        precision: of OpenVINO: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 where the CPU computes with it
+            in hardware. Keras computes in the precision that the model was made with.
+        batch_size: most pictures in one batch.
+
+    Returns:
+        The engine.
+
+    Raises:
+        InputError: unknown name, a model of another kind, OpenVINO asked for and not installed, or bfloat16
+            asked of Keras.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()])
+        >>> run = make_engine(model, engine="keras")
+        >>> run(np.full((2, 8, 8, 3), 7, "uint8")).tolist()
+        [[7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"Expected a batch_size of at least 1. Received: {batch_size!r}.")
+    graph(model)  # it has one input and one output
+    plain = bool(_accelerators()) or _replicas(model) > 1
+    wanted = engine == "openvino" or (engine == "auto" and not plain)
+    openvino = import_openvino() if wanted else None
+    names = engine_names(
+        engine,
+        precision,
+        installed=openvino is not None,
+        has_bfloat16=openvino is not None and _has_bfloat16(openvino),
+        plain=plain,
+    )
+    return Engine(model, names, batch_size)
+
+
+def engine_names(
+    engine: str, precision: str, *, installed: bool, has_bfloat16: bool, plain: bool
+) -> list[str]:
+    """Say which engines to try, best first.
+
+    Args:
+        engine: one of `ENGINES`.
+        precision: one of `PRECISIONS`.
+        installed: OpenVINO is there.
+        has_bfloat16: the CPU computes with bfloat16 in hardware.
+        plain: the model runs on a GPU or TPU or on several replicas.
+
+    Returns:
+        Names; the last is plain Keras, which is right by definition.
+
+    Raises:
+        InputError: OpenVINO asked for and not installed, or bfloat16 asked of Keras.
+
+    Example:
+        >>> engine_names("auto", "auto", installed=True, has_bfloat16=False, plain=False)
+        ['openvino float32', 'keras', 'keras predict']
+    """
+    if engine == "openvino" and not installed:
+        raise InputError(
+            "engine='openvino' needs OpenVINO, which is not installed. Install it with pip install "
+            '"transfer[fast]", or leave engine="auto".'
+        )
+    if engine == "keras" and precision == "bfloat16":
+        raise InputError(
+            "The keras engine computes in the precision that the model was made with. Expected "
+            "precision='auto' or 'float32' with engine='keras'. Received: 'bfloat16'."
+        )
+    names = ["keras predict"] if plain else ["keras", "keras predict"]
+    use_openvino = installed and (engine == "openvino" or (engine == "auto" and not plain))
+    if use_openvino:
+        names.insert(0, "openvino float32")
+        if has_bfloat16 and precision != "float32":
+            names.insert(0, "openvino bfloat16")
+    if precision == "bfloat16" and names[0] != "openvino bfloat16":
+        why = "this CPU has no bfloat16 in hardware" if use_openvino else "only OpenVINO computes in bfloat16"
+        log.warning("precision='bfloat16': %s. It runs as %s.", why, names[0])
+    return names
+
+
+class Engine:
+    """A frozen network, ready to run over batches of pictures; for one thread at a time.
+
+    Attributes:
+        name: what runs now: `"openvino bfloat16"`, `"openvino float32"`, `"keras"` (its graph with constants),
+            or `"keras predict"`. It changes where the first choice fails on the first batch.
+        batch_size: most pictures in one batch.
+    """
+
+    def __init__(self, model: keras.Model, names: list[str], batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._model = model
+        self._names = list(names)
+        self._run: Run | None = None
+        self._shape: tuple[int, ...] | None = None
+        self._trusted = False
+
+    @property
+    def name(self) -> str:
+        """What runs now."""
+        return self._names[0]
+
+    def __call__(self, images: Any) -> np.ndarray:
+        """Run over one batch.
+
+        Args:
+            images: RGB from 0 to 255, shape (batch, height, width, 3), uint8 or float; at most `batch_size`,
+                and of the same size at each call.
+
+        Returns:
+            float32 array of the model's output for each picture.
+
+        Raises:
+            InputError: another shape, or the network gives NaN or infinity.
+        """
+        images = self._accept(images)
+        while True:
+            try:
+                if self._run is None:
+                    self._run = _make(self.name, self._model, images.shape[1:], self.batch_size)
+                result = self._run(images)
+                problem = self._problem(images, result)
+            except InputError:
+                raise
+            except Exception as error:  # whatever an exporter, a compiler or a driver throws
+                if len(self._names) == 1:
+                    raise
+                problem = f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            if not problem:
+                return result
+            log.warning("%r: engine %s %s; %s instead.", self._model.name, *self._step_down(problem))
+
+    def _accept(self, images: Any) -> np.ndarray:
+        images = np.asarray(images)
+        expected = self._shape or tuple(self._model.inputs[0].shape[1:])
+        fits = images.ndim == 4 and all(
+            want in (None, got) for want, got in zip(expected, images.shape[1:], strict=True)
+        )
+        if not fits or not 1 <= len(images) <= self.batch_size or images.dtype.kind not in "uif":
+            raise InputError(
+                f"Expected 1 to {self.batch_size} pictures of shape {expected} as uint8 or float32. Received: "
+                f"shape {images.shape}, {images.dtype}."
+            )
+        self._shape = images.shape[1:]
+        return np.ascontiguousarray(images, "float32")
+
+    def _problem(self, images: np.ndarray, result: np.ndarray) -> str:
+        """Say what is wrong with a result; nothing where it is right, or was found right before."""
+        finite = np.isfinite(result).reshape(len(result), -1).all(axis=1)
+        if finite.all() and self._trusted:
+            return ""
+        rows = np.flatnonzero(~finite if not finite.all() else finite)[:_CHECKED]
+        expected = _output(self._model(images[rows], training=False))
+        if not np.isfinite(expected).all():
+            raise InputError(
+                f"The network {self._model.name!r} gives NaN or infinity on these pictures. Its weights may be "
+                "broken, or it expects other pictures than raw RGB from 0 to 255."
+            )
+        error = relative_error(result[rows], expected)
+        if len(self._names) == 1 and finite.all():  # plain Keras; only rounding can differ
+            error = 0.0
+        self._trusted = error <= _tolerance(self.name, self._model)
+        return "" if self._trusted else f"differs from Keras by {error:.1%}"
+
+    def _step_down(self, problem: str) -> tuple[str, str, str]:
+        """Go on to the next engine; give the old name, the problem and the new name."""
+        if len(self._names) == 1:
+            raise RuntimeError(f"Keras' predict {problem} in itself.")
+        self._run = None
+        return self._names.pop(0), problem, self.name
+
+
+def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
+    """Give the Euclidean length of the error in units of that of what was expected.
+
+    Rounding differs at random from number to number, and this is its size whatever the number of pictures and
+    channels. Number by number a relative error means nothing where ReLU gives zeros, and the largest error
+    grows with how many numbers are compared: in bfloat16 one of a map's thousands would decide.
+
+    Args:
+        result: array.
+        expected: array of the same shape.
+
+    Returns:
+        |result - expected| / |expected|; infinite where `result` is not finite.
+
+    Example:
+        >>> relative_error(np.array([3.0, 4.1]), np.array([3.0, 4.0]))
+        0.0199...
+    """
+    if not np.isfinite(result).all():
+        return float("inf")
+    length = np.linalg.norm(expected.astype("float64"))
+    error = np.linalg.norm(result.astype("float64") - expected)
+    return float(error / length) if length else float("inf" if error else 0)
+
+
+def _tolerance(name: str, model: keras.Model) -> float:
+    """How much an engine may differ: by what its own precision, or the model's, costs."""
+    low = any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers())
+    return TOLERANCE["bfloat16" if low or name.endswith("bfloat16") else "float32"]
+
+
+def _output(result: Any) -> np.ndarray:
+    """The one output of a model as float32."""
+    return np.asarray(keras.ops.convert_to_numpy(keras.tree.flatten(result)[0])).astype("float32", copy=False)
+
+
+def _accelerators() -> list[Any]:
+    return tf.config.list_logical_devices("GPU") + tf.config.list_logical_devices("TPU")
+
+
+def _replicas(model: keras.Model) -> int:
+    strategy = getattr(model, "distribute_strategy", None)
+    return strategy.num_replicas_in_sync if strategy is not None else 1
+
+
+def _make(name: str, model: keras.Model, shape: tuple[int, ...], batch_size: int) -> Run:
+    """Make the engine of that name for pictures of one shape."""
+    if name == "keras predict":
+        return _predict(model, batch_size)
+    if name == "keras":
+        return _keras(model, shape, batch_size)
+    return _openvino(model, shape, batch_size, name.split()[1])
+
+
+def _padded(images: np.ndarray, count: int) -> np.ndarray:
+    """Repeat the last picture until there are so many, since another shape would be traced anew."""
+    missing = count - len(images)
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images
+
+
+def _predict(model: keras.Model, batch_size: int) -> Run:
+    """Plain Keras, which knows of devices, strategies and jit_compile itself."""
+
+    def run(images: np.ndarray) -> np.ndarray:
+        padded = _padded(images, batch_size)
+        if _replicas(model) > 1:  # predict_on_batch would give the whole batch to each of them
+            result = model.predict(padded, batch_size=batch_size, verbose=0)
+        else:
+            result = model.predict_on_batch(padded)
+        return _output(result)[: len(images)]
+
+    return run
+
+
+def _constant_function(model: keras.Model, shape: tuple[int, ...]) -> Any:
+    """Trace a model in inference mode for one shape of batch, its variables as constants.
+
+    Constants let TensorFlow fold BatchNorm into convolutions. They are put in while tracing, which takes half
+    the time of freezing the graph afterwards; that is done only where something else was captured, such as
+    what a Normalization layer has made of its variables.
+    """
+    values = [(variable, keras.ops.convert_to_numpy(variable)) for variable in model.variables]
+
+    @tf.function(autograph=False)
+    def call(images: Any) -> Any:
+        with keras.StatelessScope(state_mapping=[(v, tf.constant(array)) for v, array in values]):
+            return tf.cast(keras.tree.flatten(model(images, training=False))[0], tf.float32)
+
+    function = call.get_concrete_function(tf.TensorSpec(shape, tf.float32))
+    if function.captured_inputs:
+        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+        function = convert_variables_to_constants_v2(function)
+    return function
+
+
+def _keras(model: keras.Model, shape: tuple[int, ...], batch_size: int) -> Run:
+    """The graph with constants, without XLA, which is ten times slower with depthwise convolutions on a CPU."""
+    chunk = min(CHUNK["keras"], batch_size)
+    function = _constant_function(model, (chunk, *shape))
+
+    def part(images: np.ndarray) -> np.ndarray:
+        return keras.tree.flatten(function(tf.constant(_padded(images, chunk))))[0].numpy()[: len(images)]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with ThreadPoolExecutor(2) as pool:  # one fills the gaps that the other leaves
+            return np.concatenate(list(pool.map(part, _chunks(images, chunk))))
+
+    return run
+
+
+def _chunks(images: np.ndarray, size: int) -> list[np.ndarray]:
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def import_openvino() -> Any | None:
+    """Import OpenVINO such that nothing is ever sent.
+
+    It would report its import to its makers unless the user has opted out, through the package
+    `openvino-telemetry`. Without that package it uses a stand-in that does nothing; here it is made to find
+    none while it is imported. Where a program has imported OpenVINO before, that is its own affair; what is
+    used here of OpenVINO, its runtime, has no telemetry (its converter, which Keras' `export` uses, has).
+
+    Returns:
+        The module, or None where it is not installed.
+
+    Example:
+        >>> module = import_openvino()
+    """
+    missing = object()
+    before = sys.modules.get("openvino_telemetry", missing)
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError:
+        return None
+    finally:
+        del sys.modules["openvino_telemetry"]
+        if before is not missing:
+            sys.modules["openvino_telemetry"] = before  # type: ignore[assignment]
+    return openvino
+
+
+def _has_bfloat16(openvino: Any) -> bool:
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _openvino(model: keras.Model, shape: tuple[int, ...], batch_size: int, precision: str) -> Run:
+    """The same graph with constants, compiled by OpenVINO; requests of a few pictures run side by side."""
+    chunk = max(1, min(CHUNK[precision], batch_size // (os.cpu_count() or 1)))
+    compiled = _compile(_constant_function(model, (chunk, *shape)), precision)
+    count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), -(-batch_size // chunk))
+    requests = [compiled.create_infer_request() for _ in range(count)]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        parts = _chunks(images, chunk)
+        results: list[np.ndarray] = []
+
+        def collect() -> None:
+            request = requests[len(results) % count]
+            request.wait()
+            results.append(request.get_output_tensor(0).data[: len(parts[len(results)])].copy())
+
+        for number, part in enumerate(parts):
+            if number >= count:
+                collect()
+            requests[number % count].start_async({0: _padded(part, chunk)}, share_inputs=True)
+        while len(results) < len(parts):
+            collect()
+        return np.concatenate(results)
+
+    return run
+
+
+def _compile(function: Any, precision: str) -> Any:
+    """Hand a function to OpenVINO as a file, which it reads without its converter and what that reports."""
+    openvino = import_openvino()
+    if openvino is None:
+        raise ImportError("OpenVINO is gone")
+    core = openvino.Core()
+    with tempfile.TemporaryDirectory() as folder:
+        file = tf.io.write_graph(function.graph, folder, "network.pb", as_text=False)
+        network = core.read_model(file)
+        output = network.output(function.outputs[0].name)  # beside it, constants that nothing reads
+        return core.compile_model(
+            openvino.Model([output], network.get_parameters()),
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "THROUGHPUT",
+                "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            },
+        )
