@@ -55,10 +55,8 @@ def mixed(size=32, *, normalization=False):
 
 
 def assert_equal(model, name, images, *, tolerance=None):
-    """An engine gives what Keras gives, and is still the one that was asked for."""
-    engine = Engine(model, [name, "keras predict"], 32)
-    result = engine(images)
-    assert engine.name == name
+    """An engine, which has none to give way to, gives what Keras gives."""
+    result = Engine(model, [name], 32)(images)
     assert result.dtype == np.float32
     expected = infer(model, images.astype("float32"))
     assert result.shape == expected.shape
@@ -89,18 +87,15 @@ def test_families_equal_keras(builder, name):
     )
     model = surgery.clone(base, preprocess=preprocessing_of(base))
     calibrate(model, raw_pictures(32, 64))
-    # Random weights round worse in bfloat16 than those that were trained.
-    assert_equal(model, name, raw_pictures(9, 64), tolerance=0.05)
+    # Random weights, and noise for pictures, round worse in bfloat16 than what networks are made for.
+    assert_equal(model, name, raw_pictures(9, 64), tolerance=0.3 if name.endswith("bfloat16") else 1e-3)
 
 
 @pytest.mark.parametrize("name", WAYS[1:])
 def test_real_weights_equal_keras(name):
     base = transfer.load_backbone("EfficientNetLite0", image_size=64)
     model = surgery.trunk_of(surgery.clone(base, preprocess=preprocessing_of(base)))
-    images = raw_pictures(9, 64)
-    engine = Engine(model, [name, "keras predict"], 32)
-    error = relative_error(engine(images), infer(model, images))
-    assert error <= (0.15 if name.endswith("bfloat16") else 1e-4)
+    assert_equal(model, name, raw_pictures(9, 64), tolerance=0.15 if name.endswith("bfloat16") else 1e-4)
 
 
 @pytest.mark.parametrize("name", WAYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -96,7 +97,9 @@ def evaluate(
     size = input_size(model, data)
     trunk = frozen_trunk(model)
     if trunk is not None and getattr(model.layers[-1].activation, "__name__", "") == "softmax":
-        cached = extract(trunk, part, image_size=size, engine=engine, cache=cache, name=f"{split} features")
+        # In full precision: figures are those of the model that is saved.
+        options: dict[str, Any] = {"engine": engine, "precision": "float32", "cache": cache}
+        cached = extract(trunk, part, image_size=size, name=f"{split} features", **options)
         kernel, bias = model.layers[-1].get_weights()
         probabilities = softmax(cached.load().astype("float64") @ kernel + bias, axis=1)
     else:

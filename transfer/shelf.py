@@ -149,15 +149,16 @@ class Shelf:
 
     def _prepare(self) -> None:
         """Make the folder, say that it is in use, and keep others from evicting it."""
-        used = self.folder / "used"
+        used, about = self.folder / "used", self.folder / "about.json"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            used.touch()
-            if not (self.folder / "about.json").exists():
-                write_text(self.folder / "about.json", json.dumps(self._about, ensure_ascii=False, indent=1))
-        except (OSError, InputError) as error:
+            with _explained(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                used.touch()
+            if not about.exists():
+                write_text(about, json.dumps(self._about, ensure_ascii=False, indent=1))
+        except InputError:
             if not os.access(used, os.R_OK):  # a shelf that can only be read is good for that
-                raise _cannot_write(self.folder, error) from None
+                raise
         with _explained(self.folder):
             place = os.open(used, os.O_RDONLY)
         weakref.finalize(self, os.close, place)
@@ -240,8 +241,8 @@ class Shelf:
         for left in reversed(range(_ATTEMPTS)):
             try:
                 return write()
-            except InputError:
-                if not left or (self.folder / "used").exists():
+            except InputError as error:
+                if not left or not isinstance(error.__context__, FileNotFoundError | FileExistsError):
                     raise
 
 
