@@ -74,7 +74,7 @@ def make_engine(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"Expected a batch_size of at least 1. Received: {batch_size!r}.")
     graph(model)  # it has one input and one output
-    plain = bool(_accelerators()) or _replicas(model) > 1
+    plain = _replicas(model) > 1 or any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
     wanted = engine == "openvino" or (engine == "auto" and not plain)
     openvino = import_openvino() if wanted else None
     names = engine_names(
@@ -181,7 +181,10 @@ class Engine:
                 problem = f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             if not problem:
                 return result
-            log.warning("%r: engine %s %s; %s instead.", self._model.name, *self._step_down(problem))
+            if len(self._names) == 1:
+                raise RuntimeError(f"Keras' predict {problem} in itself.")
+            old, self._run = self._names.pop(0), None
+            log.warning("%r: engine %s %s; %s instead.", self._model.name, old, problem, self.name)
 
     def _accept(self, images: Any) -> np.ndarray:
         images = np.asarray(images)
@@ -214,13 +217,6 @@ class Engine:
             error = 0.0
         self._trusted = error <= _tolerance(self.name, self._model)
         return "" if self._trusted else f"differs from Keras by {error:.1%}"
-
-    def _step_down(self, problem: str) -> tuple[str, str, str]:
-        """Go on to the next engine; give the old name, the problem and the new name."""
-        if len(self._names) == 1:
-            raise RuntimeError(f"Keras' predict {problem} in itself.")
-        self._run = None
-        return self._names.pop(0), problem, self.name
 
 
 def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
@@ -257,10 +253,6 @@ def _tolerance(name: str, model: keras.Model) -> float:
 def _output(result: Any) -> np.ndarray:
     """The one output of a model as float32."""
     return np.asarray(keras.ops.convert_to_numpy(keras.tree.flatten(result)[0])).astype("float32", copy=False)
-
-
-def _accelerators() -> list[Any]:
-    return tf.config.list_logical_devices("GPU") + tf.config.list_logical_devices("TPU")
 
 
 def _replicas(model: keras.Model) -> int:

@@ -167,7 +167,7 @@ class Shelf:
 
     def _load(self) -> None:
         paths: list[Path] = []
-        with suppress(FileNotFoundError):  # another process cleared it just now
+        with _explained(self.folder), suppress(FileNotFoundError):  # another process cleared it just now
             paths = sorted(path for path in self.folder.iterdir() if path.name.endswith(SUFFIX))
         # One array for all, since a list of many, and then one of them, would be millions of digests twice.
         digests = np.empty(sum(map(count_rows, paths)), pack([]).dtype)

@@ -3,7 +3,8 @@
     python tests/benchmarks/frozen.py engines
 
 `engines` gives the rate of the bare forward pass on prepared arrays at 224 px in batches of 32, of Keras'
-`predict` and of each engine, in turn, in one process, and how far each is from Keras.
+`predict` and of each engine, in turn, in one process, and how far each is from Keras. Besides the rates it
+gives the seconds of CPU, which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -51,12 +52,16 @@ def engines(options: argparse.Namespace) -> None:
             errors[way] = relative(one_pass(batches[:1])[0], expected)
             starts[way] = time.perf_counter() - start
         print(f"{name}, {SIZE} px, batches of {BATCH_SIZE}, medians of {options.rounds} rounds")
-        rates = in_turn(ways, batches, options.rounds)
-        for way, seen in rates.items():
-            rate, first = statistics.median(seen), statistics.median(rates["Keras predict"])
+        figures = in_turn(ways, batches, options.rounds)
+        first_rate, first_cpu = (
+            statistics.median(seen) for seen in zip(*figures["Keras predict"], strict=True)
+        )
+        for way, seen in figures.items():
+            rate, cpu = (statistics.median(column) for column in zip(*seen, strict=True))
             print(
-                f"  {way:20} {rate:6.0f} pictures/s ({min(seen):.0f} to {max(seen):.0f})  {rate / first:5.2f} times "
-                f"predict  first batch {starts[way]:.1f} s  error {errors[way]:.1e}"
+                f"  {way:18} {rate:5.0f} pictures/s, {rate / first_rate:5.2f} times predict; "
+                f"{cpu:5.2f} ms of CPU each, {first_cpu / cpu:5.2f} times; "
+                f"first batch {starts[way]:.1f} s; error {errors[way]:.0e}"
             )
 
 
@@ -114,15 +119,20 @@ def forward_passes(model: Any) -> dict[str, Callable[[np.ndarray], list[np.ndarr
 
 def in_turn(
     ways: dict[str, Callable[[np.ndarray], list[np.ndarray]]], batches: np.ndarray, rounds: int
-) -> dict[str, list[float]]:
-    """Run all of them `rounds` times, in turn; pictures/s of each round."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+) -> dict[str, list[tuple[float, float]]]:
+    """Run all of them `rounds` times, in turn; pictures/s and CPU ms per picture of each round.
+
+    Other work on the machine changes the seconds of CPU less than the rate.
+    """
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    count = batches.shape[0] * batches.shape[1]
     for _ in range(rounds):
         for name, one_pass in ways.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             one_pass(batches)
-            rates[name].append(batches.shape[0] * batches.shape[1] / (time.perf_counter() - start))
-    return rates
+            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+            figures[name].append((count / wall, 1e3 * cpu / count))
+    return figures
 
 
 def relative(result: np.ndarray, expected: np.ndarray) -> float:
