@@ -157,6 +157,29 @@ def test_a_wrong_result_is_noticed_and_another_engine_takes_over(name, raw_tiny,
 
 
 @needs_openvino
+def test_bfloat16_keeps_large_maps_in_float32():
+    """The first layers make most of the error; a network is cut where its maps are small, as every path runs."""
+    base = transfer.load_backbone("EfficientNetLite0", image_size=64)
+    model = surgery.trunk_of(surgery.clone(base, preprocess=preprocessing_of(base)))
+    assert engines._small_maps(model) is model.get_layer("block3a_project_bn").output
+    images = raw_pictures(9, 64)
+    expected = infer(model, images)
+    errors = {}
+    for parts in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not parts:
+                patch.setattr(engines, "_small_maps", lambda model: None)
+            errors[parts] = relative_error(Engine(model, ["openvino bfloat16"], 9)(images), expected)
+    if engines.has_bfloat16():
+        assert 1e-4 < errors[True] < 0.75 * errors[False]
+
+
+def test_small_maps_are_never_inside_a_skip_connection_or_before_an_activation(tiny):
+    assert engines._small_maps(tiny) is tiny.get_layer("block3_relu").output
+    assert engines._small_maps(surgery.slice_at(tiny, "block2_add")) is None
+
+
+@needs_openvino
 def test_bfloat16_gives_way_to_float32_before_keras(raw_tiny, monkeypatch, caplog):
     monkeypatch.setitem(engines.TOLERANCE, "bfloat16", 1e-6)
     engine = Engine(raw_tiny, ["openvino bfloat16", "openvino float32", "keras", "keras predict"], 8)

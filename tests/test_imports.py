@@ -26,7 +26,7 @@ FLOORS = [
         "strategy",
         "tables",
     }
-    | {"heads", "spool", "torch_file", "weight_files"},
+    | {"heads", "openvino_runtime", "spool", "torch_file", "weight_files"},
     {"boundary", "config", "data_report", "duplicates", "efficientnet_lite", "engines", "shelf", "surgery"},
     {"backbones", "cache", "splitting"},
     {"array_source", "checking", "cuts", "manifest", "sources", "split_file", "tfds_records"},
@@ -48,7 +48,7 @@ TENSORFLOW = {
     "features",
     "export",
 }
-LIGHT = ["cases", "config", "errors", "probes", "splitting", "train"]
+LIGHT = ["cache", "cases", "config", "datasets", "errors", "heads", "probes", "splitting", "train"]
 
 
 def rooms():

@@ -32,7 +32,15 @@ def test_the_flags_of_every_command_exist():
 
 
 def test_every_flag_that_is_mentioned_exists():
-    names = set(TrainConfig.__dataclass_fields__) | {"config", "help", "json", "html", "write_split"}
+    names = set(TrainConfig.__dataclass_fields__) | {
+        "config",
+        "help",
+        "json",
+        "html",
+        "write_split",
+        "list",
+        "clear",
+    }
     for flag in re.findall(r"`--([a-z-]+)", README):
         assert flag.replace("-", "_") in names, flag
 

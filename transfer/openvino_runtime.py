@@ -1,0 +1,139 @@
+"""OpenVINO, which runs frozen networks on CPUs: imported such that it sends nothing, and its requests."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def import_openvino() -> Any | None:
+    """Import OpenVINO such that nothing is ever sent.
+
+    It would report its import to its makers unless the user has opted out, through the package
+    `openvino-telemetry`. Without that package it uses a stand-in that does nothing; here it is made to find
+    none while it is imported. Where a program has imported OpenVINO before, that is its own affair; what is
+    used here of OpenVINO, its runtime, has no telemetry (its converter, which Keras' `export` uses, has).
+
+    Returns:
+        The module, or None where it is not installed.
+
+    Example:
+        >>> module = import_openvino()
+    """
+    missing = object()
+    before = sys.modules.get("openvino_telemetry", missing)
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError:
+        return None
+    finally:
+        del sys.modules["openvino_telemetry"]
+        if before is not missing:
+            sys.modules["openvino_telemetry"] = before  # type: ignore[assignment]
+    return openvino
+
+
+def has_bfloat16() -> bool:
+    """Say whether OpenVINO is installed and the CPU computes with bfloat16 in hardware.
+
+    Returns:
+        Whether it is so.
+
+    Example:
+        >>> isinstance(has_bfloat16(), bool)
+        True
+    """
+    openvino = import_openvino()
+    return openvino is not None and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def compile_graph(
+    definition: bytes, ends: tuple[str, str], *, precision: str, chunk: int, batch_size: int
+) -> Run:
+    """Compile a graph of TensorFlow for the CPU.
+
+    Args:
+        definition: a serialised GraphDef with constants for variables.
+        ends: the names of two tensors, its placeholder and its output. Whatever else the graph holds is left out.
+        precision: `"float32"` or `"bfloat16"`.
+        chunk: pictures in the placeholder's shape, and so in each request.
+        batch_size: most pictures that come at once.
+
+    Returns:
+        A function of up to `batch_size` pictures.
+
+    Example:
+        With a concrete function of TensorFlow that takes 4 pictures:
+
+            definition = function.graph.as_graph_def().SerializeToString()
+            ends = (function.inputs[0].name, function.outputs[0].name)
+            run = compile_graph(definition, ends, precision="float32", chunk=4, batch_size=32)
+    """
+    openvino = import_openvino()
+    if openvino is None:
+        raise ImportError("OpenVINO is not installed")
+    core = openvino.Core()
+    hints = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # a file is read without the converter and what that reports
+        file = Path(folder) / "network.pb"
+        file.write_bytes(definition)
+        network = core.read_model(file)
+        parameters = [p for p in network.get_parameters() if ends[0] in p.output(0).get_names()]
+        part = openvino.Model([network.output(ends[1])], parameters)
+        return _requests(core.compile_model(part, "CPU", hints), chunk, batch_size)
+
+
+def _requests(compiled: Any, chunk: int, batch_size: int) -> Run:
+    """Run a few pictures per request, as many requests side by side as the CPU has streams."""
+    count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), -(-batch_size // chunk))
+    requests = [compiled.create_infer_request() for _ in range(count)]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        parts = [images[start : start + chunk] for start in range(0, len(images), chunk)]
+        results: list[np.ndarray] = []
+
+        def collect() -> None:
+            request = requests[len(results) % count]
+            request.wait()
+            results.append(request.get_output_tensor(0).data[: len(parts[len(results)])].copy())
+
+        for number, part in enumerate(parts):
+            if number >= count:
+                collect()
+            requests[number % count].start_async({0: padded(part, chunk)}, share_inputs=True)
+        while len(results) < len(parts):
+            collect()
+        return np.concatenate(results)
+
+    return run
+
+
+def padded(images: np.ndarray, count: int) -> np.ndarray:
+    """Repeat the last picture until there are `count`, since another shape would be compiled anew.
+
+    Args:
+        images: array, one picture or more.
+        count: how many there are to be.
+
+    Returns:
+        The array with pictures appended.
+
+    Example:
+        >>> padded(np.array([1, 2]), 4).tolist()
+        [1, 2, 2, 2]
+    """
+    missing = count - len(images)
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images
