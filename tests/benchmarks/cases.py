@@ -71,6 +71,7 @@ def run(unit: dict) -> dict:
         process = subprocess.Popen(
             [sys.executable, "-m", "transfer.train", *flags, "--output", str(output)],
             stdout=subprocess.DEVNULL,
+            env={**os.environ, "TRANSFER_CACHE": str(Path(folder) / "cache")},  # nothing is kept from run to run
         )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
