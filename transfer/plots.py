@@ -53,6 +53,36 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def regularisation_path(tried: Sequence[tuple[float, float, float]], chosen: float) -> Figure:
+    """Draw what was tried for an exact head, which has no epochs: loss and accuracy of pictures left out.
+
+    Args:
+        tried: rows of C, loss and accuracy (see `heads.Tried`).
+        chosen: the C that was taken.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> len(regularisation_path([(1.0, 0.9, 0.6), (10.0, 0.7, 0.8)], 10.0).axes)
+        2
+    """
+    figure = _figure(9, 3.6)
+    strengths = [row[0] for row in tried]
+    for place, quantity in enumerate(("loss", "accuracy"), start=1):
+        axes = figure.add_subplot(1, 2, place)
+        axes.semilogx(
+            strengths, [row[place] for row in tried], color=COLORS["new"], marker="o", label="left out"
+        )
+        axes.axvline(chosen, color="grey", linestyle=":", label=f"chosen, C = {chosen:.3g}")
+        axes.set(
+            xlabel="C: the larger, the weaker the regularisation", title=f"{quantity} of pictures left out"
+        )
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def _curve_title(quantity: str, rows: Sequence[Mapping[str, Any]]) -> str:
     phases = list(dict.fromkeys(row["phase"] for row in rows))
     return f"{quantity} ({', then '.join(phases)})"

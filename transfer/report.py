@@ -136,7 +136,7 @@ def write_run(
     write_text(folder / "data.json", data.report.to_json())
     _write_history(done.rows, folder / "history.csv")
     figures = {
-        "learning_curves.png": plots.learning_curves(done.rows),
+        "learning_curves.png": _curves(done),
         "network.png": plots.network_by_blocks(
             title,
             model.plan.blocks,
@@ -155,6 +155,13 @@ def write_run(
     ]
     parts = [render("figures.html", figures=shown), data.report.to_part(data.thumbnail)]
     write_text(folder / "report.html", render("page.html", title=f"{data.name}. {title}", parts=parts))
+
+
+def _curves(done: TrainingLog) -> Any:
+    """By epoch; where the head was solved at once, by what was tried instead."""
+    if len(done.rows) == 1 and done.tried and done.regularisation is not None:
+        return plots.regularisation_path(done.tried, done.regularisation)
+    return plots.learning_curves(done.rows)
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:

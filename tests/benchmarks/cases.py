@@ -67,11 +67,12 @@ def run(unit: dict) -> dict:
         output = Path(folder) / "run"
         flags = ["--data", unit["data"], "--model", unit["model"], "--weights", unit["weights"]]
         flags += ["--case", unit["case"], "--seed", str(unit["seed"]), *unit["flags"].split()]
+        environment = {**os.environ, "TRANSFER_CACHE": f"{folder}/cache"}  # nothing is kept from run to run
         start = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "transfer.train", *flags, "--output", str(output)],
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "TRANSFER_CACHE": str(Path(folder) / "cache")},  # nothing is kept from run to run
+            env=environment,
         )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
