@@ -202,6 +202,15 @@ def test_the_cache_is_listed_and_cleared_by_command(trunk, split, monkeypatch, t
     assert run(trunk, split, None).computed == len(split)
 
 
+def test_a_cache_that_cannot_be_made_costs_the_keeping_alone(trunk, split, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "file" / "cache"))
+    assert_near(run(trunk, split, None).load(), by_keras(trunk, split))
+    assert "not kept for the next run" in caplog.text
+    with pytest.raises(InputError):
+        run(trunk, split, FeatureCache())
+
+
 def test_the_trunk_is_given_only_where_the_head_alone_trains(tiny):
     model = small_similar(tiny, 3, preprocessing="tf")
     assert graphs.fingerprint(frozen_trunk(model)) == graphs.fingerprint(surgery.trunk_of(model))

@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import hashlib
+import logging
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -24,6 +29,8 @@ from transfer.errors import InputError
 from transfer.pipeline import make_dataset
 from transfer.shelf import Shelf
 from transfer.strategy import scope_of
+
+log = logging.getLogger("transfer.features")  # __name__ is __main__ where this room is the command
 
 BATCH_SIZE = 32
 """Pictures per step of the forward pass; more is no faster on a CPU and costs memory."""
@@ -110,7 +117,6 @@ def extract(
     """
     if not len(split):
         raise InputError("Expected pictures to run the network over. Received: an empty split.")
-    cache = cache or FeatureCache()
     run = make_engine(trunk, engine=engine, precision=precision, batch_size=batch_size)
     about = {
         "network": trunk.name,
@@ -119,7 +125,7 @@ def extract(
     }
     parts = [graphs.fingerprint(trunk), *about.values(), dtype, _DECODER]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    shelf = cache.shelf(key, shape=tuple(trunk.output_shape[1:]), dtype=dtype, about=about)
+    shelf = _shelf(cache, key, shape=tuple(trunk.output_shape[1:]), dtype=dtype, about=about)
     digests = list(split.digests) or [_digest(picture) for picture in split.pictures]
     rows = shelf.find(digests)
     missing = _first_of_each(digests, rows < 0)
@@ -129,6 +135,19 @@ def extract(
             shelf.append([digests[i] for i in missing[places]], values)
         rows = shelf.find(digests)
     return Features(shelf, rows, len(missing), run.name if len(missing) else "")
+
+
+def _shelf(cache: FeatureCache | None, key: str, **options: Any) -> Shelf:
+    """Open the cache; where the user's own cannot be written to, a temporary one."""
+    try:
+        return (cache or FeatureCache()).shelf(key, **options)
+    except InputError as error:
+        if cache is not None:
+            raise
+        log.warning("Features are not kept for the next run: %s", error)
+        folder = tempfile.mkdtemp(prefix="transfer-features-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return FeatureCache(Path(folder)).shelf(key, **options)
 
 
 def _digest(picture: Any) -> str:
