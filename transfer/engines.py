@@ -27,8 +27,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 
 CHUNK = {"float32": 2, "bfloat16": 4, "keras": 8}
 """Pictures per request. A batch is cut into small ones, which the cores work at side by side: what a layer
-hands to the next then stays in a core's cache. Measured with batches of 32 at 224 px on two cores: 1.3 to 2
-times the rate of a whole batch at a time."""
+hands to the next then stays in a core's cache."""
 
 _CHECKED = 8  # pictures of the first batch that plain Keras runs too; more would take longer than the rest
 

@@ -15,25 +15,23 @@ from threadpoolctl import threadpool_limits
 from transfer.errors import InputError
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
-"""Values of C that may be chosen, strong regularisation first. On four data sets the best was between 3 and 300, and
-half a step beside it cost a tenth of a point; noise wants the strongest."""
+"""Values of C that may be chosen, strong regularisation first: wide enough for noise and for separable classes."""
 
 START = 1.0
 """Where the search begins: below what photos want, since weak regularisation takes many more steps to solve."""
 
 DEFAULT_C = 10.0
-"""Where nothing can be left out to choose by, as with one picture per class: the best single value on those sets."""
+"""Where nothing can be left out to choose by, as with one picture per class: the middle of what photos want."""
 
 FOLDS = 3
-"""Of the cross-validation. Three chose as well as five and ten, for half and a quarter of the time."""
+"""Of the cross-validation: each more costs as much again."""
 
 ENOUGH = {"validation": 200, "cross-validation": 1000}
 """Pictures whose loss tells enough. Fewer validation pictures are left aside for cross-validation, which has more to
 go by; folds beyond so many pictures are not computed."""
 
 _TOLERANCE = {"choice": 3e-5, "head": 1e-5}
-"""Largest slope of the mean loss at which L-BFGS stops. At 1e-4 a step of C seems to change nothing; at 1e-6 the test
-accuracy was the same."""
+"""Largest slope of the mean loss at which L-BFGS stops; finer for the head that is kept than for the choice."""
 
 
 class Tried(NamedTuple):
