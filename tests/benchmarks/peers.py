@@ -1,0 +1,399 @@
+"""One unit of the benchmark of frozen training, in a process of its own; frozen.py starts it.
+
+    python tests/benchmarks/peers.py JOB
+
+JOB is JSON that names a method, pictures, their size, a seed and the file for the result. Every clock starts after
+the imports, before a picture is opened. MobileNetV2 is the network of all methods.
+
+- `guide` is the recipe of Keras' guide "Transfer learning & fine-tuning": decoded pictures cached, then batches of
+  32; flips and turns, scaling, the frozen network and dropout in one model; Adam at its own rate.
+- `torch` is the same recipe as PyTorch's users write it: two workers read with Pillow, in every epoch.
+- `ours ENGINE [all]` is this package's; with `all` the head sees several layers.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+
+START = time.perf_counter()
+
+BATCH_SIZE = 32
+MARKS = (5, 10, 20)  # epochs after which peers are measured
+LEAST_TEST = 100  # with fewer pictures an accuracy says nothing
+MOST_FORWARD = 2048  # pictures whose bare forward pass is timed; the rate of more is the same
+STAGES = (
+    (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+)  # fmt: skip
+"""Of MobileNetV2, table 2 of arXiv:1801.04381: expansion, channels, blocks, stride of the first."""
+
+
+def main() -> None:
+    """Run the method that the job names, and write what it gives."""
+    job = json.loads(sys.argv[1])
+    known = {"prepare": prepare, "limit": limit, "guide": guide, "torch": pytorch}
+    if job["method"] != "torch":
+        importlib.import_module("transfer.strategy").start_quietly()
+    Path(job["out"]).write_text(json.dumps(known.get(job["method"], ours)(job)))
+
+
+class Stopwatch:
+    """Seconds since the imports, without those spent measuring; a method makes it when it starts.
+
+    Accuracy is measured after so many epochs, the last, and at `MARKS` before.
+    """
+
+    def __init__(self, epochs: int = 0) -> None:
+        self.epochs = epochs
+        self.wanted = {mark for mark in MARKS if mark < epochs} | {epochs}
+        self.at: dict[int, dict[str, float]] = {}
+        self.started = time.perf_counter()
+        self.imports = round(self.started - START, 2)
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return round(time.perf_counter() - self.started, 3)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what is done inside."""
+        start = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - start
+
+    def mark(self, epoch: int, accuracy: Callable[[], float]) -> None:
+        """Note seconds and accuracy after so many epochs, where they are wanted."""
+        if epoch in self.wanted:
+            seconds = self.seconds
+            with self.paused():
+                self.at[epoch] = {"seconds": seconds, "accuracy": accuracy()}
+
+    def result(self, split: dict[str, Any], engine: str) -> dict[str, Any]:
+        """Give what a peer's unit is to record."""
+        last = self.at[self.epochs]["seconds"]
+        return {
+            "at": self.at,
+            "seconds": last,
+            "seconds_imports": self.imports,
+            "pictures_per_s": round(len(split["train"]["labels"]) * self.epochs / last, 1),
+            "accuracy": max(mark["accuracy"] for mark in self.at.values()),
+            "engine": engine,
+            **{f"num_{name}": len(split[name]["labels"]) for name in ("train", "val", "test")},
+        }
+
+
+def prepare(job: dict) -> dict:
+    """Write what other methods read: a list of pictures, the split, and the weights of the network."""
+    from transfer.backbones import load_backbone
+    from transfer.datasets import load_data
+
+    folder, source = Path(job["folder"]), job["source"]
+    if job["count"]:
+        problem = write_list(folder / "list.csv", job)
+        if problem:
+            return {"problem": problem}
+        source = str(folder / "list.csv")
+    data = load_data(source, seed=job["seed"])
+    split = {
+        name: {"paths": [str(path) for path in part.pictures], "labels": part.labels.tolist()}
+        for name, part in data.splits.items()
+    }
+    (folder / "split.json").write_text(json.dumps({"num_classes": data.num_classes, **split}))
+    size = job["size"]
+    base = load_backbone("MobileNetV2", weights=job["weights_file"], image_size=size, include_top=False)
+    base.save_weights(folder / "base.weights.h5")
+    probe = np.stack([data.train.picture(i, (size, size)) for i in range(4)]) / np.float32(127.5) - 1
+    arrays = [array for layer in base.layers for array in layer.get_weights()]
+    expected = np.asarray(base(probe, training=False)).mean(axis=(1, 2))
+    np.savez(folder / "base.npz", *arrays, probe=probe, expected=expected)
+    return {"source": source}
+
+
+def write_list(path: Path, job: dict) -> str:
+    """List a stratified sample to train on, and others for the test; say what is wrong where that cannot be.
+
+    Pictures that show the same stay on one side, since `load_data` draws the test where there is none yet.
+    """
+    from transfer.datasets import load_data
+    from transfer.sources import find_source, read_folder
+
+    def sample(labels: np.ndarray, count: int) -> np.ndarray:
+        place = np.random.default_rng(job["seed"]).permutation(len(labels)).astype("float64")
+        for label in np.unique(labels):  # each class spread evenly from 0 to 1
+            ranks = place[labels == label].argsort().argsort()
+            place[labels == label] = (ranks + 0.5) / len(ranks)
+        return np.sort(place.argsort(kind="stable")[:count])
+
+    parts = read_folder(find_source(job["source"])).parts
+    have, wanted = len(parts["train"]), {"train": job["count"], "test": job["test_pictures"]}
+    if len(parts) == 1:
+        wanted["test"] = min(wanted["test"], have - job["count"])
+    if job["count"] > have or wanted["test"] < LEAST_TEST:
+        return f"there are {have} pictures in all, too few to train on {job['count']} and test on others"
+    data = load_data(job["source"], seed=job["seed"], val=0, test=wanted["test"])
+    rows = [("path", "label", "split")]
+    for name, count in wanted.items():
+        part = data.splits[name]
+        for i in sample(part.labels, count).tolist():
+            rows.append((str(part.pictures[i]), data.class_names[part.labels[i]], name))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return ""
+
+
+def read_split(job: dict) -> dict[str, Any]:
+    """Read the split; pictures to train on come shuffled, as the guide's do."""
+    split = json.loads((Path(job["folder"]) / "split.json").read_text())
+    order = np.random.default_rng(job["seed"]).permutation(len(split["train"]["labels"]))
+    split["train"] = {key: [values[i] for i in order] for key, values in split["train"].items()}
+    return split
+
+
+def guide(job: dict) -> dict:
+    """The recipe of Keras' guide; its caching of decoded pictures too."""
+    import keras
+    import tensorflow as tf
+
+    split, size = read_split(job), (job["size"], job["size"])
+    watch = Stopwatch(job["epochs"])
+    keras.utils.set_random_seed(job["seed"])
+
+    def read(path: Any, label: Any) -> Any:
+        image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+        return tf.image.resize(image, size), label
+
+    def batches(part: dict, cached: bool = True) -> Any:
+        files = tf.data.Dataset.from_tensor_slices((part["paths"], part["labels"]))
+        images = files.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        return (images.cache() if cached else images).batch(BATCH_SIZE).prefetch(10)
+
+    def accuracy() -> float:
+        logits = model.predict(batches(split["test"], cached=False), verbose=0)
+        return float((logits.argmax(axis=1) == split["test"]["labels"]).mean())
+
+    model = guide_model(job, split["num_classes"])
+    marks = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, _: watch.mark(epoch + 1, accuracy))
+    train, val = batches(split["train"]), batches(split["val"])
+    model.fit(train, validation_data=val, epochs=job["epochs"], callbacks=[marks], verbose=0, shuffle=False)
+    return watch.result(split, f"keras {keras.__version__} fit")
+
+
+def guide_model(job: dict, num_classes: int) -> Any:
+    """The network of Keras' guide, for several classes."""
+    import keras
+
+    shape = (job["size"], job["size"], 3)
+    base = keras.applications.MobileNetV2(input_shape=shape, include_top=False, weights=None)
+    base.load_weights(Path(job["folder"]) / "base.weights.h5")
+    base.trainable = False
+    inputs = keras.Input(shape)
+    x = keras.layers.RandomFlip("horizontal")(inputs)
+    x = keras.layers.RandomRotation(0.1)(x)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
+    x = base(x, training=False)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dropout(0.2)(x)
+    model = keras.Model(inputs, keras.layers.Dense(num_classes)(x))
+    model.compile(
+        optimizer=keras.optimizers.Adam(),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def pytorch(job: dict) -> dict:
+    """The same recipe in PyTorch."""
+    import torch
+    from PIL import Image  # noqa: F401 (its seconds are those of imports)
+
+    split = read_split(job)
+    watch = Stopwatch(job["epochs"])
+    torch.manual_seed(job["seed"])
+    network = mobilenet_v2(torch, job["size"]).eval()
+    carry_over(torch, network, Path(job["folder"]) / "base.npz", watch)
+    head = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(1280, split["num_classes"]))
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+
+    def batches(name: str) -> Any:
+        pictures = Pictures(split[name]["paths"], split[name]["labels"], job["size"])
+        options = {"num_workers": 2, "persistent_workers": name != "test"}
+        return torch.utils.data.DataLoader(pictures, BATCH_SIZE, shuffle=name == "train", **options)
+
+    def scores(images: Any) -> Any:
+        with torch.no_grad():
+            features = network(images / 127.5 - 1)
+        return head(features)
+
+    def accuracy(loader: Any) -> float:
+        head.eval()
+        right = [scores(images.permute(0, 3, 1, 2)).argmax(1) == labels for images, labels in loader]
+        return float(torch.cat(right).float().mean())
+
+    train, val = batches("train"), batches("val")
+    for epoch in range(1, job["epochs"] + 1):
+        head.train()
+        for images, labels in train:
+            loss = torch.nn.functional.cross_entropy(scores(augmented(torch, images)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        accuracy(val)
+        watch.mark(epoch, lambda: accuracy(batches("test")))
+    return watch.result(split, f"torch {torch.__version__}")
+
+
+class Pictures:
+    """Files of pictures, as PyTorch's DataLoader takes them."""
+
+    def __init__(self, paths: list[str], labels: list[int], size: int) -> None:
+        self.paths, self.labels, self.size = paths, labels, size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        from PIL import Image
+
+        with Image.open(self.paths[i]) as image:
+            small = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return np.array(small), self.labels[i]
+
+
+def augmented(torch: Any, images: Any) -> Any:
+    """Mirror half of the pictures and turn each by up to a tenth of a full turn, as the guide does."""
+    images = images.permute(0, 3, 1, 2).float()
+    angle = (torch.rand(len(images)) * 2 - 1) * 0.1 * 2 * torch.pi
+    flip = torch.randint(0, 2, (len(images),)) * 2.0 - 1
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(len(images))
+    rows = torch.stack([flip * cos, -sin, zero, flip * sin, cos, zero], dim=1)
+    grid = torch.nn.functional.affine_grid(rows.reshape(-1, 2, 3), list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def mobilenet_v2(torch: Any, size: int) -> Any:
+    """MobileNetV2 in PyTorch, padded as Keras pads, without its top; the mean over places is its output."""
+    nn = torch.nn
+
+    shortcut = {"forward": lambda self, x: x + nn.Sequential.forward(self, x)}
+    residual = type("Residual", (nn.Sequential,), shortcut)
+
+    def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[Any]:
+        nonlocal size
+        before = size % 2 if stride == 2 else kernel // 2
+        size = -(-size // stride)
+        pad = [nn.ZeroPad2d((before, 1, before, 1))] if kernel == 3 else []
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        return [*pad, layer, nn.BatchNorm2d(outputs, eps=1e-3)]
+
+    layers, channels = [*conv(3, 32, 3, 2), nn.ReLU6()], 32
+    for expansion, outputs, blocks, first_stride in STAGES:
+        for block in range(blocks):
+            stride = first_stride if block == 0 else 1
+            wide = channels * expansion
+            inside = [*conv(channels, wide), nn.ReLU6()] if expansion > 1 else []
+            inside += [*conv(wide, wide, 3, stride, groups=wide), nn.ReLU6(), *conv(wide, outputs)]
+            layers.append((residual if stride == 1 and channels == outputs else nn.Sequential)(*inside))
+            channels = outputs
+    layers += [*conv(channels, 1280), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers)
+
+
+def carry_over(torch: Any, network: Any, file: Path, watch: Stopwatch) -> None:
+    """Put Keras' weights, layer after layer, into the network in PyTorch, and compare what both give."""
+    arrays = dict(np.load(file))
+    probe, expected = arrays.pop("probe"), arrays.pop("expected")
+    given = (torch.from_numpy(arrays[f"arr_{i}"]) for i in range(len(arrays)))
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                order = (2, 3, 0, 1) if module.groups > 1 else (3, 2, 0, 1)
+                module.weight.copy_(next(given).permute(order))
+            elif isinstance(module, torch.nn.BatchNorm2d):
+                for value in (module.weight, module.bias, module.running_mean, module.running_var):
+                    value.copy_(next(given))
+        assert next(given, None) is None, "Keras' network has more weights"
+        with watch.paused():
+            result = network(torch.from_numpy(probe).permute(0, 3, 1, 2)).numpy()
+            error = np.linalg.norm(result - expected) / np.linalg.norm(expected)
+            print(f"torch differs from Keras by {error:.0e}")
+            assert error < 1e-3
+
+
+def ours(job: dict) -> dict:
+    """Load, build, fit; then, on the first run, evaluate."""
+    from transfer import builders, cache, datasets, evaluation, training
+    from transfer.backbones import load_backbone
+    from transfer.openvino_runtime import import_openvino
+
+    _, engine, *cut = job["method"].split()
+    if engine == "openvino":
+        import_openvino()
+    watch = Stopwatch()
+    options: dict[str, Any] = {"engine": engine, "cache": cache.FeatureCache(Path(job["features"]))}
+    data = datasets.load_data(job["source"], seed=job["seed"])
+    base = load_backbone("MobileNetV2", weights=job["weights_file"], image_size=job["size"])
+    model = builders.build("small-similar", base, data.num_classes, cut=cut[0] if cut else None)
+    done = training.fit(model, data, seed=job["seed"], verbose=0, **options)
+    seconds = watch.seconds
+    if job.get("again"):
+        return {"seconds": seconds, "computed": done.computed}
+    return {
+        "seconds": seconds,
+        "seconds_imports": watch.imports,
+        "seconds_features": round(done.seconds_features, 3),
+        "seconds_training": round(done.seconds_training, 3),
+        "pictures_per_s": round(done.computed / done.seconds_features, 1),
+        "accuracy": evaluation.evaluate(model, data, **options).accuracy,
+        "engine": done.engine,
+        **{f"num_{name}": len(part) for name, part in data.splits.items()},
+    }
+
+
+def limit(job: dict) -> dict:
+    """The bare rates of reading pictures and of running the network over pictures that are there already."""
+    from transfer import builders, datasets, features, pipeline
+    from transfer.backbones import load_backbone
+    from transfer.engines import make_engine
+    from transfer.openvino_runtime import import_openvino
+
+    data = datasets.load_data(job["source"], seed=job["seed"])
+    base = load_backbone("MobileNetV2", weights=job["weights_file"], image_size=job["size"])
+    trunk = features.frozen_trunk(builders.build("small-similar", base, data.num_classes))
+    size, count = (job["size"], job["size"]), len(data.train) + len(data.val)
+    sets = [pipeline.make_dataset(x, image_size=size, batch_size=BATCH_SIZE) for x in (data.val, data.train)]
+    kept = [images.numpy() for part in sets for images, _ in part.take(4)]  # which also starts tf.data
+    start = time.perf_counter()
+    assert sum(len(labels) for part in sets for _, labels in part) == count
+    decode = count / (time.perf_counter() - start)
+    forward, engines = {}, {}
+    for name in ("keras", *(["openvino"] if import_openvino() is not None else [])):
+        engine = make_engine(trunk, engine=name, batch_size=BATCH_SIZE)
+        engine(kept[0])  # compiles and checks
+        ran, start = 0, time.perf_counter()
+        for images in itertools.cycle(kept):
+            ran += len(engine(images))
+            if ran >= min(count, MOST_FORWARD):
+                break
+        forward[name] = round(ran / (time.perf_counter() - start), 1)
+        engines[name] = engine.name
+    return {"num_pictures": count, "decode": round(decode, 1), "forward": forward, "engines": engines}
+
+
+if __name__ == "__main__":
+    main()
