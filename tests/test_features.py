@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import make_tiny, write_picture
 
-from transfer import features, graphs, surgery
+from transfer import engines, features, graphs, surgery
 from transfer.builders import small_similar
 from transfer.cache import FeatureCache
 from transfer.datasets import load_data
@@ -145,7 +145,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(trunk, split, cache, monkeyp
         engine, batches = make(*arguments, **options), []
 
         class Mortal:
-            name = engine.name
+            name, model, batch_size = engine.name, engine.model, engine.batch_size
 
             def __call__(self, images):
                 batches.append(len(images))
@@ -267,3 +267,59 @@ def test_nothing_is_said_above_info(trunk, split, cache, caplog):
     run(trunk, split, cache)
     assert not [r for r in caplog.records if r.name.startswith("transfer") and r.levelno > logging.INFO]
     json.dumps([shelf.about for shelf in cache.shelves()])
+
+
+# Several outputs, several views, one engine for several splits
+
+
+@pytest.mark.parametrize("engine", ["auto", "keras"])
+def test_several_outputs_come_side_by_side_and_apart_again(engine, split, cache):
+    tiny = make_tiny()
+    maps, vector = tiny.get_layer("block2_add").output, tiny.get_layer("pool").output
+    both = keras.Model(tiny.inputs[0], [maps, vector])
+    found = run(both, split, cache, engine=engine, precision="float32")
+    pictures = np.stack([split.picture(i, SIZE) for i in range(len(split))]).astype("float32")
+    expected = [np.asarray(part) for part in both(pictures)]
+    parts = found.parts(range(len(split)))
+    assert [part.shape for part in parts] == [part.shape for part in expected]
+    for part, wanted in zip(parts, expected, strict=True):
+        np.testing.assert_allclose(part, wanted, atol=1e-3 * np.abs(wanted).max())
+    assert run(both, split, cache, engine=engine, precision="float32").computed == 0
+
+
+def test_an_output_that_is_wrong_is_noticed_beside_a_large_one_that_is_right(tiny):
+    maps = tiny.get_layer("block2_add").output
+    large = keras.layers.Rescaling(1e6)(maps)
+    engine = engines.make_engine(
+        keras.Model(tiny.inputs[0], [large, tiny.get_layer("pool").output]), engine="keras"
+    )
+    images = np.random.default_rng(0).uniform(0, 255, (4, *SIZE, 3)).astype("float32")
+    right = np.asarray(engine.model(images))
+    wrong = right.copy()
+    wrong[:, engine.sections[0] :] *= 1.5
+    assert engine._problem(images, right) == ""
+    engine._trusted = False
+    assert "differs" in engine._problem(images, wrong)
+    assert engines.relative_error(wrong, right) < 1e-3, "all together it would pass"
+
+
+def test_an_engine_serves_several_splits(trunk, color_folder, cache):
+    data = load_data(color_folder)
+    engine = engines.make_engine(trunk, batch_size=4)
+    first = run(trunk, data.test, cache, engine=engine)
+    second = run(trunk, data.val, cache, engine=engine)
+    assert first.computed == len(data.test) and second.computed == len(data.val)
+    assert_near(second.load(), by_keras(trunk, data.val))
+
+
+def test_views_are_the_picture_and_changes_of_it(trunk, split, cache):
+    alone = run(trunk, split, cache)
+    found = run(trunk, split, cache, views=3, augment="light", flip=False)
+    assert found.shape == (3 * len(split), *alone.shape[1:]) and found.computed == 2 * len(split)
+    first, second, third = found.load().reshape(3, len(split), -1)
+    assert np.array_equal(first, alone.load())
+    assert np.abs(first - second).max() > 1e-3 and np.abs(second - third).max() > 1e-3
+    order = np.random.default_rng(0).permutation(len(split))
+    mixed = run(trunk, split.take(order), cache, views=3, augment="light", flip=False)
+    assert mixed.computed == 0, "a picture changes by its content, not by its place"
+    assert np.array_equal(mixed.load().reshape(3, len(split), -1)[1], second[order])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 
 from transfer import heads
 from transfer.errors import InputError
@@ -69,19 +70,16 @@ def test_it_is_where_a_long_gradient_descent_ends(classes):
 
 
 @pytest.mark.parametrize("count, width, classes", [(200, 10, 3), (30, 100, 3), (60, 10, 2)])
-def test_folding_keeps_the_solvers_probabilities(count, width, classes, monkeypatch):
-    fits = []
-
-    def spy(regression, x, labels, weights):
-        fits.append((regression, x))
-        return true_fit(regression, x, labels, weights)
-
-    true_fit = heads._fit
-    monkeypatch.setattr(heads, "_fit", spy)
+def test_it_is_the_head_that_scikit_learn_finds(count, width, classes):
     x, y = clusters(count, width, classes, apart=0.4)
     head = heads.solve(x, y, classes)
-    regression, own = fits[-1]
-    assert np.allclose(softmax(x @ head.kernel + head.bias, axis=1), regression.predict_proba(own), atol=1e-4)
+    own = (x.astype("float64") - x.mean(axis=0, dtype="float64")) / head.scale
+    c = (
+        2 * head.regularisation if classes == 2 else head.regularisation
+    )  # of two classes theirs has one vector
+    theirs = LogisticRegression(C=c, tol=1e-6, max_iter=50_000).fit(own, y).predict_proba(own)
+    assert np.allclose(softmax(x @ head.kernel + head.bias, axis=1), theirs, atol=2e-3)
+    assert np.ptp(theirs[:, 0]) > 0.3
     assert head.kernel.dtype == head.bias.dtype == np.float32
 
 
@@ -205,7 +203,8 @@ def test_the_order_of_rows_does_not_matter(width):
     one, other = heads.solve(x, y, 3), heads.solve(x[order], y[order], 3)
     assert one.regularisation == other.regularisation
     assert [row.C for row in one.tried] == [row.C for row in other.tried]
-    assert np.allclose([r.loss for r in one.tried], [r.loss for r in other.tried], rtol=0.02)
+    steep = [(r.loss, s.loss) for r, s in zip(one.tried, other.tried, strict=True) if r.C <= 100]
+    assert len(steep) > 2 and np.allclose(*zip(*steep, strict=True), rtol=0.02)  # beyond, the valley is flat
     assert np.array_equal(heads._folds(x, y, (), 0)[order], heads._folds(x[order], y[order], (), 0))
     p, q = (softmax(x @ head.kernel + head.bias, axis=1) for head in (one, other))
     assert np.allclose(p, q, atol=2e-3)

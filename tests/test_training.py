@@ -8,6 +8,7 @@ from keras.ops import convert_to_numpy as to_numpy
 
 from transfer import surgery
 from transfer.builders import build, large_different, large_similar, small_different, small_similar
+from transfer.cache import FeatureCache
 from transfer.datasets import load_data
 from transfer.errors import InputError
 from transfer.evaluation import evaluate
@@ -227,3 +228,58 @@ def test_a_model_for_other_classes_or_another_size_is_refused(colors, color_fold
     bare = keras.Model(model.inputs, model.outputs)
     with pytest.raises(InputError, match="compiled"):
         fit(bare, colors)
+
+
+# Views, dropout, label smoothing
+
+
+def test_a_head_on_several_views_learns_from_all_of_them(colors, tmp_path):
+    cache = FeatureCache(tmp_path)
+    model = built("small-similar")
+    log = fit(model, colors, views=3, augment="light", cache=cache, verbose=0)
+    assert log.views == 3 and log.computed == 3 * len(colors.train) + len(colors.val)
+    assert evaluate(model, colors, cache=cache).accuracy > 0.8
+    alone = fit(built("small-similar"), colors, cache=cache, verbose=0)
+    assert alone.computed == 0, "the first view is the picture as it is"
+    assert alone.rows[0]["loss"] != log.rows[0]["loss"]
+
+
+def test_predictions_are_averaged_over_views(colors, tmp_path):
+    cache = FeatureCache(tmp_path)
+    model = built("small-similar")  # its head is random: a trained one is sure of each view
+    options = {"augment": "light", "flip": False, "cache": cache}
+    one = evaluate(model, colors, cache=cache).probabilities
+    three = evaluate(model, colors, views=3, **options).probabilities
+    assert np.abs(one - three).max() > 1e-3
+    model.trainable = True  # now not by features but through the whole
+    np.testing.assert_allclose(evaluate(model, colors, views=3, **options).probabilities, three, atol=1e-3)
+    np.testing.assert_allclose(evaluate(model, colors, cache=cache).probabilities, one, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"label_smoothing": 0.3}])
+def test_dropout_and_label_smoothing_train_in_epochs_and_do_what_they_say(options, colors, tmp_path):
+    cache = FeatureCache(tmp_path)
+    plain, other = built("small-similar"), built("small-similar")
+    fit(plain, colors, epochs=60, cache=cache, verbose=0)
+    log = fit(other, colors, epochs=60, cache=cache, verbose=0, **options)
+    assert len(log.rows) > 1
+    sure = [evaluate(model, colors, cache=cache).probabilities.max(axis=1).mean() for model in (plain, other)]
+    assert evaluate(other, colors, cache=cache).accuracy > 0.8
+    assert sure[0] - sure[1] > (0.1 if "label_smoothing" in options else 1e-3)
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in other.layers]
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "message"),
+    [
+        ("small-similar", {"dropout": 1.0}, "from 0 to below 1"),
+        ("small-similar", {"label_smoothing": -0.1}, "from 0 to below 1"),
+        ("small-similar", {"dropout": 0.2, "solver": "exact"}, "solver='exact'"),
+        ("large-similar", {"label_smoothing": 0.1}, "more than the head trains"),
+        ("small-similar", {"views": 0}, "views of 1 or more"),
+        ("small-similar", {"views": 2, "augment": "none"}, "views of 1 or more"),
+    ],
+)
+def test_options_of_the_head_that_make_no_sense_are_refused(case, options, message, colors):
+    with pytest.raises(InputError, match=message):
+        fit(built(case), colors, verbose=0, **options)

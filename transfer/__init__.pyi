@@ -37,7 +37,7 @@ from .builders import small_similar as small_similar
 from .builders import unfreeze as unfreeze
 
 # Training and after.
-from .training import TrainingLog as TrainingLog
+from .training_run import TrainingLog as TrainingLog
 from .training import fit as fit
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate

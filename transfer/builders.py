@@ -35,6 +35,7 @@ class Plan:
         cut_away: block ends of the base that were not.
         had_classifier: whether the base came with its own classifier.
         pin_batchnorm: whether BatchNormalization stays as it was.
+        trained: block ends that train although the case freezes them (see `unfreeze`).
     """
 
     case: Case
@@ -46,12 +47,15 @@ class Plan:
     cut_away: tuple[str, ...]
     had_classifier: bool
     pin_batchnorm: bool
+    trained: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> list[tuple[str, str]]:
         """The network from input to output: (block, `"frozen"`, `"trained"`, `"new"` or `"cut"`)."""
         state = "frozen" if POLICIES[self.case].frozen else "new" if self.init == "random" else "trained"
-        blocks = [(end, state) for end in self.kept] + [("softmax", "new")]
+        blocks = [(end, "trained" if end in self.trained else state) for end in self.kept] + [
+            ("softmax", "new")
+        ]
         blocks += [(end, "cut") for end in self.cut_away]
         return blocks + [("old classifier", "cut")] * self.had_classifier
 
@@ -62,6 +66,7 @@ def build(
     num_classes: int,
     *,
     cut: Cut | None = None,
+    unfreeze_from: str | None = None,
     init: str = "pretrained",
     image_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
@@ -79,6 +84,7 @@ def build(
         cut: the last layer to keep, or several, whose outputs the head sees side by side, each scaled to
             unit length (see `cuts.cuts_of`). None: the last layer before the classifier, but for
             `small-different` an early block's end (see `cases.EARLY_CUT`).
+        unfreeze_from: the first layer, or block, to train in a case that freezes all; layers behind it train too.
         init: where training starts: `"pretrained"`; for `large-different` also `"random"`, or `"auto"`,
             with which `fit` tries the first and falls back on the second.
         image_size: pixels, one number or (height, width); None keeps the base's.
@@ -103,7 +109,7 @@ def build(
     case = Case.parse(case)
     policy = POLICIES[case]
     _check_base(base)
-    _check_arguments(case, init, learning_rate)
+    _check_arguments(case, init, learning_rate, unfreeze_from)
     sliced, plan = _slice(case, base, cut, init)
     with get_strategy(strategy).scope():
         trunk = surgery.clone(
@@ -115,6 +121,7 @@ def build(
         )
         model = surgery.attach_head(trunk, num_classes, seed=seed)
         head = model.layers[-1].name
+        given_rate = learning_rate
         if learning_rate is None:
             learning_rate = SCRATCH_LEARNING_RATE if init == "random" else policy.learning_rate
         _prepare(
@@ -124,6 +131,8 @@ def build(
             pin_batchnorm=plan.pin_batchnorm,
         )
     model.plan = plan
+    if unfreeze_from is not None:
+        unfreeze(model, from_layer=unfreeze_from, learning_rate=given_rate)
     return model
 
 
@@ -133,7 +142,8 @@ def small_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.
     Args:
         base: a pre-trained network; it stays as it is.
         num_classes: 2 or more.
-        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, learning_rate, seed.
+        **options: keyword arguments of `build`: cut, unfreeze_from, image_size, preprocessing, strategy,
+            learning_rate, seed.
 
     Returns:
         A compiled model of which only the head trains.
@@ -155,7 +165,8 @@ def small_different(base: keras.Model, num_classes: int, **options: Any) -> kera
     Args:
         base: a pre-trained network; it stays as it is.
         num_classes: 2 or more.
-        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, learning_rate, seed.
+        **options: keyword arguments of `build`: cut, unfreeze_from, image_size, preprocessing, strategy,
+            learning_rate, seed.
 
     Returns:
         A compiled model of which only the head trains.
@@ -230,7 +241,8 @@ def unfreeze(
 
     Args:
         model: a model of the builders; its flags change.
-        from_layer: the first layer to train; None trains all.
+        from_layer: the first layer to train, or the block that begins with it, such as `"block6a"`; None trains
+            all.
         learning_rate: of a new Adam; None is that of fine-tuning (see `cases.POLICIES`).
         pin_batchnorm: keep BatchNormalization as it was pre-trained.
 
@@ -247,7 +259,7 @@ def unfreeze(
         (False, True)
     """
     names = [node.op.name for node in graphs.graph(model)]
-    first = names.index(graphs.find(model, from_layer).op.name) if from_layer else 0
+    first = names.index(graphs.find_first(model, from_layer).op.name) if from_layer else 0
     late = set(names[first:])
     if learning_rate is None:
         learning_rate = POLICIES[Case.LARGE_SIMILAR].learning_rate
@@ -255,7 +267,8 @@ def unfreeze(
     with scope_of(model):
         _prepare(model, lambda name: name in late, learning_rate, pin_batchnorm=pin_batchnorm)
     if hasattr(model, "plan"):
-        model.plan = replace(model.plan, pin_batchnorm=pin_batchnorm)
+        trained = tuple(end for end in model.plan.kept if end in late)
+        model.plan = replace(model.plan, pin_batchnorm=pin_batchnorm, trained=trained)
     return model
 
 
@@ -316,7 +329,12 @@ def _check_base(base: Any) -> None:
         )
 
 
-def _check_arguments(case: Case, init: str, learning_rate: float | None) -> None:
+def _check_arguments(case: Case, init: str, learning_rate: float | None, unfreeze_from: str | None) -> None:
+    if unfreeze_from is not None and not POLICIES[case].frozen:
+        raise InputError(
+            f"Expected unfreeze_from with a case that freezes layers, {Case.SMALL_SIMILAR} or {Case.SMALL_DIFFERENT}. "
+            f"Received: {case}, which trains all."
+        )
     if init not in INITS:
         raise unknown("init", init, INITS)
     if init != "pretrained" and case is not Case.LARGE_DIFFERENT:

@@ -85,6 +85,8 @@ class TrainConfig(DataConfig):
     case: str = "auto"
     # The last layer to keep, by name; several, with commas, or 'all' for a head on each; by default the case's own.
     cut: str | None = None
+    # The first layer or block to train where a case freezes all, such as block6a; what is before it runs but once.
+    unfreeze_from: str | None = None
     # Start of large-different: pretrained, random, or auto: the first, and the second where that fails.
     init: str = "auto"
     # Pixels, height and width; by default those that the network was trained for.
@@ -103,6 +105,12 @@ class TrainConfig(DataConfig):
     class_weights: bool = False
     # How a head on a frozen network is trained: auto, exact or sgd.
     solver: str = "auto"
+    # Share of the features that are left out while such a head trains in epochs.
+    dropout: float = 0.0
+    # Share of each label that is spread over all classes meanwhile.
+    label_smoothing: float = 0.0
+    # How often a frozen part sees each picture, changed by --augment from the second time on; the test averages too.
+    views: int | None = None
     # What runs a frozen network: auto, keras or openvino (pip install ".[fast]").
     engine: str = "auto"
     # Devices: auto, default, mirrored, multiworker or tpu.
@@ -113,16 +121,24 @@ class TrainConfig(DataConfig):
     def __post_init__(self) -> None:
         """Check what can be checked without looking at data or networks."""
         super().__post_init__()
-        for name in ("image_size", "epochs", "batch_size"):
+        for name in ("image_size", "epochs", "batch_size", "views"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"Expected {name} of 1 or more. Received: {value}.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"Expected {name} from 0 to below 1. Received: {getattr(self, name)}.")
         if self.flip not in FLIPS:
             raise unknown("flip", self.flip, FLIPS)
         if self.augment not in AUGMENTATIONS:
             raise unknown("augmentation", self.augment, AUGMENTATIONS)
+
+    @property
+    def flips(self) -> bool | None:
+        """Whether augmentation mirrors pictures; None leaves it to the names of the classes."""
+        return {"auto": None, "yes": True, "no": False}[self.flip]
 
 
 def parse_arguments(

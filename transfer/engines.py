@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -42,7 +43,8 @@ def make_engine(
     The network is taken as it is when the first batch comes: weights that change later change nothing.
 
     Args:
-        model: a network with one input, pictures, and one output; it always runs in inference mode.
+        model: a network with one input, pictures; it always runs in inference mode. Several outputs are given
+            side by side, as one vector per picture.
         engine: `"keras"`: its graph with the variables made constants, or plain `predict` where there is a
             GPU or TPU or a strategy of several replicas; `"openvino"`: on the CPU, `pip install
             "transfer[fast]"`; `"auto"`: OpenVINO where it is installed and only a CPU is there, else Keras.
@@ -69,6 +71,8 @@ def make_engine(
         raise unknown("precision", precision, PRECISIONS)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"Expected a batch_size of at least 1. Received: {batch_size!r}.")
+    sections = _sections(model)
+    model = _side_by_side(model)
     graph(model)  # it has one input and one output
     plain = _replicas(model) > 1 or any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
     wanted = engine == "openvino" or (engine == "auto" and not plain)
@@ -79,7 +83,29 @@ def make_engine(
         has_bfloat16=wanted and has_bfloat16(),
         plain=plain,
     )
-    return Engine(model, names, batch_size)
+    if names[0] == "openvino bfloat16" and precision == "auto" and _small_maps(model) is None:
+        del names[0]  # in bfloat16 throughout it is too far off, see `_openvino`
+    return Engine(model, names, batch_size, sections)
+
+
+def _sections(model: keras.Model) -> tuple[int, ...]:
+    """How many numbers of the vector each of several outputs gives."""
+    shapes = [tensor.shape[1:] for tensor in getattr(model, "outputs", None) or ()]
+    if len(shapes) < 2:
+        return ()
+    if any(None in shape for shape in shapes):
+        raise InputError(
+            f"Expected a network for pictures of one size. Received: {model.name!r}, which gives {shapes}. Build it "
+            "with image_size=..."
+        )
+    return tuple(math.prod(shape) for shape in shapes)
+
+
+def _side_by_side(model: keras.Model) -> keras.Model:
+    if len(getattr(model, "outputs", None) or ()) < 2:
+        return model
+    flat = [keras.layers.Flatten(dtype="float32")(tensor) for tensor in model.outputs]
+    return keras.Model(model.inputs[0], keras.layers.Concatenate(dtype="float32")(flat), name=model.name)
 
 
 def engine_names(
@@ -133,11 +159,14 @@ class Engine:
         name: what runs now: `"openvino bfloat16"`, `"openvino float32"`, `"keras"` (its graph with constants),
             or `"keras predict"`. It changes where the first choice fails on the first batch.
         batch_size: most pictures in one batch.
+        model: what it runs, with one output.
+        sections: where that is several side by side, how long each is; each is compared with Keras by itself.
     """
 
-    def __init__(self, model: keras.Model, names: list[str], batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._model = model
+    def __init__(
+        self, model: keras.Model, names: list[str], batch_size: int, sections: tuple[int, ...] = ()
+    ) -> None:
+        self.batch_size, self.model, self.sections = batch_size, model, sections
         self._names = list(names)
         self._run: Run | None = None
         self._shape: tuple[int, ...] | None = None
@@ -165,7 +194,7 @@ class Engine:
         while True:
             try:
                 if self._run is None:
-                    self._run = _make(self.name, self._model, images.shape[1:], self.batch_size)
+                    self._run = _make(self.name, self.model, images.shape[1:], self.batch_size)
                 result = self._run(images)
                 problem = self._problem(images, result)
             except InputError:
@@ -179,11 +208,11 @@ class Engine:
             if len(self._names) == 1:
                 raise RuntimeError(f"Keras' predict {problem} in itself.")
             old, self._run = self._names.pop(0), None
-            log.warning("%r: engine %s %s; %s instead.", self._model.name, old, problem, self.name)
+            log.warning("%r: engine %s %s; %s instead.", self.model.name, old, problem, self.name)
 
     def _accept(self, images: Any) -> np.ndarray:
         images = np.asarray(images)
-        expected = self._shape or tuple(self._model.inputs[0].shape[1:])
+        expected = self._shape or tuple(self.model.inputs[0].shape[1:])
         fits = images.ndim == 4 and all(
             want in (None, got) for want, got in zip(expected, images.shape[1:], strict=True)
         )
@@ -201,16 +230,18 @@ class Engine:
         if finite.all() and self._trusted:
             return ""
         rows = np.flatnonzero(~finite if not finite.all() else finite)[:_CHECKED]
-        expected = _output(self._model(images[rows], training=False))
+        expected = _output(self.model(images[rows], training=False))
         if not np.isfinite(expected).all():
             raise InputError(
-                f"The network {self._model.name!r} gives NaN or infinity on these pictures. Its weights may be "
+                f"The network {self.model.name!r} gives NaN or infinity on these pictures. Its weights may be "
                 "broken, or it expects other pictures than raw RGB from 0 to 255."
             )
-        error = relative_error(result[rows], expected)
+        ends = np.cumsum(self.sections)[:-1]
+        pairs = zip(*(np.split(part, ends, axis=-1) for part in (result[rows], expected)), strict=True)
+        error = max(relative_error(found, wanted) for found, wanted in pairs)
         if len(self._names) == 1 and finite.all():  # plain Keras; only rounding can differ
             error = 0.0
-        self._trusted = error <= _tolerance(self.name, self._model)
+        self._trusted = error <= _tolerance(self.name, self.model)
         return "" if self._trusted else f"differs from Keras by {error:.1%}"
 
 

@@ -11,9 +11,9 @@ from scipy.special import softmax
 from sklearn import metrics
 
 from transfer.cache import FeatureCache
-from transfer.datasets import ImageData, Split
+from transfer.datasets import ImageData, Split, flips_are_safe
 from transfer.errors import InputError
-from transfer.features import BATCH_SIZE, extract, frozen_trunk, input_size
+from transfer.features import BATCH_SIZE, check_views, extract, frozen_trunk, input_size
 from transfer.pipeline import make_dataset
 
 
@@ -61,8 +61,12 @@ def evaluate(
     data: ImageData,
     *,
     split: str = "test",
+    views: int = 1,
+    augment: str = "none",
+    flip: bool | None = None,
     engine: str = "auto",
     cache: FeatureCache | None = None,
+    seed: int = 0,
 ) -> Evaluation:
     """Run a model over a split and compare with the labels.
 
@@ -73,14 +77,20 @@ def evaluate(
         model: eats raw RGB, gives class probabilities.
         data: of `load_data`.
         split: `"train"`, `"val"` or `"test"`.
+        views: how often the model sees each picture: first as it is, then changed by `augment`, each time otherwise.
+            The probabilities are their mean.
+        augment: a level of `augmentation.AUGMENTATIONS`, for the views after the first.
+        flip: whether augmentation mirrors pictures; None does, but where the classes are digits or letters.
         engine: what runs the frozen part, one of `engines.ENGINES`.
         cache: where its features are kept; None is the user's own cache.
+        seed: of the views.
 
     Returns:
         The evaluation, with `accuracy`, `loss`, `confusion` and the probabilities.
 
     Raises:
-        InputError: no such split, no pictures in it, or another number of classes.
+        InputError: no such split, no pictures in it, another number of classes, or several views without
+            augmentation.
 
     Example:
         >>> from transfer.builders import small_similar
@@ -94,16 +104,22 @@ def evaluate(
         raise InputError(f"Expected a split with pictures: train, val or test. Received: {split!r}.")
     if model.output_shape[-1] != data.num_classes:
         raise InputError(f"The model has {model.output_shape[-1]} classes, the data have {data.num_classes}.")
-    size = input_size(model, data)
-    trunk = frozen_trunk(model)
-    if trunk is not None and getattr(model.layers[-1].activation, "__name__", "") == "softmax":
-        # In full precision: figures are those of the model that is saved.
-        options: dict[str, Any] = {"engine": engine, "precision": "float32", "cache": cache}
-        cached = extract(trunk, part, image_size=size, name=f"{split} features", **options)
+    check_views(views, augment)
+    flip = flips_are_safe(data.class_names) if flip is None else flip
+    options: dict[str, Any] = {"image_size": input_size(model, data), "views": views, "augment": augment}
+    options |= {"flip": flip, "seed": seed, "engine": engine, "cache": cache}
+    # In full precision: figures are those of the model that is saved.
+    trunk, known = frozen_trunk(model), getattr(model.layers[-1], "activation", None)
+    if trunk is not None and getattr(known, "__name__", "") == "softmax":
+        cached = extract(trunk, part, name=f"{split} features", precision="float32", **options)
         kernel, bias = model.layers[-1].get_weights()
         probabilities = softmax(cached.load().astype("float64") @ kernel + bias, axis=1)
+        probabilities = probabilities.reshape(views, len(part), -1).mean(axis=0)
+    elif views > 1:
+        cached = extract(model, part, name=f"{split} predictions", precision="float32", **options)
+        probabilities = cached.load().astype("float64").reshape(views, len(part), -1).mean(axis=0)
     else:
-        dataset = make_dataset(part, image_size=size, batch_size=BATCH_SIZE)
+        dataset = make_dataset(part, image_size=options["image_size"], batch_size=BATCH_SIZE)
         probabilities = np.asarray(model.predict(dataset, verbose=0), "float64")
     # float32 sums miss 1 by 1e-7, of which scikit-learn would warn.
     probabilities /= probabilities.sum(axis=1, keepdims=True)

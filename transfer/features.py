@@ -9,6 +9,7 @@ import argparse
 import atexit
 import hashlib
 import logging
+import math
 import shutil
 import sys
 import tempfile
@@ -47,15 +48,17 @@ class Features:
 
     Attributes:
         shelf: where the rows are.
-        rows: which of them, in the split's order.
+        rows: which of them, in the split's order; of several views, all pictures of the first come first.
         computed: for how many pictures the network ran; the others were there already.
         engine: what ran it, such as `"openvino bfloat16"`; empty where nothing was computed.
+        shapes: of what each output of the network gives for a picture.
     """
 
     shelf: Shelf
     rows: np.ndarray
     computed: int
     engine: str
+    shapes: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,6 +72,15 @@ class Features:
         """Read the rows at positions of the split."""
         return self.shelf.take(self.rows[np.asarray(positions, "int64")])
 
+    def parts(self, positions: np.ndarray | Sequence[int]) -> list[np.ndarray]:
+        """Read the rows at positions, an array for each output of the network, of shape (n, *its shape)."""
+        rows = self.take(positions)
+        if len(self.shapes) == 1:
+            return [rows]
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
+        split = np.split(rows, ends, axis=1)
+        return [part.reshape(len(rows), *shape) for part, shape in zip(split, self.shapes, strict=True)]
+
     def load(self) -> np.ndarray:
         """Read all rows into memory, as float32."""
         return self.shelf.take(self.rows).astype("float32", copy=False)
@@ -80,9 +92,13 @@ def extract(
     *,
     image_size: tuple[int, int],
     batch_size: int = BATCH_SIZE,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     precision: str = "auto",
     dtype: str = "float32",
+    views: int = 1,
+    augment: str = "none",
+    flip: bool = True,
+    seed: int = 0,
     cache: FeatureCache | None = None,
     name: str = "features",
 ) -> Features:
@@ -93,21 +109,26 @@ def extract(
     picture alone is computed anew, and a run that was killed goes on where it was.
 
     Args:
-        trunk: a model that eats raw RGB, 0 to 255, and gives one output.
+        trunk: a model that eats raw RGB, 0 to 255. Several outputs are kept side by side (see `Features.parts`).
         split: the pictures.
         image_size: height and width in pixels.
         batch_size: pictures per step.
-        engine: one of `engines.ENGINES`.
+        engine: one of `engines.ENGINES`; or an engine that was made for this trunk, for several splits.
         precision: `"float32"`, `"bfloat16"`, or `"auto"` (see `engines.make_engine`).
         dtype: in which the features are kept, `"float32"` or `"float16"`.
+        views: how often the network sees each picture: first as it is, then changed by `augment`, each time
+            otherwise. The changes depend on the picture's content, `seed` and the number of the view.
+        augment: a level of `augmentation.AUGMENTATIONS`.
+        flip: whether augmentation may mirror pictures.
+        seed: of the augmentation.
         cache: where to keep them; None is the user's own cache.
         name: what the progress bar is called.
 
     Returns:
-        The features, in the split's order.
+        The features, in the split's order, view by view.
 
     Raises:
-        InputError: the network gives NaN, or the cache cannot be written.
+        InputError: the network gives NaN, the cache cannot be written, or several views without augmentation.
 
     Example:
         >>> from transfer.datasets import load_data
@@ -117,24 +138,70 @@ def extract(
     """
     if not len(split):
         raise InputError("Expected pictures to run the network over. Received: an empty split.")
-    run = make_engine(trunk, engine=engine, precision=precision, batch_size=batch_size)
+    check_views(views, augment)
+    run = engine
+    if not isinstance(run, Engine):
+        run = make_engine(trunk, engine=run, precision=precision, batch_size=batch_size)
     about = {
         "network": trunk.name,
         "pictures": f"{image_size[0]}x{image_size[1]} {split.resize}",
         "precision": "bfloat16" if run.name.endswith("bfloat16") else "float32",
     }
-    parts = [graphs.fingerprint(trunk), *about.values(), dtype, _DECODER]
+    parts = [graphs.fingerprint(run.model), *about.values(), dtype, _DECODER]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    shelf = _shelf(cache, key, shape=tuple(trunk.output_shape[1:]), dtype=dtype, about=about)
-    digests = list(split.digests) or [_digest(picture) for picture in split.pictures]
-    rows = shelf.find(digests)
-    missing = _first_of_each(digests, rows < 0)
-    if len(missing):
-        todo = split.take(missing)
-        for places, values in _chunks(run, todo, image_size, batch_size, name):
-            shelf.append([digests[i] for i in missing[places]], values)
-        rows = shelf.find(digests)
-    return Features(shelf, rows, len(missing), run.name if len(missing) else "")
+    shelf = _shelf(cache, key, shape=tuple(run.model.output_shape[1:]), dtype=dtype, about=about)
+    pictures = list(split.digests) or [_digest(picture) for picture in split.pictures]
+    digests = [*pictures]
+    for view in range(1, views):
+        digests += [_changed(picture, f"{augment} {flip} {seed} {view}") for picture in pictures]
+    missing = _first_of_each(digests, shelf.find(digests) < 0)
+    for view in range(views):
+        wanted = missing[missing // len(split) == view]
+        if len(wanted):
+            keys = None if not view else _keys([digests[i] for i in wanted])
+            batches = make_dataset(
+                split.take(wanted % len(split)),
+                image_size=image_size,
+                batch_size=run.batch_size,
+                augment=augment,
+                flip=flip,
+                keys=keys,
+            )
+            title = f"{name}, view {view + 1} of {views}" if views > 1 else name
+            for places, values in _chunks(run, batches, len(wanted), title):
+                shelf.append([digests[i] for i in wanted[places]], values)
+    shapes = tuple(tuple(tensor.shape[1:]) for tensor in trunk.outputs)
+    return Features(shelf, shelf.find(digests), len(missing), run.name if len(missing) else "", shapes)
+
+
+def check_views(views: int, augment: str) -> None:
+    """Refuse a number of views that makes no sense.
+
+    Args:
+        views: how often a network is to see each picture.
+        augment: how the pictures change from the second time on.
+
+    Raises:
+        InputError: it is below 1, or above 1 without augmentation.
+
+    Example:
+        >>> check_views(4, "light")
+    """
+    if views < 1 or (views > 1 and augment == "none"):
+        raise InputError(
+            f"Expected views of 1 or more, and an augmentation where there are several. Received: views={views}, "
+            f"augment={augment!r}."
+        )
+
+
+def _changed(picture: str, how: str) -> str:
+    """The digest of a picture that is changed in a certain way."""
+    return hashlib.sha256(f"{picture} {how}".encode()).hexdigest()
+
+
+def _keys(digests: Sequence[str]) -> np.ndarray:
+    """Seeds of augmentation, two int32 for each picture."""
+    return np.array([[int(d[:7], 16), int(d[7:14], 16)] for d in digests], "int32")
 
 
 def _shelf(cache: FeatureCache | None, key: str, **options: Any) -> Shelf:
@@ -171,14 +238,12 @@ def _first_of_each(digests: Sequence[str], wanted: np.ndarray) -> np.ndarray:
     return np.array(found, "int64")
 
 
-def _chunks(
-    run: Engine, split: Split, image_size: tuple[int, int], batch_size: int, name: str
-) -> Iterator[tuple[slice, np.ndarray]]:
+def _chunks(run: Engine, batches: Any, count: int, name: str) -> Iterator[tuple[slice, np.ndarray]]:
     """Run the network; give the values of some pictures at a time, with their places."""
     held: list[np.ndarray] = []
     start, size = 0, 0
-    with tqdm(total=len(split), desc=name, unit=" pictures", leave=False) as bar:
-        for images, _ in make_dataset(split, image_size=image_size, batch_size=batch_size):
+    with tqdm(total=count, desc=name, unit=" pictures", leave=False) as bar:
+        for images, _ in batches:
             held.append(run(images.numpy()))
             size += held[-1].nbytes
             bar.update(len(held[-1]))

@@ -108,6 +108,34 @@ def find(model: keras.Model, name: str) -> Node:
     raise unknown(f"layer of {model.name!r}", name, [node.op.name for node in nodes])
 
 
+def find_first(model: keras.Model, name: str) -> Node:
+    """Find the first operation of a block, or the one of that name.
+
+    Args:
+        model: a model with a graph.
+        name: of a layer, or of a block: what its layers' names begin with, up to an underscore.
+
+    Returns:
+        Its node.
+
+    Raises:
+        InputError: nothing is called that; the nearest names are listed.
+
+    Example:
+        >>> layers = [keras.layers.Dense(3, name="block1_a"), keras.layers.Dense(3, name="block1_b")]
+        >>> find_first(keras.Sequential([keras.Input((2,)), *layers]), "block1").op.name
+        'block1_a'
+    """
+    nodes = graph(model)[1:]
+    for matches in (lambda node: node.op.name == name, lambda node: node.op.name.startswith(f"{name}_")):
+        found = next(filter(matches, nodes), None)
+        if found is not None:
+            return found
+    names = [node.op.name for node in nodes]
+    blocks = [n.rpartition("_")[0] for n in names if "_" in n]
+    raise unknown(f"layer or block of {model.name!r}", name, list(dict.fromkeys([*names, *blocks])))
+
+
 def fingerprint(model: keras.Model) -> str:
     """Tell a network by what it computes: its operations, how they are joined, and its weights.
 

@@ -44,6 +44,7 @@ def make_dataset(
     cache: bool | None = None,
     cache_budget: int | None = None,
     seed: int = 0,
+    keys: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Turn a split into batches: cached decoded, then shuffled, augmented, batched, mixed, prefetched.
 
@@ -63,6 +64,8 @@ def make_dataset(
             None is `CACHE_BUDGET`, or a quarter of the machine's memory where that is less.
         seed: of order, augmentation and mixing, 0 or more. They depend on it and on the number of the epoch
             alone: how often the data set has been gone through.
+        keys: seeds of the augmentation, int32 of shape (N, 2): each picture changes by its own, without
+            `training` too. None draws them, for `training`.
 
     Returns:
         A `tf.data.Dataset` of float32 images (batch, height, width, 3), 0 to 255, and int64 labels (batch,), or
@@ -96,10 +99,10 @@ def make_dataset(
             return tf.cast(images, tf.float32), labels
         return finish(images, labels, keys[0])
 
-    dataset = _order(len(split), _CHUNK, seed if training else None)
+    dataset = _order(len(split), _CHUNK, seed if training else None, keys)
     dataset = dataset.map(_reading(split, image_size, store), num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.unbatch().apply(tf.data.experimental.assert_cardinality(len(split)))
-    if training and augment != "none":
+    if (training or keys is not None) and augment != "none":
         dataset = dataset.map(change_one, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size).map(finish_batch, num_parallel_calls=tf.data.AUTOTUNE)
     options = tf.data.Options()
@@ -114,6 +117,7 @@ def batch_rows(
     width: int,
     batch_size: int,
     shuffle_seed: int | None = None,
+    each_epoch: Callable[[], None] | None = None,
 ) -> tf.data.Dataset:
     """Turn rows that are read when they are wanted, such as features on disk, into batches.
 
@@ -123,6 +127,7 @@ def batch_rows(
         width: of a row.
         batch_size: rows per batch; the last may be smaller.
         shuffle_seed: shuffle by it, 0 or more, anew each epoch; None keeps the order.
+        each_epoch: is called when an epoch begins, before anything of it is taken.
 
     Returns:
         A `tf.data.Dataset` of (x, y) batches.
@@ -138,7 +143,7 @@ def batch_rows(
         x = tf.numpy_function(take, [positions], tf.float32)
         return tf.ensure_shape(x, (None, width)), tf.gather(labels, positions)
 
-    dataset = _order(len(labels), batch_size, shuffle_seed)
+    dataset = _order(len(labels), batch_size, shuffle_seed, begin=each_epoch)
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
@@ -181,7 +186,14 @@ def _checked_classes(split: Split, mix: str, num_classes: int | None) -> int:
     return num_classes or needed
 
 
-def _order(count: int, chunk: int, seed: int | None) -> tf.data.Dataset:
+def _order(
+    count: int,
+    chunk: int,
+    seed: int | None,
+    given: np.ndarray | None = None,
+    *,
+    begin: Callable[[], None] | None = None,
+) -> tf.data.Dataset:
     """Positions a chunk at a time, with a key for each (two int32): shuffled anew each epoch where there is a seed.
 
     Order and keys are drawn here and not by `tf.data`, whose seeds mix with TensorFlow's global one.
@@ -191,11 +203,15 @@ def _order(count: int, chunk: int, seed: int | None) -> tf.data.Dataset:
     epochs = itertools.count()
 
     def one_epoch() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if begin is not None:
+            begin()
         order, keys = np.arange(count), np.zeros((count, 2), "int32")
         if seed is not None:
             draw = np.random.default_rng([seed, next(epochs)])
             order = draw.permutation(order)
             keys = draw.integers(2**31, size=(count, 2)).astype("int32")
+        if given is not None:
+            keys = given[order]
         for start in range(0, count, chunk):
             yield order[start : start + chunk], keys[start : start + chunk]
 

@@ -22,7 +22,7 @@ from transfer.evaluation import Evaluation
 from transfer.files import write_text
 from transfer.pages import data_uri, render
 from transfer.split_file import write_split
-from transfer.training import TrainingLog
+from transfer.training_run import TrainingLog
 
 SHEET = 24
 """Pictures on the sheet of predictions."""

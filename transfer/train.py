@@ -69,7 +69,7 @@ def run(config: TrainConfig) -> Path:
     strategy.start_quietly()
     import keras
 
-    from transfer import cuts, datasets, evaluation, report, training
+    from transfer import cuts, datasets, report
     from transfer.backbones import load_backbone
 
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
@@ -83,19 +83,8 @@ def run(config: TrainConfig) -> Path:
     case, similarity = _advise(config, data, base)
     model = _build(config, case, base, data, devices)
     with report.run_folder(config.output, f"{data.name}-{case}") as folder:
-        done = training.fit(
-            model,
-            data,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            augment=config.augment,
-            flip={"auto": None, "yes": True, "no": False}[config.flip],
-            class_weights=config.class_weights,
-            solver=config.solver,
-            engine=config.engine,
-            seed=config.seed,
-        )
-        found = evaluation.evaluate(model, data, engine=config.engine) if len(data.test) else None
+        done = _fit(config, model, data)
+        found = _evaluate(config, model, data) if len(data.test) else None
         report.write_run(
             folder,
             model=model,
@@ -134,11 +123,48 @@ def _build(config: TrainConfig, case: Case, base: Any, data: Any, devices: Any) 
         base,
         data.num_classes,
         cut=config.cut,
+        unfreeze_from=config.unfreeze_from,
         init="pretrained" if unasked else config.init,
         image_size=config.image_size,
         preprocessing=config.preprocessing,
         strategy=devices,
         learning_rate=config.learning_rate,
+        seed=config.seed,
+    )
+
+
+def _fit(config: TrainConfig, model: Any, data: Any) -> Any:
+    """Hand the options that concern training to `fit`."""
+    from transfer import training
+
+    return training.fit(
+        model,
+        data,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        augment=config.augment,
+        flip=config.flips,
+        class_weights=config.class_weights,
+        solver=config.solver,
+        dropout=config.dropout,
+        label_smoothing=config.label_smoothing,
+        views=config.views,
+        engine=config.engine,
+        seed=config.seed,
+    )
+
+
+def _evaluate(config: TrainConfig, model: Any, data: Any) -> Any:
+    """Hand the options that concern the test to `evaluate`."""
+    from transfer import evaluation
+
+    return evaluation.evaluate(
+        model,
+        data,
+        views=config.views or 1,
+        augment=config.augment,
+        flip=config.flips,
+        engine=config.engine,
         seed=config.seed,
     )
 
@@ -161,6 +187,7 @@ def _metrics(
         "init": done.init,
         "engine": done.engine,
         "num_computed": done.computed,
+        "views": done.views,
         "regularisation": done.regularisation,
         "model": config.model,
         "num_classes": data.num_classes,

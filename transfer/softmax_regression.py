@@ -1,0 +1,110 @@
+"""Multinomial logistic regression with a ridge, to the optimum: L-BFGS where every direction is about as steep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular
+from scipy.optimize import minimize
+
+_MOST_STEPS = 5000
+_MEMORY = 20  # steps that L-BFGS remembers: with 10 it takes a quarter more of them
+_LEAST = 1e-7  # of the ridge in the preconditioner: below it float32 knows no difference
+
+Solution = tuple[np.ndarray, np.ndarray]
+
+
+class SoftmaxRegression:
+    """A convex problem: the sum of the pictures' weighted cross-entropies plus |kernel|^2 / (2 C).
+
+    The Hessian is at most half the features' second moments plus the ridge (Böhning 1992). In units of the square
+    root of that bound L-BFGS takes a third to a sixth of the steps that it takes otherwise, and weak regularisation,
+    whose valley is long and flat, costs hardly more than strong.
+
+    Args:
+        x: features of shape (N, D), centred, float32 or float64, in which it computes.
+        labels: shape (N,), whole numbers from 0 to K - 1.
+        weights: of each class, shape (K,).
+        moments: those of the same problem, where they were computed in another precision already.
+
+    Example:
+        >>> x = np.array([[-1.0], [1.0], [-2.0], [2.0]])
+        >>> kernel, bias = SoftmaxRegression(x, np.array([0, 1, 0, 1]), np.ones(2)).solve(1.0, tolerance=1e-6)
+        >>> (x @ kernel + bias).argmax(axis=1).tolist()
+        [0, 1, 0, 1]
+    """
+
+    def __init__(
+        self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, moments: np.ndarray | None = None
+    ) -> None:
+        self.x, self.labels = x, labels
+        self.weights = weights[labels].astype(x.dtype)
+        self.classes = len(weights)
+        self._moments = moments
+
+    def solve(self, c: float, *, tolerance: float, start: Solution | None = None) -> Solution:
+        """Find the optimum.
+
+        Args:
+            c: C; small is strong regularisation.
+            tolerance: largest slope of the mean loss at which it stops.
+            start: a solution to begin at; None is zero.
+
+        Returns:
+            The kernel, shape (D, K), and the bias, shape (K,), as float64.
+        """
+        width, ridge = self.x.shape[1], 1 / (c * len(self.x))
+        root = self._root(ridge)
+        first = np.zeros((width + 1, self.classes))
+        if start is not None:
+            first[:width], first[width] = root @ start[0], start[1]
+        slope = np.inf
+
+        def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal slope
+            at = flat.reshape(first.shape)
+            kernel = solve_triangular(root, at[:width].astype(root.dtype), check_finite=False)
+            value, by_kernel, by_bias = self._loss(kernel, at[width], ridge)
+            slope = max(np.abs(by_kernel).max(), np.abs(by_bias).max())
+            by_root = solve_triangular(root, by_kernel, trans="T", check_finite=False)
+            return value, np.vstack([by_root, by_bias[None]]).ravel().astype("float64")
+
+        def stop(_: Any) -> None:
+            if slope < tolerance:
+                raise StopIteration
+
+        options = {"maxiter": _MOST_STEPS, "maxfun": 2 * _MOST_STEPS, "maxcor": _MEMORY, "gtol": 0, "ftol": 0}
+        found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", callback=stop, options=options)
+        at = found.x.reshape(first.shape)
+        return solve_triangular(root.astype("float64"), at[:width], check_finite=False), at[width]
+
+    @property
+    def moments(self) -> np.ndarray:
+        """The features' weighted second moments, shape (D, D), by which the bound is made."""
+        if self._moments is None:
+            self._moments = self.x.T @ (self.x * self.weights[:, None])
+        return self._moments
+
+    def _root(self, ridge: float) -> np.ndarray:
+        """The triangular square root of a bound of the Hessian of the mean loss."""
+        bound = self.moments.astype("float64") / (2 * len(self.x))
+        bound[np.diag_indices_from(bound)] += max(ridge, _LEAST)
+        return cholesky(bound, overwrite_a=True, check_finite=False).astype(self.x.dtype)
+
+    def _loss(
+        self, kernel: np.ndarray, bias: np.ndarray, ridge: float
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """The mean loss with the ridge, and its slopes."""
+        every = np.arange(len(self.x))
+        scores = self.x @ kernel + bias.astype(kernel.dtype)
+        scores -= scores.max(axis=1, keepdims=True)
+        truth = scores[every, self.labels]
+        p = np.exp(scores)
+        total = p.sum(axis=1)
+        value = np.average(np.log(total) - truth, weights=self.weights) * self.weights.mean(dtype="float64")
+        p /= total[:, None]
+        p[every, self.labels] -= 1
+        p *= self.weights[:, None] / len(self.x)
+        value += ridge / 2 * np.square(kernel, dtype="float64").sum()
+        return float(value), self.x.T @ p + kernel.dtype.type(ridge) * kernel, p.sum(axis=0)

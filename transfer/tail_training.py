@@ -1,0 +1,171 @@
+"""Where only the last layers train: the frozen part runs once, and only the tail behind it in each epoch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer import boundary, features, pipeline
+from transfer.cache import FeatureCache
+from transfer.engines import make_engine
+from transfer.features import Features
+from transfer.strategy import scope_of
+from transfer.training_run import Run, TrainingLog
+
+log = logging.getLogger(__name__)
+
+VIEWS = 4
+"""How often the frozen part sees each picture where pictures change from epoch to epoch and nothing else is asked for:
+each view costs a forward pass and its share of the disk."""
+
+SHARE = 0.5
+"""Of the cache's limit, or of what is free on its disk, that the frozen part's output may take."""
+
+
+def boundary_of(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
+    """Split a model where its frozen part ends, as far as that saves anything.
+
+    Dropout in the frozen part is silent then, as it is when the trunk is frozen as a whole.
+
+    Args:
+        model: with its flags set.
+
+    Returns:
+        The frozen part and the tail; None where nothing with weights is frozen in front, or the model takes
+        pictures of any size or runs on several replicas.
+
+    Example:
+        >>> layers = [keras.layers.Dense(3, trainable=False), keras.layers.Dense(3), keras.layers.Dense(2)]
+        >>> boundary_of(keras.Sequential([keras.Input((4,)), *layers]))[1].output_shape
+        (None, 2)
+    """
+    if None in model.input_shape[1:] or getattr(model.distribute_strategy, "num_replicas_in_sync", 1) > 1:
+        return None
+    if not any(layer.weights and not any(w.trainable for w in layer.weights) for layer in model.layers):
+        return None
+    try:
+        with scope_of(model):
+            trunk, tail = boundary.split_at_frozen_boundary(model, ignore_noise=True)
+    except boundary.InputError:  # its first layer trains
+        return None
+    return (trunk, tail) if any(len(weight.shape) > 1 for weight in trunk.weights) else None
+
+
+def train_tail(run: Run, done: TrainingLog, epochs: int, phase: str) -> bool:
+    """Train the tail on what the frozen part gave once, if that is possible.
+
+    Without augmentation that is training the model, but for rounding. With it, each epoch sees one of the views of
+    each picture, drawn anew.
+
+    Args:
+        run: what was asked for.
+        done: what happened; more is written to it.
+        epochs: at most so many.
+        phase: what to call it in the log.
+
+    Returns:
+        Whether it was done; where not, nothing happened.
+
+    Example:
+        train_tail(run, TrainingLog(), 10, "fine-tune")
+    """
+    parts = None if run.callbacks else boundary_of(run.model)  # a user's callback means the whole model
+    if parts is None:
+        return False
+    trunk, tail = parts
+    views = run.views or (1 if run.augment == "none" else min(VIEWS, epochs))
+    size = 2 * boundary.frozen_bytes(trunk)  # as float32
+    if not _has_room(run.cache or FeatureCache(), size * (views * len(run.data.train) + len(run.data.val))):
+        return False
+    start = time.perf_counter()
+    cached = _extract(run, trunk, views)
+    done.note_features(cached, time.perf_counter() - start)
+    done.views = views
+    start = time.perf_counter()
+    optimizer = run.model.optimizer
+    with scope_of(run.model):
+        if not optimizer.built:
+            optimizer.build(run.model.trainable_variables)  # the order in which a saved model lists them
+        tail.compile_from_config(run.model.get_compile_config())
+        tail.optimizer = optimizer
+    history = tail.fit(
+        _batches(run, cached["train"], run.data.train.labels, views, training=True),
+        validation_data=_batches(run, cached["val"], run.data.val.labels, 1) if "val" in cached else None,
+        epochs=epochs,
+        callbacks=[*run.early_stopping("fine-tune"), *run.callbacks],
+        class_weight=run.class_weights,
+        verbose=run.verbose,
+        shuffle=False,  # the data sets shuffle themselves
+    )
+    done.add(phase, history, time.perf_counter() - start)
+    return True
+
+
+def _has_room(cache: FeatureCache, size: int) -> bool:
+    """Say whether so many bytes may be kept; where not, say what happens instead."""
+    folder = next(place for place in (cache.folder, *cache.folder.parents) if place.exists())
+    room = SHARE * min(cache.limit, shutil.disk_usage(Path(folder)).free)
+    if size > room:
+        log.warning(
+            "The frozen part gives %.1f GB for these pictures, more than the %.1f GB that may be kept: it runs anew "
+            "in each epoch. Fewer views, smaller pictures or a later layer to train from need less.",
+            size / 1e9,
+            room / 1e9,
+        )
+    return size <= room
+
+
+def _extract(run: Run, trunk: keras.Model, views: int) -> dict[str, Features]:
+    """Run the frozen part, in full precision: what is trained on it is the model that is saved."""
+    options: dict[str, Any] = {
+        "image_size": run.image_size,
+        "engine": make_engine(trunk, engine=run.engine, precision="float32", batch_size=features.BATCH_SIZE),
+        "cache": run.cache,
+    }
+    changes: dict[str, Any] = {"views": views, "augment": run.augment, "flip": run.flip, "seed": run.seed}
+    cached = {"train": features.extract(trunk, run.data.train, name="frozen part", **options, **changes)}
+    if len(run.data.val):
+        cached["val"] = features.extract(trunk, run.data.val, name="frozen part, val", **options)
+    return cached
+
+
+def _batches(run: Run, cached: Features, labels: np.ndarray, views: int, *, training: bool = False) -> Any:
+    """Batches of what the tail eats; in training one view of each picture, drawn anew each epoch."""
+    epochs, count = itertools.count(), len(labels)
+    chosen = np.zeros(count, "int64")
+
+    def take(positions: np.ndarray) -> np.ndarray:
+        rows = cached.take(chosen[positions] * count + positions)
+        return rows.reshape(len(rows), -1).astype("float32", copy=False)
+
+    def draw() -> None:
+        chosen[:] = np.random.default_rng([run.seed, next(epochs), views]).integers(views, size=count)
+
+    rows = pipeline.batch_rows(
+        take,
+        labels,
+        width=math.prod(cached.shape[1:]),
+        batch_size=run.batch_size,
+        shuffle_seed=run.seed if training else None,
+        each_epoch=draw if training else None,
+    )
+    return rows.map(functools.partial(_apart, cached.shapes))
+
+
+def _apart(shapes: tuple[tuple[int, ...], ...], rows: Any, labels: Any) -> tuple[Any, Any]:
+    """Give the tail its inputs in their shapes."""
+    ops, parts, start = keras.ops, [], 0
+    for shape in shapes:
+        stop = start + math.prod(shape)
+        parts.append(ops.reshape(rows[:, start:stop], (-1, *shape)))
+        start = stop
+    return (tuple(parts) if len(parts) > 1 else parts[0]), labels

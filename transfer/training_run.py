@@ -1,0 +1,105 @@
+"""What the phases of training share: what was asked for, what happened, when to stop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from transfer.cache import FeatureCache
+from transfer.datasets import ImageData
+from transfer.features import Features
+
+log = logging.getLogger(__name__)
+
+PATIENCE = {"head": 10, "fine-tune": 3}
+"""Epochs without a better validation loss before training stops and takes the best weights back. A head's
+epochs are short and its loss is smooth; an epoch of the whole network is long and teaches much."""
+
+MIN_DELTA = 1e-3
+"""A validation loss lower by less than this, in nats, is not better: the head of an easy problem would creep on."""
+
+
+@dataclass
+class TrainingLog:
+    """What happened in `fit`.
+
+    Attributes:
+        rows: one per epoch: `phase` (`"head"`, `"fine-tune"`, `"from-scratch"`), `epoch`, `loss`,
+            `accuracy`, and `val_loss`, `val_accuracy` where there is a validation set.
+        seconds_features: spent in forward passes over the frozen part.
+        seconds_training: spent in training proper.
+        init: where the weights that were kept started from: `"pretrained"` or `"random"`.
+        computed: pictures that the frozen part ran over; the features of the others were kept from before.
+        engine: what ran it.
+        regularisation: that was chosen for an exact head (see `heads.Head`).
+        tried: what it was chosen from: C, loss and accuracy of pictures left out.
+        views: how often the frozen part saw each training picture, where it ran once and not in each epoch.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds_features: float = 0.0
+    seconds_training: float = 0.0
+    init: str = "pretrained"
+    computed: int = 0
+    engine: str = ""
+    regularisation: float | None = None
+    tried: tuple[tuple[float, float, float], ...] = ()
+    views: int = 1
+
+    @property
+    def history(self) -> dict[str, list[Any]]:
+        """The rows as Keras' `History.history` gives them: a list per column."""
+        columns = dict.fromkeys(key for row in self.rows for key in row)
+        return {key: [row.get(key) for row in self.rows] for key in columns}
+
+    def note_features(self, cached: Mapping[str, Features], seconds: float) -> None:
+        """Add what a pass over the frozen part computed."""
+        self.seconds_features += seconds
+        self.computed += sum(part.computed for part in cached.values())
+        self.engine = cached["train"].engine or self.engine
+
+    def add(self, phase: str, history: keras.callbacks.History, seconds: float) -> None:
+        """Append the epochs of one call of Keras' `fit`."""
+        self.seconds_training += seconds
+        for i, epoch in enumerate(history.epoch):
+            values = {key: float(values[i]) for key, values in history.history.items()}
+            self.rows.append({"phase": phase, "epoch": epoch + 1, **values})
+
+
+@dataclass(frozen=True)
+class Run:
+    """The arguments of `fit`, handed on together."""
+
+    model: keras.Model
+    data: ImageData
+    image_size: tuple[int, int]
+    batch_size: int
+    augment: str
+    flip: bool
+    views: int | None
+    class_weights: dict[int, float] | None
+    solver: str
+    dropout: float
+    label_smoothing: float
+    engine: str
+    cache: FeatureCache | None
+    seed: int
+    callbacks: list[keras.callbacks.Callback]
+    verbose: str | int
+
+    def early_stopping(self, phase: str) -> list[keras.callbacks.Callback]:
+        """What ends a phase when validation gets no better, and takes the best weights back."""
+        if not len(self.data.val):
+            log.warning(
+                "There are no validation pictures: training runs all its epochs and keeps the last weights."
+            )
+            return []
+        return [
+            keras.callbacks.EarlyStopping(
+                "val_loss", min_delta=MIN_DELTA, patience=PATIENCE[phase], restore_best_weights=True
+            )
+        ]
