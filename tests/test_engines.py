@@ -391,3 +391,12 @@ def test_relative_error():
     assert relative_error(np.array([np.nan, 4.0]), np.array([3.0, 4.0])) == np.inf
     assert relative_error(np.zeros(2), np.zeros(2)) == 0
     assert relative_error(np.ones(2), np.zeros(2)) == np.inf
+
+
+def test_a_network_that_gives_early_layers_too_does_not_start_in_bfloat16(tiny, monkeypatch):
+    monkeypatch.setattr(engines, "import_openvino", lambda: object())
+    monkeypatch.setattr(engines, "has_bfloat16", lambda: True)
+    both = keras.Model(tiny.inputs[0], [tiny.get_layer("block1_add").output, tiny.get_layer("pool").output])
+    assert make_engine(both).name == "openvino float32"
+    assert make_engine(both, precision="bfloat16").name == "openvino bfloat16"
+    assert make_engine(tiny).name == "openvino bfloat16"

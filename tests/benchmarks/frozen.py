@@ -1,12 +1,15 @@
 """How fast a frozen network runs forward, and how fast and good training a head on it is, beside peers.
 
     python tests/benchmarks/frozen.py engines
+    python tests/benchmarks/frozen.py tail
     python tests/benchmarks/frozen.py limit --data emoji@128 photos=path/to/photos@160 --weights FILE
     python tests/benchmarks/frozen.py peers --data photos=path/to/photos@160 --weights FILE --counts 500 2000
 
 `engines` gives the rate of the bare forward pass on prepared arrays at 224 px in batches of 32, of Keras'
 `predict` and of each engine, in turn, in one process, and how far each is from Keras. Besides the rates it
 gives the seconds of CPU, which other work on the machine changes less.
+
+`tail` trains the last blocks, first on what the frozen part gave once, then through the whole network.
 
 `peers` goes from pictures on disk to a trained head on MobileNetV2: the Keras guide's recipe, the same in PyTorch
 where that is installed, and ours, each in a process of its own; methods are told in peers.py. `limit` gives the bare
@@ -64,6 +67,11 @@ def main() -> None:
         if name == "peers":
             command.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
             command.add_argument("--epochs", type=int, default=20, help="of guide and torch")
+    tail_ = commands.add_parser("tail", help="training behind a frozen part against training through it")
+    tail_.add_argument("--blocks", nargs="+", default=["block4a", "block6a", "block7a"])
+    tail_.add_argument("--size", type=int, default=128)
+    tail_.add_argument("--epochs", type=int, default=4)
+    tail_.set_defaults(run=tail)
     options = parser.parse_args()
     options.run(options)
 
@@ -92,6 +100,37 @@ def engines(options: argparse.Namespace) -> None:
                 f"{cpu:5.2f} ms of CPU each, {first_cpu / cpu:5.2f} times; "
                 f"first batch {starts[way]:.1f} s; error {errors[way]:.0e}"
             )
+
+
+def tail(options: argparse.Namespace) -> None:
+    """Compare training behind a frozen part with training through it, on the emoji pictures."""
+    import keras
+
+    import transfer
+    from transfer.cache import FeatureCache
+
+    data = transfer.load_data("emoji")
+    base = transfer.load_backbone("EfficientNetLite0", image_size=options.size)
+    for block in options.blocks:
+        for augment in ("none", "light"):
+            for way, callbacks in (("tail alone", []), ("whole network", [keras.callbacks.Callback()])):
+                model = transfer.small_similar(base, data.num_classes, unfreeze_from=block)
+                with tempfile.TemporaryDirectory() as folder:
+                    given = {
+                        "augment": augment,
+                        "epochs": options.epochs,
+                        "cache": FeatureCache(Path(folder)),
+                    }
+                    log = transfer.fit(model, data, callbacks=callbacks, verbose=0, **given)
+                    accuracy = transfer.evaluate(model, data, cache=FeatureCache(Path(folder))).accuracy
+                epochs = sum(phase != "head" for phase in log.history["phase"])
+                rate = epochs * len(data.train) / log.seconds_training
+                print(
+                    f"from {block}, augment {augment:5}, {way:13}: frozen part {log.seconds_features:5.1f} s, "
+                    f"{epochs} epochs {log.seconds_training:5.1f} s, {rate:4.0f} "
+                    f"pictures/s; views {log.views}; val loss {log.history['val_loss'][-1]:.4f}, test {accuracy:.3f}",
+                    flush=True,
+                )
 
 
 def peers(options: argparse.Namespace) -> None:
