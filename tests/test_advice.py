@@ -12,10 +12,11 @@ from conftest import make_tiny
 from networks import assert_bit_equal, flags, raw_pictures, snapshot
 
 from transfer import advice
-from transfer.advice import FEWEST_OF_A_CLASS, MOST_IMAGES, SIMILAR_FROM, quick_advice
+from transfer.advice import MOST_IMAGES, SIMILAR_FROM, quick_advice
 from transfer.backbones import load_backbone
 from transfer.cases import SMALL_DATA, Case
 from transfer.datasets import load_data
+from transfer.looks import FEWEST_OF_A_CLASS, as_probabilities, some_of_each
 from transfer.splitting import Split
 
 layers = keras.layers
@@ -74,13 +75,13 @@ def test_logits_and_sigmoids_are_read_as_probabilities(colors, activation, softm
 def test_probabilities_are_made_of_whatever_a_classifier_gives():
     logits = np.array([[1.0, 2.0, -3.0], [0.0, 0.0, 0.0]])
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(advice._as_probabilities(logits), softmax)
-    np.testing.assert_allclose(advice._as_probabilities(softmax), softmax)
-    np.testing.assert_allclose(advice._as_probabilities(softmax[:, None, None]), softmax)
-    np.testing.assert_allclose(advice._as_probabilities(np.array([[0.9, 0.9, 0.0]])), [[0.5, 0.5, 0.0]])
-    huge = advice._as_probabilities(np.array([[-1e4, 1e4]]))
+    np.testing.assert_allclose(as_probabilities(logits), softmax)
+    np.testing.assert_allclose(as_probabilities(softmax), softmax)
+    np.testing.assert_allclose(as_probabilities(softmax[:, None, None]), softmax)
+    np.testing.assert_allclose(as_probabilities(np.array([[0.9, 0.9, 0.0]])), [[0.5, 0.5, 0.0]])
+    huge = as_probabilities(np.array([[-1e4, 1e4]]))
     np.testing.assert_allclose(huge, [[0.0, 1.0]])
-    assert np.isfinite(advice._as_probabilities(np.zeros((2, 3)))).all()
+    assert np.isfinite(as_probabilities(np.zeros((2, 3)))).all()
 
 
 def test_the_convolutional_top_of_a_mobilenet_is_a_classifier(colors):
@@ -153,28 +154,28 @@ def test_the_look_changes_nothing_of_the_network(colors):
 
 def test_small_classes_are_seen_as_well():
     labels = np.array([0] * 5000 + [1] * 40 + [2] * 9)
-    picked = advice._some_of_each(labels, seed=0)
+    picked = some_of_each(labels, MOST_IMAGES, 0)
     assert len(picked) == len(set(picked.tolist())) == MOST_IMAGES
     assert np.bincount(labels[picked]).tolist() == [MOST_IMAGES - 49, 40, 9]
 
 
 def test_of_few_pictures_all_are_seen():
-    assert sorted(advice._some_of_each(np.array([0, 1, 1, 0, 2]), seed=0)) == [0, 1, 2, 3, 4]
+    assert sorted(some_of_each(np.array([0, 1, 1, 0, 2]), MOST_IMAGES, 0)) == [0, 1, 2, 3, 4]
 
 
 def test_of_many_classes_some_are_seen_with_enough_pictures_each():
     labels = np.random.default_rng(0).integers(0, 500, 20_000)
-    picked = labels[advice._some_of_each(labels, seed=0)]
+    picked = labels[some_of_each(labels, MOST_IMAGES, 0)]
     _, counts = np.unique(picked, return_counts=True)
     assert counts.min() >= FEWEST_OF_A_CLASS
     assert len(counts) * FEWEST_OF_A_CLASS == len(picked) == MOST_IMAGES
-    assert set(picked) != set(labels[advice._some_of_each(labels, seed=1)])
+    assert set(picked) != set(labels[some_of_each(labels, MOST_IMAGES, 1)])
 
 
 def test_a_million_labels_are_picked_from_in_no_time():
     labels = np.random.default_rng(0).integers(0, 1000, 1_000_000)
     start = time.perf_counter()
-    assert len(advice._some_of_each(labels, seed=0)) == MOST_IMAGES
+    assert len(some_of_each(labels, MOST_IMAGES, 0)) == MOST_IMAGES
     assert time.perf_counter() - start < 3
 
 

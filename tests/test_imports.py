@@ -28,14 +28,25 @@ FLOORS = [
         "tables",
     }
     | {"openvino_runtime", "spool", "torch_file", "weight_files"},
-    {"boundary", "config", "data_report", "duplicates", "efficientnet_lite", "engines", "heads", "shelf"}
+    {
+        "boundary",
+        "config",
+        "curves",
+        "data_report",
+        "duplicates",
+        "efficientnet_lite",
+        "engines",
+        "heads",
+        "shelf",
+    }
     | {"surgery"},
     {"backbones", "cache", "splitting"},
     {"array_source", "checking", "cuts", "manifest", "sources", "split_file", "tfds_records"},
     {"tfds_source"},
     {"datasets", "pipeline"},
     {"features"},
-    {"advice", "builders", "evaluation"},
+    {"builders", "evaluation", "looks"},
+    {"advice"},
     {"plots", "training_run"},
     {"head_training", "tail_training"},
     {"training"},

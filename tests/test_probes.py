@@ -257,3 +257,15 @@ def test_bad_input_to_the_ridge_is_refused_with_the_remedy(changes, words):
     essentials = [given.pop(name) for name in ("features", "labels", "num_classes")]
     with pytest.raises(InputError, match=words):
         ridge_leave_one_out(*essentials, **given)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chance_is_what_shuffled_labels_give(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(120) % 3
+    clear = rng.normal(size=(120, 10)) + 3 * np.eye(10)[labels]
+    mean, deviation = probes.chance_accuracy(clear, labels, 3)
+    shuffled = [probes.ridge_leave_one_out(clear, rng.permutation(labels), 3).accuracy for _ in range(10)]
+    assert abs(mean - np.mean(shuffled)) < 0.06 and 0.01 < deviation < 0.08
+    assert probes.ridge_leave_one_out(clear, labels, 3).accuracy > mean + 6 * deviation
+    assert probes.chance_accuracy(clear, labels, 3) == (mean, deviation)

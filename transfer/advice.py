@@ -12,13 +12,11 @@ from transfer.backbones import preprocessing_of
 from transfer.cases import SMALL_DATA, Case, rule_of_thumb
 from transfer.datasets import ImageData
 from transfer.features import extract
+from transfer.looks import as_probabilities, some_of_each
 from transfer.probes import label_information
 
 MOST_IMAGES = 256
 """Pictures to look at; with more the information moves by a few hundredths."""
-
-FEWEST_OF_A_CLASS = 8
-"""Pictures to look at of each class; where there are too many classes for that, some of them will do."""
 
 SIMILAR_FROM = 0.45
 """Data count as similar from this label information on. EfficientNet-Lite0 at 224 and 128 px gave: photos of
@@ -82,34 +80,10 @@ def quick_advice(
 def _similarity(data: ImageData, base: keras.Model, preprocessing: str | None, seed: int) -> float | None:
     if graphs.layer_before_classifier(base) == graphs.graph(base)[-1].op.name:
         return None
-    some = data.train.take(_some_of_each(data.train.labels, seed).tolist())
+    some = data.train.take(some_of_each(data.train.labels, MOST_IMAGES, seed).tolist())
     _, labels = np.unique(some.labels, return_inverse=True)
     height, width = base.input_shape[1:3]
     size = (height, width) if height and width else data.image_size or (224, 224)
     whole = surgery.clone(base, preprocess=preprocessing_of(base, preprocessing))
     scores = extract(whole, some, image_size=size, name="quick look").load()
-    return label_information(_as_probabilities(scores), labels)
-
-
-def _some_of_each(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Pick at most `MOST_IMAGES` positions, in turns by class, so that small classes are seen as well.
-
-    Of many classes, some are picked, with enough pictures each: one that is alone in its class tells nothing.
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    classes = rng.permutation(np.unique(labels))[: MOST_IMAGES // FEWEST_OF_A_CLASS]
-    order = order[np.isin(labels[order], classes)]
-    by_class = np.sort(labels[order])
-    turn = np.empty(len(order), dtype=int)
-    turn[np.argsort(labels[order], kind="stable")] = np.arange(len(order)) - np.searchsorted(
-        by_class, by_class
-    )
-    return order[np.argsort(turn, kind="stable")][:MOST_IMAGES]
-
-
-def _as_probabilities(scores: np.ndarray) -> np.ndarray:
-    scores = scores.reshape(len(scores), -1).astype("float64")
-    if scores.min() < 0 or scores.max() > 1 + 1e-2:  # logits; else of a softmax or of sigmoids
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12)
+    return label_information(as_probabilities(scores), labels)

@@ -1,0 +1,90 @@
+"""One pass over some pictures: what each tap sees, and how far the pictures are from the pre-training's."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_tiny
+from networks import assert_bit_equal, flags, snapshot
+
+from transfer import graphs
+from transfer.backbones import block_ends
+from transfer.cache import FeatureCache
+from transfer.datasets import load_data
+from transfer.looks import batchnorm_shift, take_look
+
+SIZE = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def colors(color_folder):
+    return load_data(color_folder)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return FeatureCache(tmp_path / "cache")
+
+
+def look_at(data, base, cache, **options):
+    return take_look(data, base, **{"preprocessing": "tf", "cache": cache, **options})
+
+
+def test_taps_are_the_averages_of_the_block_ends(colors, cache):
+    base = make_tiny()
+    look = look_at(colors, base, cache, max_images=12)
+    pictures = np.stack([look.pictures.picture(i, SIZE) for i in range(12)]).astype("float32") / 127.5 - 1
+    assert list(look.taps) == [*block_ends(base), "pool"]
+    for name, seen in look.taps.items():
+        maps = np.asarray(keras.Model(base.inputs[0], graphs.find(base, name).tensor)(pictures))
+        expected = maps.mean(axis=(1, 2)) if maps.ndim == 4 else maps
+        np.testing.assert_allclose(seen, expected, atol=1e-3 * np.abs(expected).max())
+        assert np.ptp(expected, axis=0).max() > 0.1 * np.abs(expected).max()
+    np.testing.assert_allclose(look.old, np.asarray(base(pictures)), atol=1e-3)
+
+
+def test_labels_belong_to_the_pictures_and_all_classes_are_seen(colors, cache):
+    look = look_at(colors, make_tiny(), cache, max_images=24)
+    names = [str(name).split("/")[-2] for name in look.pictures.names]
+    assert [colors.class_names[k] for k in look.labels] == names
+    assert look.num_classes == 3 and np.bincount(look.labels).tolist() == [8, 8, 8]
+
+
+def test_statistics_shift_where_pictures_differ_from_those_of_the_training(colors, cache):
+    base = make_tiny()
+    look = look_at(colors, base, cache)
+    assert list(look.shifts) == ["block1_bn", "block2_bn", "block3_bn"]
+    pictures = np.stack([look.pictures.picture(i, SIZE) for i in range(len(look.labels))]).astype("float32")
+    first = np.asarray(base.get_layer("block1_conv")(pictures / 127.5 - 1))
+    layer = base.get_layer("block1_bn")
+    mean, variance = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance) + layer.epsilon
+    by_channel = np.square(first.mean(axis=(0, 1, 2)) - mean)
+    by_channel += np.square(first.std(axis=(0, 1, 2)) - np.sqrt(variance))
+    assert look.shifts["block1_bn"] == pytest.approx(np.median(by_channel / variance), rel=0.01)
+    assert look.shifts["block1_bn"] > 0.05, "noise and colors differ"
+
+
+def test_pictures_as_in_training_are_not_shifted():
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 4, 4, 3))
+    maps = np.random.default_rng(0).normal(size=(200, 4, 4, 3))
+    mean, square = maps.mean(axis=(1, 2)), np.square(maps).mean(axis=(1, 2))
+    assert batchnorm_shift(layer, mean, square) < 0.01
+    assert batchnorm_shift(layer, mean + 1, square + 2 * mean + 1) == pytest.approx(1, abs=0.1)
+
+
+def test_nothing_of_the_network_changes_and_the_second_look_computes_nothing(colors, cache, monkeypatch):
+    base = make_tiny()
+    before, had = snapshot(base), flags(base)
+    first = look_at(colors, base, cache)
+    assert_bit_equal(before, snapshot(base))
+    assert had == flags(base)
+    monkeypatch.setattr("transfer.features._chunks", None)
+    again = look_at(colors, base, cache)
+    assert all(np.array_equal(first.taps[name], again.taps[name]) for name in first.taps)
+
+
+def test_networks_without_batchnorm_or_classifier_are_looked_at(colors, cache):
+    inside = [keras.layers.Conv2D(4, 3, strides=2, activation="relu", name=f"block{i}_conv") for i in (1, 2)]
+    look = look_at(colors, keras.Sequential([keras.Input((32, 32, 3)), *inside]), cache, max_images=6)
+    assert look.old is None and look.shifts == {} and look.taps
+    assert look.taps[list(look.taps)[-1]].shape == (6, 4)
