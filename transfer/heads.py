@@ -33,10 +33,6 @@ go by; folds beyond so many pictures are not computed."""
 _TOLERANCE = {"choice": 1e-4, "head": 1e-5}
 """Largest slope of the mean loss at which L-BFGS stops; finer for the head that is kept than for the choice."""
 
-_THREADED = 4_000_000
-"""Numbers from which on several threads multiply. With fewer they gain little, and wait for each other where the
-machine is busy."""
-
 
 class Tried(NamedTuple):
     """One value of the regularisation.
@@ -126,7 +122,8 @@ def solve(
     x = features - mean
     scale = float(np.sqrt(np.mean(np.sum(np.square(x), axis=1, dtype="float64")))) or 1.0
     x /= np.float32(scale)
-    with threadpool_limits(None if x.size > _THREADED else 1):
+    # More threads gain a third on an idle machine, and take ten times as long where other work waits for them.
+    with threadpool_limits(1):
         rotation, x = _span(x)
         chosen_by, trials = "validation", []
         if val is not None and len(val[1]):
