@@ -122,7 +122,7 @@ def solve(
     x = features - mean
     scale = float(np.sqrt(np.mean(np.sum(np.square(x), axis=1, dtype="float64")))) or 1.0
     x /= np.float32(scale)
-    # More threads gain a third on an idle machine, and take ten times as long where other work waits for them.
+    # Of such thin products more threads gain little, and where other work uses the cores they wait for each other.
     with threadpool_limits(1):
         rotation, x = _span(x)
         chosen_by, trials = "validation", []

@@ -92,7 +92,7 @@ def run(config: TrainConfig) -> Path:
             data=data,
             done=done,
             evaluation=found,
-            title=f"Case {POLICIES[case].number}, {case}: {POLICIES[case].idea}",
+            title=_title(case, config.unfreeze_from),
         )
         report.write_metrics(folder, _metrics(model, config, data, done, found, similarity, start))
     if found is not None:
@@ -167,6 +167,11 @@ def _evaluate(config: TrainConfig, model: Any, data: Any) -> Any:
         engine=config.engine,
         seed=config.seed,
     )
+
+
+def _title(case: Case, unfreeze_from: str | None) -> str:
+    more = f"; then {unfreeze_from} and what is behind it too" if unfreeze_from else ""
+    return f"Case {POLICIES[case].number}, {case}: {POLICIES[case].idea}{more}"
 
 
 def _sizes(data: Any) -> str:
