@@ -94,3 +94,19 @@ def make_tiny(*, image_size: int = 32, classes: int = 5, seed: int = 0, top: boo
 def tiny():
     """A calibrated tiny network with a classifier of five classes; its preprocessing is `tf`."""
     return make_tiny()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """An empty cache of features."""
+    from transfer.cache import FeatureCache
+
+    return FeatureCache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
+def colors(color_folder):
+    """The folder of three colours, loaded."""
+    from transfer.datasets import load_data
+
+    return load_data(color_folder)

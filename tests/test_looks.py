@@ -8,21 +8,9 @@ from networks import assert_bit_equal, flags, snapshot
 
 from transfer import graphs
 from transfer.backbones import block_ends
-from transfer.cache import FeatureCache
-from transfer.datasets import load_data
 from transfer.looks import batchnorm_shift, take_look
 
 SIZE = (32, 32)
-
-
-@pytest.fixture(scope="module")
-def colors(color_folder):
-    return load_data(color_folder)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return FeatureCache(tmp_path / "cache")
 
 
 def look_at(data, base, cache, **options):

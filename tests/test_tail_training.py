@@ -10,20 +10,9 @@ from networks import two_replicas
 from transfer import tail_training
 from transfer.builders import build, large_similar, small_similar, unfreeze
 from transfer.cache import FeatureCache
-from transfer.datasets import load_data
 from transfer.errors import InputError
 from transfer.evaluation import evaluate
 from transfer.training import fit
-
-
-@pytest.fixture(scope="module")
-def colors(color_folder):
-    return load_data(color_folder)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return FeatureCache(tmp_path / "cache")
 
 
 def built(first="block3", **options):

@@ -14,7 +14,6 @@ from scipy.special import log_softmax
 
 from transfer import features, heads, pipeline, surgery
 from transfer.cases import POLICIES, Case
-from transfer.engines import make_engine
 from transfer.strategy import scope_of
 from transfer.training_run import Run, TrainingLog
 
@@ -41,15 +40,7 @@ def train_head(run: Run, done: TrainingLog, epochs: int | None, *, alone: bool) 
     with scope_of(model):
         trunk = surgery.trunk_of(model)
     views = (run.views or 1) if alone else 1
-    options: dict[str, Any] = {
-        "image_size": run.image_size,
-        "engine": make_engine(trunk, engine=run.engine, batch_size=features.BATCH_SIZE),
-        "cache": run.cache,
-    }
-    changes: dict[str, Any] = {"views": views, "augment": run.augment, "flip": run.flip, "seed": run.seed}
-    cached = {"train": features.extract(trunk, run.data.train, name="train features", **options, **changes)}
-    if len(run.data.val):
-        cached["val"] = features.extract(trunk, run.data.val, name="val features", **options)
+    cached = run.extract(trunk, views=views, name="features")
     done.views = views
     done.note_features(cached, time.perf_counter() - start)
     start = time.perf_counter()
@@ -129,10 +120,7 @@ def _descended(
         sets["train"],
         validation_data=sets.get("val"),
         epochs=epochs or policy.epochs,
-        callbacks=[*run.early_stopping("head"), *(run.callbacks if alone else [])],
-        class_weight=run.class_weights,
-        verbose=run.verbose,
-        shuffle=False,  # the data sets shuffle themselves
+        **run.fit_options("head", with_callbacks=alone),
     )
     done.add("head", history, 0.0)
     kernel, bias = head.layers[-1].get_weights()

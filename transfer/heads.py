@@ -18,7 +18,7 @@ GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
 """Values of C that may be chosen, strong regularisation first: wide enough for noise and for separable classes."""
 
 START = GRID[5]
-"""Where the search begins, about 3: what photos want, or next to it."""
+"""Where the search begins, about 3: below `DEFAULT_C`, since the search tries weaker regularisation first."""
 
 DEFAULT_C = 10.0
 """Where nothing can be left out to choose by, as with one picture per class: the middle of what photos want."""

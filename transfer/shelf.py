@@ -309,8 +309,8 @@ def _reason(error: Exception) -> str:
 def _cannot_write(folder: Path, error: Exception) -> InputError:
     return InputError(
         f"Cannot write features to {str(folder)!r}: {_reason(error)}. Free space (python -m transfer.features "
-        "--clear), set the environment variable TRANSFER_CACHE to a folder that can be written to, on a disk with "
-        "room, or do without: cache=False. What was written before is kept."
+        "--clear), or set the environment variable TRANSFER_CACHE to a folder that can be written to, on a disk with "
+        "room. What was written before is kept."
     )
 
 

@@ -6,17 +6,17 @@ import functools
 import itertools
 import logging
 import math
+import os
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from transfer import boundary, features, pipeline
+from transfer import boundary, pipeline
 from transfer.cache import FeatureCache
-from transfer.engines import make_engine
+from transfer.errors import InputError
 from transfer.features import Features
 from transfer.strategy import scope_of
 from transfer.training_run import Run, TrainingLog
@@ -50,12 +50,10 @@ def boundary_of(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
     """
     if None in model.input_shape[1:] or getattr(model.distribute_strategy, "num_replicas_in_sync", 1) > 1:
         return None
-    if not any(layer.weights and not any(w.trainable for w in layer.weights) for layer in model.layers):
-        return None
     try:
         with scope_of(model):
             trunk, tail = boundary.split_at_frozen_boundary(model, ignore_noise=True)
-    except boundary.InputError:  # its first layer trains
+    except InputError:  # its first layer trains
         return None
     return (trunk, tail) if any(len(weight.shape) > 1 for weight in trunk.weights) else None
 
@@ -87,7 +85,8 @@ def train_tail(run: Run, done: TrainingLog, epochs: int, phase: str) -> bool:
     if not _has_room(run.cache or FeatureCache(), size * (views * len(run.data.train) + len(run.data.val))):
         return False
     start = time.perf_counter()
-    cached = _extract(run, trunk, views)
+    # In full precision: what is trained on it is the model that is saved.
+    cached = run.extract(trunk, views=views, name="frozen part", precision="float32")
     done.note_features(cached, time.perf_counter() - start)
     done.views = views
     start = time.perf_counter()
@@ -101,10 +100,7 @@ def train_tail(run: Run, done: TrainingLog, epochs: int, phase: str) -> bool:
         _batches(run, cached["train"], run.data.train.labels, views, training=True),
         validation_data=_batches(run, cached["val"], run.data.val.labels, 1) if "val" in cached else None,
         epochs=epochs,
-        callbacks=[*run.early_stopping("fine-tune"), *run.callbacks],
-        class_weight=run.class_weights,
-        verbose=run.verbose,
-        shuffle=False,  # the data sets shuffle themselves
+        **run.fit_options("fine-tune"),
     )
     done.add(phase, history, time.perf_counter() - start)
     return True
@@ -112,8 +108,8 @@ def train_tail(run: Run, done: TrainingLog, epochs: int, phase: str) -> bool:
 
 def _has_room(cache: FeatureCache, size: int) -> bool:
     """Say whether so many bytes may be kept; where not, say what happens instead."""
-    folder = next(place for place in (cache.folder, *cache.folder.parents) if place.exists())
-    room = SHARE * min(cache.limit, shutil.disk_usage(Path(folder)).free)
+    folder = next(place for place in (cache.folder, *cache.folder.parents) if os.path.exists(place))
+    room = SHARE * min(cache.limit, shutil.disk_usage(folder).free)
     if size > room:
         log.warning(
             "The frozen part gives %.1f GB for these pictures, more than the %.1f GB that may be kept: it runs anew "
@@ -122,20 +118,6 @@ def _has_room(cache: FeatureCache, size: int) -> bool:
             room / 1e9,
         )
     return size <= room
-
-
-def _extract(run: Run, trunk: keras.Model, views: int) -> dict[str, Features]:
-    """Run the frozen part, in full precision: what is trained on it is the model that is saved."""
-    options: dict[str, Any] = {
-        "image_size": run.image_size,
-        "engine": make_engine(trunk, engine=run.engine, precision="float32", batch_size=features.BATCH_SIZE),
-        "cache": run.cache,
-    }
-    changes: dict[str, Any] = {"views": views, "augment": run.augment, "flip": run.flip, "seed": run.seed}
-    cached = {"train": features.extract(trunk, run.data.train, name="frozen part", **options, **changes)}
-    if len(run.data.val):
-        cached["val"] = features.extract(trunk, run.data.val, name="frozen part, val", **options)
-    return cached
 
 
 def _batches(run: Run, cached: Features, labels: np.ndarray, views: int, *, training: bool = False) -> Any:

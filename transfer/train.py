@@ -69,7 +69,7 @@ def run(config: TrainConfig) -> Path:
     strategy.start_quietly()
     import keras
 
-    from transfer import cuts, datasets, report
+    from transfer import cuts, datasets, graphs, report
     from transfer.backbones import load_backbone
 
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
@@ -80,6 +80,8 @@ def run(config: TrainConfig) -> Path:
     log.info("%s: %s", data.name, _sizes(data))
     if config.cut is not None:
         cuts.cuts_of(base, config.cut)  # before the quick look
+    if config.unfreeze_from is not None:
+        graphs.find_first(base, config.unfreeze_from)
     case, similarity = _advise(config, data, base)
     model = _build(config, case, base, data, devices)
     with report.run_folder(config.output, f"{data.name}-{case}") as folder:

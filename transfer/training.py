@@ -204,10 +204,7 @@ def _train_all(run: Run, done: TrainingLog, epochs: int, phase: str) -> None:
         if len(run.data.val)
         else None,
         epochs=epochs,
-        callbacks=[*run.early_stopping("fine-tune"), *run.callbacks],
-        class_weight=run.class_weights,
-        verbose=run.verbose,
-        shuffle=False,  # the data sets shuffle themselves
+        **run.fit_options("fine-tune"),
     )
     done.add(phase, history, time.perf_counter() - start)
 

@@ -11,7 +11,8 @@ import keras
 
 from transfer.cache import FeatureCache
 from transfer.datasets import ImageData
-from transfer.features import Features
+from transfer.engines import make_engine
+from transfer.features import BATCH_SIZE, Features, extract
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,32 @@ class Run:
     seed: int
     callbacks: list[keras.callbacks.Callback]
     verbose: str | int
+
+    def extract(
+        self, trunk: keras.Model, *, views: int, name: str = "", precision: str = "auto"
+    ) -> dict[str, Features]:
+        """Run a frozen part once over the training pictures, in views, and over those for validation, as they are."""
+        run = make_engine(trunk, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
+        options: dict[str, Any] = {"image_size": self.image_size, "engine": run, "cache": self.cache}
+        changes: dict[str, Any] = {
+            "views": views,
+            "augment": self.augment,
+            "flip": self.flip,
+            "seed": self.seed,
+        }
+        cached = {"train": extract(trunk, self.data.train, name=f"train {name}", **options, **changes)}
+        if len(self.data.val):
+            cached["val"] = extract(trunk, self.data.val, name=f"val {name}", **options)
+        return cached
+
+    def fit_options(self, phase: str, *, with_callbacks: bool = True) -> dict[str, Any]:
+        """The arguments of Keras' `fit` that all phases share."""
+        return {
+            "callbacks": [*self.early_stopping(phase), *(self.callbacks if with_callbacks else [])],
+            "class_weight": self.class_weights,
+            "verbose": self.verbose,
+            "shuffle": False,  # the data sets shuffle themselves
+        }
 
     def early_stopping(self, phase: str) -> list[keras.callbacks.Callback]:
         """What ends a phase when validation gets no better, and takes the best weights back."""
