@@ -111,13 +111,13 @@ def test_init_auto_stays_with_pre_trained_weights_that_succeed(colors):
     assert "from-scratch" not in done.history["phase"] and done.init == "pretrained"
 
 
-def test_early_stopping_gives_the_best_weights_back(shuffled_folder):
-    data = load_data(shuffled_folder)  # learning these by heart makes validation worse
-    model = built("large-similar", learning_rate=0.03)
-    done = fit(model, data, epochs=5, verbose=0, augment="none")
-    losses = [row["val_loss"] for row in done.rows if row["phase"] == "fine-tune"]
-    assert min(losses) < losses[-1]
-    assert evaluate(model, data, split="val").loss == pytest.approx(min(losses), rel=1e-3)
+def test_weights_that_validation_finds_much_worse_are_not_kept(shuffled_folder):
+    data = load_data(shuffled_folder, val=0.4)
+    model = built("large-similar", learning_rate=0.3)  # so fast that it ends anywhere
+    done = fit(model, data, epochs=4, verbose=0, augment="none")
+    best = max(row["val_accuracy"] for row in done.rows)
+    error = np.sqrt(best * (1 - best) / len(data.val))
+    assert evaluate(model, data, split="val").accuracy >= best - error - 1e-6
 
 
 def test_one_seed_gives_one_result_and_another_seed_another(colors):

@@ -71,7 +71,7 @@ class Policy:
         cut: keep up to the classifier (`"top"`) or only the early blocks (`"early"`).
         frozen: whether the kept layers stay as they are.
         learning_rate: of Adam, for the layers that train.
-        epochs: passes over the training data, at most.
+        epochs: passes over the training data, at most, where the head trains in epochs; None goes by the data's size.
         idea: the case in half a sentence, for people.
     """
 
@@ -79,13 +79,13 @@ class Policy:
     cut: str
     frozen: bool
     learning_rate: float
-    epochs: int
+    epochs: int | None
     idea: str
 
 
 # Head: one Dense layer on scaled features bears thrice Adam's default rate and needs a third of the epochs
-# for it; they cost milliseconds, and early stopping ends them. Everything: a tenth of the default rate keeps
-# pre-trained features from being torn; ten passes are what a laptop bears.
+# for it; they cost milliseconds, and early stopping ends them. Everything: a third of the default rate, warmed
+# up and brought down to 0, keeps pre-trained features from being torn.
 POLICIES: dict[Case, Policy] = {
     Case.SMALL_SIMILAR: Policy(
         1, "top", True, 3e-3, 100, "slice off the classifier, freeze everything, train a new head"
@@ -94,10 +94,10 @@ POLICIES: dict[Case, Policy] = {
         2, "early", True, 3e-3, 100, "keep only the early layers, freeze them, train a new head"
     ),
     Case.LARGE_SIMILAR: Policy(
-        3, "top", False, 1e-4, 10, "new head, start from the pre-trained weights, retrain everything"
+        3, "top", False, 3e-4, None, "new head, start from the pre-trained weights, retrain everything"
     ),
     Case.LARGE_DIFFERENT: Policy(
-        4, "top", False, 1e-4, 10, "new head, retrain everything, from random weights where that is better"
+        4, "top", False, 3e-4, None, "new head, retrain everything, from random weights where that is better"
     ),
 }
 

@@ -120,7 +120,7 @@ def _descended(
         sets["train"],
         validation_data=sets.get("val"),
         epochs=epochs or policy.epochs,
-        **run.fit_options("head", with_callbacks=alone),
+        **run.fit_options([*run.early_stopping(), *(run.callbacks if alone else [])]),
     )
     done.add("head", history, 0.0)
     kernel, bias = head.layers[-1].get_weights()

@@ -80,23 +80,58 @@ def take_look(
     """
     chosen = some_of_each(data.train.labels, max_images, seed)
     some = data.train.take(chosen.tolist())
-    classes, labels = np.unique(some.labels, return_inverse=True)
+    return look_at(
+        some, base, image_size=data.image_size, preprocessing=preprocessing, engine=engine, cache=cache
+    )
+
+
+def look_at(
+    pictures: Split,
+    base: keras.Model,
+    *,
+    image_size: tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+    engine: str = "auto",
+    cache: FeatureCache | None = None,
+) -> Look:
+    """Run a network once over pictures.
+
+    Args:
+        pictures: all of these.
+        base: a pre-trained network, best with its own classifier.
+        image_size: height and width where the network takes any; None is 224.
+        preprocessing: see `builders.build`.
+        engine: one of `engines.ENGINES`.
+        cache: where features are kept; None is the user's own cache.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        InputError: the network has no graph, or gives NaN on these pictures.
+
+    Example:
+        >>> from transfer.datasets import load_data
+        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+        >>> look_at(load_data("emoji").test.take(range(9)), base).taps["block_16_project_BN"].shape
+        (9, 112)
+    """
+    classes, labels = np.unique(pictures.labels, return_inverse=True)
     height, width = base.input_shape[1:3]
-    size = (height, width) if height and width else data.image_size or (224, 224)
+    size = (height, width) if height and width else image_size or (224, 224)
     whole = surgery.clone(base, image_size=size, preprocess=preprocessing_of(base, preprocessing))
     tapped, names = _tapped(base, whole)
     # In full precision: differences between layers are small.
-    seen = extract(
-        tapped, some, image_size=size, engine=engine, precision="float32", cache=cache, name="looking"
-    )
-    parts = dict(zip(names, seen.parts(range(len(some))), strict=True))
+    options: dict[str, Any] = {"image_size": size, "engine": engine, "precision": "float32", "cache": cache}
+    seen = extract(tapped, pictures, name="looking", **options)
+    parts = dict(zip(names, seen.parts(range(len(pictures))), strict=True))
     old = as_probabilities(parts.pop("old")) if "old" in parts else None
     shifts = {
         layer.name: batchnorm_shift(layer, parts.pop(f"{layer.name}/mean"), parts.pop(f"{layer.name}/square"))
         for layer in _watched(whole)
     }
-    taps = {name: part.reshape(len(some), -1) for name, part in parts.items()}
-    return Look(some, labels, len(classes), taps, old, shifts)
+    taps = {name: part.reshape(len(pictures), -1) for name, part in parts.items()}
+    return Look(pictures, labels, len(classes), taps, old, shifts)
 
 
 def _tapped(base: keras.Model, whole: keras.Model) -> tuple[keras.Model, list[str]]:

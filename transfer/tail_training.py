@@ -67,7 +67,7 @@ def train_tail(run: Run, done: TrainingLog, epochs: int, phase: str) -> bool:
     Args:
         run: what was asked for.
         done: what happened; more is written to it.
-        epochs: at most so many.
+        epochs: so many.
         phase: what to call it in the log.
 
     Returns:
@@ -100,7 +100,7 @@ def train_tail(run: Run, done: TrainingLog, epochs: int, phase: str) -> bool:
         _batches(run, cached["train"], run.data.train.labels, views, training=True),
         validation_data=_batches(run, cached["val"], run.data.val.labels, 1) if "val" in cached else None,
         epochs=epochs,
-        **run.fit_options("fine-tune"),
+        **run.fit_options(run.schedule(epochs, done)),
     )
     done.add(phase, history, time.perf_counter() - start)
     return True

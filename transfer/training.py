@@ -12,12 +12,12 @@ import numpy as np
 from transfer import features, pipeline, tail_training
 from transfer.builders import start_over, unfreeze
 from transfer.cache import FeatureCache
-from transfer.cases import POLICIES, Case
 from transfer.datasets import ImageData, flips_are_safe
 from transfer.errors import InputError, unknown
 from transfer.features import input_size
 from transfer.head_training import train_head
 from transfer.pipeline import make_dataset
+from transfer.schedules import epochs_for
 from transfer.strategy import allow_uneven_batches
 from transfer.training_run import Run, TrainingLog
 
@@ -55,12 +55,14 @@ def fit(
     it gave, from zero: as good as training through the trunk, for one forward pass. Otherwise the head is
     trained so first, where the weights are pre-trained, since a random head would tear them (LP-FT: Kumar
     et al. 2022, arXiv:2202.10054), and then everything that trains; where layers in front are frozen, they run
-    once too, and the epochs see the tail alone. The weights with the best validation loss stay.
+    once too, and the epochs see the tail alone. The learning rate warms up and falls to 0; where validation says that
+    the last weights are worse than earlier ones, those stay (see `schedules.KeepBetter`).
 
     Args:
         model: of the builders, compiled; its weights change.
         data: of `load_data`; its `test` pictures are not looked at.
-        epochs: at most so many; None is the case's own number (see `cases.POLICIES`).
+        epochs: so many, but that a head stops earlier where validation gets no better; None goes by the number of
+            pictures (see `schedules.epochs_for`), for a head by `cases.POLICIES`.
         batch_size: pictures per step, over all devices together.
         augment: a level of `augmentation.AUGMENTATIONS`, for training end to end; a frozen network sees each
             picture as it is, and changed so where there are several `views`.
@@ -127,8 +129,6 @@ def fit(
     if head_alone:
         train_head(run, done, epochs, alone=True)
         return done
-    case = plan.case if plan and not POLICIES[plan.case].frozen else Case.LARGE_SIMILAR
-    epochs = epochs or POLICIES[case].epochs
     if plan and plan.init != "random":
         train_head(run, done, None, alone=False)
     _train_all(run, done, epochs, "from-scratch" if done.init == "random" else "fine-tune")
@@ -179,7 +179,9 @@ def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, ba
         raise InputError(f"Expected epochs and batch_size of 1 or more. Received: {epochs}, {batch_size}.")
 
 
-def _train_all(run: Run, done: TrainingLog, epochs: int, phase: str) -> None:
+def _train_all(run: Run, done: TrainingLog, epochs: int | None, phase: str) -> None:
+    init = "random" if phase == "from-scratch" else "pretrained"
+    epochs = epochs or epochs_for(len(run.data.train), run.batch_size, init=init)
     if run.augment != "none" and not run.flip:
         log.info(
             "Augmentation mirrors no pictures: the classes are digits or letters, or it was asked not to."
@@ -204,7 +206,7 @@ def _train_all(run: Run, done: TrainingLog, epochs: int, phase: str) -> None:
         if len(run.data.val)
         else None,
         epochs=epochs,
-        **run.fit_options("fine-tune"),
+        **run.fit_options([*run.schedule(epochs, done), *run.callbacks]),
     )
     done.add(phase, history, time.perf_counter() - start)
 
@@ -219,7 +221,7 @@ def _succeeded(done: TrainingLog, data: ImageData) -> bool:
     return bool(best > guess + 2 * np.sqrt(guess * (1 - guess) / len(data.val)))
 
 
-def _fall_back(run: Run, done: TrainingLog, epochs: int) -> None:
+def _fall_back(run: Run, done: TrainingLog, epochs: int | None) -> None:
     """Start the same network from random weights; keep whichever has the better validation loss."""
     log.warning("From the pre-trained weights, validation is no better than guessing: trying random weights.")
     model = run.model

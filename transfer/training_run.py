@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +13,17 @@ from transfer.cache import FeatureCache
 from transfer.datasets import ImageData
 from transfer.engines import make_engine
 from transfer.features import BATCH_SIZE, Features, extract
+from transfer.schedules import KeepBetter, WarmupCosine
 
 log = logging.getLogger(__name__)
 
-PATIENCE = {"head": 10, "fine-tune": 3}
-"""Epochs without a better validation loss before training stops and takes the best weights back. A head's
-epochs are short and its loss is smooth; an epoch of the whole network is long and teaches much."""
+PATIENCE = 10
+"""Epochs without a better validation loss before a head stops training and takes the best weights back."""
 
 MIN_DELTA = 1e-3
 """A validation loss lower by less than this, in nats, is not better: the head of an easy problem would creep on."""
+
+_RATES = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 
 @dataclass
@@ -109,17 +111,17 @@ class Run:
             cached["val"] = extract(trunk, self.data.val, name=f"val {name}", **options)
         return cached
 
-    def fit_options(self, phase: str, *, with_callbacks: bool = True) -> dict[str, Any]:
+    def fit_options(self, callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, Any]:
         """The arguments of Keras' `fit` that all phases share."""
         return {
-            "callbacks": [*self.early_stopping(phase), *(self.callbacks if with_callbacks else [])],
+            "callbacks": list(callbacks),
             "class_weight": self.class_weights,
             "verbose": self.verbose,
             "shuffle": False,  # the data sets shuffle themselves
         }
 
-    def early_stopping(self, phase: str) -> list[keras.callbacks.Callback]:
-        """What ends a phase when validation gets no better, and takes the best weights back."""
+    def early_stopping(self) -> list[keras.callbacks.Callback]:
+        """What ends a head's training when validation gets no better, and takes the best weights back."""
         if not len(self.data.val):
             log.warning(
                 "There are no validation pictures: training runs all its epochs and keeps the last weights."
@@ -127,6 +129,21 @@ class Run:
             return []
         return [
             keras.callbacks.EarlyStopping(
-                "val_loss", min_delta=MIN_DELTA, patience=PATIENCE[phase], restore_best_weights=True
+                "val_loss", min_delta=MIN_DELTA, patience=PATIENCE, restore_best_weights=True
             )
         ]
+
+    def schedule(self, epochs: int, done: TrainingLog) -> list[keras.callbacks.Callback]:
+        """What sets the learning rate where more than a head trains, and takes better weights back."""
+        found: list[keras.callbacks.Callback] = []
+        optimizer = self.model.optimizer
+        own = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+        if not own and not any(isinstance(callback, _RATES) for callback in self.callbacks):
+            steps = epochs * -(-len(self.data.train) // self.batch_size)
+            peak = float(keras.ops.convert_to_numpy(optimizer.learning_rate))  # of mirrored ones too
+            found.append(WarmupCosine(peak=peak, steps=steps))
+        if not len(self.data.val):
+            log.warning("There are no validation pictures: training keeps the last weights.")
+            return found
+        start = done.rows[-1].get("val_accuracy") if done.rows and done.init != "random" else None
+        return [*found, KeepBetter(count=len(self.data.val), start=start)]
