@@ -70,7 +70,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path | None = None, *, limit: int = LIMIT) -> None:
-        self.folder = (_default_folder() if folder is None else Path(folder)).absolute()
+        self.folder = (default_folder() if folder is None else Path(folder)).absolute()
         self.limit = limit
         self._unseen = float("inf")  # bytes appended by this process since the sizes were summed
 
@@ -171,11 +171,25 @@ class FeatureCache:
         return sorted((f for f in self.folder.glob("*-*-*.shelf") if f.is_dir()), key=_last_used)
 
 
-def _default_folder() -> Path:
+def default_folder() -> Path:
+    """Say where things are kept from run to run.
+
+    Returns:
+        What the environment variable TRANSFER_CACHE says, or else the user's folder for caches.
+
+    Example:
+        >>> default_folder().name == "features" or "TRANSFER_CACHE" in os.environ
+        True
+    """
     from platformdirs import user_cache_path
 
     named = os.environ.get("TRANSFER_CACHE")
-    return Path(named).expanduser() if named else user_cache_path("transfer", appauthor=False) / "features"
+    # Path.expanduser would stop at a user who does not exist.
+    return (
+        Path(os.path.expanduser(named))
+        if named
+        else user_cache_path("transfer", appauthor=False) / "features"
+    )
 
 
 def _key(folder: Path) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from transfer.cache import default_folder
+from transfer.check_memory import CheckMemory
 from transfer.data_report import FEWEST, DataReport, Same
 from transfer.duplicates import perceptual_hash
-from transfer.pictures import BadPictureError, is_picture, look, reason, to_rgb_array
+from transfer.pictures import MOST_PIXELS, BadPictureError, is_picture, look, reason, to_rgb_array
 from transfer.splitting import Found, Split
 
 MOST_BYTES = 2**30
@@ -30,8 +34,12 @@ ODD_SHARE = 0.01
 ODD_SIZE = 16.0
 """Times as many pixels as the median picture, or as few, from which a size is odd."""
 
+_RULES = (
+    1  # count up when the check finds out something else about the same picture: then all are checked anew
+)
 _SIZE = (64, 64)  # what the perceptual hash looks at
 _THREADS = os.cpu_count() or 1
+_SLICE = 128  # files that a thread looks at from outside at a time
 _CHUNK = 2048  # pictures handed to the threads at a time: a job for each of a million would cost gigabytes
 
 
@@ -62,6 +70,8 @@ class Checked(NamedTuple):
 def check_all(pictures: Sequence[Any], *, progress: bool = True) -> list[Checked]:
     """Check every picture, some at a time.
 
+    What was found out about a file is remembered, and given again while the file has not changed.
+
     Args:
         pictures: paths, encoded pictures as bytes, or arrays of shape (H, W[, C]), 0 to 255.
         progress: show a bar when there are many.
@@ -76,15 +86,64 @@ def check_all(pictures: Sequence[Any], *, progress: bool = True) -> list[Checked
     bar = tqdm(
         total=len(pictures), desc="checking", unit=" pictures", disable=not progress or len(pictures) < 2000
     )
-    with bar, ThreadPoolExecutor(_THREADS) as pool:
+    found: list[Checked] = []
+    with (
+        bar,
+        CheckMemory(default_folder(), rules=_rules()) as memory,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        for start in range(0, len(pictures), _CHUNK):
+            places = range(start, min(start + _CHUNK, len(pictures)))
+            # Others are read by the threads: all of these at once may not fit into memory.
+            paths = [pictures[i] for i in places] if isinstance(pictures[start], str) else []
+            if paths and all(isinstance(path, str) for path in paths):
+                found += _check_files(paths, memory, pool)
+            else:
+                found += pool.map(lambda i: check(pictures[i]), places)
+            bar.update(len(places))
+    return found
 
-        def found() -> Iterator[Checked]:
-            for start in range(0, len(pictures), _CHUNK):
-                places = range(start, min(start + _CHUNK, len(pictures)))
-                yield from pool.map(lambda i: check(pictures[i]), places)
-                bar.update(len(places))
 
-        return list(found())
+def _check_files(paths: Sequence[str], memory: CheckMemory, pool: ThreadPoolExecutor) -> list[Checked]:
+    """Check those files that have changed since they were checked last, or were bad then."""
+    slices = [paths[i : i + _SLICE] for i in range(0, len(paths), _SLICE)]
+    stamps = [stamp for some in pool.map(memory.stamp, slices) for stamp in some]
+    rows = memory.recall(stamps)
+    new = [i for i, row in enumerate(rows) if row is None]
+    fresh = list(pool.map(check, [paths[i] for i in new]))
+    memory.remember([stamps[i] for i in new], [_row(one) for one in fresh])
+    found = iter(fresh)
+    return [next(found) if row is None else _from_row(*row) for row in rows]
+
+
+def _row(one: Checked) -> tuple[Any, ...] | None:
+    """Give what is remembered; a problem is looked at anew each time, since it may be the disk's."""
+    return None if one.problem else (one.digest, one.hash.hex(), *one[3:])
+
+
+def _from_row(digest: str, hash: str, *rest: Any) -> Checked:
+    return Checked("", digest, bytes.fromhex(hash), *rest)
+
+
+def _rules() -> str:
+    """Name all that the check's answer depends on but the picture."""
+    return repr((_RULES, Checked._fields, _SIZE, MOST_BYTES, MOST_PIXELS, *_libraries()))
+
+
+@cache
+def _libraries() -> tuple[str, ...]:
+    """Their versions, read without loading those that only new pictures need."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from PIL import features
+
+    found = [platform.machine(), str(features.version_codec("jpg")), str(features.version_module("webp"))]
+    for name in ("Pillow", "ImageHash", "numpy", "scipy"):
+        try:
+            found.append(version(name))
+        except PackageNotFoundError:
+            found.append("")
+    return tuple(found)
 
 
 def check(picture: str | bytes | np.ndarray) -> Checked:
@@ -233,13 +292,15 @@ def _odd(formats: Sequence[str], sizes: np.ndarray, names: Sequence[str]) -> tup
     usual = counts.most_common(1)[0][0]
     pixels = sizes.prod(axis=1)
     median = max(float(np.median(pixels)), 1.0)
+    far = ~((median / ODD_SIZE < pixels) & (pixels < median * ODD_SIZE))
+    rare = {kind for kind, count in counts.items() if kind != usual and count < ODD_SHARE * len(names)}
     found = []
-    for i, name in enumerate(names):
+    for name, kind, size, strange in zip(names, formats, sizes.tolist(), far.tolist(), strict=True):
         what = []
-        if formats[i] != usual and counts[formats[i]] < ODD_SHARE * len(names):
-            what.append(f"{formats[i]} among {usual}")
-        if not median / ODD_SIZE < pixels[i] < median * ODD_SIZE:
-            what.append(f"{sizes[i, 0]}x{sizes[i, 1]} pixels")
+        if kind in rare:
+            what.append(f"{kind} among {usual}")
+        if strange:
+            what.append(f"{size[0]}x{size[1]} pixels")
         if what:
             found.append((name, ", ".join(what)))
     return tuple(found)

@@ -13,6 +13,7 @@ import math
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 
 from transfer import graphs, surgery
 from transfer.cache import FeatureCache
+from transfer.check_memory import forget
 from transfer.datasets import ImageData, Split
 from transfer.engines import Engine, make_engine
 from transfer.errors import InputError
@@ -52,6 +54,8 @@ class Features:
         computed: for how many pictures the network ran; the others were there already.
         engine: what ran it, such as `"openvino bfloat16"`; empty where nothing was computed.
         shapes: of what each output of the network gives for a picture.
+        seconds_per_picture: of reading and running the network, after the first batch, which waits for what is done
+            once; None where no more was computed.
     """
 
     shelf: Shelf
@@ -59,6 +63,7 @@ class Features:
     computed: int
     engine: str
     shapes: tuple[tuple[int, ...], ...]
+    seconds_per_picture: float | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -155,6 +160,7 @@ def extract(
     for view in range(1, views):
         digests += [_changed(picture, f"{augment} {flip} {seed} {view}") for picture in pictures]
     missing = _first_of_each(digests, shelf.find(digests) < 0)
+    clock: list[tuple[float, int]] = []
     for view in range(views):
         wanted = missing[missing // len(split) == view]
         if len(wanted):
@@ -168,10 +174,17 @@ def extract(
                 keys=keys,
             )
             title = f"{name}, view {view + 1} of {views}" if views > 1 else name
-            for places, values in _chunks(run, batches, len(wanted), title):
+            for places, values in _chunks(run, batches, len(wanted), title, clock):
                 shelf.append([digests[i] for i in wanted[places]], values)
     shapes = tuple(tuple(tensor.shape[1:]) for tensor in trunk.outputs)
-    return Features(shelf, shelf.find(digests), len(missing), run.name if len(missing) else "", shapes)
+    ran_by = run.name if len(missing) else ""
+    return Features(shelf, shelf.find(digests), len(missing), ran_by, shapes, _per_picture(clock))
+
+
+def _per_picture(clock: Sequence[tuple[float, int]]) -> float | None:
+    if len(clock) < 2:
+        return None
+    return (clock[-1][0] - clock[0][0]) / sum(count for _, count in clock[1:])
 
 
 def check_views(views: int, augment: str) -> None:
@@ -238,7 +251,9 @@ def _first_of_each(digests: Sequence[str], wanted: np.ndarray) -> np.ndarray:
     return np.array(found, "int64")
 
 
-def _chunks(run: Engine, batches: Any, count: int, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+def _chunks(
+    run: Engine, batches: Any, count: int, name: str, clock: list[tuple[float, int]]
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Run the network; give the values of some pictures at a time, with their places."""
     held: list[np.ndarray] = []
     start, size = 0, 0
@@ -247,6 +262,7 @@ def _chunks(run: Engine, batches: Any, count: int, name: str) -> Iterator[tuple[
             held.append(run(images.numpy()))
             size += held[-1].nbytes
             bar.update(len(held[-1]))
+            clock.append((time.perf_counter(), len(held[-1])))
             if size >= CHUNK_BYTES:
                 yield _joined(held, start)
                 start, size, held = start + sum(map(len, held)), 0, []
@@ -339,7 +355,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = FeatureCache()
     try:
         if options.clear:
-            sys.stdout.write(f"Removed {cache.clear() / 1e6:,.1f} MB from {cache.folder}.\n")
+            freed = cache.clear() + forget(cache.folder)  # with what the check of pictures remembers
+            sys.stdout.write(f"Removed {freed / 1e6:,.1f} MB from {cache.folder}.\n")
         else:
             sys.stdout.write(_listing(cache))
     except InputError as error:

@@ -136,17 +136,20 @@ def read_folder(folder: Path) -> Found:
     parts = {}
     for split, of_class in classes.items():
         files = [(file, label_of[c]) for c, files in of_class.items() for file in files]
-        paths = [str(file) for file, _ in files]
         labels = np.array([label for _, label in files], "int64")
-        parts[split] = Split(paths, labels, [file.relative_to(folder).as_posix() for file, _ in files])
+        parts[split] = Split([file for file, _ in files], labels, [walk.name(file) for file, _ in files])
     return Found(parts, names, walk.skipped, walk.ignored)
 
 
 class _Walk:
-    """Lists folders, and notes what lies in them that cannot be used."""
+    """Lists folders, and notes what lies in them that cannot be used.
+
+    Files are text, since a `Path` for each of many costs more than to find them.
+    """
 
     def __init__(self, top: Path) -> None:
         self.top = top
+        self._start = len(_start(top))
         self.skipped: list[tuple[str, str]] = []
         self.ignored: list[str] = []
         self._noted: set[str] = set()
@@ -156,15 +159,15 @@ class _Walk:
             with contextlib.suppress(OSError):
                 self._above.add(_identity(path))
 
-    def name(self, path: Path) -> str:
-        return path.relative_to(self.top).as_posix()
+    def name(self, path: str | Path) -> str:
+        return str(path)[self._start :].replace(os.sep, "/") or "."
 
-    def skip(self, path: Path, why: str) -> None:
+    def skip(self, path: str | Path, why: str) -> None:
         if (name := self.name(path)) not in self._noted:  # the top is listed more than once
             self._noted.add(name)
             self.skipped.append((name, why))
 
-    def listed(self, folder: Path) -> tuple[list[Path], list[Path]]:
+    def listed(self, folder: Path) -> tuple[list[Path], list[str]]:
         """Give the sub-folders and the files, each sorted by name."""
         folders, files = [], []
         try:
@@ -176,8 +179,9 @@ class _Walk:
             return [], []
         inside = [path for path in (folder, *folder.parents) if path.is_relative_to(self.top)]
         above = self._above | {_identity(path) for path in inside}
+        start = _start(folder)
         for entry in entries:
-            path = folder / entry.name
+            path = start + entry.name
             if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
                 continue
             try:
@@ -190,16 +194,17 @@ class _Walk:
             if circular:
                 self.skip(path, "a link to a folder that it lies in")
             elif stat.S_ISDIR(mode):
-                folders.append(path)
+                folders.append(folder / entry.name)
             elif stat.S_ISREG(mode):
                 files.append(path)
             else:
                 self.skip(path, "not a file")
         return folders, files
 
-    def pictures(self, folder: Path) -> list[Path]:
+    def pictures(self, folder: Path) -> list[str]:
         """Give the pictures in a folder, however deep, sorted; links may lead in circles."""
-        found, seen, waiting = [], set(), [folder]
+        found: list[str] = []
+        seen, waiting = set(), [folder]
         while waiting:
             here = waiting.pop()
             if (identity := _identity(here)) not in seen:
@@ -207,15 +212,15 @@ class _Walk:
                 folders, files = self.listed(here)
                 waiting += reversed(folders)
                 found += [file for file in files if self.is_picture(file)]
-        return sorted(found)
+        return sorted(found, key=lambda file: file.split(os.sep))  # folder by folder
 
-    def is_picture(self, file: Path) -> bool:
+    def is_picture(self, file: str) -> bool:
         """Tell whether a file is meant to be a picture that can be read; note what else it is."""
-        kind = file.suffix.lower()
+        kind = os.path.splitext(file)[1].lower()
         if kind in EXTENSIONS:
             return True
         try:
-            with file.open("rb") as stream:
+            with open(file, "rb") as stream:
                 if is_picture(stream.read(16)):
                     return True
         except OSError as error:
@@ -228,7 +233,12 @@ class _Walk:
         return False
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _start(folder: Path) -> str:
+    """Give what the paths of a folder's files start with, as `folder / name` writes them."""
+    return os.path.join("" if folder == Path() else str(folder), "")
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
@@ -264,21 +274,21 @@ def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
     return {split: inside[name] for name, split in called.items()}
 
 
-def _skip_loose(files: Sequence[Path], walk: _Walk) -> None:
+def _skip_loose(files: Sequence[str], walk: _Walk) -> None:
     for file in files:
         if walk.is_picture(file):
             walk.skip(file, "lies in no folder of a class")
 
 
-def _classes(root: Path, walk: _Walk) -> dict[str, list[Path]]:
+def _classes(root: Path, walk: _Walk) -> dict[str, list[str]]:
     """Give the pictures by class; two folders that are called the same but for Unicode's form are one class."""
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[str]] = {}
     for folder in walk.listed(root)[0]:
         found.setdefault(printable(folder.name), []).extend(walk.pictures(folder))
     return found
 
 
-def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[Path]]], walk: _Walk) -> None:
+def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[str]]], walk: _Walk) -> None:
     names = sorted(found["train"])
     kinds = ", ".join(sorted(EXTENSIONS))
     empty = [name for name in names if not found["train"][name]]

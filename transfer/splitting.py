@@ -46,13 +46,14 @@ class Split:
     def take(self, positions: Sequence[int] | np.ndarray) -> Split:
         """Give the pictures at `positions`, in that order, as a new split; none is read."""
         picked = np.asarray(positions, "int64").reshape(-1)
+        each = picked.tolist()
         return replace(
             self,
             pictures=_Picked(self.pictures, picked),
             labels=self.labels[picked],
-            names=[self.names[p] for p in picked],
-            groups=[self.groups[p] for p in picked] if len(self.groups) else (),
-            digests=[self.digests[p] for p in picked] if len(self.digests) else (),
+            names=[self.names[p] for p in each],
+            groups=[self.groups[p] for p in each] if len(self.groups) else (),
+            digests=[self.digests[p] for p in each] if len(self.digests) else (),
         )
 
     def picture(self, position: int, size: tuple[int, int]) -> np.ndarray:
@@ -232,23 +233,30 @@ def _units(pictures: Split, same: np.ndarray) -> list[_Unit]:
     ]
     count = len(pictures)
     pairs = [np.stack([np.arange(count), count * (i + 1) + link], axis=1) for i, link in enumerate(links)]
-    together = join(count * (len(links) + 1), np.concatenate(pairs))[:count]
+    together = join(count * (len(links) + 1), np.concatenate(pairs))[:count].tolist()
     members: dict[int, list[int]] = {}
-    for i in sorted(range(count), key=lambda i: pictures.names[i]):
-        members.setdefault(int(together[i]), []).append(i)
+    for i in sorted(range(count), key=pictures.names.__getitem__):
+        members.setdefault(together[i], []).append(i)
+    numbers, labels = (
+        np.asarray(same).tolist(),
+        pictures.labels.tolist(),
+    )  # an array's items one by one are slow
     units = []
     for positions in members.values():
-        shown = {(int(same[i]), int(pictures.labels[i])) for i in positions}
-        weights = Counter(label for _, label in shown)
+        shown = {(numbers[i], labels[i]) for i in positions}
+        weights: dict[int, int] = {}
+        for _, label in shown:
+            weights[label] = weights.get(label, 0) + 1
         home = min(weights, key=lambda label: (-weights[label], label))
-        units.append(_Unit(positions, dict(weights), home, len({number for number, _ in shown}) < len(shown)))
+        units.append(_Unit(positions, weights, home, len({number for number, _ in shown}) < len(shown)))
     return units
 
 
 def _total(units: Sequence[_Unit]) -> Counter[int]:
     total: Counter[int] = Counter()
     for unit in units:
-        total.update(unit.weights)
+        for label, count in unit.weights.items():
+            total[label] += count
     return total
 
 
