@@ -34,6 +34,8 @@ class Look:
         old: probabilities of the network's own classes, shape (N, old classes); None where it has none.
         shifts: how far the pictures' statistics are from those of the pre-training, by BatchNormalization in the
             order of the network (see `batchnorm_shift`); empty where there is none.
+        image_size: height and width at which the network saw them.
+        seconds_per_picture: that this took (see `features.Features`); None where it was known already.
     """
 
     pictures: Split
@@ -42,6 +44,8 @@ class Look:
     taps: dict[str, np.ndarray]
     old: np.ndarray | None
     shifts: dict[str, float]
+    image_size: tuple[int, int] = (0, 0)
+    seconds_per_picture: float | None = None
 
 
 def take_look(
@@ -131,7 +135,7 @@ def look_at(
         for layer in _watched(whole)
     }
     taps = {name: part.reshape(len(pictures), -1) for name, part in parts.items()}
-    return Look(pictures, labels, len(classes), taps, old, shifts)
+    return Look(pictures, labels, len(classes), taps, old, shifts, size, seen.seconds_per_picture)
 
 
 def _tapped(base: keras.Model, whole: keras.Model) -> tuple[keras.Model, list[str]]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.transforms import Bbox
 
+from transfer.cases import SMALL_DATA
+from transfer.curves import LayerCurve
 from transfer.evaluation import Evaluation
 
 COLORS = {"frozen": "#8fb8de", "trained": "#f4a261", "new": "#e76f51", "cut": "#ffffff"}
@@ -207,8 +213,7 @@ def _groups(blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     size = -(-len(blocks) // _MOST_BLOCKS)
     groups: list[tuple[list[str], str]] = []
     for name, state in blocks:
-        for tail in ("_add", "_out", "_concat", "_project_bn", "_project_BN", "_relu", "_ac", "_pool"):
-            name = name.removesuffix(tail)
+        name = _short(name)
         if groups and groups[-1][1] == state and len(groups[-1][0]) < size and name != "old classifier":
             groups[-1][0].append(name)
         else:
@@ -216,6 +221,13 @@ def _groups(blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [
         (names[0] if len(names) == 1 else f"{names[0]} to\n{names[-1]}", state) for names, state in groups
     ]
+
+
+def _short(name: str) -> str:
+    """The name of a block, of that of the layer that ends it."""
+    for tail in ("_add", "_out", "_concat", "_project_bn", "_project_BN", "_relu", "_ac", "_pool"):
+        name = name.removesuffix(tail)
+    return name
 
 
 def _draw_block(axes: Any, x: float, y: float, name: str, state: str, height: float) -> None:
@@ -256,6 +268,161 @@ def _legend(axes: Any, states: set[str]) -> None:
         if state in states
     ]
     axes.legend(handles=patches, loc="upper right", ncols=len(patches), frameon=False, fontsize=8)
+
+
+def layer_curve_plot(curve: LayerCurve) -> Figure:
+    """Draw how well each layer tells the classes, in the order of the network, and where to cut.
+
+    Args:
+        curve: of `curves.layer_curve`.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> from transfer.curves import layer_curve
+        >>> x, labels = np.random.default_rng(0).normal(size=(40, 5)), np.arange(40) % 2
+        >>> curve = layer_curve({"early": x, "late": x + 3 * labels[:, None]}, labels, 2)
+        >>> layer_curve_plot(curve).axes[0].get_title(loc="left")
+        'How well each layer tells the classes: keep up to late'
+    """
+    names = [_fitting(_short(name)) for name in curve.names]
+    accuracy, together, (mean, deviation) = curve.accuracy, curve.together.accuracy, curve.chance
+    figure = _figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
+    axes = figure.add_subplot()
+    half = max(2 * deviation, 0.004)  # a band that can be seen
+    axes.axhspan(mean - half, mean + half, color="#d9d9d9", label=f"labels shuffled: {mean:.0%}", lw=0)
+    axes.axhline(together, color="#333333", linestyle="--", label=f"all layers together: {together:.0%}")
+    style: dict[str, Any] = {"color": "#4a7fb0", "ecolor": COLORS["frozen"], "capsize": 3, "ms": 5}
+    label = "one layer, with its standard error"
+    axes.errorbar(range(len(names)), accuracy, curve.standard_error, fmt="o-", label=label, **style)
+    title, cut = "No layer tells the classes better than shuffled labels would", None
+    if curve.signal:
+        cut = curve.names.index(curve.cut)
+        title = f"How well each layer tells the classes: keep up to {names[cut]}"
+        ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mew": 2.5, "color": COLORS["new"]}
+        axes.plot([cut], accuracy[[cut]], "o", label=f"advised cut: {accuracy[cut]:.0%}", **ring)
+        axes.axvline(cut, color=COLORS["new"], linestyle=":", zorder=0)
+    _layer_ticks(axes, names, cut)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylabel(f"right of {len(curve.labels):,} pictures, left out")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names with dollar signs are no formulas
+    return figure
+
+
+def _layer_ticks(axes: Any, names: Sequence[str], cut: int | None) -> None:
+    """Name layers below the axis: of very many every so many, and the cut in any case."""
+    step = -(-len(names) // 45)
+    shown = [i for i in range(0, len(names), step) if cut is None or abs(i - cut) >= step or i == cut]
+    shown = sorted({*shown, *([] if cut is None else [cut])})
+    axes.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=8)
+    if cut is not None:
+        axes.get_xticklabels()[shown.index(cut)].set(color=COLORS["new"], fontweight="bold")
+    axes.set_xlim(-0.6, len(names) - 0.4)
+
+
+def _fitting(name: str) -> str:
+    """A name, its middle left out where it is long."""
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+
+
+_CORNERS = (
+    # x and y in shares of the axes, colour and how strong, title
+    (0.985, 0.02, "frozen", 0.45, "1  small, similar\nfreeze all, train a new head"),
+    (0.015, 0.02, "frozen", 0.2, "2  small, different\nkeep and freeze the early layers"),
+    (0.985, 0.98, "trained", 0.4, "3  large, similar\nretrain everything"),
+    (0.015, 0.98, "new", 0.35, "4  large, different\nretrain everything, or from scratch"),
+)
+_LEAST, _MOST, _LINE = 1, 7, float(np.log10(SMALL_DATA))  # pictures, as powers of ten
+
+
+def four_cases_chart(
+    here: tuple[str, float, float], references: Sequence[tuple[str, float, float]]
+) -> Figure:
+    """Draw where data are among the four cases: by how much there is, and how like the pre-training's they are.
+
+    Args:
+        here: name, number of training pictures and similarity, 0 (different) to 1 (similar), of these data.
+        references: the same of others, to compare with.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> chart = four_cases_chart(("emoji", 344, 0.2), [("CIFAR-10", 50_000, 0.6)])
+        >>> [text.get_text() for text in chart.axes[0].texts][-2:]
+        ['emoji, 344 pictures', 'CIFAR-10']
+    """
+    figure = _figure(8.5, 6.2)
+    axes = figure.add_subplot()
+    axes.imshow(_soft_tints(), extent=(0, 1, _LEAST, _MOST), origin="lower", aspect="auto")
+    axes.axvline(0.5, color="white", lw=2, alpha=0.7)
+    axes.axhline(_LINE, color="white", lw=2, alpha=0.7)
+    for x, y, _, _, title in _CORNERS:
+        sides: dict[str, Any] = {"ha": "right" if x > 0.5 else "left", "va": "top" if y > 0.5 else "bottom"}
+        axes.text(x, y, title, transform=axes.transAxes, fontsize=9, color="#444444", **sides)
+    axes.set(xlim=(0, 1), ylim=(_LEAST, _MOST), ylabel="training pictures")
+    axes.set_xlabel("similarity to what the network was trained on: 0 different, 1 similar")
+    axes.set_yticks(range(_LEAST, _MOST + 1), [f"{10**power:,}" for power in range(_LEAST, _MOST + 1)])
+    axes.set_title("Which of the four cases: the borders are soft", loc="left", fontsize=11)
+    sets = [here, *references]
+    # What is off the chart is at its edge.
+    across = np.clip([similarity for _, _, similarity in sets], 0, 1)
+    up = np.clip(np.log10([max(count, 1) for _, count, _ in sets]), _LEAST, _MOST)
+    if references:  # an empty line would be at the corner of the figure
+        axes.plot(across[1:], up[1:], "o", color="#777777", ms=5, clip_on=False)
+    axes.plot(across[:1], up[:1], "*", color=COLORS["new"], mec="#333333", ms=22, clip_on=False)
+    names = [f"{_fitting(here[0])}, {here[1]:,.0f} pictures", *(_fitting(one[0]) for one in references)]
+    _name_dots(axes, names, np.stack([across, up], axis=1))
+    return figure
+
+
+def _soft_tints() -> np.ndarray:
+    """The quadrants' colours, running into each other: RGB from the lower left on."""
+    x = 1 / (1 + np.exp(-(np.linspace(0, 1, 200) - 0.5) / 0.02))
+    y = 1 / (1 + np.exp(-(np.linspace(_LEAST, _MOST, 200) - _LINE) / 0.12))
+    parts = [
+        np.multiply.outer(
+            np.outer(y if top > 0.5 else 1 - y, x if right > 0.5 else 1 - x),
+            1 - strength * (1 - np.array(to_rgb(COLORS[color]))),
+        )
+        for right, top, color, strength, _ in _CORNERS
+    ]
+    return np.sum(parts, axis=0)
+
+
+_SIDES = [
+    (x, y, {"ha": {-1: "right", 0: "center", 1: "left"}[x], "va": {-1: "top", 0: "center", 1: "bottom"}[y]})
+    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+]
+
+
+def _name_dots(axes: Any, names: Sequence[str], dots: np.ndarray) -> None:
+    """Write each name where it covers nothing, as near its dot as can be; the first is large."""
+    axes.figure.draw_without_rendering()
+    axes.figure.set_layout_engine("none")  # from here on the axes stay where they are
+    inside, unit = axes.get_window_extent(), axes.figure.dpi / 72
+    taken = [text.get_window_extent() for text in axes.texts]
+    for i, mark in enumerate(axes.transData.transform(dots)):
+        taken.append(Bbox([mark, mark]).padded(unit * (6 if i else 12)))
+    for i, name in enumerate(names):
+        style: dict[str, Any] = (
+            {"fontsize": 8, "color": "#444444"} if i else {"fontsize": 10, "weight": "bold"}
+        )
+        text = axes.annotate(name, dots[i], (0, 0), textcoords="offset points", parse_math=False, **style)
+        places: list[tuple[int, int, dict[str, Any]]] = []
+        for far, (x, y, sides) in itertools.product((1, 2, 3, 4.5), _SIDES):
+            place = {"position": (x * far * (7 if i else 13), y * far * (7 if i else 13)), **sides}
+            text.set(**place)
+            box = text.get_window_extent()
+            off = not (inside.contains(*box.min) and inside.contains(*box.max))
+            places.append((box.count_overlaps(taken) + 100 * off, len(places), place))
+        text.set(**min(places, key=lambda each: each[:2])[2])
+        taken.append(text.get_window_extent())
 
 
 class _Picture(Figure):
