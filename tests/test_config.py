@@ -18,6 +18,7 @@ OTHER = TrainConfig(
     weights="none",
     preprocessing="torch",
     case="large-similar",
+    time_budget="1h",
     cut="block_3",
     unfreeze_from="block_2",
     init="random",

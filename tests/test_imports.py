@@ -23,6 +23,7 @@ FLOORS = [
         "pictures",
         "probes",
         "row_files",
+        "schedules",
         "softmax_regression",
         "strategy",
         "tables",
@@ -40,18 +41,21 @@ FLOORS = [
         "shelf",
     }
     | {"surgery"},
-    {"backbones", "cache", "splitting"},
+    {"backbones", "cache", "check_memory", "splitting"},
     {"array_source", "checking", "cuts", "manifest", "sources", "split_file", "tfds_records"},
     {"tfds_source"},
     {"datasets", "pipeline"},
     {"features"},
     {"builders", "evaluation", "looks"},
-    {"advice"},
-    {"plots", "training_run"},
+    {"similarity", "suspects", "trials"},
+    {"expectations"},
+    {"advice_report"},
+    {"adviser"},
+    {"comparison", "plots", "training_run"},
     {"head_training", "tail_training"},
     {"training"},
     {"report"},
-    {"train"},
+    {"advice", "train"},
 ]
 TENSORFLOW = {
     "engines",
@@ -63,7 +67,7 @@ TENSORFLOW = {
     "features",
     "export",
 }
-LIGHT = ["cache", "cases", "config", "datasets", "errors", "heads", "probes", "splitting", "train"]
+LIGHT = ["advice", "cache", "cases", "config", "datasets", "errors", "heads", "probes", "splitting", "train"]
 
 
 def rooms():

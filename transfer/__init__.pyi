@@ -17,8 +17,9 @@ from .pipeline import make_dataset as make_dataset
 # Cases: what each of the four means, and which is yours.
 from .cases import Case as Case
 from .cases import rule_of_thumb as rule_of_thumb
-from .advice import Advice as Advice
-from .advice import quick_advice as quick_advice
+from .advice_report import Advice as Advice
+from .adviser import advise as advise
+from .comparison import compare as compare
 
 # Networks: by name, from keras.applications or from the package registry.
 from .backbones import backbone_names as backbone_names

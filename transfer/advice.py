@@ -1,89 +1,120 @@
-"""Which case is mine? A quick look at the data through the network's own classifier."""
+"""`python -m transfer.advice`: which case of transfer learning suits some pictures, and what to expect of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import keras
-import numpy as np
-
-from transfer import graphs, surgery
-from transfer.backbones import preprocessing_of
-from transfer.cases import SMALL_DATA, Case, rule_of_thumb
-from transfer.datasets import ImageData
-from transfer.features import extract
-from transfer.looks import as_probabilities, some_of_each
-from transfer.probes import label_information
-
-MOST_IMAGES = 256
-"""Pictures to look at; with more the information moves by a few hundredths."""
-
-SIMILAR_FROM = 0.45
-"""Data count as similar from this label information on. EfficientNet-Lite0 at 224 and 128 px gave: photos of
-ants and bees 0.66 and 0.52, CIFAR-10 0.35 and 0.36, Fashion-MNIST 0.27 and 0.40, hand signs 0.07 and 0.19
-(`similarity` in the metrics.json of runs with `--case auto`)."""
+from transfer.config import AdviceConfig, parse_advice_arguments, seconds_of
+from transfer.errors import InputError
+from transfer.files import replacing, write_text
 
 
-@dataclass(frozen=True)
-class Advice:
-    """A recommended case and what it rests on.
-
-    Attributes:
-        case: the recommendation.
-        similarity: label information of the old classifier, about 0 (different) to 1 (similar); None where
-            it could not be measured.
-        reason: the recommendation in a sentence.
-    """
-
-    case: Case
-    similarity: float | None
-    reason: str
-
-
-def quick_advice(
-    data: ImageData, base: keras.Model, *, preprocessing: str | None = None, seed: int = 0
-) -> Advice:
-    """Choose a case by the rule of thumb: size from the data, similarity from at most 256 pictures.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
 
     Args:
-        data: of `load_data`; only its training pictures are looked at.
-        base: the pre-trained network, best with its own classifier.
-        preprocessing: see `builders.build`.
-        seed: of the choice of pictures.
+        arguments: flags; None takes those of the process.
 
     Returns:
-        The advice.
+        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C.
 
     Example:
-        >>> from transfer.datasets import load_data
-        >>> base = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(32, 32, 3))
-        >>> print(quick_advice(load_data("emoji"), base).case)
-        small-different
+        main(["--data", "photos", "--json", "advice.json"])
     """
-    similarity = _similarity(data, base, preprocessing, seed)
-    count = len(data.train)
-    similar = similarity is not None and similarity >= SIMILAR_FROM
-    case = rule_of_thumb(count, similar)
-    size = (
-        f"{'fewer' if count < SMALL_DATA else 'no fewer'} than {SMALL_DATA:,} training pictures ({count:,})"
+    logging.getLogger("transfer").addHandler(logging.StreamHandler(sys.stderr))
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
+    try:
+        options, more = parse_advice_arguments(arguments)
+        run(options, compared=more.compare, json_file=more.json, plots=more.plots)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. Nothing was written.\n")
+        return 130
+    return 0
+
+
+def run(
+    config: AdviceConfig,
+    *,
+    compared: Sequence[str] | None = None,
+    json_file: str | None = None,
+    plots: str | None = None,
+) -> None:
+    """Advise, and print and write the advice.
+
+    Args:
+        config: the options.
+        compared: names of networks to rank, instead of advice on one.
+        json_file: file for the advice.
+        plots: folder for its pictures.
+
+    Raises:
+        InputError: an option is wrong, or a file cannot be written.
+
+    Example:
+        run(AdviceConfig(data="photos"), json_file="advice.json")
+    """
+    from transfer import strategy
+
+    strategy.start_quietly()
+    from transfer import adviser, comparison, datasets
+    from transfer.backbones import load_backbone
+
+    data = datasets.load_data(config.data, **config.load_options())
+    options: dict[str, Any] = {
+        "max_images": config.max_images,
+        "engine": config.engine,
+        "seed": config.seed,
+    }
+    if compared:
+        weights = {config.model: config.weights} if config.model in compared else {}
+        found = comparison.compare(data, compared, weights=weights, image_size=config.image_size, **options)
+        sys.stdout.write(comparison.comparison_text(found) + "\n")
+        if json_file:
+            write_text(Path(json_file), comparison.comparison_json(found))
+        return
+    base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
+    advice = adviser.advise(
+        data,
+        base,
+        time_budget=seconds_of(config.time_budget),
+        trial=not config.no_trial,
+        preprocessing=config.preprocessing,
+        **options,
     )
-    if similarity is None:
-        seen = "taken as different, since the network has no classifier to measure it by"
-    else:
-        seen = (
-            f"{'similar to' if similar else 'different from'} what the network knows (its old classes tell "
-            f"{max(0.0, similarity):.0%} of what the labels say; similar from {SIMILAR_FROM:.0%} on)"
-        )
-    return Advice(case, similarity, f"{size}, and {seen}")
+    sys.stdout.write(advice.to_text())
+    if json_file:
+        write_text(Path(json_file), advice.to_json())
+    if plots:
+        _draw(advice, Path(plots))
 
 
-def _similarity(data: ImageData, base: keras.Model, preprocessing: str | None, seed: int) -> float | None:
-    if graphs.layer_before_classifier(base) == graphs.graph(base)[-1].op.name:
-        return None
-    some = data.train.take(some_of_each(data.train.labels, MOST_IMAGES, seed).tolist())
-    _, labels = np.unique(some.labels, return_inverse=True)
-    height, width = base.input_shape[1:3]
-    size = (height, width) if height and width else data.image_size or (224, 224)
-    whole = surgery.clone(base, preprocess=preprocessing_of(base, preprocessing))
-    scores = extract(whole, some, image_size=size, name="quick look").load()
-    return label_information(as_probabilities(scores), labels)
+def _draw(advice: Any, folder: Path) -> None:
+    from transfer import plots
+    from transfer.similarity import references
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
+    drawn: dict[str, Any] = {}
+    if advice.similarity is not None:
+        here = (advice.data, advice.evidence.num_train, advice.similarity.score)
+        others = [(one.name, one.num_images, one.score) for one in references(advice.model)]
+        drawn["four-cases.png"] = plots.four_cases_chart(here, others)
+    if advice.curve is not None:
+        drawn["layer-curve.png"] = plots.layer_curve_plot(advice.curve)
+    for name, figure in drawn.items():
+        with replacing(folder / name) as partial:
+            figure.savefig(partial, format="png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -72,6 +72,65 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class AdviceConfig(DataConfig):
+    """Say which case of transfer learning suits labelled pictures, and what to expect of it."""
+
+    # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
+    model: str = "EfficientNetLite0"
+    # 'imagenet', 'none' for random ones, or a weights file.
+    weights: str = "imagenet"
+    # How your own .keras file wants its input: none, tf, torch, caffe or lite.
+    preprocessing: str | None = None
+    # Pixels, height and width; by default those that the network was trained for.
+    image_size: int | None = None
+    # Training pictures to look at, at most.
+    max_images: int = 2000
+    # How long training may take, such as 90s, 5m or 1h; by default as long as it takes.
+    time_budget: str | None = None
+    # Do not try fine-tuning: quicker, and its gain is a guess.
+    no_trial: bool = False
+    # What runs the network: auto, keras or openvino (pip install ".[fast]").
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without looking at data or networks."""
+        super().__post_init__()
+        if self.image_size is not None and self.image_size < 1:
+            raise InputError(f"Expected image_size of 1 or more. Received: {self.image_size}.")
+        if self.max_images < 2:
+            raise InputError(f"Expected max_images of 2 or more. Received: {self.max_images}.")
+        seconds_of(self.time_budget)
+
+
+def seconds_of(text: str | None) -> float | None:
+    """Read how long something may take.
+
+    Args:
+        text: a number, with s, m or h for seconds, minutes or hours, seconds where there is none; None is no limit.
+
+    Returns:
+        Seconds, above 0; None where there is no limit.
+
+    Raises:
+        InputError: it is not such.
+
+    Example:
+        >>> seconds_of("90"), seconds_of("1.5m"), seconds_of("2h")
+        (90.0, 90.0, 7200.0)
+    """
+    if text is None:
+        return None
+    unit = {"s": 1, "m": 60, "h": 3600}.get(str(text)[-1:].lower())
+    try:
+        seconds = float(str(text)[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"Expected a time such as 90s, 5m or 1h, above 0. Received: {text!r}.")
+    return seconds
+
+
+@dataclass(frozen=True)
 class TrainConfig(DataConfig):
     """Train a picture classifier by one of the four cases of transfer learning."""
 
@@ -83,6 +142,8 @@ class TrainConfig(DataConfig):
     preprocessing: str | None = None
     # auto, small-similar, small-different, large-similar or large-different.
     case: str = "auto"
+    # How long the case that auto finds may take to train, such as 90s, 30m or 2h; 'none' is as long as it takes.
+    time_budget: str = "5m"
     # The last layer to keep, by name; several, with commas, or 'all' for a head on each; by default the case's own.
     cut: str | None = None
     # The first layer or block to train where a case freezes all, such as block6a; what is before it runs but once.
@@ -125,6 +186,7 @@ class TrainConfig(DataConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"Expected {name} of 1 or more. Received: {value}.")
+        seconds_of(None if self.time_budget == "none" else self.time_budget)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
         for name in ("dropout", "label_smoothing"):
@@ -200,6 +262,37 @@ def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataC
     parsed = parser.parse_args(arguments)
     options = parsed.options
     return (options if parsed.place is None else dataclasses.replace(options, data=parsed.place)), parsed
+
+
+def parse_advice_arguments(arguments: Sequence[str] | None = None) -> tuple[AdviceConfig, argparse.Namespace]:
+    """Read the flags of `python -m transfer.advice`.
+
+    Args:
+        arguments: the flags; None takes those of the process.
+
+    Returns:
+        The options, and what else is asked for: `json` and `plots`, a file and a folder or None, and `compare`, names
+        of networks.
+
+    Raises:
+        InputError: a value is out of range.
+        SystemExit: with 0 after `--help`, with 2 after flags that do not parse.
+
+    Example:
+        >>> options, more = parse_advice_arguments(["--data", "photos", "--compare", "MobileNetV2", "ResNet50"])
+        >>> options.data, more.compare
+        ('photos', ['MobileNetV2', 'ResNet50'])
+    """
+    parser = _parser("transfer.advice")
+    parser.add_argument("--json", metavar="FILE", help="write the advice as JSON, for programs")
+    parser.add_argument(
+        "--plots", metavar="DIR", help="write the chart of the four cases and the layer curve"
+    )
+    compared = "rank these networks by what a head on each would give, and what it costs"
+    parser.add_argument("--compare", nargs="+", metavar="MODEL", help=compared)
+    parser.add_arguments(AdviceConfig, dest="options")
+    parsed = parser.parse_args(arguments)
+    return parsed.options, parsed
 
 
 def _parser(program: str) -> Any:

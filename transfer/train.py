@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from transfer.cases import POLICIES, Case
-from transfer.config import TrainConfig, parse_arguments
+from transfer.config import TrainConfig, parse_arguments, seconds_of
 from transfer.errors import InputError
 
 log = logging.getLogger("transfer")
+
+FROZEN_ONLY = ("cut", "unfreeze_from", "solver", "dropout", "label_smoothing")
+"""Options that ask for a head on a frozen network, whatever else might be better."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +85,9 @@ def run(config: TrainConfig) -> Path:
         cuts.cuts_of(base, config.cut)  # before the quick look
     if config.unfreeze_from is not None:
         graphs.find_first(base, config.unfreeze_from)
-    case, similarity = _advise(config, data, base)
+    case, advice = _advise(config, data, base)
+    if advice is not None:
+        config = replace(config, **advised_options(config, advice))
     model = _build(config, case, base, data, devices)
     with report.run_folder(config.output, f"{data.name}-{case}") as folder:
         done = _fit(config, model, data)
@@ -96,22 +101,51 @@ def run(config: TrainConfig) -> Path:
             evaluation=found,
             title=_title(case, config.unfreeze_from),
         )
-        report.write_metrics(folder, _metrics(model, config, data, done, found, similarity, start))
+        report.write_metrics(folder, _metrics(model, config, data, done, found, advice, start))
     if found is not None:
         log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
 
 
-def _advise(config: TrainConfig, data: Any, base: Any) -> tuple[Case, float | None]:
-    """Take the case that was asked for, or choose one and say why; with the similarity that was measured."""
-    from transfer import advice
-
+def _advise(config: TrainConfig, data: Any, base: Any) -> tuple[Case, Any]:
+    """Take the case that was asked for; or measure which is best, say so, and give the advice too."""
     if config.case != "auto":
         return Case.parse(config.case), None
-    advised = advice.quick_advice(data, base, preprocessing=config.preprocessing, seed=config.seed)
-    policy = POLICIES[advised.case]
-    log.info("Case %d, %s: %s. That is: %s.", policy.number, advised.case, advised.reason, policy.idea)
-    return advised.case, advised.similarity
+    from transfer import adviser
+
+    advice = adviser.advise(
+        data,
+        base,
+        time_budget=None if config.time_budget == "none" else seconds_of(config.time_budget),
+        frozen=any(getattr(config, name) != getattr(TrainConfig, name) for name in FROZEN_ONLY),
+        preprocessing=config.preprocessing,
+        engine=config.engine,
+        seed=config.seed,
+    )
+    log.info("Case %d, %s: %s", POLICIES[advice.case].number, advice.case, advice.reason)
+    for warning in advice.warnings:
+        log.warning("%s", warning.text)
+    return advice.case, advice
+
+
+def advised_options(config: TrainConfig, advice: Any) -> dict[str, Any]:
+    """Give the options that advice sets, where they were not set by hand.
+
+    Args:
+        config: the options.
+        advice: of `adviser.advise`.
+
+    Returns:
+        Options by name.
+
+    Example:
+        advised_options(TrainConfig(), advise(data, base))
+    """
+    from transfer.expectations import RANDOM
+
+    if advice.cut == RANDOM:
+        return {"init": "random"} if config.init == TrainConfig.init else {}
+    return {} if config.cut or advice.cut is None else {"cut": advice.cut}
 
 
 def _build(config: TrainConfig, case: Case, base: Any, data: Any, devices: Any) -> Any:
@@ -185,7 +219,7 @@ def _sizes(data: Any) -> str:
 
 
 def _metrics(
-    model: Any, config: TrainConfig, data: Any, done: Any, found: Any, similarity: float | None, start: float
+    model: Any, config: TrainConfig, data: Any, done: Any, found: Any, advice: Any, start: float
 ) -> dict[str, Any]:
     return {
         "case": str(model.plan.case),
@@ -204,7 +238,9 @@ def _metrics(
         "num_skipped": len(data.skipped),
         "test_accuracy": found.accuracy if found else None,
         "test_loss": found.loss if found else None,
-        "similarity": similarity,
+        "similarity": advice.similarity.score if advice and advice.similarity else None,
+        "expected_accuracy": advice.choice.expected_accuracy if advice else None,
+        "expected_interval": list(advice.choice.interval) if advice else None,
         "seconds_features": round(done.seconds_features, 3),
         "seconds_training": round(done.seconds_training, 3),
         "seconds_total": round(time.perf_counter() - start, 3),

@@ -23,6 +23,12 @@ from transfer.schedules import WarmupCosine
 STEPS = 40
 """Of the trial: about ten seconds on a laptop at 96 to 128 px."""
 
+LIMIT = 12.0
+"""Seconds for them; where they would take longer, as at 224 px, there are fewer, but no fewer than `FEWEST_STEPS`."""
+
+FEWEST_STEPS = 8
+"""Of a trial that was cut short: enough to time them."""
+
 BATCH_SIZE = 32
 
 FOLDS = 4
@@ -32,6 +38,7 @@ MOST_HELD_OUT = 250
 """Pictures that are held out, at most: running the network over more would cost more than it tells."""
 
 _UNTIMED = 2  # steps: the first is traced and compiled, the second allocates
+_TIMED = 2  # steps by which it is decided how many there will be
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ def try_fine_tuning(
     *,
     image_size: tuple[int, int],
     steps: int = STEPS,
+    limit: float = LIMIT,
     flip: bool = True,
     preprocessing: str | None = None,
     seed: int = 0,
@@ -82,6 +90,8 @@ def try_fine_tuning(
         base: the pre-trained network; it stays as it is.
         image_size: height and width in pixels.
         steps: of training, of 32 pictures each.
+        limit: seconds for them. How many steps that allows is decided by the first, so on a busy machine it may differ
+            from run to run.
         flip: whether augmentation mirrors pictures.
         preprocessing: see `builders.build`.
         seed: of the choice, the order and the augmentation.
@@ -90,7 +100,7 @@ def try_fine_tuning(
         What it brought; None where there are too few pictures to hold some of two classes out.
 
     Raises:
-        InputError: `steps` is below 3: the first two are not timed.
+        InputError: `steps` is below 4: the first two are not timed.
 
     Example:
         >>> from transfer.datasets import load_data
@@ -98,11 +108,11 @@ def try_fine_tuning(
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
         >>> some = load_data("emoji").train.take(range(96))
         >>> features = list(look_at(some, base).taps.values())[-1]
-        >>> try_fine_tuning(some, features, base, image_size=(32, 32), steps=3).steps
-        3
+        >>> try_fine_tuning(some, features, base, image_size=(32, 32), steps=4).steps
+        4
     """
-    if steps <= _UNTIMED:
-        raise InputError(f"Expected {_UNTIMED + 1} steps or more. Received: {steps}.")
+    if steps < _UNTIMED + _TIMED:
+        raise InputError(f"Expected {_UNTIMED + _TIMED} steps or more. Received: {steps}.")
     classes, labels = np.unique(pictures.labels, return_inverse=True)
     out = held_out(labels, pictures.groups, seed)
     if len(out) < 2 or len(np.unique(labels[out])) < 2:
@@ -119,7 +129,9 @@ def try_fine_tuning(
     options: dict[str, Any] = {"image_size": image_size, "preprocessing": preprocessing, "seed": seed}
     model = builders.build(Case.LARGE_SIMILAR, base, len(classes), **options)
     model.layers[-1].set_weights([head.kernel, head.bias])
-    clock = _trained(model, _numbered(pictures, labels, rest), steps, image_size, flip, seed)
+    clock = _Clock(steps, limit)
+    _train(model, _numbered(pictures, labels, rest), clock, image_size, flip, seed)
+    steps = len(clock.ends)
     judged = make_dataset(pictures.take(out.tolist()), image_size=image_size, batch_size=BATCH_SIZE)
     after = np.log(np.maximum(np.asarray(model.predict(judged, verbose=0), "float64"), 1e-12))
     right = [scores.argmax(axis=1) == labels[out] for scores in (before, after)]
@@ -173,16 +185,22 @@ def _numbered(pictures: Split, labels: np.ndarray, positions: np.ndarray) -> Spl
     return dataclasses.replace(pictures, labels=labels).take(positions.tolist())
 
 
-class _Clock(keras.callbacks.Callback):
-    """Seconds of training steps, and those that went by before the first was done."""
+class _Clock(WarmupCosine):
+    """Follow a schedule that ends in time, and note when each step did."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, steps: int, limit: float) -> None:
+        super().__init__(peak=POLICIES[Case.LARGE_SIMILAR].learning_rate, steps=steps)
+        self.limit = limit
         self.ends: list[float] = []
         self.began = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.ends.append(time.perf_counter())
+        if len(self.ends) == _UNTIMED + _TIMED:
+            in_time = int(self.limit / max(self.per_step, 1e-6))
+            self.steps = min(self.steps, max(FEWEST_STEPS, in_time))
+        if len(self.ends) >= self.steps:
+            self.model.stop_training = True
 
     @property
     def per_step(self) -> float:
@@ -193,9 +211,9 @@ class _Clock(keras.callbacks.Callback):
         return max(0.0, self.ends[0] - self.began - self.per_step)
 
 
-def _trained(
-    model: keras.Model, pictures: Split, steps: int, image_size: tuple[int, int], flip: bool, seed: int
-) -> _Clock:
+def _train(
+    model: keras.Model, pictures: Split, clock: _Clock, image_size: tuple[int, int], flip: bool, seed: int
+) -> None:
     dataset = make_dataset(
         pictures,
         image_size=image_size,
@@ -205,9 +223,6 @@ def _trained(
         flip=flip,
         seed=seed,
     )
-    clock = _Clock()
-    rate = WarmupCosine(peak=POLICIES[Case.LARGE_SIMILAR].learning_rate, steps=steps)
     model.fit(
-        dataset.repeat(), steps_per_epoch=steps, epochs=1, callbacks=[rate, clock], verbose=0, shuffle=False
+        dataset.repeat(), steps_per_epoch=clock.steps, epochs=1, callbacks=[clock], verbose=0, shuffle=False
     )
-    return clock

@@ -212,12 +212,187 @@ def trained(model: Any, data: Any, seed: int) -> tuple[float, float]:
 
 
 def advised(data: Any, seed: int) -> dict[str, Any]:
-    """Ask the adviser."""
-    raise NotImplementedError
+    """Ask the adviser, and the rules that it is compared with."""
+    from transfer.adviser import advise
+    from transfer.backbones import block_ends
+    from transfer.cases import early_position, rule_of_thumb
+    from transfer.looks import take_look
+
+    base = base_network()
+    look = take_look(
+        data, base, seed=seed
+    )  # the features are kept: what the advice takes is without the pass
+    advice = advise(data, base, seed=seed)
+    found = {key: value for key, value in advice.to_dict().items() if key != "images_per_class"}
+    similar = advice.similarity is not None and advice.similarity.similar
+    ends, last = block_ends(base), list(look.taps)[-1]
+    thumb = rule_of_thumb(len(data.train), similar)
+    knn = {name: nearest_neighbours(x, look.labels) for name, x in look.taps.items()}
+    shuffled = advise(with_shuffled_labels(data, seed), base, trial=False, seed=seed)
+    return {
+        **found,
+        "rule of thumb": last if thumb.value == "small-similar" else ends[early_position(len(ends))],
+        "kNN": max(knn, key=lambda name: knn[name]),
+        "signal_shuffled": shuffled.signal,
+    }
+
+
+def with_shuffled_labels(data: Any, seed: int) -> Any:
+    """The same pictures, their labels in another order."""
+    from dataclasses import replace
+
+    shuffled = np.random.default_rng(seed).permutation(data.train.labels)
+    return replace(data, train=replace(data.train, labels=shuffled))
+
+
+def nearest_neighbours(x: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of 5 nearest neighbours by angle, each picture left out."""
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    near = x @ x.T
+    np.fill_diagonal(near, -np.inf)
+    votes = labels[np.argsort(-near, axis=1)[:, :5]]
+    chosen = [np.bincount(row).argmax() for row in votes]
+    return float((np.array(chosen) == labels).mean())
+
+
+BUDGETS = (60, 300, 1200)
+"""Seconds of training."""
 
 
 def show(options: argparse.Namespace) -> None:
-    """Sum up."""
+    """Sum up: regret of each adviser, with and without a budget, and how well accuracies are foretold."""
+    units: dict[tuple, dict[str, dict]] = {}
+    for row in stored(options.results):
+        if row["data"] in options.sets:
+            units.setdefault((row["data"], row["count"], row["seed"]), {})[row["task"]] = row
+    units = {unit: rows for unit, rows in units.items() if {"truth", "advised"} <= set(rows)}
+    for title, sets in (("tuning sets", TUNING), ("held-out sets", HELD_OUT), ("all", (*TUNING, *HELD_OUT))):
+        chosen = [rows for (name, _, _), rows in units.items() if name in sets]
+        if chosen:
+            print(f"\n{title}: {len(chosen)} units")
+            show_regret(chosen)
+            show_expectations(chosen)
+    print(
+        "\nby set and count (mean over seeds): best of all | ours, thumb, case 1, case 3, kNN: regret in points"
+    )
+    for name, count in sorted({unit[:2] for unit in units}):
+        rows = [rows for unit, rows in units.items() if unit[:2] == (name, count)]
+        regrets = {who: np.mean([regret(r, who) for r in rows]) for who in ADVISERS}
+        best = np.mean([max(accuracies(r).values()) for r in rows])
+        told = ", ".join(f"{value:5.1f}" for value in regrets.values())
+        print(f"{name:16} {count:5} {100 * best:5.1f} | {told}")
+
+
+def accuracies(rows: dict[str, dict], budget: float | None = None) -> dict[str, float]:
+    """Test accuracy of all there is to choose from, by what is chosen; what takes too long is left out."""
+    truth = rows["truth"]
+    found = dict(truth["heads"])
+    if budget is None or truth["seconds_fine_tuning"] <= budget:
+        found["fine-tuned"] = truth["fine-tuned"]
+    if "scratch" in rows and (budget is None or rows["scratch"]["seconds_scratch"] <= budget):
+        found["from-scratch"] = rows["scratch"]["from-scratch"]
+    return found
+
+
+def chosen_by(rows: dict[str, dict], who: str, budget: float | None = None) -> str:
+    """What an adviser takes."""
+    advice, heads = rows["advised"], rows["truth"]["heads"]
+    last = list(heads)[-2]
+    if who == "ours":
+        from transfer.cases import Case
+        from transfer.expectations import Choice, pick
+
+        fields = ("cut", "expected_accuracy", "seconds", "source")
+        choices = [
+            Choice(case=Case(c["case"]), interval=tuple(c["interval"]), **{f: c[f] for f in fields})
+            for c in advice["cases"]
+        ]
+        cut = pick(choices, time_budget=budget).cut
+        return {None: "fine-tuned", "random": "from-scratch"}.get(cut, cut)
+    if who == "always case 3":
+        return "fine-tuned" if "fine-tuned" in accuracies(rows, budget) else last
+    return {"rule of thumb": advice["rule of thumb"], "always case 1": last, "kNN": advice["kNN"]}[who]
+
+
+ADVISERS = ("ours", "rule of thumb", "always case 1", "always case 3", "kNN")
+
+
+def regret(rows: dict[str, dict], who: str, budget: float | None = None) -> float:
+    """Points of accuracy that an adviser loses against the best of the four cases; one that takes more time than
+    there is falls back on the last layer's head.
+
+    The best is that of the cases as a user would train them: the last layer, the early cut, all layers, everything.
+    """
+    found = accuracies(rows, budget)
+    heads = rows["truth"]["heads"]
+    known = {
+        key: found[key] for key in (list(heads)[-2], "all", "fine-tuned", "from-scratch") if key in found
+    }
+    known |= {cut: heads[cut] for cut in (rows["advised"]["rule of thumb"], advised_cut(rows))}
+    taken = found.get(chosen_by(rows, who, budget), heads[list(heads)[-2]])
+    return 100 * (max(known.values()) - taken)
+
+
+def advised_cut(rows: dict[str, dict]) -> str:
+    """The layer at which the adviser would cut a frozen network."""
+    layers = [c["cut"] for c in rows["advised"]["cases"] if c["cut"] in rows["truth"]["heads"]]
+    return [cut for cut in layers if cut != "all"][-1]
+
+
+def show_regret(units: list[dict[str, dict]]) -> None:
+    """Print the regret of each adviser, at each budget."""
+    print(
+        f"{'regret in points: mean, 90th percentile, worst':48}" + "".join(f"{who:>18}" for who in ADVISERS)
+    )
+    for budget in (None, *BUDGETS):
+        cells = []
+        for who in ADVISERS:
+            values = [regret(rows, who, budget) for rows in units]
+            cells.append(f"{np.mean(values):5.2f} {np.percentile(values, 90):5.1f} {max(values):5.1f}")
+        title = "as long as it takes" if budget is None else f"{budget // 60} minutes of training"
+        print(f"  {title:46}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+def show_expectations(units: list[dict[str, dict]]) -> None:
+    """Print how far what was expected was off, how often its interval held, and how well layers were ranked."""
+    from scipy.stats import kendalltau
+
+    errors: dict[str, list[float]] = {}
+    inside: dict[str, list[bool]] = {}
+    taus, cut_regrets = [], []
+    for rows in units:
+        known = {**accuracies(rows)}
+        for choice in rows["advised"]["cases"]:
+            key = {None: "fine-tuned", "random": "from-scratch"}.get(choice["cut"], choice["cut"])
+            if key not in known:
+                continue
+            kind = key if key in ("fine-tuned", "from-scratch", "all") else "one layer"
+            advised = key == chosen_by(rows, "ours")
+            for name in (kind, *(["the advised"] if advised else [])):
+                errors.setdefault(name, []).append(choice["expected_accuracy"] - known[key])
+                low, high = choice["interval"]
+                inside.setdefault(name, []).append(low <= known[key] <= high)
+        heads = rows["truth"]["heads"]
+        curve = {point["layer"]: point["accuracy"] for point in rows["advised"]["layer_curve"]}
+        taus.append(kendalltau([curve[name] for name in curve], [heads[name] for name in curve])[0])
+        cut_regrets.append(100 * (max(heads[name] for name in curve) - heads[advised_cut(rows)]))
+    for name in sorted(errors):
+        off = 100 * np.array(errors[name])
+        print(
+            f"  expected accuracy, {name:12}: off by {np.abs(off).mean():.1f} points (mean {off.mean():+.1f}, "
+            f"deviation {off.std():.1f}); interval held {np.mean(inside[name]):.0%} of {len(off)}"
+        )
+    print(
+        f"  layer curve: Kendall's tau with trained heads {np.mean(taus):.2f} ({min(taus):.2f} to {max(taus):.2f}); "
+        f"the advised cut loses {np.mean(cut_regrets):.2f} points to the best layer (median {np.median(cut_regrets):.2f})"
+    )
+    signal = [rows["advised"]["signal"] for rows in units]
+    shuffled = [rows["advised"]["signal_shuffled"] for rows in units]
+    seconds = [rows["advised"]["seconds"] for rows in units]
+    print(
+        f"  signal on {sum(signal)} of {len(signal)} real sets, on {sum(shuffled)} of {len(shuffled)} shuffled ones; "
+        f"advice beyond the pass took {np.median(seconds):.0f} s (at most {max(seconds):.0f})"
+    )
 
 
 if __name__ == "__main__":

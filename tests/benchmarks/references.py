@@ -1,0 +1,200 @@
+"""The numbers that `transfer.similarity` compares with: what two networks make of sets of pictures that are known.
+
+    python tests/benchmarks/references.py --pictures path/to/pictures --weights mobilenet_v2.weights.h5
+
+It writes `transfer/references.json`, the same each time; a quarter of an hour on two cores. The pictures: `emoji` comes
+along; `--pictures` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`, `cifar10/train/CLASS` and
+`fashion_mnist.npz`; the other sets are made of these, or drawn. At most 1,000 pictures of each are looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import numpy as np
+
+COMMAND = "python tests/benchmarks/references.py --pictures PICTURES --weights MOBILENET_V2.weights.h5"
+SIZES = (96, 128, 224)
+MOST = 1000  # pictures of a set
+COUNTS = (50, 100, 200, 400, 1000)  # pictures to take the information from
+DRAWS = 10  # of so many pictures
+SETS = {
+    "cifar10": "photos of animals and vehicles, 32 px",
+    "cifar10-blurred": "the same, grey and out of focus",
+    "cifar10-inverted": "the same as negatives",
+    "cifar10-scrambled": "the same, each cut into 16 tiles that are shuffled",
+    "digits": "handwritten digits of 8 px, of scikit-learn",
+    "emoji": "drawings on white",
+    "fashion_mnist": "grey pictures of clothes, 28 px",
+    "hymenoptera": "photos of ants and bees",
+    "hymenoptera-32px": "the same, reduced to 32 px",
+    "patterns": "random patterns, of five degrees of smoothness",
+    "sign_digits": "photos of hands that show digits, 100 px",
+}
+
+
+def main() -> None:
+    """Look at every set with both networks at every size, and write the numbers."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=Path, default=Path("pictures"))
+    parser.add_argument("--weights", type=Path, required=True, help="of MobileNetV2, on ImageNet")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[2] / "transfer" / "references.json"
+    )
+    options = parser.parse_args()
+    from transfer.backbones import load_backbone
+    from transfer.strategy import start_quietly
+
+    start_quietly()
+    rows = []
+    for size in options.sizes:
+        networks = {
+            "EfficientNetLite0": load_backbone("EfficientNetLite0", image_size=size),
+            "MobileNetV2": load_backbone("MobileNetV2", weights=options.weights, image_size=size),
+        }
+        for name in options.sets:
+            images, labels, available = read(name, options.pictures, size)
+            for model, base in networks.items():
+                start = time.perf_counter()
+                row = {"name": name, "model": model, "image_size": size, "num_available": available}
+                rows.append(row := {**row, **numbers(images, labels, base)})
+                print(f"{time.perf_counter() - start:4.0f} s", json.dumps(row), flush=True)
+    write(rows, options.output)
+
+
+def numbers(images: np.ndarray, labels: np.ndarray, base: Any) -> dict[str, Any]:
+    """What a network makes of a set."""
+    from transfer.cache import FeatureCache
+    from transfer.looks import look_at, some_of_each
+    from transfer.probes import label_information
+    from transfer.similarity import keeps_statistics, shift_by_depth
+    from transfer.splitting import Split
+
+    pictures = Split(images, labels, [str(i) for i in range(len(labels))])
+    with tempfile.TemporaryDirectory() as folder:  # Keras, so that it does not matter what else is installed
+        look = look_at(pictures, base, engine="keras", cache=FeatureCache(Path(folder)))
+    assert look.old is not None
+    information = {}
+    for count in sorted({min(count, len(labels)) for count in COUNTS}):
+        found = []
+        for seed in range(DRAWS if count < len(labels) else 1):
+            some = some_of_each(look.labels, count, seed)
+            found.append(
+                label_information(look.old[some], np.unique(look.labels[some], return_inverse=True)[1])
+            )
+        information[str(count)] = round(float(np.mean(found)), 4)
+    shift = shift_by_depth(look.shifts) if keeps_statistics(base) else None
+    return {
+        "num_images": len(labels),
+        "num_classes": look.num_classes,
+        "information": information,
+        "confidence": round(float(look.old.max(axis=1).mean()), 4),
+        "shift": shift and [round(value, 4) for value in shift],
+    }
+
+
+def write(rows: list[dict[str, Any]], output: Path) -> None:
+    """Write the file, a line per row."""
+    rows = sorted(rows, key=lambda row: (row["model"], row["image_size"], row["name"]))
+    head = json.dumps({"made by": COMMAND, "sets": SETS}, indent=1).rstrip("\n }")
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    output.write_text(f'{head}\n }},\n "references": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+    json.loads(output.read_text(encoding="utf-8"))
+
+
+def read(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Give the pictures of a set, uint8 of shape (N, size, size, 3), their labels, and of how many they are some."""
+    from transfer.datasets import embedded_folder
+
+    if name == "patterns":
+        return patterns(size)
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return of_arrays(digits.images * 255 / 16, digits.target, size)
+    if name == "fashion_mnist":
+        with np.load(folder / "fashion_mnist.npz") as file:
+            return of_arrays(file["x_train"], file["y_train"], size)
+    if name == "emoji":
+        return of_files(embedded_folder(), size)
+    if name == "hymenoptera-32px":
+        images, labels, _ = of_files(folder / "hymenoptera", 32)
+        return of_arrays(images, labels, size)
+    if not name.startswith("cifar10"):
+        return of_files(folder / name, size)
+    images, labels, available = of_files(folder / "cifar10" / "train", size)
+    change = {"cifar10-inverted": np.invert, "cifar10-blurred": blurred, "cifar10-scrambled": scrambled}
+    return change.get(name, np.asarray)(images), labels, available
+
+
+def of_files(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Some pictures of each folder that is called like a class."""
+    from transfer.looks import some_of_each
+    from transfer.pictures import decode
+
+    # No GIF: that of hymenoptera says that its picture is missing.
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    labels = np.unique([path.parent.name for path in files], return_inverse=True)[1]
+    some = np.sort(some_of_each(labels, MOST, 0))
+    return np.stack([decode(files[i], (size, size)) for i in some]), labels[some], len(files)
+
+
+def of_arrays(images: np.ndarray, labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Some pictures of each class."""
+    from transfer.looks import some_of_each
+    from transfer.pictures import to_rgb_array
+
+    some = np.sort(some_of_each(labels, MOST, 0))
+    pictures = np.stack([to_rgb_array(images[i], (size, size)) for i in some])
+    return pictures, labels[some].astype("int64"), len(labels)
+
+
+def blurred(images: np.ndarray) -> np.ndarray:
+    """Grey and out of focus."""
+    from PIL import Image, ImageFilter
+
+    soft = ImageFilter.GaussianBlur(images.shape[1] / 24)
+    return np.stack([np.asarray(Image.fromarray(x).convert("L").filter(soft).convert("RGB")) for x in images])
+
+
+def scrambled(images: np.ndarray) -> np.ndarray:
+    """Cut into 4 x 4 tiles, shuffled otherwise in each picture."""
+    rng = np.random.default_rng(0)
+    side = images.shape[1] // 4
+    tiles = images.reshape(-1, 4, side, 4, side, 3).swapaxes(2, 3).reshape(-1, 16, side, side, 3)
+    tiles = np.stack([x[rng.permutation(16)] for x in tiles])
+    return tiles.reshape(-1, 4, 4, side, side, 3).swapaxes(2, 3).reshape(images.shape)
+
+
+def patterns(size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Random colours, smoothed; the class is by how much."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(MOST) % 5
+    images = np.empty((MOST, size, size, 3), "uint8")
+    for i, label in enumerate(labels):
+        width = 2.0**label * size / 128
+        noise = gaussian_filter(rng.normal(size=(size, size, 3)), (width, width, 0), mode="wrap")
+        images[i] = np.clip(128 + 55 * (noise - noise.mean()) / noise.std(), 0, 255)
+    return images, labels, MOST
+
+
+if __name__ == "__main__":
+    sys.exit(main())
