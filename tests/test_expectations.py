@@ -92,7 +92,12 @@ def test_without_a_trial_that_counts_the_interval_is_wider(trial):
         return high - low
 
     assert width(replace(EVIDENCE, trial=trial)) > width(EVIDENCE)
-    assert (choices_of(replace(EVIDENCE, trial=trial))[3].seconds is None) == (trial is None)
+
+
+def test_without_a_trial_the_time_is_the_least_that_it_can_be():
+    found = choices_of(replace(EVIDENCE, trial=None))[3]
+    assert found.seconds == pytest.approx(3 * 0.01 * 32 * 400)
+    assert choices_of(replace(EVIDENCE, trial=None, seconds_per_picture=0.0))[3].seconds is None
 
 
 def test_nothing_measured_gives_no_choices():

@@ -8,7 +8,7 @@ from networks import assert_bit_equal, flags, snapshot
 
 from transfer import graphs
 from transfer.backbones import block_ends
-from transfer.looks import batchnorm_shift, take_look
+from transfer.looks import FEWEST_OF_A_CLASS, as_probabilities, batchnorm_shift, some_of_each, take_look
 
 SIZE = (32, 32)
 
@@ -76,3 +76,38 @@ def test_networks_without_batchnorm_or_classifier_are_looked_at(colors, cache):
     look = look_at(colors, keras.Sequential([keras.Input((32, 32, 3)), *inside]), cache, max_images=6)
     assert look.old is None and look.shifts == {} and look.taps
     assert look.taps[list(look.taps)[-1]].shape == (6, 4)
+
+
+def test_probabilities_are_made_of_whatever_a_classifier_gives():
+    logits = np.array([[1.0, 2.0, -3.0], [0.0, 0.0, 0.0]])
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(as_probabilities(logits), softmax)
+    np.testing.assert_allclose(as_probabilities(softmax), softmax)
+    np.testing.assert_allclose(as_probabilities(softmax[:, None, None]), softmax)
+    np.testing.assert_allclose(as_probabilities(np.array([[0.9, 0.9, 0.0]])), [[0.5, 0.5, 0.0]])
+    huge = as_probabilities(np.array([[-1e4, 1e4]]))
+    np.testing.assert_allclose(huge, [[0.0, 1.0]])
+    assert np.isfinite(as_probabilities(np.zeros((2, 3)))).all()
+
+
+# Which pictures are looked at
+
+
+def test_small_classes_are_seen_as_well():
+    labels = np.array([0] * 5000 + [1] * 40 + [2] * 9)
+    picked = some_of_each(labels, 256, 0)
+    assert len(picked) == len(set(picked.tolist())) == 256
+    assert np.bincount(labels[picked]).tolist() == [256 - 49, 40, 9]
+
+
+def test_of_few_pictures_all_are_seen():
+    assert sorted(some_of_each(np.array([0, 1, 1, 0, 2]), 256, 0)) == [0, 1, 2, 3, 4]
+
+
+def test_of_many_classes_some_are_seen_with_enough_pictures_each():
+    labels = np.random.default_rng(0).integers(0, 500, 20_000)
+    picked = labels[some_of_each(labels, 256, 0)]
+    _, counts = np.unique(picked, return_counts=True)
+    assert counts.min() >= FEWEST_OF_A_CLASS
+    assert len(counts) * FEWEST_OF_A_CLASS == len(picked) == 256
+    assert set(picked) != set(labels[some_of_each(labels, 256, 1)])

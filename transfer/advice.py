@@ -98,7 +98,6 @@ def run(
 
 def _draw(advice: Any, folder: Path) -> None:
     from transfer import plots
-    from transfer.similarity import references
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +106,7 @@ def _draw(advice: Any, folder: Path) -> None:
     drawn: dict[str, Any] = {}
     if advice.similarity is not None:
         here = (advice.data, advice.evidence.num_train, advice.similarity.score)
-        others = [(one.name, one.num_images, one.score) for one in references(advice.model)]
+        others = [(one.name, one.num_images, one.score) for one in advice.similarity.scale]
         drawn["four-cases.png"] = plots.four_cases_chart(here, others)
     if advice.curve is not None:
         drawn["layer-curve.png"] = plots.layer_curve_plot(advice.curve)

@@ -384,7 +384,8 @@ def show_expectations(units: list[dict[str, dict]]) -> None:
         )
     print(
         f"  layer curve: Kendall's tau with trained heads {np.mean(taus):.2f} ({min(taus):.2f} to {max(taus):.2f}); "
-        f"the advised cut loses {np.mean(cut_regrets):.2f} points to the best layer (median {np.median(cut_regrets):.2f})"
+        f"the advised cut loses {np.mean(cut_regrets):.2f} points to the best layer "
+        f"(median {np.median(cut_regrets):.2f})"
     )
     signal = [rows["advised"]["signal"] for rows in units]
     shuffled = [rows["advised"]["signal_shuffled"] for rows in units]
