@@ -78,7 +78,7 @@ def run(task: Any, unit: dict[str, Any], options: argparse.Namespace) -> None:
         return
     start = time.perf_counter()
     keras.backend.clear_session()
-    row = {**unit, **task(draw(unit, options.pictures), unit["seed"])}
+    row = {**task(draw(unit, options.pictures), unit["seed"]), **unit}
     row["seconds"] = round(time.perf_counter() - start, 1)
     options.results.parent.mkdir(exist_ok=True)
     with options.results.open("a") as file:
@@ -129,8 +129,9 @@ def read_folder(name: str, pictures: Path) -> tuple[np.ndarray, np.ndarray, tupl
     data = load_data(str(folder), val=0, test=0 if name in ("emoji", "sign_digits") else 0.2)
     images, labels = [], []
     for part in data.splits.values():
-        most = 3000 if name == "cifar10" else len(part)
-        keep = np.random.default_rng(0).permutation(len(part))[:most]
+        keep = np.arange(len(part))
+        if name == "cifar10":  # `draw` shuffles; twice by one seed might undo it
+            keep = np.random.default_rng(0).permutation(len(part))[:3000]
         images += [part.picture(int(i), (SIZE, SIZE)) for i in keep]
         labels += part.labels[keep].tolist()
     return np.stack(images), np.array(labels), data.class_names
