@@ -2,11 +2,13 @@
 
     python tests/benchmarks/advice.py truth --pictures path/to/pictures
     python tests/benchmarks/advice.py advise --pictures path/to/pictures
+    python tests/benchmarks/advice.py fit
     python tests/benchmarks/advice.py show
 
 A unit is a data set, a number of pictures to train on (validation included) and a seed. `truth` trains what there is
 to choose from: heads at every block end and on all layers, everything from the pre-trained weights, and, with
-`--scratch`, from random ones. `advise` asks the adviser, and the rules it is compared with. `show` sums up.
+`--scratch`, from random ones. `advise` asks the adviser, and the rules it is compared with. `fit` prints what the
+constants of expectations.py are taken from, on the tuning sets alone. `show` sums up.
 A line per unit goes to `--results`, and what is in it is not repeated.
 
 The pictures: `emoji` comes along; `--pictures` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`,
@@ -44,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("truth", "advise", "show"))
+    parser.add_argument("command", choices=("truth", "advise", "fit", "show"))
     parser.add_argument("--pictures", type=Path, default=Path("pictures"))
     parser.add_argument("--sets", nargs="+", default=[*TUNING, *HELD_OUT])
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
@@ -52,8 +54,8 @@ def main() -> None:
     parser.add_argument("--scratch", action="store_true", help="of truth: also from random weights")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "advice.jsonl")
     options = parser.parse_args()
-    if options.command == "show":
-        show(options)
+    if options.command in ("fit", "show"):
+        {"fit": fit, "show": show}[options.command](options)
         return
     from transfer.strategy import start_quietly
 
@@ -260,13 +262,69 @@ BUDGETS = (60, 300, 1200)
 """Seconds of training."""
 
 
-def show(options: argparse.Namespace) -> None:
-    """Sum up: regret of each adviser, with and without a budget, and how well accuracies are foretold."""
+def fit(options: argparse.Namespace) -> None:
+    """Print how far test accuracies are from what was measured before, on the tuning sets."""
+    units = {unit: rows for unit, rows in joined(options).items() if unit[0] in TUNING}
+    off: dict[str, list[float]] = {"one layer": [], "all": [], "from-scratch": []}
+    x, y, groups = [], [], []
+    for (name, _, _), rows in units.items():
+        evidence, truth, trial = rows["advised"]["evidence"], rows["truth"], rows["advised"]["trial"]
+        for head in evidence["heads"]:
+            kind = "all" if head["cut"] == "all" else "one layer"
+            off[kind].append(truth["heads"][head["cut"]] - head["accuracy"])
+        if "scratch" in rows:
+            off["from-scratch"].append(rows["scratch"]["from-scratch"] - evidence["pixels"])
+        if trial:
+            x.append(trial_features(evidence, trial))
+            y.append(truth["fine-tuned"] - evidence["heads"][0]["accuracy"])
+            groups.append(name)
+    for kind, values in off.items():
+        if values:
+            print(
+                f"{kind}: test less left-out {np.mean(values):+.3f}, deviation {np.std(values):.3f}, of {len(values)}"
+            )
+    x, y, groups = np.array(x), np.array(y), np.array(groups)
+    others = np.concatenate(
+        [x[groups == g] @ ridge(x[groups != g], y[groups != g]) - y[groups == g] for g in TUNING]
+    )
+    print(f"gain of fine-tuning: mean {y.mean():+.3f}, deviation {y.std():.3f}, of {len(y)}")
+    print(f"  {dict(zip(FEATURES, ridge(x, y).round(3).tolist(), strict=True))}")
+    print(
+        f"  error {np.std(x @ ridge(x, y) - y):.3f}; on a set that was left out {np.sqrt(np.mean(others**2)):.3f}"
+    )
+
+
+FEATURES = ("always", "accuracy gained by the trial", "loss lowered by the trial", "errors of the head")
+
+
+def trial_features(evidence: dict[str, Any], trial: dict[str, Any]) -> list[float]:
+    """What the gain of fine-tuning is foretold by."""
+    return [
+        1.0,
+        trial["accuracy_tuned"] - trial["accuracy_frozen"],
+        trial["loss_frozen"] - trial["loss_tuned"],
+        1 - evidence["heads"][0]["accuracy"],
+    ]
+
+
+def ridge(x: np.ndarray, y: np.ndarray, strength: float = 0.05) -> np.ndarray:
+    """Least squares, drawn to 0 a little, but for the first column."""
+    penalty = strength * np.diag([0.0, *[1.0] * (x.shape[1] - 1)])
+    return np.linalg.solve(x.T @ x + penalty, x.T @ y)
+
+
+def joined(options: argparse.Namespace) -> dict[tuple, dict[str, dict]]:
+    """All that is known of each unit that has both truth and advice."""
     units: dict[tuple, dict[str, dict]] = {}
     for row in stored(options.results):
         if row["data"] in options.sets:
             units.setdefault((row["data"], row["count"], row["seed"]), {})[row["task"]] = row
-    units = {unit: rows for unit, rows in units.items() if {"truth", "advised"} <= set(rows)}
+    return {unit: rows for unit, rows in units.items() if {"truth", "advised"} <= set(rows)}
+
+
+def show(options: argparse.Namespace) -> None:
+    """Sum up: regret of each adviser, with and without a budget, and how well accuracies are foretold."""
+    units = joined(options)
     for title, sets in (("tuning sets", TUNING), ("held-out sets", HELD_OUT), ("all", (*TUNING, *HELD_OUT))):
         chosen = [rows for (name, _, _), rows in units.items() if name in sets]
         if chosen:
