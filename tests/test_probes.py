@@ -9,7 +9,7 @@ import pytest
 
 from transfer import probes
 from transfer.errors import InputError
-from transfer.probes import label_information, ridge_leave_one_out
+from transfer.probes import label_information, one_of_each, ridge_leave_one_out
 
 
 def soft(shape, *, seed: int = 0, sharpness: float = 3.0) -> np.ndarray:
@@ -269,3 +269,41 @@ def test_chance_is_what_shuffled_labels_give(seed):
     assert abs(mean - np.mean(shuffled)) < 0.06 and 0.01 < deviation < 0.08
     assert probes.ridge_leave_one_out(clear, labels, 3).accuracy > mean + 6 * deviation
     assert probes.chance_accuracy(clear, labels, 3) == (mean, deviation)
+
+
+@pytest.mark.parametrize("counts", [(9,) * 10, (30, 30), (40, 3, 7), (1, 1, 1), (200, 2), (1,) * 50])
+def test_parts_hold_one_of_each_class_as_far_as_there_are(counts):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    parts = one_of_each(labels)
+    assert min(10, len(labels)) <= parts.max() + 1 <= max(max(counts), 10)
+    for part in np.unique(parts):
+        inside = np.bincount(labels[parts == part], minlength=len(counts))
+        assert (inside <= np.ceil(np.array(counts) / max(max(counts), 10))).all()
+    assert max(counts) == 1 or not np.array_equal(parts, one_of_each(labels, seed=1))
+
+
+def test_features_that_say_nothing_are_as_good_as_guessing_and_not_worse():
+    rng, labels = np.random.default_rng(0), np.arange(90) % 10
+    alone, parts = [], []
+    for _ in range(20):
+        features = rng.normal(size=(90, 40))
+        alone.append(ridge_leave_one_out(features, labels, 10).correct_by_lambda.mean())
+        parts.append(
+            ridge_leave_one_out(features, labels, 10, groups=one_of_each(labels)).correct_by_lambda.mean()
+        )
+    assert np.mean(alone) < 0.07 < np.mean(parts) < 0.13
+
+
+def test_groups_of_several_sizes_are_left_out_as_if_trained_without_them():
+    rng = np.random.default_rng(0)
+    labels, groups = np.arange(24) % 3, np.array([0] * 5 + [1] * 2 + [2] * 2 + list(range(3, 18)))
+    features = rng.normal(size=(24, 4)) + labels[:, None]
+    probe = ridge_leave_one_out(features, labels, 3, lambdas=[2.0], groups=groups)
+    for group in np.unique(groups):
+        out = groups == group
+        mean = features[~out].mean(axis=0)
+        targets = np.where(np.arange(3) == labels[~out, None], 1.0, -1.0)
+        x = features[~out] - mean
+        weights = np.linalg.solve(x.T @ x + 2.0 * np.eye(4), x.T @ (targets - targets.mean(axis=0)))
+        expected = (features[out] - mean) @ weights + targets.mean(axis=0)
+        np.testing.assert_allclose(probe.scores[out], expected, atol=1e-9)

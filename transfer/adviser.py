@@ -16,7 +16,7 @@ from transfer.datasets import ImageData, flips_are_safe
 from transfer.errors import InputError
 from transfer.expectations import ALL_LAYERS, FORWARD_PASSES, Choice, Evidence, HeadEvidence, choices_of, pick
 from transfer.looks import MOST_IMAGES, Look, some_of_each, take_look
-from transfer.probes import ridge_leave_one_out, unselected_accuracy
+from transfer.probes import one_of_each, ridge_leave_one_out, unselected_accuracy
 from transfer.schedules import STEPS, epochs_for
 from transfer.similarity import Similarity, measure_similarity
 from transfer.suspects import warnings_of
@@ -240,7 +240,8 @@ def _pixels(look: Look) -> float:
     """Left-out accuracy of a head on the bare pixels of some pictures."""
     some = some_of_each(look.labels, MOST_PIXELS_OF, 0)
     pixels = np.stack([look.pictures.picture(int(i), PIXELS) for i in some]).reshape(len(some), -1)
-    groups = [look.pictures.groups[i] for i in some] if look.pictures.groups else ()
+    own = look.pictures.groups
+    groups = [own[i] for i in some] if own else one_of_each(look.labels[some])
     probe = ridge_leave_one_out(pixels / 255.0, look.labels[some], look.num_classes, groups=groups)
     return unselected_accuracy(probe.correct_by_lambda)
 

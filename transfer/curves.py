@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transfer.errors import InputError
-from transfer.probes import RidgeProbe, chance_accuracy, ridge_leave_one_out
+from transfer.probes import RidgeProbe, chance_accuracy, one_of_each, ridge_leave_one_out
 
 CLEAR = 4.0
 """Standard deviations above what shuffled labels give, from which on labels have to do with pictures."""
@@ -74,7 +74,7 @@ class LayerCurve:
 def layer_curve(
     taps: Mapping[str, np.ndarray], labels: np.ndarray, num_classes: int, *, groups: Sequence[Any] = ()
 ) -> LayerCurve:
-    """Judge layers by leave-one-out ridge regression on what they see.
+    """Judge layers by ridge regression on what they see, one picture of each class left out at a time.
 
     Args:
         taps: features by layer, each of shape (N, channels), in the order of the network.
@@ -97,9 +97,10 @@ def layer_curve(
     """
     if not taps:
         raise InputError("Expected the features of one layer or more. Received: none.")
-    probes = [ridge_leave_one_out(x, labels, num_classes, groups=groups) for x in taps.values()]
+    parts = groups if len(groups) else one_of_each(labels)
+    probes = [ridge_leave_one_out(x, labels, num_classes, groups=parts) for x in taps.values()]
     joined = side_by_side(list(taps.values()))
-    together = ridge_leave_one_out(joined, labels, num_classes, groups=groups)
+    together = ridge_leave_one_out(joined, labels, num_classes, groups=parts)
     chance = chance_accuracy(joined, labels, num_classes, groups=groups)
     return LayerCurve(tuple(taps), tuple(probes), together, np.asarray(labels), chance)
 
@@ -166,7 +167,10 @@ def size_curve(
             continue
         probes = [
             ridge_leave_one_out(
-                features[part], labels[part], num_classes, groups=[groups[i] for i in part] if groups else ()
+                features[part],
+                labels[part],
+                num_classes,
+                groups=[groups[i] for i in part] if groups else one_of_each(labels[part]),
             )
             for part in parts
         ]

@@ -121,6 +121,37 @@ def unselected_accuracy(correct: np.ndarray, *, draws: int = 50, seed: int = 0) 
     return float(np.mean(found))
 
 
+def one_of_each(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Deal pictures into parts that hold one of each class, or as near to that as their counts allow.
+
+    A picture that is left out alone leaves its class a little rarer than the others in what predicts it, and where
+    little is known, regression then bets against it: by one picture per class of 9, left-out accuracy on CIFAR-10 was
+    .43 for features that give .54 on a test, and .52 with such parts.
+
+    Args:
+        labels: shape (N,), whole numbers from 0.
+        seed: of the dealing.
+
+    Returns:
+        int64 array of shape (N,): the number of each picture's part, to be given as `groups`; there are ten parts or
+        more where there are so many pictures.
+
+    Example:
+        >>> labels = np.array([0, 0, 1, 1] * 10)
+        >>> parts = one_of_each(labels)
+        >>> parts.max() + 1, np.bincount(labels[parts == 3]).tolist()
+        (20, [1, 1])
+    """
+    counts = np.bincount(labels)
+    parts = max(int(counts.max()), min(10, len(labels)))
+    rng, found, start = np.random.default_rng(seed), np.empty(len(labels), "int64"), 0
+    for label in np.flatnonzero(counts):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        found[members] = (start + np.arange(len(members)) * parts // len(members)) % parts
+        start += len(members) < parts  # rare classes into different parts
+    return found
+
+
 def chance_accuracy(
     features: np.ndarray,
     labels: np.ndarray,
@@ -138,7 +169,7 @@ def chance_accuracy(
         features: shape (N, D).
         labels: shape (N,), whole numbers from 0.
         num_classes: K, 2 or more.
-        groups: of each picture; those of a group are left out together.
+        groups: of each picture; those of a group are left out together. None leaves out `one_of_each` class.
         draws: how often the labels are shuffled.
         seed: of that.
 
@@ -155,11 +186,13 @@ def chance_accuracy(
         True
     """
     labels = _check_probe(features, labels, num_classes, None, groups)
-    members, rng, found = _members(groups), np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(seed), []
     with threadpool_limits(1):
         parts = _decomposed(features)
         for _ in range(draws):
             shuffled = rng.permutation(labels)
+            given = groups if groups is not None and len(groups) else one_of_each(shuffled, seed=seed)
+            members = _members(given)
             targets = np.where(np.arange(num_classes) == shuffled[:, None], 1.0, -1.0)
             found.append(max(_best_scores(parts, shuffled, targets, None, members)[0].values()))
     return float(np.mean(found)), float(np.std(found, ddof=1))
@@ -221,9 +254,11 @@ def _left_out_residuals(
     if members is None:
         return residuals / (1 - 1 / count - np.square(u) @ shrink)[:, None]
     out = np.empty_like(residuals)
-    for group in members:
-        hat = 1 / count + (u[group] * shrink) @ u[group].T
-        out[group] = np.linalg.solve(np.eye(len(group)) - hat, residuals[group])
+    for size in {len(group) for group in members}:  # those of one size at once
+        alike = np.stack([group for group in members if len(group) == size])
+        part = u[alike]
+        hat = 1 / count + (part * shrink) @ part.transpose(0, 2, 1)
+        out[alike] = np.linalg.solve(np.eye(size) - hat, residuals[alike])
     return out
 
 
