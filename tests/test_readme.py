@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from transfer.config import DataConfig, TrainConfig, parse_arguments, parse_check_arguments
+from transfer.config import (
+    AdviceConfig,
+    DataConfig,
+    TrainConfig,
+    parse_advice_arguments,
+    parse_arguments,
+    parse_check_arguments,
+)
 from transfer.datasets import embedded_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -23,24 +30,33 @@ def test_it_begins_with_the_two_commands():
 
 def test_the_flags_of_every_command_exist():
     commands = [c for line in SHELL for c in line.split(" && ")]
-    trains, checks = ([c for c in commands if f"-m transfer.{room}" in c] for room in ("train", "datasets"))
-    assert len(trains) >= 3 and checks
+    rooms = ("train", "datasets", "advice")
+    trains, checks, advices = ([c for c in commands if f"-m transfer.{room}" in c] for room in rooms)
+    assert len(trains) >= 3 and checks and advices
     for command in trains:
         assert isinstance(parse_arguments(shlex.split(command)[3:]), TrainConfig)
     for command in checks:
         assert isinstance(parse_check_arguments(shlex.split(command)[3:])[0], DataConfig)
+    for command in advices:
+        assert isinstance(parse_advice_arguments(shlex.split(command)[3:])[0], AdviceConfig)
 
 
 def test_every_flag_that_is_mentioned_exists():
-    names = set(TrainConfig.__dataclass_fields__) | {
-        "config",
-        "help",
-        "json",
-        "html",
-        "write_split",
-        "list",
-        "clear",
-    }
+    names = (
+        set(TrainConfig.__dataclass_fields__)
+        | set(AdviceConfig.__dataclass_fields__)
+        | {
+            "plots",
+            "compare",
+            "config",
+            "help",
+            "json",
+            "html",
+            "write_split",
+            "list",
+            "clear",
+        }
+    )
     for flag in re.findall(r"`--([a-z-]+)", README):
         assert flag.replace("-", "_") in names, flag
 

@@ -99,13 +99,15 @@ def test_config_yaml_reproduces_the_run(case, color_folder, elsewhere):
         {k: v for k, v in metrics_of(elsewhere / n).items() if "sec" not in k and k not in work}
         for n in ("one", "two")
     ]
-    assert {**stripped[0], "similarity": None} == stripped[1]  # the case was decided in the first run
+    decided = dict.fromkeys(("similarity", "expected_accuracy", "expected_interval"))  # in the first run
+    assert {**stripped[0], **decided} == stripped[1]
 
 
 def test_case_auto_says_which_case_and_why(color_folder, capsys):
     main(["--data", str(color_folder), *QUICK])
     said = capsys.readouterr().out
-    assert "Case " in said and "fewer than 20,000 training pictures (63)" in said
+    assert "Case 1, small-similar: small" in said or "Case 2, small-different: small" in said
+    assert "expected" in said and "Fine-tuning everything" in said
     assert "Everything is in runs/colors-" in said
 
 

@@ -77,8 +77,8 @@ def advise(
     Example:
         >>> from transfer.datasets import load_data
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
-        >>> advise(load_data("emoji"), base, max_images=100, trial=False).signal
-        False
+        >>> advise(load_data("emoji"), base, max_images=100, trial=False).signal  # colours tell
+        True
     """
     if max_images < 2 or (time_budget is not None and not time_budget > 0):
         raise InputError(
@@ -199,10 +199,17 @@ def _evidence(
         pixels=_pixels(look) if curve is not None else None,
         similar=None if similarity is None else similarity.similar,
         trial=tried,
-        seconds_per_picture=look.seconds_per_picture or 0.0,
+        seconds_per_picture=_per_picture(look, tried),
         steps=init["pretrained"],
         steps_scratch=init["random"],
     )
+
+
+def _per_picture(look: Look, tried: Trial | None) -> float:
+    """Seconds of a forward pass: as measured; where all was kept from before, by the steps of the trial."""
+    if look.seconds_per_picture is None and tried is not None:
+        return tried.seconds_per_step / BATCH_SIZE / FORWARD_PASSES
+    return look.seconds_per_picture or 0.0
 
 
 def heads_of(curve: LayerCurve) -> tuple[HeadEvidence, ...]:

@@ -186,8 +186,8 @@ def references(model_name: str) -> tuple[Reference, ...]:
         A reference per set and size; none where there are none for this network.
 
     Example:
-        >>> {reference.image_size for reference in references("EfficientNetLite0")}
-        {96, 128, 224}
+        >>> sorted({reference.image_size for reference in references("EfficientNetLite0")})
+        [96, 128, 224]
     """
     return tuple(one for one in _shipped() if _plain(one.model) == _plain(model_name))
 
