@@ -7,7 +7,6 @@ import pytest
 
 from transfer.cases import Case
 from transfer.expectations import (
-    FEWEST_TRIED,
     WORTH,
     Choice,
     Evidence,
@@ -79,19 +78,13 @@ def test_pictures_that_were_not_looked_at_raise_what_is_expected():
         assert other.expected_accuracy == pytest.approx(one.expected_accuracy + 2 * 0.04)
 
 
-def test_a_trial_that_gains_raises_what_fine_tuning_is_expected_to_give():
-    better = replace(TRIAL, accuracy_tuned=0.9, loss_tuned=0.4)
-    gained = choices_of(replace(EVIDENCE, trial=better))[3].expected_accuracy
-    assert gained > choices_of(EVIDENCE)[3].expected_accuracy
+def test_where_less_is_wrong_less_is_gained():
+    def gain(accuracy):
+        heads = (HeadEvidence("top", accuracy, 0.02),)
+        frozen, tuned = choices_of(replace(EVIDENCE, heads=heads))[:2]
+        return tuned.expected_accuracy - frozen.expected_accuracy
 
-
-@pytest.mark.parametrize("trial", [None, replace(TRIAL, steps=FEWEST_TRIED - 1)])
-def test_without_a_trial_that_counts_the_interval_is_wider(trial):
-    def width(evidence):
-        low, high = choices_of(evidence)[3].interval
-        return high - low
-
-    assert width(replace(EVIDENCE, trial=trial)) > width(EVIDENCE)
+    assert gain(0.5) == gain(0.6) > gain(0.8) > gain(0.9)
 
 
 def test_without_a_trial_the_time_is_the_least_that_it_can_be():

@@ -61,7 +61,7 @@ def advise(
         base: a pre-trained network, best with its own classifier.
         max_images: pictures to look at, at most.
         time_budget: seconds that training may take; None is as much as it takes.
-        trial: try fine-tuning; without, its gain is that of data sets like it, and its time unknown.
+        trial: try fine-tuning; without, its time is the least that it can be.
         frozen: advise a head on the frozen network, whatever fine-tuning would bring.
         preprocessing: see `builders.build`.
         engine: what runs the network, one of `engines.ENGINES`.
@@ -281,5 +281,5 @@ def _notes(
     else:
         notes += [f"No {name.replace('_', ' ')}: {why}." for name, why in similarity.missing.items()]
     if curve is not None and curve.signal and tried is None:
-        notes.append("No trial of fine-tuning: what it brings is that of other data sets, its time unknown.")
+        notes.append("No trial of fine-tuning: its time is the least that it can be.")
     return tuple(notes)

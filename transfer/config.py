@@ -87,7 +87,7 @@ class AdviceConfig(DataConfig):
     max_images: int = 2000
     # How long training may take, such as 90s, 5m or 1h; by default as long as it takes.
     time_budget: str | None = None
-    # Do not try fine-tuning: quicker, and its gain is a guess.
+    # Do not try fine-tuning: quicker, and its time is the least that it can be.
     no_trial: bool = False
     # What runs the network: auto, keras or openvino (pip install ".[fast]").
     engine: str = "auto"

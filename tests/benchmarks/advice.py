@@ -358,19 +358,29 @@ def chosen_by(rows: dict[str, dict], who: str, budget: float | None = None) -> s
     advice, heads = rows["advised"], rows["truth"]["heads"]
     last = list(heads)[-2]
     if who == "ours":
-        from transfer.cases import Case
-        from transfer.expectations import Choice, pick
+        from transfer.expectations import pick
 
-        fields = ("cut", "expected_accuracy", "seconds", "source")
-        choices = [
-            Choice(case=Case(c["case"]), interval=tuple(c["interval"]), **{f: c[f] for f in fields})
-            for c in advice["cases"]
-        ]
-        cut = pick(choices, time_budget=budget).cut
-        return {None: "fine-tuned", "random": "from-scratch"}.get(cut, cut)
+        return key_of(pick(choices(advice), time_budget=budget))
     if who == "always case 3":
         return "fine-tuned" if "fine-tuned" in accuracies(rows, budget) else last
     return {"rule of thumb": advice["rule of thumb"], "always case 1": last, "kNN": advice["kNN"]}[who]
+
+
+def choices(advice: dict) -> Any:
+    """What the adviser expects of each choice, from the evidence that it had."""
+    from transfer.expectations import Evidence, HeadEvidence, choices_of
+    from transfer.trials import Trial
+
+    given = {
+        **advice["evidence"],
+        "heads": tuple(HeadEvidence(**head) for head in advice["evidence"]["heads"]),
+    }
+    return choices_of(Evidence(**given, trial=advice["trial"] and Trial(**advice["trial"])))
+
+
+def key_of(choice: Any) -> str:
+    """What a choice is called in the results."""
+    return {None: "fine-tuned", "random": "from-scratch"}.get(choice.cut, choice.cut)
 
 
 ADVISERS = ("ours", "rule of thumb", "always case 1", "always case 3", "kNN")
@@ -421,15 +431,15 @@ def show_expectations(units: list[dict[str, dict]]) -> None:
     taus, cut_regrets = [], []
     for rows in units:
         known = {**accuracies(rows)}
-        for choice in rows["advised"]["cases"]:
-            key = {None: "fine-tuned", "random": "from-scratch"}.get(choice["cut"], choice["cut"])
+        for choice in choices(rows["advised"]):
+            key = key_of(choice)
             if key not in known:
                 continue
             kind = key if key in ("fine-tuned", "from-scratch", "all") else "one layer"
             advised = key == chosen_by(rows, "ours")
             for name in (kind, *(["the advised"] if advised else [])):
-                errors.setdefault(name, []).append(choice["expected_accuracy"] - known[key])
-                low, high = choice["interval"]
+                errors.setdefault(name, []).append(choice.expected_accuracy - known[key])
+                low, high = choice.interval
                 inside.setdefault(name, []).append(low <= known[key] <= high)
         heads = rows["truth"]["heads"]
         curve = {point["layer"]: point["accuracy"] for point in rows["advised"]["layer_curve"]}
