@@ -41,9 +41,10 @@ def make_look(*, sure=0.6, right=1.0, shift=(0.1, 0.08, 0.1), count=200, classes
     return Look(pictures, labels, len(set(labels.tolist())), {}, old, shifts, (size, size))
 
 
-def scores(model, size, *, shift=True):
-    known = measure_similarity(make_look(size=size, shift=shift and (0.1, 0.1, 0.1)), model)
-    return {place.name: place.score for place in known.scale}
+def scores(model, size, *, shift=True, count=200):
+    """Of the known sets, as they would be at a size and from so many pictures."""
+    look = make_look(size=size, shift=shift and (0.1, 0.1, 0.1), count=count)
+    return {place.name: place.score for place in measure_similarity(look, model).scale}
 
 
 def test_a_percentile_is_linear_between_neighbours_and_ends_at_the_extremes():
@@ -54,31 +55,26 @@ def test_a_percentile_is_linear_between_neighbours_and_ends_at_the_extremes():
         percentile(1.0, [])
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_known_sets_are_in_the_order_that_one_expects(size):
-    found = scores(LITE, size)
+@pytest.mark.parametrize("count", [50, 100, 200, 400, 1000])
+@pytest.mark.parametrize("size", [96, 112, 128, 160, 224])
+def test_known_sets_are_in_the_order_that_one_expects(size, count):
+    found = scores(LITE, size, count=count)
     assert set(found) == {one.name for one in references(LITE)} and len(found) >= 9
     assert max(found, key=found.get) == "hymenoptera"
     assert found["hymenoptera"] > found["hymenoptera-32px"] > found["cifar10-blurred"]
     assert found["cifar10"] > found["cifar10-inverted"] > found["cifar10-blurred"]
     assert min(found["hymenoptera"], found["cifar10"]) >= SIMILAR_FROM
-    for name in (
-        "fashion_mnist",
-        "sign_digits",
-        "digits",
-        "patterns",
-        "cifar10-blurred",
-        "cifar10-scrambled",
-    ):
-        assert found[name] < SIMILAR_FROM, name
+    either = ("hymenoptera", "cifar10", "emoji")
+    assert max(score for name, score in found.items() if name not in either) < SIMILAR_FROM
 
 
+@pytest.mark.parametrize("count", [50, 100, 200, 400, 1000])
 @pytest.mark.parametrize("size", SIZES)
-def test_where_no_shift_counts_nothing_passes_for_similar_that_is_not(size):
-    for found in (scores(MOBILE, size), scores(LITE, size, shift=False)):
-        assert all(found[name] < SIMILAR_FROM for name in found if name not in ("hymenoptera", "cifar10"))
-    if size > 96:
-        assert scores(MOBILE, size)["hymenoptera"] >= SIMILAR_FROM
+def test_where_no_shift_counts_nothing_passes_for_similar_that_is_not(size, count):
+    """What is missed: photos at 96 px, and CIFAR-10, which the classifier alone cannot tell from clothes."""
+    for found in (scores(MOBILE, size, count=count), scores(LITE, size, shift=False, count=count)):
+        assert all(score < SIMILAR_FROM for name, score in found.items() if name != "hymenoptera")
+        assert size == 96 or found["hymenoptera"] >= SIMILAR_FROM
 
 
 def test_a_look_is_placed_among_the_known_sets():

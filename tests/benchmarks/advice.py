@@ -404,8 +404,8 @@ def regret(rows: dict[str, dict], who: str, budget: float | None = None) -> floa
 
 def advised_cut(rows: dict[str, dict]) -> str:
     """The layer at which the adviser would cut a frozen network."""
-    layers = [c["cut"] for c in rows["advised"]["cases"] if c["cut"] in rows["truth"]["heads"]]
-    return [cut for cut in layers if cut != "all"][-1]
+    curve = rows["advised"]["layer_curve"]
+    return max(reversed(curve), key=lambda point: point["accuracy"])["layer"]
 
 
 def show_regret(units: list[dict[str, dict]]) -> None:

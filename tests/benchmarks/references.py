@@ -2,8 +2,8 @@
 
     python tests/benchmarks/references.py --pictures path/to/pictures --weights mobilenet_v2.weights.h5
 
-It writes `transfer/references.json`, the same each time; a quarter of an hour on two cores. The pictures: `emoji` comes
-along; `--pictures` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`, `cifar10/train/CLASS` and
+It writes `transfer/references.json`, the same each time; half an hour on two cores. The pictures: `emoji` comes along;
+`--pictures` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`, `cifar10/train/CLASS` and
 `fashion_mnist.npz`; the other sets are made of these, or drawn. At most 1,000 pictures of each are looked at.
 """
 
