@@ -1,6 +1,7 @@
 """The command: a table for people, files for programs and pictures, and clear words for bad input."""
 
 import json
+import logging
 
 import pytest
 from PIL import Image
@@ -54,6 +55,12 @@ def test_bad_input_is_told_in_a_line(flags, words, capsys, tmp_path):
     told = capsys.readouterr().err.strip()
     assert words in told and "Traceback" not in told and len(told.splitlines()) <= 2
     assert not (tmp_path / "advice.json").exists()
+
+
+def test_nothing_is_left_that_writes_to_a_stream_of_before():
+    handlers = list(logging.getLogger("transfer").handlers)
+    assert main([*TINY, "--data", "nowhere"]) == 2
+    assert logging.getLogger("transfer").handlers == handlers
 
 
 def test_a_file_that_cannot_be_written_is_told(color_folder, capsys):

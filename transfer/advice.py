@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Example:
         main(["--data", "photos", "--json", "advice.json"])
     """
-    logging.getLogger("transfer").addHandler(logging.StreamHandler(sys.stderr))
+    told = logging.StreamHandler(sys.stderr)
+    logging.getLogger("transfer").addHandler(told)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
     try:
         options, more = parse_advice_arguments(arguments)
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Stopped. Nothing was written.\n")
         return 130
+    finally:
+        logging.getLogger("transfer").removeHandler(told)
     return 0
 
 
