@@ -68,8 +68,10 @@ def test_the_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main([])
     Image.open(embedded_folder() / "face" / "u1f600-grinning-face.png").save("picture.png")
-    first, second = PYTHON
+    advice, first, second = PYTHON
     capsys.readouterr()
+    exec(advice, {})
+    assert "nine in ten" in capsys.readouterr().out
     exec(first, {})
     assert capsys.readouterr().out.splitlines()[-1] == "face"
     exec(second, {})

@@ -222,11 +222,12 @@ def test_standard_error_has_the_message_alone(elsewhere):
 @pytest.mark.slow
 def test_without_any_flag_it_trains_on_the_emoji_from_any_folder(elsewhere):
     subprocess.run([sys.executable, "-m", "transfer.train"], check=True, cwd=elsewhere, capture_output=True)
-    folder = elsewhere / "runs" / "emoji-small-different-1"
+    (folder,) = (elsewhere / "runs").iterdir()
+    assert folder.name.startswith("emoji-small-")  # the others take more than five minutes
     assert {p.name for p in folder.iterdir()} == FILES
     metrics = metrics_of(folder)
     assert metrics["num_classes"] == load_data("emoji").num_classes == 12
-    assert metrics["test_accuracy"] >= 0.74 and metrics["cut"] == "block6b_add"
+    assert metrics["test_accuracy"] >= 0.74 and metrics["expected_accuracy"] > 0.7
 
 
 def test_several_cuts_by_name_and_all_of_them(color_folder, elsewhere, capsys):
