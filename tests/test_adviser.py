@@ -14,9 +14,9 @@ from networks import assert_bit_equal, flags, raw_pictures, snapshot
 from transfer.adviser import FEWEST_IMAGES, advise
 from transfer.backbones import load_backbone
 from transfer.cases import Case
+from transfer.cuts import ALL_LAYERS
 from transfer.datasets import load_data
 from transfer.errors import InputError
-from transfer.expectations import ALL_LAYERS
 
 layers = keras.layers
 
@@ -73,6 +73,7 @@ def test_shuffled_labels_have_no_signal_and_nothing_is_tried(shuffled_folder):
     found = advise(load_data(shuffled_folder), make_tiny(), preprocessing="tf")
     assert not found.signal and found.trial is None
     assert "shuffled" in found.reason
+    assert found.cut not in (None, "random")  # nobody waits for nothing
     assert found.warnings[0].kind == "no-signal"
 
 
@@ -129,6 +130,7 @@ def test_too_few_pictures_get_the_rule_of_thumb_and_no_false_hope(count, classes
     assert found.curve is None and found.choice.interval == (0.0, 1.0)
     assert any("too few" in note for note in found.notes)
     assert found.case in (Case.SMALL_SIMILAR, Case.SMALL_DIFFERENT)
+    assert "train the head" in found.reason and found.cut in {op.name for op in make_tiny().operations}
     json.loads(found.to_json())
     assert found.to_text()
 

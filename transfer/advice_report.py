@@ -8,7 +8,8 @@ from typing import Any
 
 from transfer.cases import POLICIES, SMALL_DATA, Case
 from transfer.curves import LayerCurve, SizePoint
-from transfer.expectations import ALL_LAYERS, RANDOM, Choice, Evidence, in_words
+from transfer.cuts import ALL_LAYERS
+from transfer.expectations import RANDOM, Choice, Evidence, in_words
 from transfer.similarity import Similarity
 from transfer.suspects import DataWarning
 from transfer.trials import Trial
@@ -154,7 +155,7 @@ class Advice:
             i for i in range(len(names)) if (len(names) - 1 - i) % step == 0 or names[i] == self.curve.cut
         ]
         width = max(len(names[i]) for i in shown)
-        lines = ["Layers, each picture judged by a head on all others:"]
+        lines = ["Layers, each picture judged by a head that never saw it:"]
         for i in shown:
             accuracy, error = self.curve.accuracy[i], self.curve.standard_error[i]
             bar = "#" * round(30 * float(accuracy))

@@ -8,19 +8,30 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from transfer import graphs
 from transfer.advice_report import Advice
+from transfer.backbones import block_ends
 from transfer.cache import FeatureCache
-from transfer.cases import rule_of_thumb
+from transfer.cases import POLICIES, early_position, rule_of_thumb
 from transfer.curves import LayerCurve, SizePoint, layer_curve, side_by_side, size_curve
+from transfer.cuts import ALL_LAYERS
 from transfer.datasets import ImageData, flips_are_safe
 from transfer.errors import InputError
-from transfer.expectations import ALL_LAYERS, FORWARD_PASSES, Choice, Evidence, HeadEvidence, choices_of, pick
+from transfer.expectations import (
+    FORWARD_PASSES,
+    Choice,
+    Evidence,
+    HeadEvidence,
+    choices_of,
+    least_seconds,
+    pick,
+)
 from transfer.looks import MOST_IMAGES, Look, some_of_each, take_look
 from transfer.probes import one_of_each, ridge_leave_one_out, unselected_accuracy
-from transfer.schedules import STEPS, epochs_for
+from transfer.schedules import BATCH_SIZE, epochs_for
 from transfer.similarity import Similarity, measure_similarity
 from transfer.suspects import warnings_of
-from transfer.trials import BATCH_SIZE, Trial, try_fine_tuning
+from transfer.trials import Trial, try_fine_tuning
 
 FEWEST_IMAGES = 20
 """Pictures below which leaving out tells nothing: an accuracy is uncertain by more than 20 points then."""
@@ -77,8 +88,8 @@ def advise(
     Example:
         >>> from transfer.datasets import load_data
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
-        >>> advise(load_data("emoji"), base, max_images=100, trial=False).signal  # colours tell
-        True
+        >>> sum(advise(load_data("emoji"), base, max_images=100, trial=False).images_per_class.values())
+        344
     """
     if max_images < 2 or (time_budget is not None and not time_budget > 0):
         raise InputError(
@@ -110,7 +121,8 @@ def advise(
     similarity = measure_similarity(look, base.name, base=base)
     evidence = _evidence(data, look, curve, sizes, similarity, tried)
     choices = choices_of(evidence)
-    choice = pick(choices, time_budget=time_budget, frozen=frozen) if choices else _unmeasured(evidence)
+    frozen = frozen or not evidence.signal  # nobody should wait for what there is not
+    choice = pick(choices, time_budget=time_budget, frozen=frozen) if choices else _unmeasured(evidence, base)
     return Advice(
         data=data.name,
         model=base.name,
@@ -134,8 +146,13 @@ def _out_of_reach(data: ImageData, look: Look, time_budget: float | None) -> boo
     """Say whether fine-tuning takes too long for sure, so that nobody need try it."""
     if time_budget is None or look.seconds_per_picture is None:
         return False
-    passes = epochs_for(len(data.train), BATCH_SIZE)
-    return FORWARD_PASSES * look.seconds_per_picture * len(data.train) * passes > time_budget
+    return least_seconds(look.seconds_per_picture, _steps(data, "pretrained")) > time_budget
+
+
+def _steps(data: ImageData, init: str) -> int:
+    """How many `fit` takes to train everything."""
+    count = len(data.train)
+    return epochs_for(count, BATCH_SIZE, init=init) * -(-count // BATCH_SIZE)
 
 
 def _counts(data: ImageData) -> dict[str, int]:
@@ -185,8 +202,6 @@ def _evidence(
     tried: Trial | None,
 ) -> Evidence:
     counts = np.bincount(data.train.labels)
-    per_epoch = -(-len(data.train) // BATCH_SIZE)
-    init = {name: per_epoch * epochs_for(len(data.train), BATCH_SIZE, init=name) for name in STEPS}
     return Evidence(
         num_train=len(data.train),
         num_looked=len(look.labels),
@@ -200,8 +215,8 @@ def _evidence(
         similar=None if similarity is None else similarity.similar,
         trial=tried,
         seconds_per_picture=_per_picture(look, tried),
-        steps=init["pretrained"],
-        steps_scratch=init["random"],
+        steps=_steps(data, "pretrained"),
+        steps_scratch=_steps(data, "random"),
     )
 
 
@@ -253,11 +268,15 @@ def _pixels(look: Look) -> float:
     return unselected_accuracy(probe.correct_by_lambda)
 
 
-def _unmeasured(evidence: Evidence) -> Choice:
+def _unmeasured(evidence: Evidence, base: keras.Model) -> Choice:
     """What the rule of thumb says, where there are too few pictures to measure anything."""
     case = rule_of_thumb(evidence.num_train, bool(evidence.similar))
+    ends, cut = block_ends(base), None
+    if POLICIES[case].frozen:
+        early = POLICIES[case].cut == "early" and ends
+        cut = ends[early_position(len(ends))] if early else graphs.layer_before_classifier(base)
     return Choice(
-        case, None, evidence.chance, (0.0, 1.0), None, "the rule of thumb; nothing could be measured"
+        case, cut, evidence.chance, (0.0, 1.0), None, "the rule of thumb; nothing could be measured"
     )
 
 

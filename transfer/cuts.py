@@ -15,6 +15,10 @@ from transfer.errors import InputError
 Cut = str | int | Sequence[str | int]
 
 
+ALL_LAYERS = "all"
+"""The cut of a head on every block's end."""
+
+
 def cuts_of(base: keras.Model, cut: Cut) -> tuple[str, ...]:
     """Name the layers that a cut stands for.
 
@@ -37,7 +41,7 @@ def cuts_of(base: keras.Model, cut: Cut) -> tuple[str, ...]:
     """
     ends = block_ends(base)
     if isinstance(cut, str):
-        cut = _everywhere(base, ends) if cut == "all" else [name.strip() for name in cut.split(",")]
+        cut = _everywhere(base, ends) if cut == ALL_LAYERS else [name.strip() for name in cut.split(",")]
     parts = list(cut) if isinstance(cut, Iterable) else [cut]
     if not parts:
         raise InputError("Expected the name or position of at least one layer to cut at. Received: none.")

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transfer.cases import Case
-from transfer.trials import BATCH_SIZE, Trial
+from transfer.schedules import BATCH_SIZE
+from transfer.trials import Trial
 
 NINETY_PERCENT = 1.645
 """Standard errors on either side of a normal distribution's 90% interval."""
-
-ALL_LAYERS = "all"
-"""The cut of a head on several layers."""
 
 RANDOM = "random"
 """Instead of a cut, where everything trains from random weights."""
@@ -94,7 +92,7 @@ class Choice:
     source: str
 
 
-# The numbers below come from the tuning sets of tests/benchmarks/advice.py: `fit` prints them.
+# The first three of these are from what `tests/benchmarks/advice.py fit` prints of its tuning sets.
 
 HEAD_GAIN = 0.015
 """What a head on a test has beyond what leaving out foretells: it is trained on all pictures."""
@@ -107,7 +105,8 @@ GAIN = 0.13
 1,440 pictures."""
 
 GAIN_SHARE = 0.4
-"""And no more than such a share of what the head has wrong: where little is wrong, little can be gained."""
+"""And no more than such a share of what the head has wrong: where little is wrong, little can be gained.
+Chosen, not fitted."""
 
 LEAST_GAIN = 0.02
 """But so much beyond the best head: fine-tuning was better in 179 of 192 settings of Kornblith et al. 2019
@@ -118,7 +117,7 @@ TUNED_ERROR = 0.05
 nothing of it: these take the network away from where it was, and what is gained comes later."""
 
 SCRATCH_ERROR = 0.12
-"""The same of random weights, foretold from bare pixels."""
+"""The same of random weights, foretold from bare pixels: wide, since it was never measured."""
 
 SCRATCH_GAIN = 0.0
 """What training from random weights gives beyond a linear head on bare pixels."""
@@ -192,8 +191,25 @@ def _seconds(evidence: Evidence, steps: int) -> float | None:
     """As measured in the trial; without one, the least that it can be."""
     trial = evidence.trial
     if trial is None:
-        return FORWARD_PASSES * evidence.seconds_per_picture * BATCH_SIZE * steps or None
+        return least_seconds(evidence.seconds_per_picture, steps) or None
     return trial.seconds_start + steps * trial.seconds_per_step
+
+
+def least_seconds(seconds_per_picture: float, steps: int) -> float:
+    """Say how long training everything takes at least.
+
+    Args:
+        seconds_per_picture: of the forward pass.
+        steps: of training.
+
+    Returns:
+        Seconds.
+
+    Example:
+        >>> least_seconds(0.01, 100)
+        96.0
+    """
+    return FORWARD_PASSES * seconds_per_picture * BATCH_SIZE * steps
 
 
 def _choice(

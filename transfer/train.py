@@ -82,7 +82,7 @@ def run(config: TrainConfig) -> Path:
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
     if config.cut is not None:
-        cuts.cuts_of(base, config.cut)  # before the quick look
+        cuts.cuts_of(base, config.cut)  # before the look
     if config.unfreeze_from is not None:
         graphs.find_first(base, config.unfreeze_from)
     case, advice = _advise(config, data, base)
@@ -111,6 +111,8 @@ def _advise(config: TrainConfig, data: Any, base: Any) -> tuple[Case, Any]:
     """Take the case that was asked for; or measure which is best, say so, and give the advice too."""
     if config.case != "auto":
         return Case.parse(config.case), None
+    if config.unfreeze_from is not None and config.cut is None:
+        return Case.SMALL_SIMILAR, None  # no cut may take away what is to train
     from transfer import adviser
 
     advice = adviser.advise(

@@ -17,14 +17,11 @@ from transfer.errors import InputError, unknown
 from transfer.features import input_size
 from transfer.head_training import train_head
 from transfer.pipeline import make_dataset
-from transfer.schedules import epochs_for
+from transfer.schedules import BATCH_SIZE, epochs_for
 from transfer.strategy import allow_uneven_batches
 from transfer.training_run import Run, TrainingLog
 
 log = logging.getLogger(__name__)
-
-BATCH_SIZE = 32
-"""Pictures per training step: what most published fine-tuning recipes use, and what a laptop bears."""
 
 SOLVERS = ("auto", "exact", "sgd")
 """How a head on cached features is trained."""

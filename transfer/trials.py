@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ from transfer.cases import POLICIES, Case
 from transfer.datasets import Split
 from transfer.errors import InputError
 from transfer.pipeline import make_dataset
-from transfer.schedules import WarmupCosine
+from transfer.schedules import BATCH_SIZE, WarmupCosine
 
 STEPS = 8
 """Of the trial: enough to time them. More say no more: what forty gained did not foretell what training in full did."""
@@ -28,8 +28,6 @@ LIMIT = 12.0
 
 FEWEST_STEPS = 5
 """Of a trial that was cut short."""
-
-BATCH_SIZE = 32
 
 FOLDS = 4
 """One of so many parts of the pictures is held out."""
@@ -43,7 +41,7 @@ _TIMED = 2  # steps by which it is decided how many there will be
 
 @dataclass(frozen=True)
 class Trial:
-    """What a few steps of fine-tuning brought.
+    """What a few steps of fine-tuning brought; what it rests advice on are the seconds (see `STEPS`).
 
     Attributes:
         steps: that were trained.
@@ -180,9 +178,7 @@ def held_out(labels: np.ndarray, groups: Sequence[Any], seed: int) -> np.ndarray
 
 def _numbered(pictures: Split, labels: np.ndarray, positions: np.ndarray) -> Split:
     """Some of the pictures, their classes numbered without gaps."""
-    import dataclasses
-
-    return dataclasses.replace(pictures, labels=labels).take(positions.tolist())
+    return replace(pictures, labels=labels).take(positions.tolist())
 
 
 class _Clock(WarmupCosine):
