@@ -11,24 +11,14 @@ from transfer.expectations import (
     Choice,
     Evidence,
     HeadEvidence,
+    best_head,
     choices_of,
     interval_of,
     pick,
 )
 from transfer.trials import Trial
 
-TRIAL = Trial(
-    steps=40,
-    passes=4.0,
-    held_out=100,
-    accuracy_frozen=0.75,
-    accuracy_tuned=0.8,
-    loss_frozen=0.8,
-    loss_tuned=0.7,
-    error=0.03,
-    seconds_per_step=0.3,
-    seconds_start=6.0,
-)
+TRIAL = Trial(steps=8, seconds_per_step=0.3, seconds_start=6.0)
 
 EVIDENCE = Evidence(
     num_train=400,
@@ -58,7 +48,7 @@ def test_each_case_is_there_from_the_cheapest_to_the_costliest():
     assert [choice.case for choice in found] == [
         Case.SMALL_SIMILAR,
         Case.SMALL_DIFFERENT,
-        Case.SMALL_DIFFERENT,
+        Case.SMALL_SIMILAR,  # nothing is sliced off for a head on all layers
         Case.LARGE_SIMILAR,
         Case.LARGE_DIFFERENT,
     ]
@@ -68,7 +58,8 @@ def test_each_case_is_there_from_the_cheapest_to_the_costliest():
 
 
 def test_different_data_that_are_fine_tuned_are_the_fourth_case():
-    assert choices_of(replace(EVIDENCE, similar=False))[3].case is Case.LARGE_DIFFERENT
+    found = choices_of(replace(EVIDENCE, similar=False))
+    assert found[2].case is Case.SMALL_DIFFERENT and found[3].case is Case.LARGE_DIFFERENT
     assert choices_of(replace(EVIDENCE, similar=None))[3].case is Case.LARGE_DIFFERENT
 
 
@@ -138,3 +129,19 @@ def test_the_most_accurate_that_is_worth_its_time_is_picked(gain, budget, picked
 
 def test_where_no_choice_is_quick_enough_the_quickest_is_picked():
     assert pick([choice("top", 0.8, 50.0), choice(None, 0.9, 600.0)], time_budget=1.0).cut == "top"
+
+
+@pytest.mark.parametrize(
+    ("last", "early", "every", "picked"),
+    [
+        (0.8, 0.8, 0.8, "all"),
+        (0.82, 0.81, 0.8, "all"),  # may be luck
+        (0.84, 0.81, 0.8, "top"),
+        (0.8, 0.86, 0.82, "block5"),
+        (0.8, 0.82, 0.9, "all"),
+    ],
+)
+def test_a_single_layer_is_picked_where_it_is_surely_better_than_all(last, early, every, picked):
+    heads = [choice("top", last, 5.0), choice("block5", early, 5.0), choice("all", every, 5.0)]
+    assert pick(heads).cut == best_head(heads).cut == picked
+    assert pick([*heads, choice(None, 0.99, 600.0)], frozen=True).cut == picked

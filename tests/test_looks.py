@@ -8,7 +8,16 @@ from networks import assert_bit_equal, flags, snapshot
 
 from transfer import graphs
 from transfer.backbones import block_ends
-from transfer.looks import FEWEST_OF_A_CLASS, as_probabilities, batchnorm_shift, some_of_each, take_look
+from transfer.cache import FeatureCache
+from transfer.features import extract
+from transfer.looks import (
+    FEWEST_OF_A_CLASS,
+    as_probabilities,
+    batchnorm_shift,
+    hand_on,
+    some_of_each,
+    take_look,
+)
 
 SIZE = (32, 32)
 
@@ -111,3 +120,39 @@ def test_of_many_classes_some_are_seen_with_enough_pictures_each():
     assert counts.min() >= FEWEST_OF_A_CLASS
     assert len(counts) * FEWEST_OF_A_CLASS == len(picked) == 256
     assert set(picked) != set(labels[some_of_each(labels, 256, 1)])
+
+
+@pytest.mark.parametrize("cut", [None, 0, "all"])
+def test_what_was_seen_is_not_computed_again_in_training(cut, colors, cache):
+    from transfer.builders import small_similar
+    from transfer.features import frozen_trunk
+    from transfer.training import fit
+
+    base = make_tiny()
+    look = look_at(colors, base, cache)
+    model = small_similar(base, colors.num_classes, cut=cut, preprocessing="tf")
+    assert hand_on(look, model, cache=cache)
+    seen = extract(frozen_trunk(model), colors.train, image_size=SIZE, cache=cache)
+    assert seen.computed == 0
+    by_hand = extract(
+        frozen_trunk(model), colors.train, image_size=SIZE, cache=FeatureCache(cache.folder / "x")
+    )
+    assert by_hand.computed == len(colors.train)
+    np.testing.assert_allclose(seen.load(), by_hand.load(), atol=0.02 * np.abs(by_hand.load()).max())
+    assert fit(model, colors, cache=cache).computed == len(colors.val)
+
+
+def test_what_the_head_does_not_see_is_not_handed_on(colors, cache):
+    from transfer.builders import small_similar
+
+    look = look_at(colors, make_tiny(), cache)
+    other = small_similar(
+        make_tiny(seed=7), colors.num_classes, preprocessing="tf"
+    )  # the same layers, other weights
+    assert not hand_on(look, other, cache=cache)
+    scaled = small_similar(make_tiny(), colors.num_classes, preprocessing="caffe")
+    assert not hand_on(look, scaled, cache=cache)
+    within = small_similar(
+        make_tiny(), colors.num_classes, cut=make_tiny().layers[1].name, preprocessing="tf"
+    )
+    assert not hand_on(look, within, cache=cache)

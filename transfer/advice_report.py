@@ -9,7 +9,7 @@ from typing import Any
 from transfer.cases import POLICIES, SMALL_DATA, Case
 from transfer.curves import LayerCurve, SizePoint
 from transfer.cuts import ALL_LAYERS
-from transfer.expectations import RANDOM, Choice, Evidence, in_words
+from transfer.expectations import RANDOM, Choice, Evidence, best_head, in_words
 from transfer.similarity import Similarity
 from transfer.suspects import DataWarning
 from transfer.trials import Trial
@@ -33,7 +33,7 @@ class Advice:
         images_per_class: counts of pictures to train on.
         curve: left-out accuracy by layer; None where there are too few pictures.
         sizes: left-out accuracy by number of pictures.
-        trial: a short fine-tuning; None where there was none.
+        trial: a few steps of fine-tuning, timed; None where there were none.
         warnings: what may be wrong with the data.
         notes: what could not be measured, and what that means.
         evidence: the numbers that the choice rests on.
@@ -93,7 +93,7 @@ class Advice:
             what = "would bring about" if abs(more) >= 0.5 else "would make no difference:"
             return [f"Fine-tuning everything {what} {more:+.0f} in {in_words(tuned[0].seconds)}"]
         if self.choice.cut is None and frozen:
-            best = max(frozen, key=lambda c: c.expected_accuracy)
+            best = best_head(frozen)
             less = 100 * (best.expected_accuracy - self.choice.expected_accuracy)
             return [f"A head on the frozen network would be at about {less:+.0f} in {in_words(best.seconds)}"]
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from transfer.cache import FeatureCache
 from transfer.cases import POLICIES, early_position, rule_of_thumb
 from transfer.curves import LayerCurve, SizePoint, layer_curve, side_by_side, size_curve
 from transfer.cuts import ALL_LAYERS
-from transfer.datasets import ImageData, flips_are_safe
+from transfer.datasets import ImageData
 from transfer.errors import InputError
 from transfer.expectations import (
     FORWARD_PASSES,
@@ -31,7 +32,7 @@ from transfer.probes import one_of_each, ridge_leave_one_out, unselected_accurac
 from transfer.schedules import BATCH_SIZE, epochs_for
 from transfer.similarity import Similarity, measure_similarity
 from transfer.suspects import warnings_of
-from transfer.trials import Trial, try_fine_tuning
+from transfer.trials import Trial, time_fine_tuning
 
 FEWEST_IMAGES = 20
 """Pictures below which leaving out tells nothing: an accuracy is uncertain by more than 20 points then."""
@@ -60,6 +61,7 @@ def advise(
     preprocessing: str | None = None,
     engine: str = "auto",
     cache: FeatureCache | None = None,
+    look: Look | None = None,
     seed: int = 0,
 ) -> Advice:
     """Say which of the four cases is best for some pictures, where to cut, and what to expect.
@@ -72,11 +74,12 @@ def advise(
         base: a pre-trained network, best with its own classifier.
         max_images: pictures to look at, at most.
         time_budget: seconds that training may take; None is as much as it takes.
-        trial: try fine-tuning; without, its time is the least that it can be.
+        trial: time a few steps of fine-tuning; without, its time is the least that it can be.
         frozen: advise a head on the frozen network, whatever fine-tuning would bring.
         preprocessing: see `builders.build`.
         engine: what runs the network, one of `engines.ENGINES`.
         cache: where features are kept; None is the user's own cache.
+        look: of `looks.take_look`, where one was taken already.
         seed: of the choice of pictures, of folds, and of the trial.
 
     Returns:
@@ -97,27 +100,14 @@ def advise(
             f"{max_images}, {time_budget}."
         )
     start = time.perf_counter()
-    look = take_look(
-        data,
-        base,
-        max_images=max_images,
-        preprocessing=preprocessing,
-        engine=engine,
-        cache=cache,
-        seed=seed,
-    )
+    if look is None:
+        options: dict[str, Any] = {"preprocessing": preprocessing, "engine": engine, "cache": cache}
+        look = take_look(data, base, max_images=max_images, seed=seed, **options)
     curve, sizes = curves_of(look, seed)
     tried = None
     if trial and curve is not None and curve.signal and not _out_of_reach(data, look, time_budget):
-        tried = try_fine_tuning(
-            look.pictures,
-            look.taps[curve.names[-1]],
-            base,
-            image_size=look.image_size,
-            flip=flips_are_safe(data.class_names),
-            preprocessing=preprocessing,
-            seed=seed,
-        )
+        size = look.image_size
+        tried = time_fine_tuning(look.pictures, base, image_size=size, preprocessing=preprocessing, seed=seed)
     similarity = measure_similarity(look, base.name, base=base)
     evidence = _evidence(data, look, curve, sizes, similarity, tried)
     choices = choices_of(evidence)

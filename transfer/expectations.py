@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transfer.cases import Case
+from transfer.cuts import ALL_LAYERS
 from transfer.schedules import BATCH_SIZE
 from transfer.trials import Trial
 
@@ -125,6 +126,10 @@ SCRATCH_GAIN = 0.0
 FORWARD_PASSES = 3.0
 """A training step costs at least so many forward passes over its pictures: one forward, and two of its size back."""
 
+SURELY = 0.03
+"""Accuracy that a head on a single layer must be expected to have beyond one on all layers, to be taken: on the tuning
+sets, what promised less was worse whenever it was trained."""
+
 WORTH = 0.005
 """Accuracy that the costlier choice must bring beyond the cheaper one."""
 
@@ -150,19 +155,25 @@ def choices_of(evidence: Evidence) -> tuple[Choice, ...]:
     if not evidence.heads:
         return ()
     more = evidence.growth * math.log2(max(1.0, evidence.num_train / max(1, evidence.num_looked)))
+    last = evidence.heads[0].cut
     frozen = [
         _choice(
             evidence,
-            Case.SMALL_DIFFERENT if number else Case.SMALL_SIMILAR,
+            Case.SMALL_SIMILAR if head.cut == last or _similar_all(evidence, head) else Case.SMALL_DIFFERENT,
             head.cut,
             head.accuracy + HEAD_GAIN + more,
             (head.error, HEAD_ERROR),
             evidence.seconds_per_picture * evidence.num_train,
             "pictures left out",
         )
-        for number, head in enumerate(evidence.heads)
+        for head in evidence.heads
     ]
     return (*frozen, _tuned(evidence, more), *_scratch(evidence))
+
+
+def _similar_all(evidence: Evidence, head: HeadEvidence) -> bool:
+    """Nothing is sliced off for a head on all layers: with similar pictures that is the first case."""
+    return head.cut == ALL_LAYERS and bool(evidence.similar)
 
 
 def _tuned(evidence: Evidence, more: float) -> Choice:
@@ -254,7 +265,8 @@ def interval_of(
 def pick(choices: Sequence[Choice], *, time_budget: float | None = None, frozen: bool = False) -> Choice:
     """Take the choice that is expected to be the most accurate, in the time that there is.
 
-    A costlier one must be worth it (see `WORTH`). Where none fits into the time, the cheapest is taken.
+    Of heads, that on all layers is taken unless one on a single layer is surely better (see `SURELY`). What costs more
+    must be worth it (see `WORTH`). Where nothing fits into the time, a head is taken.
 
     Args:
         choices: from the cheapest to the costliest, one or more.
@@ -270,13 +282,35 @@ def pick(choices: Sequence[Choice], *, time_budget: float | None = None, frozen:
         >>> pick([quick, slow]).case.value, pick([quick, slow], time_budget=60).case.value
         ('large-similar', 'small-similar')
     """
-    best = choices[0]
-    for choice in choices[1:]:
-        if frozen and choice.cut in (None, RANDOM):
+    heads = [choice for choice in choices if choice.cut not in (None, RANDOM)]
+    best = best_head(heads) if heads else choices[0]
+    for choice in choices:
+        if frozen or choice in heads:
             continue
         fits = time_budget is None or choice.seconds is None or choice.seconds <= time_budget
         if fits and choice.expected_accuracy > best.expected_accuracy + WORTH:
             best = choice
+    return best
+
+
+def best_head(heads: Sequence[Choice]) -> Choice:
+    """Take one of several heads, all of which cost the same.
+
+    Args:
+        heads: one or more.
+
+    Returns:
+        That on all layers, unless another is surely better (see `SURELY`); without it, the most accurate.
+
+    Example:
+        >>> one, every = (Choice(Case.SMALL_SIMILAR, cut, 0.8, (0.7, 0.9), 1.0, "") for cut in ("top", "all"))
+        >>> best_head([one, every]).cut
+        'all'
+    """
+    best = max(heads, key=lambda head: head.expected_accuracy)
+    every = [head for head in heads if head.cut == ALL_LAYERS]
+    if every and best.expected_accuracy <= every[0].expected_accuracy + SURELY:
+        return every[0]
     return best
 
 

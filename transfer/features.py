@@ -27,7 +27,7 @@ from transfer import graphs, surgery
 from transfer.cache import FeatureCache
 from transfer.check_memory import forget
 from transfer.datasets import ImageData, Split
-from transfer.engines import Engine, make_engine
+from transfer.engines import Engine, make_engine, relative_error
 from transfer.errors import InputError
 from transfer.pipeline import make_dataset
 from transfer.shelf import Shelf
@@ -41,6 +41,8 @@ BATCH_SIZE = 32
 CHUNK_BYTES = 16 * 2**20
 """Of features, written to disk at a time: what is lost at most when a run is killed, and what it holds in memory."""
 
+_CHECKED = 4  # pictures
+_SAME = 1e-3  # relative error between engines of full precision, and no more
 _DECODER = "1"  # another number where the same file would give other pixels
 
 
@@ -147,15 +149,8 @@ def extract(
     run = engine
     if not isinstance(run, Engine):
         run = make_engine(trunk, engine=run, precision=precision, batch_size=batch_size)
-    about = {
-        "network": trunk.name,
-        "pictures": f"{image_size[0]}x{image_size[1]} {split.resize}",
-        "precision": "bfloat16" if run.name.endswith("bfloat16") else "float32",
-    }
-    parts = [graphs.fingerprint(run.model), *about.values(), dtype, _DECODER]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    shelf = _shelf(cache, key, shape=tuple(run.model.output_shape[1:]), dtype=dtype, about=about)
-    pictures = list(split.digests) or [_digest(picture) for picture in split.pictures]
+    shelf = _opened(run, split, image_size=image_size, dtype=dtype, cache=cache)
+    pictures = _digests(split)
     digests = [*pictures]
     for view in range(1, views):
         digests += [_changed(picture, f"{augment} {flip} {seed} {view}") for picture in pictures]
@@ -179,6 +174,69 @@ def extract(
     shapes = tuple(tuple(tensor.shape[1:]) for tensor in trunk.outputs)
     ran_by = run.name if len(missing) else ""
     return Features(shelf, shelf.find(digests), len(missing), ran_by, shapes, _per_picture(clock))
+
+
+def keep(
+    trunk: keras.Model,
+    split: Split,
+    values: np.ndarray,
+    *,
+    image_size: tuple[int, int],
+    engine: str = "auto",
+    cache: FeatureCache | None = None,
+) -> bool:
+    """Keep what is known already of what a network gives, so that `extract` need not compute it again.
+
+    The first pictures are computed nevertheless, and nothing is kept where they differ.
+
+    Args:
+        trunk: as `extract` will be given.
+        split: the pictures.
+        values: what the network gives for each, shape (N, D).
+        image_size: height and width in pixels.
+        engine: as `extract` will be given.
+        cache: as `extract` will be given.
+
+    Returns:
+        Whether they were kept.
+
+    Example:
+        >>> from transfer.datasets import load_data
+        >>> trunk = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D()])
+        >>> keep(trunk, load_data("emoji").val, np.zeros((49, 3)), image_size=(32, 32))
+        False
+    """
+    if tuple(trunk.output_shape[1:]) != values.shape[1:] or not len(split):
+        return False
+    some = split.take(range(min(_CHECKED, len(split))))
+    images, _ = next(iter(make_dataset(some, image_size=image_size, batch_size=_CHECKED)))
+    wanted = np.asarray(keras.ops.convert_to_numpy(trunk(images, training=False)))
+    if relative_error(values[: len(wanted)], wanted) > _SAME:
+        return False
+    run = make_engine(trunk, engine=engine, batch_size=BATCH_SIZE)
+    shelf = _opened(run, split, image_size=image_size, dtype="float32", cache=cache)
+    digests = _digests(split)
+    missing = _first_of_each(digests, shelf.find(digests) < 0)
+    shelf.append([digests[i] for i in missing], values[missing].astype("float32"))
+    return True
+
+
+def _opened(
+    run: Engine, split: Split, *, image_size: tuple[int, int], dtype: str, cache: FeatureCache | None
+) -> Shelf:
+    """The shelf of a network and a way to see pictures, with what is on it."""
+    about = {
+        "network": run.model.name,
+        "pictures": f"{image_size[0]}x{image_size[1]} {split.resize}",
+        "precision": "bfloat16" if run.name.endswith("bfloat16") else "float32",
+    }
+    parts = [graphs.fingerprint(run.model), *about.values(), dtype, _DECODER]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return _shelf(cache, key, shape=tuple(run.model.output_shape[1:]), dtype=dtype, about=about)
+
+
+def _digests(split: Split) -> list[str]:
+    return list(split.digests) or [_digest(picture) for picture in split.pictures]
 
 
 def _per_picture(clock: Sequence[tuple[float, int]]) -> float | None:

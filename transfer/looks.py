@@ -11,8 +11,10 @@ import numpy as np
 from transfer import graphs, surgery
 from transfer.backbones import block_ends, preprocessing_of
 from transfer.cache import FeatureCache
+from transfer.curves import side_by_side
 from transfer.datasets import ImageData, Split
-from transfer.features import extract
+from transfer.features import extract, keep
+from transfer.strategy import scope_of
 
 MOST_IMAGES = 2000
 """Pictures to look at: the accuracy of a probe is known to within a point then."""
@@ -136,6 +138,38 @@ def look_at(
     }
     taps = {name: part.reshape(len(pictures), -1) for name, part in parts.items()}
     return Look(pictures, labels, len(classes), taps, old, shifts, size, seen.seconds_per_picture)
+
+
+def hand_on(
+    look: Look, model: keras.Model, *, engine: str = "auto", cache: FeatureCache | None = None
+) -> bool:
+    """Keep what was seen as features of a model's frozen part, so that `fit` need not run it over these pictures again.
+
+    Args:
+        look: through the network that the model is built from.
+        model: of `builders.build`.
+        engine: one of `engines.ENGINES`, as `fit` will be given.
+        cache: where features are kept; None is the user's own cache.
+
+    Returns:
+        Whether they were kept: not, where the model's head sees something else.
+
+    Example:
+        >>> from transfer.builders import small_similar
+        >>> from transfer.datasets import load_data
+        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+        >>> look = take_look(load_data("emoji"), base, max_images=24)
+        >>> hand_on(look, small_similar(base, 12))
+        True
+    """
+    cuts = model.plan.cuts
+    if not set(cuts) <= set(look.taps):
+        return False
+    parts = [look.taps[cut] for cut in cuts]
+    values = side_by_side(parts) if len(parts) > 1 else parts[0]
+    with scope_of(model):
+        trunk = surgery.trunk_of(model)
+    return keep(trunk, look.pictures, values, image_size=look.image_size, engine=engine, cache=cache)
 
 
 def _tapped(base: keras.Model, whole: keras.Model) -> tuple[keras.Model, list[str]]:

@@ -72,7 +72,7 @@ def run(config: TrainConfig) -> Path:
     strategy.start_quietly()
     import keras
 
-    from transfer import cuts, datasets, graphs, report
+    from transfer import cuts, datasets, graphs, looks, report
     from transfer.backbones import load_backbone
 
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
@@ -85,10 +85,12 @@ def run(config: TrainConfig) -> Path:
         cuts.cuts_of(base, config.cut)  # before the look
     if config.unfreeze_from is not None:
         graphs.find_first(base, config.unfreeze_from)
-    case, advice = _advise(config, data, base)
+    case, advice, look = _advise(config, data, base)
     if advice is not None:
         config = replace(config, **advised_options(config, advice))
     model = _build(config, case, base, data, devices)
+    if look is not None:
+        looks.hand_on(look, model, engine=config.engine)
     with report.run_folder(config.output, f"{data.name}-{case}") as folder:
         done = _fit(config, model, data)
         found = _evaluate(config, model, data) if len(data.test) else None
@@ -107,27 +109,32 @@ def run(config: TrainConfig) -> Path:
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
 
 
-def _advise(config: TrainConfig, data: Any, base: Any) -> tuple[Case, Any]:
-    """Take the case that was asked for; or measure which is best, say so, and give the advice too."""
+def _advise(config: TrainConfig, data: Any, base: Any) -> tuple[Case, Any, Any]:
+    """Take the case that was asked for; or measure which is best, say so, and give the advice and the look too."""
     if config.case != "auto":
-        return Case.parse(config.case), None
+        return Case.parse(config.case), None, None
     if config.unfreeze_from is not None and config.cut is None:
-        return Case.SMALL_SIMILAR, None  # no cut may take away what is to train
-    from transfer import adviser
+        return Case.SMALL_SIMILAR, None, None  # no cut may take away what is to train
+    from transfer import adviser, looks
 
+    options: dict[str, Any] = {
+        "preprocessing": config.preprocessing,
+        "engine": config.engine,
+        "seed": config.seed,
+    }
+    look = looks.take_look(data, base, **options)
     advice = adviser.advise(
         data,
         base,
         time_budget=None if config.time_budget == "none" else seconds_of(config.time_budget),
         frozen=any(getattr(config, name) != getattr(TrainConfig, name) for name in FROZEN_ONLY),
-        preprocessing=config.preprocessing,
-        engine=config.engine,
-        seed=config.seed,
+        look=look,
+        **options,
     )
     log.info("Case %d, %s: %s", POLICIES[advice.case].number, advice.case, advice.reason)
     for warning in advice.warnings:
         log.warning("%s", warning.text)
-    return advice.case, advice
+    return advice.case, advice, look
 
 
 def advised_options(config: TrainConfig, advice: Any) -> dict[str, Any]:
