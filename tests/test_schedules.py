@@ -63,6 +63,7 @@ class Model:
 
     def __init__(self):
         self.weights = [np.zeros(1)]
+        self.stop_training = False
 
     def get_weights(self):
         return [w.copy() for w in self.weights]
@@ -88,19 +89,25 @@ def test_the_last_weights_stay_unless_validation_says_clearly_that_others_are_be
     for epoch, accuracy in enumerate(accuracies):
         model.weights[0][:] = epoch + 1
         callback.on_epoch_end(epoch, {"val_accuracy": accuracy, "loss": 1.0})
-    callback.on_train_end()
+    callback.settle()
     assert model.weights[0][0] == kept
 
 
-def test_weights_from_before_the_loss_was_lost_come_back():
-    callback, model = KeepBetter(count=100), Model()
-    callback.set_model(model)
-    callback.on_train_begin()
-    for epoch, loss in enumerate([1.0, 0.9, np.nan]):
-        model.weights[0][:] = epoch + 1
-        callback.on_epoch_end(epoch, {"val_accuracy": 0.5 if loss == loss else 0.9, "loss": loss})
-    callback.on_train_end()
-    assert model.weights[0][0] == 2
+def test_a_loss_that_is_lost_ends_the_training_and_brings_the_weights_before_it_back(caplog):
+    for count, first, kept in ((100, 2, 2), (0, 2, 2), (100, 0, 0)):
+        callback, model = KeepBetter(count=count), Model()
+        callback.set_model(model)
+        callback.on_train_begin()
+        for epoch in range(first + 1):
+            model.weights[0][:] = epoch + 1
+            callback.on_epoch_begin(epoch)
+            callback.on_train_batch_end(0, {"loss": 1.0 if epoch < first else np.nan})
+            callback.on_epoch_end(epoch, {"val_accuracy": 0.5, "loss": 1.0})
+        callback.settle()
+        assert model.stop_training and model.weights[0][0] == kept
+        assert (
+            f"not finite any more in epoch {first + 1}, step 1" in caplog.text and "clip_norm" in caplog.text
+        )
 
 
 def test_the_schedule_is_that_of_all_epochs_together():

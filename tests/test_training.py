@@ -275,7 +275,7 @@ def test_dropout_and_label_smoothing_train_in_epochs_and_do_what_they_say(option
         ("small-similar", {"dropout": 1.0}, "from 0 to below 1"),
         ("small-similar", {"label_smoothing": -0.1}, "from 0 to below 1"),
         ("small-similar", {"dropout": 0.2, "solver": "exact"}, "solver='exact'"),
-        ("large-similar", {"label_smoothing": 0.1}, "more than the head trains"),
+        ("large-similar", {"dropout": 0.1}, "more than the head trains"),
         ("small-similar", {"views": 0}, "views of 1 or more"),
         ("small-similar", {"views": 2, "augment": "none"}, "views of 1 or more"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,7 +14,7 @@ from scipy.special import log_softmax
 from transfer import features, heads, pipeline, surgery
 from transfer.cases import POLICIES, Case
 from transfer.strategy import scope_of
-from transfer.training_run import Run, TrainingLog
+from transfer.training_run import Run, TrainingLog, smoothed
 
 MOST_EXACT = 2 * 2**30
 """Bytes of features, as float32, that are solved exactly; the solver holds about three times as much."""
@@ -122,7 +121,7 @@ def _descended(
         epochs=epochs or policy.epochs,
         **run.fit_options([*run.early_stopping(), *(run.callbacks if alone else [])]),
     )
-    done.add("head", history, 0.0)
+    done.add("head", history)
     kernel, bias = head.layers[-1].get_weights()
     return kernel / scale, bias - mean @ kernel / scale
 
@@ -160,15 +159,5 @@ def _zero_head(run: Run) -> keras.Model:
     head = keras.Sequential([keras.Input((own.kernel.shape[0],)), *noise, type(own).from_config(config)])
     head.compile_from_config(run.model.get_compile_config())
     if run.label_smoothing:
-        head.compile(head.optimizer, _smoothed(run.label_smoothing, own.units), metrics=["accuracy"])
+        head.compile(head.optimizer, smoothed(run.label_smoothing, own.units), metrics=["accuracy"])
     return head
-
-
-def _smoothed(share: float, classes: int) -> Callable[[Any, Any], Any]:
-    """The cross-entropy with a share of each label spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
-
-    def loss(labels: Any, probabilities: Any) -> Any:
-        truth = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), classes)
-        return keras.losses.categorical_crossentropy(truth, probabilities, label_smoothing=share)
-
-    return loss

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -31,6 +32,19 @@ _CHUNK = 16
 more and the first batch waits, for one thread reads them."""
 
 
+@dataclass
+class Position:
+    """Where training is, for data sets that go on there.
+
+    Attributes:
+        epoch: from 0; what a pass sees depends on it and on the seed alone.
+        done: pictures of it that are not seen again.
+    """
+
+    epoch: int = 0
+    done: int = 0
+
+
 def make_dataset(
     split: Split,
     *,
@@ -45,6 +59,7 @@ def make_dataset(
     cache_budget: int | None = None,
     seed: int = 0,
     keys: np.ndarray | None = None,
+    position: Position | None = None,
 ) -> tf.data.Dataset:
     """Turn a split into batches: cached decoded, then shuffled, augmented, batched, mixed, prefetched.
 
@@ -66,6 +81,7 @@ def make_dataset(
             alone: how often the data set has been gone through.
         keys: seeds of the augmentation, int32 of shape (N, 2): each picture changes by its own, without
             `training` too. None draws them, for `training`.
+        position: its epoch is looked at when a pass begins; None counts the passes.
 
     Returns:
         A `tf.data.Dataset` of float32 images (batch, height, width, 3), 0 to 255, and int64 labels (batch,), or
@@ -99,9 +115,10 @@ def make_dataset(
             return tf.cast(images, tf.float32), labels
         return finish(images, labels, keys[0])
 
-    dataset = _order(len(split), _CHUNK, seed if training else None, keys)
+    dataset = _order(len(split), _CHUNK, seed if training else None, keys, position=position)
     dataset = dataset.map(_reading(split, image_size, store), num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.unbatch().apply(tf.data.experimental.assert_cardinality(len(split)))
+    left = len(split) - (position.done if position is not None else 0)
+    dataset = dataset.unbatch().apply(tf.data.experimental.assert_cardinality(left))
     if (training or keys is not None) and augment != "none":
         dataset = dataset.map(change_one, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size).map(finish_batch, num_parallel_calls=tf.data.AUTOTUNE)
@@ -117,7 +134,8 @@ def batch_rows(
     width: int,
     batch_size: int,
     shuffle_seed: int | None = None,
-    each_epoch: Callable[[], None] | None = None,
+    each_epoch: Callable[[int], None] | None = None,
+    position: Position | None = None,
 ) -> tf.data.Dataset:
     """Turn rows that are read when they are wanted, such as features on disk, into batches.
 
@@ -127,7 +145,8 @@ def batch_rows(
         width: of a row.
         batch_size: rows per batch; the last may be smaller.
         shuffle_seed: shuffle by it, 0 or more, anew each epoch; None keeps the order.
-        each_epoch: is called when an epoch begins, before anything of it is taken.
+        each_epoch: is called with the number of the epoch when one begins, before anything of it is taken.
+        position: is looked at when a pass begins; None counts the passes.
 
     Returns:
         A `tf.data.Dataset` of (x, y) batches.
@@ -143,7 +162,7 @@ def batch_rows(
         x = tf.numpy_function(take, [positions], tf.float32)
         return tf.ensure_shape(x, (None, width)), tf.gather(labels, positions)
 
-    dataset = _order(len(labels), batch_size, shuffle_seed, begin=each_epoch)
+    dataset = _order(len(labels), batch_size, shuffle_seed, begin=each_epoch, position=position)
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
@@ -192,7 +211,8 @@ def _order(
     seed: int | None,
     given: np.ndarray | None = None,
     *,
-    begin: Callable[[], None] | None = None,
+    begin: Callable[[int], None] | None = None,
+    position: Position | None = None,
 ) -> tf.data.Dataset:
     """Positions a chunk at a time, with a key for each (two int32): shuffled anew each epoch where there is a seed.
 
@@ -200,24 +220,26 @@ def _order(
     """
     import tensorflow as tf
 
-    epochs = itertools.count()
+    passes = itertools.count()
 
     def one_epoch() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        epoch, first = (next(passes), 0) if position is None else (position.epoch, position.done)
         if begin is not None:
-            begin()
+            begin(epoch)
         order, keys = np.arange(count), np.zeros((count, 2), "int32")
         if seed is not None:
-            draw = np.random.default_rng([seed, next(epochs)])
+            draw = np.random.default_rng([seed, epoch])
             order = draw.permutation(order)
             keys = draw.integers(2**31, size=(count, 2)).astype("int32")
         if given is not None:
             keys = given[order]
-        for start in range(0, count, chunk):
+        for start in range(first, count, chunk):
             yield order[start : start + chunk], keys[start : start + chunk]
 
     signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))
     dataset = tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
-    return dataset.apply(tf.data.experimental.assert_cardinality(-(-count // chunk)))
+    left = count - (position.done if position is not None else 0)
+    return dataset.apply(tf.data.experimental.assert_cardinality(-(-left // chunk)))
 
 
 def _reading(split: Split, size: tuple[int, int], store: _Store | None) -> Callable[[Any, Any], Any]:

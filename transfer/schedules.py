@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
+
+log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 """Pictures per training step: what most published fine-tuning recipes use, and what a laptop bears."""
@@ -77,6 +80,8 @@ class WarmupCosine(keras.callbacks.Callback):
     Args:
         peak: the highest rate.
         steps: of the whole training, over all epochs.
+        start: steps that are done already.
+        each_step: is called before each step with the share of the training that is done.
 
     Example:
         >>> schedule = WarmupCosine(peak=1e-3, steps=300)
@@ -84,14 +89,28 @@ class WarmupCosine(keras.callbacks.Callback):
         300
     """
 
-    def __init__(self, *, peak: float, steps: int) -> None:
+    def __init__(
+        self,
+        *,
+        peak: float,
+        steps: int,
+        start: int = 0,
+        each_step: Callable[[float], None] | None = None,
+    ) -> None:
         super().__init__()
-        self.peak, self.steps, self.step = peak, steps, 0
+        self.peak, self.steps, self.step = peak, steps, start
+        self._each_step, self._began = each_step, 0
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the rate of the step to come."""
+        """Set the rate of the step to come, or of the steps that are executed together."""
+        self._began = batch
         self.model.optimizer.learning_rate = learning_rate_at(self.step, peak=self.peak, steps=self.steps)
-        self.step += 1
+        if self._each_step is not None:
+            self._each_step(self.step / self.steps)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count the steps."""
+        self.step += batch - self._began + 1
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model with the rate that it was compiled with."""
@@ -99,14 +118,14 @@ class WarmupCosine(keras.callbacks.Callback):
 
 
 class KeepBetter(keras.callbacks.Callback):
-    """Take earlier weights back where validation says that the last are worse.
+    """Take earlier weights back where validation says that the last are worse, or where the loss was lost.
 
     With a learning rate that falls to 0 the last weights are nearly always the best, and the epoch that looks best on
     few validation pictures is so by luck: earlier ones are taken where their accuracy is higher by more than one
-    standard error, or the loss is not finite any more.
+    standard error. A loss that is not finite ends the training at once.
 
     Args:
-        count: of the validation pictures.
+        count: of the validation pictures; with 0 the last weights stay, unless the loss is lost.
         start: accuracy of the weights before training; None is unknown.
 
     Example:
@@ -117,27 +136,53 @@ class KeepBetter(keras.callbacks.Callback):
     def __init__(self, *, count: int, start: float | None = None) -> None:
         super().__init__()
         self.count, self.best, self.epoch = count, -1.0 if start is None else start, 0
-        self._weights: list[Any] | None = None
-        self._last: dict[str, float] = {}
+        self.lost_at: tuple[int, int] | None = None
+        self.weights: list[Any] | None = None
+        self._last: float | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What is known, but for the weights, for JSON; see `go_on`."""
+        return {"best": self.best, "epoch": self.epoch, "last": self._last}
+
+    def go_on(self, state: Mapping[str, Any], weights: list[Any] | None) -> None:
+        """Go on where an interrupted training was."""
+        self.best, self.epoch, self._last = state["best"], state["epoch"], state["last"]
+        self.weights = weights
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Keep what there is before training."""
-        if self.best >= 0:
-            self._weights = self.model.get_weights()
+        """Keep what there is before training, unless it is known from before the training was interrupted."""
+        if self.weights is None:
+            self.weights = self.model.get_weights()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note it, to say where the loss was lost."""
+        self._now = epoch + 1
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """End the training where the loss is not finite."""
+        if self.lost_at is None and not math.isfinite((logs or {}).get("loss", 0.0)):
+            self.lost_at = self._now, batch + 1
+            self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep weights that are as good as the best so far."""
-        self._last = dict(logs or {})
-        accuracy = self._last.get("val_accuracy", 0.0)
-        if accuracy >= self.best and np.isfinite(self._last.get("loss", 0.0)):
-            self.best, self.epoch, self._weights = accuracy, epoch + 1, self.model.get_weights()
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Decide between the best and the last."""
-        if self._weights is None or not self._last:
+        if self.lost_at is not None:
             return
-        last = self._last.get("val_accuracy", 0.0)
-        error = math.sqrt(self.best * (1 - self.best) / max(1, self.count))
-        if self.best - last > error or not np.isfinite(self._last.get("loss", 0.0)):
-            self.model.set_weights(self._weights)
-        self._weights = None
+        self._last = (logs or {}).get("val_accuracy", 0.0)
+        if not self.count or self._last >= self.best:
+            self.best, self.epoch, self.weights = self._last, epoch + 1, self.model.get_weights()
+
+    def settle(self) -> None:
+        """Decide between the best and the last, when all epochs are done."""
+        error = math.sqrt(max(0.0, self.best * (1 - self.best)) / max(1, self.count))
+        worse = self._last is not None and self.count and self.best - self._last > error
+        if self.weights is not None and (worse or self.lost_at is not None):
+            self.model.set_weights(self.weights)
+        if self.lost_at is not None:
+            log.error(
+                "The loss was not finite any more in epoch %d, step %d: training stopped, and the weights are those "
+                "of %s. Try a third of the learning rate, clip_norm=1.0, or fewer changes to the pictures.",
+                *self.lost_at,
+                f"epoch {self.epoch}" if self.epoch else "before it",
+            )
+        self.weights = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ from transfer import boundary, pipeline
 from transfer.cache import FeatureCache
 from transfer.errors import InputError
 from transfer.features import Features
+from transfer.pipeline import Position
 from transfer.strategy import scope_of
 from transfer.training_run import Run, TrainingLog
 
@@ -58,52 +59,45 @@ def boundary_of(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
     return (trunk, tail) if any(len(weight.shape) > 1 for weight in trunk.weights) else None
 
 
-def train_tail(run: Run, done: TrainingLog, epochs: int, phase: str) -> bool:
-    """Train the tail on what the frozen part gave once, if that is possible.
+def tail_of(
+    run: Run, done: TrainingLog, epochs: int
+) -> tuple[keras.Model, Callable[[Position], Any], Any] | None:
+    """Give the tail, ready to train on what the frozen part gave once, if that is possible.
 
     Without augmentation that is training the model, but for rounding. With it, each epoch sees one of the views of
     each picture, drawn anew.
 
     Args:
         run: what was asked for.
-        done: what happened; more is written to it.
-        epochs: so many.
-        phase: what to call it in the log.
+        done: what happened; the pass over the frozen part is written to it.
+        epochs: of the training to come.
 
     Returns:
-        Whether it was done; where not, nothing happened.
+        The tail, which shares the model's layers and optimizer, a function that gives batches to train on from a
+        position on, and batches to validate on; None where it cannot be done, and nothing was.
 
     Example:
-        train_tail(run, TrainingLog(), 10, "fine-tune")
+        tail_of(run, TrainingLog(), 10)
     """
-    parts = None if run.callbacks else boundary_of(run.model)  # a user's callback means the whole model
+    # A user's callback means the whole model; pictures are mixed before they enter it.
+    parts = None if run.callbacks or run.recipe.mix != "none" else boundary_of(run.model)
     if parts is None:
-        return False
+        return None
     trunk, tail = parts
     views = run.views or (1 if run.augment == "none" else min(VIEWS, epochs))
     size = 2 * boundary.frozen_bytes(trunk)  # as float32
     if not _has_room(run.cache or FeatureCache(), size * (views * len(run.data.train) + len(run.data.val))):
-        return False
+        return None
     start = time.perf_counter()
     # In full precision: what is trained on it is the model that is saved.
     cached = run.extract(trunk, views=views, name="frozen part", precision="float32")
     done.note_features(cached, time.perf_counter() - start)
     done.views = views
-    start = time.perf_counter()
-    optimizer = run.model.optimizer
     with scope_of(run.model):
-        if not optimizer.built:
-            optimizer.build(run.model.trainable_variables)  # the order in which a saved model lists them
-        tail.compile_from_config(run.model.get_compile_config())
-        tail.optimizer = optimizer
-    history = tail.fit(
-        _batches(run, cached["train"], run.data.train.labels, views, training=True),
-        validation_data=_batches(run, cached["val"], run.data.val.labels, 1) if "val" in cached else None,
-        epochs=epochs,
-        **run.fit_options(run.schedule(epochs, done)),
-    )
-    done.add(phase, history, time.perf_counter() - start)
-    return True
+        run.compile_alike(tail)
+    train_set = functools.partial(_batches, run, cached["train"], run.data.train.labels, views)
+    val_set = _batches(run, cached["val"], run.data.val.labels, 1) if "val" in cached else None
+    return tail, train_set, val_set
 
 
 def _has_room(cache: FeatureCache, size: int) -> bool:
@@ -120,25 +114,29 @@ def _has_room(cache: FeatureCache, size: int) -> bool:
     return size <= room
 
 
-def _batches(run: Run, cached: Features, labels: np.ndarray, views: int, *, training: bool = False) -> Any:
-    """Batches of what the tail eats; in training one view of each picture, drawn anew each epoch."""
-    epochs, count = itertools.count(), len(labels)
+def _batches(
+    run: Run, cached: Features, labels: np.ndarray, views: int, position: Position | None = None
+) -> Any:
+    """Batches of what the tail eats; in training, where there is a position, one view of each picture, drawn anew each
+    epoch."""
+    count = len(labels)
     chosen = np.zeros(count, "int64")
 
     def take(positions: np.ndarray) -> np.ndarray:
         rows = cached.take(chosen[positions] * count + positions)
         return rows.reshape(len(rows), -1).astype("float32", copy=False)
 
-    def draw() -> None:
-        chosen[:] = np.random.default_rng([run.seed, next(epochs), views]).integers(views, size=count)
+    def draw(epoch: int) -> None:
+        chosen[:] = np.random.default_rng([run.seed, epoch, views]).integers(views, size=count)
 
     rows = pipeline.batch_rows(
         take,
         labels,
         width=math.prod(cached.shape[1:]),
         batch_size=run.batch_size,
-        shuffle_seed=run.seed if training else None,
-        each_epoch=draw if training else None,
+        shuffle_seed=run.seed if position else None,
+        each_epoch=draw if position else None,
+        position=position,
     )
     return rows.map(functools.partial(_apart, cached.shapes))
 

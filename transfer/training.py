@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
-from transfer import features, pipeline, tail_training
+from transfer import features, graphs, pipeline
 from transfer.builders import start_over, unfreeze
 from transfer.cache import FeatureCache
+from transfer.checkpoints import EVERY, Checkpoints, State
 from transfer.datasets import ImageData, flips_are_safe
 from transfer.errors import InputError, unknown
-from transfer.features import input_size
+from transfer.features import digests_of, input_size
+from transfer.fine_tuning import adapt_batchnorm, finish, named, numbered, recall, train_all, whole_state
 from transfer.head_training import train_head
 from transfer.pipeline import make_dataset
-from transfer.schedules import BATCH_SIZE, epochs_for
-from transfer.strategy import allow_uneven_batches
+from transfer.recipes import Recipe
+from transfer.schedules import BATCH_SIZE
 from transfer.training_run import Run, TrainingLog
 
 log = logging.getLogger(__name__)
@@ -43,6 +48,9 @@ def fit(
     engine: str = "auto",
     cache: FeatureCache | None = None,
     seed: int = 0,
+    recipe: Recipe | None = None,
+    checkpoints: str | Path | None = None,
+    checkpoint_every: float = EVERY,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: str | int = "auto",
 ) -> TrainingLog:
@@ -70,13 +78,19 @@ def fit(
             `"auto"` takes the first while they fit, unless `epochs`, `callbacks`, `dropout` or `label_smoothing`
             are given.
         dropout: share of the features that are left out while a head on a frozen network trains in epochs.
-        label_smoothing: share of each label that is spread over all classes meanwhile.
+        label_smoothing: share of each label that is spread over all classes, while a head trains in epochs or while
+            everything trains.
         views: how often a frozen part sees each training picture: first as it is, then changed by `augment`.
             None: once; where layers behind it train with augmentation, up to `tail_training.VIEWS` times.
         engine: what runs the frozen trunk, one of `engines.ENGINES`.
         cache: where features are kept; None is the user's own cache.
         seed: of the order and the augmentation. Dropout draws from seeds that its layers got when the base was
             made: `keras.utils.set_random_seed` before that makes it repeatable too.
+        recipe: how everything trains, where more than a head does; None is the default of each ingredient.
+        checkpoints: a folder to keep the training's state in. Where it holds an unfinished one with the same options,
+            that is gone on with, and ends with the same weights as if it had not been interrupted; Ctrl-C and SIGTERM
+            end a training after a step. None keeps nothing.
+        checkpoint_every: seconds between two states.
         callbacks: more Keras callbacks, for the phase that trains end to end, or the head where only it
             does. With them, a frozen part in front of layers that train runs in each epoch.
         verbose: as in Keras.
@@ -85,8 +99,9 @@ def fit(
         What happened, epoch by epoch.
 
     Raises:
-        InputError: the model's classes or compilation do not fit, a number is out of range, or options
-            contradict each other.
+        InputError: the model's classes or compilation do not fit, a number is out of range, options contradict each
+            other, or `checkpoints` holds another training.
+        Interrupted: a signal ended the training; its state is kept.
 
     Example:
         >>> from transfer.datasets import load_data
@@ -118,20 +133,61 @@ def fit(
         engine=engine,
         cache=cache,
         seed=seed,
+        recipe=recipe or Recipe(),
+        kept=None,
         callbacks=list(callbacks),
         verbose=verbose,
     )
-    plan = getattr(model, "plan", None)
+    if checkpoints is not None:
+        settings = _settings(run, epochs)
+        run = replace(run, kept=Checkpoints(Path(checkpoints), settings, every=checkpoint_every))
+    return _fit(run, epochs, head_alone=head_alone)
+
+
+def _fit(run: Run, epochs: int | None, *, head_alone: bool) -> TrainingLog:
+    """Train, from where an interrupted training was, if there is one."""
+    plan = getattr(run.model, "plan", None)
     done = TrainingLog(init="random" if plan and plan.init == "random" else "pretrained")
+    state = run.kept.latest() if run.kept is not None else None
+    if state is not None:
+        recall(done, state)
+        log.info("Going on: %s.", state.where)
+    elif run.recipe.batchnorm == "adapted" and done.init != "random":
+        options: dict[str, Any] = {"image_size": run.image_size, "batch_size": run.batch_size}
+        adapt_batchnorm(run.model, make_dataset(run.data.train, **options))
+    if state is not None and state.phase == "done":
+        finish(run, done, state)
+        return done
     if head_alone:
         train_head(run, done, epochs, alone=True)
-        return done
-    if plan and plan.init != "random":
-        train_head(run, done, None, alone=False)
-    _train_all(run, done, epochs, "from-scratch" if done.init == "random" else "fine-tune")
-    if plan and plan.init == "auto" and not _succeeded(done, data):
-        _fall_back(run, done, epochs)
+    else:
+        _train_phases(run, done, epochs, state)
+    if run.kept is not None:
+        run.kept.save(whole_state(run, done))
     return done
+
+
+def _settings(run: Run, epochs: int | None) -> dict[str, Any]:
+    """What makes a training what it is."""
+    names = ("batch_size", "augment", "flip", "views", "solver", "dropout", "label_smoothing", "seed")
+    asked = {name: getattr(run, name) for name in names}
+    weighted = run.class_weights is not None
+    return {"epochs": epochs, "class_weights": weighted, **asked, **asdict(run.recipe)} | identity_of(
+        run.model, run.data
+    )
+
+
+def _train_phases(run: Run, done: TrainingLog, epochs: int | None, state: State | None) -> None:
+    """The head, then everything; then, where that failed and it may, everything from random weights."""
+    plan = getattr(run.model, "plan", None)
+    phase = "from-scratch" if done.init == "random" else "fine-tune"
+    if state is None and plan and plan.init != "random":
+        train_head(run, done, None, alone=False)
+    if state is None or state.phase == phase:
+        train_all(run, done, epochs, phase, state=state)
+        state = None
+    if plan and plan.init == "auto" and not _succeeded(done, run.data):
+        _fall_back(run, done, epochs, state)
 
 
 def check_head_options(solver: str, dropout: float, label_smoothing: float, *, head_alone: bool) -> None:
@@ -154,12 +210,43 @@ def check_head_options(solver: str, dropout: float, label_smoothing: float, *, h
     for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
         if not 0 <= share < 1:
             raise InputError(f"Expected {name} from 0 to below 1. Received: {share!r}.")
-        if share and (solver == "exact" or not head_alone):
-            what = "solver='exact'" if head_alone else "more than the head trains"
+        if share and head_alone and solver == "exact":
             raise InputError(
-                f"{name} is for a head on a frozen network that trains in epochs; here {what}. Leave it out, or "
-                "use solver='sgd' with small-similar or small-different."
+                f"{name} is for a head that trains in epochs; here solver='exact'. Leave it out, or use solver='sgd'."
             )
+    if dropout and not head_alone:
+        raise InputError(
+            "dropout is for a head on a frozen network that trains in epochs; here more than the head trains. Leave it "
+            "out, or use solver='sgd' with small-similar or small-different."
+        )
+
+
+def identity_of(model: keras.Model, data: ImageData) -> dict[str, Any]:
+    """Say by content which network and pictures a training is about.
+
+    Args:
+        model: built, not trained yet.
+        data: the pictures.
+
+    Returns:
+        Digests by name.
+
+    Example:
+        >>> from transfer.datasets import load_data
+        >>> model = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(12)])
+        >>> sorted(identity_of(model, load_data("emoji")))
+        ['network', 'pictures', 'training']
+    """
+    training = hashlib.sha256(repr([weight.trainable for weight in model.weights]).encode())
+    pictures = hashlib.sha256()
+    for part in (data.train, data.val):
+        for digest, label in zip(digests_of(part), part.labels.tolist(), strict=True):
+            pictures.update(f"{digest} {label}\n".encode())
+    return {
+        "network": graphs.fingerprint(model)[:16],
+        "training": training.hexdigest()[:16],
+        "pictures": pictures.hexdigest()[:16],
+    }
 
 
 def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, batch_size: int) -> None:
@@ -176,38 +263,6 @@ def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, ba
         raise InputError(f"Expected epochs and batch_size of 1 or more. Received: {epochs}, {batch_size}.")
 
 
-def _train_all(run: Run, done: TrainingLog, epochs: int | None, phase: str) -> None:
-    init = "random" if phase == "from-scratch" else "pretrained"
-    epochs = epochs or epochs_for(len(run.data.train), run.batch_size, init=init)
-    if run.augment != "none" and not run.flip:
-        log.info(
-            "Augmentation mirrors no pictures: the classes are digits or letters, or it was asked not to."
-        )
-    if tail_training.train_tail(run, done, epochs, phase):
-        return
-    start = time.perf_counter()
-    allow_uneven_batches(run.model)
-    history = run.model.fit(
-        make_dataset(
-            run.data.train,
-            image_size=run.image_size,
-            batch_size=run.batch_size,
-            training=True,
-            augment=run.augment,
-            flip=run.flip,
-            seed=run.seed,
-        ),
-        validation_data=make_dataset(
-            run.data.val, image_size=run.image_size, batch_size=features.BATCH_SIZE, cache=True
-        )
-        if len(run.data.val)
-        else None,
-        epochs=epochs,
-        **run.fit_options([*run.schedule(epochs, done), *run.callbacks]),
-    )
-    done.add(phase, history, time.perf_counter() - start)
-
-
 def _succeeded(done: TrainingLog, data: ImageData) -> bool:
     """Say whether validation shows that something was learnt: two standard errors above always guessing
     the most frequent class."""
@@ -218,14 +273,17 @@ def _succeeded(done: TrainingLog, data: ImageData) -> bool:
     return bool(best > guess + 2 * np.sqrt(guess * (1 - guess) / len(data.val)))
 
 
-def _fall_back(run: Run, done: TrainingLog, epochs: int | None) -> None:
+def _fall_back(run: Run, done: TrainingLog, epochs: int | None, state: State | None) -> None:
     """Start the same network from random weights; keep whichever has the better validation loss."""
-    log.warning("From the pre-trained weights, validation is no better than guessing: trying random weights.")
     model = run.model
-    before = model.get_weights()
+    before = model.get_weights() if state is None else numbered(state.arrays, "before")
+    if state is None:
+        log.warning(
+            "From the pre-trained weights, validation is no better than guessing: trying random weights."
+        )
     start_over(model, seed=run.seed)
-    earlier = min(row["val_loss"] for row in done.rows)
-    _train_all(run, done, epochs, "from-scratch")
+    earlier = min(row["val_loss"] for row in done.rows if row["phase"] != "from-scratch")
+    train_all(run, done, epochs, "from-scratch", state=state, more=lambda: named("before", before or []))
     later = min(row["val_loss"] for row in done.rows if row["phase"] == "from-scratch")
     if later < earlier:
         done.init = "random"

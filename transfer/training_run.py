@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
 from transfer.cache import FeatureCache
+from transfer.checkpoints import Checkpoints
 from transfer.datasets import ImageData
 from transfer.engines import make_engine
 from transfer.features import BATCH_SIZE, Features, extract
-from transfer.schedules import KeepBetter, WarmupCosine
+from transfer.recipes import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,6 @@ PATIENCE = 10
 
 MIN_DELTA = 1e-3
 """A validation loss lower by less than this, in nats, is not better: the head of an easy problem would creep on."""
-
-_RATES = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 
 @dataclass
@@ -65,9 +64,8 @@ class TrainingLog:
         self.computed += sum(part.computed for part in cached.values())
         self.engine = cached["train"].engine or self.engine
 
-    def add(self, phase: str, history: keras.callbacks.History, seconds: float) -> None:
+    def add(self, phase: str, history: keras.callbacks.History) -> None:
         """Append the epochs of one call of Keras' `fit`."""
-        self.seconds_training += seconds
         for i, epoch in enumerate(history.epoch):
             values = {key: float(values[i]) for key, values in history.history.items()}
             self.rows.append({"phase": phase, "epoch": epoch + 1, **values})
@@ -91,6 +89,8 @@ class Run:
     engine: str
     cache: FeatureCache | None
     seed: int
+    recipe: Recipe
+    kept: Checkpoints | None
     callbacks: list[keras.callbacks.Callback]
     verbose: str | int
 
@@ -133,17 +133,42 @@ class Run:
             )
         ]
 
-    def schedule(self, epochs: int, done: TrainingLog) -> list[keras.callbacks.Callback]:
-        """What sets the learning rate where more than a head trains, and takes better weights back."""
-        found: list[keras.callbacks.Callback] = []
-        optimizer = self.model.optimizer
-        own = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
-        if not own and not any(isinstance(callback, _RATES) for callback in self.callbacks):
-            steps = epochs * -(-len(self.data.train) // self.batch_size)
-            peak = float(keras.ops.convert_to_numpy(optimizer.learning_rate))  # of mirrored ones too
-            found.append(WarmupCosine(peak=peak, steps=steps))
-        if not len(self.data.val):
-            log.warning("There are no validation pictures: training keeps the last weights.")
-            return found
-        start = done.rows[-1].get("val_accuracy") if done.rows and done.init != "random" else None
-        return [*found, KeepBetter(count=len(self.data.val), start=start)]
+    def compile_alike(self, trainee: keras.Model) -> None:
+        """Compile a model of the same layers like the model itself, with its optimizer, for soft labels if need be."""
+        model = self.model
+        if self.recipe.mix == "none" and not self.label_smoothing:
+            trainee.compile_from_config(model.get_compile_config())
+            trainee.optimizer = model.optimizer
+            return
+        loss = smoothed(self.label_smoothing, self.data.num_classes)
+        steps = model.steps_per_execution
+        scaled: dict[str, Any] = {
+            "steps_per_execution": steps,
+            "auto_scale_loss": False,
+        }  # by the model's own
+        trainee.compile(model.optimizer, loss, metrics=["accuracy"], **scaled)
+
+
+def smoothed(share: float, classes: int) -> Callable[[Any, Any], Any]:
+    """Give the cross-entropy with a share of each label spread over all classes (Szegedy et al. 2016,
+    arXiv:1512.00567).
+
+    Args:
+        share: from 0 to below 1.
+        classes: how many there are.
+
+    Returns:
+        A function of labels, whole numbers or one share for each class, and of probabilities.
+
+    Example:
+        >>> loss = smoothed(0.0, 2)
+        >>> [round(float(x), 2) for x in loss(np.array([0]), np.array([[0.5, 0.5]]))]
+        [0.69]
+    """
+
+    def loss(labels: Any, probabilities: Any) -> Any:
+        if len(labels.shape) < 2 or labels.shape[-1] == 1 != classes:
+            labels = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), classes)
+        return keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=share)
+
+    return loss

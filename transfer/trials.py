@@ -91,4 +91,5 @@ class _Clock(WarmupCosine):
         self.ends: list[float] = []
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_batch_end(batch, logs)
         self.ends.append(time.perf_counter())

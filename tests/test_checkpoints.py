@@ -1,0 +1,195 @@
+"""Training that is interrupted ends with the same weights, to the bit, as one that is not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_tiny
+from networks import assert_bit_equal, snapshot
+
+from transfer.builders import build
+from transfer.cases import Case
+from transfer.checkpoints import KEPT, Checkpoints, Interrupted, State
+from transfer.errors import InputError
+from transfer.recipes import Recipe
+from transfer.training import fit
+
+KINDS = {
+    "everything": (Case.LARGE_SIMILAR, {}, {}),
+    "from scratch, BatchNorm live": (Case.LARGE_DIFFERENT, {"init": "random"}, {}),
+    "the tail behind a frozen part": (Case.SMALL_SIMILAR, {"unfreeze_from": "block3_conv"}, {}),
+    "all ingredients": (
+        Case.LARGE_SIMILAR,
+        {},
+        {
+            "recipe": Recipe(
+                depth_rate=0.3,
+                thaw=0.5,
+                weight_decay=0.01,
+                clip_norm=1.0,
+                ema=0.9,
+                mix="mixup",
+                batchnorm="adapted",
+            ),
+            "label_smoothing": 0.1,
+            "class_weights": True,
+        },
+    ),
+}
+
+
+def base_with_dropout():
+    """The tiny network with noise in its middle, whose generator has a state."""
+    tiny = make_tiny()
+    noise = keras.layers.Dropout(0.2, seed=3, name="noise")
+    return keras.Model(tiny.inputs, noise(tiny.get_layer("pool").output), name="tiny")
+
+
+def train(kind, data, folder, cache, **more):
+    case, options, given = KINDS[kind]
+    model = build(case, base_with_dropout(), data.num_classes, preprocessing="tf", **options)
+    done = fit(
+        model, data, epochs=3, batch_size=16, checkpoints=folder, cache=cache, verbose=0, **{**given, **more}
+    )
+    return model, done
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Make the process send itself a signal when a state might be written for the n-th time."""
+
+    def plan(number, sent=signal.SIGTERM):
+        calls = iter(range(1, 10**6))
+
+        def due(self):
+            if next(calls) == number:
+                signal.raise_signal(sent)
+            return False
+
+        monkeypatch.setattr(Checkpoints, "due", property(due))
+
+    yield plan
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stops", [(2,), (4, 3), (1, 1, 1)], ids=str)  # steps; an epoch has 4
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
+    kind, stops, colors, tmp_path, cache, stop_at
+):
+    whole, done = train(kind, colors, tmp_path / "whole", cache)
+    for number in stops:
+        stop_at(number)
+        with pytest.raises(Interrupted, match="Stopped after epoch"):
+            train(kind, colors, tmp_path / "parts", cache)
+    stop_at(0)
+    parts, again = train(kind, colors, tmp_path / "parts", cache)
+    assert_bit_equal(snapshot(whole), snapshot(parts))
+    for one, other in zip(whole.optimizer.variables, parts.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [row["epoch"] for row in again.rows] == [row["epoch"] for row in done.rows]
+    assert again.rows[-1]["val_loss"] == pytest.approx(done.rows[-1]["val_loss"], rel=1e-5)
+
+
+def test_random_weights_that_were_fallen_back_on_are_gone_on_with(
+    colors, tmp_path, cache, stop_at, monkeypatch
+):
+    from transfer import training
+
+    monkeypatch.setattr(training, "_succeeded", lambda done, data: False)
+    KINDS["auto"] = (Case.LARGE_DIFFERENT, {"init": "auto"}, {})
+    whole, done = train("auto", colors, tmp_path / "whole", cache)
+    stop_at(12 + 6)  # in the second training
+    with pytest.raises(Interrupted):
+        train("auto", colors, tmp_path / "parts", cache)
+    assert Checkpoints(
+        tmp_path / "parts", json.loads((tmp_path / "parts" / "settings.json").read_text())
+    ).latest()
+    stop_at(0)
+    parts, again = train("auto", colors, tmp_path / "parts", cache)
+    assert_bit_equal(snapshot(whole), snapshot(parts))
+    assert again.init == done.init
+    assert [row["phase"] for row in again.rows] == [row["phase"] for row in done.rows]
+
+
+def test_what_is_done_is_not_done_again(colors, tmp_path, cache):
+    one, _ = train("everything", colors, tmp_path / "x", cache)
+    other, done = train("everything", colors, tmp_path / "x", cache, verbose=1)
+    assert_bit_equal(snapshot(one), snapshot(other))
+    assert len(done.rows) == 4
+
+
+def test_another_training_is_refused_and_what_differs_is_shown(colors, tmp_path, cache, stop_at):
+    stop_at(2)
+    with pytest.raises(Interrupted):
+        train("everything", colors, tmp_path / "x", cache)
+    for more, shown in (
+        ({"seed": 5}, "seed was 0, now 5"),
+        ({"augment": "none"}, "augment was 'light', now 'none'"),
+        ({"recipe": Recipe(thaw=0.1)}, "thaw was 0.0, now 0.1"),
+    ):
+        with pytest.raises(InputError, match=shown):
+            train("everything", colors, tmp_path / "x", cache, **more)
+    with pytest.raises(InputError, match="pictures was"):
+        train(
+            "everything",
+            colors.__class__(**{**vars(colors), "train": colors.train.take(range(30))}),
+            tmp_path / "x",
+            cache,
+        )
+
+
+def test_ctrl_c_ends_after_a_step_and_signals_are_given_back(colors, tmp_path, cache, stop_at):
+    before = signal.getsignal(signal.SIGINT)
+    stop_at(3, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train("everything", colors, tmp_path / "x", cache)
+    assert stopped.value.signal == signal.SIGINT and "epoch 1, step 3" in str(stopped.value)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def kept(folder, **options):
+    return Checkpoints(folder, {"a": 1}, **options)
+
+
+def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):
+    for number in range(5):
+        assert kept(tmp_path).save(State("x", step=number, arrays={"w": np.full(3, number)}))
+    paths = sorted(tmp_path.glob("state-*"))
+    assert len(paths) == KEPT and kept(tmp_path).latest().step == 4
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-200])
+    assert kept(tmp_path).latest().step == 3 and "damaged" in caplog.text
+    paths[0].write_bytes(b"")
+    assert kept(tmp_path).latest() is None
+    assert kept(tmp_path).save(State("x", step=9)) and kept(tmp_path).latest().step == 9
+
+
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path, caplog, monkeypatch):
+    states = kept(tmp_path)
+    assert states.save(State("x", step=1))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with caplog.at_level(logging.WARNING):
+        assert not states.save(State("x", step=2)) and not states.save(State("x", step=3))
+    assert caplog.text.count("No space left on device") == 1
+    assert states.latest().step == 1 and not list(tmp_path.glob("*.partial"))
+    monkeypatch.undo()
+    assert states.save(State("x", step=4)) and states.latest().step == 4
+
+
+def test_a_state_that_is_being_written_is_not_read(tmp_path):
+    kept(tmp_path).save(State("x", step=1))
+    (tmp_path / "state-00000009.partial").write_bytes(b"half")
+    assert kept(tmp_path).latest().step == 1
+
+
+def test_states_are_written_by_the_clock(tmp_path):
+    assert not kept(tmp_path, every=1000).due and kept(tmp_path, every=0).due

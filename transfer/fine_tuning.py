@@ -1,0 +1,321 @@
+"""Training everything, or all behind a frozen part: by a recipe, and so that an interruption loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer import features, tail_training
+from transfer.block_rates import following
+from transfer.builders import start_over
+from transfer.checkpoints import Keeping, State
+from transfer.pipeline import Position, make_dataset
+from transfer.schedules import KeepBetter, WarmupCosine, epochs_for
+from transfer.strategy import allow_uneven_batches, scope_of
+from transfer.training_run import Run, TrainingLog
+
+log = logging.getLogger(__name__)
+
+MOST_ADAPTED = 64
+"""Batches from which statistics of BatchNormalization are taken anew, at most: 2,000 pictures tell them."""
+
+_RATES = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
+
+
+def train_all(
+    run: Run,
+    done: TrainingLog,
+    epochs: int | None,
+    phase: str,
+    *,
+    state: State | None = None,
+    more: Callable[[], dict[str, np.ndarray]] = dict,
+) -> None:
+    """Train what trains.
+
+    Args:
+        run: what was asked for.
+        done: what happened; more is written to it.
+        epochs: so many; None goes by the number of pictures.
+        phase: what it is called, `"fine-tune"` or `"from-scratch"`.
+        state: of a training that was interrupted in this phase.
+        more: arrays to keep with each state.
+
+    Example:
+        train_all(run, TrainingLog(), None, "fine-tune")
+    """
+    model = run.model
+    init = "random" if phase == "from-scratch" else "pretrained"
+    epochs = epochs or epochs_for(len(run.data.train), run.batch_size, init=init)
+    if run.augment != "none" and not run.flip:
+        log.info(
+            "Augmentation mirrors no pictures: the classes are digits or letters, or it was asked not to."
+        )
+    per_epoch = -(-len(run.data.train) // run.batch_size)
+    peak = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # before a state's own comes back
+    first, step = (state.epoch, state.step) if state is not None else (0, 0)
+    trainee, train_set, val_set = tail_training.tail_of(run, done, epochs) or _whole(run)
+    with following(run.recipe, model) as each_step, scope_of(model):
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)  # the order in which a saved model lists them
+        better = _keep_better(run, done)
+        if state is not None:
+            restore(run, state)
+            better.go_on(state.log["better"], numbered(state.arrays, "best"))
+
+        def now() -> State:
+            arrays = {**_arrays(run), **named("best", better.weights or []), **more()}
+            return State(phase, log={**summary(done), "better": better.state()}, arrays=arrays)
+
+        position = Position(first)
+        keeping = Keeping(run.kept, position, step=step, per_epoch=per_epoch, state=now)
+        schedule = _schedule(run, peak, epochs * per_epoch, first * per_epoch + step, each_step)
+        callbacks = [*schedule, better, _Rows(done, phase), keeping, *run.callbacks]
+        options = {"validation_data": val_set, **run.fit_options(callbacks)}
+        start = time.perf_counter()
+        try:
+            if step:  # what is left of an epoch
+                rest = train_set(Position(first, step * run.batch_size))
+                trainee.fit(rest, initial_epoch=first, epochs=first + 1, **options)
+                first += 1
+            if not trainee.stop_training:
+                trainee.fit(train_set(position), initial_epoch=first, epochs=epochs, **options)
+        finally:
+            keeping.close()
+            done.seconds_training += time.perf_counter() - start
+        if run.recipe.ema and better.lost_at is None:
+            type(model.optimizer).finalize_variable_values(model.optimizer, model.trainable_variables)
+        better.set_model(trainee)
+        better.settle()
+
+
+def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
+    """The model itself, from pictures on."""
+    options: dict[str, Any] = {
+        "image_size": run.image_size,
+        "mix": run.recipe.mix,
+        "num_classes": run.data.num_classes,
+    }
+    changes: dict[str, Any] = {"augment": run.augment, "flip": run.flip, "seed": run.seed}
+
+    def train_set(position: Position) -> Any:
+        batches: dict[str, Any] = {"batch_size": run.batch_size, "training": True, "position": position}
+        return make_dataset(run.data.train, **batches, **changes, **options)
+
+    val_set = None
+    if len(run.data.val):
+        val_set = make_dataset(run.data.val, batch_size=features.BATCH_SIZE, cache=True, **options)
+    trainee = run.model
+    if run.recipe.mix != "none" or run.label_smoothing:
+        with scope_of(run.model):
+            trainee = keras.Model(run.model.inputs, run.model.outputs, name=run.model.name)
+            run.compile_alike(trainee)
+    allow_uneven_batches(trainee)
+    return trainee, train_set, val_set
+
+
+def _keep_better(run: Run, done: TrainingLog) -> KeepBetter:
+    if not len(run.data.val):
+        log.warning("There are no validation pictures: training keeps the last weights.")
+    start = done.rows[-1].get("val_accuracy") if done.rows and done.init != "random" else None
+    return KeepBetter(count=len(run.data.val), start=start)
+
+
+def _schedule(
+    run: Run, peak: float, steps: int, start: int, each_step: Callable[[float], None] | None
+) -> list[keras.callbacks.Callback]:
+    """What sets the learning rate, unless the user does."""
+    optimizer = run.model.optimizer
+    own = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+    if own or any(isinstance(callback, _RATES) for callback in run.callbacks):
+        return []
+    return [WarmupCosine(peak=peak, steps=steps, start=start, each_step=each_step)]
+
+
+class _Rows(keras.callbacks.Callback):
+    """Write each epoch into the log when it ends, so that a state has all of them."""
+
+    def __init__(self, done: TrainingLog, phase: str) -> None:
+        super().__init__()
+        self.done, self.phase = done, phase
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        self.done.rows.append({"phase": self.phase, "epoch": epoch + 1, **values})
+
+
+def summary(done: TrainingLog) -> dict[str, Any]:
+    """Give what happened so far, for JSON.
+
+    Args:
+        done: the log.
+
+    Returns:
+        Its fields; see `recall`.
+
+    Example:
+        >>> summary(TrainingLog(init="random"))["init"]
+        'random'
+    """
+    return asdict(done)
+
+
+def recall(done: TrainingLog, state: State) -> None:
+    """Write into a log what a state says happened.
+
+    Args:
+        done: the log, which changes.
+        state: of a training that was interrupted.
+
+    Example:
+        >>> done = TrainingLog()
+        >>> recall(done, State("fine-tune", log={"init": "random"}))
+        >>> done.init
+        'random'
+    """
+    for name in asdict(done):
+        if name in state.log:
+            setattr(done, name, state.log[name])
+
+
+def whole_state(run: Run, done: TrainingLog) -> State:
+    """Give the state at the end of all training.
+
+    Args:
+        run: what was asked for.
+        done: what happened.
+
+    Returns:
+        The state.
+
+    Example:
+        kept.save(whole_state(run, done))
+    """
+    return State("done", log=summary(done), arrays=_arrays(run))
+
+
+def finish(run: Run, done: TrainingLog, state: State) -> None:
+    """Give a model what it had at the end of all training.
+
+    Args:
+        run: with the model.
+        done: what happened.
+        state: of `whole_state`.
+
+    Example:
+        finish(run, done, kept.latest())
+    """
+    if done.init == "random" and getattr(run.model, "plan", None) and run.model.plan.init == "auto":
+        start_over(run.model, seed=run.seed)
+    with following(run.recipe, run.model), scope_of(run.model):
+        if not run.model.optimizer.built:
+            run.model.optimizer.build(run.model.trainable_variables)
+        restore(run, state)
+
+
+def restore(run: Run, state: State) -> None:
+    """Give a model and its optimizer, which is built, the values of a state.
+
+    Args:
+        run: with the model.
+        state: of the same model.
+
+    Example:
+        restore(run, kept.latest())
+    """
+    for name, variables in _variables(run):
+        for variable, value in zip(variables, numbered(state.arrays, name) or (), strict=True):
+            variable.assign(value)
+
+
+def _variables(run: Run) -> list[tuple[str, list[Any]]]:
+    """All that training changes: weights, statistics, the states of random generators, moments, the step."""
+    return [("model", list(run.model.variables)), ("optimizer", list(run.model.optimizer.variables))]
+
+
+def _arrays(run: Run) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for name, variables in _variables(run):
+        found |= named(name, [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables])
+    return found
+
+
+def named(name: str, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Give a list of arrays names, for a state.
+
+    Args:
+        name: what they are.
+        arrays: some.
+
+    Returns:
+        The arrays by name; see `numbered`.
+
+    Example:
+        >>> sorted(named("best", [np.ones(1), np.ones(2)]))
+        ['best/0', 'best/1']
+    """
+    return {f"{name}/{number}": array for number, array in enumerate(arrays)}
+
+
+def numbered(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray] | None:
+    """Give the list back.
+
+    Args:
+        arrays: of a state.
+        name: what they are.
+
+    Returns:
+        The list; None where it is not there.
+
+    Example:
+        >>> [len(array) for array in numbered(named("best", [np.ones(1), np.ones(2)]), "best")]
+        [1, 2]
+    """
+    count = sum(key.startswith(f"{name}/") for key in arrays)
+    return [arrays[f"{name}/{number}"] for number in range(count)] or None
+
+
+def adapt_batchnorm(model: keras.Model, batches: Any) -> int:
+    """Take the statistics of BatchNormalization anew from pictures: the mean over batches, each layer seeing what the
+    layers before it make of the same batch.
+
+    Args:
+        model: whose statistics change; its flags stay.
+        batches: of images and labels.
+
+    Returns:
+        How many layers there are.
+
+    Example:
+        >>> from transfer.builders import small_similar
+        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3))
+        >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype("float32")
+        >>> adapt_batchnorm(small_similar(base, 3), [(images, None)])
+        52
+    """
+    layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    with _learning(layers):
+        for number, (images, _) in zip(range(MOST_ADAPTED), batches, strict=False):
+            for layer in layers:
+                layer.momentum = number / (number + 1)
+            model(images, training=True)
+    return len(layers)
+
+
+@contextlib.contextmanager
+def _learning(layers: list[Any]) -> Iterator[None]:
+    before = [(layer.trainable, layer.momentum) for layer in layers]
+    for layer in layers:
+        layer.trainable = True
+    try:
+        yield
+    finally:
+        for layer, (trainable, momentum) in zip(layers, before, strict=True):
+            layer.trainable, layer.momentum = trainable, momentum
