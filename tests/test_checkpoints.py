@@ -55,7 +55,13 @@ def train(kind, data, folder, cache, **more):
     case, options, given = KINDS[kind]
     model = build(case, base_with_dropout(), data.num_classes, preprocessing="tf", **options)
     done = fit(
-        model, data, epochs=3, batch_size=16, checkpoints=folder, cache=cache, verbose=0, **{**given, **more}
+        model,
+        data,
+        epochs=3,
+        batch_size=16,
+        checkpoints=folder,
+        cache=cache,
+        **{"verbose": 0, **given, **more},
     )
     return model, done
 
@@ -102,7 +108,7 @@ def test_random_weights_that_were_fallen_back_on_are_gone_on_with(
     from transfer import training
 
     monkeypatch.setattr(training, "_succeeded", lambda done, data: False)
-    KINDS["auto"] = (Case.LARGE_DIFFERENT, {"init": "auto"}, {})
+    monkeypatch.setitem(KINDS, "auto", (Case.LARGE_DIFFERENT, {"init": "auto"}, {}))
     whole, done = train("auto", colors, tmp_path / "whole", cache)
     stop_at(12 + 6)  # in the second training
     with pytest.raises(Interrupted):
@@ -119,7 +125,7 @@ def test_random_weights_that_were_fallen_back_on_are_gone_on_with(
 
 def test_what_is_done_is_not_done_again(colors, tmp_path, cache):
     one, _ = train("everything", colors, tmp_path / "x", cache)
-    other, done = train("everything", colors, tmp_path / "x", cache, verbose=1)
+    other, done = train("everything", colors, tmp_path / "x", cache)
     assert_bit_equal(snapshot(one), snapshot(other))
     assert len(done.rows) == 4
 
@@ -149,7 +155,7 @@ def test_ctrl_c_ends_after_a_step_and_signals_are_given_back(colors, tmp_path, c
     stop_at(3, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as stopped:
         train("everything", colors, tmp_path / "x", cache)
-    assert stopped.value.signal == signal.SIGINT and "epoch 1, step 3" in str(stopped.value)
+    assert stopped.value.signal == signal.SIGINT and "after epoch 1" in str(stopped.value)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -193,3 +199,11 @@ def test_a_state_that_is_being_written_is_not_read(tmp_path):
 
 def test_states_are_written_by_the_clock(tmp_path):
     assert not kept(tmp_path, every=1000).due and kept(tmp_path, every=0).due
+
+
+@pytest.mark.slow
+def test_a_few_kills_lose_nothing(tmp_path):
+    from kills import KINDS, kill_often
+
+    some = {kind: KINDS[kind] for kind in ("everything", "the tail")}
+    assert kill_often(tmp_path, 3, seed=1, kinds=some)["lost"] == 0

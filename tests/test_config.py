@@ -45,6 +45,15 @@ OTHER = TrainConfig(
     seed=11,
     strict=True,
     output="runs/x",
+    depth_rate=0.5,
+    thaw=0.2,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    ema=0.9,
+    mix="cutmix",
+    batchnorm="adapted",
+    resume=True,
+    checkpoint_every="5m",
 )
 """Every option differs from its default."""
 

@@ -23,6 +23,7 @@ FLOORS = [
         "pictures",
         "probes",
         "row_files",
+        "run_folders",
         "schedules",
         "softmax_regression",
         "strategy",
@@ -31,9 +32,7 @@ FLOORS = [
     | {"openvino_runtime", "spool", "torch_file", "weight_files"},
     {
         "boundary",
-        "config",
         "curves",
-        "recipes",
         "data_report",
         "duplicates",
         "efficientnet_lite",
@@ -41,8 +40,8 @@ FLOORS = [
         "heads",
         "shelf",
     }
-    | {"surgery"},
-    {"backbones", "cache", "check_memory", "splitting"},
+    | {"recipes", "surgery"},
+    {"backbones", "cache", "check_memory", "config", "splitting"},
     {"array_source", "checking", "cuts", "manifest", "sources", "split_file", "tfds_records"},
     {"tfds_source"},
     {"datasets", "pipeline"},

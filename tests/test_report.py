@@ -3,7 +3,7 @@
 import pytest
 
 from transfer.errors import InputError
-from transfer.report import refuse_used, run_folder
+from transfer.run_folders import refuse_used, run_folder
 
 
 def test_a_run_appears_under_its_name_only_when_it_is_complete(tmp_path):

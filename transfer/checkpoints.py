@@ -18,8 +18,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer.errors import InputError
 from transfer.pipeline import Position
+from transfer.run_folders import refuse_others
 
 log = logging.getLogger(__name__)
 
@@ -151,29 +151,6 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("state-*.npz"))
-
-
-def refuse_others(earlier: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
-    """Refuse to go on with something else.
-
-    Args:
-        earlier: settings of what is there.
-        now: those that are asked for.
-        place: where it is.
-
-    Raises:
-        InputError: they differ; the message shows in what.
-
-    Example:
-        >>> refuse_others({"epochs": 3}, {"epochs": 3}, Path("run"))
-    """
-    names = [name for name in {**earlier, **now} if earlier.get(name) != now.get(name)]
-    if names:
-        shown = "; ".join(f"{name} was {earlier.get(name)!r}, now {now.get(name)!r}" for name in names)
-        raise InputError(
-            f"{place} holds an unfinished training of another kind: {shown}. Go on with the options that it was "
-            "started with, or choose another folder, or remove it."
-        )
 
 
 class Keeping(keras.callbacks.Callback):

@@ -14,6 +14,7 @@ from typing import Any
 from transfer.augmentation import AUGMENTATIONS
 from transfer.errors import InputError, unknown
 from transfer.pictures import RESIZES
+from transfer.recipes import Recipe
 
 FLIPS = ("auto", "yes", "no")
 """Whether augmentation mirrors pictures; `auto` looks at the names of the classes."""
@@ -168,16 +169,34 @@ class TrainConfig(DataConfig):
     solver: str = "auto"
     # Share of the features that are left out while such a head trains in epochs.
     dropout: float = 0.0
-    # Share of each label that is spread over all classes meanwhile.
+    # Share of each label that is spread over all classes, where a head trains in epochs or everything trains.
     label_smoothing: float = 0.0
+    # Where everything trains: the first block's learning rate as a share of the head's; it falls from block to block.
+    depth_rate: float = Recipe.depth_rate
+    # Share of the training over which blocks begin to train, the last first.
+    thaw: float = Recipe.thaw
+    # Of all weights but biases and normalization, times the learning rate, at each step.
+    weight_decay: float = Recipe.weight_decay
+    # Length of the gradient beyond which it is shortened.
+    clip_norm: float | None = Recipe.clip_norm
+    # How much of the weights' moving average stays at each step, such as 0.99; the average is what is kept in the end.
+    ema: float = Recipe.ema
+    # Mix the pictures of a batch, labels and all: none, mixup or cutmix.
+    mix: str = Recipe.mix
+    # Pre-trained BatchNormalization: pinned as it is, or adapted to the training pictures first.
+    batchnorm: str = Recipe.batchnorm
     # How often a frozen part sees each picture, changed by --augment from the second time on; the test averages too.
     views: int | None = None
     # What runs a frozen network: auto, keras or openvino (pip install ".[fast]").
     engine: str = "auto"
     # Devices: auto, default, mirrored, multiworker or tpu.
     strategy: str = "auto"
-    # Folder for the results; by default a new one under runs/.
+    # Folder for the results; by default a new one under runs/. An interrupted run with these options is gone on with.
     output: str | None = None
+    # Go on with an interrupted run, and start none.
+    resume: bool = False
+    # How often the state of the training is written, such as 60s or 10m.
+    checkpoint_every: str = "60s"
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at data or networks."""
@@ -187,6 +206,8 @@ class TrainConfig(DataConfig):
             if value is not None and value < 1:
                 raise InputError(f"Expected {name} of 1 or more. Received: {value}.")
         seconds_of(None if self.time_budget == "none" else self.time_budget)
+        seconds_of(self.checkpoint_every)
+        _ = self.recipe
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
         for name in ("dropout", "label_smoothing"):
@@ -201,6 +222,17 @@ class TrainConfig(DataConfig):
     def flips(self) -> bool | None:
         """Whether augmentation mirrors pictures; None leaves it to the names of the classes."""
         return {"auto": None, "yes": True, "no": False}[self.flip]
+
+    @property
+    def recipe(self) -> Recipe:
+        """How everything trains."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that makes a run what it is, and not where it is or how often its state is kept."""
+        found = dataclasses.asdict(self)
+        return {k: v for k, v in found.items() if k not in ("output", "resume", "checkpoint_every")}
 
 
 def parse_arguments(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,6 @@ import numpy as np
 from transfer import plots
 from transfer.config import TrainConfig, save_config
 from transfer.datasets import ImageData
-from transfer.errors import InputError
 from transfer.evaluation import Evaluation
 from transfer.files import write_text
 from transfer.pages import data_uri, render
@@ -26,83 +22,6 @@ from transfer.training_run import TrainingLog
 
 SHEET = 24
 """Pictures on the sheet of predictions."""
-
-
-@contextlib.contextmanager
-def run_folder(output: str | None, name: str) -> Iterator[Path]:
-    """Give a folder to write a run into, which takes its own name only when the run is complete.
-
-    Args:
-        output: the folder's final name; None chooses a new one, `runs/NAME-1`, `runs/NAME-2`, ...
-        name: what to call it then.
-
-    Yields:
-        A hidden folder beside the final one; it becomes the final one at the end, or goes away when the
-        run fails.
-
-    Raises:
-        InputError: the folder is in use, or cannot be made.
-
-    Example:
-        >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp()) / "run"
-        >>> with run_folder(str(place), "run") as folder:
-        ...     _ = (folder / "labels.txt").write_text("a")
-        >>> sorted(p.name for p in place.iterdir())
-        ['labels.txt']
-    """
-    final = Path(output) if output is not None else _free_folder(name)
-    partial = final.with_name(f".{final.name}.partial")
-    refuse_used(final)
-    made_parent = not final.parent.exists()
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        if partial.exists():
-            raise InputError(
-                f"Another run is writing to {final}, or was killed there. Choose another output, or remove {partial}."
-            ) from None
-        raise InputError(f"Cannot make the output folder {final}: {error.strerror}.") from None
-    try:
-        yield partial
-        refuse_used(final)
-        if final.exists():
-            final.rmdir()
-        os.replace(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if made_parent and not final.exists():
-            with contextlib.suppress(OSError):
-                final.parent.rmdir()
-
-
-def refuse_used(output: str | Path | None) -> None:
-    """Stop before any work where the output folder has something in it already.
-
-    Args:
-        output: the folder; None, for a new one, is always free.
-
-    Raises:
-        InputError: it is a file, or not empty.
-
-    Example:
-        >>> refuse_used(None)
-    """
-    if output is None:
-        return
-    final = Path(output)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(f"The output folder {final} is in use. Choose another with --output, or remove it.")
-
-
-def _free_folder(name: str) -> Path:
-    number = 1
-    while (Path("runs") / f"{name}-{number}").exists() or (
-        Path("runs") / f".{name}-{number}.partial"
-    ).exists():
-        number += 1
-    return Path("runs") / f"{name}-{number}"
 
 
 def write_run(

@@ -13,10 +13,14 @@ from transfer.errors import InputError, unknown
 STRATEGIES = ("auto", "default", "mirrored", "multiworker", "tpu")
 
 
-def start_quietly() -> None:
+def start_quietly(*, repeatable: bool = False) -> None:
     """Import TensorFlow and list its devices without the notes that it writes to standard error.
 
     They are for its developers, come in red in notebooks, and cannot be switched off otherwise.
+
+    Args:
+        repeatable: on a machine without a GPU, make operations give the same bits each time, which costs nothing there;
+            for the whole process.
 
     Example:
         >>> start_quietly()
@@ -29,6 +33,8 @@ def start_quietly() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        if repeatable and not tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.enable_op_determinism()
     finally:
         os.dup2(kept, 2)
         os.close(kept)

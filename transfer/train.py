@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transfer import run_folders
 from transfer.cases import POLICIES, Case
 from transfer.config import TrainConfig, parse_arguments, seconds_of
 from transfer.errors import InputError
@@ -28,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: flags; None takes those of the process.
 
     Returns:
-        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C.
+        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C and 143
+        after SIGTERM: the same command goes on from there.
 
     Example:
         main(["--data", "flowers", "--case", "small-similar"])
@@ -37,15 +42,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
     try:
-        folder = run(parse_arguments(arguments))
+        with _terminated():
+            folder = run(parse_arguments(arguments))
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped. Nothing was written.\n")
-        return 130
+    except KeyboardInterrupt as stopped:  # `Interrupted` is one
+        sys.stderr.write(f"{stopped or 'Stopped before training.'} The same command goes on from there.\n")
+        return 128 + getattr(stopped, "signal", signal.SIGINT)
     log.info("Everything is in %s", folder)
     return 0
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """Let the system's wish to end the process be like Ctrl-C, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        error = KeyboardInterrupt("Stopped before training, or after it.")
+        error.signal = number  # type: ignore[attr-defined]
+        raise error
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(config: TrainConfig) -> Path:
@@ -66,17 +91,18 @@ def run(config: TrainConfig) -> Path:
     start = time.perf_counter()
     if config.case != "auto":
         Case.parse(config.case)  # before anything slow
+    run_folders.refuse_used(config.output)
+    going_on = run_folders.unfinished(config.output, config.asked, needed=config.resume)
 
     from transfer import strategy
 
-    strategy.start_quietly()
+    strategy.start_quietly(repeatable=True)
     import keras
 
     from transfer import cuts, datasets, graphs, looks, report
     from transfer.backbones import load_backbone
 
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
-    report.refuse_used(config.output)
     devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
     data = datasets.load_data(config.data, **config.load_options())
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
@@ -85,36 +111,40 @@ def run(config: TrainConfig) -> Path:
         cuts.cuts_of(base, config.cut)  # before the look
     if config.unfreeze_from is not None:
         graphs.find_first(base, config.unfreeze_from)
-    case, advice, look = _advise(config, data, base)
-    if advice is not None:
-        config = replace(config, **advised_options(config, advice))
+    decision, look = run_folders.decide(going_on) if going_on is not None else None, None
+    if decision is None:
+        decision, look = _decide(config, data, base)
+    asked, case = config.asked, Case.parse(decision["case"])
+    config = replace(config, **decision["options"])
     model = _build(config, case, base, data, devices)
     if look is not None:
         looks.hand_on(look, model, engine=config.engine)
-    with report.run_folder(config.output, f"{data.name}-{case}") as folder:
-        done = _fit(config, model, data)
+    name = f"{data.name}-{case}"
+    with run_folders.run_folder(config.output, name, asked=asked, going_on=going_on) as folder:
+        run_folders.decide(folder, decision)
+        done = _fit(config, model, data, folder)
         found = _evaluate(config, model, data) if len(data.test) else None
         report.write_run(
             folder,
             model=model,
-            config=replace(config, case=str(case), output=None),
+            config=replace(config, case=str(case), output=None, resume=False),
             data=data,
             done=done,
             evaluation=found,
             title=_title(case, config.unfreeze_from),
         )
-        report.write_metrics(folder, _metrics(model, config, data, done, found, advice, start))
+        report.write_metrics(folder, _metrics(model, config, data, done, found, decision["advised"], start))
     if found is not None:
         log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
 
 
-def _advise(config: TrainConfig, data: Any, base: Any) -> tuple[Case, Any, Any]:
-    """Take the case that was asked for; or measure which is best, say so, and give the advice and the look too."""
+def _decide(config: TrainConfig, data: Any, base: Any) -> tuple[dict[str, Any], Any]:
+    """Take the case that was asked for; or measure which is best, say so, and give what was looked at too."""
     if config.case != "auto":
-        return Case.parse(config.case), None, None
-    if config.unfreeze_from is not None and config.cut is None:
-        return Case.SMALL_SIMILAR, None, None  # no cut may take away what is to train
+        return {"case": str(Case.parse(config.case)), "options": {}, "advised": {}}, None
+    if config.unfreeze_from is not None and config.cut is None:  # no cut may take away what is to train
+        return {"case": str(Case.SMALL_SIMILAR), "options": {}, "advised": {}}, None
     from transfer import adviser, looks
 
     options: dict[str, Any] = {
@@ -134,7 +164,17 @@ def _advise(config: TrainConfig, data: Any, base: Any) -> tuple[Case, Any, Any]:
     log.info("Case %d, %s: %s", POLICIES[advice.case].number, advice.case, advice.reason)
     for warning in advice.warnings:
         log.warning("%s", warning.text)
-    return advice.case, advice, look
+    advised = {
+        "similarity": advice.similarity.score if advice.similarity else None,
+        "expected_accuracy": advice.choice.expected_accuracy,
+        "expected_interval": list(advice.choice.interval),
+    }
+    decision = {
+        "case": str(advice.case),
+        "options": advised_options(config, advice),
+        "advised": advised,
+    }
+    return decision, look
 
 
 def advised_options(config: TrainConfig, advice: Any) -> dict[str, Any]:
@@ -178,7 +218,7 @@ def _build(config: TrainConfig, case: Case, base: Any, data: Any, devices: Any) 
     )
 
 
-def _fit(config: TrainConfig, model: Any, data: Any) -> Any:
+def _fit(config: TrainConfig, model: Any, data: Any, folder: Path) -> Any:
     """Hand the options that concern training to `fit`."""
     from transfer import training
 
@@ -196,6 +236,9 @@ def _fit(config: TrainConfig, model: Any, data: Any) -> Any:
         views=config.views,
         engine=config.engine,
         seed=config.seed,
+        recipe=config.recipe,
+        checkpoints=folder / run_folders.STATE,
+        checkpoint_every=seconds_of(config.checkpoint_every) or 0.0,
     )
 
 
@@ -228,7 +271,13 @@ def _sizes(data: Any) -> str:
 
 
 def _metrics(
-    model: Any, config: TrainConfig, data: Any, done: Any, found: Any, advice: Any, start: float
+    model: Any,
+    config: TrainConfig,
+    data: Any,
+    done: Any,
+    found: Any,
+    advised: dict[str, Any],
+    start: float,
 ) -> dict[str, Any]:
     return {
         "case": str(model.plan.case),
@@ -247,9 +296,8 @@ def _metrics(
         "num_skipped": len(data.skipped),
         "test_accuracy": found.accuracy if found else None,
         "test_loss": found.loss if found else None,
-        "similarity": advice.similarity.score if advice and advice.similarity else None,
-        "expected_accuracy": advice.choice.expected_accuracy if advice else None,
-        "expected_interval": list(advice.choice.interval) if advice else None,
+        **dict.fromkeys(("similarity", "expected_accuracy", "expected_interval")),
+        **advised,
         "seconds_features": round(done.seconds_features, 3),
         "seconds_training": round(done.seconds_training, 3),
         "seconds_total": round(time.perf_counter() - start, 3),
