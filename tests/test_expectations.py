@@ -69,13 +69,15 @@ def test_pictures_that_were_not_looked_at_raise_what_is_expected():
         assert other.expected_accuracy == pytest.approx(one.expected_accuracy + 2 * 0.04)
 
 
-def test_where_less_is_wrong_less_is_gained():
+def test_where_less_is_wrong_less_is_gained_but_never_nothing():
     def gain(accuracy):
-        heads = (HeadEvidence("top", accuracy, 0.02),)
-        frozen, tuned = choices_of(replace(EVIDENCE, heads=heads))[:2]
-        return tuned.expected_accuracy - frozen.expected_accuracy
+        heads = (HeadEvidence("top", 0.3, 0.02), HeadEvidence("all", accuracy, 0.02))
+        found = choices_of(replace(EVIDENCE, heads=heads))
+        last, every, tuned, _ = (choice.expected_accuracy for choice in found)
+        return tuned - every
 
-    assert gain(0.5) == gain(0.6) > gain(0.8) > gain(0.9)
+    assert gain(0.4) > gain(0.6) > gain(0.9) > WORTH
+    assert gain(0.92) == pytest.approx(gain(0.9))
 
 
 def test_without_a_trial_the_time_is_the_least_that_it_can_be():

@@ -15,6 +15,10 @@ CLEAR = 4.0
 """Standard deviations above what shuffled labels give, from which on labels have to do with pictures."""
 
 
+MANY = 1000
+"""Pictures with which shuffled labels give nearly the same each time, so that fewer draws tell."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerCurve:
     """How well each layer's features tell the classes, each picture predicted by all others.
@@ -94,7 +98,8 @@ def layer_curve(
     probes = [ridge_leave_one_out(x, labels, num_classes, groups=parts) for x in taps.values()]
     joined = side_by_side(list(taps.values()))
     together = ridge_leave_one_out(joined, labels, num_classes, groups=parts)
-    chance = chance_accuracy(joined, labels, num_classes, groups=groups)
+    draws = 20 if len(labels) <= MANY else 10
+    chance = chance_accuracy(joined, labels, num_classes, groups=groups, draws=draws)
     return LayerCurve(tuple(taps), tuple(probes), together, np.asarray(labels), chance)
 
 

@@ -188,12 +188,13 @@ def chance_accuracy(
     labels = _check_probe(features, labels, num_classes, None, groups)
     rng, found = np.random.default_rng(seed), []
     with threadpool_limits(1):
-        parts = _decomposed(features)
+        u, squares, unit = _decomposed(features)
+        parts = u.astype("float32"), squares.astype("float32"), unit  # half the time, and chance is coarse
         for _ in range(draws):
             shuffled = rng.permutation(labels)
             given = groups if groups is not None and len(groups) else one_of_each(shuffled, seed=seed)
             members = _members(given)
-            targets = np.where(np.arange(num_classes) == shuffled[:, None], 1.0, -1.0)
+            targets = np.where(np.arange(num_classes) == shuffled[:, None], 1.0, -1.0).astype("float32")
             found.append(max(_best_scores(parts, shuffled, targets, None, members)[0].values()))
     return float(np.mean(found)), float(np.std(found, ddof=1))
 
@@ -258,7 +259,7 @@ def _left_out_residuals(
         alike = np.stack([group for group in members if len(group) == size])
         part = u[alike]
         hat = 1 / count + (part * shrink) @ part.transpose(0, 2, 1)
-        out[alike] = np.linalg.solve(np.eye(size) - hat, residuals[alike])
+        out[alike] = np.linalg.solve(np.eye(size, dtype=u.dtype) - hat, residuals[alike])
     return out
 
 

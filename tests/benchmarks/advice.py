@@ -264,53 +264,29 @@ BUDGETS = (60, 300, 1200)
 
 def fit(options: argparse.Namespace) -> None:
     """Print how far test accuracies are from what was measured before, on the tuning sets."""
+    from transfer.expectations import pick
+
     units = {unit: rows for unit, rows in joined(options).items() if unit[0] in TUNING}
     off: dict[str, list[float]] = {"one layer": [], "all": [], "from-scratch": []}
-    x, y, groups = [], [], []
-    for (name, _, _), rows in units.items():
-        evidence, truth, trial = rows["advised"]["evidence"], rows["truth"], rows["advised"]["trial"]
+    wrong, gained = [], []
+    for rows in units.values():
+        evidence, truth = rows["advised"]["evidence"], rows["truth"]
         for head in evidence["heads"]:
             kind = "all" if head["cut"] == "all" else "one layer"
             off[kind].append(truth["heads"][head["cut"]] - head["accuracy"])
         if "scratch" in rows:
             off["from-scratch"].append(rows["scratch"]["from-scratch"] - evidence["pixels"])
-        if trial:
-            x.append(trial_features(evidence, trial))
-            y.append(truth["fine-tuned"] - evidence["heads"][0]["accuracy"])
-            groups.append(name)
+        heads = {head["cut"]: head["accuracy"] for head in evidence["heads"]}
+        best = heads[pick(choices(rows["advised"]), frozen=True).cut]
+        wrong.append(1 - best)
+        gained.append(truth["fine-tuned"] - best)
     for kind, values in off.items():
         if values:
-            print(
-                f"{kind}: test less left-out {np.mean(values):+.3f}, deviation {np.std(values):.3f}, of {len(values)}"
-            )
-    x, y, groups = np.array(x), np.array(y), np.array(groups)
-    others = np.concatenate(
-        [x[groups == g] @ ridge(x[groups != g], y[groups != g]) - y[groups == g] for g in TUNING]
-    )
-    print(f"gain of fine-tuning: mean {y.mean():+.3f}, deviation {y.std():.3f}, of {len(y)}")
-    print(f"  {dict(zip(FEATURES, ridge(x, y).round(3).tolist(), strict=True))}")
-    print(
-        f"  error {np.std(x @ ridge(x, y) - y):.3f}; on a set that was left out {np.sqrt(np.mean(others**2)):.3f}"
-    )
-
-
-FEATURES = ("always", "accuracy gained by the trial", "loss lowered by the trial", "errors of the head")
-
-
-def trial_features(evidence: dict[str, Any], trial: dict[str, Any]) -> list[float]:
-    """What the gain of fine-tuning is foretold by."""
-    return [
-        1.0,
-        trial["accuracy_tuned"] - trial["accuracy_frozen"],
-        trial["loss_frozen"] - trial["loss_tuned"],
-        1 - evidence["heads"][0]["accuracy"],
-    ]
-
-
-def ridge(x: np.ndarray, y: np.ndarray, strength: float = 0.05) -> np.ndarray:
-    """Least squares, drawn to 0 a little, but for the first column."""
-    penalty = strength * np.diag([0.0, *[1.0] * (x.shape[1] - 1)])
-    return np.linalg.solve(x.T @ x + penalty, x.T @ y)
+            told = f"mean {np.mean(values):+.3f}, deviation {np.std(values):.3f}, of {len(values)}"
+            print(f"{kind}: test less left-out: {told}")
+    x, y = np.array(wrong), np.array(gained)
+    share = float(x @ y / (x @ x))
+    print(f"fine-tuning mends {share:.2f} of what the best head has wrong; error {np.std(y - share * x):.3f}")
 
 
 def joined(options: argparse.Namespace) -> dict[tuple, dict[str, dict]]:
