@@ -73,7 +73,7 @@ def test_where_less_is_wrong_less_is_gained_but_never_nothing():
     def gain(accuracy):
         heads = (HeadEvidence("top", 0.3, 0.02), HeadEvidence("all", accuracy, 0.02))
         found = choices_of(replace(EVIDENCE, heads=heads))
-        last, every, tuned, _ = (choice.expected_accuracy for choice in found)
+        _, every, tuned, _ = (choice.expected_accuracy for choice in found)
         return tuned - every
 
     assert gain(0.4) > gain(0.6) > gain(0.9) > WORTH
