@@ -54,6 +54,9 @@ OTHER = TrainConfig(
     batchnorm="adapted",
     resume=True,
     checkpoint_every="5m",
+    precision="mixed_bfloat16",
+    steps_per_execution=4,
+    find_learning_rate=True,
 )
 """Every option differs from its default."""
 

@@ -17,6 +17,7 @@ FLOORS = [
     {
         "augmentation",
         "cases",
+        "figures",
         "files",
         "graphs",
         "pages",
@@ -51,12 +52,12 @@ FLOORS = [
     {"expectations"},
     {"advice_report"},
     {"adviser"},
-    {"checkpoints", "comparison", "plots"},
+    {"checkpoints", "comparison", "plots", "training_plots"},
     {"training_run"},
     {"head_training", "tail_training"},
     {"fine_tuning"},
     {"training"},
-    {"report"},
+    {"rate_finder", "report"},
     {"advice", "train"},
 ]
 TENSORFLOW = {
@@ -117,9 +118,11 @@ def test_tensorflow_is_imported_by_its_rooms_alone():
     assert found <= TENSORFLOW
 
 
-def test_matplotlib_is_imported_by_plots_alone():
+def test_matplotlib_is_imported_by_rooms_of_plots_alone():
     assert {room for room, tree in rooms().items() for m in imported(tree) if m.startswith("matplotlib")} == {
-        "plots"
+        "figures",
+        "plots",
+        "training_plots",
     }
 
 

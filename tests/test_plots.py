@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from transfer import plots
+from transfer import plots, training_plots
 from transfer.cases import SMALL_DATA
 from transfer.curves import layer_curve
 from transfer.evaluation import Evaluation
@@ -31,9 +31,9 @@ def test_learning_curves_show_both_phases_and_cope_with_no_validation():
         {"phase": "head", "loss": 1.0, "accuracy": 0.4},
         {"phase": "fine-tune", "loss": 0.5, "accuracy": 0.7},
     ]
-    shown = texts(plots.learning_curves(rows))
+    shown = texts(training_plots.learning_curves(rows))
     assert "head, then fine-tune" in shown and "validation" not in shown
-    assert "validation" in texts(plots.learning_curves([{**row, "val_loss": 1.0} for row in rows]))
+    assert "validation" in texts(training_plots.learning_curves([{**row, "val_loss": 1.0} for row in rows]))
 
 
 def test_confusion_matrix_names_the_classes_and_counts():
@@ -68,7 +68,7 @@ def test_the_network_is_drawn_with_all_states_whatever_its_depth(count, tmp_path
 
 
 def test_a_notebook_shows_a_figure_by_itself():
-    figure = plots.learning_curves([{"phase": "head", "loss": 1.0, "accuracy": 0.4}])
+    figure = training_plots.learning_curves([{"phase": "head", "loss": 1.0, "accuracy": 0.4}])
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 

@@ -40,5 +40,8 @@ from .builders import unfreeze as unfreeze
 # Training and after.
 from .training_run import TrainingLog as TrainingLog
 from .training import fit as fit
+from .recipes import Recipe as Recipe
+from .checkpoints import Interrupted as Interrupted
+from .rate_finder import find_learning_rate as find_learning_rate
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate

@@ -20,6 +20,9 @@ from transfer.strategy import get_strategy, scope_of
 
 INITS = ("pretrained", "random", "auto")
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+"""What layers compute in. The last two are for GPUs and TPUs: on a CPU the first is the fastest."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -72,6 +75,8 @@ def build(
     preprocessing: str | None = None,
     strategy: Any = None,
     learning_rate: float | None = None,
+    precision: str = "float32",
+    steps_per_execution: int = 1,
     seed: int = 0,
 ) -> keras.Model:
     """Build the model of a case from a pre-trained network.
@@ -91,6 +96,8 @@ def build(
         preprocessing: a key of `backbones.PREPROCESSING`; needed for a network of one's own only.
         strategy: a name of `strategy.STRATEGIES` or a `tf.distribute.Strategy`; None chooses.
         learning_rate: of Adam; None is the case's own (see `cases.POLICIES`).
+        precision: one of `PRECISIONS`. Weights, the scaling of the input, and the head are float32 in any case.
+        steps_per_execution: steps that are run at once, without Python between them.
         seed: of the new head's weights, and of all weights where they start random.
 
     Returns:
@@ -110,6 +117,10 @@ def build(
     policy = POLICIES[case]
     _check_base(base)
     _check_arguments(case, init, learning_rate, unfreeze_from)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if steps_per_execution < 1:
+        raise InputError(f"Expected steps_per_execution of 1 or more. Received: {steps_per_execution}.")
     sliced, plan = _slice(case, base, cut, init)
     with get_strategy(strategy).scope():
         trunk = surgery.clone(
@@ -117,6 +128,7 @@ def build(
             image_size=as_size(image_size),
             preprocess=preprocessing_of(base, preprocessing),
             weights="random" if init == "random" else "copy",
+            precision=None if precision == "float32" else precision,
             seed=seed,
         )
         model = surgery.attach_head(trunk, num_classes, seed=seed)
@@ -129,6 +141,7 @@ def build(
             (lambda layer: layer == head) if policy.frozen else True,
             learning_rate,
             pin_batchnorm=plan.pin_batchnorm,
+            steps_per_execution=steps_per_execution,
         )
     model.plan = plan
     if unfreeze_from is not None:
@@ -301,6 +314,7 @@ def _prepare(
     learning_rate: float,
     *,
     pin_batchnorm: bool,
+    steps_per_execution: int | None = None,
 ) -> None:
     """Set the flags, then compile with a new optimizer, so that they count.
 
@@ -313,6 +327,7 @@ def _prepare(
         optimizer=keras.optimizers.Adam(learning_rate),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
+        steps_per_execution=steps_per_execution or getattr(model, "steps_per_execution", 1),
     )
 
 

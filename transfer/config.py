@@ -159,6 +159,8 @@ class TrainConfig(DataConfig):
     batch_size: int = 32
     # Of Adam; by default the case's own.
     learning_rate: float | None = None
+    # Only look which learning rate the network bears: raise it from step to step and draw the loss.
+    find_learning_rate: bool = False
     # Changes to training pictures where the whole network trains: none, light, standard or strong.
     augment: str = "light"
     # Whether those changes mirror pictures: auto (not where classes are digits or letters), yes or no.
@@ -189,6 +191,10 @@ class TrainConfig(DataConfig):
     views: int | None = None
     # What runs a frozen network: auto, keras or openvino (pip install ".[fast]").
     engine: str = "auto"
+    # What layers compute in: float32, or mixed_bfloat16 or mixed_float16, for GPUs and TPUs.
+    precision: str = "float32"
+    # Training steps that are run at once, without Python between them: for accelerators that wait for it.
+    steps_per_execution: int = 1
     # Devices: auto, default, mirrored, multiworker or tpu.
     strategy: str = "auto"
     # Folder for the results; by default a new one under runs/. An interrupted run with these options is gone on with.
@@ -201,7 +207,7 @@ class TrainConfig(DataConfig):
     def __post_init__(self) -> None:
         """Check what can be checked without looking at data or networks."""
         super().__post_init__()
-        for name in ("image_size", "epochs", "batch_size", "views"):
+        for name in ("image_size", "epochs", "batch_size", "views", "steps_per_execution"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"Expected {name} of 1 or more. Received: {value}.")

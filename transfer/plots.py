@@ -2,96 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
 from transfer.cases import SMALL_DATA
 from transfer.curves import LayerCurve
 from transfer.evaluation import Evaluation
-
-COLORS = {"frozen": "#8fb8de", "trained": "#f4a261", "new": "#e76f51", "cut": "#ffffff"}
-"""Of the blocks of a network; the same in every drawing."""
-
-
-def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw loss and accuracy by epoch, training and validation, one phase after the other.
-
-    Args:
-        rows: of `TrainingLog.rows`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> row = {"phase": "head", "epoch": 1, "loss": 1.0, "accuracy": 0.5}
-        >>> len(learning_curves([row]).axes)
-        2
-    """
-    figure = _figure(9, 3.6)
-    steps = np.arange(1, len(rows) + 1)
-    for place, quantity in enumerate(("loss", "accuracy")):
-        axes = figure.add_subplot(1, 2, place + 1)
-        for key, label, color in (
-            (quantity, "training", "#8fb8de"),
-            (f"val_{quantity}", "validation", "#e76f51"),
-        ):
-            values = [row.get(key, np.nan) for row in rows]
-            if not np.isnan(values).all():
-                axes.plot(steps, values, label=label, color=color, marker="o" if len(rows) < 3 else None)
-        for i in range(1, len(rows)):
-            if rows[i]["phase"] != rows[i - 1]["phase"]:
-                axes.axvline(i + 0.5, color="grey", linestyle=":")
-        axes.set(xlabel="epoch", title=_curve_title(quantity, rows))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def regularisation_path(tried: Sequence[tuple[float, float, float]], chosen: float) -> Figure:
-    """Draw what was tried for an exact head, which has no epochs: loss and accuracy of pictures left out.
-
-    Args:
-        tried: rows of C, loss and accuracy (see `heads.Tried`).
-        chosen: the C that was taken.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> len(regularisation_path([(1.0, 0.9, 0.6), (10.0, 0.7, 0.8)], 10.0).axes)
-        2
-    """
-    figure = _figure(9, 3.6)
-    strengths = [row[0] for row in tried]
-    for place, quantity in enumerate(("loss", "accuracy"), start=1):
-        axes = figure.add_subplot(1, 2, place)
-        axes.semilogx(
-            strengths, [row[place] for row in tried], color=COLORS["new"], marker="o", label="left out"
-        )
-        axes.axvline(chosen, color="grey", linestyle=":", label=f"chosen, C = {chosen:.3g}")
-        axes.set(
-            xlabel="C: the larger, the weaker the regularisation", title=f"{quantity} of pictures left out"
-        )
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _curve_title(quantity: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    phases = list(dict.fromkeys(row["phase"] for row in rows))
-    return f"{quantity} ({', then '.join(phases)})"
+from transfer.figures import COLORS, new_figure
 
 
 def confusion_matrix(evaluation: Evaluation) -> Figure:
@@ -110,7 +36,7 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
     """
     counts, names = evaluation.confusion, evaluation.class_names
     side = min(24.0, 3.0 + 0.45 * len(names))
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.add_subplot()
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -147,7 +73,7 @@ def prediction_sheet(evaluation: Evaluation, pictures: Mapping[int, np.ndarray])
     """
     columns = 6
     rows = max(1, -(-len(pictures) // columns))
-    figure = _figure(1.8 * columns, 2.2 * rows)
+    figure = new_figure(1.8 * columns, 2.2 * rows)
     for place, (position, picture) in enumerate(pictures.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.imshow(picture)
@@ -186,7 +112,7 @@ def network_by_blocks(
     # What was cut away hangs below the place of the cut.
     cut_from = _LEFT + _STEP * (len(kept) - 1)
     right = max(_LEFT + _STEP * len(kept) + 1.6, cut_from + _STEP * len(cut) + 0.4)
-    figure = _figure(0.8 * right, 4.4 if cut else 2.9)
+    figure = new_figure(0.8 * right, 4.4 if cut else 2.9)
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.text(_LEFT - 0.45, 1.5, input_text, ha="right", va="center", fontsize=9)
@@ -288,7 +214,7 @@ def layer_curve_plot(curve: LayerCurve) -> Figure:
     """
     names = [_fitting(_short(name)) for name in curve.names]
     accuracy, together, (mean, deviation) = curve.accuracy, curve.together.accuracy, curve.chance
-    figure = _figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
+    figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
     axes = figure.add_subplot()
     half = max(2 * deviation, 0.004)  # a band that can be seen
     axes.axhspan(mean - half, mean + half, color="#d9d9d9", label=f"labels shuffled: {mean:.0%}", lw=0)
@@ -357,7 +283,7 @@ def four_cases_chart(
         >>> [text.get_text() for text in chart.axes[0].texts][-2:]
         ['emoji, 344 pictures', 'CIFAR-10']
     """
-    figure = _figure(8.5, 6.2)
+    figure = new_figure(8.5, 6.2)
     axes = figure.add_subplot()
     axes.imshow(_soft_tints(), extent=(0, 1, _LEAST, _MOST), origin="lower", aspect="auto")
     axes.axvline(0.5, color="white", lw=2, alpha=0.7)
@@ -423,19 +349,3 @@ def _name_dots(axes: Any, names: Sequence[str], dots: np.ndarray) -> None:
             places.append((box.count_overlaps(taken) + 100 * off, len(places), place))
         text.set(**min(places, key=lambda each: each[:2])[2])
         taken.append(text.get_window_extent())
-
-
-class _Picture(Figure):
-    """A figure that notebooks show without having been told to draw inline."""
-
-    def _repr_png_(self) -> bytes:
-        picture = io.BytesIO()
-        self.savefig(picture, format="png", dpi=80)
-        return picture.getvalue()
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure that no window manager knows of, so that a run draws the same everywhere."""
-    figure = _Picture(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

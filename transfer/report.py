@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer import plots
+from transfer import plots, training_plots
 from transfer.config import TrainConfig, save_config
 from transfer.datasets import ImageData
 from transfer.evaluation import Evaluation
@@ -79,8 +79,8 @@ def write_run(
 def _curves(done: TrainingLog) -> Any:
     """By epoch; where the head was solved at once, by what was tried instead."""
     if len(done.rows) == 1 and done.tried and done.regularisation is not None:
-        return plots.regularisation_path(done.tried, done.regularisation)
-    return plots.learning_curves(done.rows)
+        return training_plots.regularisation_path(done.tried, done.regularisation)
+    return training_plots.learning_curves(done.rows)
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:

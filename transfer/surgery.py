@@ -25,6 +25,7 @@ def clone(
     image_size: tuple[int, int] | None = None,
     preprocess: Callable[[Any], Any] | None = None,
     weights: str = "copy",
+    precision: str | None = None,
     seed: int = 0,
 ) -> keras.Model:
     """Copy a model: new layers with the same names on a new input.
@@ -35,6 +36,8 @@ def clone(
         preprocess: function of a Keras tensor, applied to the input in front of everything else.
         weights: `"copy"`, or `"random"` for fresh ones from each layer's own initializer. What a
             Normalization layer knows of the data is copied in either case.
+        precision: a policy of Keras, such as `"mixed_bfloat16"`, for all layers but those that scale the input; None
+            keeps each layer's own.
         seed: of the random weights.
 
     Returns:
@@ -58,7 +61,7 @@ def clone(
     copies: dict[int, tuple[Any, Any]] = {}
 
     def copy(op: Any) -> Any:
-        new = _new_like(op)
+        new = _new_like(op, precision)
         copies[id(op)] = (op, new)
         return new
 
@@ -84,9 +87,12 @@ def clone(
     return result
 
 
-def _new_like(op: Any) -> Any:
+def _new_like(op: Any, precision: str | None = None) -> Any:
     """Make a layer anew from its configuration."""
+    scales = isinstance(op, keras.layers.Rescaling | keras.layers.Normalization)
     try:
+        if precision and isinstance(op, keras.layers.Layer) and not scales and not hasattr(op, "layers"):
+            return type(op).from_config({**op.get_config(), "dtype": precision})
         if isinstance(op, keras.layers.Lambda):  # its code runs already: there is nothing left to guard
             return type(op).from_config(op.get_config(), safe_mode=False)
         return type(op).from_config(op.get_config())

@@ -111,12 +111,12 @@ def run(config: TrainConfig) -> Path:
         cuts.cuts_of(base, config.cut)  # before the look
     if config.unfreeze_from is not None:
         graphs.find_first(base, config.unfreeze_from)
-    decision, look = run_folders.decide(going_on) if going_on is not None else None, None
-    if decision is None:
-        decision, look = _decide(config, data, base)
+    decision, look = _decide(config, data, base, going_on)
     asked, case = config.asked, Case.parse(decision["case"])
     config = replace(config, **decision["options"])
     model = _build(config, case, base, data, devices)
+    if config.find_learning_rate:
+        return _find_learning_rate(config, model, data)
     if look is not None:
         looks.hand_on(look, model, engine=config.engine)
     name = f"{data.name}-{case}"
@@ -139,8 +139,35 @@ def run(config: TrainConfig) -> Path:
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
 
 
-def _decide(config: TrainConfig, data: Any, base: Any) -> tuple[dict[str, Any], Any]:
-    """Take the case that was asked for; or measure which is best, say so, and give what was looked at too."""
+def _find_learning_rate(config: TrainConfig, model: Any, data: Any) -> Path:
+    """Draw how the loss goes while the learning rate rises, and say which to begin with."""
+    from transfer import rate_finder, report
+
+    options: dict[str, Any] = {"augment": config.augment, "flip": config.flips, "recipe": config.recipe}
+    options |= {
+        "batch_size": config.batch_size,
+        "label_smoothing": config.label_smoothing,
+        "seed": config.seed,
+    }
+    curve = rate_finder.find_learning_rate(model, data, **options)
+    with run_folders.run_folder(config.output, f"{data.name}-learning-rate") as folder:
+        curve.plot().savefig(folder / "learning_rate.png", dpi=110)
+        rows = {"rates": curve.rates, "losses": curve.losses, "suggestion": curve.suggestion}
+        report.write_metrics(folder, rows)
+    log.info(
+        "Begin with a learning rate of %.1e; the case's own is %.1e.",
+        curve.suggestion,
+        model.optimizer.learning_rate,
+    )
+    return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+
+
+def _decide(config: TrainConfig, data: Any, base: Any, going_on: Path | None) -> tuple[dict[str, Any], Any]:
+    """Take the case that was asked for, or that of an interrupted run; or measure which is best, say so, and give what
+    was looked at too."""
+    decided = run_folders.decide(going_on) if going_on is not None else None
+    if decided is not None:
+        return decided, None
     if config.case != "auto":
         return {"case": str(Case.parse(config.case)), "options": {}, "advised": {}}, None
     if config.unfreeze_from is not None and config.cut is None:  # no cut may take away what is to train
@@ -214,6 +241,8 @@ def _build(config: TrainConfig, case: Case, base: Any, data: Any, devices: Any) 
         preprocessing=config.preprocessing,
         strategy=devices,
         learning_rate=config.learning_rate,
+        precision=config.precision,
+        steps_per_execution=config.steps_per_execution,
         seed=config.seed,
     )
 

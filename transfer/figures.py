@@ -1,0 +1,39 @@
+"""What all pictures are drawn on."""
+
+from __future__ import annotations
+
+import io
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLORS = {"frozen": "#8fb8de", "trained": "#f4a261", "new": "#e76f51", "cut": "#ffffff"}
+"""Of the blocks of a network; the same in every drawing."""
+
+
+class _Picture(Figure):
+    """A figure that notebooks show without having been told to draw inline."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=80)
+        return picture.getvalue()
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a figure that no window manager knows of, so that a run draws the same everywhere.
+
+    Args:
+        width: in inches.
+        height: in inches.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> new_figure(4, 3).get_figwidth()
+        4.0
+    """
+    figure = _Picture(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
