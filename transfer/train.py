@@ -21,7 +21,7 @@ from transfer.errors import InputError
 
 log = logging.getLogger("transfer")
 
-FROZEN_ONLY = ("cut", "unfreeze_from", "solver", "dropout", "label_smoothing")
+FROZEN_ONLY = ("cut", "unfreeze_from", "solver", "dropout")
 """Options that ask for a head on a frozen network, whatever else might be better."""
 
 
