@@ -130,6 +130,16 @@ def test_what_is_done_is_not_done_again(colors, tmp_path, cache):
     assert len(done.rows) == 4
 
 
+def test_a_head_that_is_done_is_not_done_again_whatever_the_recipe_says(colors, tmp_path, cache):
+    models = []
+    for _ in range(2):
+        model = build(Case.SMALL_SIMILAR, base_with_dropout(), colors.num_classes, preprocessing="tf")
+        recipe = Recipe(ema=0.9, depth_rate=0.1)
+        fit(model, colors, recipe=recipe, checkpoints=tmp_path / "x", cache=cache, verbose=0)
+        models.append(model)
+    assert_bit_equal(snapshot(models[0]), snapshot(models[1]))
+
+
 def test_another_training_is_refused_and_what_differs_is_shown(colors, tmp_path, cache, stop_at):
     stop_at(2)
     with pytest.raises(Interrupted):

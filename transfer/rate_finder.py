@@ -30,7 +30,8 @@ LOST = 4.0
 """Times the least loss beyond which nothing more is to be seen."""
 
 SAFE = 10.0
-"""The rate that is suggested is so many times below that of the least loss, where steps are already too long."""
+"""The rate that is suggested is so many times below that of the least loss, where steps are already too long. It is on
+the safe side of what a schedule with a warm-up bears."""
 
 
 @dataclass(frozen=True)

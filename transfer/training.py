@@ -146,6 +146,8 @@ def fit(
 
 def _fit(run: Run, epochs: int | None, *, head_alone: bool) -> TrainingLog:
     """Train, from where an interrupted training was, if there is one."""
+    if head_alone:  # nothing else heeds the recipe
+        run = replace(run, recipe=Recipe(batchnorm=run.recipe.batchnorm))
     plan = getattr(run.model, "plan", None)
     done = TrainingLog(init="random" if plan and plan.init == "random" else "pretrained")
     state = run.kept.latest() if run.kept is not None else None

@@ -113,6 +113,6 @@ def learning_rate_plot(
         ylim=(0, 1.3 * top),
         title="The loss while the learning rate rises",
     )
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
