@@ -79,7 +79,7 @@ def train_all(
         schedule = _schedule(run, peak, epochs * per_epoch, first * per_epoch + step, each_step)
         callbacks = [*schedule, better, _Rows(done, phase), keeping, *run.callbacks]
         options = {"validation_data": val_set, **run.fit_options(callbacks)}
-        start = time.perf_counter()
+        start, trainee.stop_training = time.perf_counter(), False
         try:
             if step:  # what is left of an epoch
                 rest = train_set(Position(first, step * run.batch_size))

@@ -117,17 +117,18 @@ def guide(base: Any, data: Any, seed: int) -> float:
     """Train in the guide's two phases."""
     import keras
 
-    from transfer import backbones, surgery
+    from transfer import backbones, graphs, surgery
 
     layers = keras.layers
-    trunk = surgery.clone(surgery.slice_at(base, backbones.block_ends(base)[-1]))
+    trunk = surgery.clone(
+        surgery.slice_at(base, graphs.layer_before_classifier(base))
+    )  # averaged over the picture
     trunk.trainable = False
     scale = backbones.preprocessing_of(base, None)
     inputs = keras.Input((advice.SIZE, advice.SIZE, 3))
     x = layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(inputs))
     x = trunk(scale(x) if scale else x, training=False)
-    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
-    model = keras.Model(inputs, layers.Dense(data.num_classes, activation="softmax")(x))
+    model = keras.Model(inputs, layers.Dense(data.num_classes, activation="softmax")(layers.Dropout(0.2)(x)))
     pictures = [data.train.picture(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.train))]
     x, y = np.stack(pictures).astype("float32"), data.train.labels
     for trainable, rate, epochs in ((False, 1e-3, PASSES * 2 // 3), (True, 1e-5, PASSES - PASSES * 2 // 3)):
