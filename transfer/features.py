@@ -203,7 +203,7 @@ def keep(
     Example:
         >>> from transfer.datasets import load_data
         >>> trunk = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D()])
-        >>> keep(trunk, load_data("emoji").val, np.zeros((49, 3)), image_size=(32, 32))
+        >>> keep(trunk, load_data("emoji").val, np.zeros((51, 3)), image_size=(32, 32))
         False
     """
     if tuple(trunk.output_shape[1:]) != values.shape[1:] or not len(split):
@@ -246,7 +246,7 @@ def digests_of(split: Split) -> list[str]:
     Example:
         >>> from transfer.datasets import load_data
         >>> len(digests_of(load_data("emoji").val))
-        49
+        51
     """
     return list(split.digests) or [_digest(picture) for picture in split.pictures]
 

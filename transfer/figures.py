@@ -31,7 +31,7 @@ def new_figure(width: float, height: float) -> Figure:
         The figure.
 
     Example:
-        >>> new_figure(4, 3).get_figwidth()
+        >>> float(new_figure(4, 3).get_figwidth())
         4.0
     """
     figure = _Picture(figsize=(width, height), layout="constrained")

@@ -162,7 +162,7 @@ def smoothed(share: float, classes: int) -> Callable[[Any, Any], Any]:
 
     Example:
         >>> loss = smoothed(0.0, 2)
-        >>> [round(float(x), 2) for x in loss(np.array([0]), np.array([[0.5, 0.5]]))]
+        >>> [round(float(x), 2) for x in loss(keras.ops.array([0]), keras.ops.array([[0.5, 0.5]]))]
         [0.69]
     """
 
