@@ -131,7 +131,7 @@ def run(config: TrainConfig) -> Path:
             data=data,
             done=done,
             evaluation=found,
-            title=_title(case, config.unfreeze_from),
+            title=_title(model.plan, config.unfreeze_from),
         )
         report.write_metrics(folder, _metrics(model, config, data, done, found, decision["advised"], start))
     if found is not None:
@@ -286,9 +286,11 @@ def _evaluate(config: TrainConfig, model: Any, data: Any) -> Any:
     )
 
 
-def _title(case: Case, unfreeze_from: str | None) -> str:
+def _title(plan: Any, unfreeze_from: str | None) -> str:
+    policy = POLICIES[plan.case]
+    seen = f", which sees {len(plan.cuts)} layers" if len(plan.cuts) > 1 else ""
     more = f"; then {unfreeze_from} and what is behind it too" if unfreeze_from else ""
-    return f"Case {POLICIES[case].number}, {case}: {POLICIES[case].idea}{more}"
+    return f"Case {policy.number}, {plan.case}: {policy.idea}{seen}{more}"
 
 
 def _sizes(data: Any) -> str:
