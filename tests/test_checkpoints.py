@@ -120,7 +120,50 @@ def test_random_weights_that_were_fallen_back_on_are_gone_on_with(
     parts, again = train("auto", colors, tmp_path / "parts", cache)
     assert_bit_equal(snapshot(whole), snapshot(parts))
     assert again.init == done.init
+    at_the_end, _ = train("auto", colors, tmp_path / "parts", cache)  # whichever weights were kept
+    assert_bit_equal(snapshot(parts), snapshot(at_the_end))
     assert [row["phase"] for row in again.rows] == [row["phase"] for row in done.rows]
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_fallback_that_is_done_is_found_again_whichever_weights_were_kept(
+    better, colors, tmp_path, cache, monkeypatch
+):
+    from transfer import training
+
+    def one_phase(run, done, epochs, phase, **_):
+        loss = 2.0 if phase == "fine-tune" else 1.0 if better else 3.0
+        done.rows.append({"phase": phase, "epoch": 1, "val_loss": loss, "val_accuracy": 0.1})
+
+    monkeypatch.setattr(training, "_succeeded", lambda done, data: False)
+    monkeypatch.setattr(training, "train_all", one_phase)
+    monkeypatch.setattr(
+        training,
+        "train_head",
+        lambda run, done, *_, **__: done.rows.append({"phase": "head", "val_loss": 9.0}),
+    )
+    monkeypatch.setitem(
+        KINDS, "auto", (Case.LARGE_DIFFERENT, {"init": "auto"}, {"recipe": Recipe(ema=0.9, thaw=0.2)})
+    )
+    one, done = train("auto", colors, tmp_path / "x", cache)
+    other, again = train("auto", colors, tmp_path / "x", cache)
+    assert done.init == again.init == ("random" if better else "pretrained")
+    assert_bit_equal(snapshot(one), snapshot(other))
+
+
+def test_the_same_model_goes_on_in_the_same_process(colors, tmp_path, cache, stop_at):
+    """As in a notebook: the cell is stopped and run again, and the model has the weights of the middle."""
+    whole, _ = train("everything", colors, tmp_path / "whole", cache)
+    model = build(Case.LARGE_SIMILAR, base_with_dropout(), colors.num_classes, preprocessing="tf")
+    options = {"epochs": 3, "batch_size": 16, "checkpoints": tmp_path / "parts", "cache": cache, "verbose": 0}
+    rate = float(model.optimizer.learning_rate)
+    stop_at(3)
+    with pytest.raises(Interrupted):
+        fit(model, colors, **options)
+    assert float(model.optimizer.learning_rate) == rate
+    stop_at(0)
+    fit(model, colors, **options)
+    assert_bit_equal(snapshot(whole), snapshot(model))
 
 
 def test_what_is_done_is_not_done_again(colors, tmp_path, cache):
@@ -199,6 +242,17 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path, caplog, monkeypatch):
     assert states.latest().step == 1 and not list(tmp_path.glob("*.partial"))
     monkeypatch.undo()
     assert states.save(State("x", step=4)) and states.latest().step == 4
+
+
+def test_a_folder_that_cannot_be_one_and_damaged_settings_are_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="a file"):
+        kept(tmp_path / "file")
+    kept(tmp_path / "x").save(State("x"))
+    for text in ('{"a": ', "[1]"):
+        (tmp_path / "x" / "settings.json").write_text(text)
+        with pytest.raises(InputError, match="Remove"):
+            kept(tmp_path / "x")
 
 
 def test_a_state_that_is_being_written_is_not_read(tmp_path):

@@ -14,6 +14,7 @@ from networks import snapshot
 
 from transfer.block_rates import blocks_of, following
 from transfer.builders import large_different, large_similar, small_similar
+from transfer.errors import InputError
 from transfer.fine_tuning import adapt_batchnorm
 from transfer.pipeline import make_dataset
 from transfer.recipes import Recipe
@@ -197,3 +198,13 @@ def test_several_steps_at_once_give_the_same_weights_and_schedule(colors):
     assert float(one.optimizer.learning_rate) == float(other.optimizer.learning_rate)
     for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-3)  # two steps share a learning rate
+
+
+def test_averages_are_refused_of_an_optimizer_that_has_trained_and_leave_fit_as_it_is(colors):
+    model = built(colors)
+    fit(model, colors, epochs=1, verbose=0)
+    with pytest.raises(InputError, match="not trained yet"):
+        fit(model, colors, epochs=1, recipe=Recipe(ema=0.9), verbose=0)
+    fresh = built(colors)
+    fit(fresh, colors, epochs=1, recipe=Recipe(ema=0.9), verbose=0)
+    assert not {"finalize_variable_values", "update_step"} & set(vars(fresh.optimizer))

@@ -10,6 +10,7 @@ import keras
 
 from transfer import graphs
 from transfer.backbones import block_ends
+from transfer.errors import InputError
 from transfer.recipes import Recipe, block_rates
 from transfer.strategy import scope_of
 
@@ -55,6 +56,9 @@ def following(recipe: Recipe, model: keras.Model) -> Iterator[Callable[[float], 
         A function of the share of the training that is done, to be called before each step; None where rates do not
         change.
 
+    Raises:
+        InputError: averages are asked of an optimizer that has trained without.
+
     Example:
         with following(Recipe(depth_rate=0.1), model):
             model.fit(...)
@@ -62,14 +66,32 @@ def following(recipe: Recipe, model: keras.Model) -> Iterator[Callable[[float], 
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of a LossScaleOptimizer
     if recipe.clip_norm is not None:
         optimizer.global_clipnorm = recipe.clip_norm
-    if recipe.ema:
-        optimizer.use_ema, optimizer.ema_momentum = True, recipe.ema
-        optimizer.finalize_variable_values = lambda variables: (
-            None
-        )  # `fit` would put the averages in at each end
-    if recipe.depth_rate == 1.0 and not recipe.thaw and not recipe.weight_decay:
-        yield None
-        return
+    with contextlib.ExitStack() as undo:
+        if recipe.ema:
+            _average(optimizer, recipe.ema)
+            undo.callback(vars(optimizer).pop, "finalize_variable_values")
+        if recipe.depth_rate == 1.0 and not recipe.thaw and not recipe.weight_decay:
+            yield None
+            return
+        rates, count = _wrap(optimizer, model, recipe)
+        undo.callback(vars(optimizer).pop, "update_step")
+        undo.callback(setattr, model, "train_function", None)  # else Keras runs what it traced before
+        yield (lambda progress: rates.assign(block_rates(recipe, count, progress))) if recipe.thaw else None
+
+
+def _average(optimizer: Any, ema: float) -> None:
+    """Have the optimizer keep averages, which Keras' `fit` would put into the model whenever it ends."""
+    if optimizer.built and not optimizer.use_ema:
+        raise InputError(
+            f"Expected a model whose optimizer has not trained yet, for averages of its weights. Received: {ema=} with "
+            "one that has. Build the model anew, or leave ema out."
+        )
+    optimizer.use_ema, optimizer.ema_momentum = True, ema
+    optimizer.finalize_variable_values = lambda variables: None
+
+
+def _wrap(optimizer: Any, model: keras.Model, recipe: Recipe) -> tuple[Any, int]:
+    """Wrap the step of each variable; give the rates by block, which may be set, and how many blocks there are."""
     numbers, count = blocks_of(model)
     with scope_of(model):
         rates = keras.Variable(
@@ -87,9 +109,5 @@ def following(recipe: Recipe, model: keras.Model) -> Iterator[Callable[[float], 
             optimizer.assign_sub(variable, shrunk)
         step(gradient, variable, rate)
 
-    optimizer.update_step, model.train_function = update_step, None  # else Keras runs what it traced before
-    try:
-        yield (lambda progress: rates.assign(block_rates(recipe, count, progress))) if recipe.thaw else None
-    finally:
-        del optimizer.update_step
-        model.train_function = None
+    optimizer.update_step, model.train_function = update_step, None
+    return rates, count

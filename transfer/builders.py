@@ -16,12 +16,10 @@ from transfer.cases import POLICIES, SCRATCH_LEARNING_RATE, Case, early_position
 from transfer.cuts import Cut, cuts_of
 from transfer.errors import InputError, unknown
 from transfer.pictures import as_size
+from transfer.recipes import PRECISIONS
 from transfer.strategy import get_strategy, scope_of
 
 INITS = ("pretrained", "random", "auto")
-
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-"""What layers compute in. The last two are for GPUs and TPUs: on a CPU the first is the fastest."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def build(
         preprocessing: a key of `backbones.PREPROCESSING`; needed for a network of one's own only.
         strategy: a name of `strategy.STRATEGIES` or a `tf.distribute.Strategy`; None chooses.
         learning_rate: of Adam; None is the case's own (see `cases.POLICIES`).
-        precision: one of `PRECISIONS`. Weights, the scaling of the input, and the head are float32 in any case.
+        precision: one of `recipes.PRECISIONS`. Weights, the scaling of the input, and the head are float32 in any case.
         steps_per_execution: steps that are run at once, without Python between them.
         seed: of the new head's weights, and of all weights where they start random.
 

@@ -18,8 +18,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from transfer.errors import InputError
 from transfer.pipeline import Position
-from transfer.run_folders import refuse_others
+from transfer.run_folders import read_settings, refuse_others
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Checkpoints:
         every: seconds between two states.
 
     Raises:
-        InputError: the folder holds another training.
+        InputError: the folder holds another training, or cannot be used as one.
 
     Example:
         >>> import tempfile
@@ -93,10 +94,11 @@ class Checkpoints:
         self.settings = json.loads(json.dumps(dict(settings)))
         self.written = time.monotonic()
         self._failed = False
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"Expected a folder for the states of training. Received: {folder}, a file.")
         about = folder / "settings.json"
         if about.exists():
-            earlier = json.loads(about.read_text(encoding="utf-8"))
-            refuse_others(earlier, self.settings, folder)
+            refuse_others(read_settings(about), self.settings, folder)
 
     def latest(self) -> State | None:
         """Read the last state that is whole; None where there is none."""

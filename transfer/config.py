@@ -14,7 +14,7 @@ from typing import Any
 from transfer.augmentation import AUGMENTATIONS
 from transfer.errors import InputError, unknown
 from transfer.pictures import RESIZES
-from transfer.recipes import Recipe
+from transfer.recipes import PRECISIONS, Recipe
 
 FLIPS = ("auto", "yes", "no")
 """Whether augmentation mirrors pictures; `auto` looks at the names of the classes."""
@@ -213,7 +213,9 @@ class TrainConfig(DataConfig):
                 raise InputError(f"Expected {name} of 1 or more. Received: {value}.")
         seconds_of(None if self.time_budget == "none" else self.time_budget)
         seconds_of(self.checkpoint_every)
-        _ = self.recipe
+        _ = self.recipe  # it checks itself
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
         for name in ("dropout", "label_smoothing"):

@@ -62,9 +62,7 @@ def train_all(
     peak = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # before a state's own comes back
     first, step = (state.epoch, state.step) if state is not None else (0, 0)
     trainee, train_set, val_set = tail_training.tail_of(run, done, epochs) or _whole(run)
-    with following(run.recipe, model) as each_step, scope_of(model):
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)  # the order in which a saved model lists them
+    with _ready(run) as each_step:
         better = _keep_better(run, done)
         if state is not None:
             restore(run, state)
@@ -89,6 +87,8 @@ def train_all(
                 trainee.fit(train_set(position), initial_epoch=first, epochs=epochs, **options)
         finally:
             keeping.close()
+            if schedule:  # its own end is not reached where training is interrupted
+                model.optimizer.learning_rate = peak
             done.seconds_training += time.perf_counter() - start
         if run.recipe.ema and better.lost_at is None:
             type(model.optimizer).finalize_variable_values(model.optimizer, model.trainable_variables)
@@ -198,7 +198,18 @@ def whole_state(run: Run, done: TrainingLog) -> State:
     Example:
         kept.save(whole_state(run, done))
     """
-    return State("done", log=summary(done), arrays=_arrays(run))
+    with _ready(run):
+        return State("done", log=summary(done), arrays=_arrays(run))
+
+
+@contextlib.contextmanager
+def _ready(run: Run) -> Iterator[Callable[[float], None] | None]:
+    """The optimizer with all that the recipe asks of it, and all its variables."""
+    model = run.model
+    with following(run.recipe, model) as each_step, scope_of(model):
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)  # the order in which a saved model lists them
+        yield each_step
 
 
 def finish(run: Run, done: TrainingLog, state: State) -> None:
@@ -214,9 +225,7 @@ def finish(run: Run, done: TrainingLog, state: State) -> None:
     """
     if done.init == "random" and getattr(run.model, "plan", None) and run.model.plan.init == "auto":
         start_over(run.model, seed=run.seed)
-    with following(run.recipe, run.model), scope_of(run.model):
-        if not run.model.optimizer.built:
-            run.model.optimizer.build(run.model.trainable_variables)
+    with _ready(run):
         restore(run, state)
 
 

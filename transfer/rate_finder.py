@@ -13,6 +13,7 @@ import numpy as np
 
 from transfer.datasets import ImageData
 from transfer.errors import InputError
+from transfer.recipes import Recipe
 from transfer.schedules import BATCH_SIZE
 from transfer.training import fit
 from transfer.training_plots import learning_rate_plot
@@ -96,6 +97,9 @@ def find_learning_rate(
     variables = [*model.variables, *optimizer.variables]
     before = [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
     ramp = _Ramp(steps)
+    options["recipe"] = replace(
+        options.get("recipe") or Recipe(), ema=0.0
+    )  # it averages nothing in so few steps
     epochs = math.ceil(steps / math.ceil(len(data.train) / batch_size))
     given = {"batch_size": batch_size, "verbose": 0, **options, "epochs": epochs, "callbacks": [ramp]}
     quiet = logging.getLogger("transfer.fine_tuning")

@@ -13,6 +13,9 @@ BATCHNORMS = ("pinned", "adapted")
 are first taken anew from the training pictures (Li et al. 2017, arXiv:1603.04779), for pictures that are unlike those
 of the pre-training. From random weights they are live, whatever is said here."""
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+"""What layers compute in. The last two are for GPUs and TPUs."""
+
 
 @dataclass(frozen=True)
 class Recipe:

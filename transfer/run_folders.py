@@ -131,8 +131,8 @@ def unfinished(output: str | None, asked: Mapping[str, Any], *, needed: bool = F
     for place in places:
         if not any((place / STATE).glob("state-*.npz")) or not (place / _ASKED).exists():
             continue
-        earlier = json.loads((place / _ASKED).read_text(encoding="utf-8"))
-        if earlier == asked:
+        earlier = read_settings(place / _ASKED)
+        if earlier == asked and not (output is None and _is_taken(place)):
             return place
         if output is not None:
             refuse_others(earlier, asked, Path(output))
@@ -141,6 +141,54 @@ def unfinished(output: str | None, asked: Mapping[str, Any], *, needed: bool = F
             f"There is no interrupted run with these options in {output or 'runs'}. Leave --resume out to start one."
         )
     return None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read what an interrupted run or training was asked.
+
+    Args:
+        path: of a JSON file.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        InputError: it is damaged.
+
+    Example:
+        >>> _ = Path("asked.json").write_text('{"epochs": 3}')
+        >>> read_settings(Path("asked.json"))
+        {'epochs': 3}
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Cannot read {path}, which says what an interrupted training was asked: {error}. Remove {path.parent} to "
+            "start anew."
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"Expected options in {path}. Received: {type(found).__name__}. Remove {path.parent}."
+        )
+    return found
+
+
+def _is_taken(partial: Path) -> bool:
+    """Say whether a run is writing there just now."""
+    try:
+        lock = os.open(partial / _LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return False
 
 
 def refuse_others(earlier: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:

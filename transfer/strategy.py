@@ -19,7 +19,7 @@ def start_quietly(*, repeatable: bool = False) -> None:
     They are for its developers, come in red in notebooks, and cannot be switched off otherwise.
 
     Args:
-        repeatable: on a machine without a GPU, make operations give the same bits each time, which costs nothing there;
+        repeatable: on a machine without a GPU, make operations give the same bits each time, which costs little there;
             for the whole process.
 
     Example:

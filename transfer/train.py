@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     except KeyboardInterrupt as stopped:  # `Interrupted` is one
-        sys.stderr.write(f"{stopped or 'Stopped before training.'} The same command goes on from there.\n")
+        sys.stderr.write(f"{str(stopped) or 'Stopped.'} The same command goes on from there.\n")
         return 128 + getattr(stopped, "signal", signal.SIGINT)
     log.info("Everything is in %s", folder)
     return 0
@@ -62,7 +62,7 @@ def _terminated() -> Iterator[None]:
         return
 
     def stop(number: int, frame: Any) -> None:
-        error = KeyboardInterrupt("Stopped before training, or after it.")
+        error = KeyboardInterrupt()
         error.signal = number  # type: ignore[attr-defined]
         raise error
 

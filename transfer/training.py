@@ -227,7 +227,7 @@ def identity_of(model: keras.Model, data: ImageData) -> dict[str, Any]:
     """Say by content which network and pictures a training is about.
 
     Args:
-        model: built, not trained yet.
+        model: built. Its weights are those that it had when this was first asked.
         data: the pictures.
 
     Returns:
@@ -239,13 +239,15 @@ def identity_of(model: keras.Model, data: ImageData) -> dict[str, Any]:
         >>> sorted(identity_of(model, load_data("emoji")))
         ['network', 'pictures', 'training']
     """
+    if not hasattr(model, "_begun_from"):  # an interrupted training has changed the weights of the same model
+        model._begun_from = graphs.fingerprint(model)[:16]
     training = hashlib.sha256(repr([weight.trainable for weight in model.weights]).encode())
     pictures = hashlib.sha256()
     for part in (data.train, data.val):
         for digest, label in zip(digests_of(part), part.labels.tolist(), strict=True):
             pictures.update(f"{digest} {label}\n".encode())
     return {
-        "network": graphs.fingerprint(model)[:16],
+        "network": model._begun_from,
         "training": training.hexdigest()[:16],
         "pictures": pictures.hexdigest()[:16],
     }

@@ -285,8 +285,33 @@ def fit(options: argparse.Namespace) -> None:
             told = f"mean {np.mean(values):+.3f}, deviation {np.std(values):.3f}, of {len(values)}"
             print(f"{kind}: test less left-out: {told}")
     x, y = np.array(wrong), np.array(gained)
+    for margin in (0.0, 0.01, 0.02, 0.03, 0.05):
+        lost = [lost_by_margin(rows, margin) for rows in units.values()]
+        print(
+            f"one layer instead of all where it is better by {margin}: loses {100 * np.mean(lost):.2f} points"
+        )
+    for name, rule in (("best", advised_cut), ("deepest within an error of it", cut_within_error)):
+        cuts = [(r["truth"]["heads"], rule(r)) for r in units.values()]
+        lost = [max(v for k, v in heads.items() if k != "all") - heads[cut] for heads, cut in cuts]
+        print(f"cut at the {name}: loses {100 * np.mean(lost):.2f} points to the best layer")
     share = float(x @ y / (x @ x))
     print(f"fine-tuning mends {share:.2f} of what the best head has wrong; error {np.std(y - share * x):.3f}")
+
+
+def lost_by_margin(rows: dict[str, dict], margin: float) -> float:
+    """What is lost to the best of the heads that were probed, when one on all layers is taken but for a margin."""
+    heads = {head["cut"]: head["accuracy"] for head in rows["advised"]["evidence"]["heads"]}
+    best, truth = max(heads, key=lambda cut: heads[cut]), rows["truth"]["heads"]
+    taken = best if heads[best] > heads["all"] + margin else "all"
+    return max(truth[cut] for cut in heads) - truth[taken]
+
+
+def cut_within_error(rows: dict[str, dict]) -> str:
+    """The deepest layer within a standard error of the best."""
+    curve = rows["advised"]["layer_curve"]
+    best = max(curve, key=lambda point: point["accuracy"])
+    near = [p for p in curve if p["accuracy"] >= best["accuracy"] - best["standard_error"]]
+    return near[-1]["layer"]
 
 
 def joined(options: argparse.Namespace) -> dict[tuple, dict[str, dict]]:

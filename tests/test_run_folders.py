@@ -3,7 +3,7 @@
 import pytest
 
 from transfer.errors import InputError
-from transfer.run_folders import refuse_used, run_folder
+from transfer.run_folders import refuse_used, run_folder, unfinished
 
 
 def test_a_run_appears_under_its_name_only_when_it_is_complete(tmp_path):
@@ -60,3 +60,44 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Cannot make"), run_folder(str(tmp_path / "file" / "run"), "x"):
         pass
+
+
+def interrupted(final, asked):
+    """Leave what a killed run leaves."""
+    with pytest.raises(KeyboardInterrupt), run_folder(str(final), "x", asked=asked) as folder:
+        (folder / "state").mkdir()
+        (folder / "state" / "state-00000000.npz").write_bytes(b"weights")
+        raise KeyboardInterrupt
+    return folder
+
+
+def test_an_interrupted_run_is_found_again_by_its_options_and_then_completed(tmp_path):
+    final = tmp_path / "run"
+    folder = interrupted(final, {"epochs": 3})
+    assert unfinished(str(final), {"epochs": 3}) == folder and not final.exists()
+    with pytest.raises(InputError, match="epochs was 3, now 4"):
+        unfinished(str(final), {"epochs": 4})
+    with run_folder(str(final), "x", asked={"epochs": 3}, going_on=folder) as again:
+        assert again == folder and (again / "state" / "state-00000000.npz").exists()
+        (again / "a.txt").write_text("a")
+    assert [p.name for p in final.iterdir()] == ["a.txt"] and not folder.exists()
+
+
+def test_without_a_name_the_newest_with_the_same_options_is_found_unless_it_is_running(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert unfinished(None, {"epochs": 3}) is None
+    folder = interrupted("runs/x-1", {"epochs": 3})
+    interrupted("runs/x-2", {"epochs": 4})
+    assert unfinished(None, {"epochs": 3}) == folder
+    with run_folder(None, "x", asked={"epochs": 3}, going_on=folder):
+        assert unfinished(None, {"epochs": 3}) is None
+    assert unfinished(None, {"epochs": 3}) is None
+    with pytest.raises(InputError, match="no interrupted run"):
+        unfinished(None, {"epochs": 3}, needed=True)
+
+
+def test_damaged_options_of_an_interrupted_run_are_named(tmp_path):
+    folder = interrupted(tmp_path / "run", {"epochs": 3})
+    (folder / "asked.json").write_text('{"epo')
+    with pytest.raises(InputError, match=r"Cannot read .*asked.json"):
+        unfinished(str(tmp_path / "run"), {"epochs": 3})
