@@ -27,8 +27,8 @@ FLOORS = [
         "run_folders",
         "schedules",
         "softmax_regression",
-        "strategy",
         "tables",
+        "workers",
     }
     | {"openvino_runtime", "spool", "torch_file", "weight_files"},
     {
@@ -41,11 +41,11 @@ FLOORS = [
         "heads",
         "shelf",
     }
-    | {"recipes", "surgery"},
+    | {"recipes", "strategy", "surgery"},
     {"backbones", "cache", "check_memory", "config", "splitting"},
     {"array_source", "checking", "cuts", "manifest", "sources", "split_file", "tfds_records"},
     {"tfds_source"},
-    {"datasets", "pipeline"},
+    {"datasets", "pipeline", "shared_pass"},
     {"features"},
     {"builders", "evaluation", "looks"},
     {"block_rates", "similarity", "suspects", "trials"},

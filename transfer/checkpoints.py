@@ -21,6 +21,7 @@ import numpy as np
 from transfer.errors import InputError
 from transfer.pipeline import Position
 from transfer.run_folders import read_settings, refuse_others
+from transfer.workers import crew, lost
 
 log = logging.getLogger(__name__)
 
@@ -96,23 +97,35 @@ class Checkpoints:
         self._failed = False
         if folder.exists() and not folder.is_dir():
             raise InputError(f"Expected a folder for the states of training. Received: {folder}, a file.")
-        about = folder / "settings.json"
+        crew().decision(self._refuse_others)
+
+    def _refuse_others(self) -> None:
+        about = self.folder / "settings.json"
         if about.exists():
-            refuse_others(read_settings(about), self.settings, folder)
+            refuse_others(read_settings(about), self.settings, self.folder)
 
     def latest(self) -> State | None:
-        """Read the last state that is whole; None where there is none."""
+        """Read the last state that is whole; None where there is none. The chief of several workers reads for all."""
+        told = crew().arrays(self._latest)
+        return State(**json.loads(bytes(told.pop("state")).decode()), arrays=told) if told else None
+
+    def _latest(self) -> dict[str, np.ndarray]:
         for path in reversed(self._paths()):
             with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 with np.load(path, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
-                about = json.loads(bytes(arrays.pop("state")).decode())
-                return State(**about, arrays=arrays)
+                State(**json.loads(bytes(arrays["state"]).decode()))
+                return arrays
             log.warning("%s is damaged; an earlier state is taken.", path)
-        return None
+        return {}
 
     def save(self, state: State) -> bool:
-        """Write a state, and remove all but the last ones. A full disk is said once and changes nothing else."""
+        """Write a state, and remove all but the last ones. A full disk is said once and changes nothing else.
+
+        Of several workers, the chief writes.
+        """
+        if not crew().is_chief:
+            return True
         about = {"phase": state.phase, "epoch": state.epoch, "step": state.step, "log": state.log}
         packed = np.frombuffer(json.dumps(about).encode(), "uint8")
         paths = self._paths()
@@ -211,12 +224,19 @@ class Keeping(keras.callbacks.Callback):
         """Listen no more."""
         self.close()
 
+    def ended_by(self, error: Exception) -> None:
+        """Say that a signal ended a worker's training, where it did: the chief got it too, and left first."""
+        if self._asked and lost(error):
+            raise Interrupted(self._asked, "Stopped with the other workers.") from None
+
     def close(self) -> None:
         """Give the signals back, however the training ended."""
         self._handlers.close()
 
     def _keep(self, epoch: int, step: int) -> None:
-        if self.kept is None or self.model.stop_training or not (self._asked or self.kept.due):
+        if self.kept is None or self.model.stop_training or not crew().is_chief:
+            return  # a worker that is asked to end leaves when the chief does, or is killed
+        if not (self._asked or self.kept.due):
             return
         saved = self._save(epoch, step)
         if self._asked:

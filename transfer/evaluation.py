@@ -15,6 +15,8 @@ from transfer.datasets import ImageData, Split, flips_are_safe
 from transfer.errors import InputError
 from transfer.features import BATCH_SIZE, check_views, extract, frozen_trunk, input_size
 from transfer.pipeline import make_dataset
+from transfer.shared_pass import local_copy
+from transfer.workers import crew
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,10 @@ def evaluate(
         cached = extract(model, part, name=f"{split} predictions", precision="float32", **options)
         probabilities = cached.load().astype("float64").reshape(views, len(part), -1).mean(axis=0)
     else:
-        dataset = make_dataset(part, image_size=options["image_size"], batch_size=BATCH_SIZE)
-        probabilities = np.asarray(model.predict(dataset, verbose=0), "float64")
+        own = part.take(crew().part(len(part)).tolist())  # of several workers, each its part
+        dataset = make_dataset(own, image_size=options["image_size"], batch_size=BATCH_SIZE)
+        given = local_copy(model).predict(dataset, verbose=0) if len(own) else np.zeros((0, data.num_classes))
+        probabilities = crew().rows(np.asarray(given, "float32")).astype("float64")
     # float32 sums miss 1 by 1e-7, of which scikit-learn would warn.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return Evaluation(data.class_names, part.labels, probabilities, tuple(part.names))

@@ -30,16 +30,15 @@ from transfer.datasets import ImageData, Split
 from transfer.engines import Engine, make_engine, relative_error
 from transfer.errors import InputError
 from transfer.pipeline import make_dataset
+from transfer.shared_pass import CHUNK_BYTES, exchange, first_of_each, local_copy, missing_rows
 from transfer.shelf import Shelf
 from transfer.strategy import scope_of
+from transfer.workers import crew
 
 log = logging.getLogger("transfer.features")  # __name__ is __main__ where this room is the command
 
 BATCH_SIZE = 32
 """Pictures per step of the forward pass; more is no faster on a CPU and costs memory."""
-
-CHUNK_BYTES = 16 * 2**20
-"""Of features, written to disk at a time: what is lost at most when a run is killed, and what it holds in memory."""
 
 _CHECKED = 4  # pictures
 _SAME = 1e-3  # relative error between engines of full precision, and no more
@@ -148,16 +147,19 @@ def extract(
     check_views(views, augment)
     run = engine
     if not isinstance(run, Engine):
-        run = make_engine(trunk, engine=run, precision=precision, batch_size=batch_size)
+        run = make_engine(local_copy(trunk), engine=run, precision=precision, batch_size=batch_size)
     shelf = _opened(run, split, image_size=image_size, dtype=dtype, cache=cache)
     pictures = digests_of(split)
     digests = [*pictures]
     for view in range(1, views):
         digests += [_changed(picture, f"{augment} {flip} {seed} {view}") for picture in pictures]
-    missing = _first_of_each(digests, shelf.find(digests) < 0)
+    missing = missing_rows(shelf, digests)
+    parts = np.array_split(missing, crew().count)
+    own = parts[crew().index]
+    own = own[shelf.find([digests[i] for i in own]) < 0]  # what others miss may be here
     clock: list[tuple[float, int]] = []
     for view in range(views):
-        wanted = missing[missing // len(split) == view]
+        wanted = own[own // len(split) == view]
         if len(wanted):
             keys = None if not view else _keys([digests[i] for i in wanted])
             batches = make_dataset(
@@ -171,6 +173,7 @@ def extract(
             title = f"{name}, view {view + 1} of {views}" if views > 1 else name
             for places, values in _chunks(run, batches, len(wanted), title, clock):
                 shelf.append([digests[i] for i in wanted[places]], values)
+    exchange(shelf, digests, parts)
     shapes = tuple(tuple(tensor.shape[1:]) for tensor in trunk.outputs)
     ran_by = run.name if len(missing) else ""
     return Features(shelf, shelf.find(digests), len(missing), ran_by, shapes, _per_picture(clock))
@@ -208,6 +211,7 @@ def keep(
     """
     if tuple(trunk.output_shape[1:]) != values.shape[1:] or not len(split):
         return False
+    trunk = local_copy(trunk)
     some = split.take(range(min(_CHECKED, len(split))))
     images, _ = next(iter(make_dataset(some, image_size=image_size, batch_size=_CHECKED)))
     if relative_error(values[: len(some)], np.asarray(trunk(images, training=False))) > _SAME:
@@ -215,7 +219,7 @@ def keep(
     run = make_engine(trunk, engine=engine)
     shelf = _opened(run, split, image_size=image_size, dtype="float32", cache=cache)
     digests = digests_of(split)
-    missing = _first_of_each(digests, shelf.find(digests) < 0)
+    missing = first_of_each(digests, shelf.find(digests) < 0)
     shelf.append([digests[i] for i in missing], values[missing].astype("float32"))
     return True
 
@@ -310,24 +314,14 @@ def _digest(picture: Any) -> str:
     return hashlib.sha256(picture).hexdigest()
 
 
-def _first_of_each(digests: Sequence[str], wanted: np.ndarray) -> np.ndarray:
-    """Positions to compute: of several pictures with the same content, one."""
-    seen: set[str] = set()
-    found = []
-    for i in np.flatnonzero(wanted).tolist():
-        if digests[i] not in seen:
-            seen.add(digests[i])
-            found.append(i)
-    return np.array(found, "int64")
-
-
 def _chunks(
     run: Engine, batches: Any, count: int, name: str, clock: list[tuple[float, int]]
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Run the network; give the values of some pictures at a time, with their places."""
     held: list[np.ndarray] = []
     start, size = 0, 0
-    with tqdm(total=count, desc=name, unit=" pictures", leave=False) as bar:
+    quiet = None if crew().is_chief else True
+    with tqdm(total=count, desc=name, unit=" pictures", leave=False, disable=quiet) as bar:
         for images, _ in batches:
             held.append(run(images.numpy()))
             size += held[-1].nbytes

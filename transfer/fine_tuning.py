@@ -16,9 +16,10 @@ from transfer import features, tail_training
 from transfer.block_rates import following
 from transfer.builders import start_over
 from transfer.checkpoints import Keeping, State
+from transfer.errors import InputError
 from transfer.pipeline import Position, make_dataset
 from transfer.schedules import KeepBetter, WarmupCosine, epochs_for
-from transfer.strategy import allow_uneven_batches, scope_of
+from transfer.strategy import distributed, make_exact, scope_of, share_of
 from transfer.training_run import Run, TrainingLog
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def train_all(
         schedule = _schedule(run, peak, epochs * per_epoch, first * per_epoch + step, each_step)
         callbacks = [*schedule, better, _Rows(done, phase), keeping, *run.callbacks]
         options = {"validation_data": val_set, **run.fit_options(callbacks)}
+        if share_of(model) is not None:  # `distributed` has seen to them
+            options["class_weight"] = None
         start, trainee.stop_training = time.perf_counter(), False
         try:
             if step:  # what is left of an epoch
@@ -85,6 +88,9 @@ def train_all(
                 first += 1
             if not trainee.stop_training:
                 trainee.fit(train_set(position), initial_epoch=first, epochs=epochs, **options)
+        except Exception as error:
+            keeping.ended_by(error)
+            raise
         finally:
             keeping.close()
             if schedule:  # its own end is not reached where training is interrupted
@@ -98,26 +104,31 @@ def train_all(
 
 def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
     """The model itself, from pictures on."""
-    options: dict[str, Any] = {
-        "image_size": run.image_size,
-        "mix": run.recipe.mix,
-        "num_classes": run.data.num_classes,
-    }
+    data, trainee, share = run.data, run.model, share_of(run.model)
+    options: dict[str, Any] = {"image_size": run.image_size, "mix": run.recipe.mix, "share": share}
+    options["num_classes"] = data.num_classes
     changes: dict[str, Any] = {"augment": run.augment, "flip": run.flip, "seed": run.seed}
 
     def train_set(position: Position) -> Any:
         batches: dict[str, Any] = {"batch_size": run.batch_size, "training": True, "position": position}
-        return make_dataset(run.data.train, **batches, **changes, **options)
+        dataset = make_dataset(data.train, **batches, **changes, **options)
+        return distributed(run.model, dataset, run.class_weights)
 
     val_set = None
-    if len(run.data.val):
-        val_set = make_dataset(run.data.val, batch_size=features.BATCH_SIZE, cache=True, **options)
-    trainee = run.model
+    if share is not None and not len(data.val) >= share.of <= len(data.train):
+        raise InputError(
+            f"Expected a picture for each of the {share.of} devices, to train on and for validation. Received: "
+            f"{len(data.train)} and {len(data.val)}. Use fewer devices."
+        )
+    if len(data.val):
+        val_set = distributed(
+            run.model, make_dataset(data.val, batch_size=features.BATCH_SIZE, cache=True, **options)
+        )
     if run.recipe.mix != "none" or run.label_smoothing:
         with scope_of(run.model):
             trainee = keras.Model(run.model.inputs, run.model.outputs, name=run.model.name)
             run.compile_alike(trainee)
-    allow_uneven_batches(trainee)
+    make_exact(trainee)
     return trainee, train_set, val_set
 
 

@@ -15,6 +15,7 @@ from transfer import features, heads, pipeline, surgery
 from transfer.cases import POLICIES, Case
 from transfer.strategy import scope_of
 from transfer.training_run import Run, TrainingLog, smoothed
+from transfer.workers import crew
 
 MOST_EXACT = 2 * 2**30
 """Bytes of features, as float32, that are solved exactly; the solver holds about three times as much."""
@@ -49,7 +50,9 @@ def train_head(run: Run, done: TrainingLog, epochs: int | None, *, alone: bool) 
         kernel, bias = _solved(run, done, cached, labels)
     else:
         kernel, bias = _descended(run, done, cached, labels, epochs, alone=alone)
-    model.layers[-1].set_weights([kernel, bias])
+    told = crew().arrays(lambda: {"kernel": kernel, "bias": bias})  # machines may round differently
+    model.layers[-1].set_weights([told["kernel"], told["bias"]])
+    done.rows = crew().decision(lambda: done.rows)
     if alone and not model.optimizer.built:
         with scope_of(model):
             model.optimizer.build(

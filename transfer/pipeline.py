@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +19,7 @@ import numpy as np
 from transfer.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
 from transfer.errors import InputError, unknown
 from transfer.splitting import Split
+from transfer.workers import Share
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -26,10 +29,6 @@ log = logging.getLogger(__name__)
 CACHE_BUDGET = 4 * 2**30
 """Bytes of decoded pictures to hold in memory at most, and never more than a quarter of the machine's; a larger
 split is cached on disk."""
-
-_CHUNK = 16
-"""Pictures read at a time: fewer and the way between TensorFlow and Python costs more than a small picture;
-more and the first batch waits, for one thread reads them."""
 
 
 @dataclass
@@ -60,6 +59,7 @@ def make_dataset(
     seed: int = 0,
     keys: np.ndarray | None = None,
     position: Position | None = None,
+    share: Share | None = None,
 ) -> tf.data.Dataset:
     """Turn a split into batches: cached decoded, then shuffled, augmented, batched, mixed, prefetched.
 
@@ -82,6 +82,8 @@ def make_dataset(
         keys: seeds of the augmentation, int32 of shape (N, 2): each picture changes by its own, without
             `training` too. None draws them, for `training`.
         position: its epoch is looked at when a pass begins; None counts the passes.
+        share: of one process among several replicas: a batch of the data set is a part of each batch then. With a
+            `mix`, whose pictures come from the whole batch, all of it is read, and then split.
 
     Returns:
         A `tf.data.Dataset` of float32 images (batch, height, width, 3), 0 to 255, and int64 labels (batch,), or
@@ -107,24 +109,44 @@ def make_dataset(
     if training if cache is None else cache:
         store = _store(len(split), image_size, _budget() if cache_budget is None else cache_budget)
 
-    def change_one(image: Any, label: Any, key: Any) -> Any:
-        return change(image, key), label, key
+    def change_all(images: Any, labels: Any, keys: Any) -> Any:
+        changed = tf.map_fn(lambda one: change(*one), (images, keys), fn_output_signature=tf.float32)
+        return tf.ensure_shape(changed, images.shape), labels, keys
 
     def finish_batch(images: Any, labels: Any, keys: Any) -> Any:
         if mix == "none":
             return tf.cast(images, tf.float32), labels
         return finish(images, labels, keys[0])
 
-    dataset = _order(len(split), _CHUNK, seed if training else None, keys, position=position)
-    dataset = dataset.map(_reading(split, image_size, store), num_parallel_calls=tf.data.AUTOTUNE)
-    left = len(split) - (position.done if position is not None else 0)
-    dataset = dataset.unbatch().apply(tf.data.experimental.assert_cardinality(left))
+    mixed = training and mix != "none"
+    order = _Order(
+        len(split), batch_size, seed if training else None, keys, position, None if mixed else share
+    )
+    dataset = order.dataset().map(_reading(split, image_size, store), num_parallel_calls=tf.data.AUTOTUNE)
     if (training or keys is not None) and augment != "none":
-        dataset = dataset.map(change_one, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.batch(batch_size).map(finish_batch, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.map(change_all, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(finish_batch, num_parallel_calls=tf.data.AUTOTUNE)
+    if mixed and share is not None:
+        dataset = dataset.flat_map(functools.partial(_parts, share))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _parts(share: Share, images: Any, labels: Any) -> tf.data.Dataset:
+    """A mixed batch, split as `Share.of_batch` splits positions."""
+    import tensorflow as tf
+
+    def split(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = share.of_batch(positions)
+        return np.concatenate(parts), np.array([len(part) for part in parts])
+
+    positions, sizes = tf.numpy_function(split, [tf.range(len(images), dtype=tf.int64)], (tf.int64, tf.int64))
+    parts = tf.RaggedTensor.from_row_lengths(
+        tf.ensure_shape(positions, (None,)), tf.ensure_shape(sizes, (None,))
+    )
+    chosen = tf.data.Dataset.range(share.replicas).map(lambda number: parts[number])
+    return chosen.map(lambda rows: (tf.gather(images, rows), tf.gather(labels, rows)))
 
 
 def batch_rows(
@@ -162,8 +184,8 @@ def batch_rows(
         x = tf.numpy_function(take, [positions], tf.float32)
         return tf.ensure_shape(x, (None, width)), tf.gather(labels, positions)
 
-    dataset = _order(len(labels), batch_size, shuffle_seed, begin=each_epoch, position=position)
-    return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    order = _Order(len(labels), batch_size, shuffle_seed, position=position, begin=each_epoch)
+    return order.dataset().map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> dict[int, float]:
@@ -205,41 +227,60 @@ def _checked_classes(split: Split, mix: str, num_classes: int | None) -> int:
     return num_classes or needed
 
 
-def _order(
-    count: int,
-    chunk: int,
-    seed: int | None,
-    given: np.ndarray | None = None,
-    *,
-    begin: Callable[[int], None] | None = None,
-    position: Position | None = None,
-) -> tf.data.Dataset:
-    """Positions a chunk at a time, with a key for each (two int32): shuffled anew each epoch where there is a seed.
+@dataclass
+class _Order:
+    """Which pictures come when, a batch at a time, with a key for each (two int32): shuffled anew each epoch where
+    there is a seed.
 
     Order and keys are drawn here and not by `tf.data`, whose seeds mix with TensorFlow's global one.
     """
-    import tensorflow as tf
 
-    passes = itertools.count()
+    count: int
+    batch_size: int
+    seed: int | None
+    keys: np.ndarray | None = None
+    position: Position | None = None
+    share: Share | None = None
+    begin: Callable[[int], None] | None = None
 
-    def one_epoch() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        epoch, first = (next(passes), 0) if position is None else (position.epoch, position.done)
-        if begin is not None:
-            begin(epoch)
-        order, keys = np.arange(count), np.zeros((count, 2), "int32")
-        if seed is not None:
-            draw = np.random.default_rng([seed, epoch])
+    def __post_init__(self) -> None:
+        self._passes = itertools.count()
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass over all, or over what is left of it."""
+        epoch, first = (
+            (next(self._passes), 0) if self.position is None else (self.position.epoch, self.position.done)
+        )
+        if self.begin is not None:
+            self.begin(epoch)
+        order, keys = np.arange(self.count), np.zeros((self.count, 2), "int32")
+        if self.seed is not None:
+            draw = np.random.default_rng([self.seed, epoch])
             order = draw.permutation(order)
-            keys = draw.integers(2**31, size=(count, 2)).astype("int32")
-        if given is not None:
-            keys = given[order]
-        for start in range(first, count, chunk):
-            yield order[start : start + chunk], keys[start : start + chunk]
+            keys[order] = draw.integers(2**31, size=(self.count, 2)).astype("int32")
+        if self.keys is not None:
+            keys = self.keys
+        for part in self._split(order[first:]):
+            yield part, keys[part]
 
-    signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))
-    dataset = tf.data.Dataset.from_generator(one_epoch, output_signature=signature)
-    left = count - (position.done if position is not None else 0)
-    return dataset.apply(tf.data.experimental.assert_cardinality(-(-left // chunk)))
+    def _split(self, order: np.ndarray) -> list[np.ndarray]:
+        whole = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        if self.share is None:
+            return whole
+        if self.seed is None:
+            return self.share.of_all(order, self.batch_size)
+        return [part for batch in whole for part in self.share.of_batch(batch)]
+
+    def dataset(self) -> tf.data.Dataset:
+        """The same for `tf.data`."""
+        import tensorflow as tf
+
+        signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))
+        dataset = tf.data.Dataset.from_generator(self.batches, output_signature=signature)
+        first = self.position.done if self.position is not None else 0
+        return dataset.apply(
+            tf.data.experimental.assert_cardinality(len(self._split(np.arange(first, self.count))))
+        )
 
 
 def _reading(split: Split, size: tuple[int, int], store: _Store | None) -> Callable[[Any, Any], Any]:
@@ -258,13 +299,19 @@ def _reading(split: Split, size: tuple[int, int], store: _Store | None) -> Calla
         return pixels
 
     def read_all(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.stack([picture(int(p)) for p in positions]), split.labels[positions].astype("int64")
+        read = map if kept[positions].all() else _readers().map  # decoding leaves Python to other threads
+        return np.stack([*read(picture, positions.tolist())]), split.labels[positions].astype("int64")
 
     def read(positions: Any, keys: Any) -> Any:
         images, labels = tf.numpy_function(read_all, [positions], (tf.uint8, tf.int64))
         return tf.ensure_shape(images, (None, *size, 3)), tf.ensure_shape(labels, (None,)), keys
 
     return read
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pictures")
 
 
 class _Store(Protocol):

@@ -91,6 +91,11 @@ class Shelf:
                 if all([self._is_sound(file, ids[places] - file.start) for file, places in by_file]):
                     return ids
 
+    def refresh(self) -> None:
+        """See what others have appended since the shelf was opened."""
+        with self._lock:
+            self._load()
+
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Read rows, and check them again.
 
@@ -168,7 +173,10 @@ class Shelf:
     def _load(self) -> None:
         paths: list[Path] = []
         with _explained(self.folder), suppress(FileNotFoundError):  # another process cleared it just now
-            paths = sorted(path for path in self.folder.iterdir() if path.name.endswith(SUFFIX))
+            known = {file.path for file in self._files}
+            paths = sorted(
+                path for path in self.folder.iterdir() if path.name.endswith(SUFFIX) and path not in known
+            )
         # One array for all, since a list of many, and then one of them, would be millions of digests twice.
         digests = np.empty(sum(map(count_rows, paths)), pack([]).dtype)
         files, end = [], 0
@@ -179,7 +187,7 @@ class Shelf:
                 _set_aside(path, error)
                 continue
             digests[end : end + len(sums)] = packed
-            files.append(RowFile(path, end, self._row_bytes, sums))
+            files.append(RowFile(path, self._end + end, self._row_bytes, sums))
             end += len(sums)
         if files:
             self._add(files, digests[:end])

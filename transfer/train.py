@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -14,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transfer import run_folders
+from transfer import run_folders, workers
 from transfer.cases import POLICIES, Case
 from transfer.config import TrainConfig, parse_arguments, seconds_of
 from transfer.errors import InputError
@@ -50,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:  # `Interrupted` is one
         sys.stderr.write(f"{str(stopped) or 'Stopped.'} The same command goes on from there.\n")
         return 128 + getattr(stopped, "signal", signal.SIGINT)
+    except Exception as error:
+        gone = workers.lost(error)
+        if gone is None:
+            raise
+        sys.stderr.write(f"{gone} This one starts again, waits for it, and goes on from the last state.\n")
+        workers.start_again()
     log.info("Everything is in %s", folder)
     return 0
 
@@ -91,19 +98,22 @@ def run(config: TrainConfig) -> Path:
     start = time.perf_counter()
     if config.case != "auto":
         Case.parse(config.case)  # before anything slow
-    run_folders.refuse_used(config.output)
-    going_on = run_folders.unfinished(config.output, config.asked, needed=config.resume)
-
     from transfer import strategy
 
+    several = strategy.names_several(config.strategy)
+    place = None if several else _place(config)
     strategy.start_quietly(repeatable=True)
+    devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
     import keras
 
     from transfer import cuts, datasets, graphs, looks, report
     from transfer.backbones import load_backbone
 
+    if several:
+        _meet(config)
+        place = workers.crew().decision(lambda: _place(config))
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
-    devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
+    going_on = Path(place) if place else None
     data = datasets.load_data(config.data, **config.load_options())
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
@@ -120,7 +130,7 @@ def run(config: TrainConfig) -> Path:
     if look is not None:
         looks.hand_on(look, model, engine=config.engine)
     name = f"{data.name}-{case}"
-    with run_folders.run_folder(config.output, name, asked=asked, going_on=going_on) as folder:
+    with _folder(config.output, name, asked=asked, going_on=going_on) as folder:
         run_folders.decide(folder, decision)
         done = _fit(config, model, data, folder)
         found = _evaluate(config, model, data) if len(data.test) else None
@@ -136,7 +146,37 @@ def run(config: TrainConfig) -> Path:
         report.write_metrics(folder, _metrics(model, config, data, done, found, decision["advised"], start))
     if found is not None:
         log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
+    workers.crew().tell(b"")  # nobody leaves before the chief has written
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+
+
+def _place(config: TrainConfig) -> str | None:
+    """Say where an interrupted run with these options is; refuse an output that is in use."""
+    run_folders.refuse_used(config.output)
+    found = run_folders.unfinished(config.output, config.asked, needed=config.resume)
+    return str(found) if found is not None else None
+
+
+def _meet(config: TrainConfig) -> None:
+    """Refuse to work with others that were started in another way; leave talking to the chief."""
+    crew = workers.crew()
+    crew.agree({**workers.versions(), **config.asked})
+    if config.find_learning_rate:
+        raise InputError("Expected one device with --find-learning-rate. Received: several workers.")
+    log.info("%d workers: %s", crew.count, ", ".join(crew.addresses))
+    if not crew.is_chief:
+        log.setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _folder(output: str | None, name: str, **options: Any) -> Iterator[Path]:
+    """The run's folder; for a worker that is not the chief, one that nobody keeps."""
+    if workers.crew().is_chief:
+        with run_folders.run_folder(output, name, **options) as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="transfer-worker-") as folder:
+            yield Path(folder)
 
 
 def _find_learning_rate(config: TrainConfig, model: Any, data: Any) -> Path:
@@ -165,14 +205,15 @@ def _find_learning_rate(config: TrainConfig, model: Any, data: Any) -> Path:
 def _decide(config: TrainConfig, data: Any, base: Any, going_on: Path | None) -> tuple[dict[str, Any], Any]:
     """Take the case that was asked for, or that of an interrupted run; or measure which is best, say so, and give what
     was looked at too."""
-    decided = run_folders.decide(going_on) if going_on is not None else None
+    crew = workers.crew()
+    decided = crew.decision(lambda: run_folders.decide(going_on) if going_on is not None else None)
     if decided is not None:
         return decided, None
     if config.case != "auto":
         return {"case": str(Case.parse(config.case)), "options": {}, "advised": {}}, None
     if config.unfreeze_from is not None and config.cut is None:  # no cut may take away what is to train
         return {"case": str(Case.SMALL_SIMILAR), "options": {}, "advised": {}}, None
-    from transfer import adviser, looks
+    from transfer import looks
 
     options: dict[str, Any] = {
         "preprocessing": config.preprocessing,
@@ -180,12 +221,18 @@ def _decide(config: TrainConfig, data: Any, base: Any, going_on: Path | None) ->
         "seed": config.seed,
     }
     look = looks.take_look(data, base, **options)
+    return crew.decision(lambda: _advised(config, data, base, look=look, **options)), look
+
+
+def _advised(config: TrainConfig, data: Any, base: Any, **options: Any) -> dict[str, Any]:
+    """Measure which case is best, say so, and give it with the options that it sets."""
+    from transfer import adviser
+
     advice = adviser.advise(
         data,
         base,
         time_budget=None if config.time_budget == "none" else seconds_of(config.time_budget),
         frozen=any(getattr(config, name) != getattr(TrainConfig, name) for name in FROZEN_ONLY),
-        look=look,
         **options,
     )
     log.info("Case %d, %s: %s", POLICIES[advice.case].number, advice.case, advice.reason)
@@ -196,12 +243,7 @@ def _decide(config: TrainConfig, data: Any, base: Any, going_on: Path | None) ->
         "expected_accuracy": advice.choice.expected_accuracy,
         "expected_interval": list(advice.choice.interval),
     }
-    decision = {
-        "case": str(advice.case),
-        "options": advised_options(config, advice),
-        "advised": advised,
-    }
-    return decision, look
+    return {"case": str(advice.case), "options": advised_options(config, advice), "advised": advised}
 
 
 def advised_options(config: TrainConfig, advice: Any) -> dict[str, Any]:

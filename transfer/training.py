@@ -25,6 +25,7 @@ from transfer.pipeline import make_dataset
 from transfer.recipes import Recipe
 from transfer.schedules import BATCH_SIZE
 from transfer.training_run import Run, TrainingLog
+from transfer.workers import crew, versions
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +137,10 @@ def fit(
         recipe=recipe or Recipe(),
         kept=None,
         callbacks=list(callbacks),
-        verbose=verbose,
+        verbose=verbose if crew().is_chief else 0,
     )
+    if crew().count > 1:
+        crew().agree({**versions(), **_settings(run, epochs), "checkpoints": checkpoints is not None})
     if checkpoints is not None:
         settings = _settings(run, epochs)
         run = replace(run, kept=Checkpoints(Path(checkpoints), settings, every=checkpoint_every))

@@ -15,6 +15,7 @@ from transfer.datasets import ImageData
 from transfer.engines import make_engine
 from transfer.features import BATCH_SIZE, Features, extract
 from transfer.recipes import Recipe
+from transfer.shared_pass import local_copy
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ class Run:
         self, trunk: keras.Model, *, views: int, name: str = "", precision: str = "auto"
     ) -> dict[str, Features]:
         """Run a frozen part once over the training pictures, in views, and over those for validation, as they are."""
-        run = make_engine(trunk, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
+        own = local_copy(trunk)
+        run = make_engine(own, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
         options: dict[str, Any] = {"image_size": self.image_size, "engine": run, "cache": self.cache}
         changes: dict[str, Any] = {
             "views": views,

@@ -8,9 +8,9 @@
 `table` trains the same network on the same pictures for the same number of passes: as the guide "Transfer learning &
 fine-tuning" does (head alone with Adam at 1e-3 under dropout, then everything at 1e-5, two passes to one), as it does
 but for BatchNormalization, whose statistics move there although it says that they do not, and as `fit` does.
-`ingredients` changes one ingredient at a time, on fewer and smaller pictures. `speed` compares seconds per step with
-plain Keras, and with a tail that trains on what the frozen part gave. A line per unit goes to `--results`, and what is
-in it is not repeated. The pictures are those of advice.py.
+`ingredients` changes one ingredient at a time, on fewer and smaller pictures. `speed` compares seconds per picture with
+plain Keras, PyTorch, and a tail that trains on what the frozen part gave. A line per unit goes to `--results`, and what
+is in it is not repeated. The pictures are those of advice.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -59,16 +61,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("table", "ingredients", "speed", "show"))
+    parser.add_argument("command", choices=("table", "ingredients", "speed", "torch", "show"))
     parser.add_argument("--pictures", type=Path, default=Path("pictures"))
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--only", nargs="+", help="of the ingredients, these")
+    parser.add_argument("--only", nargs="+", help="of the ways, these")
     default = Path(__file__).parent / "results" / "fine_tuning.jsonl"
     parser.add_argument("--results", type=Path, default=default)
     options = parser.parse_args()
     if options.command == "show":
         show(advice.stored(options.results))
+        return
+    if options.command == "torch":
+        print(torch_alone(options.pictures))
         return
     from transfer.strategy import start_quietly
 
@@ -78,7 +83,7 @@ def main() -> None:
         return
     table = options.command == "table"
     advice.SIZE = 128 if table else 96
-    ways = ("guide", "guide, pinned", "ours") if table else options.only or tuple(INGREDIENTS)
+    ways = options.only or (("guide", "guide, pinned", "ours") if table else tuple(INGREDIENTS))
     for seed in options.seeds:
         for way in ways:
             for name in options.sets:
@@ -172,51 +177,103 @@ def ours(
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Compare seconds per step, in one run: plain Keras, `fit`, and a tail on cached features."""
+    """Compare seconds per picture, in one run: plain Keras, `fit`, what may be faster, and PyTorch."""
     import keras
 
     import transfer
-    from transfer import training
 
     advice.SIZE = 128
     data = advice.draw({"data": "cifar10", "count": 1000, "seed": 0}, options.pictures)
-    base, epochs = advice.base_network(), 4
-    found: dict[str, list[float]] = {}
+    data = data.__class__(**{**vars(data), "val": data.val.take([])})
+    pictures = [data.train.picture(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.train))]
+    x, base = np.stack(pictures).astype("float32"), advice.base_network()
+    mobile = keras.applications.MobileNetV2(weights=None, input_shape=(advice.SIZE, advice.SIZE, 3))
+
+    def plain(network: Any = base, batch_size: int = 32, epochs: int = 3, **how: Any) -> float:
+        model, clock = transfer.large_similar(network, data.num_classes, **how), _clock()
+        model.fit(x, data.train.labels, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=[clock])
+        return clock.per_picture(len(x))
+
+    def fitted(augment: str, **how: Any) -> float:
+        model, clock = transfer.large_similar(base, data.num_classes, **how), _clock()
+        transfer.fit(model, data, epochs=3, augment=augment, verbose=0, callbacks=[clock])
+        return clock.per_picture(len(x))
+
+    def tail() -> float:
+        model = transfer.small_similar(base, data.num_classes, unfreeze_from="block6a")
+        done = transfer.fit(model, data, epochs=10, verbose=0)
+        return (done.seconds_training + done.seconds_features) / (10 * len(x))
+
+    ways = {
+        "plain Keras": plain,
+        "fit, augment none": lambda: fitted("none"),
+        "fit, augment light": lambda: fitted("light"),
+        "fit, steps_per_execution 8": lambda: fitted("light", steps_per_execution=8),
+        "plain Keras, batch 64": lambda: plain(batch_size=64),
+        "plain Keras, bfloat16": lambda: plain(epochs=2, precision="mixed_bfloat16"),
+        "tail from block6a, ten epochs, all included": tail,
+        "MobileNetV2, plain Keras": lambda: plain(mobile),
+        "MobileNetV2, PyTorch": lambda: _torch(x, data.train.labels),
+    }
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(2):  # in turns, since other work comes and goes
+        for way, measure in ways.items():
+            keras.backend.clear_session()
+            found[way].append(measure())
+            print(f"{way}: {1000 * found[way][-1]:.2f} ms per picture", flush=True)
+    for way, seconds in found.items():
+        of = "MobileNetV2, plain Keras" if way.startswith("Mobile") else "plain Keras"
+        row = {"task": "speed", "way": way, "ms_per_picture": round(1000 * min(seconds), 2)}
+        write({**row, "of": of, "ratio": round(min(seconds) / min(found[of]), 3)}, options)
+
+
+def _clock() -> Any:
+    """A callback that knows how long a picture took after the first epoch, when all is compiled."""
+    import keras
 
     class Clock(keras.callbacks.Callback):
-        def __init__(self) -> None:
-            super().__init__()
+        def on_train_begin(self, logs: Any = None) -> None:
             self.ends: list[float] = []
 
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.ends.append(time.perf_counter())
 
-    def per_step(clock: Clock, steps: int) -> float:
-        return (clock.ends[-1] - clock.ends[steps - 1]) / (len(clock.ends) - steps)
+        def per_picture(self, count: int) -> float:
+            return min(np.diff(self.ends)) / count
 
-    steps = -(-len(data.train) // 32)
-    size = (advice.SIZE, advice.SIZE)
-    x = np.stack([data.train.picture(i, size) for i in range(len(data.train))]).astype("float32")
-    for _ in range(2):  # in turns, since other work comes and goes
-        model = transfer.large_similar(base, data.num_classes)
-        clock = Clock()
-        model.fit(x, data.train.labels, batch_size=32, epochs=epochs, verbose=0, callbacks=[clock])
-        found.setdefault("plain Keras", []).append(per_step(clock, steps))
-        for augment in ("none", "light"):
-            model, clock = transfer.large_similar(base, data.num_classes), Clock()
-            some = data.__class__(**{**vars(data), "val": data.val.take([])})
-            options_of_fit = {"epochs": epochs, "augment": augment, "verbose": 0, "callbacks": [clock]}
-            training.fit(model, some, **options_of_fit)
-            found.setdefault(f"fit, augment {augment}", []).append(per_step(clock, steps))
-        model = transfer.small_similar(base, data.num_classes, unfreeze_from="block6a")
-        done = training.fit(model, some, epochs=10, verbose=0)
-        found.setdefault("tail from block6a, its pass over the frozen part included", []).append(
-            (done.seconds_training + done.seconds_features) / (10 * steps)
+    return Clock()
+
+
+def _torch(x: np.ndarray, labels: np.ndarray) -> float:
+    """Train MobileNetV2 in PyTorch, in a process of its own: the two libraries do not bear each other in one."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pictures.npz"
+        np.savez(file, x=x, labels=labels)
+        done = subprocess.run(
+            [sys.executable, __file__, "torch", "--pictures", file], capture_output=True, text=True
         )
-    plain = min(found["plain Keras"])
-    for way, seconds in found.items():
-        row = {"task": "speed", "way": way, "seconds_per_step": round(min(seconds), 4)}
-        write({**row, "of_plain": round(min(seconds) / plain, 3)}, options)
+    return float(done.stdout) if done.returncode == 0 else float("nan")
+
+
+def torch_alone(file: Path) -> float:
+    """Train as PyTorch's users do on a CPU, channels last, from arrays; give seconds per picture."""
+    import peers
+    import torch
+
+    x, labels = np.load(file)["x"], np.load(file)["labels"]
+    network = torch.nn.Sequential(peers.mobilenet_v2(torch, x.shape[1]), torch.nn.Linear(1280, 10))
+    network = network.eval().to(memory_format=torch.channels_last)  # BatchNorm as pinned as in Keras' run
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
+    images = torch.from_numpy(x / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    targets, ends = torch.from_numpy(labels.astype("int64")), []
+    for _ in range(3):
+        for first in range(0, len(x), 32):
+            optimizer.zero_grad()
+            scores = network(images[first : first + 32])
+            torch.nn.functional.cross_entropy(scores, targets[first : first + 32]).backward()
+            optimizer.step()
+        ends.append(time.perf_counter())
+    return float(min(np.diff(ends)) / len(x))
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -235,7 +292,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["task"] == "speed":
             print(
-                f"{row['way']:60} {row['seconds_per_step']:.3f} s per step, {row['of_plain']:.2f} of plain Keras"
+                f"{row['way']:44} {row['ms_per_picture']:7.2f} ms per picture, {row['ratio']:.2f} of {row['of']}"
             )
 
 
