@@ -146,6 +146,7 @@ def _multiworker(patience: float) -> Any:
             f"the same command running on each, and can they reach one another? ({error.message.splitlines()[0]})"
         ) from None
     if len(addresses) > 1:
+        tf.get_logger().setLevel("ERROR")  # each exchange would be said to retrace
         join(Crew(index, addresses, functools.partial(_all_gather, strategy)))
     return strategy
 

@@ -146,7 +146,7 @@ def run(config: TrainConfig) -> Path:
         report.write_metrics(folder, _metrics(model, config, data, done, found, decision["advised"], start))
     if found is not None:
         log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
-    workers.crew().tell(b"")  # nobody leaves before the chief has written
+    workers.crew().leave_together()
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
 
 

@@ -15,6 +15,7 @@ from transfer.datasets import Split
 from transfer.errors import InputError
 from transfer.pipeline import make_dataset
 from transfer.schedules import BATCH_SIZE, WarmupCosine
+from transfer.workers import crew
 
 STEPS = 8
 """Of the trial: enough to time them. More say no more: what forty gained did not foretell what training in full did."""
@@ -72,6 +73,9 @@ def time_fine_tuning(
     if steps < _UNTIMED + _FEWEST:
         raise InputError(f"Expected {_UNTIMED + _FEWEST} steps or more. Received: {steps}.")
     options: dict[str, Any] = {"image_size": image_size, "preprocessing": preprocessing, "seed": seed}
+    options["strategy"] = (
+        "default" if crew().count > 1 else None
+    )  # of several workers, the chief tries by itself
     model = builders.build(Case.LARGE_SIMILAR, base, int(pictures.labels.max()) + 1, **options)
     dataset = make_dataset(
         pictures, image_size=image_size, batch_size=BATCH_SIZE, training=True, augment="light", seed=seed

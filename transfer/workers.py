@@ -11,7 +11,9 @@ import io
 import json
 import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,6 +25,9 @@ from transfer.errors import InputError
 
 PIECE = 2**26
 """Bytes that are exchanged at a time."""
+
+LEAVING = 30.0
+"""Seconds that the chief waits at the end for the others to leave."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,10 @@ class Crew:
             return own
         step = max(1, PIECE // max(1, own[:1].nbytes or own.itemsize * int(np.prod(own.shape[1:]))))
         counts = self.all_gather(np.array([len(own)], "int32"))
+        if not counts.any():  # TensorFlow dies of it
+            return own
         found: list[list[np.ndarray]] = [[] for _ in range(self.count)]
-        for first in range(0, max(1, int(counts.max())), step):
+        for first in range(0, int(counts.max()), step):
             sizes = np.clip(counts - first, 0, step)
             joined = self.all_gather(np.ascontiguousarray(own[first : first + step]))
             for worker, piece in enumerate(np.split(joined, np.cumsum(sizes)[:-1])):
@@ -136,6 +143,18 @@ class Crew:
         if "error" in said:
             raise InputError(said["error"])
         return said["value"]
+
+    def leave_together(self) -> None:
+        """Wait for the others at the end: nobody leaves before the chief has written, and the chief, through which all
+        exchanges go, leaves last."""
+        self.tell(b"")
+        deadline = time.monotonic() + LEAVING
+        for address in self.addresses[1:] if self.is_chief else ():
+            host, _, port = address.rpartition(":")
+            with contextlib.suppress(OSError):  # nobody is there any more
+                while time.monotonic() < deadline:
+                    socket.create_connection((host, int(port)), timeout=1).close()
+                    time.sleep(0.1)
 
     def agree(self, about: Mapping[str, Any]) -> None:
         """Refuse to work together where something is not the same everywhere.
@@ -235,20 +254,15 @@ def lost(error: BaseException) -> str | None:
 
 
 def _about_peers(error: BaseException) -> bool:
-    """Whether TensorFlow, or JAX, gave up because of another process."""
+    """Whether TensorFlow gave up because it cannot reach another process."""
     tf = sys.modules.get("tensorflow")
-    kinds: tuple[Any, ...] = (ConnectionError,)
-    if tf is not None:
-        errors = tf.errors
-        kinds += (
-            errors.UnavailableError,
-            errors.AbortedError,
-            errors.CancelledError,
-            errors.DeadlineExceededError,
-        )
-        if isinstance(error, errors.InternalError | errors.UnknownError | errors.FailedPreconditionError):
-            return "ollective" in str(error) or "heartbeat" in str(error) or "oordination" in str(error)
-    return isinstance(error, kinds)
+    return tf is not None and isinstance(error, tf.errors.OpError) and bool(_GONE.search(str(error)))
+
+
+_GONE = re.compile(
+    r"unhealthy|heartbeat|recvmsg|[Cc]onnection (reset|refused)|[Ss]ocket closed|failed to connect|"
+    r"[Ii]ncarnation|restarted"
+)
 
 
 def start_again() -> NoReturn:
