@@ -24,7 +24,7 @@ from crews import free_ports, start
 from kills import place, weights
 
 TRAIN = ["-m", "transfer.train", "--data", "colors", "--model", "tiny.keras", "--preprocessing", "tf"]
-OPTIONS = ["--case", "large-similar", "--epochs", "40", "--batch-size", "16", "--checkpoint-every", "0.05s"]
+OPTIONS = ["--case", "large-similar", "--batch-size", "16", "--checkpoint-every", "0.05s"]
 
 
 def main() -> int:
@@ -39,30 +39,35 @@ def main() -> int:
         return int(kill_workers(Path(folder), options.kills, seed=options.seed) > 0)
 
 
-def kill_workers(folder: Path, kills: int, *, seed: int = 0, timeout: float = 300) -> int:
-    """Kill so many times, in turns the chief and the other; give how many runs ended with other weights."""
+def make_inputs(folder: Path) -> None:
+    """Made-up pictures and a tiny network."""
     from conftest import COLORS, make_tiny, write_picture
 
     for number, (name, color) in enumerate(COLORS.items()):
         for i in range(40):
             write_picture(folder / "colors" / name / f"{i:02}.png", color, seed=100 * number + i)
     make_tiny().save(folder / "tiny.keras")
+
+
+def kill_workers(folder: Path, kills: int, *, seed: int = 0, epochs: int = 40, timeout: float = 300) -> int:
+    """Kill so many times, in turns the chief and the other; give how many runs ended with other weights."""
+    make_inputs(folder)
     rng, lost = np.random.default_rng(seed), 0
     begun = time.monotonic()
-    finish(launch(folder, "whole", free_ports(2)), timeout)
+    finish(launch(folder, "whole", free_ports(2), epochs), timeout)
     seconds, expected = time.monotonic() - begun, weights(folder / "whole")
     print(f"{seconds:.1f} s when it is let be", flush=True)
     for kill in range(kills):
         victim, run, ports = kill % 2, f"killed {kill}", free_ports(2)
         for log in folder.glob("worker-*.log"):
             log.unlink()
-        workers = launch(folder, run, ports)
+        workers = launch(folder, run, ports, epochs)
         time.sleep(rng.uniform(0.2, 0.95) * seconds)
         where = place(folder / f".{run}.partial")
         workers[victim].kill()
         workers[victim].wait()
         said = wait_for(folder / f"worker-{1 - victim}.log", "is gone", 60)
-        workers[victim] = start(arguments(run), victim, ports, folder, **cache(folder, run, victim))
+        workers[victim] = start(arguments(run, epochs), victim, ports, folder, **cache(folder, run, victim))
         finish(workers, timeout)
         same = all(np.array_equal(a, b) for a, b in zip(expected, weights(folder / run), strict=True))
         lost += not same
@@ -72,8 +77,8 @@ def kill_workers(folder: Path, kills: int, *, seed: int = 0, timeout: float = 30
     return lost
 
 
-def arguments(run: str) -> list[str]:
-    return [*TRAIN, *OPTIONS, "--output", run]
+def arguments(run: str, epochs: int) -> list[str]:
+    return [*TRAIN, *OPTIONS, "--epochs", str(epochs), "--output", run]
 
 
 def cache(folder: Path, run: str, index: int) -> dict[str, str]:
@@ -81,8 +86,9 @@ def cache(folder: Path, run: str, index: int) -> dict[str, str]:
     return {"TRANSFER_CACHE": str(folder / f"cache {run} {index}")}
 
 
-def launch(folder: Path, run: str, ports: list[int]) -> list:
-    return [start(arguments(run), index, ports, folder, **cache(folder, run, index)) for index in range(2)]
+def launch(folder: Path, run: str, ports: list[int], epochs: int) -> list:
+    given = arguments(run, epochs)
+    return [start(given, index, ports, folder, **cache(folder, run, index)) for index in range(2)]
 
 
 def finish(workers: list, timeout: float) -> None:

@@ -52,18 +52,18 @@ def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:
         >>> change(np.zeros((32, 32, 3), "uint8"), np.array([1, 2], "int32")).shape
         TensorShape([32, 32, 3])
     """
-    import tensorflow as tf
+    from keras import ops
 
     if level not in AUGMENTATIONS:
         raise unknown("augmentation", level, AUGMENTATIONS)
     steps = _steps(level, flip)
 
     def change(image: Any, seed: Any) -> Any:
-        images = tf.cast(image, tf.float32)[None]
+        images = ops.cast(image, "float32")[None]
         for number, layers in enumerate(steps):
-            images = _one_of(layers, images, tf.random.experimental.stateless_fold_in(seed, number))
+            images = _one_of(layers, images, _fold_in(seed, number))
         # Sampling between pixels and conversions of colour may round past the ends.
-        return tf.clip_by_value(images[0], 0.0, 255.0)
+        return ops.clip(images[0], 0.0, 255.0)
 
     return change
 
@@ -92,8 +92,8 @@ def mixing(kind: str, num_classes: int, *, alpha: float = MIXUP_ALPHA) -> Callab
         TensorShape([4, 3])
     """
     import keras
-    import tensorflow as tf
 
+    ops = keras.ops
     if kind not in MIXES:
         raise unknown("mix", kind, MIXES)
     layer = {
@@ -103,12 +103,12 @@ def mixing(kind: str, num_classes: int, *, alpha: float = MIXUP_ALPHA) -> Callab
     }[kind]()
 
     def mix(images: Any, labels: Any, seed: Any) -> Any:
-        images, labels = tf.cast(images, tf.float32), tf.one_hot(labels, num_classes)
+        images, labels = ops.cast(images, "float32"), ops.one_hot(labels, num_classes)
         if layer is None:
             return images, labels
         how = layer.get_random_transformation(images, training=True, seed=_generator(seed))
         if kind == "cutmix":  # Keras takes the area before it is rounded to pixels
-            pasted = tf.reduce_mean(tf.cast(how["batch_masks"], tf.float32), axis=(1, 2, 3))
+            pasted = ops.mean(ops.cast(how["batch_masks"], "float32"), axis=(1, 2, 3))
             how = {**how, "mix_weight": 1.0 - pasted}
         return layer.transform_images(images, how), layer.transform_labels(labels, how)
 
@@ -169,34 +169,40 @@ def _randaugment() -> list[Any]:
 
 def _one_of(layers: Sequence[Any], images: Any, seed: Any) -> Any:
     """Change a batch of one picture by one of the layers; the others are not computed."""
-    import tensorflow as tf
+    import keras
 
     def branch(layer: Any) -> Callable[[], Any]:
         def change() -> Any:
             if layer is None:
                 return images
             how = layer.get_random_transformation(images, training=True, seed=_generator(seed))
-            return tf.ensure_shape(layer.transform_images(images, how, training=True), images.shape)
+            return keras.ops.reshape(layer.transform_images(images, how, training=True), images.shape)
 
         return change
 
     if len(layers) == 1:
         return branch(layers[0])()
-    chosen = tf.random.stateless_uniform((), _fold_last(seed), maxval=len(layers), dtype=tf.int32)
-    return tf.switch_case(chosen, [branch(layer) for layer in layers])
+    # Of -1, from which no layer draws.
+    chosen = keras.random.randint((), 0, len(layers), seed=_generator(_fold_in(seed, -1)))
+    return keras.ops.switch(chosen, [branch(layer) for layer in layers])
 
 
-def _fold_last(seed: Any) -> Any:
-    """A seed that no layer draws from."""
+def _fold_in(seed: Any, number: int) -> Any:
+    """A seed of its own for each number."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.random.fold_in(seed, number % 2**32)
     import tensorflow as tf
 
-    return tf.random.experimental.stateless_fold_in(seed, -1)
+    return tf.random.experimental.stateless_fold_in(seed, number)
 
 
 def _generator(seed: Any) -> Any:
     """Draws for one layer and picture; Keras' own generator keeps a variable, which threads would race on."""
     import keras
-    import tensorflow as tf
 
     class SeedFromPicture(keras.random.SeedGenerator):
         def __init__(self) -> None:
@@ -204,6 +210,6 @@ def _generator(seed: Any) -> Any:
 
         def next(self, ordered: bool = True) -> Any:
             self.draws += 1
-            return tf.random.experimental.stateless_fold_in(seed, self.draws)
+            return _fold_in(seed, self.draws)
 
     return SeedFromPicture()

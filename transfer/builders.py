@@ -17,7 +17,7 @@ from transfer.cuts import Cut, cuts_of
 from transfer.errors import InputError, unknown
 from transfer.pictures import as_size
 from transfer.recipes import PRECISIONS
-from transfer.strategy import get_strategy, scope_of
+from transfer.strategy import get_strategy, must_synchronize, scope_of, settle
 
 INITS = ("pretrained", "random", "auto")
 
@@ -120,7 +120,8 @@ def build(
     if steps_per_execution < 1:
         raise InputError(f"Expected steps_per_execution of 1 or more. Received: {steps_per_execution}.")
     sliced, plan = _slice(case, base, cut, init)
-    with get_strategy(strategy).scope():
+    devices = get_strategy(strategy)
+    with devices.scope():
         trunk = surgery.clone(
             sliced,
             image_size=as_size(image_size),
@@ -129,7 +130,7 @@ def build(
             precision=None if precision == "float32" else precision,
             seed=seed,
         )
-        model = surgery.attach_head(trunk, num_classes, seed=seed)
+        model = settle(surgery.attach_head(trunk, num_classes, seed=seed), devices)
         head = model.layers[-1].name
         given_rate = learning_rate
         if learning_rate is None:
@@ -319,8 +320,7 @@ def _prepare(
     `jit_compile` stays "auto", which leaves XLA off on the CPU: networks with depthwise convolutions are
     several times slower with it there.
     """
-    replicas = getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1)
-    surgery.set_trainable(model, trainable, pin_batchnorm=pin_batchnorm, synchronized=replicas > 1)
+    surgery.set_trainable(model, trainable, pin_batchnorm=pin_batchnorm, synchronized=must_synchronize(model))
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
         loss="sparse_categorical_crossentropy",

@@ -14,11 +14,14 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from transfer.errors import InputError, unknown
 from transfer.graphs import bottlenecks, graph
 from transfer.openvino_runtime import Run, compile_graph, has_bfloat16, import_openvino, padded
+
+_TENSORFLOW = keras.backend.backend() == "tensorflow"
+if _TENSORFLOW:
+    import tensorflow as tf
 
 ENGINES = ("auto", "keras", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -74,7 +77,11 @@ def make_engine(
     sections = _sections(model)
     model = _side_by_side(model)
     graph(model)  # it has one input and one output
-    plain = _replicas(model) > 1 or any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+    plain = _replicas(model) > 1 or on_accelerator() or not _TENSORFLOW
+    if engine == "openvino" and not _TENSORFLOW:
+        raise InputError(
+            "engine='openvino' reads TensorFlow's graphs. Leave engine='auto' with Keras on JAX."
+        )
     wanted = engine == "openvino" or (engine == "auto" and not plain)
     names = engine_names(
         engine,
@@ -86,6 +93,21 @@ def make_engine(
     if names[0] == "openvino bfloat16" and precision == "auto" and _small_maps(model) is None:
         del names[0]  # in bfloat16 throughout it is too far off, see `_openvino`
     return Engine(model, names, batch_size, sections)
+
+
+def on_accelerator() -> bool:
+    """Say whether there is a GPU or TPU.
+
+    Returns:
+        Whether there is.
+
+    Example:
+        >>> on_accelerator() in (False, True)
+        True
+    """
+    if _TENSORFLOW:
+        return any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
 
 
 def _sections(model: keras.Model) -> tuple[int, ...]:

@@ -6,43 +6,36 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import hashlib
 import logging
 import math
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from transfer import graphs, surgery
+from transfer import surgery
 from transfer.cache import FeatureCache
 from transfer.check_memory import forget
 from transfer.datasets import ImageData, Split
 from transfer.engines import Engine, make_engine, relative_error
 from transfer.errors import InputError
+from transfer.feature_shelf import digests_of, open_shelf
 from transfer.pipeline import make_dataset
-from transfer.shared_pass import CHUNK_BYTES, exchange, first_of_each, local_copy, missing_rows
+from transfer.shared_pass import BATCH_SIZE, CHUNK_BYTES, exchange, first_of_each, local_copy, missing_rows
 from transfer.shelf import Shelf
 from transfer.strategy import scope_of
 from transfer.workers import crew
 
 log = logging.getLogger("transfer.features")  # __name__ is __main__ where this room is the command
 
-BATCH_SIZE = 32
-"""Pictures per step of the forward pass; more is no faster on a CPU and costs memory."""
-
 _CHECKED = 4  # pictures
 _SAME = 1e-3  # relative error between engines of full precision, and no more
-_DECODER = "1"  # another number where the same file would give other pixels
 
 
 @dataclass(frozen=True)
@@ -148,7 +141,7 @@ def extract(
     run = engine
     if not isinstance(run, Engine):
         run = make_engine(local_copy(trunk), engine=run, precision=precision, batch_size=batch_size)
-    shelf = _opened(run, split, image_size=image_size, dtype=dtype, cache=cache)
+    shelf = open_shelf(run, image_size=image_size, resize=split.resize, dtype=dtype, cache=cache)
     pictures = digests_of(split)
     digests = [*pictures]
     for view in range(1, views):
@@ -217,42 +210,11 @@ def keep(
     if relative_error(values[: len(some)], np.asarray(trunk(images, training=False))) > _SAME:
         return False
     run = make_engine(trunk, engine=engine)
-    shelf = _opened(run, split, image_size=image_size, dtype="float32", cache=cache)
+    shelf = open_shelf(run, image_size=image_size, resize=split.resize, dtype="float32", cache=cache)
     digests = digests_of(split)
     missing = first_of_each(digests, shelf.find(digests) < 0)
     shelf.append([digests[i] for i in missing], values[missing].astype("float32"))
     return True
-
-
-def _opened(
-    run: Engine, split: Split, *, image_size: tuple[int, int], dtype: str, cache: FeatureCache | None
-) -> Shelf:
-    """The shelf of a network and a way to see pictures, with what is on it."""
-    about = {
-        "network": run.model.name,
-        "pictures": f"{image_size[0]}x{image_size[1]} {split.resize}",
-        "precision": "bfloat16" if run.name.endswith("bfloat16") else "float32",
-    }
-    parts = [graphs.fingerprint(run.model), *about.values(), dtype, _DECODER]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return _shelf(cache, key, shape=tuple(run.model.output_shape[1:]), dtype=dtype, about=about)
-
-
-def digests_of(split: Split) -> list[str]:
-    """Say what each picture is by its content.
-
-    Args:
-        split: the pictures.
-
-    Returns:
-        A digest of each, in the split's order.
-
-    Example:
-        >>> from transfer.datasets import load_data
-        >>> len(digests_of(load_data("emoji").val))
-        51
-    """
-    return list(split.digests) or [_digest(picture) for picture in split.pictures]
 
 
 def _per_picture(clock: Sequence[tuple[float, int]]) -> float | None:
@@ -291,29 +253,6 @@ def _keys(digests: Sequence[str]) -> np.ndarray:
     return np.array([[int(d[:7], 16), int(d[7:14], 16)] for d in digests], "int32")
 
 
-def _shelf(cache: FeatureCache | None, key: str, **options: Any) -> Shelf:
-    """Open the cache; where the user's own cannot be written to, a temporary one."""
-    try:
-        return (cache or FeatureCache()).shelf(key, **options)
-    except InputError as error:
-        if cache is not None:
-            raise
-        log.warning("Features are not kept for the next run: %s", error)
-        folder = tempfile.mkdtemp(prefix="transfer-features-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return FeatureCache(Path(folder)).shelf(key, **options)
-
-
-def _digest(picture: Any) -> str:
-    """Say what a picture is by its content, as the check of the data does."""
-    if isinstance(picture, np.ndarray):
-        picture = picture.tobytes()
-    elif not isinstance(picture, bytes):
-        with open(picture, "rb") as file:
-            picture = file.read()
-    return hashlib.sha256(picture).hexdigest()
-
-
 def _chunks(
     run: Engine, batches: Any, count: int, name: str, clock: list[tuple[float, int]]
 ) -> Iterator[tuple[slice, np.ndarray]]:
@@ -323,7 +262,7 @@ def _chunks(
     quiet = None if crew().is_chief else True
     with tqdm(total=count, desc=name, unit=" pictures", leave=False, disable=quiet) as bar:
         for images, _ in batches:
-            held.append(run(images.numpy()))
+            held.append(run(np.asarray(images)))
             size += held[-1].nbytes
             bar.update(len(held[-1]))
             clock.append((time.perf_counter(), len(held[-1])))

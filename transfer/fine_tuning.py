@@ -19,8 +19,9 @@ from transfer.checkpoints import Keeping, State
 from transfer.errors import InputError
 from transfer.pipeline import Position, make_dataset
 from transfer.schedules import KeepBetter, WarmupCosine, epochs_for
-from transfer.strategy import distributed, make_exact, scope_of, share_of
+from transfer.strategy import distributed, make_exact, scope_of, share_of, while_training
 from transfer.training_run import Run, TrainingLog
+from transfer.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -76,18 +77,19 @@ def train_all(
         position = Position(first)
         keeping = Keeping(run.kept, position, step=step, per_epoch=per_epoch, state=now)
         schedule = _schedule(run, peak, epochs * per_epoch, first * per_epoch + step, each_step)
-        callbacks = [*schedule, better, _Rows(done, phase), keeping, *run.callbacks]
+        callbacks = [*schedule, *_validation(run), better, _Rows(done, phase), keeping, *run.callbacks]
         options = {"validation_data": val_set, **run.fit_options(callbacks)}
         if share_of(model) is not None:  # `distributed` has seen to them
             options["class_weight"] = None
         start, trainee.stop_training = time.perf_counter(), False
         try:
-            if step:  # what is left of an epoch
-                rest = train_set(Position(first, step * run.batch_size))
-                trainee.fit(rest, initial_epoch=first, epochs=first + 1, **options)
-                first += 1
-            if not trainee.stop_training:
-                trainee.fit(train_set(position), initial_epoch=first, epochs=epochs, **options)
+            with while_training(model):
+                if step:  # what is left of an epoch
+                    rest = train_set(Position(first, step * run.batch_size))
+                    trainee.fit(rest, initial_epoch=first, epochs=first + 1, **options)
+                    first += 1
+                if not trainee.stop_training:
+                    trainee.fit(train_set(position), initial_epoch=first, epochs=epochs, **options)
         except Exception as error:
             keeping.ended_by(error)
             raise
@@ -115,12 +117,12 @@ def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
         return distributed(run.model, dataset, run.class_weights)
 
     val_set = None
-    if share is not None and not len(data.val) >= share.of <= len(data.train):
+    if share is not None and (len(data.train) < share.of or 0 < len(data.val) < share.of):
         raise InputError(
             f"Expected a picture for each of the {share.of} devices, to train on and for validation. Received: "
             f"{len(data.train)} and {len(data.val)}. Use fewer devices."
         )
-    if len(data.val):
+    if len(data.val) and not (share is not None and share.whole):  # else see `Validation`
         val_set = distributed(
             run.model, make_dataset(data.val, batch_size=features.BATCH_SIZE, cache=True, **options)
         )
@@ -128,8 +130,16 @@ def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
         with scope_of(run.model):
             trainee = keras.Model(run.model.inputs, run.model.outputs, name=run.model.name)
             run.compile_alike(trainee)
-    make_exact(trainee)
+    make_exact(trainee, soft_labels=run.recipe.mix != "none")
     return trainee, train_set, val_set
+
+
+def _validation(run: Run) -> list[keras.callbacks.Callback]:
+    """Where Keras cannot count pictures that fill up a batch out of its metrics, what does instead of it."""
+    share = share_of(run.model)
+    if share is None or not share.whole or not len(run.data.val):
+        return []
+    return [Validation(run.model, run.data.val, run.image_size, label_smoothing=run.label_smoothing)]
 
 
 def _keep_better(run: Run, done: TrainingLog) -> KeepBetter:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from transfer.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
 from transfer.errors import InputError, unknown
+from transfer.order import Order, Position
 from transfer.splitting import Split
 from transfer.workers import Share
 
@@ -29,19 +28,6 @@ log = logging.getLogger(__name__)
 CACHE_BUDGET = 4 * 2**30
 """Bytes of decoded pictures to hold in memory at most, and never more than a quarter of the machine's; a larger
 split is cached on disk."""
-
-
-@dataclass
-class Position:
-    """Where training is, for data sets that go on there.
-
-    Attributes:
-        epoch: from 0; what a pass sees depends on it and on the seed alone.
-        done: pictures of it that are not seen again.
-    """
-
-    epoch: int = 0
-    done: int = 0
 
 
 def make_dataset(
@@ -86,7 +72,8 @@ def make_dataset(
             `mix`, whose pictures come from the whole batch, all of it is read, and then split.
 
     Returns:
-        A `tf.data.Dataset` of float32 images (batch, height, width, 3), 0 to 255, and int64 labels (batch,), or
+        A `tf.data.Dataset`, or with another backend than TensorFlow a `keras.utils.PyDataset`, of float32 images
+        (batch, height, width, 3), 0 to 255, and int64 labels (batch,), or
         float32 ones (batch, num_classes) where there is a `mix`.
 
     Raises:
@@ -99,8 +86,6 @@ def make_dataset(
         >>> images.shape
         TensorShape([8, 64, 64, 3])
     """
-    import tensorflow as tf
-
     if augment not in AUGMENTATIONS:
         raise unknown("augmentation", augment, AUGMENTATIONS)
     finish = mixing(mix if training else "none", _checked_classes(split, mix, num_classes))
@@ -108,6 +93,19 @@ def make_dataset(
     store = None
     if training if cache is None else cache:
         store = _store(len(split), image_size, _budget() if cache_budget is None else cache_budget)
+    mixed = training and mix != "none"
+    order = Order(
+        len(split), batch_size, seed if training else None, keys, position, None if mixed else share
+    )
+    changes = (training or keys is not None) and augment != "none"
+    if not _tensorflow():
+        from transfer import python_batches
+
+        read = _reader(split, image_size, store)
+        return python_batches.pictures(
+            order, read, change if changes else None, finish if mix != "none" else None
+        )
+    import tensorflow as tf
 
     def change_all(images: Any, labels: Any, keys: Any) -> Any:
         changed = tf.map_fn(lambda one: change(*one), (images, keys), fn_output_signature=tf.float32)
@@ -119,15 +117,16 @@ def make_dataset(
         return finish(images, labels, keys[0])
 
     mixed = training and mix != "none"
-    order = _Order(
+    order = Order(
         len(split), batch_size, seed if training else None, keys, position, None if mixed else share
     )
-    dataset = order.dataset().map(_reading(split, image_size, store), num_parallel_calls=tf.data.AUTOTUNE)
-    if (training or keys is not None) and augment != "none":
+    dataset = _positions(order).map(_reading(split, image_size, store), num_parallel_calls=tf.data.AUTOTUNE)
+    if changes:
         dataset = dataset.map(change_all, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.map(finish_batch, num_parallel_calls=tf.data.AUTOTUNE)
     if mixed and share is not None:
         dataset = dataset.flat_map(functools.partial(_parts, share))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(order) * share.replicas))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
@@ -171,21 +170,25 @@ def batch_rows(
         position: is looked at when a pass begins; None counts the passes.
 
     Returns:
-        A `tf.data.Dataset` of (x, y) batches.
+        A `tf.data.Dataset`, or with another backend than TensorFlow a `keras.utils.PyDataset`, of (x, y) batches.
 
     Example:
         >>> rows = np.zeros((5, 2), "float32")
         >>> [len(y) for _, y in batch_rows(rows.__getitem__, np.arange(5), width=2, batch_size=3)]
         [3, 2]
     """
+    order = Order(len(labels), batch_size, shuffle_seed, position=position, begin=each_epoch)
+    if not _tensorflow():
+        from transfer import python_batches
+
+        return python_batches.Batches(order, lambda positions, keys: (take(positions), labels[positions]))
     import tensorflow as tf
 
     def read(positions: Any, keys: Any) -> Any:
         x = tf.numpy_function(take, [positions], tf.float32)
         return tf.ensure_shape(x, (None, width)), tf.gather(labels, positions)
 
-    order = _Order(len(labels), batch_size, shuffle_seed, position=position, begin=each_epoch)
-    return order.dataset().map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return _positions(order).map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> dict[int, float]:
@@ -227,66 +230,38 @@ def _checked_classes(split: Split, mix: str, num_classes: int | None) -> int:
     return num_classes or needed
 
 
-@dataclass
-class _Order:
-    """Which pictures come when, a batch at a time, with a key for each (two int32): shuffled anew each epoch where
-    there is a seed.
+def _tensorflow() -> bool:
+    """Whether Keras runs on TensorFlow, which reads and changes pictures on many threads then."""
+    import keras
 
-    Order and keys are drawn here and not by `tf.data`, whose seeds mix with TensorFlow's global one.
-    """
+    return bool(keras.backend.backend() == "tensorflow")
 
-    count: int
-    batch_size: int
-    seed: int | None
-    keys: np.ndarray | None = None
-    position: Position | None = None
-    share: Share | None = None
-    begin: Callable[[int], None] | None = None
 
-    def __post_init__(self) -> None:
-        self._passes = itertools.count()
+def _positions(order: Order) -> tf.data.Dataset:
+    import tensorflow as tf
 
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One pass over all, or over what is left of it."""
-        epoch, first = (
-            (next(self._passes), 0) if self.position is None else (self.position.epoch, self.position.done)
-        )
-        if self.begin is not None:
-            self.begin(epoch)
-        order, keys = np.arange(self.count), np.zeros((self.count, 2), "int32")
-        if self.seed is not None:
-            draw = np.random.default_rng([self.seed, epoch])
-            order = draw.permutation(order)
-            keys[order] = draw.integers(2**31, size=(self.count, 2)).astype("int32")
-        if self.keys is not None:
-            keys = self.keys
-        for part in self._split(order[first:]):
-            yield part, keys[part]
-
-    def _split(self, order: np.ndarray) -> list[np.ndarray]:
-        whole = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        if self.share is None:
-            return whole
-        if self.seed is None:
-            return self.share.of_all(order, self.batch_size)
-        return [part for batch in whole for part in self.share.of_batch(batch)]
-
-    def dataset(self) -> tf.data.Dataset:
-        """The same for `tf.data`."""
-        import tensorflow as tf
-
-        signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))
-        dataset = tf.data.Dataset.from_generator(self.batches, output_signature=signature)
-        first = self.position.done if self.position is not None else 0
-        return dataset.apply(
-            tf.data.experimental.assert_cardinality(len(self._split(np.arange(first, self.count))))
-        )
+    signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))
+    dataset = tf.data.Dataset.from_generator(order.batches, output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(order)))
 
 
 def _reading(split: Split, size: tuple[int, int], store: _Store | None) -> Callable[[Any, Any], Any]:
     """The function that turns positions into pictures and labels, for `tf.data`."""
     import tensorflow as tf
 
+    read_all = _reader(split, size, store)
+
+    def read(positions: Any, keys: Any) -> Any:
+        images, labels = tf.numpy_function(read_all, [positions], (tf.uint8, tf.int64))
+        return tf.ensure_shape(images, (None, *size, 3)), tf.ensure_shape(labels, (None,)), keys
+
+    return read
+
+
+def _reader(
+    split: Split, size: tuple[int, int], store: _Store | None
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The function that turns positions into pictures, uint8, and labels, int64."""
     kept = np.zeros(len(split), bool)
 
     def picture(position: int) -> np.ndarray:
@@ -302,11 +277,7 @@ def _reading(split: Split, size: tuple[int, int], store: _Store | None) -> Calla
         read = map if kept[positions].all() else _readers().map  # decoding leaves Python to other threads
         return np.stack([*read(picture, positions.tolist())]), split.labels[positions].astype("int64")
 
-    def read(positions: Any, keys: Any) -> Any:
-        images, labels = tf.numpy_function(read_all, [positions], (tf.uint8, tf.int64))
-        return tf.ensure_shape(images, (None, *size, 3)), tf.ensure_shape(labels, (None,)), keys
-
-    return read
+    return read_all
 
 
 @functools.cache

@@ -7,6 +7,7 @@ rates are those of one device, unscaled. So the number of devices changes how lo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from transfer.clusters import names_several, read_cluster
 from transfer.errors import InputError, unknown
 from transfer.workers import Crew, Share, crew, join
 
@@ -42,6 +44,8 @@ def start_quietly(*, repeatable: bool = False) -> None:
     """
     # 3: repeatable operations make tf.data write an error that is none, once for each data set.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
+    if not on_tensorflow():
+        return
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -78,13 +82,15 @@ def get_strategy(strategy: Any = "auto", *, patience: float = PATIENCE) -> Any:
         >>> get_strategy("default").num_replicas_in_sync
         1
     """
-    import tensorflow as tf
-
-    if isinstance(strategy, tf.distribute.Strategy):
+    if hasattr(strategy, "num_replicas_in_sync"):
         return strategy
     name = "auto" if strategy is None else str(strategy)
     if name not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
+    if not on_tensorflow():
+        return _with_jax(name)
+    import tensorflow as tf
+
     if name == "auto":
         name = _best(tf)
     if name == "mirrored":
@@ -94,6 +100,34 @@ def get_strategy(strategy: Any = "auto", *, patience: float = PATIENCE) -> Any:
     if name == "tpu":
         return _tpu(tf)
     return tf.distribute.get_strategy()
+
+
+def on_tensorflow() -> bool:
+    """Say whether Keras runs on TensorFlow; on JAX, no room imports it.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> on_tensorflow() or "jax"
+        True
+    """
+    if "KERAS_BACKEND" in os.environ and "keras" not in sys.modules:
+        return os.environ["KERAS_BACKEND"] == "tensorflow"
+    import keras
+
+    return bool(keras.backend.backend() == "tensorflow")
+
+
+def _with_jax(name: str) -> Any:
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise InputError(f"Expected Keras on TensorFlow or JAX. Received: {keras.backend.backend()!r}.")
+    from transfer import jax_devices
+
+    addresses, index = read_cluster() if name in ("auto", "multiworker") else ((), 0)
+    return jax_devices.devices(name, addresses, index)
 
 
 def _best(tf: Any) -> str:
@@ -151,85 +185,6 @@ def _multiworker(patience: float) -> Any:
     return strategy
 
 
-def names_several(strategy: Any) -> bool:
-    """Say whether a name will stand for several workers, before anything slow.
-
-    Args:
-        strategy: as for `get_strategy`.
-
-    Returns:
-        Whether it will.
-
-    Example:
-        >>> names_several("default")
-        False
-    """
-    return strategy in (None, "auto", "multiworker") and len(read_cluster()[0]) > 1
-
-
-def read_cluster() -> tuple[tuple[str, ...], int]:
-    """Read which workers there are, and which of them this process is, from `TF_CONFIG` or else from Slurm.
-
-    Returns:
-        The addresses, and the place of this process's own among them; none and 0 where nothing names any.
-
-    Raises:
-        InputError: `TF_CONFIG` is not JSON that names workers and one of them as this process.
-
-    Example:
-        >>> read_cluster() if "TF_CONFIG" not in os.environ and "SLURM_STEP_NUM_TASKS" not in os.environ else ((), 0)
-        ((), 0)
-    """
-    if "TF_CONFIG" not in os.environ:
-        _ask_slurm()
-    text = os.environ.get("TF_CONFIG") or "{}"
-    try:
-        config = json.loads(text)
-        cluster, task = config.get("cluster", {}), config.get("task", {})
-        addresses = {kind: [str(a) for a in cluster.get(kind, [])] for kind in ("chief", "worker")}
-        known = [(kind, number) for kind, group in addresses.items() for number in range(len(group))]
-        own = (task.get("type"), int(task.get("index", 0))) if task else None
-        lists = all(isinstance(cluster.get(kind, []), list) for kind in addresses)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"TF_CONFIG is not JSON that names the workers: {error}. Expected {_TF_CONFIG}. Received: {text[:200]!r}."
-        ) from None
-    if not lists:
-        raise InputError(
-            f"TF_CONFIG is not JSON that names the workers. Expected {_TF_CONFIG}. Received: {text[:200]!r}."
-        )
-    if len(known) > 1 and own not in known:
-        shown = "none" if own is None else f"{own[0]} {own[1]}"
-        valid = ", ".join(f"{kind} {number}" for kind, number in known)
-        raise InputError(f"Expected a task in TF_CONFIG that is one of {valid}. Received: {shown}.")
-    found = tuple(addresses["chief"] + addresses["worker"])
-    return found, known.index(own) if own in known else 0
-
-
-_TF_CONFIG = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-
-
-def _ask_slurm() -> None:
-    """Write the workers of a Slurm step into `TF_CONFIG`, by TensorFlow's own resolver. Slurm itself gives each task
-    its GPUs (`--gpus-per-task`)."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
-        return
-    import tensorflow as tf
-
-    try:
-        many = 2**16  # TensorFlow would hand out GPUs, of which it counts those of NVIDIA
-        slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            gpus_per_node=many, gpus_per_task=1, auto_set_gpu=False
-        )
-        cluster = slurm.cluster_spec().as_dict()
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"Slurm's variables do not name the workers: {error}. Set TF_CONFIG instead."
-        ) from None
-    task = {"type": slurm.task_type, "index": slurm.task_id}
-    os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
-
-
 def _meet_within(seconds: float, count: int) -> None:
     """Set how long TensorFlow waits for workers, and how soon it misses one: an hour, and never, by itself."""
     from tensorflow.python.distribute import collective_all_reduce_strategy as strategies
@@ -278,9 +233,84 @@ def scope_of(model: Any) -> Any:
         >>> with scope_of(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])):
         ...     pass
     """
+    strategy = _strategy_of(model)
+    if strategy is not None or not on_tensorflow():
+        return strategy.scope() if strategy is not None else contextlib.nullcontext()
     import tensorflow as tf
 
-    return (getattr(model, "distribute_strategy", None) or tf.distribute.get_strategy()).scope()
+    return tf.distribute.get_strategy().scope()
+
+
+def _strategy_of(model: Any) -> Any:
+    return getattr(model, "_devices", None) or getattr(model, "distribute_strategy", None)
+
+
+def settle(model: Any, devices: Any) -> Any:
+    """Note on which devices a model was made, as Keras does by itself on TensorFlow alone.
+
+    Args:
+        model: a Keras model, made in the scope of its devices.
+        devices: of `get_strategy`.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> settle("a model on TensorFlow", None)
+        'a model on TensorFlow'
+    """
+    if not on_tensorflow():
+        model._devices = devices
+    return model
+
+
+def replicas_of(model: Any) -> int:
+    """Say on how many devices copies of a model train together.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> replicas_of("anything else")
+        1
+    """
+    strategy = _strategy_of(model)
+    return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
+def must_synchronize(model: Any) -> bool:
+    """Say whether BatchNormalization must be told to look at the whole batch: on JAX it does so by itself.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        Whether it must.
+
+    Example:
+        >>> must_synchronize("anything else")
+        False
+    """
+    return on_tensorflow() and replicas_of(model) > 1
+
+
+def while_training(model: Any) -> Any:
+    """Give what Keras' `fit` has to run in: on JAX it asks then on which devices.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> with while_training("a model on TensorFlow"):
+        ...     pass
+    """
+    return contextlib.nullcontext() if on_tensorflow() else scope_of(model)
 
 
 def share_of(model: Any) -> Share | None:
@@ -290,18 +320,20 @@ def share_of(model: Any) -> Share | None:
         model: a Keras model.
 
     Returns:
-        The part; None where the model has one replica, which reads all.
+        The part; None where the model has one replica, which reads all. On JAX, whole batches in any case.
 
     Example:
-        >>> import keras
-        >>> share_of(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])) is None
+        >>> share_of("a model with one replica") is None
         True
     """
-    strategy = getattr(model, "distribute_strategy", None)
-    if strategy is None or strategy.num_replicas_in_sync == 1:
+    if (
+        not on_tensorflow()
+    ):  # JAX splits a process's part over its devices itself, and compiles for each size of it
+        return Share(crew().index, 1, crew().count, whole=True)
+    total = replicas_of(model)
+    if total == 1:
         return None
-    replicas = strategy.num_replicas_in_sync // crew().count
-    return Share(crew().index * replicas, replicas, strategy.num_replicas_in_sync)
+    return Share(crew().index * (total // crew().count), total // crew().count, total)
 
 
 def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | None = None) -> Any:
@@ -323,6 +355,10 @@ def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | N
     share = share_of(model)
     if share is None:
         return dataset
+    if not on_tensorflow():
+        if class_weights:
+            dataset.class_weights = np.array([class_weights[label] for label in sorted(class_weights)])
+        return dataset
     import tensorflow as tf
 
     if class_weights:
@@ -338,7 +374,7 @@ def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | N
     return found
 
 
-def make_exact(model: Any) -> None:
+def make_exact(model: Any, *, soft_labels: bool = False) -> None:
     """Let `fit` on several replicas do what it does on one, to rounding. With one replica nothing is changed.
 
     Three things of Keras 3 are mended, each on this model alone (https://github.com/keras-team/keras/issues/20585):
@@ -351,19 +387,20 @@ def make_exact(model: Any) -> None:
 
     Args:
         model: a compiled model.
+        soft_labels: a share for each class, and not whole numbers.
 
     Example:
         >>> import keras
         >>> make_exact(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
     """
-    strategy = getattr(model, "distribute_strategy", None)
-    if strategy is None or strategy.num_replicas_in_sync == 1:
+    strategy, replicas = _strategy_of(model), replicas_of(model)
+    if replicas == 1 or not on_tensorflow():
         return
     import keras
     import tensorflow as tf
 
-    replicas = strategy.num_replicas_in_sync
-    made_up = (np.zeros((1, *model.input_shape[1:]), "float32"), np.zeros(1, "int64"))
+    labels = np.zeros(model.output_shape[1:], "float32")[None] if soft_labels else np.zeros(1, "int64")
+    made_up = (np.zeros((1, *model.input_shape[1:]), "float32"), labels)
 
     def build_from_made_up(iterator: Any = None, data_batch: Any = None) -> None:
         with strategy.scope():

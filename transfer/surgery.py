@@ -14,6 +14,7 @@ from numbers import Integral
 from typing import Any
 
 import keras
+import numpy as np
 
 from transfer.errors import InputError
 from transfer.graphs import Node, find, graph
@@ -133,7 +134,8 @@ def _assign(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
             raise ValueError(
                 f"the weights of layer {old.name!r} have shape {source.shape} and would need {target.shape}."
             )
-        target.assign(source)
+        # By way of numpy, and not as they are: JAX would share the array, and delete it when one of the two trains.
+        target.assign(np.array(keras.ops.convert_to_numpy(source)))
 
 
 def renumber(model: keras.Model) -> keras.Model:

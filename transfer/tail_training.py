@@ -19,7 +19,7 @@ from transfer.cache import FeatureCache
 from transfer.errors import InputError
 from transfer.features import Features
 from transfer.pipeline import Position
-from transfer.strategy import scope_of
+from transfer.strategy import replicas_of, scope_of
 from transfer.training_run import Run, TrainingLog
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def boundary_of(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
         >>> boundary_of(keras.Sequential([keras.Input((4,)), *layers]))[1].output_shape
         (None, 2)
     """
-    if None in model.input_shape[1:] or getattr(model.distribute_strategy, "num_replicas_in_sync", 1) > 1:
+    if None in model.input_shape[1:] or replicas_of(model) > 1:
         return None
     try:
         with scope_of(model):
@@ -138,7 +138,12 @@ def _batches(
         each_epoch=draw if position else None,
         position=position,
     )
-    return rows.map(functools.partial(_apart, cached.shapes))
+    apart = functools.partial(_apart, cached.shapes)
+    if keras.backend.backend() == "tensorflow":
+        return rows.map(apart)
+    read = rows.read
+    rows.read = lambda positions, keys: apart(*read(positions, keys))
+    return rows
 
 
 def _apart(shapes: tuple[tuple[int, ...], ...], rows: Any, labels: Any) -> tuple[Any, Any]:

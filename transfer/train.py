@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transfer import run_folders, workers
+from transfer import clusters, run_folders, workers
 from transfer.cases import POLICIES, Case
 from transfer.config import TrainConfig, parse_arguments, seconds_of
 from transfer.errors import InputError
@@ -100,7 +101,7 @@ def run(config: TrainConfig) -> Path:
         Case.parse(config.case)  # before anything slow
     from transfer import strategy
 
-    several = strategy.names_several(config.strategy)
+    several = clusters.names_several(config.strategy)
     place = None if several else _place(config)
     strategy.start_quietly(repeatable=True)
     devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
@@ -374,7 +375,7 @@ def _metrics(
         "seconds_features": round(done.seconds_features, 3),
         "seconds_training": round(done.seconds_training, 3),
         "seconds_total": round(time.perf_counter() - start, 3),
-        "trainable_parameters": sum(int(w.shape.num_elements()) for w in model.trainable_weights),
+        "trainable_parameters": sum(math.prod(w.shape) for w in model.trainable_weights),
     }
 
 

@@ -38,11 +38,13 @@ class Share:
         first: number of the process's first replica.
         replicas: how many it has.
         of: how many there are in all processes.
+        whole: batches are all of one size, the last filled up with pictures that count nothing.
     """
 
     first: int
     replicas: int
     of: int
+    whole: bool = False
 
     def of_batch(self, positions: np.ndarray) -> list[np.ndarray]:
         """Split a batch to train on: nearly equal parts; where there are fewer pictures than replicas, all of them for

@@ -1,0 +1,98 @@
+"""Train a tiny network by one worker's part in it, and write down its weights: for `test_crews.py`.
+
+    python tests/equal_weights.py OUT.npz KIND [two] [OPTION=VALUE ...]
+
+KIND is `head`, `everything`, `scratch` or `tail`; `two` takes two devices of this process. Several workers are those
+of TF_CONFIG, and Keras' backend is that of KERAS_BACKEND. Pictures are noise with a touch of their class, so that
+nothing is learnt so well that differences vanish; 77 of them, in batches of 8.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+
+class WithoutTensorFlow:
+    """What an import meets on a machine that does not have it."""
+
+    def find_spec(self, name: str, path=None, target=None) -> None:
+        if name.partition(".")[0] in ("tensorflow", "tensorflow_datasets"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+JAX = os.environ.get("KERAS_BACKEND") == "jax"
+if JAX:
+    if "two" in sys.argv:
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    sys.meta_path.insert(0, WithoutTensorFlow())
+
+import numpy as np  # noqa: E402
+
+from transfer import strategy, workers  # noqa: E402
+
+CASES = {
+    "head": ("small-similar", {}),
+    "everything": ("large-similar", {}),
+    "scratch": ("large-different", {"init": "random"}),
+    "tail": ("small-similar", {"unfreeze_from": "block3_conv"}),
+}
+
+
+def main() -> None:
+    out, kind, *rest = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    devices = take_devices("two" in rest)
+    options = dict(pair.split("=") for pair in rest if "=" in pair)
+    import keras
+    from conftest import make_tiny
+
+    from transfer import builders, datasets, evaluation, training
+    from transfer.cache import FeatureCache
+    from transfer.recipes import Recipe
+
+    seed = int(options.get("seed", 0))
+    keras.utils.set_random_seed(seed)
+    rng = np.random.default_rng(0)
+    labels = np.arange(110) % 3
+    noise = rng.normal(120, 60, (110, 24, 24, 3)) + 12 * np.eye(3)[labels][:, None, None, :]
+    given = (np.clip(noise, 0, 255).astype("uint8"), labels)
+    data = datasets.load_data(
+        given, class_names=["a", "b", "c"], val=0.2, test=0.1, seed=0, look_alikes=False
+    )
+    case, how = CASES[kind]
+    model = builders.build(case, make_tiny(), 3, strategy=devices, preprocessing="tf", **how)
+    cache = FeatureCache(Path(tempfile.mkdtemp()))
+    recipe = Recipe(mix=options.get("mix", "none"), depth_rate=float(options.get("depth_rate", 1.0)))
+    done = training.fit(
+        model, data, epochs=None if kind == "head" else 3, batch_size=8, verbose=0, cache=cache, engine="keras",
+        seed=seed, recipe=recipe if kind != "head" else None, class_weights="class_weights" in options,
+    )  # fmt: skip
+    found = evaluation.evaluate(model, data, cache=cache, engine="keras")
+    weights = {v.path.replace("/", "_"): np.asarray(keras.ops.convert_to_numpy(v)) for v in model.weights}
+    np.savez(out.replace("N", str(workers.crew().index)), **weights)
+    print(json.dumps({"row": done.rows[-1], "accuracy": found.accuracy, "loss": found.loss}))
+    workers.crew().leave_together()
+
+
+def take_devices(two: bool):
+    strategy.start_quietly(repeatable=True)
+    if "TF_CONFIG" in os.environ:
+        return strategy.get_strategy("multiworker", patience=60)
+    if not two:
+        return strategy.get_strategy("default")
+    if JAX:
+        return strategy.get_strategy("mirrored")
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+if __name__ == "__main__":
+    main()
