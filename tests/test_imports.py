@@ -14,10 +14,10 @@ PACKAGE = Path(transfer.__file__).parent
 # Rooms by floor; a room imports rooms of lower floors only.
 FLOORS = [
     {"errors"},
+    {"clusters"},
     {
         "augmentation",
         "cases",
-        "clusters",
         "figures",
         "files",
         "graphs",
@@ -63,6 +63,7 @@ FLOORS = [
     {"advice", "train"},
 ]
 TENSORFLOW = {
+    "clusters",
     "engines",
     "strategy",
     "pipeline",

@@ -70,13 +70,6 @@ def test_multiworker_refuses_a_tf_config_that_names_no_workers(text, monkeypatch
         get_strategy("multiworker")
 
 
-@pytest.mark.parametrize("text", [config(2), config(1, chief=["host9:1"]), config(8)])
-def test_multiworker_refuses_several_workers(text, monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(InputError, match=r"cannot `fit` on several workers yet; TF_CONFIG names [28]"):
-        get_strategy("multiworker")
-
-
 def test_multiworker_that_comes_too_late_is_told_to_come_first(monkeypatch):
     keras.ops.ones(1)
     worker = json.loads(config(1)) | {"task": {"type": "worker", "index": 0}}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from transfer.errors import InputError
@@ -86,3 +89,50 @@ def _ask_slurm() -> None:
         ) from None
     task = {"type": slurm.task_type, "index": slurm.task_id}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
+
+
+def wait_for(addresses: Sequence[str], seconds: float) -> None:
+    """Wait until others listen, as TensorFlow's chief does without end.
+
+    Args:
+        addresses: of them.
+        seconds: at most so long.
+
+    Raises:
+        InputError: not all came.
+
+    Example:
+        >>> wait_for([], 1.0)
+    """
+    deadline = time.monotonic() + seconds
+    missing = list(addresses)
+    while missing:
+        missing = [address for address in missing if not listens(address)]
+        if missing and time.monotonic() > deadline:
+            raise InputError(
+                f"Workers did not come within {seconds:.0f} seconds: {', '.join(missing)}. Is the same command running "
+                "there, and can it be reached from here?"
+            )
+        if missing:
+            time.sleep(min(0.2, seconds))
+
+
+def listens(address: str) -> bool:
+    """Say whether somebody listens at an address.
+
+    Args:
+        address: host and port.
+
+    Returns:
+        Whether a connection was made.
+
+    Example:
+        >>> listens("localhost:1")
+        False
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from scipy.special import log_softmax
 
 from transfer import features, heads, pipeline, surgery
 from transfer.cases import POLICIES, Case
+from transfer.sampling import Sampler
 from transfer.strategy import scope_of
 from transfer.training_run import Run, TrainingLog, smoothed
 from transfer.workers import crew
@@ -108,16 +110,15 @@ def _descended(
     head = _zero_head(run)
     if not alone:  # the model's own rate is for fine-tuning
         head.optimizer.learning_rate = policy.learning_rate
-    sets = {
-        name: pipeline.batch_rows(
-            functools.partial(_standardized, part, mean, scale),
-            labels[name],
-            width=part.shape[1],
-            batch_size=run.batch_size,
-            shuffle_seed=run.seed if name == "train" else None,
-        )
-        for name, part in cached.items()
-    }
+    sets = {}
+    for name, part in cached.items():
+        read: Callable[[np.ndarray], np.ndarray] = functools.partial(_standardized, part, mean, scale)
+        options: dict[str, Any] = {"width": part.shape[1], "batch_size": run.batch_size}
+        if name == "train":  # by blocks, since a jump of the disk for each row takes longer than training
+            sampler = Sampler(read, part.rows, seed=run.seed)
+            read = sampler.take
+            options |= {"shuffle_seed": run.seed, "arrange": sampler.order}
+        sets[name] = pipeline.batch_rows(read, labels[name], **options)
     history = head.fit(
         sets["train"],
         validation_data=sets.get("val"),

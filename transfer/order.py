@@ -39,6 +39,7 @@ class Order:
         position: its epoch is looked at when a pass begins; None counts the passes.
         share: of one process among several replicas; None is all.
         begin: is called with the number of the epoch when a pass begins.
+        arrange: gives the order of an epoch instead of a plain shuffle, where there is a seed.
     """
 
     count: int
@@ -48,6 +49,7 @@ class Order:
     position: Position | None = None
     share: Share | None = None
     begin: Callable[[int], None] | None = None
+    arrange: Callable[[int], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         self._passes = itertools.count()
@@ -62,7 +64,7 @@ class Order:
         order, keys = np.arange(self.count), np.zeros((self.count, 2), "int32")
         if self.seed is not None:
             draw = np.random.default_rng([self.seed, epoch])
-            order = draw.permutation(order)
+            order = draw.permutation(order) if self.arrange is None else self.arrange(epoch)
             keys[order] = draw.integers(2**31, size=(self.count, 2)).astype("int32")
         if self.keys is not None:
             keys = self.keys

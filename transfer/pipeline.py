@@ -156,6 +156,7 @@ def batch_rows(
     batch_size: int,
     shuffle_seed: int | None = None,
     each_epoch: Callable[[int], None] | None = None,
+    arrange: Callable[[int], np.ndarray] | None = None,
     position: Position | None = None,
 ) -> tf.data.Dataset:
     """Turn rows that are read when they are wanted, such as features on disk, into batches.
@@ -167,6 +168,7 @@ def batch_rows(
         batch_size: rows per batch; the last may be smaller.
         shuffle_seed: shuffle by it, 0 or more, anew each epoch; None keeps the order.
         each_epoch: is called with the number of the epoch when one begins, before anything of it is taken.
+        arrange: gives the order of an epoch, instead of a plain shuffle; see `sampling.Sampler`.
         position: is looked at when a pass begins; None counts the passes.
 
     Returns:
@@ -177,7 +179,7 @@ def batch_rows(
         >>> [len(y) for _, y in batch_rows(rows.__getitem__, np.arange(5), width=2, batch_size=3)]
         [3, 2]
     """
-    order = Order(len(labels), batch_size, shuffle_seed, position=position, begin=each_epoch)
+    order = Order(len(labels), batch_size, shuffle_seed, position=position, begin=each_epoch, arrange=arrange)
     if not _tensorflow():
         from transfer import python_batches
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from transfer.clusters import names_several, read_cluster
+from transfer.clusters import names_several, read_cluster, wait_for
 from transfer.errors import InputError, unknown
 from transfer.workers import Crew, Share, crew, join
 
@@ -158,15 +158,20 @@ def _tpu(tf: Any) -> Any:
     return tf.distribute.TPUStrategy(resolver)
 
 
-@functools.cache
+_met: list[Any] = []
+
+
 def _multiworker(patience: float) -> Any:
     """Make the one strategy that a process can have with others, and meet them."""
+    if _met:
+        return _met[0]
     import tensorflow as tf
 
     addresses, index = read_cluster()
+    if len(addresses) > 1:
+        _meet_within(patience)
+        wait_for(addresses[1:] if index == 0 else (), patience)
     try:
-        if len(addresses) > 1:
-            _meet_within(patience, len(addresses))
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except (RuntimeError, ValueError) as error:
         raise InputError(
@@ -182,10 +187,11 @@ def _multiworker(patience: float) -> Any:
     if len(addresses) > 1:
         tf.get_logger().setLevel("ERROR")  # each exchange would be said to retrace
         join(Crew(index, addresses, functools.partial(_all_gather, strategy)))
+    _met.append(strategy)
     return strategy
 
 
-def _meet_within(seconds: float, count: int) -> None:
+def _meet_within(seconds: float) -> None:
     """Set how long TensorFlow waits for workers, and how soon it misses one: an hour, and never, by itself."""
     from tensorflow.python.distribute import collective_all_reduce_strategy as strategies
     from tensorflow.python.eager import context

@@ -107,7 +107,7 @@ def run(config: TrainConfig) -> Path:
     devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
     import keras
 
-    from transfer import cuts, datasets, graphs, looks, report
+    from transfer import datasets, looks, report
     from transfer.backbones import load_backbone
 
     if several:
@@ -118,10 +118,7 @@ def run(config: TrainConfig) -> Path:
     data = datasets.load_data(config.data, **config.load_options())
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
-    if config.cut is not None:
-        cuts.cuts_of(base, config.cut)  # before the look
-    if config.unfreeze_from is not None:
-        graphs.find_first(base, config.unfreeze_from)
+    _check_layers(config, base)  # before the look
     decision, look = _decide(config, data, base, going_on)
     asked, case = config.asked, Case.parse(decision["case"])
     config = replace(config, **decision["options"])
@@ -149,6 +146,15 @@ def run(config: TrainConfig) -> Path:
         log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
     workers.crew().leave_together()
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+
+
+def _check_layers(config: TrainConfig, base: Any) -> None:
+    from transfer import cuts, graphs
+
+    if config.cut is not None:
+        cuts.cuts_of(base, config.cut)
+    if config.unfreeze_from is not None:
+        graphs.find_first(base, config.unfreeze_from)
 
 
 def _place(config: TrainConfig) -> str | None:

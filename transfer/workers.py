@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from transfer.clusters import listens
 from transfer.errors import InputError
 
 PIECE = 2**26
@@ -152,11 +152,8 @@ class Crew:
         self.tell(b"")
         deadline = time.monotonic() + LEAVING
         for address in self.addresses[1:] if self.is_chief else ():
-            host, _, port = address.rpartition(":")
-            with contextlib.suppress(OSError):  # nobody is there any more
-                while time.monotonic() < deadline:
-                    socket.create_connection((host, int(port)), timeout=1).close()
-                    time.sleep(0.1)
+            while listens(address) and time.monotonic() < deadline:
+                time.sleep(0.1)
 
     def agree(self, about: Mapping[str, Any]) -> None:
         """Refuse to work together where something is not the same everywhere.
