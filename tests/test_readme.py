@@ -55,6 +55,14 @@ def test_every_flag_that_is_mentioned_exists():
             "write_split",
             "list",
             "clear",
+            "splits",
+            "shard_size",
+            "runner",
+            "ntasks",
+            "no_deps",
+            "reading",
+            "forward",
+            "tuning",
         }
     )
     for flag in re.findall(r"`--([a-z-]+)", README):

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if gone is None:
             raise
         sys.stderr.write(f"{gone} This one starts again, waits for it, and goes on from the last state.\n")
-        workers.start_again()
+        return workers.start_again()
     log.info("Everything is in %s", folder)
     return 0
 

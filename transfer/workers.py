@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -264,11 +264,14 @@ _GONE = re.compile(
 )
 
 
-def start_again() -> NoReturn:
+def start_again() -> int:
     """Replace this process by one with the same command, which waits for the others anew.
 
     Its connections do not survive a worker that is gone. Whoever watches over the workers (Slurm, Kubernetes, a person)
     need start only that one again.
+
+    Returns:
+        Nothing ever: this process is another one then.
 
     Example:
         start_again()
