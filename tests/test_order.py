@@ -69,3 +69,12 @@ def test_an_epoch_goes_on_where_it_was():
     rest = Order(37, 8, 5, position=Position(2, 16), share=share)
     assert [part.tolist() for part, _ in rest.batches()] == whole[2:]
     assert len(rest) == len(whole) - 2
+
+
+def test_what_fills_up_the_last_batch_is_the_same_where_an_epoch_goes_on():
+    share = Share(0, 1, 1, whole=True)
+    whole = Order(37, 8, 5, position=Position(2), share=share)
+    rest = Order(37, 8, 5, position=Position(2, 16), share=share)
+    parts = [[part.tolist() for part, _ in order.batches()] for order in (whole, rest)]
+    assert parts[1] == parts[0][2:]
+    assert np.array_equal(whole.weights(4), rest.weights(2))

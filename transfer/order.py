@@ -68,18 +68,18 @@ class Order:
             keys[order] = draw.integers(2**31, size=(self.count, 2)).astype("int32")
         if self.keys is not None:
             keys = self.keys
-        for part in self._split(order[first:]):
+        for part in self._split(order, first):
             yield part, keys[part]
 
-    def _split(self, order: np.ndarray) -> list[np.ndarray]:
-        whole = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+    def _split(self, order: np.ndarray, first: int) -> list[np.ndarray]:
+        whole = [order[i : i + self.batch_size] for i in range(first, len(order), self.batch_size)]
         if self.share is None:
             return whole
         if self.share.whole:
             filled = [np.concatenate([b, np.resize(order, self.batch_size - len(b))]) for b in whole]
             return [np.array_split(batch, self.share.of)[self.share.first] for batch in filled]
         if self.seed is None:
-            return self.share.of_all(order, self.batch_size)
+            return self.share.of_all(order[first:], self.batch_size)
         return [part for batch in whole for part in self.share.of_batch(batch)]
 
     def weights(self, number: int) -> np.ndarray | None:
@@ -93,4 +93,4 @@ class Order:
 
     def __len__(self) -> int:
         first = self.position.done if self.position is not None else 0
-        return len(self._split(np.arange(first, self.count)))
+        return len(self._split(np.arange(self.count), first))

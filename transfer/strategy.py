@@ -44,12 +44,12 @@ def start_quietly(*, repeatable: bool = False) -> None:
     """
     # 3: repeatable operations make tf.data write an error that is none, once for each data set.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
-    if not on_tensorflow():
-        return
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
+        if not on_tensorflow():  # asks Keras, which imports TensorFlow
+            return
         import tensorflow as tf
 
         tf.config.list_physical_devices()
