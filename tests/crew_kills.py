@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,9 +67,12 @@ def kill_workers(folder: Path, kills: int, *, seed: int = 0, epochs: int = 40, t
         where = place(folder / f".{run}.partial")
         workers[victim].kill()
         workers[victim].wait()
-        said = wait_for(folder / f"worker-{1 - victim}.log", "is gone", 60)
-        workers[victim] = start(arguments(run, epochs), victim, ports, folder, **cache(folder, run, victim))
-        finish(workers, timeout)
+        said = wait_for(folder / f"worker-{1 - victim}.log", "is gone", workers[1 - victim])
+        if workers[1 - victim].poll() is None:  # else all was written when it was killed
+            workers[victim] = start(
+                arguments(run, epochs), victim, ports, folder, **cache(folder, run, victim)
+            )
+            finish(workers, timeout)
         same = all(np.array_equal(a, b) for a, b in zip(expected, weights(folder / run), strict=True))
         lost += not same
         what = {"killed": victim, "where": where, "said_after_seconds": said, "equal": same}
@@ -101,10 +105,10 @@ def finish(workers: list, timeout: float) -> None:
         raise RuntimeError(f"A worker failed: {codes}")
 
 
-def wait_for(file: Path, words: str, seconds: float) -> float | None:
-    """Say after how many seconds words stand in a file; None where they do not."""
+def wait_for(file: Path, words: str, process: Any, seconds: float = 60) -> float | None:
+    """Say after how many seconds words stand in a file; None where they do not, since the process had ended."""
     begun = time.monotonic()
-    while time.monotonic() < begun + seconds:
+    while time.monotonic() < begun + seconds and process.poll() is None:
         if words in file.read_text():
             return round(time.monotonic() - begun, 1)
         time.sleep(0.1)

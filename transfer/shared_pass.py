@@ -33,7 +33,9 @@ def local_copy(model: keras.Model) -> keras.Model:
         >>> local_copy(model) is model
         True
     """
-    if crew().count == 1 or len(model.outputs) > 1:  # with several, it was made to look through, and is its own
+    if (
+        crew().count == 1 or len(model.outputs) > 1
+    ):  # with several, it was made to look through, and is its own
         return model
     return surgery.clone(model)
 
