@@ -115,11 +115,15 @@ def test_what_needs_tensorflow_says_so():
         "import keras\n"
         "from transfer.engines import make_engine\n"
         "from transfer.strategy import get_strategy\n"
+        "from transfer.block_rates import following\n"
+        "from transfer.recipes import Recipe\n"
         "model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()])\n"
-        "for ask in (lambda: make_engine(model, engine='openvino'), lambda: get_strategy('tpu')):\n"
+        "thaw = lambda: following(Recipe(thaw=0.5), model).__enter__()\n"
+        "for ask in (lambda: make_engine(model, engine='openvino'), lambda: get_strategy('tpu'), thaw):\n"
         "    try:\n"
         "        ask()\n"
         "    except ValueError as error:\n"
         "        print(error)\n"
     )
+    assert "compiles the rates" in said
     assert "TensorFlow's graphs" in said and "No TPU was found: JAX has cpu:0" in said

@@ -12,6 +12,7 @@ from transfer.cache import FeatureCache
 from transfer.datasets import load_data
 from transfer.errors import InputError
 from transfer.evaluation import evaluate
+from transfer.recipes import Recipe
 from transfer.training import fit
 
 
@@ -174,6 +175,36 @@ def test_two_replicas_train_a_base_that_was_made_outside_their_scope(case, color
     for variable in model.trainable_weights:
         copies = [to_numpy(v) for v in variable.value.values]
         assert len(copies) == 2 and np.array_equal(*copies)
+
+
+@pytest.mark.parametrize("options", [{}, {"class_weights": True}, {"recipe": Recipe(mix="mixup")}])
+def test_two_replicas_end_with_the_weights_of_one_with_uneven_batches_too(options):
+    """77 pictures in batches of 8: the last has 5, of which one replica sees 3."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(110) % 3
+    noise = np.clip(rng.normal(120, 60, (110, 32, 32, 3)) + 12 * np.eye(3)[labels][:, None, None], 0, 255)
+    data = load_data((noise.astype("uint8"), labels), val=0.2, test=0.1, look_alikes=False)
+    assert len(data.train) % 8 == 5
+    found = []
+    for strategy in ("default", tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+        keras.utils.set_random_seed(0)
+        model = built("large-similar", classes=3, strategy=strategy)
+        done = fit(model, data, epochs=2, batch_size=8, engine="keras", verbose=0, **options)
+        found.append((model.get_weights(), done.history["val_loss"][-1]))
+    (one, loss), (two, other) = found
+    assert loss == pytest.approx(other, rel=1e-5)
+    for some, others in zip(one, two, strict=True):
+        np.testing.assert_allclose(others, some, atol=1e-5 * np.abs(some).max())
+
+
+def test_gradients_are_not_clipped_on_several_replicas(colors):
+    import tensorflow as tf
+
+    model = built("large-similar", strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    with pytest.raises(InputError, match=r"no clip_norm on several devices.*each of the 2"):
+        fit(model, colors, epochs=1, recipe=Recipe(clip_norm=1.0), verbose=0)
 
 
 @pytest.mark.parametrize("case", ["small-similar", "large-similar"])

@@ -12,7 +12,7 @@ from transfer import graphs
 from transfer.backbones import block_ends
 from transfer.errors import InputError
 from transfer.recipes import Recipe, block_rates
-from transfer.strategy import scope_of
+from transfer.strategy import on_tensorflow, replicas_of, scope_of
 
 
 def blocks_of(model: keras.Model) -> tuple[list[int], int]:
@@ -57,12 +57,14 @@ def following(recipe: Recipe, model: keras.Model) -> Iterator[Callable[[float], 
         change.
 
     Raises:
-        InputError: averages are asked of an optimizer that has trained without.
+        InputError: averages are asked of an optimizer that has trained without, clipping on several devices, or thawing
+            of Keras on JAX.
 
     Example:
         with following(Recipe(depth_rate=0.1), model):
             model.fit(...)
     """
+    _refuse(recipe, model)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of a LossScaleOptimizer
     if recipe.clip_norm is not None:
         optimizer.global_clipnorm = recipe.clip_norm
@@ -77,6 +79,20 @@ def following(recipe: Recipe, model: keras.Model) -> Iterator[Callable[[float], 
         undo.callback(vars(optimizer).pop, "update_step")
         undo.callback(setattr, model, "train_function", None)  # else Keras runs what it traced before
         yield (lambda progress: rates.assign(block_rates(recipe, count, progress))) if recipe.thaw else None
+
+
+def _refuse(recipe: Recipe, model: keras.Model) -> None:
+    """What would be something else than what was asked, and silently."""
+    if recipe.clip_norm is not None and on_tensorflow() and replicas_of(model) > 1:
+        raise InputError(
+            f"Expected no clip_norm on several devices: Keras clips what each of the {replicas_of(model)} computes by "
+            "itself, and the result would depend on their number. Leave it out, or train on one."
+        )
+    if recipe.thaw and not on_tensorflow():
+        raise InputError(
+            "Expected no thaw with Keras on JAX, which compiles the rates of blocks into the step. Use unfreeze_from, "
+            "or depth_rate."
+        )
 
 
 def _average(optimizer: Any, ema: float) -> None:
