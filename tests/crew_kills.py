@@ -68,11 +68,12 @@ def kill_workers(folder: Path, kills: int, *, seed: int = 0, epochs: int = 40, t
         workers[victim].kill()
         workers[victim].wait()
         said = wait_for(folder / f"worker-{1 - victim}.log", "is gone", workers[1 - victim])
-        if workers[1 - victim].poll() is None:  # else all was written when it was killed
-            workers[victim] = start(
-                arguments(run, epochs), victim, ports, folder, **cache(folder, run, victim)
-            )
+        if not (folder / run).exists():  # else all was written when it was killed
+            given = arguments(run, epochs)
+            workers[victim] = start(given, victim, ports, folder, **cache(folder, run, victim))
             finish(workers, timeout)
+        for worker in workers:
+            worker.kill()
         same = all(np.array_equal(a, b) for a, b in zip(expected, weights(folder / run), strict=True))
         lost += not same
         what = {"killed": victim, "where": where, "said_after_seconds": said, "equal": same}
