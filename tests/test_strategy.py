@@ -72,7 +72,7 @@ def test_multiworker_refuses_a_tf_config_that_names_no_workers(text, monkeypatch
 
 def test_multiworker_that_comes_too_late_is_told_to_come_first(monkeypatch):
     keras.ops.ones(1)
-    worker = json.loads(config(1)) | {"task": {"type": "worker", "index": 0}}
+    worker = json.loads(config(2)) | {"task": {"type": "worker", "index": 1}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(worker))
     with pytest.raises(InputError, match=r"call get_strategy\('multiworker'\) first"):
         get_strategy("multiworker")
