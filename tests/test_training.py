@@ -1,5 +1,7 @@
 """`fit`: what changes, what must not, and that it learns what can be learnt and nothing else."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -197,6 +199,15 @@ def test_two_replicas_end_with_the_weights_of_one_with_uneven_batches_too(option
     assert loss == pytest.approx(other, rel=1e-5)
     for some, others in zip(one, two, strict=True):
         np.testing.assert_allclose(others, some, atol=1e-5 * np.abs(some).max())
+
+
+def test_fewer_pictures_than_devices_are_refused(colors):
+    import tensorflow as tf
+
+    model = built("large-similar", strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    few = replace(colors, val=colors.val.take([0]))
+    with pytest.raises(InputError, match=r"a picture for each of the 2 devices.*and 1\. Use fewer devices"):
+        fit(model, few, epochs=1, verbose=0)
 
 
 def test_gradients_are_not_clipped_on_several_replicas(colors):
