@@ -46,8 +46,7 @@ def devices(name: str, addresses: tuple[str, ...] = (), index: int = 0) -> JaxDe
         InputError: there are no such devices.
 
     Example:
-        >>> devices("default").num_replicas_in_sync
-        1
+        devices("mirrored").num_replicas_in_sync
     """
     import jax
     import keras
