@@ -65,6 +65,13 @@ def test_a_task_that_is_not_in_the_cluster_is_refused(task, monkeypatch):
         read_cluster()
 
 
+@pytest.mark.parametrize("address", ["a", "a:", "a:b", "a:1:x"])
+def test_an_address_without_a_port_is_refused(address, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", config(worker=[address, "b:2"]))
+    with pytest.raises(InputError, match=f"of the form host:port. Received: {address}"):
+        read_cluster()
+
+
 def test_a_cluster_without_a_task_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["a:1", "b:2"]}}))
     with pytest.raises(InputError, match="Received: none"):

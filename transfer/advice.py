@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transfer.commands import carried_out
 from transfer.config import AdviceConfig, parse_advice_arguments, seconds_of
 from transfer.errors import InputError
 from transfer.files import replacing, write_text
@@ -26,21 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Example:
         main(["--data", "photos", "--json", "advice.json"])
     """
-    told = logging.StreamHandler(sys.stderr)
-    logging.getLogger("transfer").addHandler(told)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
-    try:
+
+    def work() -> None:
         options, more = parse_advice_arguments(arguments)
         run(options, compared=more.compare, json_file=more.json, plots=more.plots)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped. Nothing was written.\n")
-        return 130
-    finally:
-        logging.getLogger("transfer").removeHandler(told)
-    return 0
+
+    return carried_out(work, stream=sys.stderr, stopped="Stopped. Nothing was written.")
 
 
 def run(

@@ -12,7 +12,6 @@ import math
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from transfer import beam_runner, feature_shards
 from transfer.cases import POLICIES, Case
+from transfer.commands import carried_out
 from transfer.config import DataConfig
 from transfer.errors import InputError
 
@@ -356,23 +356,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Example:
         main(["--data", "photos", "--direct_num_workers=2", "--direct_running_mode=multi_processing"])
     """
-    told = logging.StreamHandler(sys.stdout)
-    above = logging.getLogger("transfer")
-    above.addHandler(told)
-    above.setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
-    try:
+
+    def work() -> None:
         options, splits, flags = parse_pass_arguments(arguments)
         run(options, splits=splits, flags=flags)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped. The same command goes on from there.\n")
-        return 130
-    finally:
-        above.removeHandler(told)
-    return 0
+
+    said = "Stopped. The same command goes on from there."
+    return carried_out(work, stream=sys.stdout, stopped=said, level=logging.INFO)
 
 
 if __name__ == "__main__":

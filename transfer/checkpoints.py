@@ -95,11 +95,13 @@ class Checkpoints:
         self.settings = json.loads(json.dumps(dict(settings)))
         self.written = time.monotonic()
         self._failed = False
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"Expected a folder for the states of training. Received: {folder}, a file.")
         crew().decision(self._refuse_others)
 
     def _refuse_others(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(
+                f"Expected a folder for the states of training. Received: {self.folder}, a file."
+            )
         about = self.folder / "settings.json"
         if about.exists():
             refuse_others(read_settings(about), self.settings, self.folder)

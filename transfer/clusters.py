@@ -64,16 +64,38 @@ def read_cluster() -> tuple[tuple[str, ...], int]:
         valid = ", ".join(f"{kind} {number}" for kind, number in known)
         raise InputError(f"Expected a task in TF_CONFIG that is one of {valid}. Received: {shown}.")
     found = tuple(addresses["chief"] + addresses["worker"])
+    wrong = [address for address in found if not address.rpartition(":")[2].isdigit() or ":" not in address]
+    if wrong:
+        raise InputError(
+            f"Expected addresses in TF_CONFIG of the form host:port. Received: {', '.join(wrong)}."
+        )
     return found, known.index(own) if own in known else 0
 
 
 _TF_CONFIG = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
+def as_workers(addresses: Sequence[str], index: int) -> str:
+    """Give a `TF_CONFIG` in which all are workers; without one that is called so, the first is the chief.
+
+    Args:
+        addresses: of all processes, the chief's first.
+        index: of this one among them.
+
+    Returns:
+        JSON.
+
+    Example:
+        >>> as_workers(["a:1", "b:1"], 1)
+        '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}'
+    """
+    return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}})
+
+
 def _ask_slurm() -> None:
     """Write the workers of a Slurm step into `TF_CONFIG`, by TensorFlow's own resolver. Slurm itself gives each task
     its GPUs (`--gpus-per-task`)."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return
     import tensorflow as tf
 

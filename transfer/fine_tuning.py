@@ -19,9 +19,10 @@ from transfer.checkpoints import Keeping, State
 from transfer.errors import InputError
 from transfer.pipeline import Position, make_dataset
 from transfer.schedules import KeepBetter, WarmupCosine, epochs_for
-from transfer.strategy import distributed, make_exact, scope_of, share_of, while_training
+from transfer.strategy import distributed, make_exact, replicas_of, scope_of, share_of, while_training
 from transfer.training_run import Run, TrainingLog
 from transfer.validation import Validation
+from transfer.workers import Share
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ def train_all(
     per_epoch = -(-len(run.data.train) // run.batch_size)
     peak = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # before a state's own comes back
     first, step = (state.epoch, state.step) if state is not None else (0, 0)
-    trainee, train_set, val_set = tail_training.tail_of(run, done, epochs) or _whole(run)
+    tail = tail_training.tail_of(run, done, epochs)
+    trainee, train_set, val_set = tail or _whole(run)
+    share = share_of(model) if tail is None else None
     with _ready(run) as each_step:
         better = _keep_better(run, done)
         if state is not None:
@@ -77,10 +80,9 @@ def train_all(
         position = Position(first)
         keeping = Keeping(run.kept, position, step=step, per_epoch=per_epoch, state=now)
         schedule = _schedule(run, peak, epochs * per_epoch, first * per_epoch + step, each_step)
-        callbacks = [*schedule, *_validation(run), better, _Rows(done, phase), keeping, *run.callbacks]
-        options = {"validation_data": val_set, **run.fit_options(callbacks)}
-        if share_of(model) is not None:  # `distributed` has seen to them
-            options["class_weight"] = None
+        callbacks = [*schedule, *_validation(run, share), better, _Rows(done, phase), keeping, *run.callbacks]
+        weights = {} if share is None else {"class_weight": None}  # `distributed` has seen to them
+        options = {"validation_data": val_set, **run.fit_options(callbacks), **weights}
         start, trainee.stop_training = time.perf_counter(), False
         try:
             with while_training(model):
@@ -122,6 +124,11 @@ def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
             f"Expected a picture for each of the {share.of} devices, to train on and for validation. Received: "
             f"{len(data.train)} and {len(data.val)}. Use fewer devices."
         )
+    if share is not None and share.whole and run.batch_size % replicas_of(run.model):
+        raise InputError(
+            f"Expected a batch_size that {replicas_of(run.model)} devices can share evenly, which JAX asks for. "
+            f"Received: {run.batch_size}."
+        )
     if len(data.val) and not (share is not None and share.whole):  # else see `Validation`
         val_set = distributed(
             run.model, make_dataset(data.val, batch_size=features.BATCH_SIZE, cache=True, **options)
@@ -134,9 +141,8 @@ def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
     return trainee, train_set, val_set
 
 
-def _validation(run: Run) -> list[keras.callbacks.Callback]:
+def _validation(run: Run, share: Share | None) -> list[keras.callbacks.Callback]:
     """Where Keras cannot count pictures that fill up a batch out of its metrics, what does instead of it."""
-    share = share_of(run.model)
     if share is None or not share.whole or not len(run.data.val):
         return []
     return [Validation(run.model, run.data.val, run.image_size, label_smoothing=run.label_smoothing)]

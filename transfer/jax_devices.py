@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from transfer.clusters import wait_for
 from transfer.errors import InputError
-from transfer.workers import Crew, join
+from transfer.workers import Crew, crew, join
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,22 @@ class JaxDevices:
 
 
 @functools.cache
-def devices(name: str, addresses: tuple[str, ...] = (), index: int = 0) -> JaxDevices:
+def devices(
+    name: str, addresses: tuple[str, ...] = (), index: int = 0, patience: float = 300.0
+) -> JaxDevices:
     """Give the devices that a name stands for.
 
     Args:
         name: of `strategy.STRATEGIES`.
         addresses: of the processes that work together; the first has to be reachable for all.
         index: of this process among them.
+        patience: seconds to wait for the first of them; that one waits for the others as long as JAX does.
 
     Returns:
         The devices: one; all of this machine; or those of all processes.
 
     Raises:
-        InputError: there are no such devices.
+        InputError: there are no such devices, or not all processes came.
 
     Example:
         devices("mirrored").num_replicas_in_sync
@@ -53,10 +57,8 @@ def devices(name: str, addresses: tuple[str, ...] = (), index: int = 0) -> JaxDe
 
     if name == "multiworker" and len(addresses) < 2:
         raise InputError("Expected a TF_CONFIG, or a Slurm step, that names several workers. There is none.")
-    if len(addresses) > 1:
-        # Keras hands the first of them to JAX, through which all meet.
-        keras.distribution.initialize(",".join(addresses), len(addresses), index)
-        join(Crew(index, addresses, _all_gather))
+    if len(addresses) > 1 and crew().count == 1:
+        _meet(addresses, index, patience)
     found = keras.distribution.list_devices()
     if name == "tpu" and not found[0].startswith("tpu"):
         raise InputError(f"No TPU was found: JAX has {', '.join(found)}. Use strategy 'auto'.")
@@ -66,6 +68,21 @@ def devices(name: str, addresses: tuple[str, ...] = (), index: int = 0) -> JaxDe
     if jax.process_count() == 1:
         found = found[: jax.local_device_count()]
     return JaxDevices(keras.distribution.DataParallel(devices=found, auto_shard_dataset=False), len(found))
+
+
+def _meet(addresses: tuple[str, ...], index: int, patience: float) -> None:
+    import keras
+
+    wait_for(addresses[:1] if index else (), patience)
+    try:
+        # Keras hands the first of them to JAX, through which all meet.
+        keras.distribution.initialize(",".join(addresses), len(addresses), index)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"JAX could not bring {len(addresses)} processes together, {', '.join(addresses)}: "
+            f"{str(error).splitlines()[0]}. Ask for them before anything else is computed, and on each machine."
+        ) from None
+    join(Crew(index, addresses, _all_gather))
 
 
 def _all_gather(own: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ class Order:
             return whole
         if self.share.whole:
             filled = [np.concatenate([b, np.resize(order, self.batch_size - len(b))]) for b in whole]
-            return [np.array_split(batch, self.share.of)[self.share.first] for batch in filled]
+            return [self.share.of_filled(batch) for batch in filled]
         if self.seed is None:
             return self.share.of_all(order[first:], self.batch_size)
         return [part for batch in whole for part in self.share.of_batch(batch)]
@@ -89,7 +89,7 @@ class Order:
         first = self.position.done if self.position is not None else 0
         real = min(self.batch_size, self.count - first - number * self.batch_size)
         weights = np.where(np.arange(self.batch_size) < real, self.batch_size / real, 0.0)
-        return np.array_split(weights.astype("float32"), self.share.of)[self.share.first]
+        return self.share.of_filled(weights.astype("float32"))
 
     def __len__(self) -> int:
         first = self.position.done if self.position is not None else 0

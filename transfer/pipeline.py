@@ -93,18 +93,16 @@ def make_dataset(
     store = None
     if training if cache is None else cache:
         store = _store(len(split), image_size, _budget() if cache_budget is None else cache_budget)
-    mixed = training and mix != "none"
-    order = Order(
-        len(split), batch_size, seed if training else None, keys, position, None if mixed else share
-    )
+    after = share if training and mix != "none" else None  # who mixes reads all of a batch
+    before = share if after is None else after.undivided()
+    order = Order(len(split), batch_size, seed if training else None, keys, position, before)
     changes = (training or keys is not None) and augment != "none"
     if not _tensorflow():
         from transfer import python_batches
 
         read = _reader(split, image_size, store)
-        return python_batches.pictures(
-            order, read, change if changes else None, finish if mix != "none" else None
-        )
+        own = finish if mix != "none" else None
+        return python_batches.pictures(order, read, change if changes else None, own, share=after)
     import tensorflow as tf
 
     def change_all(images: Any, labels: Any, keys: Any) -> Any:
@@ -116,17 +114,13 @@ def make_dataset(
             return tf.cast(images, tf.float32), labels
         return finish(images, labels, keys[0])
 
-    mixed = training and mix != "none"
-    order = Order(
-        len(split), batch_size, seed if training else None, keys, position, None if mixed else share
-    )
     dataset = _positions(order).map(_reading(split, image_size, store), num_parallel_calls=tf.data.AUTOTUNE)
     if changes:
         dataset = dataset.map(change_all, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.map(finish_batch, num_parallel_calls=tf.data.AUTOTUNE)
-    if mixed and share is not None:
-        dataset = dataset.flat_map(functools.partial(_parts, share))
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(order) * share.replicas))
+    if after is not None:
+        dataset = dataset.flat_map(functools.partial(_parts, after))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(order) * after.replicas))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)

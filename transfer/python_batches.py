@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from transfer.order import Order
+from transfer.workers import Share
 
 Read = Callable[[np.ndarray, np.ndarray], tuple[Any, ...]]
 """What turns positions and keys into what `fit` takes: pictures, labels and weights."""
@@ -22,6 +23,7 @@ class Batches(keras.utils.PyDataset):
     Args:
         order: which pictures come when.
         read: what makes a batch of them.
+        share: of this process, of what was read; None is all.
 
     Attributes:
         class_weights: how much the pictures of each class count, where each picture has a weight.
@@ -33,9 +35,9 @@ class Batches(keras.utils.PyDataset):
         [[0.0, 1.0, 2.0], [3.0, 4.0]]
     """
 
-    def __init__(self, order: Order, read: Read) -> None:
+    def __init__(self, order: Order, read: Read, share: Share | None = None) -> None:
         super().__init__()
-        self.order, self.read = order, read
+        self.order, self.read, self.share = order, read, share
         self.class_weights: np.ndarray | None = None
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
         self._next: tuple[int, Future[tuple[Any, ...]]] | None = None
@@ -61,7 +63,8 @@ class Batches(keras.utils.PyDataset):
         if self.class_weights is not None:
             numbers = np.asarray(y).argmax(axis=1) if np.ndim(y) > 1 else y
             weights = weights * self.class_weights[numbers]
-        return x, y, weights
+        batch = (x, y, weights)
+        return batch if self.share is None else tuple(self.share.of_filled(part) for part in batch)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return (self[i] for i in range(len(self)))
@@ -77,6 +80,8 @@ def pictures(
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     change: Callable[[Any, Any], Any] | None,
     finish: Callable[[Any, Any, Any], Any] | None,
+    *,
+    share: Share | None = None,
 ) -> Batches:
     """Give batches of pictures: read, changed one by one, mixed.
 
@@ -85,6 +90,7 @@ def pictures(
         read: gives pictures, uint8, and labels at positions.
         change: of `augmentation.augmentation`; None leaves them as they are.
         finish: of `augmentation.mixing`; None leaves the labels whole numbers.
+        share: of this process, of what was mixed; None is all.
 
     Returns:
         The batches, float32.
@@ -108,7 +114,7 @@ def pictures(
             x = change_all(x, keys.astype("uint32"))
         return (x, labels) if mix is None else mix(x, labels, keys[0].astype("uint32"))
 
-    return Batches(order, make)
+    return Batches(order, make, share)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

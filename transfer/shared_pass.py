@@ -33,11 +33,10 @@ def local_copy(model: keras.Model) -> keras.Model:
         >>> local_copy(model) is model
         True
     """
-    if (
-        crew().count == 1 or len(model.outputs) > 1
-    ):  # with several, it was made to look through, and is its own
-        return model
-    return surgery.clone(model)
+    values = [variable.value for variable in model.variables[:1]] if crew().count > 1 else []
+    # TensorFlow's have a value for each replica; those of JAX are in part on devices of others.
+    shared = any(hasattr(v, "values") or not getattr(v, "is_fully_addressable", True) for v in values)
+    return surgery.clone(model) if shared else model
 
 
 def missing_rows(shelf: Shelf, digests: Sequence[str]) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from transfer.clusters import names_several, read_cluster, wait_for
+from transfer.clusters import as_workers, names_several, read_cluster, wait_for
 from transfer.errors import InputError, unknown
 from transfer.workers import Crew, Share, crew, join
 
@@ -88,7 +87,7 @@ def get_strategy(strategy: Any = "auto", *, patience: float = PATIENCE) -> Any:
     if name not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
     if not on_tensorflow():
-        return _with_jax(name)
+        return _with_jax(name, patience)
     import tensorflow as tf
 
     if name == "auto":
@@ -119,7 +118,7 @@ def on_tensorflow() -> bool:
     return bool(keras.backend.backend() == "tensorflow")
 
 
-def _with_jax(name: str) -> Any:
+def _with_jax(name: str, patience: float) -> Any:
     import keras
 
     if keras.backend.backend() != "jax":
@@ -127,7 +126,7 @@ def _with_jax(name: str) -> Any:
     from transfer import jax_devices
 
     addresses, index = read_cluster() if name in ("auto", "multiworker") else ((), 0)
-    return jax_devices.devices(name, addresses, index)
+    return jax_devices.devices(name, addresses, index, patience)
 
 
 def _best(tf: Any) -> str:
@@ -172,7 +171,8 @@ def _multiworker(patience: float) -> Any:
         return (
             _mirrored() if len(tf.config.list_physical_devices("GPU")) > 1 else tf.distribute.get_strategy()
         )
-    _meet_within(patience)
+    os.environ["TF_CONFIG"] = as_workers(addresses, index)
+    _meet_within(patience, len(addresses))
     wait_for(addresses[1:] if index == 0 else (), patience)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -193,24 +193,19 @@ def _multiworker(patience: float) -> Any:
     return strategy
 
 
-def _meet_within(seconds: float) -> None:
+def _meet_within(seconds: float, count: int) -> None:
     """Set how long TensorFlow waits for workers, and how soon it misses one: an hour, and never, by itself."""
     from tensorflow.python.distribute import collective_all_reduce_strategy as strategies
     from tensorflow.python.eager import context
 
-    addresses = json.loads(os.environ["TF_CONFIG"])["cluster"]
     job = strategies.coordination_config_pb2.CoordinatedJob
-    jobs = [
-        job(name=kind, num_tasks=len(addresses[kind])) for kind in ("chief", "worker") if addresses.get(kind)
-    ]
-    first = "chief" if addresses.get("chief") else "worker"
     context.context().configure_coordination_service(
         service_type="standalone",
-        service_leader=f"/job:{first}/replica:0/task:0",
+        service_leader="/job:worker/replica:0/task:0",
         cluster_register_timeout_in_ms=int(1000 * seconds),
         heartbeat_timeout_in_ms=1000 * HEARTBEAT,
         shutdown_barrier_timeout_in_ms=1000 * HEARTBEAT,
-        coordinated_jobs=jobs,
+        coordinated_jobs=[job(name="worker", num_tasks=count)],
     )
 
 
@@ -334,9 +329,7 @@ def share_of(model: Any) -> Share | None:
         >>> share_of("a model with one replica") is None
         True
     """
-    if (
-        not on_tensorflow()
-    ):  # JAX splits a process's part over its devices itself, and compiles for each size of it
+    if not on_tensorflow():  # JAX splits a part over devices itself, and compiles for each size of it
         return Share(crew().index, 1, crew().count, whole=True)
     total = replicas_of(model)
     if total == 1:

@@ -31,15 +31,14 @@ class Validation(keras.callbacks.Callback):
         self, model: keras.Model, val: Split, image_size: tuple[int, int], *, label_smoothing: float = 0.0
     ) -> None:
         super().__init__()
-        self.trained, self.labels, self.smoothing = model, val.labels, label_smoothing
+        self.labels, self.smoothing = val.labels, label_smoothing
         own = val.take(crew().part(len(val)).tolist())
         self.batches = make_dataset(own, image_size=image_size, batch_size=BATCH_SIZE, cache=True)
         self.copy = surgery.clone(model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Run over the pictures."""
-        model = self.model  # Keras brings the weights of the devices back when it is asked for
-        self.copy.set_weights(self.trained.get_weights() if model is not None else [])
+        self.copy.set_weights(self.model.get_weights())
         own = [np.asarray(self.copy.predict_on_batch(np.asarray(x))) for x, _ in self.batches]
         given = crew().rows(
             np.concatenate(own) if own else np.zeros((0, self.copy.output_shape[-1]), "float32")

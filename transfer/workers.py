@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -45,6 +45,15 @@ class Share:
     replicas: int
     of: int
     whole: bool = False
+
+    def undivided(self) -> Share | None:
+        """The whole of each batch, filled up where it would be."""
+        return replace(self, first=0, of=1) if self.whole else None
+
+    def of_filled(self, rows: Any) -> Any:
+        """Split rows of a batch that is filled up, pictures or whatever belongs to them."""
+        size = len(rows) // self.of
+        return rows[self.first * size : (self.first + 1) * size]
 
     def of_batch(self, positions: np.ndarray) -> list[np.ndarray]:
         """Split a batch to train on: nearly equal parts; where there are fewer pictures than replicas, all of them for
@@ -100,7 +109,7 @@ class Crew:
         """
         if self.count == 1:
             return own
-        step = max(1, PIECE // max(1, own[:1].nbytes or own.itemsize * int(np.prod(own.shape[1:]))))
+        step = max(1, PIECE // (own.itemsize * max(1, int(np.prod(own.shape[1:])))))
         counts = self.all_gather(np.array([len(own)], "int32"))
         if not counts.any():  # TensorFlow dies of it
             return own
