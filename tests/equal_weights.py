@@ -1,15 +1,15 @@
 """Train a tiny network by one worker's part in it, and write down its weights: for `test_crews.py`.
 
-    python tests/equal_weights.py OUT.npz KIND [two] [OPTION=VALUE ...]
+    python tests/equal_weights.py FOLDER NAME=KIND[,two][,OPTION:VALUE ...] ...
 
 KIND is `head`, `everything`, `scratch` or `tail`; `two` takes two devices of this process. Several workers are those
-of TF_CONFIG, and Keras' backend is that of KERAS_BACKEND. Pictures are noise with a touch of their class, so that
-nothing is learnt so well that differences vanish; 77 of them, in batches of 8.
+of TF_CONFIG, and Keras' backend is that of KERAS_BACKEND. What each run ends with goes to FOLDER/NAME-WORKER.npz.
+Pictures are noise with a touch of their class, so that nothing is learnt so well that differences vanish; 77 of them,
+in batches of 8.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -27,7 +27,7 @@ class WithoutTensorFlow:
 
 JAX = os.environ.get("KERAS_BACKEND") == "jax"
 if JAX:
-    if "two" in sys.argv:
+    if "TF_CONFIG" not in os.environ:
         os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     sys.meta_path.insert(0, WithoutTensorFlow())
 
@@ -44,10 +44,20 @@ CASES = {
 
 
 def main() -> None:
-    out, kind, *rest = sys.argv[1:]
+    folder, *runs = sys.argv[1:]
     warnings.simplefilter("ignore")
-    devices = take_devices("two" in rest)
-    options = dict(pair.split("=") for pair in rest if "=" in pair)
+    devices = take_devices()
+    for run in runs:
+        name, _, text = run.partition("=")
+        kind, *rest = text.split(",")
+        options = dict(word.split(":") for word in rest if ":" in word)
+        weights = train(kind, devices["two" if "two" in rest else "one"], options)
+        np.savez(Path(folder) / f"{name}-{workers.crew().index}.npz", **weights)
+    workers.crew().leave_together()
+
+
+def train(kind: str, devices, options: dict[str, str]) -> dict[str, np.ndarray]:
+    """Give the weights, and with them what the test and validation found."""
     import keras
     from conftest import make_tiny
 
@@ -74,25 +84,21 @@ def main() -> None:
     )  # fmt: skip
     found = evaluation.evaluate(model, data, cache=cache, engine="keras")
     weights = {v.path.replace("/", "_"): np.asarray(keras.ops.convert_to_numpy(v)) for v in model.weights}
-    weights["evaluation"] = np.array([found.loss, done.rows[-1].get("val_loss", 0.0)])
-    np.savez(out.replace("N", str(workers.crew().index)), **weights)
-    print(json.dumps({"row": done.rows[-1], "accuracy": found.accuracy, "loss": found.loss}))
-    workers.crew().leave_together()
+    return {**weights, "evaluation": np.array([found.loss, done.rows[-1].get("val_loss", 0.0)])}
 
 
-def take_devices(two: bool):
+def take_devices() -> dict:
     strategy.start_quietly(repeatable=True)
     if "TF_CONFIG" in os.environ:
-        return strategy.get_strategy("multiworker", patience=60)
-    if not two:
-        return strategy.get_strategy("default")
+        return {"one": strategy.get_strategy("multiworker", patience=60)}
+    one = strategy.get_strategy("default")
     if JAX:
-        return strategy.get_strategy("mirrored")
+        return {"one": one, "two": strategy.get_strategy("mirrored")}
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return {"one": one, "two": tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])}
 
 
 if __name__ == "__main__":

@@ -18,15 +18,46 @@ SAME = 1e-5  # of the largest weight of each layer
 pytestmark = pytest.mark.slow
 
 
-def train(
-    folder: Path, name: str, kind: str, *options: str, count: int = 1, **environment: str
-) -> list[dict]:
-    """Give the weights that each worker ends with."""
-    place = folder / name
-    place.mkdir()
-    arguments = [str(HERE / "equal_weights.py"), str(place / "N.npz"), kind, *options]
-    crews.run(arguments, count, place, timeout=240, PYTHONPATH=str(HERE), **environment)
-    return [dict(np.load(place / f"{number}.npz")) for number in range(count)]
+RUNS = {
+    "one": "scratch",
+    "two": "scratch,two",
+    "other": "scratch,seed:1",
+    "head": "head",
+    "tail": "tail",
+    "mixed": "everything,mix:mixup,class_weights:1",
+    "mixed-two": "everything,two,mix:mixup,class_weights:1",
+    "unweighted": "everything,mix:mixup",
+    "rates": "everything,mix:mixup,depth_rate:0.3",
+}
+SHARED = ("one", "head", "mixed", "rates")
+
+
+@pytest.fixture(scope="module")
+def by_tensorflow(tmp_path_factory) -> dict[str, dict]:
+    return train(tmp_path_factory.mktemp("tensorflow"), RUNS.keys() - {"tail", "mixed-two"}, SHARED)
+
+
+@pytest.fixture(scope="module")
+def by_jax(tmp_path_factory) -> dict[str, dict]:
+    """Without TensorFlow, which cannot be imported there."""
+    pytest.importorskip("jax")
+    folder = tmp_path_factory.mktemp("jax")
+    return train(folder, RUNS.keys() - {"other", "rates"}, {"one", "mixed"}, KERAS_BACKEND="jax")
+
+
+def train(folder: Path, alone, shared, **environment: str) -> dict[str, dict]:
+    """Give the weights of runs by one process, and by each of two: one process of Python for all of a kind."""
+    found = {}
+    for count, names in ((1, alone), (2, shared)):
+        place = folder / str(count)
+        place.mkdir()
+        runs = [f"{name}={RUNS[name]}" for name in sorted(names)]
+        arguments = [str(HERE / "equal_weights.py"), str(place), *runs]
+        crews.run(arguments, count, place, timeout=600, PYTHONPATH=str(HERE), **environment)
+        for path in place.glob("*.npz"):
+            name, _, worker = path.stem.rpartition("-")
+            found[f"{name} {worker} of 2" if count == 2 else name] = dict(np.load(path))
+    return found
 
 
 def difference(some: dict, others: dict) -> float:
@@ -38,62 +69,50 @@ def moved(some: dict, others: dict) -> bool:
     return any(not np.array_equal(some[n], others[n]) for n in some)
 
 
-def test_two_devices_and_two_processes_end_with_the_weights_of_one_device(tmp_path):
-    (one,) = train(tmp_path, "one", "scratch")
-    (two,) = train(tmp_path, "two", "scratch", "two")
-    first, second = train(tmp_path, "processes", "scratch", count=2)
-    (other,) = train(tmp_path, "other", "scratch", "seed=1")
-    assert moved(one, other)
-    assert difference(one, two) < SAME
-    assert difference(one, first) < SAME
-    assert difference(first, second) == 0
+@pytest.mark.parametrize("runs", ["by_tensorflow", "by_jax"])
+def test_two_devices_and_two_processes_end_with_the_weights_of_one_device(runs, request):
+    found = request.getfixturevalue(runs)
+    assert difference(found["one"], found["two"]) < SAME
+    assert difference(found["one"], found["one 0 of 2"]) < SAME
+    assert difference(found["one 0 of 2"], found["one 1 of 2"]) == 0
 
 
-def test_two_processes_share_the_pass_and_end_with_the_same_head(tmp_path):
-    (one,) = train(tmp_path, "one", "head")
-    first, second = train(tmp_path, "processes", "head", count=2)
-    assert difference(one, first) < SAME
-    assert difference(first, second) == 0
+def test_another_seed_gives_other_weights(by_tensorflow):
+    assert difference(by_tensorflow["one"], by_tensorflow["other"]) > 100 * SAME
 
 
-def test_mixed_pictures_rates_by_block_and_weights_of_classes_are_the_same_on_two_processes(tmp_path):
-    options = ("mix=mixup", "depth_rate=0.3", "class_weights=1")
-    (one,) = train(tmp_path, "one", "everything", *options)
-    first, _ = train(tmp_path, "processes", "everything", *options, count=2)
-    (plain,) = train(tmp_path, "plain", "everything", *options[:-1])
-    assert difference(one, plain) > 100 * SAME  # the weights of classes count
-    assert difference(one, first) < SAME
+def test_two_processes_share_the_pass_and_end_with_the_same_head(by_tensorflow):
+    assert difference(by_tensorflow["head"], by_tensorflow["head 0 of 2"]) < SAME
+    assert difference(by_tensorflow["head 0 of 2"], by_tensorflow["head 1 of 2"]) == 0
 
 
-@pytest.mark.parametrize("kind", [("everything", "mix=mixup", "class_weights=1"), ("scratch",)])
-def test_with_jax_and_without_tensorflow_the_weights_are_the_same_too(tmp_path, kind):
-    pytest.importorskip("jax")
-    jax = {"KERAS_BACKEND": "jax"}
-    (one,) = train(tmp_path, "one", *kind, **jax)
-    (two,) = train(tmp_path, "two", *kind, "two", **jax)
-    first, second = train(tmp_path, "processes", *kind, count=2, **jax)
-    if len(kind) > 1:
-        (plain,) = train(tmp_path, "plain", *kind[:-1], **jax)
-        assert difference(one, plain) > 100 * SAME  # the weights of classes count
-    assert difference(one, two) < SAME
-    assert difference(one, first) < SAME
-    assert difference(first, second) == 0
+@pytest.mark.parametrize("runs", ["by_tensorflow", "by_jax"])
+def test_mixed_pictures_and_weights_of_classes_are_the_same_on_two_processes(runs, request):
+    found = request.getfixturevalue(runs)
+    assert difference(found["mixed"], found["unweighted"]) > 100 * SAME  # the weights of classes count
+    assert difference(found["mixed"], found["mixed 0 of 2"]) < SAME
+    if runs == "by_jax":
+        assert difference(found["mixed"], found["mixed-two"]) < SAME
 
 
-def test_the_tail_trains_on_jax(tmp_path):
-    pytest.importorskip("jax")
-    (start,) = train(tmp_path, "head", "head", KERAS_BACKEND="jax")
-    (end,) = train(tmp_path, "tail", "tail", KERAS_BACKEND="jax")
+def test_rates_by_block_are_the_same_on_two_processes(by_tensorflow):
+    assert difference(by_tensorflow["rates"], by_tensorflow["unweighted"]) > 100 * SAME
+    assert difference(by_tensorflow["rates"], by_tensorflow["rates 0 of 2"]) < SAME
+
+
+def test_the_tail_trains_on_jax(by_jax):
+    start, end = by_jax["head"], by_jax["tail"]
     assert np.array_equal(start["block1_conv_kernel"], end["block1_conv_kernel"])
     assert not np.array_equal(start["block3_conv_kernel"], end["block3_conv_kernel"])
 
 
 def test_workers_with_other_seeds_refuse_one_another(tmp_path):
     ports = crews.free_ports(2)
-    script = [str(HERE / "equal_weights.py"), str(tmp_path / "N.npz"), "everything"]
+    script = [str(HERE / "equal_weights.py"), str(tmp_path)]
     more = {"PYTHONPATH": str(HERE)}
     workers = [
-        crews.start([*script, f"seed={number}"], number, ports, tmp_path, **more) for number in range(2)
+        crews.start([*script, f"run=everything,seed:{number}"], number, ports, tmp_path, **more)
+        for number in range(2)
     ]
     assert [worker.wait(120) for worker in workers] == [1, 1]
     for number in range(2):
