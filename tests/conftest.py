@@ -110,3 +110,30 @@ def colors(color_folder):
     from transfer.datasets import load_data
 
     return load_data(color_folder)
+
+
+STRANGE = ('=cmd|" &C calc"!A0', "<b onmouseover=alert(1)>blue", 're\'d & "green"')
+"""Names of classes that try to be a formula, markup, and what ends a string."""
+
+
+@pytest.fixture(scope="session")
+def strange_folder(tmp_path_factory) -> Path:
+    """Three colours whose classes and files have names that mean something elsewhere, some of them mislabelled."""
+    folder = tmp_path_factory.mktemp("strange") / "strange <i>data"
+    for number, (name, color) in enumerate(zip(STRANGE, COLORS.values(), strict=True)):
+        for i in range(30):
+            other = list(COLORS.values())[(number + 1) % 3]
+            file = f"<img src=x onerror=alert({i})>.png" if i % 5 == 0 else f"=1+{i}.png"
+            write_picture(folder / name / file, other if i % 9 == 4 else color, seed=100 * number + i)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def strange_run(strange_folder, tmp_path_factory) -> Path:
+    """A run on these, its case measured; tests that change it copy it."""
+    from transfer.train import main
+
+    place = tmp_path_factory.mktemp("runs") / "strange"
+    quick = ["--image-size", "32", "--strategy", "default", "--test", "0.4", "--solver", "exact"]
+    assert main(["--data", str(strange_folder), *quick, "--output", str(place)]) == 0
+    return place

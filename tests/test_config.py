@@ -53,6 +53,7 @@ OTHER = TrainConfig(
     mix="cutmix",
     batchnorm="adapted",
     resume=True,
+    calibrate=True,
     checkpoint_every="5m",
     precision="mixed_bfloat16",
     steps_per_execution=4,

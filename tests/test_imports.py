@@ -14,12 +14,11 @@ PACKAGE = Path(transfer.__file__).parent
 # Rooms by floor; a room imports rooms of lower floors only.
 FLOORS = [
     {"errors"},
-    {"clusters", "commands"},
+    {"clusters", "commands", "files"},
     {
         "augmentation",
         "cases",
         "figures",
-        "files",
         "graphs",
         "pages",
         "pictures",
@@ -28,6 +27,7 @@ FLOORS = [
         "run_folders",
         "sampling",
         "schedules",
+        "scores",
         "softmax_regression",
         "tables",
         "workers",
@@ -35,36 +35,48 @@ FLOORS = [
     | {"openvino_runtime", "spool", "torch_file", "weight_files"},
     {
         "boundary",
+        "evaluation_plots",
         "curves",
         "data_report",
         "duplicates",
         "efficientnet_lite",
         "engines",
+        "gradients",
         "heads",
         "shelf",
     }
     | {"jax_devices", "order", "recipes", "surgery"},
-    {"backbones", "cache", "check_memory", "config", "python_batches", "splitting", "strategy"},
-    {"array_source", "checking", "cuts", "manifest", "sources", "split_file", "tfds_records"},
+    {"backbones", "cache", "check_memory", "config", "explain", "python_batches", "splitting", "strategy"},
+    {
+        "array_source",
+        "checking",
+        "cuts",
+        "explanation_plots",
+        "manifest",
+        "sources",
+        "split_file",
+        "tfds_records",
+    },
     {"tfds_source"},
     {"datasets", "feature_shelf", "pipeline", "shared_pass"},
-    {"feature_shards", "features", "validation"},
+    {"feature_shards", "features", "runs", "validation"},
     {"beam_runner", "builders", "evaluation", "looks"},
-    {"beam_features", "block_rates", "similarity", "suspects", "trials"},
-    {"expectations"},
-    {"advice_report"},
+    {"beam_features", "block_rates", "predictions", "similarity", "suspects", "trials"},
+    {"expectations", "records"},
+    {"advice_report", "run_pages"},
     {"adviser"},
     {"checkpoints", "comparison", "plots", "training_plots"},
     {"training_run"},
-    {"head_training", "tail_training"},
+    {"head_training", "review", "tail_training"},
     {"fine_tuning"},
     {"training"},
     {"rate_finder", "report"},
-    {"advice", "train"},
+    {"advice", "evaluate", "export", "predict", "train"},
 ]
 TENSORFLOW = {
     "clusters",
     "engines",
+    "gradients",
     "strategy",
     "pipeline",
     "augmentation",
@@ -73,7 +85,19 @@ TENSORFLOW = {
     "features",
     "export",
 }
-LIGHT = ["advice", "cache", "cases", "config", "datasets", "errors", "heads", "probes", "splitting", "train"]
+LIGHT = [
+    "advice",
+    "cache",
+    "cases",
+    "config",
+    "datasets",
+    "errors",
+    "heads",
+    "predict",
+    "probes",
+    "splitting",
+    "train",
+]
 
 
 def rooms():
@@ -123,6 +147,8 @@ def test_tensorflow_is_imported_by_its_rooms_alone():
 
 def test_matplotlib_is_imported_by_rooms_of_plots_alone():
     assert {room for room, tree in rooms().items() for m in imported(tree) if m.startswith("matplotlib")} == {
+        "evaluation_plots",
+        "explanation_plots",
         "figures",
         "plots",
         "training_plots",

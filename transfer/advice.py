@@ -96,15 +96,8 @@ def _draw(advice: Any, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
-    drawn: dict[str, Any] = {}
-    if advice.similarity is not None:
-        here = (advice.data, advice.evidence.num_train, advice.similarity.score)
-        others = [(one.name, one.num_images, one.score) for one in advice.similarity.scale]
-        drawn["four-cases.png"] = plots.four_cases_chart(here, others)
-    if advice.curve is not None:
-        drawn["layer-curve.png"] = plots.layer_curve_plot(advice.curve)
-    for name, figure in drawn.items():
-        with replacing(folder / name) as partial:
+    for name, figure in plots.advice_figures(advice).items():
+        with replacing(folder / f"{name.replace('_', '-')}.png") as partial:
             figure.savefig(partial, format="png")
 
 

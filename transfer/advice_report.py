@@ -198,7 +198,10 @@ class Advice:
                 "standard_error": self.curve.together.standard_error,
             },
             "size_curve": [asdict(point) for point in self.sizes],
-            "cases": [{**asdict(c), "case": str(c.case), "interval": list(c.interval)} for c in self.choices],
+            "cases": [
+                {**asdict(c), "case": str(c.case), "interval": list(c.interval), "deed": deed(c)}
+                for c in self.choices
+            ],
             "trial": None if self.trial is None else asdict(self.trial),
             "time_budget": self.time_budget,
             "warnings": [warning._asdict() for warning in self.warnings],

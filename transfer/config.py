@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import shlex
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -201,6 +202,8 @@ class TrainConfig(DataConfig):
     output: str | None = None
     # Go on with an interrupted run, and start none.
     resume: bool = False
+    # Fit a temperature on the validation pictures, so that the model's probabilities are honest.
+    calibrate: bool = False
     # How often the state of the training is written, such as 60s or 10m.
     checkpoint_every: str = "60s"
 
@@ -241,6 +244,17 @@ class TrainConfig(DataConfig):
         """All that makes a run what it is, and not where it is or how often its state is kept."""
         found = dataclasses.asdict(self)
         return {k: v for k, v in found.items() if k not in ("output", "resume", "checkpoint_every")}
+
+    @property
+    def command(self) -> str:
+        """The command that trains so: what differs from the defaults, as flags."""
+        words = ["python", "-m", "transfer.train"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                flag = "--" + field.name.replace("_", "-")
+                words += [flag] if value is True else [f"{flag}={value}"]
+        return shlex.join(words)
 
 
 def parse_arguments(

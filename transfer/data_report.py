@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from transfer.errors import InputError
 from transfer.pages import data_uri, render
 
 FEWEST = 3
@@ -115,6 +116,19 @@ class DataReport:
         same = [one._asdict() for one in self.same]
         return {**asdict(self), "same": same, "findings": findings}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataReport:
+        """Take what `to_dict` gave, by way of JSON perhaps.
+
+        Raises:
+            InputError: it is something else.
+        """
+        try:
+            given = {key: _as_tuples(value) for key, value in values.items() if key != "findings"}
+            return cls(**{**given, "same": tuple(Same(**one) for one in map(dict, given["same"]))})
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(f"Expected the report of a check of data. Received another: {error}.") from None
+
     def to_json(self) -> str:
         """Give everything as JSON."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
@@ -133,7 +147,7 @@ class DataReport:
             picture: gives a small picture by its name, uint8 of shape (height, width, 3), or None; those of
                 interest are shown.
         """
-        return render("page.html", title=f"Data: {self.name}", parts=[self.to_part(picture)])
+        return str(render("page.html", title=f"Data: {self.name}", parts=[self.to_part(picture)]))
 
     def to_part(self, picture: Callable[[str], np.ndarray | None] | None = None) -> str:
         """Give the part of a page that `to_html` is made of; its argument is the same."""
@@ -161,6 +175,13 @@ class DataReport:
             **({"groups": str(self.groups)} if self.groups else {}),
             **({"ignored": f"{others:,} other file{'s' * (others > 1)}"} if others else {}),
         }
+
+
+def _as_tuples(value: Any) -> Any:
+    """Make tuples of JSON's lists again, at any depth."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_as_tuples, value))
+    return {key: _as_tuples(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _serious(report: DataReport) -> Iterable[Finding]:

@@ -179,6 +179,66 @@ def load_data(
     return ImageData(name, tuple(found.class_names), **splits, report=report, image_size=size)
 
 
+def load_test(
+    source: Any,
+    class_names: Sequence[str],
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    resize: str = DataConfig.resize,
+    strict: bool = False,
+    data_dir: str | Path | None = None,
+    tfds_split: str | Mapping[str, str] | None = None,
+    download: bool = True,
+) -> ImageData:
+    """Load labelled pictures to measure a model on, all of them, with the labels that the model knows.
+
+    Args:
+        source: as for `load_data`; it may lack classes. Where it has splits its test set is taken, or else that for
+            validation, or else what is there.
+        class_names: of the model, in its order.
+        image_size: pixels, one number or (height, width); None takes the model's.
+        resize: one of `pictures.RESIZES`: that which the model was trained with.
+        strict: stop at pictures that cannot be used.
+        data_dir: where tensorflow_datasets keeps prepared data.
+        tfds_split: for tensorflow_datasets, in its own syntax.
+        download: let tensorflow_datasets download what is not prepared.
+
+    Returns:
+        The data; only `test` has pictures.
+
+    Raises:
+        InputError: there is no such source, it has no pictures, or classes that the model does not know.
+
+    Example:
+        >>> from transfer.sources import embedded_folder
+        >>> names = load_data("emoji").class_names
+        >>> len(load_test(embedded_folder(), names).test)
+        494
+    """
+    given = class_names if not isinstance(source, str | Path) else None
+    name, found = _read(source, given, data_dir, tfds_split, download)
+    chosen = next(split for split in ("test", "val", "train") if split in found.parts)
+    if len(found.parts) > 1:
+        log.info("Of %s, its pictures for %s are taken.", name, chosen)
+    known = {label: position for position, label in enumerate(class_names)}
+    for label in found.class_names:
+        if label not in known:
+            raise unknown(
+                "class", label, class_names, hint=f"{name!r} has it, and the model does not know it."
+            )
+    part = found.parts[chosen]
+    labels = np.array([known[label] for label in found.class_names], "int64")[part.labels]
+    found = replace(found, parts={"test": replace(part, labels=labels)}, class_names=[*class_names])
+    found, checked = _check(_tidy(found, resize), strict=strict)
+    if not len(found.parts["test"]):
+        raise InputError(f"Expected pictures in {name!r}. Received none.{skipped_in_words(found.skipped)}")
+    none = found.parts["test"].take([])
+    splits = {"train": none, "val": none, "test": found.parts["test"]}
+    same = _find_same(checked, look_alikes=False)
+    report = make_report(name, found, checked=checked, same=same, splits=splits)
+    return ImageData(name, tuple(class_names), **splits, report=report, image_size=as_size(image_size))
+
+
 def _sizes(val: float | int, test: float | int) -> dict[str, float | int]:
     """Check the sizes of splits: whole numbers are counts, others shares."""
     sizes = {"val": val, "test": test}

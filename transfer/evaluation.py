@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -15,8 +17,25 @@ from transfer.datasets import ImageData, Split, flips_are_safe
 from transfer.errors import InputError
 from transfer.features import BATCH_SIZE, check_views, extract, frozen_trunk, input_size
 from transfer.pipeline import make_dataset
+from transfer.scores import (
+    Calibration,
+    ClassScore,
+    Confused,
+    accuracy_interval,
+    calibration,
+    class_scores,
+    confused_pairs,
+    fit_temperature,
+    top_k,
+)
 from transfer.shared_pass import local_copy
 from transfer.workers import crew
+
+MOST_CONFUSED = 10
+"""Pairs of classes that are listed."""
+
+FEWEST_TO_CALIBRATE = 30
+"""Pictures for validation from which on a temperature is fitted: of fewer, the few wrong ones alone would set it."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +47,14 @@ class Evaluation:
         labels: true class of each picture, shape (N,).
         probabilities: the model's, shape (N, classes).
         names: what each picture is called.
+        groups: of each picture, such as its patient; empty where there are none.
     """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     probabilities: np.ndarray
     names: tuple[str, ...]
+    groups: Sequence[str] = ()
 
     @property
     def predictions(self) -> np.ndarray:
@@ -56,6 +77,83 @@ class Evaluation:
         """Counts of shape (classes, classes): rows are true classes, columns predicted ones."""
         every_class = range(len(self.class_names))
         return metrics.confusion_matrix(self.labels, self.predictions, labels=list(every_class))
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Between what the accuracy lies with 95% confidence, by the bootstrap over pictures, or over groups."""
+        return accuracy_interval(self.labels == self.predictions, groups=self.groups)
+
+    def top_k(self, k: int) -> float:
+        """Share of pictures whose class is among the `k` most probable ones, 0 to 1."""
+        return top_k(self.labels, self.probabilities, k)
+
+    @cached_property
+    def by_class(self) -> tuple[ClassScore, ...]:
+        """Precision, recall and F1 of each class."""
+        return class_scores(self.labels, self.predictions, self.class_names)
+
+    @property
+    def macro(self) -> ClassScore:
+        """Their means, in which every class that has pictures counts the same."""
+        there = [one for one in self.by_class if one.pictures]
+        precision, recall, f1 = (float(np.mean([one[i] for one in there])) for i in (1, 2, 3))
+        return ClassScore("mean of classes", precision, recall, f1, len(self.labels))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Confidence against accuracy, and the expected calibration error."""
+        return calibration(self.labels, self.probabilities)
+
+    @property
+    def confused(self) -> tuple[Confused, ...]:
+        """Which classes are taken for which, the most frequent first."""
+        return confused_pairs(self.confusion, self.class_names)
+
+    @property
+    def mistakes(self) -> np.ndarray:
+        """Positions of the pictures that are named wrongly, the surest mistakes first."""
+        wrong = np.flatnonzero(self.labels != self.predictions)
+        return wrong[np.argsort(self.probabilities[wrong, self.labels[wrong]], kind="stable")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the figures, for programs."""
+        macro, most = self.macro, range(1, min(5, len(self.class_names)) + 1)
+        return {
+            "num_pictures": len(self.labels),
+            "accuracy": self.accuracy,
+            "interval": list(self.interval),
+            "top_k": {str(k): self.top_k(k) for k in most},
+            "log_loss": self.loss,
+            "calibration_error": self.calibration.error,
+            "macro": {"precision": macro.precision, "recall": macro.recall, "f1": macro.f1},
+            "classes": [one._asdict() for one in self.by_class],
+            "confused": [one._asdict() for one in self.confused[:MOST_CONFUSED]],
+        }
+
+    def to_text(self) -> str:
+        """Give the figures as lines for people."""
+        low, high = self.interval
+        k = min(5, len(self.class_names) - 1)
+        unit = f"groups of {len(self.labels):,} pictures" if len(self.groups) else "pictures"
+        count = len(set(self.groups)) if len(self.groups) else len(self.labels)
+        lines = [
+            f"Accuracy {self.accuracy:.1%}, {low:.1%} to {high:.1%} with 95% confidence, on {count:,} {unit}",
+            *([f"Among the {k} most probable classes: {self.top_k(k):.1%}"] if k > 1 else []),
+            f"Log loss {self.loss:.3f}; calibration error {self.calibration.error:.3f} (0 is perfect)",
+            "",
+        ]
+        width = max(len(one.name) for one in (*self.by_class, self.macro))
+        lines.append(f"{'':{width}} {'precision':>10} {'recall':>8} {'F1':>8} {'pictures':>9}")
+        lines += [
+            f"{one.name:{width}} {one.precision:>10.1%} {one.recall:>8.1%} {one.f1:>8.1%} {one.pictures:>9,}"
+            for one in (*self.by_class, self.macro)
+        ]
+        if self.confused:
+            lines += ["", "Most often taken for another:"]
+            lines += [
+                f"  {c.label} for {c.predicted}: {c.pictures:,} ({c.share:.0%})" for c in self.confused[:5]
+            ]
+        return "\n".join([*lines, ""])
 
 
 def evaluate(
@@ -127,4 +225,43 @@ def evaluate(
         probabilities = crew().rows(np.asarray(given, "float32")).astype("float64")
     # float32 sums miss 1 by 1e-7, of which scikit-learn would warn.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return Evaluation(data.class_names, part.labels, probabilities, tuple(part.names))
+    return Evaluation(data.class_names, part.labels, probabilities, tuple(part.names), tuple(part.groups))
+
+
+def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
+    """Make a model's probabilities honest, by a temperature that is fitted on the validation pictures.
+
+    The head's weights are divided by it: which class is the most probable stays, and so does the model's form.
+
+    Args:
+        model: ends in a Dense softmax; the weights of that are changed.
+        data: of `load_data`, with pictures for validation.
+        options: of `evaluate`.
+
+    Returns:
+        The temperature: above 1 where the model was too sure.
+
+    Raises:
+        InputError: no Dense softmax at the end, or too few pictures for validation.
+
+    Example:
+        >>> from transfer.builders import small_similar
+        >>> from transfer.datasets import load_data
+        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+        >>> calibrate(small_similar(base, 12), load_data("emoji")) > 0
+        True
+    """
+    head = model.layers[-1]
+    if not isinstance(head, keras.layers.Dense) or head.activation is not keras.activations.softmax:
+        raise InputError(
+            f"Expected a model that ends in a Dense softmax. Received: {head.name!r} at its end."
+        )
+    if len(data.val) < FEWEST_TO_CALIBRATE:
+        raise InputError(
+            f"Expected {FEWEST_TO_CALIBRATE} pictures for validation or more, to fit a temperature on. Received: "
+            f"{len(data.val)}. Set more aside with val=..., or leave the probabilities as they are."
+        )
+    found = evaluate(model, data, split="val", **options)
+    temperature = fit_temperature(found.labels, found.probabilities)
+    head.set_weights([weights / temperature for weights in head.get_weights()])
+    return temperature

@@ -15,9 +15,7 @@ class _Picture(Figure):
     """A figure that notebooks show without having been told to draw inline."""
 
     def _repr_png_(self) -> bytes:
-        picture = io.BytesIO()
-        self.savefig(picture, format="png", dpi=80)
-        return picture.getvalue()
+        return png_of(self, dpi=80)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -37,3 +35,22 @@ def new_figure(width: float, height: float) -> Figure:
     figure = _Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def png_of(figure: Figure, *, dpi: int = 110) -> bytes:
+    """Draw a figure.
+
+    Args:
+        figure: the figure.
+        dpi: pixels per inch.
+
+    Returns:
+        A PNG.
+
+    Example:
+        >>> png_of(new_figure(1, 1))[1:4]
+        b'PNG'
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi)
+    return picture.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +59,38 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+_COMMAND = re.compile(r"'*[=+\-@\t\r]")
+
+
+def to_cell(text: str) -> str:
+    """Write text so that a spreadsheet that opens the CSV takes it for text, and never for a formula (`=cmd`).
+
+    Args:
+        text: such as a class or a file's name.
+
+    Returns:
+        The text, with an apostrophe before it where it could be taken for a formula; `from_cell` takes it away.
+
+    Example:
+        >>> to_cell("=1+1"), to_cell("ants"), from_cell(to_cell("'=1+1"))
+        ("'=1+1", 'ants', "'=1+1")
+    """
+    return f"'{text}" if _COMMAND.match(text) else text
+
+
+def from_cell(text: str) -> str:
+    """Read what `to_cell` wrote.
+
+    Args:
+        text: of a cell.
+
+    Returns:
+        What it was written for.
+
+    Example:
+        >>> from_cell("'-ants"), from_cell("'ants'")
+        ('-ants', "'ants'")
+    """
+    return text[1:] if text[:1] == "'" and _COMMAND.match(text) else text

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
+from transfer.advice_report import Advice
 from transfer.cases import SMALL_DATA
 from transfer.curves import LayerCurve
 from transfer.evaluation import Evaluation
@@ -349,3 +350,25 @@ def _name_dots(axes: Any, names: Sequence[str], dots: np.ndarray) -> None:
             places.append((box.count_overlaps(taken) + 100 * off, len(places), place))
         text.set(**min(places, key=lambda each: each[:2])[2])
         taken.append(text.get_window_extent())
+
+
+def advice_figures(advice: Advice) -> dict[str, Figure]:
+    """Draw what an advice rests on.
+
+    Args:
+        advice: of `adviser.advise`.
+
+    Returns:
+        By name: `four_cases` where similarity was measured, `layer_curve` where layers were.
+
+    Example:
+        advice_figures(advise(data, base))["layer_curve"]
+    """
+    drawn: dict[str, Figure] = {}
+    if advice.similarity is not None:
+        here = (advice.data, advice.evidence.num_train, advice.similarity.score)
+        others = [(one.name, one.num_images, one.score) for one in advice.similarity.scale]
+        drawn["four_cases"] = four_cases_chart(here, others)
+    if advice.curve is not None:
+        drawn["layer_curve"] = layer_curve_plot(advice.curve)
+    return drawn

@@ -1,90 +1,110 @@
-"""Writes a run's folder. Everything in it was computed elsewhere."""
+"""Writes a run's folder and the pages on it: `python -m transfer.report RUN [RUN ...]`.
+
+Everything in it was computed elsewhere.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
+import io
 import json
+import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
-import numpy as np
-
-from transfer import plots, training_plots
+from transfer.commands import carried_out
 from transfer.config import TrainConfig, save_config
-from transfer.datasets import ImageData
+from transfer.datasets import ImageData, load_data
+from transfer.errors import InputError
 from transfer.evaluation import Evaluation
-from transfer.files import write_text
-from transfer.pages import data_uri, render
+from transfer.files import replacing, write_text
+from transfer.predictions import write_predictions
+from transfer.records import ADVICE, DATA, EVALUATION, PREDICTIONS, read_record
+from transfer.run_pages import Thumbnail, comparison_page, model_card, run_page
+from transfer.runs import CONFIG, LABELS, METRICS, MODEL, SPLIT, add_labels
 from transfer.split_file import write_split
 from transfer.training_run import TrainingLog
 
-SHEET = 24
-"""Pictures on the sheet of predictions."""
+PAGE, CARD, COMPARISON = "report.html", "README.md", "comparison.html"
+
+log = logging.getLogger("transfer.report")  # __name__ is __main__ where this room is the command
 
 
 def write_run(
     folder: Path,
     *,
-    model: keras.Model,
+    model: Any,
     config: TrainConfig,
     data: ImageData,
     done: TrainingLog,
     evaluation: Evaluation | None,
-    title: str,
+    figures: Mapping[str, Any],
+    suspects: Sequence[Any] = (),
 ) -> None:
-    """Write the model, its labels, the split, the options, the history, the pictures and the page of a run.
+    """Write the model, its labels, the split, the options, the history, the predictions and the pictures of a run.
 
     Args:
         folder: to write into.
-        model: the trained model, with its plan.
+        model: the trained model.
         config: options that reproduce the run.
         data: what it was trained on.
         done: the log of training.
         evaluation: on the test pictures, where there are any.
-        title: of the drawing of the network.
+        figures: of `review.figures_of`.
+        suspects: test pictures whose label is probably wrong.
 
     Example:
-        write_run(folder, model=model, config=config, data=data, done=done, evaluation=None, title="case 1")
+        write_run(folder, model=model, config=config, data=data, done=done, evaluation=None, figures={})
     """
-    model.save(folder / "model.keras")
-    save_config(config, folder / "config.yaml")
-    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in data.class_names), encoding="utf-8")
-    write_split(folder / "split.csv", data.splits, data.class_names)
-    write_text(folder / "data.json", data.report.to_json())
-    _write_history(done.rows, folder / "history.csv")
-    figures = {
-        "learning_curves.png": _curves(done),
-        "network.png": plots.network_by_blocks(
-            title,
-            model.plan.blocks,
-            input_text="picture\nRGB, 0 to 255\n(scaled inside)",
-            output_text=f"{data.num_classes} classes",
-        ),
-    }
+    model.save(folder / MODEL)
+    add_labels(folder / MODEL, data.class_names)
+    save_config(config, folder / CONFIG)
+    write_text(folder / LABELS, "".join(f"{name}\n" for name in data.class_names))
+    write_split(folder / SPLIT, data.splits, data.class_names)
+    write_text(folder / DATA, data.report.to_json())
+    write_text(folder / "history.csv", _history(done.rows))
     if evaluation is not None:
-        figures["confusion_matrix.png"] = plots.confusion_matrix(evaluation)
-        figures["predictions.png"] = plots.prediction_sheet(evaluation, _sheet(evaluation, data))
+        write_predictions(folder / PREDICTIONS, evaluation)
+        found = {**evaluation.to_dict(), "suspected_labels": [one._asdict() for one in suspects]}
+        write_text(folder / EVALUATION, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_figures(folder, figures)
+
+
+def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures as PNG.
+
+    Args:
+        folder: to write into.
+        figures: by name, without the ending.
+
+    Example:
+        write_figures(folder, {"network": figure})
+    """
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=110)
-    shown = [
-        (data_uri((folder / name).read_bytes()), Path(name).stem.replace("_", " ").capitalize())
-        for name in figures
-    ]
-    parts = [render("figures.html", figures=shown), data.report.to_part(data.thumbnail)]
-    write_text(folder / "report.html", render("page.html", title=f"{data.name}. {title}", parts=parts))
+        with replacing(folder / f"{name}.png") as partial:
+            figure.savefig(partial, format="png", dpi=110)
 
 
-def _curves(done: TrainingLog) -> Any:
-    """By epoch; where the head was solved at once, by what was tried instead."""
-    if len(done.rows) == 1 and done.tried and done.regularisation is not None:
-        return training_plots.regularisation_path(done.tried, done.regularisation)
-    return training_plots.learning_curves(done.rows)
+def write_advice(folder: Path, advice: Any, figures: Mapping[str, Any]) -> None:
+    """Write why a case was taken.
+
+    Args:
+        folder: to write into.
+        advice: of `adviser.advise`.
+        figures: its charts, by name.
+
+    Example:
+        write_advice(folder, advise(data, base), {})
+    """
+    write_text(folder / ADVICE, advice.to_json())
+    write_figures(folder, figures)
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write the figures of a run; last, so that its total time is known.
+    """Write the figures of a run; last but for the pages, so that its total time is known.
 
     Args:
         folder: to write into.
@@ -93,20 +113,87 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     Example:
         write_metrics(folder, {"test_accuracy": 0.76})
     """
-    (folder / "metrics.json").write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / METRICS, json.dumps(dict(metrics), indent=2) + "\n")
 
 
-def _sheet(evaluation: Evaluation, data: ImageData) -> dict[int, np.ndarray]:
-    """Choose pictures evenly over the test set, so that every class is among them."""
-    count = len(evaluation.labels)
-    order = np.argsort(evaluation.labels, kind="stable")
-    picked = order[np.unique(np.linspace(0, count - 1, min(SHEET, count)).astype(int))]
-    return {int(i): data.test.picture(int(i), (128, 128)) for i in picked}
+def write_pages(folder: Path, *, thumbnail: Thumbnail | None = None) -> None:
+    """Write the report and the model card of a run, from its other files.
+
+    Args:
+        folder: of the run.
+        thumbnail: gives a small picture of the data by its name; None shows none.
+
+    Raises:
+        InputError: it is not the folder of a run, or a file in it is damaged.
+
+    Example:
+        write_pages(Path("runs/emoji-small-similar-1"))
+    """
+    record = read_record(folder)
+    write_text(folder / PAGE, run_page(record, thumbnail=thumbnail))
+    write_text(folder / CARD, model_card(record))
 
 
-def _write_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def _history(rows: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: flags; None takes those of the process.
+
+    Returns:
+        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C.
+
+    Example:
+        main(["runs/emoji-small-similar-1", "runs/emoji-small-different-1"])
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m transfer.report",
+        allow_abbrev=False,
+        description="Write the report and the model card of a run anew, or lay several runs side by side.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    where = f"of the page on several runs; by default {COMPARISON}"
+    parser.add_argument("--output", metavar="FILE", help=where)
+    parsed = parser.parse_args(arguments)
+
+    return carried_out(
+        lambda: _run(parsed.runs, parsed.output),
+        stream=sys.stderr,
+        stopped="Stopped. What was there is as it was.",
+    )
+
+
+def _run(runs: Sequence[str], output: str | None) -> None:
+    if len(runs) > 1:
+        place = Path(output or COMPARISON)
+        write_text(place, comparison_page([read_record(run) for run in runs]))
+    elif output:
+        raise InputError(f"Expected --output with several runs. One run's report is its {PAGE}.")
+    else:
+        place = Path(runs[0]) / PAGE
+        write_pages(Path(runs[0]), thumbnail=_thumbnails(Path(runs[0])))
+    sys.stdout.write(f"{place}\n")
+
+
+def _thumbnails(folder: Path) -> Thumbnail | None:
+    """Find the run's pictures, to show those that the check of the data speaks of; they may be gone."""
+    record = read_record(folder)
+    try:
+        options = {**record.config.load_options(), "few_shot": None, "split_file": folder / SPLIT}
+        return load_data(record.config.data, **options).thumbnail
+    except InputError as error:
+        log.warning("Pictures of the data are not shown: %s", error)
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,11 +17,14 @@ from unicodedata import normalize
 import numpy as np
 
 from transfer.errors import InputError, nearest, unknown
-from transfer.files import replacing
+from transfer.files import replacing, to_cell
 from transfer.splitting import Split
 from transfer.tables import SPLITS, Table, is_lone, listed, lone_group, short
 
 log = logging.getLogger(__name__)
+
+DIGEST = "sha256"
+"""The column of the pictures' contents, where they are known: what was trained on is known again under any name."""
 
 _nfc = partial(normalize, "NFC")  # file systems differ in how they write accents
 
@@ -62,12 +65,17 @@ def write_split(path: Path, splits: Mapping[str, Split], class_names: Sequence[s
 
 def _lines(parts: Mapping[str, Split], class_names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     grouped = any(len(part.groups) for part in parts.values())
-    yield ("path", "label", "split", "group")[: 3 + grouped]
+    known = all(len(part.digests) == len(part) for part in parts.values())
+    labels = [to_cell(name) for name in class_names]
+    yield ("path", "label", "split", *(["group"] * grouped), *([DIGEST] * known))
     for split, part in parts.items():
-        groups = _groups(part)
-        for name, label, group in zip(part.names, part.labels.tolist(), groups, strict=True):
-            row = (name, class_names[label], split)
-            yield (*row, "" if is_lone(group) else group) if grouped else row
+        digests = part.digests if known else part.names
+        for name, label, group, digest in zip(
+            part.names, part.labels.tolist(), _groups(part), digests, strict=True
+        ):
+            row = [to_cell(name), labels[label], split]
+            row += ["" if is_lone(group) else to_cell(group)] * grouped
+            yield (*row, digest) if known else tuple(row)
 
 
 def _groups(part: Split) -> Sequence[str]:
@@ -102,6 +110,29 @@ def read_split(path: Path) -> list[tuple[str, str, str]]:
         numbers.append(number)
     _positions((name for name, _, _ in rows), lambda i: table.place(numbers[i]))
     return rows
+
+
+def trained_on(path: Path) -> set[str]:
+    """Read the contents of the pictures that a split trains or validates on.
+
+    Args:
+        path: as `write_split` writes it.
+
+    Returns:
+        SHA-256 of each, in hexadecimal; nothing where the file does not say, or is not there.
+
+    Example:
+        >>> train = Split([b"", b""], np.array([1, 0]), ["b.png", "a.png"], digests=["12", "34"])
+        >>> write_split(Path("split.csv"), {"train": train.take([0]), "test": train.take([1])}, ["cat", "dog"])
+        >>> trained_on(Path("split.csv"))
+        {'12'}
+    """
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file)
+            return {row[DIGEST] for row in rows if row.get(DIGEST) and row.get("split") != "test"}
+    except (OSError, csv.Error):
+        return set()
 
 
 def apply_split(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import softmax
@@ -54,6 +54,18 @@ FEWEST_OF_A_CLASS = 10
 
 _SCALES = np.exp(np.linspace(np.log(0.5), np.log(64), 29))
 _SHARES = np.concatenate([[0.0], np.geomspace(0.002, 0.4, 36)])  # with more, two classes would change names
+
+
+class LeftOut(Protocol):
+    """What `ridge_leave_one_out` gives, or anything else that judged pictures without having learnt from them.
+
+    Attributes:
+        scores: of each picture and class, shape (N, classes).
+    """
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Of each picture and class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +137,7 @@ class DataWarning(NamedTuple):
     pictures: tuple[str, ...] = ()
 
 
-def label_noise(probe: RidgeProbe, labels: np.ndarray, *, groups: Sequence[Any] = ()) -> LabelNoise:
+def label_noise(probe: LeftOut, labels: np.ndarray, *, groups: Sequence[Any] = ()) -> LabelNoise:
     """Estimate how many labels are wrong, from what each picture looks like to all others.
 
     A label is taken to be right with probability 1 - e and else any other class, and left-out scores s tell the right
@@ -178,7 +190,7 @@ def label_noise(probe: RidgeProbe, labels: np.ndarray, *, groups: Sequence[Any] 
 
 
 def suspected_labels(
-    probe: RidgeProbe,
+    probe: LeftOut,
     labels: np.ndarray,
     names: Sequence[str],
     class_names: Sequence[str],
@@ -411,7 +423,7 @@ def _pictures(items: Sequence[Any], one: str, many: str) -> str:
     return f"1 picture {one}" if len(items) == 1 else f"{len(items):,} pictures {many}"
 
 
-def _checked(probe: RidgeProbe, labels: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
+def _checked(probe: LeftOut, labels: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
     labels = np.asarray(labels)
     count, classes = probe.scores.shape
     fits = labels.shape == (count,) and labels.dtype.kind in "iu"
@@ -425,7 +437,7 @@ def _checked(probe: RidgeProbe, labels: np.ndarray, groups: Sequence[Any]) -> np
     return labels
 
 
-def _check_names(probe: RidgeProbe, names: Sequence[Any], class_names: Sequence[str]) -> None:
+def _check_names(probe: LeftOut, names: Sequence[Any], class_names: Sequence[str]) -> None:
     count, classes = probe.scores.shape
     if len(names) != count or len(class_names) != classes:
         raise InputError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer.errors import InputError, nearest
+from transfer.files import from_cell
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -130,7 +131,7 @@ class Table:
                         self.add_problem(number, f"{len(row)} fields for {len(header)} columns")
                     else:
                         row.append("")  # for the columns that are not there, at -1
-                        yield number, pick(row)
+                        yield number, tuple(map(from_cell, pick(row)))
         except csv.Error as error:  # there is no telling where the next row starts
             self.add_problem(start, f"{error} (is a quote not closed?)")
         except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import resource
 import signal
 import sys
 import tempfile
@@ -107,7 +108,7 @@ def run(config: TrainConfig) -> Path:
     devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
     import keras
 
-    from transfer import datasets, looks, report
+    from transfer import datasets, evaluation, looks, plots, report
     from transfer.backbones import load_backbone
 
     if several:
@@ -119,7 +120,7 @@ def run(config: TrainConfig) -> Path:
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
     _check_layers(config, base)  # before the look
-    decision, look = _decide(config, data, base, going_on)
+    decision, look, advice = _decide(config, data, base, going_on)
     asked, case = config.asked, Case.parse(decision["case"])
     config = replace(config, **decision["options"])
     model = _build(config, case, base, data, devices)
@@ -130,22 +131,38 @@ def run(config: TrainConfig) -> Path:
     name = f"{data.name}-{case}"
     with _folder(config.output, name, asked=asked, going_on=going_on) as folder:
         run_folders.decide(folder, decision)
+        if advice is not None:
+            report.write_advice(folder, advice, plots.advice_figures(advice))
         done = _fit(config, model, data, folder)
+        temperature = evaluation.calibrate(model, data, engine=config.engine) if config.calibrate else None
         found = _evaluate(config, model, data) if len(data.test) else None
-        report.write_run(
-            folder,
-            model=model,
-            config=replace(config, case=str(case), output=None, resume=False),
-            data=data,
-            done=done,
-            evaluation=found,
-            title=_title(model.plan, config.unfreeze_from),
-        )
-        report.write_metrics(folder, _metrics(model, config, data, done, found, decision["advised"], start))
+        if workers.crew().is_chief:
+            written = replace(config, case=str(case), output=None, resume=False)
+            _write(folder, written, model, data, done, found)
+            metrics = _metrics(model, config, data, done, found, decision["advised"], start)
+            report.write_metrics(folder, {**metrics, "temperature": temperature})
+            report.write_pages(folder, thumbnail=data.thumbnail)
     if found is not None:
         log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
     workers.crew().leave_together()
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+
+
+def _write(folder: Path, config: TrainConfig, model: Any, data: Any, done: Any, found: Any) -> None:
+    """Write all but the figures and the pages, which come last."""
+    from transfer import report, review
+
+    title = _title(model.plan, config.unfreeze_from)
+    report.write_run(
+        folder,
+        model=model,
+        config=config,
+        data=data,
+        done=done,
+        evaluation=found,
+        figures=review.figures_of(model, data, found, done=done, title=title),
+        suspects=review.suspects_of(found) if found else (),
+    )
 
 
 def _check_layers(config: TrainConfig, base: Any) -> None:
@@ -209,17 +226,19 @@ def _find_learning_rate(config: TrainConfig, model: Any, data: Any) -> Path:
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
 
 
-def _decide(config: TrainConfig, data: Any, base: Any, going_on: Path | None) -> tuple[dict[str, Any], Any]:
+def _decide(
+    config: TrainConfig, data: Any, base: Any, going_on: Path | None
+) -> tuple[dict[str, Any], Any, Any]:
     """Take the case that was asked for, or that of an interrupted run; or measure which is best, say so, and give what
-    was looked at too."""
+    was looked at too, and the advice."""
     crew = workers.crew()
     decided = crew.decision(lambda: run_folders.decide(going_on) if going_on is not None else None)
     if decided is not None:
-        return decided, None
+        return decided, None, None
     if config.case != "auto":
-        return {"case": str(Case.parse(config.case)), "options": {}, "advised": {}}, None
+        return {"case": str(Case.parse(config.case)), "options": {}, "advised": {}}, None, None
     if config.unfreeze_from is not None and config.cut is None:  # no cut may take away what is to train
-        return {"case": str(Case.SMALL_SIMILAR), "options": {}, "advised": {}}, None
+        return {"case": str(Case.SMALL_SIMILAR), "options": {}, "advised": {}}, None, None
     from transfer import looks
 
     options: dict[str, Any] = {
@@ -228,11 +247,17 @@ def _decide(config: TrainConfig, data: Any, base: Any, going_on: Path | None) ->
         "seed": config.seed,
     }
     look = looks.take_look(data, base, **options)
-    return crew.decision(lambda: _advised(config, data, base, look=look, **options)), look
+    given: list[Any] = []  # the chief alone advises; of several workers, the others are told what came of it
+
+    def decision() -> dict[str, Any]:
+        given.append(_advised(config, data, base, look=look, **options))
+        return _chosen(config, given[0])
+
+    return crew.decision(decision), look, given[0] if given else None
 
 
-def _advised(config: TrainConfig, data: Any, base: Any, **options: Any) -> dict[str, Any]:
-    """Measure which case is best, say so, and give it with the options that it sets."""
+def _advised(config: TrainConfig, data: Any, base: Any, **options: Any) -> Any:
+    """Measure which case is best, and say so."""
     from transfer import adviser
 
     advice = adviser.advise(
@@ -245,6 +270,11 @@ def _advised(config: TrainConfig, data: Any, base: Any, **options: Any) -> dict[
     log.info("Case %d, %s: %s", POLICIES[advice.case].number, advice.case, advice.reason)
     for warning in advice.warnings:
         log.warning("%s", warning.text)
+    return advice
+
+
+def _chosen(config: TrainConfig, advice: Any) -> dict[str, Any]:
+    """Give the advised case with the options that it sets."""
     advised = {
         "similarity": advice.similarity.score if advice.similarity else None,
         "expected_accuracy": advice.choice.expected_accuracy,
@@ -369,6 +399,7 @@ def _metrics(
         "views": done.views,
         "regularisation": done.regularisation,
         "model": config.model,
+        "image_size": list(model.input_shape[1:3]),
         "num_classes": data.num_classes,
         "num_train": len(data.train),
         "num_val": len(data.val),
@@ -381,8 +412,16 @@ def _metrics(
         "seconds_features": round(done.seconds_features, 3),
         "seconds_training": round(done.seconds_training, 3),
         "seconds_total": round(time.perf_counter() - start, 3),
+        "peak_memory_mb": round(_peak_bytes() / 2**20),
         "trainable_parameters": sum(math.prod(w.shape) for w in model.trainable_weights),
+        "versions": workers.versions(),
     }
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has had; macOS counts bytes, Linux kilobytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""`python -m transfer.evaluate`: how good a trained run is, on its own test pictures or on others."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer.commands import carried_out
+from transfer.errors import InputError
+from transfer.files import write_text
+
+log = logging.getLogger("transfer.evaluate")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: flags; None takes those of the process.
+
+    Returns:
+        The exit code: 0; 1 where the accuracy is below `--assert-accuracy-at-least`; 2 after bad input, of which
+        standard error has one clear message; 130 after Ctrl-C.
+
+    Example:
+        main(["runs/emoji-small-similar-1", "--data", "photos", "--assert-accuracy-at-least", "0.9"])
+    """
+    parsed = _parser().parse_args(arguments)
+    below: list[str] = []
+
+    def work() -> None:
+        least = parsed.assert_accuracy_at_least
+        found = _run(parsed)
+        if least is not None and found.accuracy < least:
+            below.append(f"The accuracy, {found.accuracy:.4f}, is below {least:g}.\n")
+
+    code = carried_out(work, stream=sys.stderr, stopped="Stopped. Nothing was written.")
+    sys.stderr.write("".join(below))
+    return code or len(below)
+
+
+def _run(parsed: argparse.Namespace) -> Any:
+    """Evaluate, print, and write what is asked for."""
+    least = parsed.assert_accuracy_at_least
+    if least is not None and not 0 <= least <= 1:
+        raise InputError(f"Expected an accuracy from 0 to 1, such as 0.9. Received: {least:g}.")
+    from transfer import strategy
+
+    strategy.start_quietly()
+    from transfer import evaluation, review
+    from transfer.predictions import write_predictions
+    from transfer.runs import SPLIT, load_run
+    from transfer.split_file import trained_on
+
+    run = load_run(parsed.run)
+    data = run.data(parsed.data)
+    seen = trained_on(run.folder / SPLIT) & set(data.test.digests)
+    if seen:
+        log.warning(
+            "%d of the %d pictures were trained or validated on: figures measured so flatter. Take them out.",
+            len(seen),
+            len(data.test),
+        )
+    found = evaluation.evaluate(run.model, data, engine=parsed.engine)
+    suspects = review.suspects_of(found)
+    sys.stdout.write(found.to_text())
+    for one in suspects[:5]:
+        sys.stdout.write(f"Perhaps labelled wrongly: {one.name} as {one.label}, looks like {one.likely}\n")
+    if parsed.json:
+        values = {**found.to_dict(), "suspected_labels": [one._asdict() for one in suspects]}
+        write_text(Path(parsed.json), json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    if parsed.csv:
+        write_predictions(Path(parsed.csv), found)
+    if parsed.html:
+        _write_page(Path(parsed.html), run, data, found, suspects)
+    return found
+
+
+def _write_page(path: Path, run: Any, data: Any, found: Any, suspects: Sequence[Any]) -> None:
+    from transfer import review, run_pages
+
+    figures = review.test_figures(run.model, data, found)
+    title = f"{run.name} on {data.name}"
+    write_text(path, run_pages.evaluation_page(title, found, suspects, figures))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m transfer.evaluate",
+        allow_abbrev=False,
+        description="Measure a trained run on its own test pictures, or on others. The exit code is 0; 1 where the "
+        "accuracy is below the one that is asserted; 2 after bad input.",
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a run, or a .keras file of one")
+    data = "labelled pictures, as for training, all of which are measured on (default: the run's own test pictures)"
+    parser.add_argument("--data", metavar="DIR", help=data)
+    parser.add_argument("--json", metavar="FILE", help="write the figures, for programs")
+    parser.add_argument("--csv", metavar="FILE", help="write what each picture was taken for")
+    parser.add_argument("--html", metavar="FILE", help="write a page with pictures")
+    least = "end with exit code 1 where the accuracy is below this, from 0 to 1"
+    parser.add_argument("--assert-accuracy-at-least", type=float, metavar="X", help=least)
+    runs = "what runs a frozen network: auto, keras or openvino (default: auto)"
+    parser.add_argument("--engine", default="auto", help=runs)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

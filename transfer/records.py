@@ -1,0 +1,120 @@
+"""What a run's folder says, read for pages: figures, options, predictions, pictures; no model is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transfer.config import TrainConfig, load_config
+from transfer.data_report import DataReport
+from transfer.errors import InputError
+from transfer.evaluation import Evaluation
+from transfer.predictions import read_predictions
+from transfer.runs import CONFIG, METRICS, MODEL, missing_run, read_metrics, text_of
+
+DATA, ADVICE, EVALUATION, PREDICTIONS = "data.json", "advice.json", "evaluation.json", "predictions.csv"
+
+FIGURES = (
+    "four_cases",
+    "layer_curve",
+    "network",
+    "learning_curves",
+    "confusion_matrix",
+    "classes",
+    "calibration",
+    "mistakes",
+    "predictions",
+    "blocks",
+)
+"""Pictures of a run, by name, in the order of a page."""
+
+_MOST_BYTES = 2**25  # of a picture
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A finished run, as its files tell it.
+
+    Attributes:
+        folder: of the run.
+        metrics: its figures.
+        config: its options.
+        evaluation: what it makes of the test pictures; None where there were none.
+        details: what `evaluation.json` says: figures of that, and suspected labels.
+        advice: why it is this case; None where that was asked for.
+        data: the check of the data; None where the file is gone.
+        figures: PNG files by name.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    config: TrainConfig
+    evaluation: Evaluation | None
+    details: dict[str, Any]
+    advice: dict[str, Any] | None
+    data: DataReport | None
+    figures: dict[str, bytes]
+
+    @property
+    def name(self) -> str:
+        """What to call it: the folder's name."""
+        return self.folder.resolve().name.removeprefix(".").removesuffix(".partial")
+
+
+def read_record(folder: str | Path) -> RunRecord:
+    """Read a run's folder.
+
+    Args:
+        folder: of the run, as `python -m transfer.train` leaves it.
+
+    Returns:
+        What it says.
+
+    Raises:
+        InputError: there is no such run, or a file in it is damaged.
+
+    Example:
+        read_record("runs/emoji-small-similar-1").metrics["test_accuracy"]
+    """
+    place = Path(folder)
+    if not (place / MODEL).is_file():
+        raise InputError(missing_run(place))
+    for name in (METRICS, CONFIG):
+        if not (place / name).is_file():
+            raise InputError(f"Expected the folder of a finished run. {place} has no {name}.")
+    data = _json(place / DATA)
+    predictions = place / PREDICTIONS
+    return RunRecord(
+        place,
+        read_metrics(place),
+        load_config(place / CONFIG),
+        read_predictions(predictions) if predictions.is_file() else None,
+        _json(place / EVALUATION) or {},
+        _json(place / ADVICE),
+        DataReport.from_dict(data) if data is not None else None,
+        {name: _png(place / f"{name}.png") for name in FIGURES if (place / f"{name}.png").is_file()},
+    )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(text_of(path))
+    except ValueError as error:
+        raise InputError(f"Cannot read {path}: {error}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"Expected values by name in {path}. Received: {type(found).__name__}.")
+    return found
+
+
+def _png(path: Path) -> bytes:
+    """Read a picture of the run's own: a link could put any file of the reader's onto a page."""
+    if path.is_symlink() or path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"Expected a picture of the run itself. Received a link, or something huge: {path}.")
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise InputError(f"Expected a PNG. Received something else: {path}.")
+    return content
