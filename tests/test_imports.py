@@ -18,6 +18,7 @@ FLOORS = [
     {
         "augmentation",
         "cases",
+        "export_check",
         "figures",
         "graphs",
         "pages",
@@ -35,11 +36,13 @@ FLOORS = [
     | {"openvino_runtime", "spool", "torch_file", "weight_files"},
     {
         "boundary",
-        "evaluation_plots",
         "curves",
         "data_report",
         "duplicates",
         "efficientnet_lite",
+        "evaluation_plots",
+        "export_serving",
+        "exported_runtimes",
         "engines",
         "gradients",
         "heads",
@@ -60,7 +63,7 @@ FLOORS = [
     {"tfds_source"},
     {"datasets", "feature_shelf", "pipeline", "shared_pass"},
     {"feature_shards", "features", "runs", "validation"},
-    {"beam_runner", "builders", "evaluation", "looks"},
+    {"beam_runner", "builders", "evaluation", "export_folders", "export_formats", "looks"},
     {"beam_features", "block_rates", "predictions", "similarity", "suspects", "trials"},
     {"expectations", "records"},
     {"advice_report", "run_pages"},
@@ -83,7 +86,9 @@ TENSORFLOW = {
     "tfds_records",
     "tfds_source",
     "features",
-    "export",
+    "export_formats",
+    "export_serving",
+    "exported_runtimes",
 }
 LIGHT = [
     "advice",
@@ -183,6 +188,17 @@ def test_the_table_of_contents_loads_every_name():
         assert getattr(transfer, name) is not None
     with pytest.raises(AttributeError):
         transfer.no_such_name  # noqa: B018
+
+
+def test_importing_a_command_does_not_hide_the_function_of_its_name():
+    code = (
+        "import transfer.predict, transfer.evaluate, transfer\n"
+        "from transfer.evaluate import main\n"
+        "from transfer import evaluate\n"
+        "print(*[callable(one) for one in (transfer.predict, transfer.evaluate, evaluate, main)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True True True True"
 
 
 def test_files_and_functions_stay_short():

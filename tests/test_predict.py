@@ -1,6 +1,7 @@
 """`python -m transfer.predict` and `predict`: names and probabilities as in training, for anything readable."""
 
 import csv
+import importlib
 import io
 import json
 import sys
@@ -10,11 +11,12 @@ import pytest
 from conftest import STRANGE
 from PIL import Image
 
-from transfer import predict as command
 from transfer.errors import InputError
 from transfer.evaluation import evaluate
 from transfer.predict import find_pictures, main, predict, predictions
 from transfer.runs import load_run
+
+command = importlib.import_module("transfer.predict")
 
 
 def test_predictions_are_those_of_the_evaluation(strange_run, strange_folder):

@@ -45,3 +45,14 @@ from .checkpoints import Interrupted as Interrupted
 from .rate_finder import find_learning_rate as find_learning_rate
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
+from .evaluation import calibrate as calibrate
+
+# What a run leaves: its model, its names, its figures; predictions, explanations, and files for elsewhere.
+from .runs import FinishedRun as FinishedRun
+from .runs import load_run as load_run
+from .predict import Prediction as Prediction
+from .predict import predict as predict
+from .explain import grad_cam as grad_cam
+from .explain import occlusion as occlusion
+from .explain import strongest_responses as strongest_responses
+from .export import export as export

@@ -90,23 +90,23 @@ def _write_page(path: Path, run: Any, data: Any, found: Any, suspects: Sequence[
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         prog="python -m transfer.evaluate",
         allow_abbrev=False,
         description="Measure a trained run on its own test pictures, or on others. The exit code is 0; 1 where the "
         "accuracy is below the one that is asserted; 2 after bad input.",
     )
-    parser.add_argument("run", metavar="RUN", help="folder of a run, or a .keras file of one")
+    flags.add_argument("run", metavar="RUN", help="folder of a run, or a .keras file of one")
     data = "labelled pictures, as for training, all of which are measured on (default: the run's own test pictures)"
-    parser.add_argument("--data", metavar="DIR", help=data)
-    parser.add_argument("--json", metavar="FILE", help="write the figures, for programs")
-    parser.add_argument("--csv", metavar="FILE", help="write what each picture was taken for")
-    parser.add_argument("--html", metavar="FILE", help="write a page with pictures")
+    flags.add_argument("--data", metavar="DIR", help=data)
+    flags.add_argument("--json", metavar="FILE", help="write the figures, for programs")
+    flags.add_argument("--csv", metavar="FILE", help="write what each picture was taken for")
+    flags.add_argument("--html", metavar="FILE", help="write a page with pictures")
     least = "end with exit code 1 where the accuracy is below this, from 0 to 1"
-    parser.add_argument("--assert-accuracy-at-least", type=float, metavar="X", help=least)
+    flags.add_argument("--assert-accuracy-at-least", type=float, metavar="X", help=least)
     runs = "what runs a frozen network: auto, keras or openvino (default: auto)"
-    parser.add_argument("--engine", default="auto", help=runs)
-    return parser
+    flags.add_argument("--engine", default="auto", help=runs)
+    return flags
 
 
 if __name__ == "__main__":

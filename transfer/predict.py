@@ -127,7 +127,7 @@ def predictions(
             good = (
                 np.stack([p for _, p, _ in batch if p is not None]) if any(not b[2] for b in batch) else None
             )
-            if forward is None and number * BATCH >= FEW:
+            if forward is None and (number * BATCH >= FEW or (total or 0) > FEW):
                 forward = _fast(known, engine)
             shares = iter((forward or _plain(known))(good) if good is not None else ())
             for name, pixels, problem in batch:
@@ -328,24 +328,24 @@ def _heat(run: FinishedRun, found: Sequence[Prediction], folder: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    flags = argparse.ArgumentParser(
         prog="python -m transfer.predict",
         allow_abbrev=False,
         description="Say what pictures show, by a trained run. The exit code is 0; 1 where a picture could not be "
         "read, which is named and skipped; 2 after bad input.",
     )
-    parser.add_argument("run", metavar="RUN", help="folder of a run, or a .keras file of one")
+    flags.add_argument("run", metavar="RUN", help="folder of a run, or a .keras file of one")
     pictures = "files or folders; - reads a file's path from each line of standard input"
-    parser.add_argument("picture", nargs="+", metavar="PICTURE", help=pictures)
-    parser.add_argument("--top", type=int, default=3, help="how many classes to name (default: 3)")
-    parser.add_argument(
+    flags.add_argument("picture", nargs="+", metavar="PICTURE", help=pictures)
+    flags.add_argument("--top", type=int, default=3, help="how many classes to name (default: 3)")
+    flags.add_argument(
         "--format", choices=FORMATS, default="table", help="of what is printed (default: table)"
     )
     where = "draw where the model looked, into this folder (default: gradcam)"
-    parser.add_argument("--gradcam", nargs="?", const="gradcam", metavar="DIR", help=where)
+    flags.add_argument("--gradcam", nargs="?", const="gradcam", metavar="DIR", help=where)
     runs = "what runs many pictures: auto, keras or openvino (default: auto)"
-    parser.add_argument("--engine", default="auto", help=runs)
-    return parser
+    flags.add_argument("--engine", default="auto", help=runs)
+    return flags
 
 
 if __name__ == "__main__":

@@ -155,21 +155,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Example:
         main(["runs/emoji-small-similar-1", "runs/emoji-small-different-1"])
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m transfer.report",
-        allow_abbrev=False,
-        description="Write the report and the model card of a run anew, or lay several runs side by side.",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
-    where = f"of the page on several runs; by default {COMPARISON}"
-    parser.add_argument("--output", metavar="FILE", help=where)
-    parsed = parser.parse_args(arguments)
-
+    parsed = _parser().parse_args(arguments)
     return carried_out(
         lambda: _run(parsed.runs, parsed.output),
         stream=sys.stderr,
         stopped="Stopped. What was there is as it was.",
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(
+        prog="python -m transfer.report",
+        allow_abbrev=False,
+        description="Write the report and the model card of a run anew, or lay several runs side by side.",
+    )
+    flags.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    where = f"of the page on several runs; by default {COMPARISON}"
+    flags.add_argument("--output", metavar="FILE", help=where)
+    return flags
 
 
 def _run(runs: Sequence[str], output: str | None) -> None:

@@ -310,12 +310,17 @@ def _compared(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
         of("calibration error", test(lambda e: f"{e.calibration.error:.3f}")),
         of("network", lambda r: r.config.model),
         of("case", lambda r: str(r.metrics["case"])),
-        of("cut", lambda r: ", ".join(r.metrics.get("cuts") or [str(r.metrics["cut"])])),
+        of("cut", _cut),
         of("pictures to train on", lambda r: f"{r.metrics['num_train']:,}"),
         of("pictures in the test", lambda r: f"{r.metrics['num_test']:,}"),
         of("time all in all", lambda r: in_seconds(r.metrics["seconds_total"])),
         of("memory at most", lambda r: f"{r.metrics.get('peak_memory_mb') or float('nan'):,.0f} MB"),
     ]
+
+
+def _cut(record: RunRecord) -> str:
+    layers = len(record.metrics.get("cuts") or ())
+    return f"{layers} layers" if layers > 1 else str(record.metrics["cut"])
 
 
 def _pairs(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:

@@ -1,0 +1,125 @@
+"""What comes after training, and what it costs: the report, and predictions beside the bare network.
+
+    python tests/benchmarks/after.py report --data sign_digits
+    python tests/benchmarks/after.py predict --data sign_digits
+
+`report` trains once and times its report: the figures, Grad-CAM and all, and the pages; and the command by itself.
+`predict` runs all pictures four times over, decoded and resized, through the network by the engine that `predict`
+takes, by Keras' own `predict`, and then times `predict` from their files; each twice, the better one, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import numpy as np
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("report", "predict"))
+    parser.add_argument("--data", default="emoji")
+    parser.add_argument("--size", type=int, default=128)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        {"report": report, "predict": predict}[options.command](options, Path(folder))
+
+
+def train(options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, float]]:
+    """Train a head; give the run and the seconds of parts of its report."""
+    from transfer import report, review, train
+
+    seconds: dict[str, float] = {}
+
+    def timed(room: Any, name: str) -> None:
+        plain = getattr(room, name)
+
+        def run(*given: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            result = plain(*given, **named)
+            seconds[name] = time.perf_counter() - start
+            return result
+
+        setattr(room, name, run)
+
+    timed(review, "figures_of")
+    timed(report, "write_run")
+    timed(report, "write_pages")
+    case = ["--case", "small-similar", "--image-size", str(options.size)]
+    train.main(["--data", options.data, *case, "--output", str(folder / "run")])
+    return folder / "run", seconds
+
+
+def report(options: argparse.Namespace, folder: Path) -> None:
+    """Time the report within the training, and the command by itself."""
+    run, seconds = train(options, folder)
+    say({name: round(value, 2) for name, value in seconds.items()})
+    say(f"report within training: {sum(seconds.values()):.1f} s, model.keras and all")
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "transfer.report", str(run)], check=True, capture_output=True)
+    say(f"python -m transfer.report, start of Python and all: {time.perf_counter() - start:.1f} s")
+    say(f"report.html: {(run / 'report.html').stat().st_size / 1e6:.1f} MB")
+
+
+def predict(options: argparse.Namespace, folder: Path) -> None:
+    """Compare predictions from files with the bare network on arrays."""
+    import importlib
+
+    from transfer.engines import make_engine
+    from transfer.runs import load_run
+
+    command = importlib.import_module("transfer.predict")
+    run = load_run(train(options, folder)[0])
+    split = run.data()
+    files = 4 * [split.train.pictures[i] for i in range(len(split.train))]
+    pixels = np.stack(4 * [split.train.picture(i, run.image_size) for i in range(len(split.train))])
+    engine = make_engine(run.model, precision="float32", batch_size=command.BATCH)
+    parts = range(0, len(files), command.BATCH)
+    engine(pixels[: command.BATCH])
+    rates = {
+        "the engine on arrays": best(
+            lambda: [engine(pixels[i : i + command.BATCH]) for i in parts], len(files)
+        ),
+        "Keras' predict on arrays": best(
+            lambda: run.model.predict(pixels.astype("float32"), verbose=0), len(files)
+        ),
+        "predict from files": best(lambda: command.predict(run, files, progress=False), len(files)),
+    }
+    for name, rate in rates.items():
+        say(f"{name:28}{rate:9.1f} pictures/s  {rate / rates['the engine on arrays']:.2f}")
+
+
+def best(work: Callable[[], Any], count: int) -> float:
+    """Give pictures per second of the better of two times."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return count / min(seconds)
+
+
+def say(text: Any) -> None:
+    """Print at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    logging.disable(logging.INFO)
+    main()

@@ -1,0 +1,123 @@
+"""What exported files cost and keep: size, speed and accuracy of every format, beside Keras on the same pictures.
+
+    python tests/benchmarks/export.py run --pictures path/to/pictures
+    python tests/benchmarks/export.py show
+
+`run` trains EfficientNetLite0 in the case small-similar on each set and writes it in every format, quantized in every
+way that there is; each file is checked on the test's pictures by `export` itself. A line per unit goes to `--results`,
+and what is in it is not repeated. The pictures: `--pictures` is a folder with `hymenoptera/{train,val}/CLASS` and
+`sign_digits/CLASS`, as in advice.py; `emoji` comes along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import advice
+
+SETS = ("hymenoptera", "sign_digits")
+MODEL = "EfficientNetLite0"
+SIZE = 128
+
+
+def main() -> None:
+    """Run one of the commands."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("run", "show"))
+    parser.add_argument("--pictures", type=Path, default=Path("pictures"))
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--cases", nargs="+", default=["small-similar"])
+    parser.add_argument(
+        "--runs", type=Path, help="folder that keeps the trained runs; by default a temporary one"
+    )
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "export.jsonl")
+    options = parser.parse_args()
+    if options.command == "show":
+        show(advice.stored(options.results))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in options.sets:
+            for case in options.cases:
+                export_all(name, case, options.runs or Path(temporary), options)
+
+
+def export_all(name: str, case: str, runs: Path, options: argparse.Namespace) -> None:
+    """Train once, and export in every way that is not in the results yet."""
+    from transfer.export import KINDS, export
+    from transfer.runs import load_run
+
+    ways = [(kind, quantize) for kind, every in KINDS.items() for quantize in every]
+    units = [{"data": name, "case": case, "kind": kind, "quantize": quantize} for kind, quantize in ways]
+    left = [u for u in units if not any(u.items() <= row.items() for row in advice.stored(options.results))]
+    if not left:
+        return
+    folder = runs / f"{name}-{case}"
+    if not folder.exists():
+        train(name, case, folder, options.pictures)
+    logging.getLogger("transfer").setLevel(logging.ERROR)
+    run = load_run(folder)
+    data = run.data()
+    object.__setattr__(run, "data", lambda source=None: data)  # every file would check all pictures again
+    for unit in left:
+        done = export(
+            run, to=unit["kind"], quantize=unit["quantize"], output=folder / "exported" / label(unit)
+        )
+        row = {**unit, **done.to_dict()}
+        options.results.parent.mkdir(exist_ok=True)
+        with options.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+def train(name: str, case: str, folder: Path, pictures: Path) -> None:
+    """Train a run as the command does."""
+    from transfer import train as command
+
+    place = "emoji" if name == "emoji" else str(pictures / name)
+    flags = ["--data", place, "--case", case, "--model", MODEL, "--image-size", str(SIZE)]
+    if command.main([*flags, "--output", str(folder)]):
+        raise SystemExit(f"{name} could not be trained")
+
+
+def label(row: dict[str, Any]) -> str:
+    """Name a format and its quantization."""
+    return f"{row['kind']}-{row['quantize']}" if row["quantize"] else row["kind"]
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the tables."""
+    for name, case in dict.fromkeys((row["data"], row["case"]) for row in rows):
+        chosen = [row for row in rows if (row["data"], row["case"]) == (name, case)]
+        print(
+            f"\n{name}, {case}: {chosen[0]['num_pictures']} test pictures, Keras {chosen[0]['keras_accuracy']:.1%}"
+        )
+        heads = ("MB", "images/s", "of Keras", "differs", "agrees", "accuracy")
+        print(f"{'':18}" + "".join(f"{head:>10}" for head in heads))
+        for row in chosen:
+            cells = [
+                f"{row['size'] / 1e6:.1f}",
+                f"{row['images_per_second']:.0f}",
+                f"x{row['images_per_second'] / row['keras_images_per_second']:.1f}",
+                f"{row['largest_difference']:.1e}",
+                f"{row['agreement']:.1%}",
+                f"{row['accuracy']:.1%}",
+            ]
+            print(f"{label(row):18}" + "".join(f"{cell:>10}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
