@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -30,6 +31,14 @@ def two_devices():
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture(autouse=True)
+def own_log():
+    """A command sets the level and the handlers of the package's log: each test starts without."""
+    log = logging.getLogger("transfer")
+    log.setLevel(logging.NOTSET)
+    log.handlers[:] = []
 
 
 def write_picture(path: Path, color: tuple[int, int, int], *, size: int = 40, seed: int = 0) -> None:

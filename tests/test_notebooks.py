@@ -1,12 +1,21 @@
-"""Notebooks run, use public names, and hold no logic."""
+"""Notebooks run, use public names, hold no logic, and show what their code gives."""
 
 import ast
+import base64
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import run_notebooks
+from PIL import Image
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+LESSONS = [path for path in NOTEBOOKS if path.stem[0] in "1234567"]
+
+
+def by_name(path):
+    return path.stem
 
 
 def code_of(path):
@@ -14,7 +23,11 @@ def code_of(path):
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_course_is_whole():
+    assert [path.stem[0] for path in NOTEBOOKS] == list("01234567")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 def test_no_logic_and_no_private_names(path):
     tree = ast.parse(code_of(path))
     for node in ast.walk(tree):
@@ -23,14 +36,45 @@ def test_no_logic_and_no_private_names(path):
             assert not node.attr.startswith("_")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_it_runs(path, tmp_path):
-    from nbclient import NotebookClient
-
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+def test_it_opens_in_colab_and_says_how_to_install(path):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbformat.validate(notebook)
+    assert (
+        f"notebooks/{path.name})" in notebook.cells[0].source
+        and "colab-badge.svg" in notebook.cells[0].source
+    )
+    assert "%pip install" in notebook.cells[1].source
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=by_name)
+def test_exercises_have_folded_answers(path):
+    text = nbformat.read(path, as_version=4).cells[-1].source
+    assert "## Exercises" in text and text.count("<details>") == text.count("</details>") >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+def test_outputs_are_those_of_the_code(path):
+    """Where this fails: `python tests/run_notebooks.py NAME`, and look at what comes out."""
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.get(run_notebooks.STAMP) == run_notebooks.stamp_of(notebook)
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert not any(out.output_type == "error" or out.get("name") == "stderr" for out in outputs)
+    assert path.stat().st_size < 1_000_000  # outputs are committed, and small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+def test_it_runs(path, tmp_path):
+    notebook = run_notebooks.run(path, timeout=300)
     shown = [
-        kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})
+        out.data["image/png"]
+        for cell in notebook.cells
+        for out in cell.get("outputs", [])
+        if "image/png" in out.get("data", {})
     ]
-    assert "image/png" in shown
+    assert shown
+    for number, picture in enumerate(shown):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(base64.b64decode(picture))
+        assert np.asarray(Image.open(file).convert("L")).std() > 3  # not blank

@@ -61,8 +61,9 @@ def test_encoded_pictures_and_arrays_are_the_same_picture(strange_run, strange_f
     file = sorted(strange_folder.rglob("*.png"))[0]
     array = np.asarray(Image.open(file).convert("RGB"))
     by_path, by_bytes, by_array = predict(strange_run, [file, file.read_bytes(), array])
-    assert by_path.top(3) == by_bytes.top(3) == by_array.top(3)
-    assert predict(strange_run, array)[0].top(1) == by_array.top(1)
+    alone = predict(strange_run, array)[0]
+    for one in (by_bytes, by_array, alone):  # the place in a batch may change the last digit
+        np.testing.assert_allclose(one.probabilities, by_path.probabilities, atol=1e-6)
 
 
 def test_any_number_of_pictures_streams(strange_run):
