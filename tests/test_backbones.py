@@ -33,10 +33,12 @@ from transfer import backbones, graphs, surgery
 from transfer.backbones import FAMILIES, block_ends, family_of, load_backbone, preprocessing_of
 from transfer.builders import large_similar, small_different, small_similar
 from transfer.cases import early_position
+from transfer.demo_cnn import DemoCNN, save_weights
 from transfer.errors import InputError
 
 NAMES = backbones.backbone_names()
 QUICK = (
+    "DemoCNN",
     "MobileNetV2",
     "ResNet50",
     "VGG16",
@@ -89,11 +91,13 @@ def test_the_table_holds_every_constructor_of_keras_applications_and_the_lites()
         for name, what in vars(keras.applications).items()
         if inspect.isfunction(what) and name[0].isupper()
     }
-    assert set(NAMES) == apps | {"EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2"}
+    assert set(NAMES) == apps | {"DemoCNN", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2"}
     assert len(NAMES) == len(set(NAMES))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if not re.match("EfficientNetLite|MobileNetV3", n)])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if not re.match("DemoCNN|EfficientNetLite|MobileNetV3", n)]
+)
 def test_image_sizes_are_those_of_the_constructor(name, monkeypatch):
     class Asked(Exception):
         pass
@@ -146,7 +150,7 @@ def check_block_ends(base: keras.Model) -> list[str]:
     """Block ends follow each other, join branches, and let everything through but in dense blocks."""
     ends = block_ends(base)
     names = [node.op.name for node in graphs.graph(base)]
-    assert len(ends) >= 5
+    assert len(ends) >= (3 if family_of(base) is FAMILIES["DemoCNN"] else 5)
     assert ends == sorted(set(ends), key=names.index)
     if family_of(base) is not FAMILIES["NASNet"]:  # whose cells are fed by the two before
         necks = {names[place] for place in graphs.bottlenecks(graphs.graph(base))}
@@ -275,6 +279,7 @@ def named_like(name: str) -> keras.Model:
 
 MODEL_NAMES = {
     "ConvNeXt": "convnext_tiny",
+    "DemoCNN": "democnn",
     "DenseNet": "densenet121",
     "EfficientNet": "efficientnetb0",
     "EfficientNetLite": "efficientnetlite0",
@@ -298,6 +303,8 @@ def test_preprocessing_in_the_graph_equals_preprocess_input(key, dtype):
     images = raw_pictures(3, 16)
     if key == "EfficientNetLite":
         expected = (images - 127) / 128
+    elif key == "DemoCNN":
+        expected = images / 127.5 - 1
     else:
         expected = importlib.import_module(f"keras.applications.{MODULES[key]}").preprocess_input(
             images.copy()
@@ -622,6 +629,41 @@ def test_the_lites_take_files_of_pytorch():
     again = load_backbone("EfficientNetLite0", weights=path, image_size=32)
     assert ours.output_shape == again.output_shape == (None, 1000)
     assert_bit_equal(ours.get_weights(), again.get_weights())
+
+
+# The demonstration network
+
+
+def test_the_demonstration_network_has_weights_of_its_own_name_alone(tmp_path, caplog):
+    base = load_backbone("DemoCNN")
+    assert not caplog.records
+    assert base.output_shape == (None, 40)
+    assert_bit_equal(base.get_weights(), DemoCNN(weights="shapes").get_weights())
+    assert_bit_equal(base.get_weights(), load_backbone("democnn", weights="shapes").get_weights())
+    asked = load_backbone("DemoCNN", weights="imagenet")
+    assert_bit_equal(base.get_weights(), asked.get_weights())
+    assert "has no weights of ImageNet" in caplog.text
+    with pytest.raises(InputError, match="Unknown weights 'shapes'"):
+        load_mobilenet("shapes")
+
+
+def test_the_demonstration_network_at_another_size_has_no_top():
+    base = load_backbone("DemoCNN", image_size=64)
+    assert base.output_shape == (None, 4, 4, 128)
+    assert_bit_equal(base.get_weights(), load_backbone("DemoCNN").get_weights()[:6])
+
+
+@pytest.mark.parametrize("ending", [".npz", ".weights.h5"])
+def test_the_demonstration_network_takes_files(ending, tmp_path):
+    path = tmp_path / f"mine{ending}"
+    mine = load_backbone("DemoCNN", weights="none")
+    save_weights(mine, path) if ending == ".npz" else mine.save_weights(path)
+    again = load_backbone("DemoCNN", weights=path)
+    for one, other in zip(mine.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)  # half precision
+    trunk = load_backbone("DemoCNN", weights=path, image_size=32)
+    assert trunk.output_shape == (None, 2, 2, 128)
+    assert_bit_equal(trunk.get_weights(), again.get_weights()[:6])
 
 
 # Models of one's own

@@ -576,3 +576,37 @@ def test_a_model_of_ours_can_be_the_base_of_the_next_one(tiny):
     assert second.plan.cut == "pool"
     assert_same_function(surgery.trunk_of(first), surgery.trunk_of(second), IMAGES)
     assert [layer.name for layer in second.layers[-2:]] == ["pool", "head"]
+
+
+# The optimizer
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rmsprop_is_that_of_the_paper_and_stays_one(case, tiny):
+    model = build(case, tiny, 3, optimizer="rmsprop", **OWN)
+    for again in (model, unfreeze(model), start_over(model)):
+        assert isinstance(again.optimizer, keras.optimizers.RMSprop)
+        found = again.optimizer.get_config()
+        assert (found["rho"], found["momentum"], found["epsilon"]) == (0.9, 0.9, 0.1)
+        assert learning_rate(again) == pytest.approx(0.001)
+    assert model.plan.optimizer == "rmsprop"
+    assert learning_rate(
+        build(case, tiny, 3, optimizer="rmsprop", learning_rate=0.01, **OWN)
+    ) == pytest.approx(0.01)
+    train(model)
+
+
+def test_an_optimizer_that_there_is_not_is_refused_with_the_nearest(tiny):
+    with pytest.raises(InputError, match="Did you mean 'rmsprop'"):
+        build("large-similar", tiny, 3, optimizer="rmspop", **OWN)
+
+
+@pytest.mark.parametrize(
+    ("case", "more"), [("large-similar", {}), ("small-similar", {"unfreeze_from": "block2_conv"})]
+)
+def test_batchnorm_may_be_live_from_pretrained_weights(case, more, tiny):
+    model = build(case, tiny, 3, pin_batchnorm=False, **more, **OWN)
+    layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    assert [x.trainable for x in layers] == [case == "large-similar", True, True]
+    assert not model.plan.pin_batchnorm
+    assert build("large-different", tiny, 3, init="random", pin_batchnorm=True, **OWN).plan.pin_batchnorm

@@ -52,6 +52,10 @@ OTHER = TrainConfig(
     ema=0.9,
     mix="cutmix",
     batchnorm="adapted",
+    optimizer="rmsprop",
+    schedule="steps",
+    decay_factor=4.0,
+    decay_every=3,
     resume=True,
     calibrate=True,
     checkpoint_every="5m",
@@ -176,7 +180,8 @@ def test_values_of_the_wrong_type_are_refused_by_name(line, yaml_file):
 @pytest.mark.parametrize(("name", "value"), [
     ("image_size", 0), ("epochs", 0), ("epochs", -3), ("batch_size", 0), ("seed", -1),
     ("learning_rate", 0.0), ("learning_rate", -1.0), ("learning_rate", float("nan")),
-    ("learning_rate", float("inf")), ("augment", "heavy"),
+    ("learning_rate", float("inf")), ("augment", "heavy"), ("optimizer", "rmspop"), ("schedule", "step"),
+    ("decay_factor", 0.16), ("decay_every", 0), ("precision", "half"), ("flip", "maybe"),
 ])  # fmt: skip
 def test_values_out_of_range_are_refused_wherever_they_come_from(name, value, yaml_file):
     written = {"inf": ".inf", "nan": ".nan"}.get(str(value), value)
@@ -252,6 +257,18 @@ def test_help_comes_at_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--seed" in done.stdout
     assert time.perf_counter() - start < 3
+
+
+def test_the_recipe_of_the_notebook_is_a_configuration(monkeypatch):
+    place = Path(__file__).parents[1] / "notebooks" / "esteva.yaml"
+    read = parse_arguments(["--config", str(place), "--data", "lesions.csv"])
+    assert (read.data, read.model, read.image_size, read.case) == (
+        "lesions.csv", "InceptionV3", 299, "large-different",
+    )  # fmt: skip
+    assert (read.optimizer, read.learning_rate, read.init) == ("rmsprop", 0.001, "pretrained")
+    recipe = read.recipe
+    assert (recipe.schedule, recipe.decay_factor, recipe.decay_every) == ("steps", 16, 30)
+    assert recipe.batchnorm == "live" and read.epochs > recipe.decay_every
 
 
 def test_a_configuration_cannot_be_changed():

@@ -208,3 +208,56 @@ def test_averages_are_refused_of_an_optimizer_that_has_trained_and_leave_fit_as_
     fresh = built(colors)
     fit(fresh, colors, epochs=1, recipe=Recipe(ema=0.9), verbose=0)
     assert not {"finalize_variable_values", "update_step"} & set(vars(fresh.optimizer))
+
+
+RMSPROP = {"optimizer": "rmsprop", "learning_rate": 0.002, "pin_batchnorm": False}
+STEPS = Recipe(schedule="steps", decay_factor=4, decay_every=2, batchnorm="live")
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_rmsprop_in_steps_goes_on_to_the_same_weights_after_an_interruption(step, colors, tmp_path):
+    whole, cut = built(colors, **RMSPROP), built(colors, **RMSPROP)
+    options = {"epochs": 3, "recipe": STEPS, "verbose": 0, "checkpoint_every": 0.0}
+    fit(whole, colors, **options, checkpoints=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(cut, colors, **options, checkpoints=tmp_path / "cut", callbacks=[Stop(step)])
+    again = built(colors, **RMSPROP)
+    fit(again, colors, **options, checkpoints=tmp_path / "cut")
+    for one, other in zip(whole.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(whole.optimizer.variables, again.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+class Stop(keras.callbacks.Callback):
+    """Kill the training after so many steps."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_a_state_of_another_optimizer_is_refused(colors, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            built(colors, **RMSPROP), colors, epochs=2, recipe=STEPS, checkpoints=tmp_path,
+            checkpoint_every=0.0, callbacks=[Stop(2)], verbose=0,
+        )  # fmt: skip
+    other = built(colors, pin_batchnorm=False)
+    with pytest.raises(InputError, match="begun with Adam"):
+        fit(other, colors, epochs=2, recipe=STEPS, checkpoints=tmp_path, verbose=0)
+
+
+def test_live_statistics_are_asked_for_where_the_model_is_built(colors):
+    model = built(colors, pin_batchnorm=False)
+    before = [np.array(w) for w in model.weights if "moving_" in w.path]
+    fit(model, colors, epochs=1, recipe=Recipe(batchnorm="live"), verbose=0)
+    after = [w for w in model.weights if "moving_" in w.path]
+    assert all(np.abs(np.asarray(a) - b).max() > 0 for a, b in zip(after, before, strict=True))
+    with pytest.raises(InputError, match="pin_batchnorm=False"):
+        fit(built(colors), colors, epochs=1, recipe=Recipe(batchnorm="live"), verbose=0)

@@ -29,6 +29,7 @@ FLOORS = [
         "sampling",
         "schedules",
         "scores",
+        "shapes",
         "softmax_regression",
         "tables",
         "workers",
@@ -38,6 +39,7 @@ FLOORS = [
         "boundary",
         "curves",
         "data_report",
+        "demo_cnn",
         "duplicates",
         "efficientnet_lite",
         "evaluation_plots",
@@ -64,8 +66,18 @@ FLOORS = [
     {"datasets", "feature_shelf", "pipeline", "shared_pass"},
     {"feature_shards", "features", "runs", "validation"},
     {"beam_runner", "builders", "evaluation", "export_folders", "export_formats", "looks"},
-    {"beam_features", "block_rates", "predictions", "similarity", "suspects", "trials"},
-    {"expectations", "records"},
+    {
+        "beam_features",
+        "block_rates",
+        "class_tree",
+        "predictions",
+        "screening",
+        "transferability",
+        "similarity",
+        "suspects",
+        "trials",
+    },
+    {"demo_plots", "expectations", "records", "screening_plots"},
     {"advice_report", "run_pages"},
     {"adviser"},
     {"checkpoints", "comparison", "plots", "training_plots"},
@@ -152,10 +164,12 @@ def test_tensorflow_is_imported_by_its_rooms_alone():
 
 def test_matplotlib_is_imported_by_rooms_of_plots_alone():
     assert {room for room, tree in rooms().items() for m in imported(tree) if m.startswith("matplotlib")} == {
+        "demo_plots",
         "evaluation_plots",
         "explanation_plots",
         "figures",
         "plots",
+        "screening_plots",
         "training_plots",
     }
 

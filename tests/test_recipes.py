@@ -20,6 +20,10 @@ from transfer.recipes import Recipe, block_rates
         ({"clip_norm": 0.0}, "clip_norm above 0"),
         ({"mix": "mixapp"}, "mixup"),
         ({"batchnorm": "pined"}, "pinned"),
+        ({"schedule": "step"}, "steps"),
+        ({"decay_factor": 0.16}, "it divides"),
+        ({"decay_factor": float("nan")}, "decay_factor of 1"),
+        ({"decay_every": 0}, "decay_every of 1"),
     ],
 )
 def test_what_cannot_be_is_refused(options, said):

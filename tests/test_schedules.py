@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 
 from transfer.builders import build
+from transfer.recipes import Recipe
 from transfer.schedules import (
     FEWEST_EPOCHS,
     MOST_EPOCHS,
     STEPS,
     KeepBetter,
+    StepDecay,
     WarmupCosine,
+    decayed_rate_at,
     epochs_for,
     learning_rate_at,
 )
@@ -44,6 +47,22 @@ def test_training_everything_follows_the_schedule_and_leaves_the_rate_as_it_was(
     assert seen == pytest.approx(
         [learning_rate_at(step, peak=1e-3, steps=steps) for step in range(steps)], rel=1e-5
     )
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
+
+
+def test_the_rate_is_divided_every_so_many_epochs_and_is_its_own_again(colors, tiny):
+    rates = [decayed_rate_at(step, first=0.001, every=30, factor=16) for step in range(90)]
+    assert rates == pytest.approx([0.001] * 30 + [0.001 / 16] * 30 + [0.001 / 256] * 30)
+    assert decayed_rate_at(10**6, first=0.001, every=1, factor=16) == 0
+    model = build("large-similar", tiny, 3, preprocessing="tf", learning_rate=1e-3)
+    seen = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(float(model.optimizer.learning_rate))
+    )
+    recipe = Recipe(schedule="steps", decay_factor=4, decay_every=2)
+    fit(model, colors, epochs=3, recipe=recipe, callbacks=[watch], verbose=0)
+    per_epoch = -(-len(colors.train) // 32)
+    assert seen == pytest.approx([1e-3] * 2 * per_epoch + [2.5e-4] * per_epoch, rel=1e-5)
     assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
 
 
@@ -112,3 +131,4 @@ def test_a_loss_that_is_lost_ends_the_training_and_brings_the_weights_before_it_
 
 def test_the_schedule_is_that_of_all_epochs_together():
     assert WarmupCosine(peak=1.0, steps=10).step == 0
+    assert StepDecay(peak=1.0, steps=9, start=6, every=3, factor=2.0).rate == 0.25

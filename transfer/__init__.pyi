@@ -28,6 +28,9 @@ from .backbones import load_backbone as load_backbone
 from .efficientnet_lite import EfficientNetLite0 as EfficientNetLite0
 from .efficientnet_lite import EfficientNetLite1 as EfficientNetLite1
 from .efficientnet_lite import EfficientNetLite2 as EfficientNetLite2
+from .demo_cnn import DemoCNN as DemoCNN
+from .shapes import SHAPES as SHAPES
+from .shapes import make_shapes as make_shapes
 
 # Builders: a network -> a compiled model of a case.
 from .builders import build as build
@@ -46,6 +49,11 @@ from .rate_finder import find_learning_rate as find_learning_rate
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .evaluation import calibrate as calibrate
+from .class_tree import merge as merge
+from .class_tree import read_tree as read_tree
+from .class_tree import training_classes as training_classes
+from .screening import Screening as Screening
+from .screening import screening as screening
 
 # What a run leaves: its model, its names, its figures; predictions, explanations, and files for elsewhere.
 from .runs import FinishedRun as FinishedRun
@@ -56,3 +64,7 @@ from .explain import grad_cam as grad_cam
 from .explain import occlusion as occlusion
 from .explain import strongest_responses as strongest_responses
 from .export import export as export
+
+# The course: how transferable the layers of a network are.
+from .transferability import Transferability as Transferability
+from .transferability import transferability as transferability

@@ -6,6 +6,7 @@ The only place that knows names: constructors, preprocessing, image sizes, block
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer import efficientnet_lite, graphs, surgery, weight_files
+from transfer import demo_cnn, efficientnet_lite, graphs, surgery, weight_files
 from transfer.errors import InputError, unknown
+
+log = logging.getLogger(__name__)
 
 DEFAULT_BACKBONE = "EfficientNetLite0"
 """Its weights come from the package registry, so that it works where nothing else can be downloaded."""
@@ -40,6 +43,7 @@ class Family:
             last layer, or the addition of its skip connection behind that.
         min_size: smallest image size in pixels.
         fixed_top: the top works at the default image size only, since it flattens a map.
+        weights: what the constructors call those that are pre-trained.
     """
 
     builders: dict[str, int]
@@ -48,6 +52,7 @@ class Family:
     block: str
     min_size: int = 32
     fixed_top: bool = False
+    weights: str = "imagenet"
 
 
 def _efficientnet_sizes(prefix: str) -> dict[str, int]:
@@ -61,6 +66,7 @@ FAMILIES: dict[str, Family] = {
         r"convnext_\w+",
         r".*?(stage_\d+_block_\d+)_",
     ),
+    "DemoCNN": Family({"DemoCNN": 48}, "tf", r"democnn", r"(conv\d)$", 16, fixed_top=True, weights="shapes"),
     "DenseNet": Family(
         {f"DenseNet{depth}": 224 for depth in (121, 169, 201)},
         "torch",
@@ -299,7 +305,7 @@ def backbone_names() -> list[str]:
 def load_backbone(
     name: str = DEFAULT_BACKBONE,
     *,
-    weights: str | Path | None = "imagenet",
+    weights: str | Path | None = "pretrained",
     image_size: int | None = None,
     include_top: bool | None = None,
     **arguments: Any,
@@ -307,10 +313,11 @@ def load_backbone(
     """Load a pre-trained network by name.
 
     Args:
-        name: of a `keras.applications` constructor, `"EfficientNetLite0"` to `2`, or the path of a `.keras`
-            file of one's own.
-        weights: `"imagenet"`, which Keras downloads but for the EfficientNet-Lites; `"none"` (or None) for
-            random ones; or the path of a weights file.
+        name: of a `keras.applications` constructor, `"EfficientNetLite0"` to `2`, `"DemoCNN"`, or the path of a
+            `.keras` file of one's own.
+        weights: `"pretrained"`, those that the network is known for: `"imagenet"`, which Keras downloads but for the
+            EfficientNet-Lites; but `"shapes"` for the DemoCNN, which has none of ImageNet: asked for `"imagenet"`, it
+            warns, and takes its own. `"none"` (or None) for random ones; or the path of a weights file.
         image_size: height and width in pixels; None is the size that the weights were trained for.
         include_top: keep the network's own classifier, which shows how much the new data resemble the old.
             None keeps it where it works at this image size.
@@ -335,7 +342,9 @@ def load_backbone(
     size = _checked_size(name, family, default if image_size is None else image_size)
     if include_top is None and family.fixed_top and size != default:
         include_top = False
-    constructor = getattr(efficientnet_lite, name, None) or getattr(keras.applications, name)
+    constructor = next(
+        getattr(m, name) for m in (demo_cnn, efficientnet_lite, keras.applications) if hasattr(m, name)
+    )
     known = [p for p in inspect.signature(constructor).parameters if p not in ("weights", "include_top")]
     for argument in set(arguments).difference(known):
         raise unknown(f"argument of {name}", argument, known)
@@ -347,12 +356,14 @@ def load_backbone(
     top = include_top is not False
     if weights in (None, "none"):
         return weight_files.build(partial(make, top), name)
-    if weights != "imagenet":
+    if weights == "imagenet" != family.weights:
+        log.warning("%s has no weights of ImageNet. It takes its own: weights=%r.", name, family.weights)
+    if weights not in ("pretrained", "imagenet", family.weights):
         tops = [True, False] if include_top is None else [top]
         return _from_file(name, make, str(weights), tops, default)
     # Keras refuses another size together with the top, although nothing but VGG's depends on it.
     first = default if top else size
-    model = weight_files.download(partial(make, top, first, "imagenet"), name, instead=DEFAULT_BACKBONE)
+    model = weight_files.download(partial(make, top, first, family.weights), name, instead=DEFAULT_BACKBONE)
     return model if first == size else surgery.clone(model, image_size=(size, size))
 
 
@@ -368,7 +379,8 @@ def _checked_size(name: str, family: Family, size: int) -> int:
 def _from_file(
     name: str, make: Callable[..., keras.Model], path: str, tops: Sequence[bool], default: int
 ) -> keras.Model:
-    if name.startswith("EfficientNetLite") and path.endswith(".pth"):  # their constructors read these
+    own = {"EfficientNetLite": ".pth", "DemoCNN": ".npz"}.get(name.rstrip("0123456789"))
+    if own and path.endswith(own):  # their constructors read these
         try:
             return make(tops[0], weights=path)
         except InputError:
@@ -387,7 +399,7 @@ def _from_file(
 def _own(
     path: str, weights: Any, size: int | None, include_top: bool | None, arguments: dict[str, Any]
 ) -> keras.Model:
-    if weights not in ("imagenet", None, "none") or include_top is not None or arguments:
+    if weights not in ("pretrained", "imagenet", None, "none") or include_top is not None or arguments:
         raise InputError(
             f"{path} brings its own weights and arguments. Of the options, image_size alone applies to it."
         )

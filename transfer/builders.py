@@ -16,7 +16,7 @@ from transfer.cases import POLICIES, SCRATCH_LEARNING_RATE, Case, early_position
 from transfer.cuts import Cut, cuts_of
 from transfer.errors import InputError, unknown
 from transfer.pictures import as_size
-from transfer.recipes import PRECISIONS
+from transfer.recipes import OPTIMIZERS, PRECISIONS
 from transfer.strategy import get_strategy, must_synchronize, scope_of, settle
 
 INITS = ("pretrained", "random", "auto")
@@ -37,6 +37,7 @@ class Plan:
         had_classifier: whether the base came with its own classifier.
         pin_batchnorm: whether BatchNormalization stays as it was.
         trained: block ends that train although the case freezes them (see `unfreeze`).
+        optimizer: one of `recipes.OPTIMIZERS`.
     """
 
     case: Case
@@ -49,6 +50,7 @@ class Plan:
     had_classifier: bool
     pin_batchnorm: bool
     trained: tuple[str, ...] = ()
+    optimizer: str = "adam"
 
     @property
     def blocks(self) -> list[tuple[str, str]]:
@@ -72,7 +74,9 @@ def build(
     image_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
     strategy: Any = None,
+    optimizer: str = "adam",
     learning_rate: float | None = None,
+    pin_batchnorm: bool | None = None,
     precision: str = "float32",
     steps_per_execution: int = 1,
     seed: int = 0,
@@ -93,7 +97,10 @@ def build(
         image_size: pixels, one number or (height, width); None keeps the base's.
         preprocessing: a key of `backbones.PREPROCESSING`; needed for a network of one's own only.
         strategy: a name of `strategy.STRATEGIES` or a `tf.distribute.Strategy`; None chooses.
-        learning_rate: of Adam; None is the case's own (see `cases.POLICIES`).
+        optimizer: one of `recipes.OPTIMIZERS`.
+        learning_rate: of the optimizer; None is the case's own (see `cases.POLICIES`), or where `OPTIMIZERS` has one,
+            that.
+        pin_batchnorm: keep BatchNormalization as it was pre-trained; None does, but where weights start random.
         precision: one of `recipes.PRECISIONS`. Weights, the scaling of the input, and the head are float32 in any case.
         steps_per_execution: steps that are run at once, without Python between them.
         seed: of the new head's weights, and of all weights where they start random.
@@ -117,9 +124,13 @@ def build(
     _check_arguments(case, init, learning_rate, unfreeze_from)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
+    if optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", optimizer, OPTIMIZERS)
     if steps_per_execution < 1:
         raise InputError(f"Expected steps_per_execution of 1 or more. Received: {steps_per_execution}.")
     sliced, plan = _slice(case, base, cut, init)
+    pinned = plan.pin_batchnorm if pin_batchnorm is None else pin_batchnorm
+    plan = replace(plan, optimizer=optimizer, pin_batchnorm=pinned)
     devices = get_strategy(strategy)
     with devices.scope():
         trunk = surgery.clone(
@@ -132,19 +143,17 @@ def build(
         )
         model = settle(surgery.attach_head(trunk, num_classes, seed=seed), devices)
         head = model.layers[-1].name
-        given_rate = learning_rate
-        if learning_rate is None:
-            learning_rate = SCRATCH_LEARNING_RATE if init == "random" else policy.learning_rate
+        own = SCRATCH_LEARNING_RATE if init == "random" else policy.learning_rate
         _prepare(
             model,
             (lambda layer: layer == head) if policy.frozen else True,
-            learning_rate,
-            pin_batchnorm=plan.pin_batchnorm,
+            _optimizer(optimizer, learning_rate, own),
+            pin_batchnorm=pinned,
             steps_per_execution=steps_per_execution,
         )
     model.plan = plan
     if unfreeze_from is not None:
-        unfreeze(model, from_layer=unfreeze_from, learning_rate=given_rate)
+        unfreeze(model, from_layer=unfreeze_from, learning_rate=learning_rate, pin_batchnorm=pinned)
     return model
 
 
@@ -155,7 +164,7 @@ def small_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.
         base: a pre-trained network; it stays as it is.
         num_classes: 2 or more.
         **options: keyword arguments of `build`: cut, unfreeze_from, image_size, preprocessing, strategy,
-            learning_rate, seed.
+            optimizer, learning_rate, pin_batchnorm, seed.
 
     Returns:
         A compiled model of which only the head trains.
@@ -178,7 +187,7 @@ def small_different(base: keras.Model, num_classes: int, **options: Any) -> kera
         base: a pre-trained network; it stays as it is.
         num_classes: 2 or more.
         **options: keyword arguments of `build`: cut, unfreeze_from, image_size, preprocessing, strategy,
-            learning_rate, seed.
+            optimizer, learning_rate, pin_batchnorm, seed.
 
     Returns:
         A compiled model of which only the head trains.
@@ -200,7 +209,8 @@ def large_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.
     Args:
         base: a pre-trained network; it stays as it is.
         num_classes: 2 or more.
-        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, learning_rate, seed.
+        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, optimizer,
+            learning_rate, pin_batchnorm, seed.
 
     Returns:
         A compiled model that trains from end to end.
@@ -226,7 +236,8 @@ def large_different(
         num_classes: 2 or more.
         init: `"pretrained"`, `"random"` (BatchNorm is live then), or `"auto"`: `fit` tries the first and
             falls back on the second where it does not succeed on the validation set.
-        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, learning_rate, seed.
+        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, optimizer,
+            learning_rate, pin_batchnorm, seed.
 
     Returns:
         A compiled model that trains from end to end.
@@ -255,7 +266,8 @@ def unfreeze(
         model: a model of the builders; its flags change.
         from_layer: the first layer to train, or the block that begins with it, such as `"block6a"`; None trains
             all.
-        learning_rate: of a new Adam; None is that of fine-tuning (see `cases.POLICIES`).
+        learning_rate: of a new optimizer of the same kind; None is that of fine-tuning (see `cases.POLICIES`), or where
+            `recipes.OPTIMIZERS` has one, that.
         pin_batchnorm: keep BatchNormalization as it was pre-trained.
 
     Returns:
@@ -273,11 +285,11 @@ def unfreeze(
     names = [node.op.name for node in graphs.graph(model)]
     first = names.index(graphs.find_first(model, from_layer).op.name) if from_layer else 0
     late = set(names[first:])
-    if learning_rate is None:
-        learning_rate = POLICIES[Case.LARGE_SIMILAR].learning_rate
-    _check_learning_rate(learning_rate)
+    if learning_rate is not None:
+        _check_learning_rate(learning_rate)
     with scope_of(model):
-        _prepare(model, lambda name: name in late, learning_rate, pin_batchnorm=pin_batchnorm)
+        optimizer = _optimizer(_kind_of(model), learning_rate, POLICIES[Case.LARGE_SIMILAR].learning_rate)
+        _prepare(model, lambda name: name in late, optimizer, pin_batchnorm=pin_batchnorm)
     if hasattr(model, "plan"):
         trained = tuple(end for end in model.plan.kept if end in late)
         model.plan = replace(model.plan, pin_batchnorm=pin_batchnorm, trained=trained)
@@ -301,16 +313,29 @@ def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
     """
     with scope_of(model):
         model.set_weights(surgery.clone(model, weights="random", seed=seed).get_weights())
-        _prepare(model, True, SCRATCH_LEARNING_RATE, pin_batchnorm=False)
+        optimizer = _optimizer(_kind_of(model), None, SCRATCH_LEARNING_RATE)
+        _prepare(model, True, optimizer, pin_batchnorm=False)
     if hasattr(model, "plan"):
         model.plan = replace(model.plan, init="random", pin_batchnorm=False)
     return model
 
 
+def _kind_of(model: keras.Model) -> str:
+    """The optimizer that a model was built with; one that no builder built gets Adam."""
+    return model.plan.optimizer if hasattr(model, "plan") else "adam"
+
+
+def _optimizer(kind: str, learning_rate: float | None, own: float) -> keras.optimizers.Optimizer:
+    """Make the optimizer: at the rate that is given, or else its own, or else the case's."""
+    make = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[kind]
+    settings = {"learning_rate": own, **OPTIMIZERS[kind]}
+    return make(**settings if learning_rate is None else {**settings, "learning_rate": learning_rate})
+
+
 def _prepare(
     model: keras.Model,
     trainable: Callable[[str], bool] | bool,
-    learning_rate: float,
+    optimizer: keras.optimizers.Optimizer,
     *,
     pin_batchnorm: bool,
     steps_per_execution: int | None = None,
@@ -322,7 +347,7 @@ def _prepare(
     """
     surgery.set_trainable(model, trainable, pin_batchnorm=pin_batchnorm, synchronized=must_synchronize(model))
     model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
+        optimizer=optimizer,
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=steps_per_execution or getattr(model, "steps_per_execution", 1),

@@ -15,7 +15,7 @@ from typing import Any
 from transfer.augmentation import AUGMENTATIONS
 from transfer.errors import InputError, unknown
 from transfer.pictures import RESIZES
-from transfer.recipes import PRECISIONS, Recipe
+from transfer.recipes import OPTIMIZERS, PRECISIONS, Recipe
 
 FLIPS = ("auto", "yes", "no")
 """Whether augmentation mirrors pictures; `auto` looks at the names of the classes."""
@@ -158,7 +158,9 @@ class TrainConfig(DataConfig):
     epochs: int | None = None
     # Pictures per training step, over all devices together.
     batch_size: int = 32
-    # Of Adam; by default the case's own.
+    # What takes the steps: adam, or rmsprop with the settings of Esteva et al. 2017.
+    optimizer: str = "adam"
+    # Of the optimizer; by default the case's own, and with rmsprop 0.001.
     learning_rate: float | None = None
     # Only look which learning rate the network bears: raise it from step to step and draw the loss.
     find_learning_rate: bool = False
@@ -186,8 +188,14 @@ class TrainConfig(DataConfig):
     ema: float = Recipe.ema
     # Mix the pictures of a batch, labels and all: none, mixup or cutmix.
     mix: str = Recipe.mix
-    # Pre-trained BatchNormalization: pinned as it is, or adapted to the training pictures first.
+    # Pre-trained BatchNormalization: pinned as it is, adapted to the training pictures first, or live.
     batchnorm: str = Recipe.batchnorm
+    # How the learning rate goes where everything trains: cosine, after a warm-up; or steps: divided again and again.
+    schedule: str = Recipe.schedule
+    # By what it is divided, with steps.
+    decay_factor: float = Recipe.decay_factor
+    # After how many epochs each time, with steps.
+    decay_every: int = Recipe.decay_every
     # How often a frozen part sees each picture, changed by --augment from the second time on; the test averages too.
     views: int | None = None
     # What runs a frozen network: auto, keras or openvino (pip install ".[fast]").
@@ -217,15 +225,14 @@ class TrainConfig(DataConfig):
         seconds_of(None if self.time_budget == "none" else self.time_budget)
         seconds_of(self.checkpoint_every)
         _ = self.recipe  # it checks itself
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"Expected {name} from 0 to below 1. Received: {getattr(self, name)}.")
-        if self.flip not in FLIPS:
-            raise unknown("flip", self.flip, FLIPS)
+        for name, valid in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("flip", FLIPS)):
+            if getattr(self, name) not in valid:
+                raise unknown(name, getattr(self, name), valid)
         if self.augment not in AUGMENTATIONS:
             raise unknown("augmentation", self.augment, AUGMENTATIONS)
 

@@ -18,7 +18,7 @@ from transfer.builders import start_over
 from transfer.checkpoints import Keeping, State
 from transfer.errors import InputError
 from transfer.pipeline import Position, make_dataset
-from transfer.schedules import KeepBetter, WarmupCosine, epochs_for
+from transfer.schedules import KeepBetter, StepDecay, WarmupCosine, epochs_for
 from transfer.strategy import distributed, make_exact, replicas_of, scope_of, share_of, while_training
 from transfer.training_run import Run, TrainingLog
 from transfer.validation import Validation
@@ -55,12 +55,10 @@ def train_all(
         train_all(run, TrainingLog(), None, "fine-tune")
     """
     model = run.model
+    _refuse_pinned(run)
     init = "random" if phase == "from-scratch" else "pretrained"
     epochs = epochs or epochs_for(len(run.data.train), run.batch_size, init=init)
-    if run.augment != "none" and not run.flip:
-        log.info(
-            "Augmentation mirrors no pictures: the classes are digits or letters, or it was asked not to."
-        )
+    _say_flips(run)
     per_epoch = -(-len(run.data.train) // run.batch_size)
     peak = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # before a state's own comes back
     first, step = (state.epoch, state.step) if state is not None else (0, 0)
@@ -75,11 +73,12 @@ def train_all(
 
         def now() -> State:
             arrays = {**_arrays(run), **named("best", better.weights or []), **more()}
-            return State(phase, log={**summary(done), "better": better.state()}, arrays=arrays)
+            return State(phase, log={**_log(run, done), "better": better.state()}, arrays=arrays)
 
         position = Position(first)
         keeping = Keeping(run.kept, position, step=step, per_epoch=per_epoch, state=now)
-        schedule = _schedule(run, peak, epochs * per_epoch, first * per_epoch + step, each_step)
+        steps = {"steps": epochs * per_epoch, "start": first * per_epoch + step}
+        schedule = _schedule(run, per_epoch, peak=peak, each_step=each_step, **steps)
         callbacks = [*schedule, *_validation(run, share), better, _Rows(done, phase), keeping, *run.callbacks]
         weights = {} if share is None else {"class_weight": None}  # `distributed` has seen to them
         options = {"validation_data": val_set, **run.fit_options(callbacks), **weights}
@@ -104,6 +103,23 @@ def train_all(
             type(model.optimizer).finalize_variable_values(model.optimizer, model.trainable_variables)
         better.set_model(trainee)
         better.settle()
+
+
+def _say_flips(run: Run) -> None:
+    if run.augment != "none" and not run.flip:
+        log.info(
+            "Augmentation mirrors no pictures: the classes are digits or letters, or it was asked not to."
+        )
+
+
+def _refuse_pinned(run: Run) -> None:
+    """What is pinned was so when the model was compiled, and would silently stay so."""
+    plan = getattr(run.model, "plan", None)
+    if run.recipe.batchnorm == "live" and plan is not None and plan.pin_batchnorm:
+        raise InputError(
+            "Expected a model whose BatchNormalization trains, for batchnorm='live'. Received one that pins it. Build "
+            "it with pin_batchnorm=False."
+        )
 
 
 def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
@@ -155,15 +171,15 @@ def _keep_better(run: Run, done: TrainingLog) -> KeepBetter:
     return KeepBetter(count=len(run.data.val), start=start)
 
 
-def _schedule(
-    run: Run, peak: float, steps: int, start: int, each_step: Callable[[float], None] | None
-) -> list[keras.callbacks.Callback]:
+def _schedule(run: Run, per_epoch: int, **options: Any) -> list[keras.callbacks.Callback]:
     """What sets the learning rate, unless the user does."""
-    optimizer = run.model.optimizer
+    recipe, optimizer = run.recipe, run.model.optimizer
     own = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
     if own or any(isinstance(callback, _RATES) for callback in run.callbacks):
         return []
-    return [WarmupCosine(peak=peak, steps=steps, start=start, each_step=each_step)]
+    if recipe.schedule == "steps":
+        return [StepDecay(every=recipe.decay_every * per_epoch, factor=recipe.decay_factor, **options)]
+    return [WarmupCosine(**options)]
 
 
 class _Rows(keras.callbacks.Callback):
@@ -226,7 +242,12 @@ def whole_state(run: Run, done: TrainingLog) -> State:
         kept.save(whole_state(run, done))
     """
     with _ready(run):
-        return State("done", log=summary(done), arrays=_arrays(run))
+        return State("done", log=_log(run, done), arrays=_arrays(run))
+
+
+def _log(run: Run, done: TrainingLog) -> dict[str, Any]:
+    """What happened, and which optimizer the state is of: those of another may have as many arrays."""
+    return {**summary(done), "optimizer": type(run.model.optimizer).__name__}
 
 
 @contextlib.contextmanager
@@ -263,9 +284,18 @@ def restore(run: Run, state: State) -> None:
         run: with the model.
         state: of the same model.
 
+    Raises:
+        InputError: the state is of another optimizer.
+
     Example:
         restore(run, kept.latest())
     """
+    own = type(run.model.optimizer).__name__
+    if state.log.get("optimizer", own) != own:
+        raise InputError(
+            f"Expected a training that was begun with {own}. Received one of {state.log['optimizer']}. Build the model "
+            "with that optimizer, or use another folder."
+        )
     for name, variables in _variables(run):
         for variable, value in zip(variables, numbered(state.arrays, name) or (), strict=True):
             variable.assign(value)

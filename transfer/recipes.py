@@ -8,13 +8,24 @@ from dataclasses import dataclass
 from transfer.augmentation import MIXES
 from transfer.errors import InputError, unknown
 
-BATCHNORMS = ("pinned", "adapted")
+BATCHNORMS = ("pinned", "adapted", "live")
 """What becomes of pre-trained BatchNormalization: its statistics stay as they are, which is safe for few pictures; or
 are first taken anew from the training pictures (Li et al. 2017, arXiv:1603.04779), for pictures that are unlike those
-of the pre-training. From random weights they are live, whatever is said here."""
+of the pre-training; or go on training with the rest, for very many pictures. From random weights they are live,
+whatever is said here."""
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 """What layers compute in. The last two are for GPUs and TPUs."""
+
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "adam": {},
+    "rmsprop": {"learning_rate": 0.001, "rho": 0.9, "momentum": 0.9, "epsilon": 0.1},
+}
+"""What takes the steps, and how it is set: Adam as Keras has it, at the case's learning rate; or RMSProp, all of it as
+Esteva et al. 2017 (doi:10.1038/nature21056) trained Inception."""
+
+SCHEDULES = ("cosine", "steps")
+"""How the learning rate goes: it warms up and falls to 0 along a cosine; or is divided every so many epochs."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,10 @@ class Recipe:
         label_smoothing: share of each label that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567).
         mix: one of `augmentation.MIXES`.
         batchnorm: one of `BATCHNORMS`.
+        schedule: one of `SCHEDULES`.
+        decay_factor: by what the learning rate is divided, 1 or more, with the schedule `"steps"`; this and the next
+            are by default those of Esteva et al. 2017.
+        decay_every: after how many epochs, each time, 1 or more.
     """
 
     depth_rate: float = 1.0
@@ -45,6 +60,9 @@ class Recipe:
     label_smoothing: float = 0.0
     mix: str = "none"
     batchnorm: str = "pinned"
+    schedule: str = "cosine"
+    decay_factor: float = 16.0
+    decay_every: int = 30
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -61,6 +79,14 @@ class Recipe:
             raise unknown("mix", self.mix, MIXES)
         if self.batchnorm not in BATCHNORMS:
             raise unknown("batchnorm", self.batchnorm, BATCHNORMS)
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if not 1 <= self.decay_factor < math.inf:
+            raise InputError(
+                f"Expected decay_factor of 1 or more: it divides. Received: {self.decay_factor!r}."
+            )
+        if self.decay_every < 1:
+            raise InputError(f"Expected decay_every of 1 epoch or more. Received: {self.decay_every!r}.")
 
 
 def block_rates(recipe: Recipe, blocks: int, progress: float) -> list[float]:

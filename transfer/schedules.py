@@ -71,6 +71,27 @@ def learning_rate_at(step: int, *, peak: float, steps: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
 
 
+def decayed_rate_at(step: int, *, first: float, every: int, factor: float) -> float:
+    """Give the learning rate of a step where it is divided again and again, and stays the same in between.
+
+    Esteva et al. 2017 (doi:10.1038/nature21056) divide by 16 every 30 epochs.
+
+    Args:
+        step: from 0.
+        first: the rate that it begins with.
+        every: steps between two divisions, 1 or more.
+        factor: by what it is divided, 1 or more.
+
+    Returns:
+        The rate.
+
+    Example:
+        >>> [decayed_rate_at(step, first=1.0, every=10, factor=4.0) for step in (0, 9, 10, 20)]
+        [1.0, 1.0, 0.25, 0.0625]
+    """
+    return first * factor ** -(step // every)
+
+
 class WarmupCosine(keras.callbacks.Callback):
     """Set the learning rate before each step (see `learning_rate_at`).
 
@@ -101,10 +122,15 @@ class WarmupCosine(keras.callbacks.Callback):
         self.peak, self.steps, self.step = peak, steps, start
         self._each_step, self._began = each_step, 0
 
+    @property
+    def rate(self) -> float:
+        """Of the step to come."""
+        return learning_rate_at(self.step, peak=self.peak, steps=self.steps)
+
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the rate of the step to come, or of the steps that are executed together."""
         self._began = batch
-        self.model.optimizer.learning_rate = learning_rate_at(self.step, peak=self.peak, steps=self.steps)
+        self.model.optimizer.learning_rate = self.rate
         if self._each_step is not None:
             self._each_step(self.step / self.steps)
 
@@ -115,6 +141,29 @@ class WarmupCosine(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model with the rate that it was compiled with."""
         self.model.optimizer.learning_rate = self.peak
+
+
+class StepDecay(WarmupCosine):
+    """Divide the learning rate every so many steps (see `decayed_rate_at`), without a warm-up.
+
+    Args:
+        every: steps between two divisions.
+        factor: by what the rate is divided.
+        **options: of `WarmupCosine`.
+
+    Example:
+        >>> StepDecay(peak=1.0, steps=40, start=30, every=10, factor=2.0).rate
+        0.125
+    """
+
+    def __init__(self, *, every: int, factor: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.every, self.factor = every, factor
+
+    @property
+    def rate(self) -> float:
+        """Of the step to come."""
+        return decayed_rate_at(self.step, first=self.peak, every=self.every, factor=self.factor)
 
 
 class KeepBetter(keras.callbacks.Callback):
