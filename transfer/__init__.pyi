@@ -65,6 +65,8 @@ from .explain import occlusion as occlusion
 from .explain import strongest_responses as strongest_responses
 from .export import export as export
 
-# The course: how transferable the layers of a network are.
+# The course: drawings in the lesson's manner, and how transferable the layers of a network are.
+from .demo_plots import filters_plot as filters_plot
+from .demo_plots import lesson_drawing as lesson_drawing
 from .transferability import Transferability as Transferability
 from .transferability import transferability as transferability

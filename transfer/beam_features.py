@@ -54,8 +54,8 @@ class PassConfig(DataConfig):
 
     # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
     model: str = "EfficientNetLite0"
-    # 'imagenet', 'none' for random ones, or a weights file.
-    weights: str = "imagenet"
+    # 'pretrained', 'none' for random ones, or a weights file.
+    weights: str = "pretrained"
     # How your own .keras file wants its input: none, tf, torch, caffe or lite.
     preprocessing: str | None = None
     # The case to train later: small-similar or small-different.

@@ -56,7 +56,7 @@ def compare(
     Args:
         data: of `load_data`; the test pictures are not looked at.
         models: names, as `load_backbone` takes them.
-        weights: of each, by name; `"imagenet"` where there is none.
+        weights: of each, by name; `"pretrained"` where there is none.
         image_size: pixels; None is what each was trained for.
         max_images: pictures to look at, at most.
         engine: what runs the networks.
@@ -77,7 +77,7 @@ def compare(
     """
     found = []
     for name in dict.fromkeys(models):
-        base = load_backbone(name, weights=(weights or {}).get(name, "imagenet"), image_size=image_size)
+        base = load_backbone(name, weights=(weights or {}).get(name, "pretrained"), image_size=image_size)
         look = take_look(data, base, max_images=max_images, engine=engine, cache=cache, seed=seed)
         curve, _ = curves_of(look, seed)
         if curve is None:

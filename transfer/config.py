@@ -79,8 +79,8 @@ class AdviceConfig(DataConfig):
 
     # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
     model: str = "EfficientNetLite0"
-    # 'imagenet', 'none' for random ones, or a weights file.
-    weights: str = "imagenet"
+    # 'pretrained', 'none' for random ones, or a weights file.
+    weights: str = "pretrained"
     # How your own .keras file wants its input: none, tf, torch, caffe or lite.
     preprocessing: str | None = None
     # Pixels, height and width; by default those that the network was trained for.
@@ -138,8 +138,8 @@ class TrainConfig(DataConfig):
 
     # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
     model: str = "EfficientNetLite0"  # its weights were installed along: works without a network
-    # 'imagenet', 'none' for random ones, or a weights file.
-    weights: str = "imagenet"
+    # 'pretrained', 'none' for random ones, or a weights file.
+    weights: str = "pretrained"
     # How your own .keras file wants its input: none, tf, torch, caffe or lite.
     preprocessing: str | None = None
     # auto, small-similar, small-different, large-similar or large-different.

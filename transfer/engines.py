@@ -126,7 +126,12 @@ def _sections(model: keras.Model) -> tuple[int, ...]:
 def _side_by_side(model: keras.Model) -> keras.Model:
     if len(getattr(model, "outputs", None) or ()) < 2:
         return model
-    flat = [keras.layers.Flatten(dtype="float32")(tensor) for tensor in model.outputs]
+    # By names of their own: a network may have a layer called `flatten`, as VGG has.
+    names = [f"side_{number}_of_{model.name}" for number in range(len(model.outputs))]
+    flat = [
+        keras.layers.Flatten(dtype="float32", name=name)(tensor)
+        for name, tensor in zip(names, model.outputs, strict=True)
+    ]
     return keras.Model(model.inputs[0], keras.layers.Concatenate(dtype="float32")(flat), name=model.name)
 
 

@@ -1,13 +1,13 @@
 """Pre-trains the demonstration network on made-up shapes, and writes the weights that come with the package.
 
-    python tests/benchmarks/pretrain_demo_cnn.py [--epochs 24] [--output transfer/weights/demo_cnn.npz]
+    python tests/benchmarks/pretrain_demo_cnn.py [--epochs 20] [--output transfer/weights/demo_cnn.npz]
 
 It learns which shape is on a picture, and which colours the shape and the ground have, so that its features tell of
 both; what tells the colours is thrown away afterwards. Filters of the first layer that are rough cost a little: without
 that they keep the noise that they were born with.
 
-Every epoch has pictures of its own, so that nothing can be learnt by heart. Two CPU cores take a few minutes. The same
-machine gives the same weights again; another one rounds differently, and gives others that are as good.
+Every epoch has pictures of its own, so that nothing can be learnt by heart. Two CPU cores take some minutes. Another
+run may round differently, and give other weights that are as good.
 """
 
 from __future__ import annotations
