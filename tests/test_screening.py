@@ -1,6 +1,7 @@
 """Sensitivity and specificity by hand and against scikit-learn; intervals that hold; ties and thresholds exact."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_each_draw_of_the_bootstrap_has_the_area_that_scikit_learn_gives_its_wei
 
 def test_intervals_hold_the_truth_as_often_as_they_say(monkeypatch):
     """Of 100 samples, some 95: fewer than 88 would be less than one in a hundred."""
-    monkeypatch.setattr("transfer.screening.RESAMPLES", 400)
+    monkeypatch.setattr(sys.modules["transfer.screening"], "RESAMPLES", 400)
     whole = drawn(20_000, seed=99, digits=4)
     wanted = (whole.auc, whole.sensitivity_at(0.8).sensitivity)
     held = np.zeros(2, int)
