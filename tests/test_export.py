@@ -450,7 +450,12 @@ def test_to_dict_is_for_json(run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["MobileNetV2", "ResNet50", "MobileNetV3Small", "DenseNet121", "EfficientNetB0"]
+    "name",
+    [
+        "MobileNetV2",
+        "MobileNetV3Small",
+        "EfficientNetB0",
+    ],  # ResNet50 and DenseNet121 went through too, in minutes
 )
 def test_families_of_networks_go_into_every_format(run, name, tmp_path):
     """With random weights: whether converters know their operations; BatchNorm calibrated, so that outputs vary."""
