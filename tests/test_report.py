@@ -159,6 +159,41 @@ def test_what_is_no_run_gets_no_report(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", {}),
+        ("metrics.json", {"case": "small-similar", "cut": 3}),
+        ("data.json", {"name": "x"}),
+        ("advice.json", {"reason": ""}),
+        ("evaluation.json", {"suspected_labels": 7}),
+        ("evaluation.json", {"suspected_labels": [{"name": "x"}]}),
+    ],
+)
+def test_files_that_do_not_fit_are_told_and_change_nothing(name, content, strange_run, tmp_path, capsys):
+    copy = Path(shutil.copytree(strange_run, tmp_path / "strange"))
+    (copy / name).write_text(json.dumps(content))
+    before = (copy / "report.html").read_bytes(), (copy / "README.md").read_bytes()
+    assert main([str(copy)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert str(copy) in said[-1] or "check of data" in said[-1]
+    assert ((copy / "report.html").read_bytes(), (copy / "README.md").read_bytes()) == before
+    assert main([str(copy), str(strange_run), "--output", str(tmp_path / "both.html")]) in (0, 2)
+    assert not list(tmp_path.glob(".both*"))
+
+
+def test_a_run_without_a_test_has_a_page_and_a_card(color_folder, tmp_path):
+    from transfer.train import main as train
+
+    quick = ["--image-size", "32", "--case", "small-similar", "--strategy", "default", "--test", "0"]
+    assert train(["--data", str(color_folder), *quick, "--output", str(tmp_path / "run")]) == 0
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    ids = {attributes.get("id") for attributes in page.all("section")}
+    assert ids == {"network", "training", "data", "again"}
+    assert "no test pictures" in (tmp_path / "run" / "README.md").read_text()
+    assert "no test pictures" in comparison_page([read_record(tmp_path / "run")] * 2)
+
+
 def test_the_card_has_the_header_that_hubs_read(strange_run):
     card = model_card(read_record(strange_run))
     _, header, body = card.split("---\n", 2)

@@ -92,6 +92,14 @@ def test_probabilities_are_calibrated_on_request(color_folder, elsewhere):
     assert plain["test_accuracy"] == honest["test_accuracy"]
 
 
+def test_too_few_pictures_to_calibrate_on_are_told_before_training(color_folder, elsewhere, capsys):
+    flags = ["--data", str(color_folder), "--case", "large-similar", "--calibrate", "--output", "run", *QUICK]
+    assert main(flags) == 2
+    said = capsys.readouterr()
+    assert "30 pictures for validation" in said.err and "Epoch" not in said.out
+    assert not list(elsewhere.iterdir())
+
+
 def test_the_saved_model_names_raw_pictures_in_plain_keras(color_folder, elsewhere):
     main(["--data", str(color_folder), "--case", "small-similar", "--output", "run", *QUICK])
     model = keras.models.load_model(elsewhere / "run" / "model.keras")

@@ -228,6 +228,26 @@ def evaluate(
     return Evaluation(data.class_names, part.labels, probabilities, tuple(part.names), tuple(part.groups))
 
 
+def check_calibration(data: ImageData) -> None:
+    """Refuse data with too few pictures for validation to calibrate on; better before the training than after.
+
+    Args:
+        data: of `load_data`.
+
+    Raises:
+        InputError: there are too few.
+
+    Example:
+        >>> from transfer.datasets import load_data
+        >>> check_calibration(load_data("emoji"))
+    """
+    if len(data.val) < FEWEST_TO_CALIBRATE:
+        raise InputError(
+            f"Expected {FEWEST_TO_CALIBRATE} pictures for validation or more, to fit a temperature on. Received: "
+            f"{len(data.val)}. Set more aside with val=..., or leave the probabilities as they are."
+        )
+
+
 def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     """Make a model's probabilities honest, by a temperature that is fitted on the validation pictures.
 

@@ -29,13 +29,20 @@ def render(template: str, **values: Any) -> str:
     Returns:
         HTML, safe to put into another template.
 
+    Raises:
+        ValueError: a value that the template shows is not among them.
+
     Example:
         >>> "<h1>a &amp; b</h1>" in render("page.html", title="a & b", parts=[])
         True
     """
+    from jinja2 import UndefinedError
     from markupsafe import Markup
 
-    return Markup(_environment().get_template(template).render(**values))
+    try:
+        return Markup(_environment().get_template(template).render(**values))
+    except UndefinedError as error:
+        raise ValueError(f"a page wants what is not there: {error}") from error
 
 
 def data_uri(picture: np.ndarray | bytes) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer.commands import carried_out
-from transfer.errors import InputError
+from transfer.errors import InputError, unknown
 from transfer.pictures import EXTENSIONS, BadPictureError, look, to_rgb_array
 
 if TYPE_CHECKING:  # Keras is loaded when there is something to predict, so that --help answers at once
@@ -105,7 +105,7 @@ def predictions(
         One prediction for each.
 
     Raises:
-        InputError: there is no such run.
+        InputError: there is no such run or engine.
 
     Example:
         for found in predictions("runs/emoji-small-similar-1", ["a.png", "b.png"]):
@@ -113,8 +113,11 @@ def predictions(
     """
     from tqdm.auto import tqdm
 
+    from transfer.engines import ENGINES
     from transfer.runs import load_run
 
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
     known = load_run(run) if isinstance(run, str | Path) else run
     total = len(items) if isinstance(items, Sequence) else None
     forward: Callable[[np.ndarray], np.ndarray] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from transfer.data_report import DataReport
 from transfer.errors import InputError
 from transfer.evaluation import Evaluation
 from transfer.predictions import read_predictions
-from transfer.runs import CONFIG, METRICS, MODEL, missing_run, read_metrics, text_of
+from transfer.runs import CONFIG, METRICS, MODEL, missing_run, read_json, read_metrics
 
 DATA, ADVICE, EVALUATION, PREDICTIONS = "data.json", "advice.json", "evaluation.json", "predictions.csv"
 
@@ -84,30 +83,18 @@ def read_record(folder: str | Path) -> RunRecord:
     for name in (METRICS, CONFIG):
         if not (place / name).is_file():
             raise InputError(f"Expected the folder of a finished run. {place} has no {name}.")
-    data = _json(place / DATA)
+    data = read_json(place / DATA)
     predictions = place / PREDICTIONS
     return RunRecord(
         place,
         read_metrics(place),
         load_config(place / CONFIG),
         read_predictions(predictions) if predictions.is_file() else None,
-        _json(place / EVALUATION) or {},
-        _json(place / ADVICE),
+        read_json(place / EVALUATION) or {},
+        read_json(place / ADVICE),
         DataReport.from_dict(data) if data is not None else None,
         {name: _png(place / f"{name}.png") for name in FIGURES if (place / f"{name}.png").is_file()},
     )
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(text_of(path))
-    except ValueError as error:
-        raise InputError(f"Cannot read {path}: {error}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"Expected values by name in {path}. Received: {type(found).__name__}.")
-    return found
 
 
 def _png(path: Path) -> bytes:

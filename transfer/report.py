@@ -6,12 +6,13 @@ Everything in it was computed elsewhere.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,25 @@ def write_pages(folder: Path, *, thumbnail: Thumbnail | None = None) -> None:
         write_pages(Path("runs/emoji-small-similar-1"))
     """
     record = read_record(folder)
-    write_text(folder / PAGE, run_page(record, thumbnail=thumbnail))
-    write_text(folder / CARD, model_card(record))
+    with _fitting(folder):
+        page, card = run_page(record, thumbnail=thumbnail), model_card(record)
+    write_text(folder / PAGE, page)
+    write_text(folder / CARD, card)
+
+
+@contextlib.contextmanager
+def _fitting(*folders: Path) -> Iterator[None]:
+    """Say where files that each can be read do not hold what a page is made of: they may come from anywhere."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        named = ", ".join(map(str, folders))
+        raise InputError(
+            f"The files of {named} are not those of a finished run of this version: {what}."
+        ) from error
 
 
 def _history(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -178,7 +196,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(runs: Sequence[str], output: str | None) -> None:
     if len(runs) > 1:
         place = Path(output or COMPARISON)
-        write_text(place, comparison_page([read_record(run) for run in runs]))
+        with _fitting(*map(Path, runs)):
+            page = comparison_page([read_record(run) for run in runs])
+        write_text(place, page)
     elif output:
         raise InputError(f"Expected --output with several runs. One run's report is its {PAGE}.")
     else:

@@ -13,6 +13,7 @@ from transfer import evaluation_plots, explain, explanation_plots, plots, traini
 from transfer.datasets import ImageData
 from transfer.errors import InputError
 from transfer.evaluation import Evaluation
+from transfer.features import input_size
 from transfer.shared_pass import local_copy
 from transfer.suspects import Suspect, suspected_labels
 from transfer.training_run import TrainingLog
@@ -132,7 +133,7 @@ def explained(model: keras.Model, data: ImageData, found: Evaluation) -> dict[st
     Example:
         explained(model, data, evaluate(model, data))["mistakes"]
     """
-    size = model.input_shape[1:3]
+    size = input_size(model, data)
     figures: dict[str, Any] = {}
     shown = found.mistakes[:MOST_MISTAKES].tolist()
     if shown:

@@ -138,15 +138,34 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         >>> read_metrics(Path("no such folder"))
         {}
     """
-    path = folder / METRICS
+    return read_json(folder / METRICS) or {}
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a file of values by name of a run.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        What it holds; None where there is none.
+
+    Raises:
+        InputError: it is damaged, or leads out of its folder.
+
+    Example:
+        >>> _ = Path("metrics.json").write_text('{"case": "small-similar"}')
+        >>> read_json(Path("metrics.json"))
+        {'case': 'small-similar'}
+    """
     if not path.is_file():
-        return {}
+        return None
     try:
         found = json.loads(text_of(path))
     except ValueError as error:
         raise InputError(f"Cannot read {path}: {error}.") from None
     if not isinstance(found, dict):
-        raise InputError(f"Expected figures by name in {path}. Received: {type(found).__name__}.")
+        raise InputError(f"Expected values by name in {path}. Received: {type(found).__name__}.")
     return found
 
 

@@ -119,7 +119,7 @@ def run(config: TrainConfig) -> Path:
     data = datasets.load_data(config.data, **config.load_options())
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
-    _check_layers(config, base)  # before the look
+    _check(config, base, data)  # before the look
     decision, look, advice = _decide(config, data, base, going_on)
     asked, case = config.asked, Case.parse(decision["case"])
     config = replace(config, **decision["options"])
@@ -134,7 +134,7 @@ def run(config: TrainConfig) -> Path:
         if advice is not None:
             report.write_advice(folder, advice, plots.advice_figures(advice))
         done = _fit(config, model, data, folder)
-        temperature = evaluation.calibrate(model, data, engine=config.engine) if config.calibrate else None
+        temperature = evaluation.calibrate(model, data, **_test_options(config)) if config.calibrate else None
         found = _evaluate(config, model, data) if len(data.test) else None
         if workers.crew().is_chief:
             written = replace(config, case=str(case), output=None, resume=False)
@@ -165,9 +165,12 @@ def _write(folder: Path, config: TrainConfig, model: Any, data: Any, done: Any, 
     )
 
 
-def _check_layers(config: TrainConfig, base: Any) -> None:
-    from transfer import cuts, graphs
+def _check(config: TrainConfig, base: Any, data: Any) -> None:
+    """Refuse now what would be refused after the training."""
+    from transfer import cuts, evaluation, graphs
 
+    if config.calibrate:
+        evaluation.check_calibration(data)
     if config.cut is not None:
         cuts.cuts_of(base, config.cut)
     if config.unfreeze_from is not None:
@@ -356,15 +359,18 @@ def _evaluate(config: TrainConfig, model: Any, data: Any) -> Any:
     """Hand the options that concern the test to `evaluate`."""
     from transfer import evaluation
 
-    return evaluation.evaluate(
-        model,
-        data,
-        views=config.views or 1,
-        augment=config.augment,
-        flip=config.flips,
-        engine=config.engine,
-        seed=config.seed,
-    )
+    return evaluation.evaluate(model, data, **_test_options(config))
+
+
+def _test_options(config: TrainConfig) -> dict[str, Any]:
+    """How pictures are looked at that are not trained on: what is calibrated is what is tested."""
+    return {
+        "views": config.views or 1,
+        "augment": config.augment,
+        "flip": config.flips,
+        "engine": config.engine,
+        "seed": config.seed,
+    }
 
 
 def _title(plan: Any, unfreeze_from: str | None) -> str:
