@@ -2,10 +2,12 @@
 
     python tests/benchmarks/after.py report --data sign_digits
     python tests/benchmarks/after.py predict --data sign_digits
+    python tests/benchmarks/after.py explain --data hymenoptera --size 224
 
 `report` trains once and times its report: the figures, Grad-CAM and all, and the pages; and the command by itself.
 `predict` runs all pictures four times over, decoded and resized, through the network by the engine that `predict`
 takes, by Keras' own `predict`, and then times `predict` from their files; each twice, the better one, in one process.
+`explain` compares Grad-CAM with occlusion on twelve test pictures, and times both.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("report", "predict"))
+    parser.add_argument("command", choices=("report", "predict", "explain"))
     parser.add_argument("--data", default="emoji")
     parser.add_argument("--size", type=int, default=128)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        {"report": report, "predict": predict}[options.command](options, Path(folder))
+        {"report": report, "predict": predict, "explain": explain}[options.command](options, Path(folder))
 
 
 def train(options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, float]]:
@@ -102,6 +104,25 @@ def predict(options: argparse.Namespace, folder: Path) -> None:
     }
     for name, rate in rates.items():
         say(f"{name:28}{rate:9.1f} pictures/s  {rate / rates['the engine on arrays']:.2f}")
+
+
+def explain(options: argparse.Namespace, folder: Path) -> None:
+    """Say how far Grad-CAM agrees with occlusion."""
+    from transfer.explain import agreement, grad_cam, occlusion
+    from transfer.runs import load_run
+
+    run = load_run(train(options, folder)[0])
+    test = run.data().test
+    places = np.linspace(0, len(test) - 1, 12).astype(int).tolist()
+    pictures = np.stack([test.picture(i, run.image_size) for i in places])
+    start = time.perf_counter()
+    heat = grad_cam(run.model, pictures)
+    middle = time.perf_counter()
+    falls = occlusion(run.model, pictures)
+    end = time.perf_counter()
+    found = sorted(agreement(one, other) for one, other in zip(heat, falls, strict=True))
+    say("agreement: " + ", ".join(f"{one:.2f}" for one in found) + f"; median {np.median(found):.2f}")
+    say(f"seconds: Grad-CAM of 12 {middle - start:.1f}, occlusion {(end - middle) / 12:.1f} per picture")
 
 
 def best(work: Callable[[], Any], count: int) -> float:
