@@ -8,6 +8,7 @@ from conftest import STRANGE
 
 from transfer.evaluate import main
 from transfer.predictions import read_predictions
+from transfer.split_file import read_split
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def test_pictures_that_were_trained_on_are_noticed(evaluated, strange_folder, tm
     code, out, err = evaluated("--data", strange_folder)
     assert code == 0 and "on 90 pictures" in out
     assert "of the 90 pictures were trained or validated on" in err
+    assert "Figures flatter" in out
     renamed = tmp_path / "renamed" / STRANGE[2]  # under any other name
     renamed.mkdir(parents=True)
     for i, file in enumerate((strange_folder / STRANGE[2]).iterdir()):
@@ -49,9 +51,23 @@ def test_pictures_that_were_trained_on_are_noticed(evaluated, strange_folder, tm
     assert code == 0 and "were trained or validated on" in err
 
 
-def test_only_new_pictures_are_not_complained_of(evaluated, strange_folder, strange_run, tmp_path):
-    from transfer.split_file import read_split
+def test_a_page_does_not_call_pictures_new_that_were_trained_on(
+    evaluated, strange_folder, strange_run, tmp_path
+):
+    page, figures = tmp_path / "out.html", tmp_path / "out.json"
+    copied, seen = shutil.copytree(strange_folder, tmp_path / "twice"), []
+    name = next(name for name, _, split in read_split(strange_run / "split.csv") if split == "train")
+    shutil.copy(copied / name, (copied / name).with_name("again.png"))
+    for folder in (strange_folder, copied):
+        assert evaluated("--data", folder, "--html", page, "--json", figures)[0] == 0
+        seen.append(json.loads(figures.read_text())["num_seen"])
+        assert f"{seen[-1]} of them were trained or validated on" in page.read_text()
+        assert "never saw" not in page.read_text() and "did not learn from" not in page.read_text()
+    assert seen[1] == seen[0] + 1  # each copy counts
+    assert evaluated("--html", page)[0] == 0 and "never saw" in page.read_text()
 
+
+def test_only_new_pictures_are_not_complained_of(evaluated, strange_folder, strange_run, tmp_path):
     for name, label, split in read_split(strange_run / "split.csv"):
         if split == "test":
             place = tmp_path / "new" / label

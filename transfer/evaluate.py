@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,15 @@ def _run(parsed: argparse.Namespace) -> Any:
 
     run = load_run(parsed.run)
     data = run.data(parsed.data)
-    seen = trained_on(run.folder / SPLIT) & set(data.test.digests)
+    known = trained_on(run.folder / SPLIT)
+    seen = sum(digest in known for digest in data.test.digests)
     if seen:
         log.warning(
             "%d of the %d pictures were trained or validated on: figures measured so flatter. Take them out.",
-            len(seen),
+            seen,
             len(data.test),
         )
-    found = evaluation.evaluate(run.model, data, engine=parsed.engine)
+    found = replace(evaluation.evaluate(run.model, data, engine=parsed.engine), seen=seen)
     suspects = review.suspects_of(found)
     sys.stdout.write(found.to_text())
     for one in suspects[:5]:

@@ -1,4 +1,4 @@
-"""Figures of merit on pictures that training never saw."""
+"""Figures of merit on pictures, in the main on those that training never saw."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Evaluation:
         probabilities: the model's, shape (N, classes).
         names: what each picture is called.
         groups: of each picture, such as its patient; empty where there are none.
+        seen: how many of the pictures were trained or validated on.
     """
 
     class_names: tuple[str, ...]
@@ -55,6 +56,7 @@ class Evaluation:
     probabilities: np.ndarray
     names: tuple[str, ...]
     groups: Sequence[str] = ()
+    seen: int = 0
 
     @property
     def predictions(self) -> np.ndarray:
@@ -120,6 +122,7 @@ class Evaluation:
         macro, most = self.macro, range(1, min(5, len(self.class_names)) + 1)
         return {
             "num_pictures": len(self.labels),
+            "num_seen": self.seen,
             "accuracy": self.accuracy,
             "interval": list(self.interval),
             "top_k": {str(k): self.top_k(k) for k in most},
@@ -138,6 +141,11 @@ class Evaluation:
         count = len(set(self.groups)) if len(self.groups) else len(self.labels)
         lines = [
             f"Accuracy {self.accuracy:.1%}, {low:.1%} to {high:.1%} with 95% confidence, on {count:,} {unit}",
+            *(
+                [f"Figures flatter: {self.seen:,} of the pictures were trained or validated on"]
+                if self.seen
+                else []
+            ),
             *([f"Among the {k} most probable classes: {self.top_k(k):.1%}"] if k > 1 else []),
             f"Log loss {self.loss:.3f}; calibration error {self.calibration.error:.3f} (0 is perfect)",
             "",
@@ -225,7 +233,9 @@ def evaluate(
         probabilities = crew().rows(np.asarray(given, "float32")).astype("float64")
     # float32 sums miss 1 by 1e-7, of which scikit-learn would warn.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return Evaluation(data.class_names, part.labels, probabilities, tuple(part.names), tuple(part.groups))
+    seen = 0 if split == "test" else len(part)
+    names, groups = tuple(part.names), tuple(part.groups)
+    return Evaluation(data.class_names, part.labels, probabilities, names, groups, seen)
 
 
 def check_calibration(data: ImageData) -> None:
@@ -276,11 +286,7 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
         raise InputError(
             f"Expected a model that ends in a Dense softmax. Received: {head.name!r} at its end."
         )
-    if len(data.val) < FEWEST_TO_CALIBRATE:
-        raise InputError(
-            f"Expected {FEWEST_TO_CALIBRATE} pictures for validation or more, to fit a temperature on. Received: "
-            f"{len(data.val)}. Set more aside with val=..., or leave the probabilities as they are."
-        )
+    check_calibration(data)
     found = evaluate(model, data, split="val", **options)
     temperature = fit_temperature(found.labels, found.probabilities)
     head.set_weights([weights / temperature for weights in head.get_weights()])

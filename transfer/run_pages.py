@@ -149,7 +149,7 @@ def verdict(found: Evaluation) -> str:
     """Say in words how good a model is, and how honest.
 
     Args:
-        found: of pictures that it did not learn from.
+        found: in the main of pictures that it did not learn from.
 
     Returns:
         Sentences.
@@ -161,10 +161,15 @@ def verdict(found: Evaluation) -> str:
     """
     low, high = found.interval
     sure = float(found.probabilities.max(axis=1).mean())
+    count = len(found.labels)
+    whose = f"Of {count:,} pictures" + ("" if found.seen else " that training never saw")
     text = (
-        f"Of {len(found.labels):,} pictures that training never saw, {found.accuracy:.1%} are named rightly; the "
-        f"accuracy is {low:.1%} to {high:.1%} with 95% confidence. On the whole the model is {sure:.0%} sure"
+        f"{whose}, {found.accuracy:.1%} are named rightly; the accuracy is {low:.1%} to {high:.1%} with 95% "
+        f"confidence. On the whole the model is {sure:.0%} sure"
     )
+    if found.seen:
+        flatter = f"{found.seen:,} of them were trained or validated on, so that these figures flatter"
+        return f"{text}. {flatter}: take them out."
     if abs(sure - found.accuracy) > UNFAIR:
         return f"{text}, too {'much' if sure > found.accuracy else 'little'}: --calibrate mends that."
     return f"{text}, which is honest."
