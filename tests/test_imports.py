@@ -14,7 +14,7 @@ PACKAGE = Path(transfer.__file__).parent
 # Rooms by floor; a room imports rooms of lower floors only.
 FLOORS = [
     {"errors"},
-    {"clusters", "commands", "files"},
+    {"allocator", "clusters", "commands", "files"},
     {
         "augmentation",
         "cases",

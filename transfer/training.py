@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from transfer import features, graphs, pipeline
+from transfer.allocator import keep_memory
 from transfer.builders import start_over, unfreeze
 from transfer.cache import FeatureCache
 from transfer.checkpoints import EVERY, Checkpoints, State
@@ -144,6 +145,7 @@ def fit(
     if checkpoints is not None:
         settings = _settings(run, epochs)
         run = replace(run, kept=Checkpoints(Path(checkpoints), settings, every=checkpoint_every))
+    keep_memory()
     return _fit(run, epochs, head_alone=head_alone)
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from transfer import builders
+from transfer.allocator import keep_memory
 from transfer.cases import POLICIES, Case
 from transfer.datasets import Split
 from transfer.errors import InputError
@@ -80,6 +81,7 @@ def time_fine_tuning(
     dataset = make_dataset(
         pictures, image_size=image_size, batch_size=BATCH_SIZE, training=True, augment="light", seed=seed
     )
+    keep_memory()  # as training does
     clock = _Clock(peak=POLICIES[Case.LARGE_SIMILAR].learning_rate, steps=steps)
     began = time.perf_counter()
     model.fit(dataset.repeat(), steps_per_epoch=steps, callbacks=[clock], verbose=0, shuffle=False)
