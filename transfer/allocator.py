@@ -15,7 +15,7 @@ def keep_memory(environment: Mapping[str, str] | None = None) -> bool:
 
     On a CPU each step of training asks for the same hundreds of megabytes again. glibc takes large blocks from the
     system and gives them back each time, and the system fills every page with zeros anew: a fifth of the time of a
-    training, or more (`tests/benchmarks/fine_tuning.py memory`). Whether it does so depends on which threads asked
+    training, or more (`tests/benchmarks/fine_tuning.py speed`). Whether it does so depends on which threads asked
     first, so that the same training may be fast or slow. Weights are the same either way; the peak of memory grows by
     some percent. Nothing is done under another C library, or where the user has set how memory is taken.
 

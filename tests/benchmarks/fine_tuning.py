@@ -9,8 +9,8 @@
 fine-tuning" does (head alone with Adam at 1e-3 under dropout, then everything at 1e-5, two passes to one), as it does
 but for BatchNormalization, whose statistics move there although it says that they do not, and as `fit` does.
 `ingredients` changes one ingredient at a time, on fewer and smaller pictures. `speed` compares seconds per picture with
-plain Keras, PyTorch, and a tail that trains on what the frozen part gave. A line per unit goes to `--results`, and what
-is in it is not repeated. The pictures are those of advice.py.
+plain Keras, PyTorch, and a tail that trains on what the frozen part gave, each in a process of its own. A line per unit
+goes to `--results`, and what is in it is not repeated. The pictures are those of advice.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ SETS = ("emoji", "hymenoptera", "sign_digits", "cifar10", "fashion_mnist")
 PASSES = 15
 MOST = 2000  # pictures to train on, validation included
 FEW = 400
+GIVEN_BACK = ", memory given back"  # to the system after each step, as glibc does by itself
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "no head first": {"head": False},
@@ -61,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("table", "ingredients", "speed", "torch", "show"))
+    parser.add_argument("command", choices=("table", "ingredients", "speed", "way", "torch", "show"))
     parser.add_argument("--pictures", type=Path, default=Path("pictures"))
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
@@ -75,12 +77,15 @@ def main() -> None:
     if options.command == "torch":
         print(torch_alone(options.pictures))
         return
-    from transfer.strategy import start_quietly
-
-    start_quietly()
+    if options.command == "way":
+        print(one_way(options))
+        return
     if options.command == "speed":
         speed(options)
         return
+    from transfer.strategy import start_quietly
+
+    start_quietly()
     table = options.command == "table"
     advice.SIZE = 128 if table else 96
     ways = options.only or (("guide", "guide, pinned", "ours") if table else tuple(INGREDIENTS))
@@ -177,54 +182,90 @@ def ours(
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Compare seconds per picture, in one run: plain Keras, `fit`, what may be faster, and PyTorch."""
-    import keras
-
-    import transfer
-
-    advice.SIZE = 128
-    data = advice.draw({"data": "cifar10", "count": 1000, "seed": 0}, options.pictures)
-    data = data.__class__(**{**vars(data), "val": data.val.take([])})
-    pictures = [data.train.picture(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.train))]
-    x, base = np.stack(pictures).astype("float32"), advice.base_network()
-    mobile = keras.applications.MobileNetV2(weights=None, input_shape=(advice.SIZE, advice.SIZE, 3))
-
-    def plain(network: Any = base, batch_size: int = 32, epochs: int = 3, **how: Any) -> float:
-        model, clock = transfer.large_similar(network, data.num_classes, **how), _clock()
-        model.fit(x, data.train.labels, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=[clock])
-        return clock.per_picture(len(x))
-
-    def fitted(augment: str, **how: Any) -> float:
-        model, clock = transfer.large_similar(base, data.num_classes, **how), _clock()
-        transfer.fit(model, data, epochs=3, augment=augment, verbose=0, callbacks=[clock])
-        return clock.per_picture(len(x))
-
-    def tail() -> float:
-        model = transfer.small_similar(base, data.num_classes, unfreeze_from="block6a")
-        done = transfer.fit(model, data, epochs=10, verbose=0)
-        return (done.seconds_training + done.seconds_features) / (10 * len(x))
-
-    ways = {
-        "plain Keras": plain,
-        "fit, augment none": lambda: fitted("none"),
-        "fit, augment light": lambda: fitted("light"),
-        "fit, steps_per_execution 8": lambda: fitted("light", steps_per_execution=8),
-        "plain Keras, batch 64": lambda: plain(batch_size=64),
-        "plain Keras, bfloat16": lambda: plain(epochs=2, precision="mixed_bfloat16"),
-        "tail from block6a, ten epochs, all included": tail,
-        "MobileNetV2, plain Keras": lambda: plain(mobile),
-        "MobileNetV2, PyTorch": lambda: _torch(x, data.train.labels),
-    }
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    """Compare seconds per picture, in one run, each way in a process of its own: how it takes memory lasts."""
+    found: dict[str, list[float]] = {way: [] for way in (*_ways(options), "MobileNetV2, PyTorch")}
     for _ in range(2):  # in turns, since other work comes and goes
-        for way, measure in ways.items():
-            keras.backend.clear_session()
-            found[way].append(measure())
+        for way in found:
+            command = [sys.executable, __file__, "way", "--pictures", options.pictures, "--only", way]
+            own = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"} if way.endswith(GIVEN_BACK) else {}
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **own})
+            if done.returncode:
+                sys.exit(f"{way}: {done.stderr[-2000:]}")
+            found[way].append(float(done.stdout.split()[-1]))
             print(f"{way}: {1000 * found[way][-1]:.2f} ms per picture", flush=True)
     for way, seconds in found.items():
         of = "MobileNetV2, plain Keras" if way.startswith("Mobile") else "plain Keras"
         row = {"task": "speed", "way": way, "ms_per_picture": round(1000 * min(seconds), 2)}
         write({**row, "of": of, "ratio": round(min(seconds) / min(found[of]), 3)}, options)
+
+
+def one_way(options: argparse.Namespace) -> float:
+    """Seconds per picture of one way, by itself."""
+    advice.SIZE = 128
+    ways = _ways(options)
+    if options.only[0] not in ways:
+        return _torch(*_pixels(_few(options)))
+    from transfer.strategy import start_quietly
+
+    start_quietly()
+    return ways[options.only[0]]()
+
+
+def _few(options: argparse.Namespace) -> Any:
+    data = advice.draw({"data": "cifar10", "count": 1000, "seed": 0}, options.pictures)
+    return data.__class__(**{**vars(data), "val": data.val.take([])})
+
+
+def _pixels(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    pictures = [data.train.picture(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.train))]
+    return np.stack(pictures).astype("float32"), data.train.labels
+
+
+def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
+    def plain(mobile: bool = False, batch_size: int = 32, epochs: int = 3, **how: Any) -> float:
+        import keras
+
+        import transfer
+
+        data, clock = _few(options), _clock()
+        shape = (advice.SIZE, advice.SIZE, 3)
+        network = keras.applications.MobileNetV2(weights=None, input_shape=shape) if mobile else None
+        model = transfer.large_similar(network or advice.base_network(), data.num_classes, **how)
+        x, labels = _pixels(data)
+        model.fit(x, labels, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=[clock])
+        return clock.per_picture(len(x))
+
+    def fitted(augment: str, **how: Any) -> float:
+        import transfer
+
+        data, clock = _few(options), _clock()
+        model = transfer.large_similar(advice.base_network(), data.num_classes, **how)
+        transfer.fit(model, data, epochs=3, augment=augment, verbose=0, callbacks=[clock])
+        return clock.per_picture(len(data.train))
+
+    def tail(**how: Any) -> float:
+        import transfer
+        from transfer.cache import FeatureCache
+
+        data = _few(options)
+        model = transfer.small_similar(advice.base_network(), data.num_classes, unfreeze_from="block6a")
+        with tempfile.TemporaryDirectory() as folder:  # nothing is known from before
+            done = transfer.fit(model, data, epochs=10, verbose=0, cache=FeatureCache(folder), **how)
+        return (done.seconds_training + done.seconds_features) / (10 * len(data.train))
+
+    return {
+        "plain Keras": plain,
+        "fit, augment none": lambda: fitted("none"),
+        "fit, augment light": lambda: fitted("light"),
+        f"fit, augment light{GIVEN_BACK}": lambda: fitted("light"),
+        "fit, steps_per_execution 8": lambda: fitted("light", steps_per_execution=8),
+        "plain Keras, batch 64": lambda: plain(batch_size=64),
+        "plain Keras, bfloat16": lambda: plain(epochs=2, precision="mixed_bfloat16"),
+        "tail from block6a, ten epochs, all included": tail,
+        f"tail from block6a, ten epochs, all included{GIVEN_BACK}": tail,
+        "tail from block6a, one view, ten epochs, all included": lambda: tail(views=1),
+        "MobileNetV2, plain Keras": lambda: plain(mobile=True),
+    }
 
 
 def _clock() -> Any:
