@@ -17,7 +17,8 @@ def keep_memory(environment: Mapping[str, str] | None = None) -> bool:
     system and gives them back each time, and the system fills every page with zeros anew: a fifth of the time of a
     training, or more (`tests/benchmarks/fine_tuning.py speed`). Whether it does so depends on which threads asked
     first, so that the same training may be fast or slow. Weights are the same either way; the peak of memory grows by
-    some percent. Nothing is done under another C library, or where the user has set how memory is taken.
+    some percent; `give_back` ends that. Nothing is done under another C library, or where the user has set how memory
+    is taken.
 
     Args:
         environment: variables that are looked at; None takes those of the process.
@@ -38,3 +39,18 @@ def keep_memory(environment: Mapping[str, str] | None = None) -> bool:
     return mallopt is not None and all(
         [mallopt(option, value) for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEEP_ALL))]
     )
+
+
+def give_back() -> bool:
+    """Give what this process holds and does not use back to the system, once.
+
+    Returns:
+        Whether there was any, and a way to.
+
+    Example:
+        give_back()
+    """
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):
+        return False
