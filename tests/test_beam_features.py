@@ -223,6 +223,22 @@ def test_a_network_that_cannot_be_loaded_safely_is_refused(split, cache):
         on_beam(model, split, cache)
 
 
+def test_a_network_that_cannot_be_saved_is_refused_and_leaves_nothing(split, cache):
+    class Stubborn(keras.layers.Layer):
+        def get_config(self):
+            if (folder := cache.folder).is_dir() and passes(cache):
+                raise AttributeError(f"not to {folder.name}")
+            return super().get_config()
+
+        def call(self, x):
+            return keras.ops.mean(x, (1, 2))
+
+    model = keras.Sequential([keras.Input((*SIZE, 3)), Stubborn()])
+    with pytest.raises(InputError, match=r"cannot be saved for the workers: not to .*get_config"):
+        on_beam(model, split, cache)
+    assert all(shelf.rows == 0 for shelf in cache.shelves()) and not passes(cache)
+
+
 def test_a_worker_that_would_give_other_numbers_is_refused(trunk, split, cache):
     plan = plan_of(trunk, split, cache, shelf="another.shelf")
     with feature_shards.pass_folder(cache.folder) as folder:

@@ -212,6 +212,19 @@ def test_a_layer_that_cannot_be_copied_is_named():
         surgery.clone(functional(Times(3)))
 
 
+@pytest.mark.parametrize("kind", [AttributeError, KeyError, NotImplementedError, ZeroDivisionError])
+def test_whatever_a_layers_own_code_raises_it_is_named(kind):
+    class Stubborn(layers.Layer):
+        def get_config(self):
+            raise kind("not today")
+
+        def call(self, x):
+            return x
+
+    with pytest.raises(InputError, match=r"'stubborn' cannot be copied, .*not today"):
+        surgery.clone(functional(Stubborn(name="stubborn")))
+
+
 def test_models_without_one_graph_are_refused():
     class Subclassed(keras.Model):
         def call(self, x):

@@ -19,8 +19,7 @@ from conftest import COLORS
 
 from transfer import tfds_source
 from transfer.datasets import load_data
-from transfer.errors import InputError
-from transfer.tfds_records import short
+from transfer.errors import InputError, one_line
 from transfer.tfds_source import read_tfds
 
 NAMES = ["ant", "bee", "cat"]
@@ -335,8 +334,8 @@ def test_failed_preparations_say_why(registered, tmp_path, online):
 
 
 def test_long_reasons_are_cut():
-    assert len(short(ValueError("word " * 1000))) < 450
-    assert short(ValueError()) == "ValueError"
+    assert len(one_line(ValueError("word " * 1000))) < 450
+    assert one_line(ValueError()) == "ValueError"
 
 
 # Which pictures

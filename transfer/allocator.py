@@ -2,55 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of <malloc.h>
 _KEEP_ALL = 2**31 - 1
 
 
-def keep_memory(environment: Mapping[str, str] | None = None) -> bool:
-    """Let this process keep the memory that it frees, for the next step.
+@contextlib.contextmanager
+def kept_memory(environment: Mapping[str, str] | None = None) -> Iterator[bool]:
+    """Let the process keep the memory that a training step frees, for the next step.
 
-    On a CPU each step of training asks for the same hundreds of megabytes again. glibc takes large blocks from the
-    system and gives them back each time, and the system fills every page with zeros anew: a fifth of the time of a
-    training, or more (`tests/benchmarks/fine_tuning.py speed`). Whether it does so depends on which threads asked
-    first, so that the same training may be fast or slow. Weights are the same either way; the peak of memory grows by
-    some percent; `give_back` ends that. Nothing is done under another C library, or where the user has set how memory
+    On a CPU each step asks for the same hundreds of megabytes again. glibc takes large blocks from the system and gives
+    them back each time, and the system fills every page with zeros anew: a fifth of the time of a training, or more
+    (`tests/benchmarks/fine_tuning.py speed`). Whether it does so depends on which threads asked first, so that the same
+    training may be fast or slow. Weights are the same either way. What is free at the end goes back at once; the
+    process keeps memory from then on too. Nothing is done under another C library, or where the user has set how memory
     is taken.
 
     Args:
         environment: variables that are looked at; None takes those of the process.
 
-    Returns:
-        Whether it is so from now on.
+    Yields:
+        Whether memory is kept.
 
     Example:
-        >>> keep_memory({"MALLOC_MMAP_MAX_": "65536"})
+        >>> with kept_memory({"MALLOC_MMAP_MAX_": "65536"}) as kept:
+        ...     kept
         False
     """
-    known = os.environ if environment is None else environment
-    chosen = any(name.startswith("MALLOC_") for name in known) or "malloc" in known.get("GLIBC_TUNABLES", "")
+    library = None if _chosen(os.environ if environment is None else environment) else _library()
+    kept = library is not None and bool(library.mallopt(_MMAP_MAX, 0))
+    if library is not None and kept:
+        library.mallopt(_TRIM_THRESHOLD, _KEEP_ALL)
     try:
-        mallopt = None if chosen else ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
-        return False
-    return mallopt is not None and all(
-        [mallopt(option, value) for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEEP_ALL))]
+        yield kept
+    finally:
+        if library is not None and kept:
+            library.malloc_trim(0)
+
+
+def _chosen(environment: Mapping[str, str]) -> bool:
+    """Whether the user has said how memory is to be taken."""
+    return any(name.startswith("MALLOC_") for name in environment) or "malloc" in environment.get(
+        "GLIBC_TUNABLES", ""
     )
 
 
-def give_back() -> bool:
-    """Give what this process holds and does not use back to the system, once.
-
-    Returns:
-        Whether there was any, and a way to.
-
-    Example:
-        give_back()
-    """
+def _library() -> Any:
+    """The C library, where it is glibc."""
     try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (AttributeError, OSError, TypeError):
-        return False
+        library = ctypes.CDLL(None)
+        return library if library.mallopt and library.malloc_trim else None
+    except (AttributeError, OSError, TypeError):  # macOS and musl, Windows
+        return None

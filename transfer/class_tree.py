@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.errors import InputError, unknown
+from transfer.errors import InputError, one_line, unknown
 from transfer.evaluation import Evaluation
 
 COLUMNS = ("fine", "coarse")
@@ -114,7 +114,7 @@ def read_tree(path: str | Path) -> dict[str, str]:
         text = path.read_text(encoding="utf-8-sig")
         values = None if path.suffix.lower() == ".csv" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"Cannot read the tree in {path}: {' '.join(str(error).split())}.") from None
+        raise InputError(f"Cannot read the tree in {path}: {one_line(error)}.") from None
     if path.suffix.lower() == ".csv":
         return _from_rows(path, list(csv.reader(text.splitlines())))
     if not isinstance(values, dict) or not all(isinstance(x, str) for x in [*values, *values.values()]):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer.augmentation import AUGMENTATIONS
-from transfer.errors import InputError, unknown
+from transfer.errors import InputError, one_line, unknown
 from transfer.pictures import RESIZES
 from transfer.recipes import OPTIMIZERS, PRECISIONS, Recipe
 
@@ -391,7 +391,7 @@ def load_config(path: str | Path) -> TrainConfig:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"Cannot read the options in {path}: {' '.join(str(error).split())}.") from None
+        raise InputError(f"Cannot read the options in {path}: {one_line(error)}.") from None
     if values is None:  # an empty file
         return TrainConfig()
     if not isinstance(values, dict):

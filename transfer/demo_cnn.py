@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from transfer.errors import InputError, unknown
+from transfer.errors import InputError, one_line, unknown
 from transfer.files import replacing
 from transfer.shapes import IMAGE_SIZE, SHAPES
 
@@ -191,7 +191,7 @@ def _load(model: keras.Model, weights: str | os.PathLike[str]) -> None:
         else:
             model.load_weights(path)
     except (ValueError, KeyError, OSError, EOFError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error, most=200)
         raise InputError(
             f"The weights in '{path}' do not fit {model.name}: {why} Expected those of the same network, with as many "
             "classes, channels and pixels."

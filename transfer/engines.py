@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer.errors import InputError, unknown
+from transfer.errors import InputError, one_line, unknown
 from transfer.graphs import bottlenecks, graph
 from transfer.openvino_runtime import Run, compile_graph, has_bfloat16, import_openvino, padded
 
@@ -229,7 +229,7 @@ class Engine:
             except Exception as error:  # whatever an exporter, a compiler or a driver throws
                 if len(self._names) == 1:
                     raise
-                problem = f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+                problem = f"failed ({type(error).__name__}: {one_line(error, most=200)})"
             if not problem:
                 return result
             if len(self._names) == 1:

@@ -62,3 +62,21 @@ def nearest(name: str, valid: Iterable[str], *, most: int = 5) -> list[str]:
         by_lower.setdefault(v.lower(), []).append(v)
     near = difflib.get_close_matches(name.lower(), by_lower, n=most)
     return [v for n in near for v in by_lower[n]][:most]
+
+
+def one_line(error: Exception, *, most: int = 400) -> str:
+    """Give the words of somebody else's error in one line, for a message of ours.
+
+    Args:
+        error: what was raised.
+        most: letters, about.
+
+    Returns:
+        Its words, or its kind where it has none.
+
+    Example:
+        >>> one_line(ValueError("two\\nlines"))
+        'two lines'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]} ..."

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from transfer.cache import FeatureCache
-from transfer.errors import InputError
+from transfer.errors import InputError, one_line
 from transfer.files import replacing, write_text
 from transfer.pictures import to_rgb_array
 from transfer.splitting import Split
@@ -157,9 +157,9 @@ def _save(trunk: Any, path: Path) -> None:
         trunk.save(path)
     except OSError as error:
         raise InputError(f"Cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}.") from None
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # the layers' own code runs, and may raise anything
         raise InputError(
-            f"{trunk.name!r} cannot be saved for the workers: {' '.join(str(error).split())[:200]}. Let each of its "
+            f"{trunk.name!r} cannot be saved for the workers: {one_line(error, most=200)}. Let each of its "
             "layers give all arguments of __init__ in get_config()."
         ) from None
 
@@ -270,10 +270,10 @@ class Worker:
         plan = self.plan
         try:
             trunk = keras.models.load_model(self.folder / "trunk.keras", compile=False)
-        except (TypeError, ValueError, NotImplementedError, ImportError) as error:
+        except Exception as error:  # the layers' own code runs, if it may
             raise InputError(
                 f"The network cannot be loaded by the worker on {socket.gethostname()}: "
-                f"{' '.join(str(error).split())[:200]}. Use layers of Keras alone, without Lambda, or "
+                f"{one_line(error, most=200)}. Use layers of Keras alone, without Lambda, or "
                 "features.extract."
             ) from None
         self.run = make_engine(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.errors import InputError
+from transfer.errors import InputError, one_line
 from transfer.evaluation import Evaluation
 from transfer.files import from_cell, replacing, to_cell
 
@@ -82,7 +82,7 @@ def read_predictions(path: Path) -> Evaluation:
         if shares.shape != (len(rows), len(names)) or not np.isfinite(shares).all():
             raise ValueError("expected a number for each class in each row")
     except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
-        raise InputError(f"Cannot read the predictions in {path}: {' '.join(str(error).split())}.") from None
+        raise InputError(f"Cannot read the predictions in {path}: {one_line(error)}.") from None
     groups = [from_cell(row[3]) for row in rows]
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
     return Evaluation(

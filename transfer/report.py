@@ -19,7 +19,7 @@ from typing import Any
 from transfer.commands import carried_out
 from transfer.config import TrainConfig, save_config
 from transfer.datasets import ImageData, load_data
-from transfer.errors import InputError
+from transfer.errors import InputError, one_line
 from transfer.evaluation import Evaluation
 from transfer.files import replacing, write_text
 from transfer.predictions import write_predictions
@@ -145,7 +145,7 @@ def _fitting(*folders: Path) -> Iterator[None]:
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        what = f"{type(error).__name__}: {one_line(error, most=200)}"
         named = ", ".join(map(str, folders))
         raise InputError(
             f"The files of {named} are not those of a finished run of this version: {what}."

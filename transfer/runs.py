@@ -15,7 +15,7 @@ import keras
 
 from transfer.config import TrainConfig, load_config
 from transfer.datasets import ImageData, load_data, load_test
-from transfer.errors import InputError, nearest
+from transfer.errors import InputError, nearest, one_line
 from transfer.pictures import RESIZES
 from transfer.weight_files import saved_model
 
@@ -193,7 +193,7 @@ def text_of(path: Path) -> str:
             raise InputError(f"{path} has {path.stat().st_size:,} bytes, more than such a file can have.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read {path}: {' '.join(str(error).split())}.") from None
+        raise InputError(f"Cannot read {path}: {one_line(error)}.") from None
 
 
 def add_labels(path: Path, class_names: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer.errors import InputError
+from transfer.errors import InputError, one_line
 from transfer.graphs import Node, find, graph
 
 
@@ -97,10 +97,10 @@ def _new_like(op: Any, precision: str | None = None) -> Any:
         if isinstance(op, keras.layers.Lambda):  # its code runs already: there is nothing left to guard
             return type(op).from_config(op.get_config(), safe_mode=False)
         return type(op).from_config(op.get_config())
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # the layer's own code runs, and may raise anything
         raise InputError(
             f"Layer {op.name!r} cannot be copied, since {type(op).__name__} cannot be made from what its "
-            f"get_config() gives: {' '.join(str(error).split())[:200]}. Let get_config() return all arguments of "
+            f"get_config() gives: {one_line(error, most=200)}. Let get_config() return all arguments of "
             "__init__, and let that hand **kwargs on to keras.layers.Layer."
         ) from error
 

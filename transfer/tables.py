@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from transfer.errors import InputError, nearest
+from transfer.errors import InputError, nearest, one_line
 from transfer.files import from_cell
 
 SPLIT_WORDS = {
@@ -206,7 +206,7 @@ class Table:
         )
 
     def _unreadable(self, error: Exception) -> InputError:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300].rstrip(".")
+        reason = getattr(error, "strerror", None) or one_line(error).rstrip(".")
         return InputError(f"Cannot read {str(self.path)!r}: {reason}. Check the file, or make it anew.")
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from transfer.errors import InputError
+from transfer.errors import InputError, one_line
 from transfer.splitting import Split
 from transfer.spool import Spool
 
@@ -177,7 +177,7 @@ def _read_source(
                 bar.update()
     # The files' library raises RuntimeError and others.
     except Exception as error:
-        raise _bad_file(runs[0].file, f"damaged, or a file beside it ({short(error)})") from error
+        raise _bad_file(runs[0].file, f"damaged, or a file beside it ({one_line(error)})") from error
     return Split(_Pictures(records, image), labels, _names(runs))
 
 
@@ -200,7 +200,7 @@ def _read_rows(tfds: Any, builder: Any, keys: tuple[str, str], expression: str, 
         raise
     # What the reader of the format raises, if there is one.
     except Exception as error:
-        raise _bad_file(runs[0].file, f"not to be read, or a file beside it ({short(error)})") from error
+        raise _bad_file(runs[0].file, f"not to be read, or a file beside it ({one_line(error)})") from error
     return Split(pictures, np.array(labels, "int64"), names[: len(labels)])
 
 
@@ -210,20 +210,3 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _bar(total: int) -> Any:
     return tqdm(total=total, desc="reading", unit=" pictures", delay=2)
-
-
-def short(error: Exception) -> str:
-    """Give an error's words in one line of at most some 400 letters.
-
-    Args:
-        error: what was raised.
-
-    Returns:
-        Its words, or its kind where it has none.
-
-    Example:
-        >>> short(ValueError("two\\nlines"))
-        'two lines'
-    """
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else text[:400] + " ..."

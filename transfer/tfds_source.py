@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from transfer.errors import InputError, nearest, unknown
+from transfer.errors import InputError, nearest, one_line, unknown
 from transfer.splitting import Found, Split
 from transfer.tables import SPLIT_WORDS, SPLITS
-from transfer.tfds_records import Run, make_reader, short
+from transfer.tfds_records import Run, make_reader
 
 log = logging.getLogger(__name__)
 
@@ -137,17 +137,18 @@ def _runs(builder: Any, name: str, expression: str) -> list[Run]:
         for part in splits[own].file_instructions:
             begins[str(part.filename)] = own, start
             start += part.examples_in_shard
+    parts, reason = None, None
     try:
         parts = splits[expression].file_instructions
-    except Exception:  # ValueError, KeyError, NotImplementedError: as deep as its parser is
-        parts = None
+    except Exception as error:  # its parser names no class of its own for what it does not understand
+        reason = error
     if not parts or any(part.take < 1 for part in parts):
         problem = "is none of these" if parts is None else "holds no pictures"
         sizes = ", ".join(f"{own} ({splits[own].num_examples} pictures)" for own in splits)
         raise InputError(
             f"Expected splits of tfds:{name} or slices of them, such as 'train[:80%]', 'train[100:200]' or "
             f"'train+test'. Received: {expression!r}, which {problem}. There are: {sizes}."
-        )
+        ) from reason
     runs = []
     for part in parts:
         own, start = begins[str(part.filename)]
@@ -195,7 +196,7 @@ def _builder(tfds: Any, name: str, data_dir: str | Path | None) -> Any:
     # Malformed names, unknown configs and versions, missing packages, hosts out of reach: all kinds.
     except Exception as error:
         raise InputError(
-            f"tensorflow_datasets cannot open 'tfds:{name}': {short(error)}. Expected "
+            f"tensorflow_datasets cannot open 'tfds:{name}': {one_line(error)}. Expected "
             "tfds:NAME[/CONFIG][:VERSION], see tensorflow.org/datasets/catalog."
         ) from error
 
@@ -243,7 +244,7 @@ def _prepare(builder: Any, name: str, data_dir: str | Path | None, download: boo
         builder.download_and_prepare()
     # Servers, checksums, archives to fetch by hand, missing packages: all kinds.
     except Exception as error:
-        raise InputError(f"tensorflow_datasets cannot prepare 'tfds:{name}': {short(error)}.") from error
+        raise InputError(f"tensorflow_datasets cannot prepare 'tfds:{name}': {one_line(error)}.") from error
 
 
 def _network_problem() -> str:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from transfer import features, graphs, pipeline
-from transfer.allocator import give_back, keep_memory
+from transfer.allocator import kept_memory
 from transfer.builders import start_over, unfreeze
 from transfer.cache import FeatureCache
 from transfer.checkpoints import EVERY, Checkpoints, State
@@ -145,12 +145,8 @@ def fit(
     if checkpoints is not None:
         settings = _settings(run, epochs)
         run = replace(run, kept=Checkpoints(Path(checkpoints), settings, every=checkpoint_every))
-    kept = keep_memory()
-    try:
+    with kept_memory():
         return _fit(run, epochs, head_alone=head_alone)
-    finally:
-        if kept:
-            give_back()
 
 
 def _fit(run: Run, epochs: int | None, *, head_alone: bool) -> TrainingLog:

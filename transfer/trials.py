@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from transfer import builders
-from transfer.allocator import keep_memory
+from transfer.allocator import kept_memory
 from transfer.cases import POLICIES, Case
 from transfer.datasets import Split
 from transfer.errors import InputError
@@ -81,10 +81,10 @@ def time_fine_tuning(
     dataset = make_dataset(
         pictures, image_size=image_size, batch_size=BATCH_SIZE, training=True, augment="light", seed=seed
     )
-    keep_memory()  # as training does
     clock = _Clock(peak=POLICIES[Case.LARGE_SIMILAR].learning_rate, steps=steps)
     began = time.perf_counter()
-    model.fit(dataset.repeat(), steps_per_epoch=steps, callbacks=[clock], verbose=0, shuffle=False)
+    with kept_memory():  # as training does
+        model.fit(dataset.repeat(), steps_per_epoch=steps, callbacks=[clock], verbose=0, shuffle=False)
     per_step = float(np.median(np.diff(clock.ends)[_UNTIMED - 1 :]))
     return Trial(steps, per_step, max(0.0, clock.ends[0] - began - per_step))
 

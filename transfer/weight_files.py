@@ -11,7 +11,7 @@ from pathlib import Path
 
 import keras
 
-from transfer.errors import InputError, unknown
+from transfer.errors import InputError, one_line, unknown
 
 PATIENCE = 20.0
 """Seconds to wait for a server that does not answer; a download that moves may take as long as it likes."""
@@ -41,7 +41,7 @@ def download(make: Callable[[], keras.Model], name: str, *, instead: str) -> ker
     except InputError:
         raise
     except Exception as error:  # Keras' downloader throws the bare class
-        reason = _one_line(error)
+        reason = one_line(error)
         if isinstance(error, OSError) or re.search("URL fetch failure|Incomplete or corrupted", reason):
             raise InputError(
                 f"The ImageNet weights of {name} cannot be downloaded: {reason}. Without a network, give a weights "
@@ -90,7 +90,7 @@ def build(make: Callable[[], keras.Model], name: str) -> keras.Model:
 
 
 def _refused(name: str, error: Exception) -> InputError:
-    return InputError(f"{name} refuses its arguments: {_one_line(error)}")
+    return InputError(f"{name} refuses its arguments: {one_line(error)}")
 
 
 def from_file(
@@ -169,7 +169,7 @@ def saved_model(path: str) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, OSError, KeyError) as error:
-        raise InputError(f"Keras cannot load {path}: {_one_line(error)}") from error
+        raise InputError(f"Keras cannot load {path}: {one_line(error)}") from error
 
 
 def _load(model: keras.Model, path: str) -> str | None:
@@ -198,7 +198,7 @@ def _what_is_wrong(error: Exception) -> str:
         r"expects shape (\([^)]*\))\. Received saved weight with shape (\([^)]*\))", text
     )
     if not layer:
-        return _one_line(error)
+        return one_line(error)
     number = re.search(r"A total of (\d+) objects", text)
     more = f" {int(number[1]) - 1} more layers do not fit either." if number and int(number[1]) > 1 else ""
     what = (
@@ -207,7 +207,3 @@ def _what_is_wrong(error: Exception) -> str:
         else "weights that the file lacks."
     )
     return f"layer {layer[1] or layer[2]!r} expects {what}{more}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
