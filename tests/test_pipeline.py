@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -158,6 +160,16 @@ def test_a_disk_that_fills_up_meanwhile_stops_the_cache_alone(caplog, monkeypatc
     monkeypatch.setattr(pipeline.tempfile, "TemporaryFile", lambda **_: full)
     assert reads_of(training=True, cache_budget=0) == [3] * 9
     assert len([text for text in caplog.messages if "no longer cached" in text]) == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_threads_that_meet_a_full_disk_at_once_say_so_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(pipeline.log, "warning", lambda *message: (time.sleep(0.1), said.append(message)))
+    store = pipeline._File(SIZE)
+    with open("/dev/full", "r+b", buffering=0) as store.file, ThreadPoolExecutor(8) as threads:
+        kept = list(threads.map(lambda i: store.save(i, np.zeros((*SIZE, 3), "uint8")), range(8)))
+    assert kept == [False] * 8 and len(said) == 1
 
 
 def test_memory_holds_a_quarter_of_the_machine_at_most(monkeypatch):

@@ -314,15 +314,15 @@ class _File:
         self.full = False
 
     def save(self, position: int, pixels: np.ndarray) -> bool:
-        try:
-            with self.lock:
+        with self.lock:
+            try:
                 self.file.seek(position * self.bytes)
                 return self.file.write(np.ascontiguousarray(pixels).data) == self.bytes
-        except OSError as error:
-            if not self.full:
-                log.warning("Decoded pictures are no longer cached, but read anew each epoch: %s.", error)
-            self.full = True
-            return False
+            except OSError as error:
+                if not self.full:  # under the lock: several threads meet the full disk at once
+                    log.warning("Decoded pictures are no longer cached, but read anew each epoch: %s.", error)
+                self.full = True
+                return False
 
     def load(self, position: int) -> np.ndarray:
         pixels = np.empty(self.shape, "uint8")
