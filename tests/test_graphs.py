@@ -9,6 +9,7 @@ import pytest
 from conftest import make_tiny
 
 from transfer import surgery
+from transfer.errors import InputError
 from transfer.graphs import fingerprint
 
 
@@ -58,6 +59,37 @@ def test_another_operation_makes_another_network(change, tiny):
 def test_constants_arguments_and_the_order_of_inputs_count(one, other, tiny):
     assert fingerprint(wrapped(one, tiny)) == fingerprint(wrapped(one, tiny))
     assert fingerprint(wrapped(one, tiny)) != fingerprint(wrapped(other, tiny))
+
+
+def test_each_number_of_a_long_array_in_a_configuration_counts(tiny):
+    class Plus(keras.layers.Layer):
+        def __init__(self, numbers, **kwargs):
+            super().__init__(**kwargs)
+            self.numbers = numbers
+
+        def call(self, x):
+            return x + self.numbers[5]
+
+        def get_config(self):
+            return {**super().get_config(), "numbers": self.numbers}
+
+    ones = np.ones(2000, "float32")
+    other = np.where(np.arange(2000) == 1000, 2, ones)
+    assert fingerprint(wrapped(Plus(ones), tiny)) == fingerprint(wrapped(Plus(ones.copy()), tiny))
+    assert fingerprint(wrapped(Plus(ones), tiny)) != fingerprint(wrapped(Plus(other), tiny))
+
+
+@pytest.mark.parametrize("kind", [AttributeError, NotImplementedError, ZeroDivisionError])
+def test_a_layer_that_cannot_say_what_it_is_made_of_is_named(kind, tiny):
+    class Stubborn(keras.layers.Layer):
+        def get_config(self):
+            raise kind("not today")
+
+        def call(self, x):
+            return x
+
+    with pytest.raises(InputError, match=r"'stubborn' cannot say .*Stubborn fails: not today"):
+        fingerprint(wrapped(Stubborn(name="stubborn"), tiny))
 
 
 def test_sharing_a_layer_counts():

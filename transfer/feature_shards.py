@@ -161,7 +161,7 @@ def _save(trunk: Any, path: Path) -> None:
         raise InputError(
             f"{trunk.name!r} cannot be saved for the workers: {one_line(error, most=200)}. Let each of its "
             "layers give all arguments of __init__ in get_config()."
-        ) from None
+        ) from error
 
 
 def write_shard(path: Path, pictures: Split) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from transfer.errors import InputError, unknown
+from transfer.errors import InputError, one_line, unknown
 
 
 class Node(NamedTuple):
@@ -157,7 +157,7 @@ def fingerprint(model: keras.Model) -> str:
     found = hashlib.sha256()
     seen: dict[int, int] = {}
     for place, node in enumerate(graph(model)):
-        config = {} if place == 0 else node.op.get_config()
+        config = {} if place == 0 else _without_arrays(config_of(node.op))
         constants = [] if place == 0 else _constants(node.tensor)
         described = (type(node.op).__name__, config, constants, node.parents, node.tensor.shape)
         found.update(re.sub(r"'name': '[^']*'", "", repr(described)).encode())
@@ -170,12 +170,43 @@ def fingerprint(model: keras.Model) -> str:
     return found.hexdigest()
 
 
+def config_of(op: Any) -> dict[str, Any]:
+    """Ask a layer for its configuration.
+
+    Args:
+        op: a layer, or a Keras operation.
+
+    Returns:
+        What `get_config` gives.
+
+    Raises:
+        InputError: the layer's own code fails.
+
+    Example:
+        >>> config_of(keras.layers.Dense(3))["units"]
+        3
+    """
+    try:
+        return dict(op.get_config())
+    except Exception as error:  # the layer's own code runs, and may raise anything
+        raise InputError(
+            f"Layer {op.name!r} cannot say what it is made of, so that it cannot be copied or told from another: "
+            f"get_config() of {type(op).__name__} fails: {one_line(error, most=200)}. Let it return all arguments of "
+            "__init__, and let that hand **kwargs on to keras.layers.Layer."
+        ) from error
+
+
 def _constants(tensor: Any) -> list[str]:
     """What an operation was called with besides tensors, such as the 3 of `x + 3`."""
     op, index, _ = tensor._keras_history
     arguments = op._inbound_nodes[index].arguments
     given = keras.tree.flatten([arguments.args, arguments.kwargs])
     return ["tensor" if isinstance(value, keras.KerasTensor) else _text(value) for value in given]
+
+
+def _without_arrays(config: dict[str, Any]) -> Any:
+    """A configuration with its arrays spelt out: their own text leaves most numbers of long ones out."""
+    return keras.tree.map_structure(lambda value: _text(value) if hasattr(value, "shape") else value, config)
 
 
 def _text(value: Any) -> str:

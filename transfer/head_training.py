@@ -153,14 +153,9 @@ def _zero_head(run: Run) -> keras.Model:
     than pictures: random weights stay there as noise. Dropout is in front of it while it trains.
     """
     own = run.model.layers[-1]
-    config = {
-        **own.get_config(),
-        "kernel_initializer": "zeros",
-        "bias_initializer": "zeros",
-        "trainable": True,
-    }
+    zero = surgery.new_like(own, kernel_initializer="zeros", bias_initializer="zeros", trainable=True)
     noise = [keras.layers.Dropout(run.dropout, seed=run.seed, dtype="float32")] * bool(run.dropout)
-    head = keras.Sequential([keras.Input((own.kernel.shape[0],)), *noise, type(own).from_config(config)])
+    head = keras.Sequential([keras.Input((own.kernel.shape[0],)), *noise, zero])
     head.compile_from_config(run.model.get_compile_config())
     if run.label_smoothing:
         head.compile(head.optimizer, smoothed(run.label_smoothing, own.units), metrics=["accuracy"])

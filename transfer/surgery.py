@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from transfer.errors import InputError, one_line
-from transfer.graphs import Node, find, graph
+from transfer.graphs import Node, config_of, find, graph
 
 
 def clone(
@@ -62,7 +62,9 @@ def clone(
     copies: dict[int, tuple[Any, Any]] = {}
 
     def copy(op: Any) -> Any:
-        new = _new_like(op, precision)
+        scales = isinstance(op, keras.layers.Rescaling | keras.layers.Normalization)
+        other = precision and isinstance(op, keras.layers.Layer) and not scales and not hasattr(op, "layers")
+        new = new_like(op, **({"dtype": precision} if other else {}))
         copies[id(op)] = (op, new)
         return new
 
@@ -88,15 +90,28 @@ def clone(
     return result
 
 
-def _new_like(op: Any, precision: str | None = None) -> Any:
-    """Make a layer anew from its configuration."""
-    scales = isinstance(op, keras.layers.Rescaling | keras.layers.Normalization)
+def new_like(op: Any, **changes: Any) -> Any:
+    """Make a layer anew from its configuration, without its weights.
+
+    Args:
+        op: a layer, or a Keras operation.
+        **changes: what of the configuration is to be otherwise.
+
+    Returns:
+        The new layer.
+
+    Raises:
+        InputError: its own code cannot say what it is made of, or not make it of that.
+
+    Example:
+        >>> new_like(keras.layers.Dense(3, "relu"), units=4).units
+        4
+    """
+    config = {**config_of(op), **changes}
+    # A Lambda's code runs already: there is nothing left to guard.
+    how = {"safe_mode": False} if isinstance(op, keras.layers.Lambda) else {}
     try:
-        if precision and isinstance(op, keras.layers.Layer) and not scales and not hasattr(op, "layers"):
-            return type(op).from_config({**op.get_config(), "dtype": precision})
-        if isinstance(op, keras.layers.Lambda):  # its code runs already: there is nothing left to guard
-            return type(op).from_config(op.get_config(), safe_mode=False)
-        return type(op).from_config(op.get_config())
+        return type(op).from_config(config, **how)
     except Exception as error:  # the layer's own code runs, and may raise anything
         raise InputError(
             f"Layer {op.name!r} cannot be copied, since {type(op).__name__} cannot be made from what its "

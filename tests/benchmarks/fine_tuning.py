@@ -2,20 +2,24 @@
 
     python tests/benchmarks/fine_tuning.py table --pictures path/to/pictures
     python tests/benchmarks/fine_tuning.py ingredients --pictures path/to/pictures
+    python tests/benchmarks/fine_tuning.py views --pictures path/to/pictures
     python tests/benchmarks/fine_tuning.py speed
     python tests/benchmarks/fine_tuning.py show
 
 `table` trains the same network on the same pictures for the same number of passes: as the guide "Transfer learning &
 fine-tuning" does (head alone with Adam at 1e-3 under dropout, then everything at 1e-5, two passes to one), as it does
 but for BatchNormalization, whose statistics move there although it says that they do not, and as `fit` does.
-`ingredients` changes one ingredient at a time, on fewer and smaller pictures. `speed` compares seconds per picture with
-plain Keras, PyTorch, and a tail that trains on what the frozen part gave, each in a process of its own. A line per unit
-goes to `--results`, and what is in it is not repeated. The pictures are those of advice.py.
+`ingredients` changes one ingredient at a time, on fewer and smaller pictures; `views` trains the last third alone, on
+one to eight views of each of few pictures. `speed` compares seconds per picture with plain Keras, PyTorch, and a tail
+that trains on what the frozen part gave, each in a process of its own; the tail pays for all, its pass over the frozen
+part and compiling too, and so does the plain Keras that it is held against. A line per unit goes to `--results`, and
+what is in it is not repeated. The pictures are those of advice.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -38,6 +42,7 @@ SETS = ("emoji", "hymenoptera", "sign_digits", "cifar10", "fashion_mnist")
 PASSES = 15
 MOST = 2000  # pictures to train on, validation included
 FEW = 400
+TEN = ", ten epochs, all included"
 GIVEN_BACK = ", memory given back"  # to the system after each step, as glibc does by itself
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -56,6 +61,15 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "cutmix": {"recipe": {"mix": "cutmix"}},
     "BatchNorm adapted": {"recipe": {"batchnorm": "adapted"}},
 }
+LAST_THIRD = "block6a"  # the first of the blocks that train where the last third does
+VIEWS: dict[str, dict[str, Any]] = {
+    f"views {count}": {"unfreeze_from": LAST_THIRD, "views": count} for count in (1, 2, 4, 8)
+}
+WAYS: dict[str, tuple[str, ...]] = {
+    "table": ("guide", "guide, pinned", "ours"),
+    "ingredients": tuple(INGREDIENTS),
+    "views": tuple(VIEWS),
+}
 
 
 def main() -> None:
@@ -63,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("table", "ingredients", "speed", "way", "torch", "show"))
+    parser.add_argument("command", choices=(*WAYS, "speed", "way", "torch", "show"))
     parser.add_argument("--pictures", type=Path, default=Path("pictures"))
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
@@ -86,11 +100,9 @@ def main() -> None:
     from transfer.strategy import start_quietly
 
     start_quietly()
-    table = options.command == "table"
-    advice.SIZE = 128 if table else 96
-    ways = options.only or (("guide", "guide, pinned", "ours") if table else tuple(INGREDIENTS))
+    advice.SIZE = 96 if options.command == "ingredients" else 128
     for seed in options.seeds:
-        for way in ways:
+        for way in options.only or WAYS[options.command]:
             for name in options.sets:
                 run({"task": options.command, "way": way, "data": name, "seed": seed}, options)
 
@@ -107,7 +119,7 @@ def run(unit: dict[str, Any], options: argparse.Namespace) -> None:
     keras.utils.set_random_seed(unit["seed"])
     base = advice.base_network()
     start = time.perf_counter()
-    given = INGREDIENTS.get(unit["way"], {})
+    given = {**INGREDIENTS, **VIEWS}.get(unit["way"], {})
     if unit["way"].startswith("guide"):
         accuracy = guide(base, data, pinned="pinned" in unit["way"])
     else:
@@ -162,6 +174,7 @@ def ours(
     *,
     head: bool = True,
     schedule: bool = True,
+    unfreeze_from: str | None = None,
     recipe: dict[str, Any] | None = None,
     **options: Any,
 ) -> float:
@@ -171,7 +184,8 @@ def ours(
     import transfer
     from transfer.recipes import Recipe
 
-    model = transfer.large_similar(base, data.num_classes, seed=seed)
+    build = transfer.small_similar if unfreeze_from else transfer.large_similar
+    model = build(base, data.num_classes, seed=seed, unfreeze_from=unfreeze_from)
     if not head:
         del model.plan  # of a model that is not its own, `fit` takes the head as it is
     rate = float(model.optimizer.learning_rate.numpy())
@@ -195,6 +209,7 @@ def speed(options: argparse.Namespace) -> None:
             print(f"{way}: {1000 * found[way][-1]:.2f} ms per picture", flush=True)
     for way, seconds in found.items():
         of = "MobileNetV2, plain Keras" if way.startswith("Mobile") else "plain Keras"
+        of += TEN if TEN in way else ""
         row = {"task": "speed", "way": way, "ms_per_picture": round(1000 * min(seconds), 2)}
         write({**row, "of": of, "ratio": round(min(seconds) / min(found[of]), 3)}, options)
 
@@ -243,16 +258,27 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
         transfer.fit(model, data, epochs=3, augment=augment, verbose=0, callbacks=[clock])
         return clock.per_picture(len(data.train))
 
-    def tail(**how: Any) -> float:
+    def plain_ten() -> float:
+        import transfer
+
+        data = _few(options)
+        x, labels = _pixels(data)
+        start = time.perf_counter()
+        transfer.large_similar(advice.base_network(), data.num_classes).fit(x, labels, epochs=10, verbose=0)
+        return (time.perf_counter() - start) / (10 * len(x))
+
+    def fitted_ten(build: str, **how: Any) -> float:
         import transfer
         from transfer.cache import FeatureCache
 
-        data = _few(options)
-        model = transfer.small_similar(advice.base_network(), data.num_classes, unfreeze_from="block6a")
+        data, views = _few(options), how.pop("views", None)
+        start = time.perf_counter()
+        model = getattr(transfer, build)(advice.base_network(), data.num_classes, **how)
         with tempfile.TemporaryDirectory() as folder:  # nothing is known from before
-            done = transfer.fit(model, data, epochs=10, verbose=0, cache=FeatureCache(folder), **how)
-        return (done.seconds_training + done.seconds_features) / (10 * len(data.train))
+            transfer.fit(model, data, epochs=10, views=views, verbose=0, cache=FeatureCache(folder))
+            return (time.perf_counter() - start) / (10 * len(data.train))
 
+    tail = functools.partial(fitted_ten, "small_similar", unfreeze_from=LAST_THIRD)
     return {
         "plain Keras": plain,
         "fit, augment none": lambda: fitted("none"),
@@ -261,9 +287,12 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
         "fit, steps_per_execution 8": lambda: fitted("light", steps_per_execution=8),
         "plain Keras, batch 64": lambda: plain(batch_size=64),
         "plain Keras, bfloat16": lambda: plain(epochs=2, precision="mixed_bfloat16"),
-        "tail from block6a, ten epochs, all included": tail,
-        f"tail from block6a, ten epochs, all included{GIVEN_BACK}": tail,
-        "tail from block6a, one view, ten epochs, all included": lambda: tail(views=1),
+        f"plain Keras{TEN}": plain_ten,
+        f"fit{TEN}": lambda: fitted_ten("large_similar"),
+        f"tail from {LAST_THIRD}{TEN}": tail,
+        f"tail from {LAST_THIRD}{TEN}{GIVEN_BACK}": tail,
+        f"tail from {LAST_THIRD}, two views{TEN}": lambda: tail(views=2),
+        f"tail from {LAST_THIRD}, one view{TEN}": lambda: tail(views=1),
         "MobileNetV2, plain Keras": lambda: plain(mobile=True),
     }
 
@@ -319,7 +348,7 @@ def torch_alone(file: Path) -> float:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the tables."""
-    for task in ("table", "ingredients"):
+    for task in WAYS:
         chosen = [row for row in rows if row["task"] == task]
         sets = list(dict.fromkeys(row["data"] for row in chosen))
         print(
