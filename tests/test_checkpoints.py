@@ -203,6 +203,43 @@ def test_another_training_is_refused_and_what_differs_is_shown(colors, tmp_path,
         )
 
 
+def test_another_compilation_is_another_training(colors, tmp_path, cache, stop_at):
+    def begin(loss=None, **options):
+        model = build(Case.LARGE_SIMILAR, make_tiny(), colors.num_classes, preprocessing="tf", **options)
+        if loss:
+            model.compile(model.optimizer, loss)
+        fit(model, colors, epochs=2, checkpoints=tmp_path / "x", cache=cache, verbose=0)
+
+    stop_at(2)
+    with pytest.raises(Interrupted):
+        begin()
+    with pytest.raises(
+        InputError, match=r"training of another kind: optimizer learning_rate was 0\.\d+, now 0\.5\. "
+    ):
+        begin(learning_rate=0.5)
+    with pytest.raises(InputError, match="optimizer was 'Adam', now 'RMSprop'"):
+        begin(optimizer="rmsprop")
+    with pytest.raises(InputError, match=r"another kind: loss was 'sparse_.*', now \{.*'ignore_class': 7"):
+        begin(keras.losses.SparseCategoricalCrossentropy(ignore_class=7))
+    begin()
+
+
+def test_a_rate_that_callbacks_change_does_not_make_it_another_training(colors, tmp_path, cache, stop_at):
+    model = build(Case.LARGE_SIMILAR, make_tiny(), colors.num_classes, preprocessing="tf")
+    falling = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    options = {
+        "epochs": 3,
+        "checkpoints": tmp_path / "x",
+        "cache": cache,
+        "callbacks": [falling],
+        "verbose": 0,
+    }
+    stop_at(5)
+    with pytest.raises(Interrupted):
+        fit(model, colors, **options)
+    fit(model, colors, **options)
+
+
 def test_ctrl_c_ends_after_a_step_and_signals_are_given_back(colors, tmp_path, cache, stop_at):
     before = signal.getsignal(signal.SIGINT)
     stop_at(3, signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -179,9 +180,36 @@ def _settings(run: Run, epochs: int | None) -> dict[str, Any]:
     names = ("batch_size", "augment", "flip", "views", "solver", "dropout", "label_smoothing", "seed")
     asked = {name: getattr(run, name) for name in names}
     weighted = run.class_weights is not None
-    return {"epochs": epochs, "class_weights": weighted, **asked, **asdict(run.recipe)} | identity_of(
-        run.model, run.data
-    )
+    settings = {"epochs": epochs, "class_weights": weighted, **asked, **asdict(run.recipe)}
+    return settings | _compiled(run.model) | identity_of(run.model, run.data)
+
+
+def _compiled(model: keras.Model) -> dict[str, Any]:
+    """What a model was compiled with. Its learning rate is the one that was there when this was first asked: callbacks
+    change it."""
+    optimizer, loss = model.optimizer, model.loss
+    if not hasattr(optimizer, "_begun_with"):
+        optimizer._begun_with = {"": type(optimizer).__name__, **_plain(optimizer.get_config())}
+    if hasattr(loss, "get_config"):
+        loss = {"class": type(loss).__name__, **_plain(loss.get_config())}
+    elif callable(loss):
+        loss = getattr(loss, "__name__", type(loss).__name__)
+    return {
+        **{f"optimizer {key}".strip(): value for key, value in optimizer._begun_with.items()},
+        "loss": loss,
+    }
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON has it, rounded, for rates are float32, and without names, which count how many there
+    were."""
+
+    def tidy(values: dict[str, Any]) -> dict[str, Any]:
+        values.pop("name", None)
+        return {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in values.items()}
+
+    text = json.dumps(config, default=lambda value: type(value).__name__)
+    return dict(json.loads(text, object_hook=tidy))
 
 
 def _train_phases(run: Run, done: TrainingLog, epochs: int | None, state: State | None) -> None:

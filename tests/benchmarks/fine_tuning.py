@@ -63,7 +63,15 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
 }
 LAST_THIRD = "block6a"  # the first of the blocks that train where the last third does
 VIEWS: dict[str, dict[str, Any]] = {
-    f"views {count}": {"unfreeze_from": LAST_THIRD, "views": count} for count in (1, 2, 4, 8)
+    **{f"views {count}": {"unfreeze_from": LAST_THIRD, "views": count} for count in (1, 2, 4, 8)},
+    **{  # for as many passes as the package's own rule says: 34 over 360 pictures
+        f"long, views {count}": {"unfreeze_from": LAST_THIRD, "views": count, "epochs": None}
+        for count in (1, 4)
+    },
+    **{  # two thirds of the blocks train
+        f"long, from block3a, views {count}": {"unfreeze_from": "block3a", "views": count, "epochs": None}
+        for count in (1, 4)
+    },
 }
 WAYS: dict[str, tuple[str, ...]] = {
     "table": ("guide", "guide, pinned", "ours"),
@@ -82,6 +90,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--only", nargs="+", help="of the ways, these")
+    parser.add_argument("--count", type=int, help="pictures to train on at most, validation included")
     default = Path(__file__).parent / "results" / "fine_tuning.jsonl"
     parser.add_argument("--results", type=Path, default=default)
     options = parser.parse_args()
@@ -114,7 +123,7 @@ def run(unit: dict[str, Any], options: argparse.Namespace) -> None:
     if any(unit.items() <= row.items() for row in advice.stored(options.results)):
         return
     keras.backend.clear_session()
-    count = MOST if unit["task"] == "table" else FEW
+    count = options.count or (MOST if unit["task"] == "table" else FEW)
     data = advice.draw({**unit, "count": count}, options.pictures)
     keras.utils.set_random_seed(unit["seed"])
     base = advice.base_network()
@@ -175,6 +184,7 @@ def ours(
     head: bool = True,
     schedule: bool = True,
     unfreeze_from: str | None = None,
+    epochs: int | None = PASSES,
     recipe: dict[str, Any] | None = None,
     **options: Any,
 ) -> float:
@@ -191,7 +201,7 @@ def ours(
     rate = float(model.optimizer.learning_rate.numpy())
     constant = [] if schedule else [keras.callbacks.LearningRateScheduler(lambda _: rate)]
     how = {"recipe": Recipe(**recipe or {}), "callbacks": constant, **options}
-    transfer.fit(model, data, epochs=PASSES, seed=seed, verbose=0, **how)
+    transfer.fit(model, data, epochs=epochs, seed=seed, verbose=0, **how)
     return float(transfer.evaluate(model, data).accuracy)
 
 
