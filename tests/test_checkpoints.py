@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -194,13 +195,12 @@ def test_another_training_is_refused_and_what_differs_is_shown(colors, tmp_path,
     ):
         with pytest.raises(InputError, match=shown):
             train("everything", colors, tmp_path / "x", cache, **more)
-    with pytest.raises(InputError, match="pictures was"):
-        train(
-            "everything",
-            colors.__class__(**{**vars(colors), "train": colors.train.take(range(30))}),
-            tmp_path / "x",
-            cache,
-        )
+    for other, shown in (
+        (colors.train.take(range(30)), "pictures was"),
+        (dataclasses.replace(colors.train, resize="crop"), "resize was 'stretch', now 'crop'"),
+    ):
+        with pytest.raises(InputError, match=shown):
+            train("everything", dataclasses.replace(colors, train=other), tmp_path / "x", cache)
 
 
 def test_another_compilation_is_another_training(colors, tmp_path, cache, stop_at):

@@ -178,7 +178,7 @@ def _fit(run: Run, epochs: int | None, *, head_alone: bool) -> TrainingLog:
 def _settings(run: Run, epochs: int | None) -> dict[str, Any]:
     """What makes a training what it is."""
     names = ("batch_size", "augment", "flip", "views", "solver", "dropout", "label_smoothing", "seed")
-    asked = {name: getattr(run, name) for name in names}
+    asked = {**{name: getattr(run, name) for name in names}, "resize": run.data.train.resize}
     weighted = run.class_weights is not None
     settings = {"epochs": epochs, "class_weights": weighted, **asked, **asdict(run.recipe)}
     return settings | _compiled(run.model) | identity_of(run.model, run.data)
