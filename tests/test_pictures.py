@@ -3,7 +3,6 @@
 import io
 import resource
 import struct
-import time
 import zlib
 
 import numpy as np
@@ -257,10 +256,9 @@ def huge_header() -> bytes:
 def test_bombs_are_refused_without_taking_the_memory(limit, monkeypatch):
     if limit == "lifted":  # as other libraries do
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     problem = check(huge_header()).problem
     assert "180,000,000 pixels" in problem
-    assert time.perf_counter() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 

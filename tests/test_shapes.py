@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -57,12 +55,6 @@ def test_figures_stand_out_from_the_ground():
     _, _, colors = make_colored_shapes(1000, seed=6)
     apart = np.linalg.norm(colors[:, 0] - colors[:, 1], axis=1)
     assert np.mean(apart > 100) > 0.99
-
-
-def test_twenty_thousand_pictures_are_a_matter_of_seconds():
-    start = time.process_time()
-    make_shapes(1000)
-    assert time.process_time() - start < 3  # 0.4 s on the clock where it was measured, beside other work
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,7 @@ def test_a_network_that_never_answers_is_not_waited_for(tmp_path, monkeypatch):
         start = time.perf_counter()
         with pytest.raises(InputError, match=r"there is no network to download it \(.*(timed out|no answer)"):
             read_tfds("mnist", data_dir=tmp_path)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 5  # its own patience is longer
 
 
 def test_the_way_out_that_is_named_works(registered, tmp_path, offline):
