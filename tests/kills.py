@@ -26,7 +26,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 KINDS = {
     "everything": ["--case", "large-similar", "--epochs", "60"],
-    "the tail": ["--case", "small-similar", "--unfreeze-from", "block3_conv", "--epochs", "60"],
+    "the tail": [
+        "--case",
+        "small-similar",
+        "--unfreeze-from",
+        "block3_conv",
+        "--views",
+        "4",
+        "--epochs",
+        "60",
+    ],
     "from scratch, mixed": [
         *("--case", "large-different", "--init", "random", "--epochs", "60", "--mix", "cutmix"),
         *("--ema", "0.9", "--thaw", "0.3", "--label-smoothing", "0.1"),

@@ -24,7 +24,7 @@ from transfer.training import fit
 KINDS = {
     "everything": (Case.LARGE_SIMILAR, {}, {}),
     "from scratch, BatchNorm live": (Case.LARGE_DIFFERENT, {"init": "random"}, {}),
-    "the tail behind a frozen part": (Case.SMALL_SIMILAR, {"unfreeze_from": "block3_conv"}, {}),
+    "the tail behind a frozen part": (Case.SMALL_SIMILAR, {"unfreeze_from": "block3_conv"}, {"views": 3}),
     "all ingredients": (
         Case.LARGE_SIMILAR,
         {},

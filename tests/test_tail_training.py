@@ -1,11 +1,13 @@
 """Training the layers behind a frozen part: the same as training the model, for less."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
 from conftest import make_tiny
 from keras.ops import convert_to_numpy as to_numpy
-from networks import two_replicas
+from networks import assert_bit_equal, snapshot, two_replicas
 
 from transfer import tail_training
 from transfer.builders import build, large_similar, small_similar, unfreeze
@@ -48,7 +50,7 @@ def test_without_augmentation_it_is_training_the_whole_model(first, colors, cach
 def test_what_is_frozen_is_bit_equal_afterwards_and_what_is_not_has_moved(colors, cache):
     model = built("block3")
     before = weights_of(model)
-    log = train(model, colors, cache, augment="light")
+    log = train(model, colors, cache, augment="light", views=3)
     same = {
         name
         for name, old in before.items()
@@ -58,6 +60,17 @@ def test_what_is_frozen_is_bit_equal_afterwards_and_what_is_not_has_moved(colors
     assert "block3_bn" in same, "pinned"
     assert not {"block3_conv", "block3_branch", model.layers[-1].name} & same
     assert log.views == 3
+
+
+def test_without_views_no_picture_changes_and_that_is_said(colors, cache, caplog):
+    caplog.set_level(logging.INFO, "transfer")
+    changed, unchanged = built(), built()
+    log = train(changed, colors, cache, augment="light")
+    assert log.views == 1 and "sees each picture once, as it is" in caplog.text
+    caplog.clear()
+    train(unchanged, colors, cache, augment="none")
+    assert_bit_equal(snapshot(changed), snapshot(unchanged))
+    assert "sees each picture once" not in caplog.text
 
 
 def test_views_differ_from_each_other_and_are_kept(colors, cache):

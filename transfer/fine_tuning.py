@@ -62,7 +62,7 @@ def train_all(
     per_epoch = -(-len(run.data.train) // run.batch_size)
     peak = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # before a state's own comes back
     first, step = (state.epoch, state.step) if state is not None else (0, 0)
-    tail = tail_training.tail_of(run, done, epochs)
+    tail = tail_training.tail_of(run, done)
     trainee, train_set, val_set = tail or _whole(run)
     share = share_of(model) if tail is None else None
     with _ready(run) as each_step:

@@ -24,10 +24,6 @@ from transfer.training_run import Run, TrainingLog
 
 log = logging.getLogger(__name__)
 
-VIEWS = 4
-"""How often the frozen part sees each picture where pictures change from epoch to epoch and nothing else is asked for:
-each view costs a forward pass and its share of the disk."""
-
 SHARE = 0.5
 """Of the cache's limit, or of what is free on its disk, that the frozen part's output may take."""
 
@@ -59,32 +55,33 @@ def boundary_of(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
     return (trunk, tail) if any(len(weight.shape) > 1 for weight in trunk.weights) else None
 
 
-def tail_of(
-    run: Run, done: TrainingLog, epochs: int
-) -> tuple[keras.Model, Callable[[Position], Any], Any] | None:
+def tail_of(run: Run, done: TrainingLog) -> tuple[keras.Model, Callable[[Position], Any], Any] | None:
     """Give the tail, ready to train on what the frozen part gave once, if that is possible.
 
-    Without augmentation that is training the model, but for rounding. With it, each epoch sees one of the views of
-    each picture, drawn anew.
+    That is training the model without augmentation, but for rounding. With several views, each epoch sees one of those
+    of each picture, drawn anew.
 
     Args:
         run: what was asked for.
         done: what happened; the pass over the frozen part is written to it.
-        epochs: of the training to come.
 
     Returns:
         The tail, which shares the model's layers and optimizer, a function that gives batches to train on from a
         position on, and batches to validate on; None where it cannot be done, and nothing was.
 
     Example:
-        tail_of(run, TrainingLog(), 10)
+        tail_of(run, TrainingLog())
     """
     # A user's callback means the whole model; pictures are mixed before they enter it.
     parts = None if run.callbacks or run.recipe.mix != "none" else boundary_of(run.model)
     if parts is None:
         return None
     trunk, tail = parts
-    views = run.views or (1 if run.augment == "none" else min(VIEWS, epochs))
+    views = run.views or 1  # more cost a forward pass each, and were worth nothing where it was measured
+    if views == 1 and run.augment != "none":
+        log.info(
+            "The frozen part sees each picture once, as it is: augmentation changes none. `views=4` lets it."
+        )
     size = 2 * boundary.frozen_bytes(trunk)  # as float32
     if not _has_room(run.cache or FeatureCache(), size * (views * len(run.data.train) + len(run.data.val))):
         return None

@@ -84,7 +84,8 @@ def fit(
         label_smoothing: share of each label that is spread over all classes, while a head trains in epochs or while
             everything trains.
         views: how often a frozen part sees each training picture: first as it is, then changed by `augment`.
-            None: once; where layers behind it train with augmentation, up to `tail_training.VIEWS` times.
+            None: once, also where layers behind it train. Several views were worth nothing there at up to 2,000
+            pictures (`tests/benchmarks/fine_tuning.py views`).
         engine: what runs the frozen trunk, one of `engines.ENGINES`.
         cache: where features are kept; None is the user's own cache.
         seed: of the order and the augmentation. Dropout draws from seeds that its layers got when the base was

@@ -207,7 +207,8 @@ def ours(
 
 def speed(options: argparse.Namespace) -> None:
     """Compare seconds per picture, in one run, each way in a process of its own: how it takes memory lasts."""
-    found: dict[str, list[float]] = {way: [] for way in (*_ways(options), "MobileNetV2, PyTorch")}
+    ways = options.only or (*_ways(options), "MobileNetV2, PyTorch")
+    found: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(2):  # in turns, since other work comes and goes
         for way in found:
             command = [sys.executable, __file__, "way", "--pictures", options.pictures, "--only", way]
@@ -301,8 +302,7 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
         f"fit{TEN}": lambda: fitted_ten("large_similar"),
         f"tail from {LAST_THIRD}{TEN}": tail,
         f"tail from {LAST_THIRD}{TEN}{GIVEN_BACK}": tail,
-        f"tail from {LAST_THIRD}, two views{TEN}": lambda: tail(views=2),
-        f"tail from {LAST_THIRD}, one view{TEN}": lambda: tail(views=1),
+        f"tail from {LAST_THIRD}, four views{TEN}": lambda: tail(views=4),
         "MobileNetV2, plain Keras": lambda: plain(mobile=True),
     }
 
