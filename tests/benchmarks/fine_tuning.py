@@ -277,8 +277,7 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
         transfer.large_similar(advice.base_network(), data.num_classes).fit(x, labels, epochs=10, verbose=0)
         return (time.perf_counter() - start) / (10 * len(x))
 
-    def fitted_ten(build: str, epochs: int = 10, **how: Any) -> float:
-        """Seconds per picture and tenth of the whole."""
+    def fitted_ten(build: str, **how: Any) -> float:
         import transfer
         from transfer.cache import FeatureCache
 
@@ -286,7 +285,7 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
         start = time.perf_counter()
         model = getattr(transfer, build)(advice.base_network(), data.num_classes, **how)
         with tempfile.TemporaryDirectory() as folder:  # nothing is known from before
-            transfer.fit(model, data, epochs=epochs, views=views, verbose=0, cache=FeatureCache(folder))
+            transfer.fit(model, data, epochs=10, views=views, verbose=0, cache=FeatureCache(folder))
             return (time.perf_counter() - start) / (10 * len(data.train))
 
     tail = functools.partial(fitted_ten, "small_similar", unfreeze_from=LAST_THIRD)
@@ -302,7 +301,6 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
         f"fit{TEN}": lambda: fitted_ten("large_similar"),
         f"tail from {LAST_THIRD}{TEN}": tail,
         f"tail from {LAST_THIRD}{TEN}{GIVEN_BACK}": tail,
-        f"tail from {LAST_THIRD}, ten epochs more": lambda: tail(epochs=20) - tail(),
         f"tail from {LAST_THIRD}, four views{TEN}": lambda: tail(views=4),
         "MobileNetV2, plain Keras": lambda: plain(mobile=True),
     }
