@@ -249,7 +249,7 @@ def test_a_state_of_another_optimizer_is_refused(colors, tmp_path):
             checkpoint_every=0.0, callbacks=[Stop(2)], verbose=0,
         )  # fmt: skip
     other = built(colors, pin_batchnorm=False)
-    with pytest.raises(InputError, match="begun with Adam"):
+    with pytest.raises(InputError, match="optimizer was 'RMSprop', now 'Adam'"):
         fit(other, colors, epochs=2, recipe=STEPS, checkpoints=tmp_path, verbose=0)
 
 

@@ -73,7 +73,7 @@ def train_all(
 
         def now() -> State:
             arrays = {**_arrays(run), **named("best", better.weights or []), **more()}
-            return State(phase, log={**_log(run, done), "better": better.state()}, arrays=arrays)
+            return State(phase, log={**summary(done), "better": better.state()}, arrays=arrays)
 
         position = Position(first)
         keeping = Keeping(run.kept, position, step=step, per_epoch=per_epoch, state=now)
@@ -242,12 +242,7 @@ def whole_state(run: Run, done: TrainingLog) -> State:
         kept.save(whole_state(run, done))
     """
     with _ready(run):
-        return State("done", log=_log(run, done), arrays=_arrays(run))
-
-
-def _log(run: Run, done: TrainingLog) -> dict[str, Any]:
-    """What happened, and which optimizer the state is of: those of another may have as many arrays."""
-    return {**summary(done), "optimizer": type(run.model.optimizer).__name__}
+        return State("done", log=summary(done), arrays=_arrays(run))
 
 
 @contextlib.contextmanager
@@ -282,20 +277,11 @@ def restore(run: Run, state: State) -> None:
 
     Args:
         run: with the model.
-        state: of the same model.
-
-    Raises:
-        InputError: the state is of another optimizer.
+        state: of the same model and optimizer, which `Checkpoints` sees to by what `fit` tells of them.
 
     Example:
         restore(run, kept.latest())
     """
-    own = type(run.model.optimizer).__name__
-    if state.log.get("optimizer", own) != own:
-        raise InputError(
-            f"Expected a training that was begun with {own}. Received one of {state.log['optimizer']}. Build the model "
-            "with that optimizer, or use another folder."
-        )
     for name, variables in _variables(run):
         for variable, value in zip(variables, numbered(state.arrays, name) or (), strict=True):
             variable.assign(value)
