@@ -80,7 +80,7 @@ def tail_of(run: Run, done: TrainingLog) -> tuple[keras.Model, Callable[[Positio
     views = run.views or 1  # more cost a forward pass each, and were worth nothing where it was measured
     if views == 1 and run.augment != "none":
         log.info(
-            "The frozen part sees each picture once, as it is: augmentation changes none. `views=4` lets it."
+            "The frozen part sees each picture once, as it is, without augmentation, unless you ask for more views."
         )
     size = 2 * boundary.frozen_bytes(trunk)  # as float32
     if not _has_room(run.cache or FeatureCache(), size * (views * len(run.data.train) + len(run.data.val))):
