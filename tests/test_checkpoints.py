@@ -221,7 +221,15 @@ def test_another_compilation_is_another_training(colors, tmp_path, cache, stop_a
         begin(optimizer="rmsprop")
     with pytest.raises(InputError, match=r"another kind: loss was 'sparse_.*', now \{.*'ignore_class': 7"):
         begin(keras.losses.SparseCategoricalCrossentropy(ignore_class=7))
+    with pytest.raises(InputError, match=r"now \[.*'ignore_class': 7"):
+        begin([keras.losses.SparseCategoricalCrossentropy(ignore_class=7)])
+    with pytest.raises(InputError, match="now 'own_loss'"):
+        begin(own_loss)
     begin()
+
+
+def own_loss(labels, scores):
+    return keras.losses.sparse_categorical_crossentropy(labels, scores)
 
 
 def test_a_rate_that_callbacks_change_does_not_make_it_another_training(colors, tmp_path, cache, stop_at):

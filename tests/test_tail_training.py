@@ -95,7 +95,9 @@ def test_a_model_that_trains_throughout_or_runs_on_replicas_is_not_parted(colors
 def test_where_the_disk_has_no_room_the_model_trains_as_a_whole(colors, tmp_path, caplog):
     small = FeatureCache(tmp_path / "small", limit=200_000)
     model = built()
-    log = train(model, colors, small)
+    caplog.set_level(logging.INFO, "transfer")
+    log = train(model, colors, small, augment="light")
+    assert "sees each picture once" not in caplog.text
     assert log.history["phase"][-1] == "fine-tune"
     assert "more than the 0.0 GB that may be kept" in caplog.text
     assert log.views == 1

@@ -78,13 +78,13 @@ def tail_of(run: Run, done: TrainingLog) -> tuple[keras.Model, Callable[[Positio
         return None
     trunk, tail = parts
     views = run.views or 1  # more cost a forward pass each, and were worth nothing where it was measured
+    size = 2 * boundary.frozen_bytes(trunk)  # as float32
+    if not _has_room(run.cache or FeatureCache(), size * (views * len(run.data.train) + len(run.data.val))):
+        return None
     if views == 1 and run.augment != "none":
         log.info(
             "The frozen part sees each picture once, as it is, without augmentation, unless you ask for more views."
         )
-    size = 2 * boundary.frozen_bytes(trunk)  # as float32
-    if not _has_room(run.cache or FeatureCache(), size * (views * len(run.data.train) + len(run.data.val))):
-        return None
     start = time.perf_counter()
     # In full precision: what is trained on it is the model that is saved.
     cached = run.extract(trunk, views=views, name="frozen part", precision="float32")

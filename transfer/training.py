@@ -188,29 +188,29 @@ def _settings(run: Run, epochs: int | None) -> dict[str, Any]:
 def _compiled(model: keras.Model) -> dict[str, Any]:
     """What a model was compiled with. Its learning rate is the one that was there when this was first asked: callbacks
     change it."""
-    optimizer, loss = model.optimizer, model.loss
+    optimizer = model.optimizer
     if not hasattr(optimizer, "_begun_with"):
-        optimizer._begun_with = {"": type(optimizer).__name__, **_plain(optimizer.get_config())}
-    if hasattr(loss, "get_config"):
-        loss = {"class": type(loss).__name__, **_plain(loss.get_config())}
-    elif callable(loss):
-        loss = getattr(loss, "__name__", type(loss).__name__)
-    return {
-        **{f"optimizer {key}".strip(): value for key, value in optimizer._begun_with.items()},
-        "loss": loss,
-    }
+        config = _plain({"": type(optimizer).__name__, **optimizer.get_config()})
+        optimizer._begun_with = {f"optimizer {key}".strip(): value for key, value in config.items()}
+    return {**optimizer._begun_with, **_plain({"loss": model.loss})}
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration as JSON has it, rounded, for rates are float32, and without names, which count how many there
     were."""
 
+    def tell(value: Any) -> Any:
+        if hasattr(value, "get_config"):
+            return {"class": type(value).__name__, **value.get_config()}
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        return getattr(value, "__name__", type(value).__name__)
+
     def tidy(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("name", None)
         return {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in values.items()}
 
-    text = json.dumps(config, default=lambda value: type(value).__name__)
-    return dict(json.loads(text, object_hook=tidy))
+    return dict(json.loads(json.dumps(config, default=tell), object_hook=tidy))
 
 
 def _train_phases(run: Run, done: TrainingLog, epochs: int | None, state: State | None) -> None:

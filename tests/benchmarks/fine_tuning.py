@@ -206,8 +206,11 @@ def ours(
 
 def speed(options: argparse.Namespace) -> None:
     """Compare seconds per picture, in one run, each way in a process of its own: how it takes memory lasts."""
-    ways = options.only or (*_ways(options), "MobileNetV2, PyTorch")
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    known = (*_ways(options), "MobileNetV2, PyTorch")
+    wanted = options.only or known
+    if not {*wanted} <= {*known}:
+        sys.exit(f"Expected some of {known}. Received: {wanted}.")
+    found: dict[str, list[float]] = {way: [] for name in wanted for way in (_held_against(name), name)}
     for _ in range(2):  # in turns, since other work comes and goes
         for way in found:
             command = [sys.executable, __file__, "way", "--pictures", options.pictures, "--only", way]
@@ -218,10 +221,15 @@ def speed(options: argparse.Namespace) -> None:
             found[way].append(float(done.stdout.split()[-1]))
             print(f"{way}: {1000 * found[way][-1]:.2f} ms per picture", flush=True)
     for way, seconds in found.items():
-        of = "MobileNetV2, plain Keras" if way.startswith("Mobile") else "plain Keras"
-        of += TEN if TEN in way else ""
+        of = _held_against(way)
         row = {"task": "speed", "way": way, "ms_per_picture": round(1000 * min(seconds), 2)}
         write({**row, "of": of, "ratio": round(min(seconds) / min(found[of]), 3)}, options)
+
+
+def _held_against(way: str) -> str:
+    """The way that another is so many times as fast as."""
+    plain = "MobileNetV2, plain Keras" if way.startswith("Mobile") else "plain Keras"
+    return plain + (TEN if TEN in way else "")
 
 
 def one_way(options: argparse.Namespace) -> float:
