@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers.images import COLORS, STRANGE, write_picture
+from helpers.networks import make_tiny
 
 # No test reads or fills the cache of whoever runs it.
 os.environ["TRANSFER_CACHE"] = tempfile.mkdtemp(prefix="transfer-tests-")
 atexit.register(shutil.rmtree, os.environ["TRANSFER_CACHE"], ignore_errors=True)
-
-COLORS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,14 +38,6 @@ def own_log():
     log = logging.getLogger("transfer")
     log.setLevel(logging.NOTSET)
     log.handlers[:] = []
-
-
-def write_picture(path: Path, color: tuple[int, int, int], *, size: int = 40, seed: int = 0) -> None:
-    """A picture of one colour with noise, different for every seed."""
-    noise = np.random.default_rng(seed).integers(-30, 31, (size, size, 3))
-    pixels = np.clip(np.array(color) + noise, 0, 255).astype("uint8")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture(scope="session")
@@ -72,33 +63,6 @@ def shuffled_folder(color_folder, tmp_path_factory) -> Path:
     return folder
 
 
-def make_tiny(*, image_size: int = 32, classes: int = 5, seed: int = 0, top: bool = True):
-    """A network of three blocks with BatchNorm, a skip connection and a classifier; it builds in no time.
-
-    Its BatchNorm statistics are calibrated on noise: a random network in inference mode with the statistics
-    that it is born with shrinks every input to the same output, and comparisons would compare nothing.
-    """
-    import keras
-
-    keras.utils.set_random_seed(seed)
-    layers = keras.layers
-    x = image = keras.Input((image_size, image_size, 3), name="input")
-    for number, width in enumerate((8, 12, 16), start=1):
-        x = layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False, name=f"block{number}_conv")(x)
-        x = layers.BatchNormalization(momentum=0.5, name=f"block{number}_bn")(x)
-        x = layers.ReLU(name=f"block{number}_relu")(x)
-        y = layers.Conv2D(width, 3, padding="same", name=f"block{number}_branch")(x)
-        x = layers.Add(name=f"block{number}_add")([x, y])
-    if top:
-        x = layers.GlobalAveragePooling2D(name="pool")(x)
-        x = layers.Dense(classes, activation="softmax", name="classes")(x)
-    model = keras.Model(image, x, name="tiny")
-    noise = np.random.default_rng(seed).uniform(-1, 1, (32, image_size, image_size, 3)).astype("float32")
-    for _ in range(8):
-        model(noise, training=True)
-    return model
-
-
 @pytest.fixture
 def tiny():
     """A calibrated tiny network with a classifier of five classes; its preprocessing is `tf`."""
@@ -108,7 +72,7 @@ def tiny():
 @pytest.fixture
 def cache(tmp_path):
     """An empty cache of features."""
-    from transfer.cache import FeatureCache
+    from transfer.frozen.feature_cache import FeatureCache
 
     return FeatureCache(tmp_path / "cache")
 
@@ -116,13 +80,9 @@ def cache(tmp_path):
 @pytest.fixture(scope="session")
 def colors(color_folder):
     """The folder of three colours, loaded."""
-    from transfer.datasets import load_data
+    from transfer.images.datasets import load_data
 
     return load_data(color_folder)
-
-
-STRANGE = ('=cmd|" &C calc"!A0', "<b onmouseover=alert(1)>blue", 're\'d & "green"')
-"""Names of classes that try to be a formula, markup, and what ends a string."""
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, parse_arguments, save_config
-from transfer.errors import InputError
 
 OTHER = TrainConfig(
     data="tfds:tf_flowers",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from conftest import make_tiny
-from networks import policy, raw_pictures, snapshot, two_replicas
+from helpers.networks import make_tiny, policy, raw_pictures, snapshot, two_replicas
 
 layers = keras.layers
 IMAGES, LABELS = raw_pictures(8) / 127.5 - 1, np.arange(8) % 5

@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-import run_notebooks
 from PIL import Image
+from scripts import run_notebooks
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if path.stem[0] in "1234567"]
@@ -55,7 +55,7 @@ def test_exercises_have_folded_answers(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 def test_outputs_are_those_of_the_code(path):
-    """Where this fails: `python tests/run_notebooks.py NAME`, and look at what comes out."""
+    """Where this fails: `python tests/scripts/run_notebooks.py NAME`, and look at what comes out."""
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.get(run_notebooks.STAMP) == run_notebooks.stamp_of(notebook)
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]

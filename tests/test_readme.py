@@ -16,7 +16,7 @@ from transfer.config import (
     parse_arguments,
     parse_check_arguments,
 )
-from transfer.datasets import embedded_folder
+from transfer.images.datasets import embedded_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -2,71 +2,71 @@
 # ruff: noqa: I001  in the order of the work, not of the alphabet
 
 # What is raised for bad input, and the options of `python -m transfer.train`.
-from .errors import InputError as InputError
+from .common.errors import InputError as InputError
 from .config import TrainConfig as TrainConfig
 
 # Data: a folder, a list, a tensorflow_datasets name or arrays -> pictures in three splits, checked.
-from .datasets import ImageData as ImageData
-from .datasets import load_data as load_data
-from .data_report import DataReport as DataReport
+from .images.datasets import ImageData as ImageData
+from .images.datasets import load_data as load_data
+from .images.data_report import DataReport as DataReport
 
 # Batches: a split -> a tf.data.Dataset, for loops of your own.
-from .pipeline import class_weights as class_weights
-from .pipeline import make_dataset as make_dataset
+from .images.pipeline import class_weights as class_weights
+from .images.pipeline import make_dataset as make_dataset
 
 # Cases: what each of the four means, and which is yours.
-from .cases import Case as Case
-from .cases import rule_of_thumb as rule_of_thumb
-from .advice_report import Advice as Advice
-from .adviser import advise as advise
-from .comparison import compare as compare
+from .cases.policies import Case as Case
+from .cases.policies import rule_of_thumb as rule_of_thumb
+from .adviser.advice import Advice as Advice
+from .adviser.advise import advise as advise
+from .adviser.comparison import compare as compare
 
 # Networks: by name, from keras.applications or from the package registry.
-from .backbones import backbone_names as backbone_names
-from .backbones import block_ends as block_ends
-from .backbones import load_backbone as load_backbone
-from .efficientnet_lite import EfficientNetLite0 as EfficientNetLite0
-from .efficientnet_lite import EfficientNetLite1 as EfficientNetLite1
-from .efficientnet_lite import EfficientNetLite2 as EfficientNetLite2
-from .demo_cnn import DemoCNN as DemoCNN
-from .shapes import SHAPES as SHAPES
-from .shapes import make_shapes as make_shapes
+from .networks.backbones import backbone_names as backbone_names
+from .networks.backbones import block_ends as block_ends
+from .networks.backbones import load_backbone as load_backbone
+from .networks.efficientnet_lite import EfficientNetLite0 as EfficientNetLite0
+from .networks.efficientnet_lite import EfficientNetLite1 as EfficientNetLite1
+from .networks.efficientnet_lite import EfficientNetLite2 as EfficientNetLite2
+from .networks.demo_cnn import DemoCNN as DemoCNN
+from .lesson.shapes import SHAPES as SHAPES
+from .lesson.shapes import make_shapes as make_shapes
 
 # Builders: a network -> a compiled model of a case.
-from .builders import build as build
-from .builders import large_different as large_different
-from .builders import large_similar as large_similar
-from .builders import small_different as small_different
-from .builders import small_similar as small_similar
-from .builders import unfreeze as unfreeze
+from .cases.builders import build as build
+from .cases.builders import large_different as large_different
+from .cases.builders import large_similar as large_similar
+from .cases.builders import small_different as small_different
+from .cases.builders import small_similar as small_similar
+from .cases.builders import unfreeze as unfreeze
 
 # Training and after.
-from .training_run import TrainingLog as TrainingLog
-from .training import fit as fit
-from .recipes import Recipe as Recipe
-from .checkpoints import Interrupted as Interrupted
-from .rate_finder import find_learning_rate as find_learning_rate
-from .evaluation import Evaluation as Evaluation
-from .evaluation import evaluate as evaluate
-from .evaluation import calibrate as calibrate
-from .class_tree import merge as merge
-from .class_tree import read_tree as read_tree
-from .class_tree import training_classes as training_classes
-from .screening import Screening as Screening
-from .screening import screening as screening
+from .training.phases import TrainingLog as TrainingLog
+from .training.fit import fit as fit
+from .training.recipes import Recipe as Recipe
+from .training.checkpoints import Interrupted as Interrupted
+from .training.learning_rate_finder import find_learning_rate as find_learning_rate
+from .evaluation.evaluate import Evaluation as Evaluation
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.evaluate import calibrate as calibrate
+from .evaluation.class_tree import merge as merge
+from .evaluation.class_tree import read_tree as read_tree
+from .evaluation.class_tree import training_classes as training_classes
+from .evaluation.screening import Screening as Screening
+from .evaluation.screening import screening as screening
 
 # What a run leaves: its model, its names, its figures; predictions, explanations, and files for elsewhere.
-from .runs import FinishedRun as FinishedRun
-from .runs import load_run as load_run
-from .predict import Prediction as Prediction
-from .predict import predict as predict
-from .explain import grad_cam as grad_cam
-from .explain import occlusion as occlusion
-from .explain import strongest_responses as strongest_responses
-from .export import export as export
+from .results.finished_runs import FinishedRun as FinishedRun
+from .results.finished_runs import load_run as load_run
+from .results.prediction import Prediction as Prediction
+from .results.prediction import predict as predict
+from .evaluation.explanations import grad_cam as grad_cam
+from .evaluation.explanations import occlusion as occlusion
+from .evaluation.explanations import strongest_responses as strongest_responses
+from .exporters.exporting import export as export
 
 # The course: drawings in the lesson's manner, and how transferable the layers of a network are.
-from .demo_plots import filters_plot as filters_plot
-from .demo_plots import lesson_drawing as lesson_drawing
-from .transferability import Transferability as Transferability
-from .transferability import transferability as transferability
+from .lesson.drawings import filters_plot as filters_plot
+from .lesson.drawings import lesson_drawing as lesson_drawing
+from .lesson.transferability import Transferability as Transferability
+from .lesson.transferability import transferability as transferability

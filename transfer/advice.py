@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer.commands import carried_out
+from transfer.common.commands import carried_out
+from transfer.common.errors import InputError
+from transfer.common.files import replacing, write_text
 from transfer.config import AdviceConfig, parse_advice_arguments, seconds_of
-from transfer.errors import InputError
-from transfer.files import replacing, write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,11 +54,12 @@ def run(
     Example:
         run(AdviceConfig(data="photos"), json_file="advice.json")
     """
-    from transfer import strategy
+    from transfer.distributed import strategies
 
-    strategy.start_quietly()
-    from transfer import adviser, comparison, datasets
-    from transfer.backbones import load_backbone
+    strategies.start_quietly()
+    from transfer.adviser import advise, comparison
+    from transfer.images import datasets
+    from transfer.networks.backbones import load_backbone
 
     data = datasets.load_data(config.data, **config.load_options())
     options: dict[str, Any] = {
@@ -74,7 +75,7 @@ def run(
             write_text(Path(json_file), comparison.comparison_json(found))
         return
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
-    advice = adviser.advise(
+    advice = advise.advise(
         data,
         base,
         time_budget=seconds_of(config.time_budget),
@@ -90,7 +91,7 @@ def run(
 
 
 def _draw(advice: Any, folder: Path) -> None:
-    from transfer import plots
+    from transfer.results import plots
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

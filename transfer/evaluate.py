@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transfer.commands import carried_out
-from transfer.errors import InputError
-from transfer.files import write_text
+from transfer.common.commands import carried_out
+from transfer.common.errors import InputError
+from transfer.common.files import write_text
 
 log = logging.getLogger("transfer.evaluate")
 
@@ -50,13 +50,14 @@ def _run(parsed: argparse.Namespace) -> Any:
     least = parsed.assert_accuracy_at_least
     if least is not None and not 0 <= least <= 1:
         raise InputError(f"Expected an accuracy from 0 to 1, such as 0.9. Received: {least:g}.")
-    from transfer import strategy
+    from transfer.distributed import strategies
 
-    strategy.start_quietly()
-    from transfer import evaluation, review
-    from transfer.predictions import write_predictions
-    from transfer.runs import SPLIT, load_run
-    from transfer.split_file import trained_on
+    strategies.start_quietly()
+    from transfer.evaluation import evaluate
+    from transfer.images.split_file import trained_on
+    from transfer.results import image_selection
+    from transfer.results.finished_runs import SPLIT, load_run
+    from transfer.results.predictions import write_predictions
 
     run = load_run(parsed.run)
     data = run.data(parsed.data)
@@ -68,8 +69,8 @@ def _run(parsed: argparse.Namespace) -> Any:
             seen,
             len(data.test),
         )
-    found = replace(evaluation.evaluate(run.model, data, engine=parsed.engine), seen=seen)
-    suspects = review.suspects_of(found)
+    found = replace(evaluate.evaluate(run.model, data, engine=parsed.engine), seen=seen)
+    suspects = image_selection.suspects_of(found)
     sys.stdout.write(found.to_text())
     for one in suspects[:5]:
         sys.stdout.write(f"Perhaps labelled wrongly: {one.name} as {one.label}, looks like {one.likely}\n")
@@ -84,9 +85,9 @@ def _run(parsed: argparse.Namespace) -> Any:
 
 
 def _write_page(path: Path, run: Any, data: Any, found: Any, suspects: Sequence[Any]) -> None:
-    from transfer import review, run_pages
+    from transfer.results import image_selection, run_pages
 
-    figures = review.test_figures(run.model, data, found)
+    figures = image_selection.test_figures(run.model, data, found)
     title = f"{run.name} on {data.name}"
     write_text(path, run_pages.evaluation_page(title, found, suspects, figures))
 

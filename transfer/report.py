@@ -1,164 +1,23 @@
-"""Writes a run's folder and the pages on it: `python -m transfer.report RUN [RUN ...]`.
-
-Everything in it was computed elsewhere.
-"""
+"""`python -m transfer.report RUN [RUN ...]`: write the report of a run again, or compare several runs."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import csv
-import io
-import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from transfer.commands import carried_out
-from transfer.config import TrainConfig, save_config
-from transfer.datasets import ImageData, load_data
-from transfer.errors import InputError, one_line
-from transfer.evaluation import Evaluation
-from transfer.files import replacing, write_text
-from transfer.predictions import write_predictions
-from transfer.records import ADVICE, DATA, EVALUATION, PREDICTIONS, read_record
-from transfer.run_pages import Thumbnail, comparison_page, model_card, run_page
-from transfer.runs import CONFIG, LABELS, METRICS, MODEL, SPLIT, add_labels
-from transfer.split_file import write_split
-from transfer.training_run import TrainingLog
+from transfer.common.commands import carried_out
+from transfer.common.errors import InputError
+from transfer.common.files import write_text
+from transfer.images.datasets import load_data
+from transfer.results.finished_runs import SPLIT
+from transfer.results.records import read_record
+from transfer.results.run_pages import Thumbnail, comparison_page
+from transfer.results.run_writer import COMPARISON, PAGE, _fitting, write_pages
 
-PAGE, CARD, COMPARISON = "report.html", "README.md", "comparison.html"
-
-log = logging.getLogger("transfer.report")  # __name__ is __main__ where this room is the command
-
-
-def write_run(
-    folder: Path,
-    *,
-    model: Any,
-    config: TrainConfig,
-    data: ImageData,
-    done: TrainingLog,
-    evaluation: Evaluation | None,
-    figures: Mapping[str, Any],
-    suspects: Sequence[Any] = (),
-) -> None:
-    """Write the model, its labels, the split, the options, the history, the predictions and the pictures of a run.
-
-    Args:
-        folder: to write into.
-        model: the trained model.
-        config: options that reproduce the run.
-        data: what it was trained on.
-        done: the log of training.
-        evaluation: on the test pictures, where there are any.
-        figures: of `review.figures_of`.
-        suspects: test pictures whose label is probably wrong.
-
-    Example:
-        write_run(folder, model=model, config=config, data=data, done=done, evaluation=None, figures={})
-    """
-    model.save(folder / MODEL)
-    add_labels(folder / MODEL, data.class_names)
-    save_config(config, folder / CONFIG)
-    write_text(folder / LABELS, "".join(f"{name}\n" for name in data.class_names))
-    write_split(folder / SPLIT, data.splits, data.class_names)
-    write_text(folder / DATA, data.report.to_json())
-    write_text(folder / "history.csv", _history(done.rows))
-    if evaluation is not None:
-        write_predictions(folder / PREDICTIONS, evaluation)
-        found = {**evaluation.to_dict(), "suspected_labels": [one._asdict() for one in suspects]}
-        write_text(folder / EVALUATION, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    write_figures(folder, figures)
-
-
-def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures as PNG.
-
-    Args:
-        folder: to write into.
-        figures: by name, without the ending.
-
-    Example:
-        write_figures(folder, {"network": figure})
-    """
-    for name, figure in figures.items():
-        with replacing(folder / f"{name}.png") as partial:
-            figure.savefig(partial, format="png", dpi=110)
-
-
-def write_advice(folder: Path, advice: Any, figures: Mapping[str, Any]) -> None:
-    """Write why a case was taken.
-
-    Args:
-        folder: to write into.
-        advice: of `adviser.advise`.
-        figures: its charts, by name.
-
-    Example:
-        write_advice(folder, advise(data, base), {})
-    """
-    write_text(folder / ADVICE, advice.to_json())
-    write_figures(folder, figures)
-
-
-def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write the figures of a run; last but for the pages, so that its total time is known.
-
-    Args:
-        folder: to write into.
-        metrics: for metrics.json.
-
-    Example:
-        write_metrics(folder, {"test_accuracy": 0.76})
-    """
-    write_text(folder / METRICS, json.dumps(dict(metrics), indent=2) + "\n")
-
-
-def write_pages(folder: Path, *, thumbnail: Thumbnail | None = None) -> None:
-    """Write the report and the model card of a run, from its other files.
-
-    Args:
-        folder: of the run.
-        thumbnail: gives a small picture of the data by its name; None shows none.
-
-    Raises:
-        InputError: it is not the folder of a run, or a file in it is damaged.
-
-    Example:
-        write_pages(Path("runs/emoji-small-similar-1"))
-    """
-    record = read_record(folder)
-    with _fitting(folder):
-        page, card = run_page(record, thumbnail=thumbnail), model_card(record)
-    write_text(folder / PAGE, page)
-    write_text(folder / CARD, card)
-
-
-@contextlib.contextmanager
-def _fitting(*folders: Path) -> Iterator[None]:
-    """Say where files that each can be read do not hold what a page is made of: they may come from anywhere."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"{type(error).__name__}: {one_line(error, most=200)}"
-        named = ", ".join(map(str, folders))
-        raise InputError(
-            f"The files of {named} are not those of a finished run of this version: {what}."
-        ) from error
-
-
-def _history(rows: Sequence[Mapping[str, Any]]) -> str:
-    stream = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
+log = logging.getLogger("transfer.report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

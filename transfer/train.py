@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transfer import clusters, run_folders, workers
-from transfer.cases import POLICIES, Case
+from transfer.cases.policies import POLICIES, Case
+from transfer.common.errors import InputError
 from transfer.config import TrainConfig, parse_arguments, seconds_of
-from transfer.errors import InputError
+from transfer.distributed import cluster, process_group
+from transfer.results import run_folders
 
 log = logging.getLogger("transfer")
 
@@ -54,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{str(stopped) or 'Stopped.'} The same command goes on from there.\n")
         return 128 + getattr(stopped, "signal", signal.SIGINT)
     except Exception as error:
-        gone = workers.lost(error)
+        gone = process_group.lost(error)
         if gone is None:
             raise
         sys.stderr.write(f"{gone} This one starts again, waits for it, and goes on from the last state.\n")
-        return workers.start_again()
+        return process_group.start_again()
     log.info("Everything is in %s", folder)
     return 0
 
@@ -100,20 +101,22 @@ def run(config: TrainConfig) -> Path:
     start = time.perf_counter()
     if config.case != "auto":
         Case.parse(config.case)  # before anything slow
-    from transfer import strategy
+    from transfer.distributed import strategies
 
-    several = clusters.names_several(config.strategy)
+    several = cluster.names_several(config.strategy)
     place = None if several else _place(config)
-    strategy.start_quietly(repeatable=True)
-    devices = strategy.get_strategy(config.strategy)  # several workers must meet before any work
+    strategies.start_quietly(repeatable=True)
+    devices = strategies.get_strategy(config.strategy)  # several workers must meet before any work
     import keras
 
-    from transfer import datasets, evaluation, looks, plots, report
-    from transfer.backbones import load_backbone
+    from transfer.evaluation.evaluate import calibrate
+    from transfer.images import datasets
+    from transfer.networks.backbones import load_backbone
+    from transfer.results import plots, run_writer
 
     if several:
         _meet(config)
-        place = workers.crew().decision(lambda: _place(config))
+        place = process_group.crew().decision(lambda: _place(config))
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
     going_on = Path(place) if place else None
     data = datasets.load_data(config.data, **config.load_options())
@@ -126,51 +129,60 @@ def run(config: TrainConfig) -> Path:
     model = _build(config, case, base, data, devices)
     if config.find_learning_rate:
         return _find_learning_rate(config, model, data)
-    if look is not None:
-        looks.hand_on(look, model, engine=config.engine)
+    _hand_on(look, model, config)
     name = f"{data.name}-{case}"
     with _folder(config.output, name, asked=asked, going_on=going_on) as folder:
         run_folders.decide(folder, decision)
         if advice is not None:
-            report.write_advice(folder, advice, plots.advice_figures(advice))
+            run_writer.write_advice(folder, advice, plots.advice_figures(advice))
         done = _fit(config, model, data, folder)
-        temperature = evaluation.calibrate(model, data, **_test_options(config)) if config.calibrate else None
+        temperature = calibrate(model, data, **_test_options(config)) if config.calibrate else None
         found = _evaluate(config, model, data) if len(data.test) else None
-        if workers.crew().is_chief:
+        if process_group.crew().is_chief:
             written = replace(config, case=str(case), output=None, resume=False)
             _write(folder, written, model, data, done, found)
             metrics = _metrics(model, config, data, done, found, decision["advised"], start)
-            report.write_metrics(folder, {**metrics, "temperature": temperature})
-            report.write_pages(folder, thumbnail=data.thumbnail)
+            run_writer.write_metrics(folder, {**metrics, "temperature": temperature})
+            run_writer.write_pages(folder, thumbnail=data.thumbnail)
     if found is not None:
         log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
-    workers.crew().leave_together()
+    process_group.crew().leave_together()
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+
+
+def _hand_on(look: Any, model: Any, config: TrainConfig) -> None:
+    """Let training use the features that the advice computed."""
+    from transfer.adviser import sample_features
+
+    if look is not None:
+        sample_features.hand_on(look, model, engine=config.engine)
 
 
 def _write(folder: Path, config: TrainConfig, model: Any, data: Any, done: Any, found: Any) -> None:
     """Write all but the figures and the pages, which come last."""
-    from transfer import report, review
+    from transfer.results import image_selection, run_writer
 
     title = _title(model.plan, config.unfreeze_from)
-    report.write_run(
+    run_writer.write_run(
         folder,
         model=model,
         config=config,
         data=data,
         done=done,
         evaluation=found,
-        figures=review.figures_of(model, data, found, done=done, title=title),
-        suspects=review.suspects_of(found) if found else (),
+        figures=image_selection.figures_of(model, data, found, done=done, title=title),
+        suspects=image_selection.suspects_of(found) if found else (),
     )
 
 
 def _check(config: TrainConfig, base: Any, data: Any) -> None:
     """Refuse now what would be refused after the training."""
-    from transfer import cuts, evaluation, graphs
+    from transfer.cases import cuts
+    from transfer.evaluation import evaluate
+    from transfer.networks import graphs
 
     if config.calibrate:
-        evaluation.check_calibration(data)
+        evaluate.check_calibration(data)
     if config.cut is not None:
         cuts.cuts_of(base, config.cut)
     if config.unfreeze_from is not None:
@@ -186,8 +198,8 @@ def _place(config: TrainConfig) -> str | None:
 
 def _meet(config: TrainConfig) -> None:
     """Refuse to work with others that were started in another way; leave talking to the chief."""
-    crew = workers.crew()
-    crew.agree({**workers.versions(), **config.asked})
+    crew = process_group.crew()
+    crew.agree({**process_group.versions(), **config.asked})
     if config.find_learning_rate:
         raise InputError("Expected one device with --find-learning-rate. Received: several workers.")
     log.info("%d workers: %s", crew.count, ", ".join(crew.addresses))
@@ -198,7 +210,7 @@ def _meet(config: TrainConfig) -> None:
 @contextlib.contextmanager
 def _folder(output: str | None, name: str, **options: Any) -> Iterator[Path]:
     """The run's folder; for a worker that is not the chief, one that nobody keeps."""
-    if workers.crew().is_chief:
+    if process_group.crew().is_chief:
         with run_folders.run_folder(output, name, **options) as folder:
             yield folder
     else:
@@ -208,7 +220,8 @@ def _folder(output: str | None, name: str, **options: Any) -> Iterator[Path]:
 
 def _find_learning_rate(config: TrainConfig, model: Any, data: Any) -> Path:
     """Draw how the loss goes while the learning rate rises, and say which to begin with."""
-    from transfer import rate_finder, report
+    from transfer.results import run_writer
+    from transfer.training import learning_rate_finder
 
     options: dict[str, Any] = {"augment": config.augment, "flip": config.flips, "recipe": config.recipe}
     options |= {
@@ -216,11 +229,11 @@ def _find_learning_rate(config: TrainConfig, model: Any, data: Any) -> Path:
         "label_smoothing": config.label_smoothing,
         "seed": config.seed,
     }
-    curve = rate_finder.find_learning_rate(model, data, **options)
+    curve = learning_rate_finder.find_learning_rate(model, data, **options)
     with run_folders.run_folder(config.output, f"{data.name}-learning-rate") as folder:
         curve.plot().savefig(folder / "learning_rate.png", dpi=110)
         rows = {"rates": curve.rates, "losses": curve.losses, "suggestion": curve.suggestion}
-        report.write_metrics(folder, rows)
+        run_writer.write_metrics(folder, rows)
     log.info(
         "Begin with a learning rate of %.1e; the case's own is %.1e.",
         curve.suggestion,
@@ -234,7 +247,7 @@ def _decide(
 ) -> tuple[dict[str, Any], Any, Any]:
     """Take the case that was asked for, or that of an interrupted run; or measure which is best, say so, and give what
     was looked at too, and the advice."""
-    crew = workers.crew()
+    crew = process_group.crew()
     decided = crew.decision(lambda: run_folders.decide(going_on) if going_on is not None else None)
     if decided is not None:
         return decided, None, None
@@ -242,14 +255,14 @@ def _decide(
         return {"case": str(Case.parse(config.case)), "options": {}, "advised": {}}, None, None
     if config.unfreeze_from is not None and config.cut is None:  # no cut may take away what is to train
         return {"case": str(Case.SMALL_SIMILAR), "options": {}, "advised": {}}, None, None
-    from transfer import looks
+    from transfer.adviser import sample_features
 
     options: dict[str, Any] = {
         "preprocessing": config.preprocessing,
         "engine": config.engine,
         "seed": config.seed,
     }
-    look = looks.take_look(data, base, **options)
+    look = sample_features.take_look(data, base, **options)
     given: list[Any] = []  # the chief alone advises; of several workers, the others are told what came of it
 
     def decision() -> dict[str, Any]:
@@ -261,9 +274,9 @@ def _decide(
 
 def _advised(config: TrainConfig, data: Any, base: Any, **options: Any) -> Any:
     """Measure which case is best, and say so."""
-    from transfer import adviser
+    from transfer.adviser import advise
 
-    advice = adviser.advise(
+    advice = advise.advise(
         data,
         base,
         time_budget=None if config.time_budget == "none" else seconds_of(config.time_budget),
@@ -299,7 +312,7 @@ def advised_options(config: TrainConfig, advice: Any) -> dict[str, Any]:
     Example:
         advised_options(TrainConfig(), advise(data, base))
     """
-    from transfer.expectations import RANDOM
+    from transfer.adviser.estimates import RANDOM
 
     if advice.cut == RANDOM:
         return {"init": "random"} if config.init == TrainConfig.init else {}
@@ -308,7 +321,7 @@ def advised_options(config: TrainConfig, advice: Any) -> dict[str, Any]:
 
 def _build(config: TrainConfig, case: Case, base: Any, data: Any, devices: Any) -> Any:
     """Hand the options that concern the model to the builders."""
-    from transfer import builders
+    from transfer.cases import builders
 
     unasked = config.init == TrainConfig.init and case is not Case.LARGE_DIFFERENT
 
@@ -333,9 +346,9 @@ def _build(config: TrainConfig, case: Case, base: Any, data: Any, devices: Any) 
 
 def _fit(config: TrainConfig, model: Any, data: Any, folder: Path) -> Any:
     """Hand the options that concern training to `fit`."""
-    from transfer import training
+    from transfer.training import fit
 
-    return training.fit(
+    return fit.fit(
         model,
         data,
         epochs=config.epochs,
@@ -357,9 +370,9 @@ def _fit(config: TrainConfig, model: Any, data: Any, folder: Path) -> Any:
 
 def _evaluate(config: TrainConfig, model: Any, data: Any) -> Any:
     """Hand the options that concern the test to `evaluate`."""
-    from transfer import evaluation
+    from transfer.evaluation import evaluate
 
-    return evaluation.evaluate(model, data, **_test_options(config))
+    return evaluate.evaluate(model, data, **_test_options(config))
 
 
 def _test_options(config: TrainConfig) -> dict[str, Any]:
@@ -422,7 +435,7 @@ def _metrics(
         "seconds_total": round(time.perf_counter() - start, 3),
         "peak_memory_mb": round(_peak_bytes() / 2**20),
         "trainable_parameters": sum(math.prod(w.shape) for w in model.trainable_weights),
-        "versions": workers.versions(),
+        "versions": process_group.versions(),
     }
 
 

@@ -92,7 +92,7 @@ def product(precision: str, steps: int) -> tuple[float, float]:
 
 def accelerated() -> bool:
     """Whether there is a GPU or TPU."""
-    from transfer.engines import on_accelerator
+    from transfer.frozen.engines import on_accelerator
 
     return on_accelerator()
 

@@ -57,7 +57,7 @@ def main() -> None:
     if options.command in ("fit", "show"):
         {"fit": fit, "show": show}[options.command](options)
         return
-    from transfer.strategy import start_quietly
+    from transfer.distributed.strategies import start_quietly
 
     start_quietly()
     todo = {"truth": [truth, *([scratch] if options.scratch else [])], "advise": [advised]}[options.command]
@@ -103,7 +103,7 @@ def read(name: str, pictures: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, 
     """All pictures of a set, uint8 of shape (N, SIZE, SIZE, 3), their labels, and the names of the classes."""
     from PIL import Image, ImageFilter
 
-    from transfer.pictures import to_rgb_array
+    from transfer.images.decoding import to_rgb_array
 
     if name == "cifar10-blurred":
         images, labels, names = read("cifar10", pictures)
@@ -125,7 +125,7 @@ def read(name: str, pictures: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, 
 
 def read_folder(name: str, pictures: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """All different pictures of a folder, whatever split it has."""
-    from transfer.datasets import embedded_folder, load_data
+    from transfer.images.datasets import embedded_folder, load_data
 
     folder = embedded_folder() if name == "emoji" else pictures / name
     data = load_data(str(folder), val=0, test=0 if name in ("emoji", "sign_digits") else 0.2)
@@ -141,7 +141,7 @@ def read_folder(name: str, pictures: Path) -> tuple[np.ndarray, np.ndarray, tupl
 
 def draw(unit: dict[str, Any], pictures: Path) -> Any:
     """Load a stratified sample to train on, and others for the test."""
-    from transfer.datasets import load_data
+    from transfer.images.datasets import load_data
 
     images, labels, names = read(unit["data"], pictures)
     rng = np.random.default_rng(unit["seed"])
@@ -158,7 +158,7 @@ def draw(unit: dict[str, Any], pictures: Path) -> Any:
 
 def base_network() -> Any:
     """The network of all units."""
-    from transfer.backbones import load_backbone
+    from transfer.networks.backbones import load_backbone
 
     return load_backbone(MODEL, image_size=SIZE)
 
@@ -168,9 +168,9 @@ def truth(data: Any, seed: int) -> dict[str, Any]:
     import keras
 
     import transfer
-    from transfer import heads
-    from transfer.curves import side_by_side
-    from transfer.looks import look_at
+    from transfer.adviser.curves import side_by_side
+    from transfer.adviser.sample_features import look_at
+    from transfer.frozen import heads
 
     base = base_network()
     parts = {name: look_at(part, base, engine="auto") for name, part in data.splits.items()}
@@ -216,10 +216,10 @@ def trained(model: Any, data: Any, seed: int) -> tuple[float, float]:
 
 def advised(data: Any, seed: int) -> dict[str, Any]:
     """Ask the adviser, and the rules that it is compared with."""
-    from transfer.adviser import advise
-    from transfer.backbones import block_ends
-    from transfer.cases import early_position, rule_of_thumb
-    from transfer.looks import take_look
+    from transfer.adviser.advise import advise
+    from transfer.adviser.sample_features import take_look
+    from transfer.cases.policies import early_position, rule_of_thumb
+    from transfer.networks.backbones import block_ends
 
     base = base_network()
     look = take_look(
@@ -264,7 +264,7 @@ BUDGETS = (60, 300, 1200)
 
 def fit(options: argparse.Namespace) -> None:
     """Print how far test accuracies are from what was measured before, on the tuning sets."""
-    from transfer.expectations import pick
+    from transfer.adviser.estimates import pick
 
     units = {unit: rows for unit, rows in joined(options).items() if unit[0] in TUNING}
     off: dict[str, list[float]] = {"one layer": [], "all": [], "from-scratch": []}
@@ -359,7 +359,7 @@ def chosen_by(rows: dict[str, dict], who: str, budget: float | None = None) -> s
     advice, heads = rows["advised"], rows["truth"]["heads"]
     last = list(heads)[-2]
     if who == "ours":
-        from transfer.expectations import pick
+        from transfer.adviser.estimates import pick
 
         return key_of(pick(choices(advice), time_budget=budget))
     if who == "always case 3":
@@ -369,8 +369,8 @@ def chosen_by(rows: dict[str, dict], who: str, budget: float | None = None) -> s
 
 def choices(advice: dict) -> Any:
     """What the adviser expects of each choice, from the evidence that it had."""
-    from transfer.expectations import Evidence, HeadEvidence, choices_of
-    from transfer.trials import Trial
+    from transfer.adviser.estimates import Evidence, HeadEvidence, choices_of
+    from transfer.adviser.trials import Trial
 
     given = {
         **advice["evidence"],

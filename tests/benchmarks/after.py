@@ -44,7 +44,8 @@ def main() -> None:
 
 def train(options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, float]]:
     """Train a head; give the run and the seconds of parts of its report."""
-    from transfer import report, review, train
+    from transfer import train
+    from transfer.results import image_selection, run_writer
 
     seconds: dict[str, float] = {}
 
@@ -59,9 +60,9 @@ def train(options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, fl
 
         setattr(room, name, run)
 
-    timed(review, "figures_of")
-    timed(report, "write_run")
-    timed(report, "write_pages")
+    timed(image_selection, "figures_of")
+    timed(run_writer, "write_run")
+    timed(run_writer, "write_pages")
     case = ["--case", "small-similar", "--image-size", str(options.size)]
     train.main(["--data", options.data, *case, "--output", str(folder / "run")])
     return folder / "run", seconds
@@ -82,10 +83,10 @@ def predict(options: argparse.Namespace, folder: Path) -> None:
     """Compare predictions from files with the bare network on arrays."""
     import importlib
 
-    from transfer.engines import make_engine
-    from transfer.runs import load_run
+    from transfer.frozen.engines import make_engine
+    from transfer.results.finished_runs import load_run
 
-    command = importlib.import_module("transfer.predict")
+    command = importlib.import_module("transfer.results.prediction")
     run = load_run(train(options, folder)[0])
     split = run.data()
     files = 4 * [split.train.pictures[i] for i in range(len(split.train))]
@@ -108,8 +109,8 @@ def predict(options: argparse.Namespace, folder: Path) -> None:
 
 def explain(options: argparse.Namespace, folder: Path) -> None:
     """Say how far Grad-CAM agrees with occlusion."""
-    from transfer.explain import agreement, grad_cam, occlusion
-    from transfer.runs import load_run
+    from transfer.evaluation.explanations import agreement, grad_cam, occlusion
+    from transfer.results.finished_runs import load_run
 
     run = load_run(train(options, folder)[0])
     test = run.data().test

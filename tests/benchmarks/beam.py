@@ -56,19 +56,20 @@ def main() -> None:
 
 def passes(options: argparse.Namespace) -> None:
     """Compare the local pass with that on Beam, and print medians and their ratio."""
-    from transfer import strategy
+    from transfer.distributed import strategies
 
-    strategy.start_quietly()
-    from transfer import builders, features
-    from transfer.backbones import load_backbone
-    from transfer.beam_features import extract_with_beam
+    strategies.start_quietly()
+    from transfer.cases import builders
+    from transfer.frozen import extraction
+    from transfer.frozen.beam_extraction import extract_with_beam
+    from transfer.networks.backbones import load_backbone
 
     model = builders.small_similar(load_backbone("EfficientNetLite0", image_size=SIZE[0]), 2)
-    trunk = features.frozen_trunk(model)
+    trunk = extraction.frozen_trunk(model)
     common: dict[str, Any] = {"image_size": SIZE, "engine": "keras", "precision": "float32"}
     several = ["--direct_running_mode=multi_processing", f"--direct_num_workers={options.workers}"]
     ways: dict[str, Callable[..., Any]] = {
-        "one process": lambda split, cache: features.extract(trunk, split, cache=cache, **common),
+        "one process": lambda split, cache: extraction.extract(trunk, split, cache=cache, **common),
         "Beam": lambda split, cache: extract_with_beam(trunk, split, cache=cache, options=several, **common),
     }
     found: dict[str, list[list[float]]] = {name: [] for name in ways}
@@ -92,7 +93,7 @@ def passes(options: argparse.Namespace) -> None:
 
 def timed(run: Callable[..., Any], split: Any) -> tuple[float, float, float, float]:
     """Pictures/s from the first batches on, and of the whole pass; seconds that the rest took; seconds of CPU."""
-    from transfer.cache import FeatureCache
+    from transfer.frozen.feature_cache import FeatureCache
 
     with tempfile.TemporaryDirectory() as folder:
         start, before = time.perf_counter(), cpu_seconds()
@@ -117,7 +118,7 @@ def make_pictures(folder: Path, count: int) -> Any:
     """JPEGs of 160 x 120 pixels: blurred noise, no two alike."""
     from PIL import Image
 
-    from transfer.splitting import Split
+    from transfer.images.splitting import Split
 
     draw = np.random.default_rng(0)
     paths, digests = [], []
@@ -131,8 +132,8 @@ def make_pictures(folder: Path, count: int) -> Any:
 
 def reads(options: argparse.Namespace) -> None:
     """Compare reads for each batch, and rows/s."""
-    from transfer.cache import FeatureCache
-    from transfer.sampling import BLOCK, MIXED, Sampler, count_runs, windows
+    from transfer.frozen.feature_cache import FeatureCache
+    from transfer.frozen.sampling import BLOCK, MIXED, Sampler, count_runs, windows
 
     with tempfile.TemporaryDirectory() as folder:
         shelf = FeatureCache(Path(folder)).shelf("0a1b2c3d", shape=(WIDTH,), dtype="float32", about={})

@@ -38,7 +38,7 @@ CHANGES = {
 
 LOAD = """
 import json, resource, sys, time
-from transfer.datasets import load_data
+from transfer.images.datasets import load_data
 import imagehash, scipy.fft, scipy.sparse.csgraph
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -105,8 +105,8 @@ def make_jpeg(path: Path, *, seed: int) -> None:
 
 def likeness(options: argparse.Namespace) -> None:
     """Save photos in other forms and see in how many bits their hashes differ."""
-    from transfer.duplicates import MOST_BITS, perceptual_hash
-    from transfer.pictures import decode
+    from transfer.images.decoding import decode
+    from transfer.images.duplicates import MOST_BITS, perceptual_hash
 
     def bits(picture: bytes | str) -> np.ndarray:
         return np.unpackbits(np.frombuffer(perceptual_hash(decode(picture, (64, 64))), "uint8")).astype(int)

@@ -56,8 +56,8 @@ def compare(name: str, folder: Path, rounds: int) -> None:
     """Read a folder with both, in turn; print medians and their ratio."""
     import keras
 
-    from transfer.pipeline import make_dataset
-    from transfer.splitting import Split
+    from transfer.images.pipeline import make_dataset
+    from transfer.images.splitting import Split
 
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in {".jpg", ".jpeg"})
     split = Split(files, np.zeros(len(files), "int64"), [str(file) for file in files])
@@ -82,7 +82,7 @@ def augment(options: argparse.Namespace) -> None:
     """Measure each level of augmentation, and each mix, on pictures in memory."""
     import tensorflow as tf
 
-    from transfer.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
+    from transfer.images.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
 
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (256, *SIZE, 3), "uint8")

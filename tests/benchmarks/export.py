@@ -57,8 +57,8 @@ def main() -> None:
 
 def export_all(name: str, case: str, runs: Path, options: argparse.Namespace) -> None:
     """Train once, and export in every way that is not in the results yet."""
-    from transfer.export import KINDS, export
-    from transfer.runs import load_run
+    from transfer.exporters.exporting import KINDS, export
+    from transfer.results.finished_runs import load_run
 
     ways = [(kind, quantize) for kind, every in KINDS.items() for quantize in every]
     units = [{"data": name, "case": case, "kind": kind, "quantize": quantize} for kind, quantize in ways]

@@ -103,7 +103,7 @@ def main() -> None:
     if options.command == "speed":
         speed(options)
         return
-    from transfer.strategy import start_quietly
+    from transfer.distributed.strategies import start_quietly
 
     start_quietly()
     advice.SIZE = 96 if options.command == "ingredients" else 128
@@ -149,7 +149,7 @@ def guide(base: Any, data: Any, *, pinned: bool) -> float:
     """Train in the guide's two phases, BatchNormalization pinned layer by layer or, as the guide has it, not."""
     import keras
 
-    from transfer import backbones, graphs, surgery
+    from transfer.networks import backbones, graphs, surgery
 
     layers = keras.layers
     trunk = surgery.clone(
@@ -191,7 +191,7 @@ def ours(
     import keras
 
     import transfer
-    from transfer.recipes import Recipe
+    from transfer.training.recipes import Recipe
 
     build = transfer.small_similar if unfreeze_from else transfer.large_similar
     model = build(base, data.num_classes, seed=seed, unfreeze_from=unfreeze_from)
@@ -238,7 +238,7 @@ def one_way(options: argparse.Namespace) -> float:
     ways = _ways(options)
     if options.only[0] not in ways:
         return _torch(*_pixels(_few(options)))
-    from transfer.strategy import start_quietly
+    from transfer.distributed.strategies import start_quietly
 
     start_quietly()
     return ways[options.only[0]]()
@@ -287,7 +287,7 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
 
     def fitted_ten(build: str, **how: Any) -> float:
         import transfer
-        from transfer.cache import FeatureCache
+        from transfer.frozen.feature_cache import FeatureCache
 
         data, views = _few(options), how.pop("views", None)
         start = time.perf_counter()

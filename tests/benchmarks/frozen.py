@@ -107,7 +107,7 @@ def tail(options: argparse.Namespace) -> None:
     import keras
 
     import transfer
-    from transfer.cache import FeatureCache
+    from transfer.frozen.feature_cache import FeatureCache
 
     data = transfer.load_data("emoji")
     base = transfer.load_backbone("EfficientNetLite0", image_size=options.size)
@@ -288,8 +288,8 @@ def trunk(name: str, images: np.ndarray) -> Any:
     import keras
 
     import transfer
-    from transfer import surgery
-    from transfer.backbones import preprocessing_of
+    from transfer.networks import surgery
+    from transfer.networks.backbones import preprocessing_of
 
     keras.utils.set_random_seed(0)
     if name.startswith("EfficientNetLite"):
@@ -308,7 +308,7 @@ def trunk(name: str, images: np.ndarray) -> Any:
 
 def forward_passes(model: Any) -> dict[str, Callable[[np.ndarray], list[np.ndarray]]]:
     """Give what runs over batches, by name: Keras first, then all engines that there are."""
-    from transfer.engines import Engine, make_engine
+    from transfer.frozen.engines import Engine, make_engine
 
     def keras_predict(batches: np.ndarray) -> list[np.ndarray]:
         flat = batches.reshape(-1, *batches.shape[2:])

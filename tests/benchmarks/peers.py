@@ -47,7 +47,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     known = {"prepare": prepare, "limit": limit, "guide": guide, "torch": pytorch}
     if job["method"] != "torch":
-        importlib.import_module("transfer.strategy").start_quietly()
+        importlib.import_module("transfer.distributed.strategies").start_quietly()
     Path(job["out"]).write_text(json.dumps(known.get(job["method"], ours)(job)))
 
 
@@ -99,8 +99,8 @@ class Stopwatch:
 
 def prepare(job: dict) -> dict:
     """Write what other methods read: a list of pictures, the split, and the weights of the network."""
-    from transfer.backbones import load_backbone
-    from transfer.datasets import load_data
+    from transfer.images.datasets import load_data
+    from transfer.networks.backbones import load_backbone
 
     folder, source = Path(job["folder"]), job["source"]
     if job["count"]:
@@ -129,8 +129,8 @@ def write_list(path: Path, job: dict) -> str:
 
     Pictures that show the same stay on one side, since `load_data` draws the test where there is none yet.
     """
-    from transfer.datasets import load_data
-    from transfer.sources import find_source, read_folder
+    from transfer.images.datasets import load_data
+    from transfer.images.sources import find_source, read_folder
 
     def sample(labels: np.ndarray, count: int) -> np.ndarray:
         place = np.random.default_rng(job["seed"]).permutation(len(labels)).astype("float64")
@@ -237,8 +237,8 @@ def pytorch(job: dict) -> dict:
 
     def scores(images: Any) -> Any:
         with torch.no_grad():
-            features = network(images / 127.5 - 1)
-        return head(features)
+            extraction = network(images / 127.5 - 1)
+        return head(extraction)
 
     def accuracy(loader: Any) -> float:
         head.eval()
@@ -337,19 +337,23 @@ def carry_over(torch: Any, network: Any, file: Path, watch: Stopwatch) -> None:
 
 def ours(job: dict) -> dict:
     """Load, build, fit; then, on the first run, evaluate."""
-    from transfer import builders, cache, datasets, evaluation, training
-    from transfer.backbones import load_backbone
-    from transfer.openvino_runtime import import_openvino
+    from transfer.cases import builders
+    from transfer.evaluation import evaluate
+    from transfer.frozen import feature_cache
+    from transfer.frozen.openvino_engine import import_openvino
+    from transfer.images import datasets
+    from transfer.networks.backbones import load_backbone
+    from transfer.training import fit
 
     _, engine, *cut = job["method"].split()
     if engine == "openvino":
         import_openvino()
     watch = Stopwatch()
-    options: dict[str, Any] = {"engine": engine, "cache": cache.FeatureCache(Path(job["features"]))}
+    options: dict[str, Any] = {"engine": engine, "cache": feature_cache.FeatureCache(Path(job["features"]))}
     data = datasets.load_data(job["source"], seed=job["seed"])
     base = load_backbone("MobileNetV2", weights=job["weights_file"], image_size=job["size"])
     model = builders.build("small-similar", base, data.num_classes, cut=cut[0] if cut else None)
-    done = training.fit(model, data, seed=job["seed"], verbose=0, **options)
+    done = fit.fit(model, data, seed=job["seed"], verbose=0, **options)
     seconds = watch.seconds
     if job.get("again"):
         return {"seconds": seconds, "computed": done.computed}
@@ -359,7 +363,7 @@ def ours(job: dict) -> dict:
         "seconds_features": round(done.seconds_features, 3),
         "seconds_training": round(done.seconds_training, 3),
         "pictures_per_s": round(done.computed / done.seconds_features, 1),
-        "accuracy": evaluation.evaluate(model, data, **options).accuracy,
+        "accuracy": evaluate.evaluate(model, data, **options).accuracy,
         "engine": done.engine,
         **{f"num_{name}": len(part) for name, part in data.splits.items()},
     }
@@ -367,14 +371,16 @@ def ours(job: dict) -> dict:
 
 def limit(job: dict) -> dict:
     """The bare rates of reading pictures and of running the network over pictures that are there already."""
-    from transfer import builders, datasets, features, pipeline
-    from transfer.backbones import load_backbone
-    from transfer.engines import make_engine
-    from transfer.openvino_runtime import import_openvino
+    from transfer.cases import builders
+    from transfer.frozen import extraction
+    from transfer.frozen.engines import make_engine
+    from transfer.frozen.openvino_engine import import_openvino
+    from transfer.images import datasets, pipeline
+    from transfer.networks.backbones import load_backbone
 
     data = datasets.load_data(job["source"], seed=job["seed"])
     base = load_backbone("MobileNetV2", weights=job["weights_file"], image_size=job["size"])
-    trunk = features.frozen_trunk(builders.build("small-similar", base, data.num_classes))
+    trunk = extraction.frozen_trunk(builders.build("small-similar", base, data.num_classes))
     size, count = (job["size"], job["size"]), len(data.train) + len(data.val)
     sets = [pipeline.make_dataset(x, image_size=size, batch_size=BATCH_SIZE) for x in (data.val, data.train)]
     kept = [images.numpy() for part in sets for images, _ in part.take(4)]  # which also starts tf.data

@@ -59,7 +59,7 @@ def main() -> None:
 
 def hours(count: int, cost: dict[str, float]) -> dict[str, dict[str, Any]]:
     """For each case: hours that devices share, hours that they do not, and bytes of what is kept."""
-    from transfer.schedules import epochs_for
+    from transfer.training.schedules import epochs_for
 
     hour = count / 1000 / 3600
     fits = 4 * WIDTH * count <= 2 * 2**30
@@ -101,8 +101,8 @@ def sample(count: int) -> Any:
 
 def reading(count: int = 400) -> float:
     """Seconds of decoding and resizing a picture, on all threads."""
-    from transfer.pipeline import make_dataset
-    from transfer.splitting import Split
+    from transfer.images.pipeline import make_dataset
+    from transfer.images.splitting import Split
 
     with tempfile.TemporaryDirectory() as folder:
         for i in range(count):
@@ -120,10 +120,10 @@ def reading(count: int = 400) -> float:
 
 def forward(count: int = 640) -> float:
     """Seconds of the frozen network, by the fastest engine that is installed."""
-    from transfer.backbones import load_backbone
-    from transfer.builders import small_similar
-    from transfer.engines import make_engine
-    from transfer.surgery import trunk_of
+    from transfer.cases.builders import small_similar
+    from transfer.frozen.engines import make_engine
+    from transfer.networks.backbones import load_backbone
+    from transfer.networks.surgery import trunk_of
 
     engine = make_engine(trunk_of(small_similar(load_backbone("EfficientNetLite0", image_size=SIZE), 4)))
     images = np.random.default_rng(0).integers(0, 256, (32, SIZE, SIZE, 3)).astype("uint8")
@@ -139,7 +139,7 @@ def tuning() -> float:
     import keras
 
     import transfer
-    from transfer.backbones import load_backbone
+    from transfer.networks.backbones import load_backbone
 
     data, ends = sample(340), []
     model = transfer.large_similar(load_backbone("EfficientNetLite0", image_size=SIZE), 4)
@@ -152,8 +152,8 @@ def rows(count: int = 60000) -> float:
     """Seconds of an epoch of a head in epochs, for each row of features that are read from disk."""
     import keras
 
-    from transfer.pipeline import batch_rows
-    from transfer.sampling import Sampler
+    from transfer.frozen.sampling import Sampler
+    from transfer.images.pipeline import batch_rows
 
     with tempfile.TemporaryFile() as file:
         kept = np.memmap(file, "float32", "w+", shape=(count, WIDTH))

@@ -23,8 +23,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import keras
 
-from transfer.demo_cnn import WEIGHTS, DemoCNN, save_weights
-from transfer.shapes import make_colored_shapes, make_shapes
+from transfer.lesson.shapes import make_colored_shapes, make_shapes
+from transfer.networks.demo_cnn import WEIGHTS, DemoCNN, save_weights
 
 HELD_OUT = 1_000_000  # seed of the pictures that it is measured on; those of training count from 0
 

@@ -57,8 +57,8 @@ def main() -> None:
         "--output", type=Path, default=Path(__file__).parents[2] / "transfer" / "references.json"
     )
     options = parser.parse_args()
-    from transfer.backbones import load_backbone
-    from transfer.strategy import start_quietly
+    from transfer.distributed.strategies import start_quietly
+    from transfer.networks.backbones import load_backbone
 
     start_quietly()
     rows = []
@@ -79,11 +79,11 @@ def main() -> None:
 
 def numbers(images: np.ndarray, labels: np.ndarray, base: Any) -> dict[str, Any]:
     """What a network makes of a set."""
-    from transfer.cache import FeatureCache
-    from transfer.looks import look_at, some_of_each
-    from transfer.probes import label_information
-    from transfer.similarity import keeps_statistics, shift_by_depth
-    from transfer.splitting import Split
+    from transfer.adviser.probes import label_information
+    from transfer.adviser.sample_features import look_at, some_of_each
+    from transfer.adviser.similarity import keeps_statistics, shift_by_depth
+    from transfer.frozen.feature_cache import FeatureCache
+    from transfer.images.splitting import Split
 
     pictures = Split(images, labels, [str(i) for i in range(len(labels))])
     with tempfile.TemporaryDirectory() as folder:  # Keras, so that it does not matter what else is installed
@@ -119,7 +119,7 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
 
 def read(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Give the pictures of a set, uint8 of shape (N, size, size, 3), their labels, and of how many they are some."""
-    from transfer.datasets import embedded_folder
+    from transfer.images.datasets import embedded_folder
 
     if name == "patterns":
         return patterns(size)
@@ -145,8 +145,8 @@ def read(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, in
 
 def of_files(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Some pictures of each folder that is called like a class."""
-    from transfer.looks import some_of_each
-    from transfer.pictures import decode
+    from transfer.adviser.sample_features import some_of_each
+    from transfer.images.decoding import decode
 
     # No GIF: that of hymenoptera says that its picture is missing.
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -157,8 +157,8 @@ def of_files(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 def of_arrays(images: np.ndarray, labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Some pictures of each class."""
-    from transfer.looks import some_of_each
-    from transfer.pictures import to_rgb_array
+    from transfer.adviser.sample_features import some_of_each
+    from transfer.images.decoding import to_rgb_array
 
     some = np.sort(some_of_each(labels, MOST, 0))
     pictures = np.stack([to_rgb_array(images[i], (size, size)) for i in some])

@@ -24,8 +24,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import crews
 import numpy as np
+from helpers import worker_processes
 
 SIZE = 96
 WAYS = ("no strategy", "mirrored, one device", "one worker")
@@ -53,7 +53,7 @@ def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
 def ask(arguments: list[str], count: int, **options: object) -> list[dict]:
     """Run this file in so many processes, and give the last line of each."""
     with tempfile.TemporaryDirectory() as folder:
-        said = crews.run([__file__, *arguments], count, Path(folder), timeout=900, **options)
+        said = worker_processes.run([__file__, *arguments], count, Path(folder), timeout=900, **options)
     return [json.loads(text.strip().splitlines()[-1]) for text in said]
 
 
@@ -76,16 +76,16 @@ def overhead(options: argparse.Namespace) -> None:
 def one_way(options: argparse.Namespace) -> None:
     """Train one way, and print seconds per picture."""
     if options.way == "one worker":
-        port = crews.free_ports(1)[0]
+        port = worker_processes.free_ports(1)[0]
         cluster = {"cluster": {"worker": [f"localhost:{port}"]}, "task": {"type": "worker", "index": 0}}
         os.environ["TF_CONFIG"] = json.dumps(cluster)
-    from transfer import strategy
+    from transfer.distributed import strategies
 
-    strategy.start_quietly()
+    strategies.start_quietly()
     names = {"no strategy": "default", "mirrored, one device": "mirrored", "one worker": "multiworker"}
-    devices = strategy.get_strategy(names[options.way])
+    devices = strategies.get_strategy(names[options.way])
     import transfer
-    from transfer.backbones import load_backbone
+    from transfer.networks.backbones import load_backbone
 
     data = transfer.load_data(pictures(options.count), val=0, test=0.05, look_alikes=False)
     base = load_backbone("EfficientNetLite0", image_size=SIZE)
@@ -126,16 +126,16 @@ def shared_pass(options: argparse.Namespace) -> None:
 
 def one_pass(options: argparse.Namespace) -> None:
     """Run the network over this worker's part, exchange, and print seconds, tracing not counted."""
-    from transfer import strategy, workers
+    from transfer.distributed import process_group, strategies
 
-    strategy.start_quietly()
-    strategy.get_strategy("auto", patience=120)
+    strategies.start_quietly()
+    strategies.get_strategy("auto", patience=120)
     import transfer
-    from transfer import surgery
-    from transfer.backbones import load_backbone
-    from transfer.cache import FeatureCache
-    from transfer.engines import make_engine
-    from transfer.features import extract
+    from transfer.frozen.engines import make_engine
+    from transfer.frozen.extraction import extract
+    from transfer.frozen.feature_cache import FeatureCache
+    from transfer.networks import surgery
+    from transfer.networks.backbones import load_backbone
 
     data = transfer.load_data(pictures(options.count), val=0, test=0.01, look_alikes=False)
     base = load_backbone("EfficientNetLite0", image_size=SIZE)
@@ -143,11 +143,11 @@ def one_pass(options: argparse.Namespace) -> None:
     engine = make_engine(trunk, engine="keras")
     engine(np.zeros((32, SIZE, SIZE, 3), "uint8"))
     cache = FeatureCache(Path(tempfile.mkdtemp()))
-    workers.crew().tell(b"ready")
+    process_group.crew().tell(b"ready")
     begun = time.perf_counter()
     extract(trunk, data.train, image_size=(SIZE, SIZE), engine=engine, cache=cache)
     print(json.dumps({"seconds": time.perf_counter() - begun}))
-    workers.crew().leave_together()
+    process_group.crew().leave_together()
 
 
 if __name__ == "__main__":

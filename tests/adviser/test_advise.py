@@ -1,0 +1,187 @@
+"""The adviser: real pictures and tiny networks; bad input gets an honest answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from helpers.networks import assert_bit_equal, flags, make_tiny, raw_pictures, snapshot
+
+from transfer.adviser.advise import FEWEST_IMAGES, advise
+from transfer.cases.cuts import ALL_LAYERS
+from transfer.cases.policies import Case
+from transfer.common.errors import InputError
+from transfer.images.datasets import load_data
+from transfer.networks.backbones import load_backbone
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def advised(colors, module_cache):
+    return advise(colors, make_tiny(), preprocessing="tf", cache=module_cache)
+
+
+@pytest.fixture(scope="module")
+def module_cache(tmp_path_factory):
+    from transfer.frozen.feature_cache import FeatureCache
+
+    return FeatureCache(tmp_path_factory.mktemp("advice"))
+
+
+def quick(data, base, **options):
+    return advise(data, base, **{"preprocessing": "tf", "trial": False, **options})
+
+
+def test_what_is_easy_needs_no_more_than_a_head(advised, colors):
+    assert advised.signal
+    assert advised.case in (Case.SMALL_SIMILAR, Case.SMALL_DIFFERENT)
+    assert advised.choice.expected_accuracy > 0.9
+    low, high = advised.choice.interval
+    assert 0 <= low <= advised.choice.expected_accuracy <= high <= 1
+    assert advised.trial is not None and advised.trial.seconds_per_step > 0
+    assert sum(advised.images_per_class.values()) == len(colors.train)
+
+
+def test_programs_get_what_people_read(advised):
+    found = json.loads(advised.to_json())
+    assert {
+        "case",
+        "cut",
+        "expected_accuracy",
+        "interval",
+        "signal",
+        "similarity",
+        "images_per_class",
+    } <= set(found)
+    assert found["case"] == str(advised.case) and found["signal"] is True
+    assert [point["layer"] for point in found["layer_curve"]] == list(advised.curve.names)
+    cuts = [case["cut"] for case in found["cases"]]
+    assert ALL_LAYERS in cuts and None in cuts and "random" in cuts
+    for case in found["cases"]:
+        assert {"case", "expected_accuracy", "interval", "seconds", "source"} <= set(case)
+    text = advised.to_text()
+    for word in (advised.data, "expected", "Size:", "Layers", "<- cut", "->"):
+        assert word in text, word
+
+
+def test_shuffled_labels_have_no_signal_and_nothing_is_tried(shuffled_folder):
+    found = advise(load_data(shuffled_folder), make_tiny(), preprocessing="tf")
+    assert not found.signal and found.trial is None
+    assert "shuffled" in found.reason
+    assert found.cut not in (None, "random")  # nobody waits for nothing
+    assert found.warnings[0].kind == "no-signal"
+
+
+def test_nothing_of_the_network_changes(colors):
+    base = make_tiny()
+    before, flags_before = snapshot(base), flags(base)
+    advise(colors, base, preprocessing="tf")
+    assert_bit_equal(snapshot(base), before)
+    assert flags(base) == flags_before and not base.compiled
+
+
+def test_the_test_pictures_are_not_looked_at(colors):
+    class Hidden:
+        def __len__(self):
+            return 5
+
+        def __getattr__(self, name):
+            raise AssertionError(f"test.{name} was looked at")
+
+    assert quick(replace(colors, test=Hidden()), make_tiny()).signal
+
+
+def test_one_seed_gives_one_advice(shuffled_folder, colors):
+    one, other = (quick(colors, make_tiny(), max_images=40, seed=3).to_dict() for _ in range(2))
+    for found in (one, other):
+        for name in ("seconds", "expected_seconds"):
+            found.pop(name)
+        found["evidence"].pop("seconds_per_picture")
+        for case in found["cases"]:
+            case.pop("seconds")
+    assert one == other
+
+
+def test_a_budget_rules_out_what_takes_longer(colors):
+    found = advise(colors, make_tiny(), preprocessing="tf", time_budget=0.5)
+    assert found.choice.cut not in (None, "random")
+    assert all(c.seconds > 0.5 for c in found.choices if c.cut in (None, "random"))
+
+
+def test_a_frozen_network_is_advised_where_it_is_asked_for(colors):
+    assert quick(colors, make_tiny(), frozen=True).cut not in (None, "random")
+
+
+def test_without_a_trial_the_notes_say_so(colors):
+    assert any("trial" in note for note in quick(colors, make_tiny()).notes)
+
+
+@pytest.mark.parametrize(
+    ("count", "classes"), [(2, 2), (FEWEST_IMAGES - 1, 2), (60, 60)], ids=["a pair", "few", "one of each"]
+)
+def test_too_few_pictures_get_the_rule_of_thumb_and_no_false_hope(count, classes):
+    data = load_data((raw_pictures(count).astype("uint8"), np.arange(count) % classes), val=0, test=0)
+    found = quick(data, make_tiny())
+    assert found.curve is None and found.choice.interval == (0.0, 1.0)
+    assert any("too few" in note for note in found.notes)
+    assert found.case in (Case.SMALL_SIMILAR, Case.SMALL_DIFFERENT)
+    assert "train the head" in found.reason and found.cut in {op.name for op in make_tiny().operations}
+    json.loads(found.to_json())
+    assert found.to_text()
+
+
+def test_of_thousands_of_classes_some_are_looked_at_and_the_notes_say_so():
+    images = np.random.default_rng(0).integers(0, 256, (4000, 8, 8, 3), "uint8")
+    data = load_data((images, np.arange(4000) % 2000), val=0, test=0, look_alikes=False)
+    found = quick(data, make_tiny(), max_images=160)
+    assert any("classes were not looked at" in note for note in found.notes)
+    assert not found.signal
+
+
+def test_pictures_that_are_all_the_same_have_no_signal():
+    images = np.full((40, 32, 32, 3), 99, "uint8")
+    found = quick(load_data((images, np.arange(40) % 2), val=0, test=0, look_alikes=False), make_tiny())
+    assert not found.signal and found.to_text()
+
+
+def test_grey_pictures_of_eight_pixels_are_advised_on():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (60, 8, 8)).astype("uint8") + 150 * (np.arange(60) % 2)[
+        :, None, None
+    ].astype("uint8")
+    found = quick(load_data((images, np.arange(60) % 2), val=0, test=0), make_tiny())
+    assert found.signal
+    assert "low-resolution" in [warning.kind for warning in found.warnings]
+
+
+def test_a_network_that_gives_nan_is_refused(colors):
+    base = make_tiny()
+    base.layers[1].set_weights([np.full_like(w, np.nan) for w in base.layers[1].get_weights()])
+    with pytest.raises(InputError, match="NaN"):
+        quick(colors, base)
+
+
+def test_networks_without_classifier_or_batchnorm_are_advised_on(colors):
+    headless = keras.Sequential([keras.Input((32, 32, 3)), layers.Conv2D(6, 3), layers.ReLU()])
+    found = quick(colors, headless)
+    assert found.similarity is None and any("No similarity" in note for note in found.notes)
+    vgg = load_backbone("VGG16", weights="none", image_size=32)
+    found = quick(colors, vgg, preprocessing=None, max_images=30)
+    assert any("BatchNormalization" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("options", [{"max_images": 1}, {"time_budget": 0.0}, {"time_budget": -1.0}])
+def test_numbers_out_of_range_are_refused(colors, options):
+    with pytest.raises(InputError, match="max_images"):
+        advise(colors, make_tiny(), **options)
+
+
+@pytest.mark.slow
+def test_the_emoji_have_a_signal_and_fine_tuning_is_timed():
+    found = advise(load_data("emoji"), load_backbone(image_size=96))
+    assert found.signal and 0.6 < found.choice.expected_accuracy < 0.95
+    assert found.trial.steps >= 8 and found.similarity.calibrated

@@ -1,0 +1,282 @@
+"""What is wrong with labels and pictures is said, and nothing where all is well."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers.data_reports import report, same
+
+from transfer.adviser import label_issues
+from transfer.adviser.curves import layer_curve
+from transfer.adviser.label_issues import (
+    confusable_classes,
+    label_noise,
+    suspected_labels,
+    warnings_of,
+)
+from transfer.adviser.probes import ridge_leave_one_out
+from transfer.adviser.sample_features import Look
+from transfer.common.errors import InputError
+from transfer.images.datasets import ImageData
+from transfer.images.splitting import Split
+
+
+def features_of(truth, *, strength=2.0, width=20, seed=0):
+    """Features that tell the classes, some pictures of each only just."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(int(truth.max()) + 1, width)) * strength / np.sqrt(width / 5)
+    return rng.normal(size=(len(truth), width)) + centers[truth]
+
+
+def flipped(truth, share, seed=0):
+    """The labels with so many wrong ones, and which they are."""
+    rng, classes = np.random.default_rng(seed), int(truth.max()) + 1
+    wrong = rng.permutation(len(truth))[: round(share * len(truth))]
+    labels = truth.copy()
+    labels[wrong] = (truth[wrong] + rng.integers(1, classes, len(wrong))) % classes
+    return labels, set(wrong.tolist())
+
+
+def suspects_of(features, labels, classes, **options):
+    probe = ridge_leave_one_out(features, labels, classes, groups=options.get("groups"))
+    names, class_names = [str(i) for i in range(len(labels))], [f"class {k}" for k in range(classes)]
+    return suspected_labels(probe, labels, names, class_names, **options)
+
+
+@pytest.mark.parametrize(("classes", "share"), [(2, 0.05), (3, 0.05), (3, 0.2), (12, 0.05), (12, 0.2)])
+def test_flipped_labels_are_found_and_counted(classes, share):
+    truth = np.arange(600) % classes
+    features = features_of(truth, strength=3.0)
+    labels, wrong = flipped(truth, share)
+    noise = label_noise(ridge_leave_one_out(features, labels, classes), labels)
+    assert noise.share == pytest.approx(share, rel=0.35) and noise.notable
+    found = suspects_of(features, labels, classes)
+    right = [int(suspect.name) in wrong for suspect in found]
+    assert np.mean(right) > 0.85 and sum(right) > 0.7 * len(wrong)
+    assert np.mean([s.likely == f"class {truth[int(s.name)]}" for s in found if int(s.name) in wrong]) > 0.9
+    assert all(s.label == f"class {labels[int(s.name)]}" != s.likely for s in found)
+    assert [s.probability for s in found] == sorted((s.probability for s in found), reverse=True)
+    assert all(label_issues.WRONG < s.probability <= 1 for s in found)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0, 4.0])
+def test_the_errors_of_a_network_are_no_wrong_labels(strength):
+    """However good or bad it is: what it gets wrong is hard, not mislabelled."""
+    named = 0
+    for seed in range(5):
+        truth = np.arange(400) % 4
+        features = features_of(truth, strength=strength, seed=seed)
+        probe = ridge_leave_one_out(features, truth, 4)
+        assert not label_noise(probe, truth).notable
+        named += len(suspects_of(features, truth, 4))
+    assert named <= 2
+
+
+def test_a_small_class_is_not_suspected_for_being_small():
+    truth = np.repeat([0, 1, 2], [300, 30, 15])
+    assert len(suspects_of(features_of(truth), truth, 3)) <= 1
+
+
+def test_one_who_is_alone_in_its_class_is_not_judged():
+    truth = np.append(np.arange(300) % 3, 3)
+    labels, wrong = flipped(truth[:-1], 0.1)
+    labels = np.append(labels, 3)
+    noise = label_noise(ridge_leave_one_out(features_of(truth, strength=4.0), labels, 4), labels)
+    assert noise.wrong[-1] == 0 and noise.share == pytest.approx(0.1, abs=0.03)
+    assert set(np.flatnonzero(noise.wrong > 0.5).tolist()) == wrong
+
+
+def test_a_class_of_one_patient_is_not_judged():
+    """All of it is left out at once: every picture of it then contradicts its label."""
+    truth = np.repeat([0, 1, 2], 40)
+    groups = [*range(80), *["only one"] * 40]
+    features = features_of(truth, strength=4.0)
+    probe = ridge_leave_one_out(features, truth, 3, groups=groups)
+    assert not probe.correct[80:].any(), "or this tests nothing"
+    assert len(suspected_labels(probe, truth, list(map(str, range(120))), "abc", groups=groups)) == 0
+    assert label_noise(probe, truth).share > 0.2
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0, 1], [0, 1, 2]])
+def test_hardly_any_pictures_give_no_suspects_and_no_error(labels):
+    labels = np.array(labels)
+    features = np.random.default_rng(0).normal(size=(len(labels), 4))
+    assert suspects_of(features, labels, 3) == ()
+    assert confusable_classes(ridge_leave_one_out(features, labels, 3), labels, "abc") == ()
+
+
+def test_classes_that_are_one_are_found_and_others_not():
+    truth = np.arange(400) % 4
+    labels = truth.copy()
+    halves = np.flatnonzero(truth == 3)
+    labels[halves[1::2]] = 4
+    probe = ridge_leave_one_out(features_of(truth, strength=3.0), labels, 5)
+    (pair,) = confusable_classes(probe, labels, ["a", "b", "c", "left", "right"])
+    assert (pair.first, pair.second) == ("left", "right")
+    assert abs(pair.accuracy - 0.5) < 3 * pair.standard_error and 0.03 < pair.standard_error < 0.1
+
+
+def test_a_large_class_does_not_hide_that_a_small_one_is_never_told():
+    labels = np.repeat([0, 1], [300, 30])
+    noise = np.random.default_rng(0).normal(size=(330, 5))
+    assert len(confusable_classes(ridge_leave_one_out(noise, labels, 2), labels, "ab")) == 1
+    told = noise + 3 * labels[:, None]
+    assert confusable_classes(ridge_leave_one_out(told, labels, 2), labels, "ab") == ()
+
+
+def test_the_accuracy_of_a_pair_is_that_of_its_two_scores():
+    """Whatever other classes score."""
+    labels = np.repeat([0, 1, 2], 20)
+    scores = np.where(np.arange(3) == labels[:, None], 0.0, -1.0)
+    for mistaken in (range(9), range(20, 29)):  # of 20 each of the first two
+        scores[mistaken, :2] = scores[mistaken, 1::-1]
+    scores[40:, 2] = scores[:5, 2] = 9.0
+    probe = dataclasses.replace(ridge_leave_one_out(np.eye(60), labels, 3), scores=scores)
+    ((first, second, accuracy, error),) = confusable_classes(probe, labels, "abc")
+    assert (first, second) == ("a", "b")
+    assert accuracy == pytest.approx(11 / 20)
+    assert error == pytest.approx(np.sqrt(11 * 9 / 20**2 / 40))
+
+
+def test_the_worst_pairs_come_first_and_not_too_many():
+    labels = np.arange(600) % 8
+    probe = ridge_leave_one_out(np.random.default_rng(0).normal(size=(600, 4)), labels, 8)
+    found = confusable_classes(probe, labels, "abcdefgh")
+    assert len(found) == label_issues.MOST_PAIRS
+    assert [pair.accuracy for pair in found] == sorted(pair.accuracy for pair in found)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "class_names", "groups", "message"),
+    [
+        ([0, 1], "abcd", "xy", (), "4 labels"),
+        ([0, 1, 2, 0], "abcd", "xy", (), "from 0 to 1"),
+        ([0.0, 1, 0, 1], "abcd", "xy", (), "float64"),
+        ([0, 1, 0, 1], "abc", "xy", (), "4 pictures and 2 classes"),
+        ([0, 1, 0, 1], "abcd", "x", (), "4 pictures and 2 classes"),
+        ([0, 1, 0, 1], "abcd", "xy", ("p",), "a group for each of 4"),
+    ],
+)
+def test_what_does_not_fit_the_probe_is_refused(labels, names, class_names, groups, message):
+    probe = ridge_leave_one_out(np.eye(4), np.array([0, 1, 0, 1]), 2)
+    with pytest.raises(InputError, match=message):
+        suspected_labels(probe, np.array(labels), names, class_names, groups=groups)
+
+
+def looked(truth, labels, *, strength=3.0, groups=(), picked=None, **found):
+    """Data, a look at them and its curve."""
+    names = [f"{i}.png" for i in range(len(labels))]
+    train = Split(np.zeros((len(labels), 1)), labels, names, groups=groups)
+    empty = Split(np.zeros((0, 1)), np.zeros(0, "int64"), [])
+    class_names = tuple(f"kind {k}" for k in range(int(labels.max()) + 1))
+    sizes = {"widths": (200, 256, 300), "heights": (200, 224, 300)}
+    data = ImageData("set", class_names, train, empty, empty, report(**{**sizes, **found}))
+    picked = np.arange(len(labels)) if picked is None else picked
+    features = features_of(truth, strength=strength)[picked]
+    classes, numbers = np.unique(labels[picked], return_inverse=True)
+    look = Look(train.take(picked), numbers, len(classes), {"last": features}, None, {})
+    curve = layer_curve(
+        look.taps, numbers, len(classes), groups=[groups[i] for i in picked] if groups else ()
+    )
+    return data, look, curve
+
+
+def warned(*of, image_size=224):
+    return {warning.kind: warning for warning in warnings_of(*of, image_size=image_size)}
+
+
+def test_nothing_is_said_where_all_is_well():
+    truth = np.arange(300) % 3
+    assert warned(*looked(truth, truth), image_size=(224, 224)) == {}
+
+
+def test_shuffled_labels_are_no_signal_and_nothing_more():
+    truth = np.arange(300) % 3
+    found = warned(*looked(truth, np.random.default_rng(0).permutation(truth)))
+    assert list(found) == ["no-signal"]
+    assert "look shuffled" in found["no-signal"].text and "Check how" in found["no-signal"].text
+
+
+def test_wrong_labels_are_warned_of_with_the_pictures():
+    truth = np.arange(400) % 4
+    labels, wrong = flipped(truth, 0.1)
+    found = warned(*looked(truth, labels))
+    assert list(found) == ["label-noise"]
+    warning = found["label-noise"]
+    assert (
+        "About 9% of the labels" in warning.text
+        and f"such as {warning.pictures[0]}: labelled kind" in warning.text
+    )
+    assert len(warning.pictures) == label_issues.MOST_NAMED
+    assert np.mean([int(name.split(".")[0]) in wrong for name in warning.pictures]) > 0.9
+
+
+def test_classes_are_called_by_their_names_where_some_were_not_looked_at():
+    truth = np.arange(600) % 6
+    labels = truth.copy()
+    labels[truth == 4] = np.where(np.arange(100) % 2, 4, 5)
+    labels[truth == 5] = np.where(np.arange(100) % 2, 4, 5)
+    found = warned(*looked(truth, labels, picked=np.flatnonzero(truth >= 2)))
+    assert "tell kind 4 from kind 5 (" in found["confusable"].text and "more" not in found["confusable"].text
+
+
+def test_one_picture_in_two_given_splits_is_a_duplicate_and_in_one_it_is_not():
+    truth = np.arange(300) % 3
+    twice = (same("a.png", "b.png"), same("c.png", "d.png", splits=["train", "test"], exact=False))
+    warning = warned(*looked(truth, truth, same=twice))["duplicates"]
+    assert warning.text.startswith("1 picture is in two or more") and warning.pictures == ("c.png", "d.png")
+    many = tuple(same(f"{i}", f"{i}'", splits=["train", "val"]) for i in range(40))
+    warning = warned(*looked(truth, truth, same=many))["duplicates"]
+    assert warning.text.startswith("40 pictures are") and len(warning.pictures) == label_issues.MOST_NAMED
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "image_size", "text"),
+    [
+        (32, 32, 96, "32 x 32 pixels (median) are enlarged to 96 x 96"),
+        (400, 60, (224, 448), "400 x 60 pixels (median) are enlarged to 448 x 224"),
+        (112, 112, 224, None),
+        (32, 32, 48, "At 48 x 48 pixels"),
+        (900, 900, (32, 320), "At 320 x 32 pixels"),
+        (64, 64, 64, None),
+        (0, 0, 224, None),
+    ],
+)
+def test_low_resolution(width, height, image_size, text):
+    truth = np.arange(300) % 3
+    sizes = {"widths": (1, width, 9999), "heights": (1, height, 9999)}
+    found = warned(*looked(truth, truth, **sizes), image_size=image_size)
+    assert list(found) == (["low-resolution"] if text else [])
+    assert not text or text in found["low-resolution"].text
+
+
+def test_classes_with_few_pictures_are_counted():
+    truth = np.repeat(np.arange(6), [60, 60, 9, 10, 3, 1])
+    text = warned(*looked(truth, truth))["few-pictures"].text
+    assert text.startswith("3 of 6 classes have fewer than 10")
+    assert "(kind 5 1, kind 4 3, kind 2 9)" in text
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]])
+def test_two_pictures_and_one_alone_in_its_class_are_borne(labels):
+    labels = np.array(labels)
+    found = warned(*looked(labels, labels))
+    assert "few-pictures" in found and not {"label-noise", "confusable"} & set(found)
+
+
+def test_the_worst_comes_first():
+    truth = np.arange(300) % 3
+    labels = np.random.default_rng(0).permutation(truth)
+    shared = (same("a", "b", splits=["train", "test"]),)
+    small = {"widths": (9, 9, 9), "heights": (9, 9, 9)}
+    found = list(warned(*looked(truth, labels, same=shared, **small)))
+    assert found == ["no-signal", "duplicates", "low-resolution"]
+
+
+def test_patients_are_left_out_together():
+    """A class that one patient has alone is not all mislabelled."""
+    truth = np.repeat([0, 1, 2], 60)
+    groups = [*map(str, range(120)), *["one"] * 60]
+    data, look, curve = looked(truth, truth, groups=groups)
+    assert not curve.best.correct[120:].any()
+    assert "label-noise" not in warned(data, look, curve)

@@ -1,0 +1,145 @@
+"""`python -m transfer.predict` and `predict`: names and probabilities as in training, for anything readable."""
+
+import csv
+import importlib
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from helpers.images import STRANGE
+from PIL import Image
+
+from transfer.common.errors import InputError
+from transfer.evaluation.evaluate import evaluate
+from transfer.results.finished_runs import load_run
+from transfer.results.prediction import find_pictures, main, predict, predictions
+
+command = importlib.import_module("transfer.results.prediction")
+
+
+def test_predictions_are_those_of_the_evaluation(strange_run, strange_folder):
+    run = load_run(strange_run)
+    data = run.data()
+    expected = evaluate(run.model, data).probabilities
+    found = predict(strange_run, [strange_folder / name for name in data.test.names])
+    np.testing.assert_allclose([one.probabilities for one in found], expected, atol=1e-5)
+    assert [one.label for one in found] == [data.class_names[i] for i in expected.argmax(axis=1)]
+
+
+@pytest.mark.parametrize("few", [0, command.FEW])
+def test_many_pictures_are_run_by_a_fast_engine_and_few_by_keras_alike(few, strange_run, monkeypatch):
+    monkeypatch.setattr(command, "FEW", few)
+    monkeypatch.setattr(command, "BATCH", 16)
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype("uint8")
+    found = predict(strange_run, pictures, progress=False)
+    expected = load_run(strange_run).model.predict(pictures.astype("float32"), verbose=0)
+    assert [one.name for one in found] == [str(i) for i in range(40)]
+    np.testing.assert_allclose([one.probabilities for one in found], expected, atol=1e-4)
+
+
+def test_bad_pictures_are_named_and_the_others_predicted(strange_run, tmp_path, strange_folder):
+    good = next(strange_folder.rglob("*.png"))
+    (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
+    (tmp_path / "text.jpg").write_text("no picture")
+    items = [
+        tmp_path / "bad.png",
+        good,
+        tmp_path / "text.jpg",
+        tmp_path / "none.png",
+        np.zeros((2, 2, 7)),
+        b"?",
+    ]
+    found = predict(strange_run, items)
+    assert [bool(one.problem) for one in found] == [True, False, True, True, True, True]
+    assert found[0].label == "" and found[0].top(2) == [] and found[1].label in STRANGE
+    assert "no such file" in found[3].problem and "shape (2, 2, 7)" in found[4].problem
+
+
+def test_encoded_pictures_and_arrays_are_the_same_picture(strange_run, strange_folder):
+    file = sorted(strange_folder.rglob("*.png"))[0]
+    array = np.asarray(Image.open(file).convert("RGB"))
+    by_path, by_bytes, by_array = predict(strange_run, [file, file.read_bytes(), array])
+    alone = predict(strange_run, array)[0]
+    for one in (by_bytes, by_array, alone):  # the place in a batch may change the last digit
+        np.testing.assert_allclose(one.probabilities, by_path.probabilities, atol=1e-6)
+
+
+def test_any_number_of_pictures_streams(strange_run):
+    drawn = []
+
+    def endless():
+        while True:
+            drawn.append(1)
+            yield np.zeros((8, 8, 3), "uint8")
+
+    stream = predictions(strange_run, endless())
+    for _ in range(5):
+        assert next(stream).label in STRANGE
+    assert len(drawn) <= 4 * command.BATCH
+    stream.close()
+
+
+def test_a_place_without_pictures_is_said(tmp_path):
+    with pytest.raises(InputError, match="There are none"):
+        list(find_pictures(tmp_path))
+    with pytest.raises(InputError, match="There is none at"):
+        list(find_pictures(tmp_path / "nothing"))
+
+
+def run_command(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_table_names_classes_and_probabilities(strange_run, strange_folder, capsys):
+    code, out, _ = run_command(capsys, strange_run, strange_folder, "--top", 2)
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 90
+    assert all(any(name in line for name in STRANGE) and line.count("%") == 2 for line in lines)
+
+
+def test_csv_is_quoted_and_reads_back(strange_run, strange_folder, capsys, monkeypatch):
+    monkeypatch.chdir(strange_folder / STRANGE[0])
+    code, out, _ = run_command(capsys, strange_run, "=1+1.png", "=1+2.png", "--format", "csv", "--top", 9)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0 and [row["path"] for row in rows] == ["'=1+1.png", "'=1+2.png"]
+    for row in rows:
+        cells = [value for key, value in row.items() if "class" in key or key == "path"]
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
+        assert sum(float(row[f"probability{i}"]) for i in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_json_is_json(count, strange_run, strange_folder, capsys, monkeypatch):
+    files = sorted(strange_folder.rglob("*.png"))[:count]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{file}\n" for file in files)))
+    code, out, _ = run_command(capsys, strange_run, "-", "--format", "json")
+    rows = json.loads(out)
+    assert code == 0 and [row["path"] for row in rows] == [str(file) for file in files]
+    assert all({c["class"] for c in row["classes"]} == set(STRANGE) for row in rows)
+
+
+def test_exit_codes_tell_scripts_what_happened(strange_run, strange_folder, tmp_path, capsys):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG\r\n\x1a\n")
+    good = next(strange_folder.rglob("*.png"))
+    code, out, err = run_command(capsys, strange_run, good, bad)
+    assert code == 1 and len(out.splitlines()) == 1 and f"Skipped {bad}" in err
+    assert run_command(capsys, tmp_path / "no-run", good)[0] == 2
+    assert run_command(capsys, strange_run, tmp_path / "nothing")[0] == 2
+    code, _, err = run_command(capsys, strange_run, good, "--top", 0)
+    assert code == 2 and "--top" in err
+    code, _, err = run_command(capsys, strange_run, good, "--engine", "kears")
+    assert code == 2 and "keras" in err
+
+
+def test_heat_maps_stay_in_their_folder(strange_run, strange_folder, tmp_path, capsys):
+    files = sorted(strange_folder.rglob("*.png"))[:3]
+    place = tmp_path / "heat"
+    code, *_ = run_command(capsys, strange_run, *files, "--gradcam", place)
+    assert code == 0 and len(list(place.iterdir())) == 3
+    for file in place.iterdir():
+        assert np.asarray(Image.open(file).convert("L")).std() > 5

@@ -1,0 +1,114 @@
+"""Figures of merit against numbers worked out by hand."""
+
+import json
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from helpers.networks import make_tiny
+
+from transfer.cases.builders import small_similar
+from transfer.common.errors import InputError
+from transfer.evaluation.evaluate import Evaluation, calibrate, evaluate
+from transfer.images.datasets import load_data
+from transfer.training.fit import fit
+
+
+def hand_made():
+    probabilities = np.array([[0.8, 0.2, 0.0], [0.4, 0.6, 0.0], [0.5, 0.5, 0.0], [0.1, 0.7, 0.2]])
+    return Evaluation(("a", "b", "c"), np.array([0, 1, 1, 2]), probabilities, ("1", "2", "3", "4"))
+
+
+def test_figures_of_four_pictures():
+    found = hand_made()
+    assert found.predictions.tolist() == [0, 1, 0, 1]
+    assert found.accuracy == 0.5
+    assert found.loss == pytest.approx(-np.mean(np.log([0.8, 0.6, 0.5, 0.2])))
+    assert found.confusion.tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
+
+
+def test_a_class_without_test_pictures_still_has_its_row():
+    found = Evaluation(("a", "b", "c"), np.array([0, 1]), np.eye(3)[[0, 1]], ("1", "2"))
+    assert found.confusion.shape == (3, 3) and found.accuracy == 1.0 and np.isfinite(found.loss)
+
+
+def test_evaluate_agrees_with_keras(color_folder):
+    data = load_data(color_folder)
+    model = small_similar(make_tiny(), 3, preprocessing="tf")
+    pictures = np.stack([data.test.picture(i, (32, 32)) for i in range(len(data.test))])
+    loss, accuracy = model.evaluate(pictures, data.test.labels, verbose=0)
+    found = evaluate(model, data)
+    assert found.accuracy == pytest.approx(accuracy) and found.loss == pytest.approx(loss, rel=1e-4)
+    assert found.names == tuple(data.test.names)
+
+
+def test_unknown_or_empty_splits_and_other_models_are_refused(color_folder):
+    data = load_data(color_folder, val=0.0)
+    model = small_similar(make_tiny(), 3, preprocessing="tf")
+    for split in ("val", "class_names", "nothing"):
+        with pytest.raises(InputError, match="train, val or test"):
+            evaluate(model, data, split=split)
+    with pytest.raises(InputError, match="classes"):
+        evaluate(
+            keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]), data
+        )
+
+
+def test_more_figures_of_four_pictures():
+    found = hand_made()
+    assert [found.top_k(k) for k in (1, 2, 3)] == [0.5, 1.0, 1.0]
+    assert found.by_class[1].recall == 0.5 and found.by_class[1].precision == 0.5
+    assert found.macro.recall == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found.mistakes.tolist() == [3, 2]  # 0.2 for the truth is worse than 0.5
+    assert [(c.label, c.predicted) for c in found.confused] == [("b", "a"), ("c", "b")]
+    low, high = found.interval
+    assert 0 <= low < 0.5 < high <= 1
+
+
+def test_the_figures_as_text_and_for_programs():
+    found = hand_made()
+    text = found.to_text()
+    assert "Accuracy 50.0%" in text and "b for a: 1 (50%)" in text
+    values = json.loads(json.dumps(found.to_dict()))
+    assert values["accuracy"] == 0.5 and values["top_k"] == {"1": 0.5, "2": 1.0, "3": 1.0}
+    assert values["classes"][2] == {"name": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "pictures": 1}
+
+
+def test_groups_come_from_the_data(tmp_path, color_folder):
+    rows = ["path,label,group"]
+    for i, file in enumerate(sorted(color_folder.rglob("*.png"))):
+        rows.append(f"{file},{file.parent.name},{i // 3}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    data = load_data(tmp_path / "list.csv")
+    found = evaluate(small_similar(make_tiny(), 3, preprocessing="tf"), data)
+    assert len(set(found.groups)) < len(found.labels)
+    assert "groups of" in found.to_text()
+
+
+def with_wrong_labels(part, seed):
+    wrong = np.random.default_rng(seed).random(len(part)) < 0.25
+    return replace(part, labels=np.where(wrong, (part.labels + 1) % 3, part.labels))
+
+
+def test_calibrated_probabilities_keep_the_classes_and_lose_less(color_folder):
+    data = load_data(color_folder, val=0.4, test=0.4)
+    model = small_similar(make_tiny(), 3, preprocessing="tf")
+    fit(model, data, verbose=0)
+    data = replace(data, val=with_wrong_labels(data.val, 0), test=with_wrong_labels(data.test, 1))
+    before, sure = evaluate(model, data), evaluate(model, data, split="val")
+    temperature = calibrate(model, data)
+    after = evaluate(model, data)
+    assert temperature > 1.5  # it was sure of labels of which a quarter is wrong
+    assert after.predictions.tolist() == before.predictions.tolist()
+    assert evaluate(model, data, split="val").loss < sure.loss and after.loss < before.loss
+    assert calibrate(model, data) == pytest.approx(1, abs=0.02)
+
+
+def test_calibration_wants_a_softmax_and_enough_pictures(color_folder):
+    model = small_similar(make_tiny(), 3, preprocessing="tf")
+    with pytest.raises(InputError, match="30 pictures for validation"):
+        calibrate(model, load_data(color_folder, val=5))
+    plain = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    with pytest.raises(InputError, match="Dense softmax"):
+        calibrate(plain, load_data(color_folder, val=0.4))

@@ -1,0 +1,412 @@
+"""The forward pass on Beam: the same numbers as without it, in the same cache, and nothing computed twice."""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from helpers.images import write_picture
+from helpers.networks import make_tiny
+
+from transfer.cases.builders import small_similar
+from transfer.common.errors import InputError
+from transfer.evaluation.evaluate import evaluate
+from transfer.frozen import beam_extraction, beam_runner, extraction, feature_shards
+from transfer.frozen.beam_extraction import PassConfig, extract_with_beam, main
+from transfer.frozen.feature_cache import FeatureCache
+from transfer.frozen.feature_shards import Done, Worker
+from transfer.images.datasets import load_data
+from transfer.networks import surgery
+from transfer.networks.backbones import load_backbone
+from transfer.training.fit import fit
+
+pytest.importorskip("apache_beam")
+
+SIZE = (32, 32)
+TWO_PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    return surgery.slice_at(make_tiny(), "pool")
+
+
+@pytest.fixture(scope="module")
+def split(colors):
+    return colors.test
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Do not wait for the bar."""
+    monkeypatch.setattr(beam_extraction, "_LOOKING", 0.01)
+
+
+def on_beam(trunk, split, cache, **options):
+    settings = {"engine": "keras", "batch_size": 4, "shard_size": 5}
+    return extract_with_beam(trunk, split, image_size=SIZE, cache=cache, **{**settings, **options})
+
+
+def locally(trunk, split, cache, **options):
+    settings = {"engine": "keras", "batch_size": 4}
+    return extraction.extract(trunk, split, image_size=SIZE, cache=cache, **{**settings, **options})
+
+
+def other_cache(cache):
+    return FeatureCache(cache.folder.with_name("other"))
+
+
+def passes(cache):
+    return list(cache.folder.glob("pass-*"))
+
+
+# The same as without Beam
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_it_gives_what_the_local_pass_gives_to_the_last_bit(dtype, trunk, split, cache):
+    """Batches differ, but the engine runs as many pictures at a time, whatever they are."""
+    found = on_beam(trunk, split, cache, dtype=dtype)
+    expected = locally(trunk, split, other_cache(cache), dtype=dtype)
+    assert found.computed == len(split) == len(found) and found.engine == "keras"
+    assert np.array_equal(found.load(), expected.load())
+    assert np.ptp(expected.load(), axis=0).max() > 0
+    assert found.shapes == expected.shapes
+    again = locally(trunk, split, cache, dtype=dtype)
+    assert again.computed == 0 and np.array_equal(again.load(), expected.load())
+    assert [f.name for f in cache.folder.glob("*.shelf")] == [
+        f.name for f in other_cache(cache).folder.glob("*.shelf")
+    ]
+
+
+def test_a_network_whose_outputs_are_several_maps_is_run_too(split, cache):
+    tiny = make_tiny()
+    both = keras.Model(tiny.inputs[0], [tiny.get_layer("block3_add").output, tiny.get_layer("pool").output])
+    found, expected = on_beam(both, split, cache), locally(both, split, other_cache(cache))
+    parts = zip(found.parts(range(len(split))), expected.parts(range(len(split))), strict=True)
+    assert all(np.array_equal(a, b) for a, b in parts)
+    assert locally(both, split, cache).computed == 0
+
+
+@pytest.mark.parametrize("kind", ["grey arrays", "arrays", "encoded"])
+def test_pictures_that_are_no_files_travel_in_the_shards(kind, trunk, split, cache):
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (24, 20, 28, 3), "uint8")
+    labels = np.arange(24) % 2
+    if kind == "encoded":
+        pictures = [Path(split.pictures[i]).read_bytes() for i in range(12)]
+        split = feature_shards.Split(pictures, labels[:12], list("abcdefghijkl"), resize="pad")
+    else:
+        split = load_data((images[..., 0] if kind == "grey arrays" else images, labels), resize="crop").train
+    found, expected = on_beam(trunk, split, cache), locally(trunk, split, other_cache(cache))
+    assert np.array_equal(found.load(), expected.load()) and len(np.unique(found.load()[:, 0])) > 5
+
+
+def test_copies_are_computed_once(trunk, split, cache, monkeypatch):
+    seen, read = [], feature_shards.reports
+    monkeypatch.setattr(feature_shards, "reports", lambda folder: seen.extend(read(folder)) or seen)
+    found = on_beam(trunk, split.take([0, 1, 0, 2, 1]), cache)
+    assert found.computed == 3 == sum(report.pictures for report in seen)
+    assert np.array_equal(found.load()[0], found.load()[2])
+
+
+# Nothing twice
+
+
+def test_what_is_there_is_not_computed_again(trunk, split, cache, monkeypatch):
+    locally(trunk, split.take(range(0, len(split), 2)), cache)
+    found = on_beam(trunk, split, cache)
+    assert found.computed == len(split) // 2
+    monkeypatch.setattr(beam_runner, "work_off", None)  # it is not asked
+    again = on_beam(trunk, split, cache)
+    assert (again.computed, again.engine) == (0, "") and np.array_equal(again.load(), found.load())
+
+
+def test_a_pass_that_died_goes_on_where_it_was(trunk, split, cache, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    computed = Worker._computed
+    shards = []
+
+    def dies_at_the_third(self, shard):
+        shards.append(len(shard))
+        if len(shards) == 3:
+            raise Killed
+        return computed(self, shard)
+
+    monkeypatch.setattr(Worker, "_computed", dies_at_the_third)
+    with pytest.raises(Exception, match="Killed"):
+        on_beam(trunk, split, cache)
+    assert not passes(cache)
+    kept = sum(shards[:2])
+    found = on_beam(trunk, split, cache)
+    assert 0 < kept < len(split) and found.computed == len(split) - kept == sum(shards[3:])
+    assert np.array_equal(found.load(), locally(trunk, split, other_cache(cache)).load())
+
+
+def test_a_shard_that_is_given_out_again_is_not_computed_again(trunk, split, cache):
+    """Clusters do so when they have lost sight of a worker."""
+    plan = plan_of(trunk, split, cache)
+    with feature_shards.pass_folder(cache.folder) as folder:
+        lay_out(folder, trunk, plan, split)
+        assert Worker(folder).work(0).pictures == len(split)
+        assert Worker(folder).work(0) is None
+    assert locally(trunk, split, cache).computed == 0
+
+
+def plan_of(trunk, split, cache, **changes):
+    shelf = locally(trunk, split.take([0]), other_cache(cache)).shelf
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    options = {"image_size": SIZE, "resize": split.resize, "dtype": "float32", "engine": "keras"}
+    options |= {
+        "precision": "float32",
+        "batch_size": 4,
+        "limit": 10**9,
+        "shelf": shelf.folder.name,
+        **changes,
+    }
+    return feature_shards.Plan(**options)
+
+
+def lay_out(folder, trunk, plan, split):
+    feature_shards.lay_out(folder, trunk, plan, split, count=1)
+
+
+# What can go wrong
+
+
+def test_what_the_local_pass_refuses_is_refused(trunk, split, cache, tmp_path):
+    with pytest.raises(InputError, match="Received: an empty split"):
+        on_beam(trunk, split.take([]), cache)
+    with pytest.raises(InputError, match="shard_size of 1"):
+        on_beam(trunk, split, cache, shard_size=0)
+    with pytest.raises(InputError, match="Did you mean 'keras'"):
+        on_beam(trunk, split, cache, engine="kers")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="Cannot write"):
+        on_beam(trunk, split, FeatureCache(tmp_path / "file" / "cache"))
+
+
+def test_a_cache_that_cannot_be_made_costs_the_keeping_alone(trunk, split, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "file" / "cache"))
+    found = on_beam(trunk, split.take(range(6)), None)
+    assert found.computed == 6 and "not kept for the next run" in caplog.text
+
+
+def test_errors_of_workers_are_one_sentence(trunk, split, cache):
+    broken = surgery.clone(trunk)
+    broken.get_layer("block3_bn").gamma.assign(np.full(16, np.nan, "float32"))
+    with pytest.raises(InputError, match="gives NaN") as caught:
+        on_beam(broken, split, cache)
+    assert "Traceback" not in str(caught.value) and len(str(caught.value)) < 300
+    assert all(shelf.rows == 0 for shelf in cache.shelves()) and not passes(cache)
+
+
+def test_a_picture_that_is_gone_is_named_and_the_others_stay(trunk, tmp_path, cache):
+    for i in range(12):
+        write_picture(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", (40 * i % 256, 90, 200), seed=i)
+    split = load_data(tmp_path / "photos", val=0, test=0).train
+    os.unlink(split.pictures[7])
+    with pytest.raises(InputError, match=r"Cannot read .*photos.*no such file") as caught:
+        on_beam(trunk, split, cache, shard_size=1, batch_size=1)
+    assert os.path.basename(split.pictures[7]) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_network_that_cannot_be_loaded_safely_is_refused(split, cache):
+    code = keras.layers.Lambda(lambda x: x / 255)
+    model = keras.Sequential([keras.Input((*SIZE, 3)), code, keras.layers.GlobalAveragePooling2D()])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        on_beam(model, split, cache)
+
+
+def test_a_network_that_cannot_be_saved_is_refused_and_leaves_nothing(split, cache):
+    class Stubborn(keras.layers.Layer):
+        def get_config(self):
+            if (folder := cache.folder).is_dir() and passes(cache):
+                raise AttributeError(f"not to {folder.name}")
+            return super().get_config()
+
+        def call(self, x):
+            return keras.ops.mean(x, (1, 2))
+
+    model = keras.Sequential([keras.Input((*SIZE, 3)), Stubborn()])
+    with pytest.raises(InputError, match=r"cannot be saved for the workers: not to .*get_config"):
+        on_beam(model, split, cache)
+    assert all(shelf.rows == 0 for shelf in cache.shelves()) and not passes(cache)
+
+
+def test_a_worker_that_would_give_other_numbers_is_refused(trunk, split, cache):
+    plan = plan_of(trunk, split, cache, shelf="another.shelf")
+    with feature_shards.pass_folder(cache.folder) as folder:
+        lay_out(folder, trunk, plan, split)
+        with pytest.raises(InputError, match="gives other numbers"):
+            Worker(folder)
+
+
+def test_a_disk_that_workers_do_not_see_is_noticed(trunk, split, cache, monkeypatch, tmp_path):
+    with pytest.raises(InputError, match=r"to see .*TRANSFER_CACHE"):
+        feature_shards.work_off(0, str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(beam_runner, "work_off", lambda *arguments: None)
+    with pytest.raises(InputError, match=f"{len(split)} pictures are not in"):
+        on_beam(trunk, split, cache)
+
+
+def test_what_killed_passes_left_is_removed_later(cache):
+    old, new = cache.folder / "pass-old", cache.folder / "pass-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    before = time.time() - feature_shards.FORGOTTEN - 60
+    os.utime(old, (before, before))
+    with feature_shards.pass_folder(cache.folder) as folder:
+        assert sorted(passes(cache)) == sorted([folder, new])
+    assert passes(cache) == [new]
+
+
+def test_without_beam_it_is_said_how_to_install_it(trunk, split, cache, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(InputError, match=r'pip install "transfer\[beam\]"'):
+        on_beam(trunk, split, cache)
+    assert main(["--data", "emoji"]) == 2
+    assert "transfer[beam]" in capsys.readouterr().err
+
+
+# Shards and workers
+
+
+def test_what_beam_is_told_is_small(trunk, split, cache, monkeypatch):
+    """Numbers of shards; and in the file of a shard, paths and not pictures."""
+    monkeypatch.setattr(
+        feature_shards, "work_off", lambda number, folder: Path(folder, f"{number}.told").touch()
+    )
+    plan = plan_of(trunk, split, cache)
+    with feature_shards.pass_folder(cache.folder) as folder:
+        feature_shards.lay_out(folder, trunk, plan, split, count=3)
+        sizes = [path.stat().st_size for path in folder.glob("*.shard")]
+        beam_runner.work_off(folder, 3, beam_runner.read_options([]))
+        told = sorted(path.name for path in folder.glob("*.told"))
+        found = [feature_shards.read_shard(path, "stretch") for path in sorted(folder.glob("*.shard"))]
+    assert told == ["0.told", "1.told", "2.told"]
+    assert sum(sizes) < 3 * 1200 + 300 * len(split)
+    assert sorted(p for part in found for p in part.pictures) == sorted(map(str, split.pictures))
+    assert sorted(d for part in found for d in part.digests) == sorted(split.digests)
+
+
+def test_a_shard_is_a_sample_of_all_pictures(trunk, colors, cache):
+    split = colors.train
+    plan = plan_of(trunk, split, cache)
+    names = {digest: name for digest, name in zip(split.digests, split.names, strict=True)}
+    with feature_shards.pass_folder(cache.folder) as folder:
+        feature_shards.lay_out(folder, trunk, plan, split, count=4)
+        for path in folder.glob("*.shard"):
+            of_class = {
+                Path(names[d]).parent.name for d in feature_shards.read_shard(path, "stretch").digests
+            }
+            assert of_class == {"blue", "green", "red"}
+
+
+def test_there_are_as_many_shards_for_each_worker():
+    assert [beam_extraction._shards(n, 10, 2) for n in (1, 10, 11, 21, 40, 41)] == [1, 2, 2, 4, 4, 6]
+    assert beam_extraction._shards(41, 10, 1) == 5
+
+
+def test_flags_are_beams_own_and_typos_are_not():
+    options = beam_runner.read_options(TWO_PROCESSES)
+    assert beam_runner.count_workers(options) == 2
+    assert beam_runner.threads_of_each(options) == max(1, os.cpu_count() // 2)
+    assert beam_runner.threads_of_each(beam_runner.read_options([])) == 0
+    with pytest.raises(InputError, match="Unknown flag: --image-sise"):
+        beam_runner.read_options(["--image-sise=96"])
+    on_cluster = beam_runner.read_options(
+        ["--runner=FlinkRunner", "--flink_master=here:1", "--num_workers=8"]
+    )
+    assert beam_runner.count_workers(on_cluster) == 8 and beam_runner.threads_of_each(on_cluster) == 0
+
+
+def test_messages_are_found_in_whatever_wraps_them():
+    assert feature_shards.problem_in(InputError("So.")) == "So."
+    text = "{{node}} InputError: Cannot read a.png: it is broken.\nTraceback (most recent call last):\n  File"
+    assert feature_shards.problem_in(RuntimeError(text)) == "Cannot read a.png: it is broken."
+    assert feature_shards.problem_in(RuntimeError("out of memory")) is None
+
+
+def test_the_rate_is_that_of_all_workers_without_their_start():
+    reports = [Done("a", 10, 0, 5, 2, 9, 5), Done("a", 12, 9, 9.5, 2, 10, 5), Done("b", 22, 0, 6, 2, 11, 4)]
+    assert feature_shards.per_picture(reports) == pytest.approx(1 / (4 + 4))
+    assert feature_shards.per_picture([Done("a", 2, 0, 5, 2, 5, 5)]) is None
+    assert feature_shards.per_picture([]) is None
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same(trunk, split, cache, monkeypatch):
+    seen, read = [], feature_shards.reports
+    monkeypatch.setattr(feature_shards, "reports", lambda folder: seen.extend(read(folder)) or seen)
+    found = on_beam(trunk, split, cache, options=TWO_PROCESSES)
+    assert found.computed == len(split)
+    assert np.array_equal(found.load(), locally(trunk, split, other_cache(cache)).load())
+    workers = {report.worker for report in seen}
+    assert len(workers) == 2 and not any(worker.endswith(f" {os.getpid()}") for worker in workers)
+    counts = [sum(r.pictures for r in seen if r.worker == worker) for worker in workers]
+    assert sum(counts) == len(split) and max(counts) - min(counts) <= 5
+
+
+@pytest.mark.slow
+def test_errors_of_other_processes_are_one_sentence_too(trunk, split, cache, capfd):
+    broken = surgery.clone(trunk)
+    broken.get_layer("block3_bn").gamma.assign(np.full(16, np.nan, "float32"))
+    with pytest.raises(InputError, match="gives NaN"):
+        on_beam(broken, split, cache, options=TWO_PROCESSES)
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err and "INFO" not in said.err
+
+
+# The command
+
+
+def test_training_finds_what_the_command_computed(color_folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "mine"))
+    make_tiny().save(tmp_path / "tiny.keras")
+    network = ["--model", str(tmp_path / "tiny.keras"), "--preprocessing", "tf"]
+    arguments = ["--data", str(color_folder), *network, "--engine", "keras"]
+    handlers = [*logging.getLogger("transfer").handlers]
+    assert main([*arguments, "--splits", "train", "val"]) == 0
+    said = capsys.readouterr().out
+    data = load_data(color_folder)
+    count = len(data.train) + len(data.val)
+    assert f"train, val: {count} of {count} pictures computed" in said
+    assert "pictures/s" in said and str(tmp_path / "mine") in said
+    model = small_similar(load_backbone(str(tmp_path / "tiny.keras")), data.num_classes, preprocessing="tf")
+    assert fit(model, data, engine="keras", verbose=0).computed == 0
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"train, val, test: {len(data.test)} of {count + len(data.test)} pictures computed" in said
+    monkeypatch.setattr("transfer.frozen.extraction._chunks", None)
+    assert evaluate(model, data, engine="keras").accuracy > 0.5
+    assert logging.getLogger("transfer").handlers == handlers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--case", "large-similar"], "freezes the network"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--direct_num_wrokers=2"], "Unknown flag: --direct_num_wrokers"),
+    ],
+)
+def test_mistakes_are_one_message(arguments, expected, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert expected in said and "Traceback" not in said
+
+
+def test_the_defaults_are_those_of_training():
+    from transfer.config import TrainConfig
+
+    for name in ("model", "weights", "preprocessing", "cut", "image_size", "engine", "data", "seed"):
+        assert getattr(PassConfig, name) == getattr(TrainConfig, name), name
+    assert beam_extraction.BATCH_SIZE == extraction.BATCH_SIZE

@@ -1,0 +1,308 @@
+"""The exact head: that it is the optimum, that its regularisation is chosen well, and what must not matter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+
+from transfer.common.errors import InputError
+from transfer.frozen import heads
+from transfer.images.pipeline import class_weights
+
+
+def clusters(
+    count: int, width: int, classes: int, *, apart: float = 1.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features like pooled activations: never negative, far from 0 on average, of very different sizes."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centers = apart * np.random.default_rng(99).normal(size=(classes, width))
+    sizes = np.random.default_rng(98).lognormal(0, 1, width)
+    return (np.abs(3 + rng.normal(size=(count, width)) + centers[labels]) * sizes).astype("float32"), labels
+
+
+def slope(
+    head: heads.Head, x: np.ndarray, y: np.ndarray, weights=None
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Gradients of the documented objective at the head, per picture, from the raw features; and the objective."""
+    x, kernel = x.astype("float64"), head.kernel.astype("float64")
+    weights = np.ones(len(y)) if weights is None else weights
+    p = softmax(x @ kernel + head.bias, axis=1)
+    off = (p - np.eye(kernel.shape[1])[y]) * weights[:, None]
+    scaled = kernel * head.scale
+    by_kernel = ((x - x.mean(axis=0)) / head.scale).T @ off + scaled / head.regularisation
+    loss = -(weights * np.log(p[np.arange(len(y)), y])).sum()
+    return (
+        by_kernel / len(y),
+        off.sum(axis=0) / len(y),
+        loss + np.square(scaled).sum() / 2 / head.regularisation,
+    )
+
+
+@pytest.mark.parametrize("count, width", [(300, 20), (60, 200)])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_the_gradient_of_the_objective_vanishes(count, width, classes):
+    x, y = clusters(count, width, classes, apart=0.3)
+    head = heads.solve(x, y, classes)
+    by_kernel, by_bias, _ = slope(head, x, y)
+    assert np.abs(by_kernel).max() < 2e-5
+    assert np.abs(by_bias).max() < 2e-5
+    zero = heads.Head(0 * head.kernel, 0 * head.bias, head.regularisation, head.scale, (), "default")
+    assert np.abs(slope(zero, x, y)[0]).max() > 1e-3, "the test would pass for any head"
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_it_is_where_a_long_gradient_descent_ends(classes):
+    x, y = clusters(90, 6, classes, apart=0.4)
+    head = heads.solve(x, y, classes)
+    z = (x.astype("float64") - x.mean(axis=0, dtype="float64")) / head.scale
+    kernel, bias = np.zeros((6, classes)), np.zeros(classes)
+    step = 1 / (0.5 * np.linalg.eigvalsh(z.T @ z)[-1] + 0.5 * len(z) + 1 / head.regularisation)
+    for _ in range(8_000):
+        off = softmax(z @ kernel + bias, axis=1) - np.eye(classes)[y]
+        kernel -= step * (z.T @ off + kernel / head.regularisation)
+        bias -= step * off.sum(axis=0)
+    ours = softmax(x @ head.kernel + head.bias, axis=1)
+    assert np.allclose(ours, softmax(z @ kernel + bias, axis=1), atol=2e-3)
+    assert np.ptp(ours[:, 0]) > 0.3
+
+
+@pytest.mark.parametrize("count, width, classes", [(200, 10, 3), (30, 100, 3), (60, 10, 2)])
+def test_it_is_the_head_that_scikit_learn_finds(count, width, classes):
+    x, y = clusters(count, width, classes, apart=0.4)
+    head = heads.solve(x, y, classes)
+    own = (x.astype("float64") - x.mean(axis=0, dtype="float64")) / head.scale
+    c = (
+        2 * head.regularisation if classes == 2 else head.regularisation
+    )  # of two classes theirs has one vector
+    theirs = LogisticRegression(C=c, tol=1e-6, max_iter=50_000).fit(own, y).predict_proba(own)
+    assert np.allclose(softmax(x @ head.kernel + head.bias, axis=1), theirs, atol=2e-3)
+    assert np.ptp(theirs[:, 0]) > 0.3
+    assert head.kernel.dtype == head.bias.dtype == np.float32
+
+
+def test_the_offset_and_scale_of_features_change_no_prediction():
+    x, y = clusters(120, 15, 3, apart=0.5)
+    val_x, val_y = clusters(300, 15, 3, apart=0.5, seed=1)
+    head = heads.solve(x, y, 3, val=(val_x, val_y))
+    other = heads.solve(1000 * x + 5000, y, 3, val=(1000 * val_x + 5000, val_y))
+    one = softmax(x @ head.kernel + head.bias, axis=1)
+    assert np.allclose(one, softmax((1000 * x + 5000) @ other.kernel + other.bias, axis=1), atol=0.01)
+    assert head.regularisation == other.regularisation
+
+
+def test_noise_is_regularised_strongly_and_clear_classes_weakly():
+    rng = np.random.default_rng(0)
+    noise = heads.solve(rng.normal(size=(300, 30)), np.arange(300) % 3, 3)
+    x, y = clusters(300, 30, 3, apart=3.0)
+    clear = heads.solve(x, y, 3)
+    assert noise.regularisation <= 0.1
+    assert clear.regularisation >= 100
+    assert np.abs(softmax(rng.normal(size=(50, 30)) @ noise.kernel + noise.bias, axis=1) - 1 / 3).max() < 0.1
+
+
+def test_the_choice_beats_both_ends_of_the_grid():
+    x, y = clusters(150, 60, 5, apart=0.25)
+    new_x, new_y = clusters(3000, 60, 5, apart=0.25, seed=7)
+
+    def loss(head):
+        p = softmax(new_x @ head.kernel + head.bias, axis=1)
+        return -np.mean(np.log(p[np.arange(len(new_y)), new_y]))
+
+    chosen = heads.solve(x, y, 5)
+    rows = {}
+    for c in (heads.GRID[0], heads.GRID[-1]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(heads, "_try", lambda trials, c=c: [heads.Tried(c, 0.0, 0.0)])
+            rows[c] = loss(heads.solve(x, y, 5))
+    assert loss(chosen) < min(rows.values()) - 0.05
+
+
+def test_the_table_holds_what_was_tried_and_its_best_row_was_taken():
+    x, y = clusters(150, 20, 3, apart=0.3)
+    head = heads.solve(x, y, 3)
+    assert head.chosen_by == "cross-validation"
+    assert [row.C for row in head.tried] == sorted({row.C for row in head.tried})
+    assert head.regularisation == min(head.tried, key=lambda row: row.loss).C
+    assert len({row.loss for row in head.tried}) > 2
+    assert all(0 <= row.accuracy <= 1 and row.loss > 0 for row in head.tried)
+
+
+def test_left_out_figures_are_honest():
+    """Where there is nothing to learn but everything to memorise, they say so."""
+    x = np.random.default_rng(1).normal(size=(120, 400))
+    head = heads.solve(x, np.arange(120) % 2, 2)
+    assert ((x @ head.kernel + head.bias).argmax(axis=1) == np.arange(120) % 2).mean() > 0.9
+    assert all(row.accuracy < 0.65 and row.loss > 0.68 for row in head.tried)
+
+
+def test_many_validation_pictures_decide_and_are_not_trained_on():
+    x, y = clusters(120, 20, 3, apart=0.6)
+    other_x, other_y = clusters(300, 20, 3, apart=0.6, seed=3)
+    good = heads.solve(x, y, 3, val=(other_x, other_y))
+    shuffled = heads.solve(x, y, 3, val=(other_x, np.roll(other_y, 1)))
+    assert good.chosen_by == shuffled.chosen_by == "validation"
+    assert good.regularisation >= 10
+    assert shuffled.regularisation == heads.GRID[0]
+    assert ((other_x @ shuffled.kernel + shuffled.bias).argmax(axis=1) == other_y).mean() > 0.7, (
+        "it learnt from them"
+    )
+
+
+def test_few_validation_pictures_do_not_decide():
+    x, y = clusters(120, 20, 3, apart=0.6)
+    assert heads.solve(x, y, 3, val=(x[:9], y[:9])).chosen_by == "cross-validation"
+    assert heads.solve(x, y, 3, val=(x[:0], y[:0])).chosen_by == "cross-validation"
+
+
+def test_one_picture_per_class_works():
+    x, y = clusters(4, 30, 4, apart=2.0)
+    head = heads.solve(x, y, 4)
+    assert head.chosen_by == "default" and head.tried == () and head.regularisation == heads.DEFAULT_C
+    new_x, new_y = clusters(200, 30, 4, apart=2.0, seed=5)
+    assert ((new_x @ head.kernel + head.bias).argmax(axis=1) == new_y).mean() > 0.6
+    assert heads.solve(x, y, 4, val=(new_x[:20], new_y[:20])).chosen_by == "validation"
+
+
+@pytest.mark.parametrize("counts", [(40, 1), (40, 30, 1), (2, 2), (1, 1, 2)])
+def test_a_class_of_one_picture_among_others_works(counts):
+    y = np.repeat(np.arange(len(counts)), counts)
+    x = clusters(3 * len(y), 12, len(counts), apart=2.0)
+    at = [int(np.flatnonzero(x[1] == k)[i]) for k in range(len(counts)) for i in range(counts[k])]
+    head = heads.solve(x[0][at], y, len(counts))
+    assert np.isfinite(head.kernel).all() and np.isfinite(head.bias).all()
+    assert all(np.isfinite(row.loss) for row in head.tried)
+    assert ((x[0][at] @ head.kernel + head.bias).argmax(axis=1) == y).all()
+
+
+def test_weights_make_all_classes_count_the_same():
+    x, y = clusters(3000, 4, 2, apart=0.3)
+    keep = (y == 0) | (np.arange(len(y)) % 20 == 1)
+    x, y = x[keep], y[keep]
+    weights = class_weights(y, 2)
+    plain, even = heads.solve(x, y, 2), heads.solve(x, y, 2, class_weights=weights)
+    new_x, new_y = clusters(2000, 4, 2, apart=0.3, seed=4)
+
+    def rare(head):
+        return ((new_x @ head.kernel + head.bias).argmax(axis=1) == 1)[new_y == 1].mean()
+
+    assert rare(plain) < 0.35 < 0.6 < rare(even)
+    by_kernel, by_bias, _ = slope(even, x, y, np.array([weights[0], weights[1]])[y])
+    assert max(np.abs(by_kernel).max(), np.abs(by_bias).max()) < 1e-4
+    p = softmax(x.astype("float64") @ even.kernel + even.bias, axis=1)
+    share = [p[y == k].sum() * weights[k] for k in range(2)]
+    assert sum(p[y == k, 1].sum() * weights[k] for k in range(2)) == pytest.approx(sum(share) / 2, rel=0.3)
+
+
+@pytest.mark.parametrize("width", [10, 150])
+def test_the_order_of_rows_does_not_matter(width):
+    x, y = clusters(100, width, 3, apart=0.4)
+    order = np.random.default_rng(5).permutation(100)
+    one, other = heads.solve(x, y, 3), heads.solve(x[order], y[order], 3)
+    assert one.regularisation == other.regularisation
+    assert [row.C for row in one.tried] == [row.C for row in other.tried]
+    steep = [(r.loss, s.loss) for r, s in zip(one.tried, other.tried, strict=True) if r.C <= 100]
+    assert len(steep) > 2 and np.allclose(*zip(*steep, strict=True), rtol=0.02)  # beyond, the valley is flat
+    assert np.array_equal(heads._folds(x, y, (), 0)[order], heads._folds(x[order], y[order], (), 0))
+    p, q = (softmax(x @ head.kernel + head.bias, axis=1) for head in (one, other))
+    assert np.allclose(p, q, atol=2e-3)
+
+
+def test_the_same_input_gives_the_same_head_and_another_seed_other_folds():
+    x, y = clusters(100, 10, 3, apart=0.4)
+    one, again, other = heads.solve(x, y, 3), heads.solve(x, y, 3), heads.solve(x, y, 3, seed=1)
+    assert np.array_equal(one.kernel, again.kernel) and np.array_equal(one.bias, again.bias)
+    assert one.tried == again.tried
+    assert one.tried[0].loss != other.tried[0].loss
+
+
+def test_the_input_is_left_as_it_was():
+    x, y = clusters(60, 10, 3)
+    before = x.copy()
+    heads.solve(x, y, 3, val=(x, y))
+    assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64"])
+def test_other_float_types_give_the_same_head(kind):
+    x, y = clusters(100, 20, 3, apart=0.5)
+    x = x.astype("float16")
+    one, other = heads.solve(x.astype("float32"), y, 3), heads.solve(x.astype(kind), y, 3)
+    assert np.allclose(one.kernel, other.kernel, atol=1e-5)
+    assert heads.solve((20 * x).astype("float16"), y, 3).kernel.shape == (20, 3)
+
+
+def test_large_float16_features_do_not_overflow():
+    x, y = clusters(100, 20, 3, apart=0.5)
+    large = (x / x.max() * 60_000).astype("float16")
+    head = heads.solve(large, y, 3)
+    assert ((large.astype("float32") @ head.kernel + head.bias).argmax(axis=1) == y).mean() > 0.8
+
+
+def test_features_that_are_all_the_same_give_the_share_of_each_class():
+    y = np.repeat([0, 1, 2], [60, 30, 10])
+    head = heads.solve(np.ones((100, 5)), y, 3)
+    assert np.allclose(softmax(np.ones((1, 5)) @ head.kernel + head.bias), [[0.6, 0.3, 0.1]], atol=1e-3)
+
+
+def test_folds_are_even_and_keep_groups_whole():
+    x, y = clusters(300, 5, 3)
+    groups = np.arange(300) // 5
+    fold = heads._folds(x, y, groups, 0)
+    assert all(len(set(fold[groups == g])) == 1 for g in range(60))
+    plain = heads._folds(x, y, (), 0)
+    assert set(np.bincount(plain * 3 + y)) <= {33, 34}
+    assert np.ptp(np.bincount(fold)) <= 30
+
+
+def test_groups_keep_the_choice_honest():
+    """Pictures of one patient are nearly the same, and the patient's class is chance."""
+    rng = np.random.default_rng(0)
+    patients = rng.normal(size=(40, 30))
+    groups = np.repeat(np.arange(40), 6)
+    x, y = patients[groups] + 0.05 * rng.normal(size=(240, 30)), (np.arange(40) % 2)[groups]
+    fooled, honest = heads.solve(x, y, 2), heads.solve(x, y, 2, groups=groups)
+    assert max(row.accuracy for row in fooled.tried) > 0.8
+    assert max(row.accuracy for row in honest.tried) < 0.7
+    assert honest.regularisation < fooled.regularisation
+
+
+def bad(**changes):
+    x, y = clusters(12, 4, 3)
+    return {"features": x, "labels": y, "num_classes": 3, **changes}
+
+
+def spoilt(value: float) -> np.ndarray:
+    x = clusters(12, 4, 3)[0]
+    x[7, 1] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (bad(features=spoilt(np.nan)), "NaN or infinity in 1 of 12 pictures, the first at 7"),
+        (bad(features=spoilt(np.inf)), "NaN or infinity in 1 of 12 pictures"),
+        (bad(features=np.zeros((12, 2, 2))), "Pool feature maps"),
+        (bad(features=np.zeros((11, 4))), "a label for each picture"),
+        (bad(features=np.zeros((0, 4)), labels=np.zeros(0, int)), "a label for each picture"),
+        (bad(labels=np.zeros(12, int), num_classes=1), "2 classes or more"),
+        (bad(labels=np.zeros(12, int)), r"none of \[1, 2\]"),
+        (bad(num_classes=4), r"none of \[3\]"),
+        (bad(num_classes=2), "from 0 to 1"),
+        (bad(labels=np.arange(12) % 3 - 1), "whole numbers from 0 to 2"),
+        (bad(labels=np.arange(12) % 3 + 0.5), "whole numbers from 0 to 2"),
+        (bad(val=(np.zeros((5, 3)), np.zeros(5, int))), r"val features of shape \(pictures, 4\)"),
+        (bad(val=(spoilt(np.nan), np.zeros(12, int))), "finite val features"),
+        (bad(class_weights={0: 1.0, 1: 1.0}), "weight above 0 for each class"),
+        (bad(class_weights={0: 1.0, 1: 1.0, 2: -1.0}), "weight above 0 for each class"),
+        (bad(groups=[1, 2]), "a group for each of 12"),
+    ],
+)
+def test_bad_input_is_refused_with_the_remedy(given, words):
+    given = dict(given)
+    essentials = [given.pop(name) for name in ("features", "labels", "num_classes")]
+    with pytest.raises(InputError, match=words):
+        heads.solve(*essentials, **given)

@@ -1,0 +1,81 @@
+"""The solver of the head's convex problem: at the optimum, from anywhere, in few steps."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from transfer.frozen import softmax_regression
+from transfer.frozen.softmax_regression import SoftmaxRegression
+
+
+def problem(count=300, width=20, classes=4, *, seed=0):
+    """Centred features of very different sizes, as layers give them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=count)
+    labels[:classes] = np.arange(classes)
+    x = rng.normal(size=(count, width)) + rng.normal(size=(classes, width))[labels]
+    x *= rng.lognormal(0, 2, width)
+    x -= x.mean(axis=0)
+    return x / np.sqrt(np.square(x).sum(axis=1).mean()), labels
+
+
+def objective(x, labels, weights, c, kernel, bias):
+    loss = -log_softmax(x @ kernel + bias, axis=1)[np.arange(len(x)), labels]
+    return weights[labels] @ loss + np.square(kernel).sum() / (2 * c)
+
+
+@pytest.mark.parametrize("c", [0.01, 1.0, 1000.0])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_no_step_from_the_solution_lowers_the_objective(c, classes):
+    x, labels = problem(classes=classes)
+    weights = np.linspace(0.5, 2, classes)
+    kernel, bias = SoftmaxRegression(x, labels, weights).solve(c, tolerance=1e-9)
+    best = objective(x, labels, weights, c, kernel, bias)
+    assert best < 0.999 * objective(x, labels, weights, c, 0 * kernel, 0 * bias)
+    rng = np.random.default_rng(1)
+    for size in (1e-3, 1e-2, 1e-1):
+        for _ in range(20):
+            step = size * rng.normal(size=kernel.shape), size * rng.normal(size=bias.shape)
+            assert objective(x, labels, weights, c, kernel + step[0], bias + step[1]) > best
+
+
+def test_it_ends_at_the_same_place_from_anywhere_and_in_float32():
+    x, labels = problem()
+    weights = np.ones(4)
+    expected = SoftmaxRegression(x, labels, weights).solve(10.0, tolerance=1e-9)
+    start = np.random.default_rng(2).normal(size=expected[0].shape), np.array([1.0, -1.0, 2.0, -2.0])
+    other = SoftmaxRegression(x, labels, weights).solve(10.0, tolerance=1e-9, start=start)
+    fast = SoftmaxRegression(x.astype("float32"), labels, weights).solve(10.0, tolerance=1e-5)
+    p, q, r = (log_softmax(x @ kernel + bias, axis=1) for kernel, bias in (expected, other, fast))
+    np.testing.assert_allclose(p, q, atol=1e-5)
+    np.testing.assert_allclose(p, r, atol=0.02)
+    assert np.ptp(p) > 5
+
+
+def test_steps_are_few_where_directions_differ_in_steepness(monkeypatch):
+    """Features of very different sizes with weak regularisation: otherwise it takes many times more."""
+    x, labels = problem(300, 30, 5)
+    counts = {}
+    for name, least in (("preconditioned", softmax_regression._LEAST), ("plain", 1e9)):
+        monkeypatch.setattr(softmax_regression, "_LEAST", least)  # so large that all directions look the same
+        regression = SoftmaxRegression(x, labels, np.ones(5))
+        calls, true_loss = [], regression._loss
+
+        def counted(*arguments, calls=calls, true_loss=true_loss):
+            calls.append(1)
+            return true_loss(*arguments)
+
+        monkeypatch.setattr(regression, "_loss", counted)
+        regression.solve(100.0, tolerance=1e-5)
+        counts[name] = len(calls)
+    assert 3 * counts["preconditioned"] < counts["plain"], counts
+
+
+def test_moments_of_another_precision_change_nothing_but_the_way():
+    x, labels = problem()
+    weights = np.ones(4)
+    fast = SoftmaxRegression(x.astype("float32"), labels, weights)
+    kernel, bias = SoftmaxRegression(x, labels, weights, moments=fast.moments).solve(1.0, tolerance=1e-9)
+    expected = SoftmaxRegression(x, labels, weights).solve(1.0, tolerance=1e-9)
+    np.testing.assert_allclose(kernel, expected[0], atol=1e-5)
+    np.testing.assert_allclose(bias, expected[1], atol=1e-5)

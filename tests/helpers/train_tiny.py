@@ -1,0 +1,108 @@
+"""Train a tiny network by one worker's part in it, and write down its weights: for `distributed/test_process_group.py`.
+
+    python tests/helpers/train_tiny.py FOLDER NAME=KIND[,two][,OPTION:VALUE ...] ...
+
+KIND is `head`, `everything`, `scratch` or `tail`; `two` takes two devices of this process. Several workers are those
+of TF_CONFIG, and Keras' backend is that of KERAS_BACKEND. What each run ends with goes to FOLDER/NAME-WORKER.npz.
+Pictures are noise with a touch of their class, so that nothing is learnt so well that differences vanish; 77 of them,
+in batches of 8.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+
+class WithoutTensorFlow:
+    """What an import meets on a machine that does not have it."""
+
+    def find_spec(self, name: str, path=None, target=None) -> None:
+        if name.partition(".")[0] in ("tensorflow", "tensorflow_datasets"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+JAX = os.environ.get("KERAS_BACKEND") == "jax"
+if JAX:
+    if "TF_CONFIG" not in os.environ:
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    sys.meta_path.insert(0, WithoutTensorFlow())
+
+import numpy as np  # noqa: E402
+
+from transfer.distributed import process_group, strategies  # noqa: E402
+
+CASES = {
+    "head": ("small-similar", {}),
+    "everything": ("large-similar", {}),
+    "scratch": ("large-different", {"init": "random"}),
+    "tail": ("small-similar", {"unfreeze_from": "block3_conv"}),
+}
+
+
+def main() -> None:
+    folder, *runs = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    devices = take_devices()
+    for run in runs:
+        name, _, text = run.partition("=")
+        kind, *rest = text.split(",")
+        options = dict(word.split(":") for word in rest if ":" in word)
+        weights = train(kind, devices["two" if "two" in rest else "one"], options)
+        np.savez(Path(folder) / f"{name}-{process_group.crew().index}.npz", **weights)
+    process_group.crew().leave_together()
+
+
+def train(kind: str, devices, options: dict[str, str]) -> dict[str, np.ndarray]:
+    """Give the weights, and with them what the test and validation found."""
+    import keras
+    from helpers.networks import make_tiny
+
+    from transfer.cases import builders
+    from transfer.evaluation import evaluate
+    from transfer.frozen.feature_cache import FeatureCache
+    from transfer.images import datasets
+    from transfer.training import fit
+    from transfer.training.recipes import Recipe
+
+    seed = int(options.get("seed", 0))
+    keras.utils.set_random_seed(seed)
+    rng = np.random.default_rng(0)
+    labels = np.minimum(np.arange(110) % 5, 2)  # the last class is three times as large
+    noise = rng.normal(120, 60, (110, 24, 24, 3)) + 12 * np.eye(3)[labels][:, None, None, :]
+    given = (np.clip(noise, 0, 255).astype("uint8"), labels)
+    data = datasets.load_data(
+        given, class_names=["a", "b", "c"], val=0.2, test=0.1, seed=0, look_alikes=False
+    )
+    case, how = CASES[kind]
+    model = builders.build(case, make_tiny(), 3, strategy=devices, preprocessing="tf", **how)
+    cache = FeatureCache(Path(tempfile.mkdtemp()))
+    recipe = Recipe(mix=options.get("mix", "none"), depth_rate=float(options.get("depth_rate", 1.0)))
+    done = fit.fit(
+        model, data, epochs=None if kind == "head" else 3, batch_size=8, verbose=0, cache=cache, engine="keras",
+        seed=seed, recipe=recipe if kind != "head" else None, class_weights="class_weights" in options,
+    )  # fmt: skip
+    found = evaluate.evaluate(model, data, cache=cache, engine="keras")
+    weights = {v.path.replace("/", "_"): np.asarray(keras.ops.convert_to_numpy(v)) for v in model.weights}
+    return {**weights, "evaluation": np.array([found.loss, done.rows[-1].get("val_loss", 0.0)])}
+
+
+def take_devices() -> dict:
+    strategies.start_quietly(repeatable=True)
+    if "TF_CONFIG" in os.environ:
+        return {"one": strategies.get_strategy("multiworker", patience=60)}
+    one = strategies.get_strategy("default")
+    if JAX:
+        return {"one": one, "two": strategies.get_strategy("mirrored")}
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    return {"one": one, "two": tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Arrays and data sets of a program become splits of labelled pictures."""
+
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers.images import COLORS
+
+from transfer.common.errors import InputError
+from transfer.images.array_source import read_arrays
+
+SIZE = (8, 8)
+
+
+def noise(count=12, shape=(8, 8, 3), seed=0, dtype="uint8"):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(dtype)
+
+
+def labels(count=12, classes=2):
+    return np.arange(count) % classes
+
+
+def as_dataset(x, y):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((x, y))
+
+
+# Arrays
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (8, 8, 1), (8, 8)])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+@pytest.mark.parametrize("column", [False, True])
+def test_arrays_are_read(shape, dtype, column):
+    x, y = noise(shape=shape, dtype=dtype), labels()
+    found = read_arrays((x, y[:, None] if column else y))
+    part = found.parts["train"]
+    assert found.class_names == ["0", "1"] and list(found.parts) == ["train"]
+    assert part.labels.tolist() == y.tolist() and part.names == [str(i) for i in range(12)]
+    for i in range(12):
+        rgb = np.broadcast_to(x[i].reshape(8, 8, -1), (8, 8, 3))
+        assert np.array_equal(part.picture(i, SIZE), rgb)
+
+
+def test_arrays_with_a_test_set_are_read_as_keras_gives_them():
+    train, test = (noise(), labels(classes=3)), (noise(5, seed=1), np.array([2, 1, 0, 1, 2]))
+    found = read_arrays((train, test), class_names=["ant", "bee", "cat"])
+    assert found.class_names == ["ant", "bee", "cat"] and list(found.parts) == ["train", "test"]
+    assert found.parts["test"].labels.tolist() == [2, 1, 0, 1, 2]
+    assert np.array_equal(found.parts["test"].pictures, test[0])
+    assert found.parts["train"].names[:2] == ["train/0", "train/1"]
+    assert found.parts["test"].names == [f"test/{i}" for i in range(5)]
+
+
+def test_arrays_may_be_lists():
+    x, y = noise(), labels()
+    found = read_arrays([list(x), y.tolist()])
+    assert (
+        np.array_equal(found.parts["train"].pictures, x)
+        and found.parts["train"].labels.tolist() == y.tolist()
+    )
+    assert len(read_arrays(([*x[:2]], [0, 1])).parts["train"]) == 2, "two pictures are not two splits"
+
+
+def test_splits_may_be_named():
+    given = {"test": (noise(4), labels(4)), "train": (noise(), labels()), "val": (noise(3), labels(3))}
+    found = read_arrays(given)
+    assert {split: len(part) for split, part in found.parts.items()} == {"train": 12, "val": 3, "test": 4}
+    assert found.parts["val"].names == ["val/0", "val/1", "val/2"]
+    assert read_arrays({"train": (noise(), labels())}).parts["train"].names[0] == "0"
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ((noise(), labels(11)), r"images of shape \(12, 8, 8, 3\) with labels of shape \(11,\)"),
+    ((noise(), np.eye(2)[labels()]), r"labels of shape \(12, 2\)\. Turn one-hot labels"),
+    ((noise(), labels() - 1), r"whole numbers .* from 0. Received: int64, the least of them -1"),
+    ((noise(), labels().astype("float32")), "whole numbers .* Received: float32"),
+    ((noise(), np.array(["cat", "dog"] * 6)), "whole numbers .* Received: <U3"),
+    ((noise(), labels() * 10**12), r"Received a label 1000000000000\. Number the classes"),
+    ((noise(dtype="float32") / 255, labels()), r"values up to 1\.0 at most: multiply by 255"),
+    ((noise() > 99, labels()), "values up to True at most: multiply by 255"),
+    ((noise(dtype="float32") * 2 - 255, labels()), "pixels from 0 to 255, all finite. Received: -255"),
+    ((noise(dtype="int32") * 200, labels()), "pixels from 0 to 255"),
+    ((np.where(noise() > 250, np.nan, 9.0), labels()), "all finite. Received: nan"),
+    ((noise(shape=(8,)), labels()), r"shape \(N, H, W\).* Received: \(12, 8\)"),
+    ((noise(shape=(8, 8, 4)), labels()), r"Received: \(12, 8, 8, 4\)"),
+    ((noise(shape=(2, 8, 8, 3)), labels()), r"Received: \(12, 2, 8, 8, 3\)"),
+    ((noise(0), np.array([], int)), r"at least one\. Received: \(0, 8, 8, 3\)"),
+    ((noise().astype(str), labels()), "pixels as numbers"),
+    (None, "Received: NoneType"),
+    (noise(), r"\(images, labels\), a tf\.data\.Dataset of .* Received: ndarray"),
+    (([noise(1)[0], noise(1, (9, 9, 3))[0]], [0, 1]), "different sizes fit into no array: use a folder, or a data"),
+    ({"train": (noise(), labels()), "vall": 1}, r"Unknown split 'vall'\. Did you mean 'val'"),
+    ({"image": noise(), "label": labels()}, "Unknown split 'image'.* Expected one of 'train', 'val', 'test'"),
+    ({"test": (noise(), labels())}, "pictures for 'train'. Received: 'test'. Name those"),
+    ({}, "pictures for 'train'. Received: none"),
+    ({"train": noise()}, "Expected a folder.* Received: ndarray"),
+])  # fmt: skip
+def test_arrays_that_cannot_be_right_are_refused_with_a_remedy(source, message):
+    with pytest.raises(InputError, match=message):
+        read_arrays(source)
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["a"], "labels from 0 to 0.* Received a label 1"),
+    (["a", "a"], "a different name for each class. Received: a, a"),
+])  # fmt: skip
+def test_names_that_do_not_fit_the_labels_are_refused(names, message):
+    with pytest.raises(InputError, match=message):
+        read_arrays((noise(), labels()), class_names=names)
+
+
+def test_a_test_label_that_has_no_name_is_refused():
+    with pytest.raises(InputError, match="Received a label 2"):
+        read_arrays(((noise(), labels()), (noise(3), np.array([0, 1, 2]))), class_names="ab")
+
+
+# Data sets
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (8, 8, 1), (8, 8), (3, 8, 3), (8, 1)])
+@pytest.mark.parametrize("batch", [None, 1, 5, 12])
+@pytest.mark.parametrize("column", [False, True])
+def test_data_sets_are_read_batched_or_not(shape, batch, column):
+    x, y = noise(shape=shape), labels(classes=3)
+    dataset = as_dataset(x, y[:, None] if column else y)
+    found = read_arrays(dataset.batch(batch) if batch else dataset)
+    part = found.parts["train"]
+    assert part.labels.tolist() == y.tolist() and part.labels.dtype == np.int64
+    assert found.class_names == ["0", "1", "2"] and part.names == [str(i) for i in range(12)]
+    assert all(np.array_equal(part.pictures[i].reshape(shape), x[i]) for i in range(12))
+    assert part.pictures[0].dtype == np.uint8
+    assert np.array_equal(
+        part.picture(3, x.shape[1:3]), np.broadcast_to(x[3].reshape(*x.shape[1:3], -1), (*x.shape[1:3], 3))
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int32"])
+def test_other_numbers_are_rounded_to_whole_ones(dtype):
+    x = noise(dtype=dtype)
+    shifted = np.clip(x + np.asarray(0.4, dtype), 0, 255)
+    part = read_arrays(as_dataset(shifted, labels()).batch(4)).parts["train"]
+    assert all(np.array_equal(part.pictures[i], x[i].astype("uint8")) for i in range(12))
+
+
+def test_a_data_set_is_read_once_and_may_be_read_by_many_threads():
+    import tensorflow as tf
+
+    passes = []
+
+    def draw():
+        passes.append(1)
+        yield from ((noise(1, (i + 1, 9, 3), seed=i)[0], i % 2) for i in range(40))
+
+    signature = tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.int32)
+    part = read_arrays(tf.data.Dataset.from_generator(draw, output_signature=signature)).parts["train"]
+    with ThreadPoolExecutor(8) as pool:
+        pictures = list(pool.map(part.pictures.__getitem__, [*range(40)] * 5))
+    assert passes == [1]
+    for i, picture in enumerate(pictures):  # of differing sizes
+        assert np.array_equal(picture, noise(1, (i % 40 + 1, 9, 3), seed=i % 40)[0])
+
+
+def test_pairs_and_dicts_of_data_sets_are_splits():
+    train, test = as_dataset(noise(), labels()), as_dataset(noise(5, seed=1), labels(5))
+    found = read_arrays((train.batch(4), test))
+    assert [len(part) for part in found.parts.values()] == [12, 5]
+    assert found.parts["train"].names[11] == "train/11" and found.parts["test"].names[4] == "test/4"
+    assert np.array_equal(found.parts["test"].pictures[4], noise(5, seed=1)[4])
+    found = read_arrays({"val": test, "train": train, "test": (noise(2), [0, 1])})
+    assert [(split, len(part)) for split, part in found.parts.items()] == [
+        ("train", 12),
+        ("val", 5),
+        ("test", 2),
+    ]
+
+
+def test_folders_read_by_keras_bring_their_class_names(color_folder):
+    import keras
+
+    train, val = keras.utils.image_dataset_from_directory(
+        color_folder, image_size=(40, 40), batch_size=16, shuffle=False, validation_split=0.2, subset="both",
+        seed=0, verbose=False,
+    )  # fmt: skip
+    found = read_arrays({"train": train, "val": val})
+    assert found.class_names == ["blue", "green", "red"] and len(found.parts["train"]) == 72
+    for part in found.parts.values():
+        for i in range(len(part)):
+            color = COLORS[found.class_names[part.labels[i]]]
+            assert np.abs(part.picture(i, (40, 40)).mean(axis=(0, 1)) - color).max() < 20
+    assert read_arrays(train, class_names="xyz").class_names == ["x", "y", "z"]
+
+
+def test_class_names_that_differ_between_splits_are_refused():
+    train, test = as_dataset(noise(), labels()), as_dataset(noise(), labels())
+    train.class_names, test.class_names = ["ant", "bee"], ["bee", "ant"]
+    with pytest.raises(
+        InputError, match=r"same class names in every split\. Received: ant, bee in train and bee, ant in"
+    ):
+        read_arrays((train, test))
+    assert read_arrays((train, test), class_names=["ant", "bee"]).class_names == ["ant", "bee"]
+
+
+def test_data_sets_that_never_end_are_refused_at_once():
+    def never():
+        raise AssertionError("was read")
+
+    for source in (as_dataset(noise(), labels()).repeat(), as_dataset(noise(), labels()).batch(4).repeat()):
+        source.as_numpy_iterator = never
+        with pytest.raises(InputError, match=r"one that ends|data set that ends.*\.take\(N\)"):
+            read_arrays(source)
+    assert len(read_arrays(as_dataset(noise(), labels()).repeat().take(30)).parts["train"]) == 30
+
+
+def test_every_split_is_looked_at_before_one_is_read():
+    train, test = as_dataset(noise(), labels()), as_dataset(noise(), labels()).repeat()
+    train.as_numpy_iterator = lambda: pytest.fail("was read")
+    with pytest.raises(InputError, match="that ends"):
+        read_arrays((train, test))
+
+
+def elements(kind):
+    import tensorflow as tf
+
+    x, y = noise(), labels()
+    return {
+        "images alone": lambda: tf.data.Dataset.from_tensor_slices(x),
+        "dicts": lambda: tf.data.Dataset.from_tensor_slices({"image": x, "label": y}),
+        "weights": lambda: tf.data.Dataset.from_tensor_slices((x, y, y)),
+        "nested": lambda: tf.data.Dataset.from_tensor_slices(({"image": x}, y)),
+        "ragged": lambda: as_dataset(tf.ragged.stack([x[0], x[1, :4]]), [0, 1]),
+        "one-hot": lambda: as_dataset(x, np.eye(2, dtype="int64")[y]),
+        "one-hot batches": lambda: as_dataset(x, np.eye(2, dtype="int64")[y]).batch(4),
+        "probabilities": lambda: as_dataset(x, y.astype("float32")),
+        "words": lambda: as_dataset(x, np.array(["cat", "dog"])[y]),
+        "no label": lambda: as_dataset(x, y - 1),
+        "rgba": lambda: as_dataset(noise(shape=(8, 8, 4)), y),
+        "videos": lambda: as_dataset(noise(shape=(2, 8, 8, 3)), y).batch(2),
+        "encoded": lambda: as_dataset(np.array([b"JPEG"] * 12), y),
+        "batched twice": lambda: as_dataset(x, y).batch(2).batch(2),
+        "fractions": lambda: as_dataset(x.astype("float32") / 255, y),
+        "negative": lambda: as_dataset(x.astype("float32") - 128, y),
+        "nan": lambda: as_dataset(np.where(x > 250, np.nan, 9.0), y),
+        "empty": lambda: as_dataset(x, y).take(0),
+    }[kind]()
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    ("images alone", r"data set of \(image, label\).* Received elements TensorSpec.*dataset\.map"),
+    ("dicts", r"Received elements \{'image'"),
+    ("weights", r"Received elements \(TensorSpec.*TensorSpec.*TensorSpec"),
+    ("nested", r"Received elements \(\{'image'"),
+    ("ragged", r"Received elements \(RaggedTensorSpec"),
+    ("one-hot", r"labels of shape \(2,\)\. Turn one-hot labels into numbers by argmax"),
+    ("one-hot batches", r"labels of shape \(4, 2\)\. Turn one-hot labels into numbers by argmax"),
+    ("probabilities", "whole numbers .* Received: float32"),
+    ("words", "whole numbers .* Received: .S3"),
+    ("no label", "the least of them -1"),
+    ("rgba", r"Received: \(1, 8, 8, 4\)"),
+    ("videos", r"Received: \(2, 2, 8, 8, 3\)"),
+    ("encoded", "Expected images of shape"),
+    ("batched twice", r"Received: \(2, 2, 8, 8, 3\)"),
+    ("fractions", r"up to 1\.0 at most: multiply by 255"),
+    ("negative", "Received: -128"),
+    ("nan", "all finite. Received: nan"),
+    ("empty", "at least one picture"),
+])  # fmt: skip
+def test_data_sets_that_cannot_be_right_are_refused_with_a_remedy(kind, message):
+    with pytest.raises(InputError, match=message):
+        read_arrays(elements(kind))
+
+
+def test_a_black_picture_among_others_is_no_reason_to_refuse():
+    x = noise()
+    x[0] = 0
+    assert len(read_arrays(as_dataset(x, labels())).parts["train"]) == 12
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_pictures():
+    """3000 pictures of 100 KB, 300 MB, through a data set of batches."""
+    code = """
+        import resource
+        import numpy as np
+        import tensorflow as tf
+        from transfer.images.array_source import read_arrays
+
+        def draw(count):
+            random = np.random.default_rng(0)
+            for i in range(count):
+                yield random.integers(0, 256, (183, 183, 3), "uint8"), i % 2
+
+        def dataset(count):
+            signature = tf.TensorSpec((183, 183, 3), tf.uint8), tf.TensorSpec((), tf.int64)
+            return tf.data.Dataset.from_generator(draw, output_signature=signature, args=(count,)).batch(8)
+
+        read_arrays(dataset(20))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        part = read_arrays(dataset(3000)).parts["train"]
+        assert len(part) == 3000 and sum(len(part.pictures[i]) for i in range(3000)) == 3000 * 183
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout.split()[-1]) < 60

@@ -1,0 +1,176 @@
+"""The check of pictures, and what is summed up of it."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transfer.images import checking
+from transfer.images.checking import Checked, check, check_all, make_report
+from transfer.images.duplicates import find_same
+from transfer.images.splitting import Found, Split
+
+
+def encoded(seed=0, size=(40, 30), kind="PNG", **options) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype="uint8")
+    stream = io.BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def upright(value) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def test_a_good_picture_is_described():
+    found = check(encoded(size=(40, 30), kind="JPEG"))
+    assert found.problem == "" and len(found.digest) == 64 and len(found.hash) == 32
+    assert found[3:] == ("JPEG", "RGB", 40, 30, False)
+
+
+def test_sizes_are_those_of_the_upright_picture():
+    found = check(encoded(size=(40, 30), kind="JPEG", exif=upright(6)))
+    assert (found.width, found.height, found.turned) == (30, 40, True)
+    assert not check(encoded(kind="JPEG", exif=upright(1))).turned
+
+
+def test_turning_a_picture_by_exif_does_not_change_what_it_shows():
+    """A phone's photo and the same one turned by a program are the same picture."""
+    image = Image.open(io.BytesIO(encoded(size=(400, 300))))
+    stream, turned = io.BytesIO(), image.transpose(Image.Transpose.ROTATE_90)
+    turned.save(stream, "JPEG", exif=upright(6), quality=95)
+    digests, hashes = zip(*[(c.digest, c.hash) for c in (check(encoded(size=(400, 300))), check(stream.getvalue()))],
+                          strict=True)  # fmt: skip
+    assert find_same(digests, hashes).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("pixels", "mode"), [
+    (np.full((4, 6), 9, "uint8"), "L"), (np.full((4, 6, 1), 9.0), "L"), (np.full((4, 6, 3), 9, "uint8"), "RGB"),
+])  # fmt: skip
+def test_arrays_are_described_as_well(pixels, mode):
+    assert check(pixels)[3:] == ("array", mode, 6, 4, False)
+
+
+def test_order_is_kept_over_many_chunks(monkeypatch):
+    monkeypatch.setattr(checking, "_CHUNK", 3)
+    contents = [encoded(seed) if seed % 4 else b"broken" for seed in range(11)]
+    assert check_all(contents) == [check(content) for content in contents]
+
+
+def test_what_is_no_file_is_refused_unread(tmp_path, monkeypatch):
+    assert check(str(tmp_path)).problem == "not a file"
+    assert check("/dev/zero").problem == "not a file"
+    (tmp_path / "large.png").write_bytes(encoded())
+    monkeypatch.setattr(checking, "MOST_BYTES", 10)
+    assert "are more than 10" in check(str(tmp_path / "large.png")).problem
+
+
+# What is summed up
+
+
+def report_of(labels, *, parts=("train",), names=None, groups=(), skipped=(), **fields):
+    """A report of made-up findings: `fields` are lists, one value per picture."""
+    count = len(labels)
+    names = names or [f"{i:02}.png" for i in range(count)]
+    defaults = {
+        "digest": [str(i) for i in range(count)], "hash": [bytes([i % 256, i // 256]) * 16 for i in range(count)],
+        "format": ["JPEG"] * count, "mode": ["RGB"] * count, "width": [40] * count, "height": [30] * count,
+    }  # fmt: skip
+    values = {**defaults, **fields}
+    checked = [Checked("", **{key: value[i] for key, value in values.items()}) for i in range(count)]
+    ends = np.linspace(0, count, len(parts) + 1).astype(int)
+    found, by_part, same = {}, {}, {}
+    numbers = fields.get("numbers") or find_same(values["digest"], [b""] * count)
+    for part, start, end in zip(parts, ends, ends[1:], strict=False):
+        found[part] = Split(
+            names[start:end], np.array(labels[start:end]), names[start:end], list(groups[start:end])
+        )
+        by_part[part], same[part] = checked[start:end], np.asarray(numbers)[start:end]
+    classes = [f"class{i}" for i in range(max(labels) + 1)]
+    return make_report("made", Found(found, classes, skipped), checked=by_part, same=same, splits=found)
+
+
+def kinds(report):
+    return [finding.kind for finding in report.findings]
+
+
+def test_clean_data_have_no_findings():
+    report = report_of([0, 1] * 10)
+    assert report.findings == () and report.total == 20 and report.counts == {"train": (10, 10)}
+    assert "Nothing to complain about" in report.to_text()
+
+
+def test_formats_channels_and_sizes_are_counted():
+    report = report_of(
+        [0, 1] * 3,
+        format=["PNG"] * 2 + ["JPEG"] * 4,
+        mode=["L"] + ["RGB"] * 5,
+        width=[10, 20, 30, 40, 50, 60],
+    )
+    assert list(report.formats.items()) == [("JPEG", 4), ("PNG", 2)]
+    assert report.modes == {"RGB": 5, "L": 1}
+    assert report.widths == (10, 35, 60) and report.heights == (30, 30, 30)
+
+
+def test_copies_conflicts_and_shared_pictures_are_told_apart():
+    digests = ["a", "a", "b", "b", "c", "d", "e", "f", "g", "h", "i", "c"]
+    labels = [0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0]
+    report = report_of(labels, parts=("train", "test"), digest=digests)
+    assert kinds(report) == ["conflict", "shared", "copies"]
+    conflict, shared, copies = report.findings
+    assert conflict.names == ("02.png = 03.png",) and shared.names == ("04.png = 11.png",)
+    assert len(copies.names) == 3 and all(one.exact for one in report.same)
+
+
+def test_near_copies_are_told_from_exact_ones():
+    numbers = [0, 0, 1, 2, 3, 4]
+    same = {"train": np.array(numbers)}
+    part = Split(list("abcdef"), np.array([0, 0, 0, 1, 1, 1]), list("abcdef"))
+    checked = {"train": [Checked("", str(i), bytes([i]) * 32, "PNG", "RGB", 9, 9) for i in range(6)]}
+    report = make_report(
+        "made", Found({"train": part}, ["x", "y"]), checked=checked, same=same, splits={"train": part}
+    )
+    assert [(one.names, one.exact) for one in report.same] == [(("a", "b"), False)]
+    assert "near" in kinds(report) and "copies" not in kinds(report)
+
+
+def test_groups_in_two_given_splits_are_named():
+    groups = ["ann", "bob", "cem", "dan", "ann", "eve"]
+    report = report_of([0, 1] * 3, parts=("train", "test"), groups=groups)
+    (finding,) = report.findings
+    assert finding.kind == "group" and finding.names == ("ann",) and finding.serious
+    assert report.groups == 5
+
+
+def test_classes_with_too_few_different_pictures_are_named():
+    report = report_of([0] * 5 + [1, 1, 1] + [2, 2, 2, 2], digest=[*"abcde", *"fgg", *"hijk"])
+    few = next(f for f in report.findings if f.kind == "few")
+    assert few.names == ("class1",), "three pictures, two of them different"
+
+
+@pytest.mark.parametrize(("small", "found"), [(4, True), (5, False)])
+def test_imbalance_is_said_from_five_times_on(small, found):
+    assert ("imbalance" in kinds(report_of([0] * 24 + [1] * small))) is found
+
+
+def test_stray_formats_and_sizes_are_odd():
+    formats = ["JPEG"] * 198 + ["GIF", "JPEG"]
+    report = report_of([0, 1] * 100, format=formats, width=[40] * 199 + [4000])
+    (finding,) = report.findings
+    assert finding.kind == "odd" and not finding.serious
+    assert finding.names == ("198.png (GIF among JPEG)", "199.png (4000x30 pixels)")
+    assert report_of([0, 1] * 20, format=["JPEG"] * 30 + ["PNG"] * 10).odd == (), "a quarter is not odd"
+
+
+def test_formats_that_tell_the_class_are_found():
+    report = report_of([0] * 20 + [1] * 20, format=["JPEG"] * 20 + ["PNG"] * 20)
+    assert report.format_tells == "class0 is nearly all JPEG, class1 nearly all PNG"
+    assert report_of([0, 1] * 20, format=(["JPEG"] * 2 + ["PNG"] * 2) * 10).format_tells == ""
+
+
+def test_blank_pictures_are_named():
+    report = report_of([0, 1] * 3, hash=[b"", *[bytes([i]) * 32 for i in range(1, 6)]])
+    assert report.blank == ("00.png",)

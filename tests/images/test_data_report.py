@@ -1,0 +1,113 @@
+"""The report of the check, as text, JSON and a page."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from helpers.data_reports import report, same
+
+CHANGES = {
+    "skipped": ({"skipped": (("a.jpg", "empty"),)}, True, "1 picture is skipped", "a.jpg (empty)"),
+    "conflict": ({"same": (same("a", "b", classes=["cat", "dog"]),)}, True, "two labels", "a = b"),
+    "shared": ({"same": (same("a", "b", splits=["train", "test"]),)}, True, "several of the splits", "a = b"),
+    "group": ({"split_groups": ("ann", "bob"), "groups": 9}, True, "2 of 9 groups", "ann"),
+    "few": ({"few": ("dog",)}, True, "1 of 2 classes have fewer than 3", "dog"),
+    "alike": ({"class_names": ("Fire bus", "fire_bus")}, True, "differ only in case", "'Fire bus' = 'fire_bus'"),
+    "imbalance": ({"counts": {"train": (70, 10)}}, False, "cat has 7 times as many", "--class-weights"),
+    "copies": ({"same": (same("a", "b"), same("c", "d"))}, False, "2 pictures are .* byte for byte", "c = d"),
+    "near": ({"same": (same("a", "b", exact=False),)}, False, "1 picture is .* slightly other form", "a = b"),
+    "odd": ({"odd": (("a.gif", "GIF among JPEG"),)}, False, "1 picture is unlike", "a.gif (GIF among JPEG)"),
+    "blank": ({"blank": ("a", "b")}, False, "2 pictures are of one colour", "a"),
+    "format": ({"format_tells": "cat is nearly all PNG"}, False, "gives classes away: cat", "nearly all PNG"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "serious", "sentence", "example"), [(k, *v) for k, v in CHANGES.items()]
+)
+def test_every_finding_is_said_everywhere(kind, changes, serious, sentence, example):
+    made = report(**changes)
+    finding = next(f for f in made.findings if f.kind == kind)
+    assert finding.serious is serious
+    import re
+
+    line = next(line for line in made.to_text().splitlines() if re.search(sentence, line))
+    assert line.startswith("! " if serious else "- ") and example in made.to_text()
+    assert kind in [f["kind"] for f in json.loads(made.to_json())["findings"]]
+    assert example in text_of(made.to_html())
+
+
+def test_serious_findings_come_first():
+    made = report(odd=(("a", "x"),), skipped=(("b", "empty"),), blank=("c",), few=("dog",))
+    assert [f.serious for f in made.findings] == [True, True, False, False]
+
+
+def test_long_lists_are_cut_in_text_and_whole_in_json():
+    made = report(skipped=tuple((f"{i}.jpg", "empty") for i in range(1000)))
+    assert "4.jpg" in made.to_text() and "5.jpg" not in made.to_text() and "and 995 more" in made.to_text()
+    assert len(json.loads(made.to_json())["skipped"]) == 1000
+    assert "and 800 more" in made.to_html()
+
+
+def test_the_table_adds_up():
+    lines = report().to_text().splitlines()
+    assert lines[0].split() == ["photos:", "2", "classes", "train", "val", "test"]
+    assert lines[1].split() == ["cat", "10", "1", "2"] and lines[3].split() == ["together", "18", "2", "4"]
+
+
+def test_of_many_classes_the_largest_and_smallest_are_shown():
+    counts = tuple(range(1, 101))
+    text = report(class_names=tuple(f"c{i}" for i in range(100)), counts={"train": counts}).to_text()
+    assert "c99" in text and "c0 " in text and "c50" not in text and "5,050" in text
+
+
+def test_facts_are_in_words():
+    text = report(turned=3, groups=7, ignored=("a.txt", "b.txt")).to_text()
+    for fact in ("JPEG 24", "RGB 20, L 4", "10 to 4000 pixels, median 20", "3 set upright", "groups    7",
+                 "2 other files"):  # fmt: skip
+        assert fact in text
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.words, self.images = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "img":
+            self.images.append(dict(attributes))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def parsed(html) -> Page:
+    page = Page()
+    page.feed(html)
+    return page
+
+
+def text_of(html) -> str:
+    return " ".join(" ".join(parsed(html).words).split())
+
+
+def test_names_cannot_break_the_page():
+    nasty = "<script>alert(1)</script>&\"'.jpg"
+    html = report(skipped=((nasty, "empty"),), class_names=("<b>cat", "dog"), name="<i>").to_html()
+    assert "script" not in parsed(html).tags and nasty in text_of(html)
+
+
+def test_the_page_shows_pictures_of_interest_and_needs_nothing_else():
+    made = report(same=(same("a", "b", "c"),), odd=(("o", "GIF among JPEG"), ("gone", "x")))
+    pictures = {name: np.full((8, 8, 3), 9, "uint8") for name in "abo"}
+    page = parsed(made.to_html(pictures.get))
+    assert [image["alt"] for image in page.images] == ["a", "b", "o: GIF among JPEG"]
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.images)
+    assert not {"script", "link"} & set(page.tags)
+    assert not parsed(made.to_html()).images
+
+
+def test_a_page_of_no_training_pictures_is_whole():
+    assert "photos" in report(counts={"train": (0, 0), "val": (0, 0), "test": (0, 0)}).to_html()

@@ -1,0 +1,479 @@
+"""Sources become splits of labelled pictures, checked; the command that checks them by itself."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.images import COLORS, write_picture
+from PIL import Image
+
+from transfer.common.errors import InputError
+from transfer.images.datasets import embedded_folder, flips_are_safe, load_data, main
+from transfer.images.pipeline import make_dataset
+from transfer.images.split_file import read_split, write_split
+
+SIZE = (8, 8)
+
+
+def fill(folder: Path, counts: dict[str, int], *, start: int = 0) -> Path:
+    """Write different pictures into the sub-folders named."""
+    for place, (name, count) in enumerate(counts.items()):
+        for i in range(count):
+            write_picture(folder / name / f"{i:02}.png", (90, 90, 90), size=8, seed=start + 1000 * place + i)
+    return folder
+
+
+def names_of(data):
+    return {part: sorted(getattr(data, part).names) for part in ("train", "val", "test")}
+
+
+# Folders
+
+
+def test_labels_are_the_sorted_names_of_folders(color_folder):
+    data = load_data(color_folder)
+    assert data.class_names == ("blue", "green", "red") and data.name == "colors"
+    for part in (data.train, data.val, data.test):
+        for i in range(len(part)):
+            color = COLORS[data.class_names[part.labels[i]]]
+            assert np.abs(part.picture(i, SIZE).mean(axis=(0, 1)) - color).max() < 20
+            assert part.names[i].startswith(data.class_names[part.labels[i]] + "/")
+
+
+def test_numbers_as_names_keep_their_labels(tmp_path):
+    """In text order 1, 10, 2; what counts is that a label and its name stay together."""
+    data = load_data(fill(tmp_path, {"2": 4, "10": 5, "1": 6}))
+    assert data.class_names == ("1", "10", "2")
+    for part in (data.train, data.val, data.test):
+        assert [data.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
+    counts = sum(np.bincount(part.labels, minlength=3) for part in (data.train, data.val, data.test))
+    assert counts.tolist() == [6, 5, 4]
+
+
+def test_names_may_be_of_any_alphabet(tmp_path):
+    data = load_data(fill(tmp_path / "Früchte 図", {"Äpfel": 3, "梨": 3, "a b": 3}))
+    assert data.class_names == ("a b", "Äpfel", "梨") and data.name == "Früchte 図"
+    assert sum(len(y) for _, y in make_dataset(data.train, image_size=SIZE, batch_size=4)) == 3
+
+
+def test_what_is_no_picture_is_passed_over(tmp_path):
+    fill(tmp_path, {"a": 5, "b": 5})
+    fill(tmp_path, {".hidden": 3, "__MACOSX": 3, "__MACOSX/a": 3, "a/.thumbnails": 3, "b/__MACOSX/deep": 3})
+    for name in ("Thumbs.db", ".DS_Store", "notes.txt", "._00.png", "desktop.ini", ".hidden.png"):
+        (tmp_path / "a" / name).write_bytes(b"junk")
+        (tmp_path / name).write_bytes(b"junk")
+    (tmp_path / "a" / "folder.png").mkdir()
+    data = load_data(tmp_path)
+    assert data.class_names == ("a", "b") and data.skipped == ()
+    assert len(data.train) + len(data.val) + len(data.test) == 10
+
+
+def test_pictures_may_lie_deeper_and_be_called_in_capitals(tmp_path):
+    fill(tmp_path, {"a/x": 2, "a/y/z": 2, "b": 4})
+    (tmp_path / "b" / "00.png").rename(tmp_path / "b" / "00.PNG")
+    data = load_data(tmp_path, val=0, test=0)
+    assert np.bincount(data.train.labels).tolist() == [4, 4]
+    assert "a/y/z/00.png" in data.train.names
+
+
+@pytest.mark.parametrize("names", [
+    ("train", "val", "test"), ("Train", "VALID", "Test"), ("training", "Validation", "TESTING"),
+])  # fmt: skip
+def test_folders_for_splits_are_kept(names, tmp_path):
+    for place, name in enumerate(names):
+        fill(tmp_path / name, {"a": 3 - place, "b": 1}, start=100 * place)
+    data = load_data(tmp_path)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [4, 3, 2]
+    assert data.class_names == ("a", "b")
+    assert all(name.startswith(names[2]) for name in data.test.names)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_val_without_test_is_the_test_set(name, tmp_path):
+    fill(tmp_path / "train", {"a": 10, "b": 10})
+    fill(tmp_path / name, {"a": 2, "b": 1}, start=500)
+    data = load_data(tmp_path)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [18, 2, 3]
+    assert {n.split("/")[0] for n in data.val.names} == {"train"}
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    data = load_data(fill(tmp_path, {"car": 3, "plane": 3, "train": 3}))
+    assert data.class_names == ("car", "plane", "train")
+
+
+def test_folders_beside_the_splits_are_said_to_be_skipped(tmp_path):
+    fill(tmp_path / "train", {"a": 5, "b": 5})
+    fill(tmp_path, {"test": 3})  # without classes, as competitions give it
+    data = load_data(tmp_path)
+    assert data.skipped == (("test", "3 pictures in no folder of a split and a class"),)
+    assert {n.split("/")[0] for n in data.test.names} == {"train"}
+
+
+def test_a_class_need_not_be_in_the_test_set(tmp_path):
+    fill(tmp_path / "train", {"a": 5, "b": 5})
+    fill(tmp_path / "test", {"b": 2}, start=500)
+    (tmp_path / "test" / "a").mkdir()
+    assert load_data(tmp_path).test.labels.tolist() == [1, 1]
+
+
+def test_the_split_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
+    fill(tmp_path, {"a": 10, "b": 10})
+    straight = names_of(load_data(tmp_path))
+    listed = os.scandir, os.listdir
+
+    class Backwards(list):
+        __enter__ = lambda self: iter(self)  # noqa: E731
+        __exit__ = lambda self, *_: None  # noqa: E731
+
+    monkeypatch.setattr(
+        os, "scandir", lambda *a: Backwards(sorted(listed[0](*a), key=lambda e: e.name)[::-1])
+    )
+    monkeypatch.setattr(os, "listdir", lambda *a: sorted(listed[1](*a))[::-1])
+    assert names_of(load_data(tmp_path)) == straight
+
+
+def test_another_seed_is_another_split(color_folder):
+    first, again, other = (names_of(load_data(color_folder, seed=seed)) for seed in (0, 0, 1))
+    assert first == again
+    assert all(first[part] != other[part] for part in first)
+
+
+def test_copies_under_two_names_or_classes_are_never_on_both_sides(tmp_path):
+    """The old image retrainer leaked most of its validation pictures into training."""
+    fill(tmp_path, {"a": 10, "b": 10})
+    for i in range(10):
+        content = (tmp_path / "a" / f"{i:02}.png").read_bytes()
+        (tmp_path / "a" / f"copy of {i}.png").write_bytes(content)
+        if i < 3:
+            (tmp_path / "b" / f"stray {i}.png").write_bytes(content)
+    for seed in range(4):
+        data = load_data(tmp_path, seed=seed)
+        seen = [{Path(p).read_bytes() for p in part.pictures} for part in (data.train, data.val, data.test)]
+        assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+        assert all(len(part) for part in seen)
+
+
+def test_copies_in_given_splits_raise_a_warning(tmp_path, caplog):
+    fill(tmp_path / "train", {"a": 5, "b": 5})
+    fill(tmp_path / "test", {"a": 2, "b": 1})
+    load_data(tmp_path)
+    assert "3 pictures are in several of the splits that the data came with" in caplog.text
+    assert "test/a/00.png = train/a/00.png" in caplog.text
+
+
+def test_the_pictures_that_come_along_load():
+    data = load_data("emoji")
+    assert data.num_classes == 12 and not data.skipped and len(data.train) > 300
+    assert embedded_folder().name == "emoji"
+
+
+# Broken files
+
+
+@pytest.fixture
+def broken_folder(tmp_path):
+    fill(tmp_path, {"a": 6, "b": 6})
+    whole = (tmp_path / "a" / "00.png").read_bytes()
+    (tmp_path / "a" / "00.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b" / "empty.jpg").write_bytes(b"")
+    (tmp_path / "b" / "text.jpg").write_bytes(b"404 Not Found")
+    return tmp_path
+
+
+def test_broken_files_are_skipped_named_and_counted(broken_folder, caplog):
+    data = load_data(broken_folder)
+    assert dict(data.skipped) == {
+        "a/00.png": "image file is truncated",
+        "b/empty.jpg": "empty",
+        "b/text.jpg": "not a picture of a known format",
+    }
+    assert len(data.train) + len(data.val) + len(data.test) == 11
+    assert "3 pictures are skipped" in caplog.text and "a/00.png (image file is truncated)" in caplog.text
+    for part in (data.train, data.val, data.test):
+        assert [data.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
+        batches = make_dataset(part, image_size=SIZE, batch_size=4)
+        assert sum(len(y) for _, y in batches) == len(part), "training does not stumble over them"
+
+
+def test_strict_refuses_broken_files_by_name(broken_folder):
+    with pytest.raises(
+        InputError, match=r"Received 3 .*a/00\.png: .*; b/empty\.jpg: empty; b/text\.jpg: .*Mend"
+    ):
+        load_data(broken_folder, strict=True)
+
+
+def test_long_lists_of_broken_files_are_cut(tmp_path, caplog):
+    fill(tmp_path, {"a": 5, "b": 5})
+    for i in range(14):
+        (tmp_path / "a" / f"bad{i:02}.jpg").write_bytes(b"x")
+    assert len(load_data(tmp_path).skipped) == 14
+    assert "bad04.jpg" in caplog.text and "bad05.jpg" not in caplog.text and "and 9 more" in caplog.text
+
+
+def test_a_class_of_broken_files_alone_is_refused(tmp_path):
+    fill(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "x.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"None to train on for: c\. Skipped were: c/x\.jpg \("):
+        load_data(tmp_path)
+
+
+def test_a_file_that_vanishes_later_is_named(tmp_path):
+    data = load_data(fill(tmp_path, {"a": 4, "b": 4}))
+    Path(data.train.pictures[0]).unlink()
+    with pytest.raises(Exception, match=re.escape(data.train.names[0])):
+        list(make_dataset(data.train, image_size=SIZE, batch_size=4))
+
+
+# What is refused
+
+
+def misfits(tmp_path):
+    fill(tmp_path / "colours", {"a": 3, "b": 3})
+    fill(tmp_path / "one", {"a": 3})
+    fill(tmp_path / "wrapped", {"photos/a": 3, "photos/b": 3})
+    fill(tmp_path / "hollow", {"a": 3, "b": 3})
+    (tmp_path / "hollow" / "c").mkdir()
+    (tmp_path / "hollow" / "c" / "picture.tif").write_bytes(b"x")
+    (tmp_path / "none").mkdir()
+    write_picture(tmp_path / "flat" / "x.png", (1, 2, 3))
+    fill(tmp_path / "strange", {"train/cat": 3, "train/dog": 3, "test/cats": 1})
+    fill(tmp_path / "twice", {"train/a": 3, "train/b": 3, "val/a": 1, "valid/b": 1})
+    fill(tmp_path / "headless", {"val/a": 3, "test/a": 3})
+    fill(tmp_path / "flat splits", {"train": 3, "test": 3})
+    fill(tmp_path / "no test", {"train/a": 3, "train/b": 3})
+    (tmp_path / "no test" / "test" / "a").mkdir(parents=True)
+    (tmp_path / "file.png").write_bytes(b"x")
+
+
+@pytest.mark.parametrize(("source", "options", "message"), [
+    ("colors", {}, r"which does not exist\. Did you mean '.*/colours'\?"),
+    ("zzzzzz", {}, r"a folder with a sub-folder .* CSV or Parquet list, tfds:NAME, or 'emoji'.* Check the path"),
+    ("gone/zzz", {}, "which does not exist. Check the path"),
+    ("emojis", {}, "Did you mean 'emoji'"),
+    ("file.png", {}, r"Received a picture: .*file\.png\. Name the folder"),
+    ("one", {}, r"at least 2 classes in 'one'. Received: 1 \(a\)\. Put each class' pictures"),
+    ("wrapped", {}, r"one alone, 'photos', with sub-folders of its own\. Did you mean '.*wrapped.photos'"),
+    ("none", {}, "at least 2 classes in 'none'. Received: 0. Put each class' pictures"),
+    ("flat", {}, "at least 2 classes in 'flat'. Received: 0. Put each class' pictures"),
+    ("hollow", {}, r"\.jpg.* in every sub-folder of .*hollow\. Received none in: c\. Add some"),
+    ("strange", {}, r"Unknown class 'cats'\. Did you mean 'cat'\? It is in .*test but not in .*train"),
+    ("twice", {}, r"one folder per split .* Received: train, val, valid\. Merge"),
+    ("headless", {}, r"Expected a folder 'train' in .*headless.* Received: test, val\. Sort"),
+    ("flat splits", {}, r"with a sub-folder per class\. Received: test, train\. Sort"),
+    ("no test", {}, r"Expected pictures .* in .*test\. Received none\. .* drawn from train"),
+    ("colours", {"val": 0.5, "test": 0.5}, r"together below 1.* Received: val=0.5, test=0.5\. Leave"),
+    ("colours", {"val": -0.1}, r"0 or more.*val=-0.1"),
+    ("colours", {"val": -1}, r"0 or more.*val=-1"),
+    ("colours", {"val": 7}, r"at most 4 pictures for val and test"),
+    ("colours", {"val": 1.5}, r"a count of them, a whole number.*val=1.5"),
+    ("colours", {"few_shot": 0}, r"few_shot of 1 picture per class or more. Received: 0"),
+    ("colours", {"resize": "strech"}, r"Unknown resize 'strech'. Did you mean 'stretch'"),
+    ("colours", {"tfds_split": "train"}, r"tfds_split with tfds:NAME alone"),
+    ("colours", {"split_file": "nothing.csv"}, r"nothing.csv.*does not exist"),
+    ("colours", {"test": 1.0}, r"test=1.0"),
+    ("colours", {"test": float("nan")}, r"test=nan"),
+    ("colours", {"image_size": 0}, r"whole pixels, 1 or more.* Received: image_size=0"),
+    ("colours", {"image_size": (32, -1)}, r"image_size=\(32, -1\)"),
+    ("colours", {"image_size": 32.5}, "image_size=32.5"),
+    ("colours", {"image_size": (1, 2, 3)}, r"image_size=\(1, 2, 3\)"),
+    ("colours", {"seed": -1}, "Expected a seed of 0 or more. Received: -1. Any other"),
+    ("colours", {"class_names": ["a", "b"]}, "class_names with arrays alone. .* Leave them out"),
+])  # fmt: skip
+def test_input_that_cannot_be_right_is_refused_with_a_remedy(source, options, message, tmp_path):
+    misfits(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_data("emojis" if source == "emojis" else tmp_path / source, **options)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(None, None), (32, (32, 32)), ((24, 32), (24, 32)), (np.int64(16), (16, 16))]
+)
+def test_image_sizes_are_pairs(size, expected, color_folder):
+    assert load_data(color_folder, image_size=size).image_size == expected
+
+
+# Splits on request
+
+
+def test_sizes_may_be_counts_of_pictures(color_folder):
+    data = load_data(color_folder, val=6, test=15)
+    assert [len(part) for part in data.splits.values()] == [69, 6, 15]
+    assert np.bincount(data.test.labels).tolist() == [5, 5, 5]
+
+
+def test_few_shot_trains_on_some_of_each_class_and_measures_on_the_same(color_folder):
+    whole, three, one = (load_data(color_folder, few_shot=few) for few in (None, 3, 1))
+    assert np.bincount(three.train.labels).tolist() == [3, 3, 3] and len(one.train) == 3
+    assert set(one.train.names) < set(three.train.names) < set(whole.train.names)
+    assert names_of(one)["test"] == names_of(whole)["test"] and names_of(one)["val"] == names_of(whole)["val"]
+    assert three.report.counts["train"] == (3, 3, 3)
+
+
+def test_a_split_that_was_written_can_be_given_back(tmp_path):
+    folder = fill(tmp_path / "photos", {"a": 12, "b": 12})
+    before = load_data(folder, seed=5)
+    write_split(tmp_path / "split.csv", before.splits, before.class_names)
+    fill(folder, {"a": 15}, start=7000)  # other pictures under the same names, and three new ones
+    again = load_data(folder, seed=0, split_file=tmp_path / "split.csv")
+    assert names_of(again) == names_of(before), "whatever the seed, and new pictures are left out"
+    for part in again.splits.values():
+        assert [again.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
+
+
+def test_a_split_of_other_data_is_refused(tmp_path):
+    write_split(tmp_path / "s.csv", load_data(fill(tmp_path / "x", {"a": 5, "b": 5})).splits, ["a", "b"])
+    other = fill(tmp_path / "y", {"a": 5, "c": 5})
+    with pytest.raises(InputError, match="Unknown class 'b'"):
+        load_data(other, split_file=tmp_path / "s.csv")
+
+
+def test_lists_of_pictures_load_with_groups(tmp_path):
+    fill(tmp_path, {"photos": 40})
+    rows = [f"photos/{i:02}.png,{'cat' if i % 2 else 'dog'},patient{i // 4}" for i in range(40)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,patient", *rows, "photos/gone.png,cat,x"]))
+    data = load_data(tmp_path / "list.csv")
+    assert data.name == "list" and data.class_names == ("cat", "dog") and data.report.groups == 10
+    seen = [set(part.groups) for part in data.splits.values()]
+    assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert dict(data.skipped) == {"photos/gone.png": "no such file or directory"}
+
+
+def test_look_alikes_stay_on_one_side(tmp_path):
+    """Every picture is there twice, once saved as a small JPEG."""
+    for i in range(24):
+        coarse = np.random.default_rng(i).integers(0, 256, (12, 16, 3), dtype="uint8")
+        image = Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
+        folder = tmp_path / "ab"[i % 2]
+        folder.mkdir(exist_ok=True)
+        image.save(folder / f"{i:02}.png")
+        image.resize((80, 60)).save(folder / f"{i:02}.jpg", quality=70)
+    for seed in range(4):
+        data = load_data(tmp_path, seed=seed)
+        seen = [{Path(name).stem for name in part.names} for part in data.splits.values()]
+        assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert len(data.report.same) == 24 and not any(one.exact for one in data.report.same)
+    assert load_data(tmp_path, look_alikes=False).report.same == ()
+
+
+def test_a_picture_is_resized_as_asked(tmp_path):
+    for name, color in (("a", "red"), ("b", "blue")):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            wide = Image.new("RGB", (60 + i, 20), color)
+            wide.paste("white", (0, 0, 5, 20))
+            wide.save(tmp_path / name / f"{i}.png")
+    stretched, cropped, padded = (
+        load_data(tmp_path, resize=how, val=0, test=0).train.picture(0, (20, 20))
+        for how in ("stretch", "crop", "pad")
+    )
+    assert stretched[10, 0].min() > 200, "white on the left"
+    assert cropped.max(axis=(0, 1)).tolist() == cropped.min(axis=(0, 1)).tolist(), "the edge is gone"
+    assert padded[0].max() == 0 and padded[-1].max() == 0 and padded[10].max() == 255
+
+
+# Names
+
+
+def test_names_are_the_same_on_systems_that_store_them_decomposed(tmp_path):
+    """macOS stores é as e and an accent; the split must not depend on it."""
+    composed = fill(tmp_path / "x", {"caf\u00e9": 10, "the": 10})
+    decomposed = fill(tmp_path / "y", {"cafe\u0301": 10, "the": 10})
+    first, second = load_data(composed), load_data(decomposed)
+    assert first.class_names == second.class_names == ("caf\u00e9", "the")
+    assert names_of(first) == names_of(second)
+
+
+def test_names_that_cannot_be_written_are_escaped(tmp_path):
+    fill(tmp_path, {"a": 6, "b": 6})
+    os.rename(tmp_path / "a" / "00.png", os.fsencode(tmp_path / "a") + b"/caf\xe9\n.png")
+    data = load_data(tmp_path)
+    names = [name for part in data.splits.values() for name in part.names]
+    assert "a/caf\\xe9\\n.png" in names and len(set(names)) == 12
+    json.loads(data.report.to_json()), data.report.to_text().encode("utf-8")
+
+
+# What is not a picture by its name
+
+
+def test_pictures_are_found_whatever_they_are_called(tmp_path):
+    fill(tmp_path, {"a": 6, "b": 6})
+    for old, new in (
+        ("00", "no ending"),
+        ("01", "picture.jpg"),
+        ("02", "picture.tif"),
+        ("03", "picture.jpg_large"),
+    ):
+        (tmp_path / "a" / f"{old}.png").rename(tmp_path / "a" / new)
+    (tmp_path / "a" / "readme.txt").write_text("about these pictures")
+    (tmp_path / "a" / "scan.tiff").write_bytes(b"II*\0")
+    write_picture(tmp_path / "loose.png", (1, 2, 3))
+    data = load_data(tmp_path)
+    assert sum(map(len, data.splits.values())) == 12
+    assert data.report.ignored == ("a/readme.txt",)
+    assert dict(data.skipped) == {
+        "a/scan.tiff": "TIFF is not read: save it as JPEG or PNG",
+        "loose.png": "lies in no folder of a class",
+    }
+
+
+# The command
+
+
+def test_the_command_prints_the_report_and_writes_what_is_asked_for(broken_folder, tmp_path, capsys):
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "html", "csv")}
+    code = main([str(broken_folder), "--json", str(files["json"]), "--html", str(files["html"]),
+                 "--write-split", str(files["csv"]), "--test", "3"])  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 0 and "2 classes" in out and "b/empty.jpg (empty)" in out and err == ""
+    report = json.loads(files["json"].read_text())
+    assert report["counts"]["test"] == [1, 2] and len(report["skipped"]) == 3
+    assert "a/00.png" in files["html"].read_text()
+    assert len(read_split(files["csv"])) == 11
+
+
+def test_the_command_stops_at_broken_files_when_strict(broken_folder, capsys):
+    assert main([str(broken_folder), "--strict"]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        out == ""
+        and err.startswith("Expected pictures that can be used. Received 3")
+        and err.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    "flags", [["--json", "no/such/folder/x.json"], ["--seed", "-1"], ["--split", "no.csv"]]
+)
+def test_the_command_refuses_bad_flags_in_one_line(flags, color_folder, capsys):
+    assert main([str(color_folder), *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_answers_help_without_tensorflow():
+    code = "import sys; from transfer import datasets; print('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# Names of classes
+
+
+@pytest.mark.parametrize(("names", "safe"), [
+    (["0", "1", "2"], False), (["a", "b", "Z"], False), (["10", "7", "x"], False), (["ä", "図"], False),
+    (["ants", "bees"], True), (["a", "ant"], True), (["1_cat", "2_dog"], True),
+])  # fmt: skip
+def test_letters_and_digits_are_not_mirrored(names, safe):
+    assert flips_are_safe(names) is safe
+
+
+def test_nothing_is_logged_above_info_for_clean_data(color_folder, caplog):
+    load_data(color_folder)
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]

@@ -1,0 +1,126 @@
+"""Copies and look-alikes: the same picture saved another way is found, different pictures are not."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from transfer.images.decoding import decode
+from transfer.images.duplicates import BITS, MOST_BITS, find_same, join, near_pairs, perceptual_hash
+
+
+def scene(seed=0, size=(240, 180)) -> Image.Image:
+    """Smooth blobs of colour, another composition for each seed, as photos are at low frequencies."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (9, 12, 3), dtype="uint8")
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def saved(image, kind="PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def hash_of(content: bytes) -> bytes:
+    return perceptual_hash(decode(content, (64, 64)))
+
+
+def apart(first: bytes, second: bytes) -> int:
+    return int(np.unpackbits(np.frombuffer(first, "uint8") ^ np.frombuffer(second, "uint8")).sum())
+
+
+CHANGES = {
+    "JPEG": lambda image: saved(image, "JPEG", quality=60),
+    "smaller": lambda image: saved(image.resize((120, 90))),
+    "larger": lambda image: saved(image.resize((500, 375)), "WEBP"),
+    "grey": lambda image: saved(image.convert("L")),
+    "brighter": lambda image: saved(ImageEnhance.Brightness(image).enhance(1.15)),
+    "more contrast": lambda image: saved(ImageEnhance.Contrast(image).enhance(1.2)),
+    "with EXIF": lambda image: saved(image, "JPEG", quality=95, comment=b"hello"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_picture_saved_another_way_is_near(change, seed):
+    assert apart(hash_of(saved(scene(seed))), hash_of(change(scene(seed)))) <= MOST_BITS
+
+
+def test_different_pictures_are_far():
+    hashes = [hash_of(saved(scene(seed))) for seed in range(40)]
+    assert min(apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 2 * MOST_BITS
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 0, 0), (250, 249, 248)])
+def test_pictures_of_one_colour_are_like_no_other(color):
+    pixels = np.full((64, 64, 3), color, "uint8")
+    assert perceptual_hash(pixels) == b""
+    assert find_same(["a", "b"], [b"", b""]).tolist() == [0, 1]
+
+
+def test_a_hash_has_all_its_bits():
+    assert len(hash_of(saved(scene()))) * 8 == BITS
+
+
+def flipped(content: bytes, count: int, rng) -> bytes:
+    bits = np.unpackbits(np.frombuffer(content, "uint8"))
+    bits[rng.choice(BITS, count, replace=False)] ^= 1
+    return np.packbits(bits).tobytes()
+
+
+def random_hashes(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [row.tobytes() for row in rng.integers(0, 256, (count, BITS // 8), dtype="uint8")], rng
+
+
+def test_all_pairs_within_15_bits_are_found_and_none_past_the_limit():
+    hashes, rng = random_hashes(300)
+    near = [flipped(h, int(rng.integers(0, 16)), rng) for h in hashes]
+    far = [flipped(h, int(rng.integers(MOST_BITS + 1, 60)), rng) for h in hashes]
+    found = {tuple(pair) for pair in near_pairs([*hashes, *near, *far]).tolist()}
+    assert {(i, 300 + i) for i in range(300)} <= found
+    assert not {(i, 600 + i) for i in range(300)} & found
+
+
+def test_most_pairs_up_to_the_limit_are_found():
+    hashes, rng = random_hashes(1000)
+    near = [flipped(h, MOST_BITS, rng) for h in hashes]
+    found = {tuple(pair) for pair in near_pairs([*hashes, *near]).tolist()}
+    assert sum((i, 1000 + i) in found for i in range(1000)) > 950
+
+
+def test_pairs_are_those_of_comparing_all_with_all():
+    """Against brute force, on hashes that are crowded together."""
+    base, rng = random_hashes(10)
+    hashes = [flipped(base[i % 10], int(rng.integers(0, 14)), rng) for i in range(80)]
+    close = {(i, j) for j in range(80) for i in range(j) if apart(hashes[i], hashes[j]) <= 15}
+    far = {(i, j) for j in range(80) for i in range(j) if apart(hashes[i], hashes[j]) > MOST_BITS}
+    found = {tuple(pair) for pair in near_pairs(hashes).tolist()}
+    assert close <= found and not far & found
+
+
+def test_a_hundred_thousand_equal_hashes_take_no_time_squared():
+    pairs = near_pairs([bytes(32)] * 100_000)
+    assert len(pairs) == 99_999, "a chain, not every pair"
+    assert (join(100_000, pairs) == 0).all()
+
+
+@pytest.mark.parametrize("hashes", [[], [b""], [bytes(32)], [b"", b"", bytes(32)]], ids=str)
+def test_too_few_hashes_have_no_pairs(hashes):
+    assert near_pairs(hashes).shape == (0, 2)
+
+
+def test_same_content_or_looks_over_several_steps_is_one():
+    hashes, rng = random_hashes(3)
+    near = flipped(hashes[0], 5, rng)
+    digests = ["a", "b", "c", "b", "d"]
+    looks = [hashes[0], near, hashes[1], b"", hashes[2]]
+    assert find_same(digests, looks).tolist() == [0, 0, 1, 0, 2]
+
+
+def test_nothing_is_the_same_as_nothing():
+    assert find_same([], []).tolist() == []
+    assert join(0, np.zeros((0, 2), "int64")).tolist() == []
+    assert join(3, np.zeros((0, 2), "int64")).tolist() == [0, 1, 2]

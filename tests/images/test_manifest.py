@@ -1,0 +1,285 @@
+"""Lists of pictures as a source: which pictures, labels, splits and groups they give, and where paths lead."""
+
+import os
+import tracemalloc
+from pathlib import Path
+from unicodedata import normalize
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers.images import COLORS, write_picture
+from pyarrow import parquet
+
+from transfer.common.errors import InputError
+from transfer.images.manifest import read_manifest
+
+COMPOSED, DECOMPOSED = normalize("NFC", "Zoë é.png"), normalize("NFD", "Zoë é.png")
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a list, and an empty file for each picture that is named."""
+
+    def written(content: str | bytes, *files: str, name="list.csv"):
+        for file in files:
+            target = tmp_path / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+        path = tmp_path / name
+        path.write_bytes(
+            content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+        )
+        return path
+
+    return written
+
+
+def refusal(path) -> str:
+    with pytest.raises(InputError) as raised:
+        read_manifest(path)
+    return str(raised.value)
+
+
+def opened(found, part="train") -> list[str]:
+    return list(found.parts[part].pictures)
+
+
+def flat(found):
+    """All that was found, in a form that can be compared."""
+    return found.class_names, {
+        name: (list(part.names), part.labels.tolist(), list(part.groups), list(part.pictures))
+        for name, part in found.parts.items()
+    }
+
+
+def test_pictures_are_read_from_where_the_list_is(tmp_path, monkeypatch):
+    for i, color in enumerate(COLORS.values()):
+        write_picture(tmp_path / "data" / f"{i}.png", color, size=8)
+    (tmp_path / "data" / "list.csv").write_text("path,label\n2.png,red\n0.png,blue\n1.png,green\n")
+    monkeypatch.chdir(tmp_path)
+    train = read_manifest(Path("data/list.csv")).parts["train"]
+    colors = [train.picture(i, (8, 8)).mean(axis=(0, 1)) for i in range(3)]
+    assert [int(color.argmax()) for color in colors] == [0, 2, 1]
+
+
+def test_names_labels_and_classes(write):
+    found = read_manifest(write("path,label,x\nb/1.png,dog,3\na.png, cat ,4\nc.png,dog,5\n", "a.png"))
+    train = found.parts["train"]
+    assert list(found.parts) == ["train"] and found.class_names == ["cat", "dog"]
+    assert train.names == ["b/1.png", "a.png", "c.png"] and train.labels.tolist() == [1, 0, 1]
+    assert train.labels.dtype == np.int64 and len(train.groups) == 0
+    assert list(found.skipped) == list(found.ignored) == []
+
+
+def test_parts_by_split_in_their_order(write):
+    text = "path,label,split\nt.png,b,Testing\nv.png,a,dev\na.png,a,train\nb.png,b,Training\nw.png,b,valid\n"
+    found = read_manifest(write(text, "a.png"))
+    assert {name: part.names for name, part in found.parts.items()} == {
+        "train": ["a.png", "b.png"],
+        "val": ["v.png", "w.png"],
+        "test": ["t.png"],
+    }
+    assert list(found.parts) == ["train", "val", "test"]
+    assert found.parts["val"].labels.tolist() == [0, 1]
+    assert [Path(p).name for p in opened(found, "val")] == ["v.png", "w.png"]
+
+
+def test_an_empty_column_of_splits_says_nothing(write):
+    assert list(read_manifest(write("path,label,split\na.png,x,\nb.png,y, \n", "a.png")).parts) == ["train"]
+
+
+def test_rows_without_a_split_beside_others(write):
+    assert refusal(write("path,label,split\na.png,x,train\nb.png,y,\nc.png,y,\n", "a.png")) == (
+        "list.csv, line 3: expected a split, since other rows have one. Received 2 rows without. Fill in train, val or "
+        "test, or take the column away."
+    )
+
+
+def test_splits_without_train(write):
+    message = refusal(write("path,label,split\na.png,x,val\nb.png,y,test\n", "a.png"))
+    assert message == (
+        "list.csv: expected rows of the split train. Received only: val, test. Name some train, or take the column "
+        "away."
+    )
+
+
+def test_a_class_that_is_not_trained_on(write):
+    text = "path,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cat,test\nd.png,cats,test\n"
+    assert refusal(write(text, "a.png")) == (
+        "Unknown class 'cats'. Did you mean 'cat'? It is in list.csv, line 5, for test, but no row of train has it."
+    )
+
+
+def test_groups_where_there_is_a_column(write):
+    text = "path,label,Patient\na.png,x,p1\nb.png,x,\nc.png,y, p1 \nd.png,y,\n"
+    groups = read_manifest(write(text, "a.png")).parts["train"].groups
+    assert groups[0] == groups[2] == "p1"
+    assert len(set(groups)) == 3  # a row that names no group shares it with none
+    assert len(read_manifest(write("path,label,group\na.png,x,\nb.png,y,\n")).parts["train"].groups) == 0
+
+
+def test_groups_follow_their_pictures_into_splits(write):
+    text = "path,label,group,split\na.png,x,1,test\nb.png,x,2,train\nc.png,x,3,test\n"
+    parts = read_manifest(write(text, "a.png")).parts
+    assert list(parts["train"].groups) == ["2"] and list(parts["test"].groups) == ["1", "3"]
+
+
+def test_a_path_twice_stays_in_twice(write):
+    text = "path,label,split\na.png,x,train\na.png,y,train\nb.png,y,train\na.png#2,y,train\na.png,x,test\n"
+    found = read_manifest(write(text, "a.png"))
+    names = [name for part in found.parts.values() for name in part.names]
+    assert names[:2] == ["a.png", "a.png#2"] and names[-1] == "a.png#3"
+    assert len(set(names)) == 5
+    assert opened(found)[0] == opened(found)[1] == opened(found, "test")[0]
+    assert found.parts["train"].labels.tolist() == [
+        0,
+        1,
+        1,
+        1,
+    ]  # and so under two labels, for the check to see
+
+
+def test_labels_that_are_numbers_are_names_and_sorted_as_such(write):
+    found = read_manifest(write("path,label\na.png,10\nb.png,9\nc.png,1\n", "a.png"))
+    assert found.class_names == ["1", "10", "9"] and found.parts["train"].labels.tolist() == [1, 2, 0]
+
+
+def test_absolute_and_home_paths(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    absolute = str(tmp_path / "far" / "a.png")
+    path = write(
+        f"path,label\n{absolute},x\n~/b.png,y\n../c.png,y\n", "far/a.png", "home/b.png", name="list.csv"
+    )
+    found = read_manifest(path)
+    assert opened(found) == [absolute, str(tmp_path / "home/b.png"), str(tmp_path / "../c.png")]
+    assert found.parts["train"].names == [absolute, "~/b.png", "../c.png"]
+
+
+def test_backslashes_of_windows(write, tmp_path):
+    path = write("path,label\nsub\\a.png,x\nsub\\none.png,y\n", "sub/a.png")
+    found = read_manifest(path)
+    assert opened(found) == [str(tmp_path / "sub/a.png"), str(tmp_path / "sub\\none.png")]
+    write("", "sub\\a.png")
+    assert opened(found)[0] == str(tmp_path / "sub\\a.png")  # as written, where that exists
+
+
+@pytest.mark.parametrize("stored", [COMPOSED, DECOMPOSED], ids=["stored NFC", "stored NFD"])
+@pytest.mark.parametrize("listed", [COMPOSED, DECOMPOSED], ids=["listed NFC", "listed NFD"])
+def test_accents_give_the_same_names_and_find_either_form(write, tmp_path, stored, listed):
+    text = f"path,label,group\nsub\\{listed},{Path(listed).stem},{listed}\nb.png,y,{COMPOSED}\n"
+    found = read_manifest(write(text, f"sub/{stored}"))
+    assert opened(found)[0] == str(tmp_path / "sub" / stored)
+    assert found.parts["train"].names[0] == f"sub\\{COMPOSED}"
+    assert found.class_names == sorted([Path(COMPOSED).stem, "y"])
+    assert set(found.parts["train"].groups) == {COMPOSED}
+
+
+def test_both_forms_of_a_name_in_one_folder_stay_apart(write, tmp_path):
+    text = f"path,label\n{DECOMPOSED},{DECOMPOSED}\n{COMPOSED},{COMPOSED}\n"
+    found = read_manifest(write(text, DECOMPOSED, COMPOSED))
+    assert opened(found) == [str(tmp_path / DECOMPOSED), str(tmp_path / COMPOSED)]
+    assert found.parts["train"].names == [COMPOSED, f"{COMPOSED}#2"]
+    assert found.class_names == [COMPOSED]
+
+
+def test_names_of_files_that_are_not_utf_8(write, tmp_path):
+    name = "caf\udce9.png"
+    found = read_manifest(write(f"path,label\n{name},x\nb.png,y\n", name))
+    assert os.path.exists(opened(found)[0]) and found.parts["train"].names[0] == name
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["café.png,x,", "a.png,café,", "a.png,x,José"],
+    ids=["path", "label", "group"],
+)
+def test_a_list_in_latin_1(write, row):
+    message = refusal(write(f"path,label,group\na.png,x,\n{row}\n".encode("latin-1"), "a.png"))
+    assert message.startswith(
+        "list.csv, line 3: expected text in UTF-8, or the name of a file that exists. Received"
+    )
+    assert message.endswith("Save the list as UTF-8; Excel calls that 'CSV UTF-8'.")
+    message.encode("utf-8")  # it can be printed
+
+
+def test_a_path_or_label_of_spaces(write):
+    message = refusal(write("path,label\na.png,x\n  ,x\nb.png, \n", "a.png"))
+    assert message == (
+        "list.csv, line 3: the path is empty; list.csv, line 4: the label is empty. Mend these rows, or take them away."
+    )
+
+
+def test_urls(write):
+    message = refusal(
+        write("path,label\na.png,x\nhttps://example.org/b.png,x\ns3://bucket/c.png,y\n", "a.png")
+    )
+    assert message.startswith(
+        "list.csv, line 3: 'https://example.org/b.png' is a URL; download the pictures first; list.csv, line 4: 's3://"
+    )
+
+
+def test_missing_pictures_stay_in(write):
+    text = "path,label\n" + "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(900))
+    found = read_manifest(write(text, "899.png"))
+    assert len(found.parts["train"]) == 900 and len(found.skipped) == 0
+
+
+def test_all_missing_is_one_mistake(write, tmp_path):
+    text = "path,label\n" + "".join(f"img/{i}.png,{'xy'[i % 2]}\n" for i in range(2000))
+    path = write(text, "1500.png")
+    (tmp_path / "img" / "3.png").mkdir(parents=True)  # a folder is no picture
+    assert refusal(path) == (
+        f"list.csv, line 2: 'img/0.png' leads to {str(tmp_path / 'img/0.png')!r}, which is not a file; nor are any of "
+        f"the first 1000. Expected paths that are absolute, or relative to the folder of the manifest, "
+        f"{str(tmp_path)!r}. Mend the paths, or move the manifest."
+    )
+
+
+def test_parquet_gives_what_csv_gives(write, tmp_path):
+    columns = {
+        "file_name": ["b.png", "a.png", COMPOSED, "a.png"],
+        "category": [3, 1, 3, 1],
+        "subset": ["train", "train", "validation", "test"],
+        "subject": ["s1", None, "s2", None],
+    }
+    rows = [
+        "file_name,category,subset,subject",
+        *(",".join("" if v is None else str(v) for v in row) for row in zip(*columns.values(), strict=True)),
+    ]
+    csv = read_manifest(write("\n".join(rows), "b.png"))
+    parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
+    assert flat(read_manifest(tmp_path / "list.parquet")) == flat(csv)
+    columns["category"] = [3.0, 1.0, 3.0, 1.0]
+    columns["subset"] = pa.array(columns["subset"]).dictionary_encode()
+    parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
+    assert flat(read_manifest(tmp_path / "list.parquet")) == flat(csv)
+
+
+def test_refusals_of_parquet_name_the_row(write, tmp_path):
+    write("", "a.png")
+    path = tmp_path / "list.parquet"
+    parquet.write_table(
+        pa.table({"path": ["a.png", "b.png"], "label": ["x", "y"], "split": ["train", None]}), path
+    )
+    assert refusal(path).startswith("list.parquet, row 2: expected a split")
+
+
+def test_the_order_of_rows_changes_no_label(write):
+    rows = [f"{i}.png,{'zebra' if i % 3 else 'ant'}" for i in range(20)]
+    found = [read_manifest(write("\n".join(["path,label", *order]), "7.png")) for order in (rows, rows[::-1])]
+    pairs = [dict(zip(f.parts["train"].names, f.parts["train"].labels.tolist(), strict=True)) for f in found]
+    assert pairs[0] == pairs[1] and found[0].class_names == found[1].class_names == ["ant", "zebra"]
+
+
+def test_memory_per_row_is_modest(write):
+    count = 20_000
+    rows = (f"images/{i:07}.png,class{i % 100},train,patient{i // 50}" for i in range(count))
+    path = write("path,label,split,group\n" + "\n".join(rows), "images/0000000.png")
+    read_manifest(path)  # what is imported or cached at the first time is not counted
+    tracemalloc.start()
+    found = read_manifest(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found.parts["train"]) == count
+    assert peak / count < 230  # bytes; as measured 198

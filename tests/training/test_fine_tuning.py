@@ -1,0 +1,262 @@
+"""The ingredients do what they say to real weights, over several optimizers, and leave nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers.networks import make_tiny, snapshot
+
+from transfer.cases.builders import large_different, large_similar, small_similar
+from transfer.common.errors import InputError
+from transfer.images.pipeline import make_dataset
+from transfer.training.fine_tuning import adapt_batchnorm
+from transfer.training.fit import fit
+from transfer.training.layer_decay import blocks_of, following
+from transfer.training.recipes import Recipe
+
+
+def built(data, **options):
+    return large_similar(make_tiny(), data.num_classes, preprocessing="tf", **options)
+
+
+def moved(before, model):
+    """How far each trainable weight went."""
+    return [np.abs(np.asarray(w) - b).max() for w, b in zip(model.trainable_variables, before, strict=True)]
+
+
+def one_step(model, recipe, optimizer=None, progress=None):
+    """Take one step on made-up gradients of the same size everywhere; say how far each weight went."""
+    if optimizer is not None:
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+    before = [np.array(w) for w in model.trainable_variables]
+    with following(recipe, model) as each_step:
+        if progress is not None:
+            each_step(progress)
+        model.optimizer.build(model.trainable_variables)
+        model.optimizer.apply(
+            [keras.ops.ones(w.shape) for w in model.trainable_variables], model.trainable_variables
+        )
+    return np.array(moved(before, model))
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "Lion"])
+def test_each_block_steps_at_its_own_rate_under_any_optimizer(name, colors):
+    plain = one_step(built(colors), Recipe(), getattr(keras.optimizers, name)(0.01))
+    model = built(colors)
+    scaled = one_step(model, Recipe(depth_rate=0.125), getattr(keras.optimizers, name)(0.01))
+    numbers, count = blocks_of(model)
+    assert count == 4 and set(numbers) == {0, 1, 2, 3}
+    wanted = np.array([0.5 ** (count - 1 - number) for number in numbers])
+    np.testing.assert_allclose(scaled / plain, wanted, rtol=1e-3)
+
+
+def test_blocks_that_are_not_thawed_stay_to_the_bit(colors):
+    model = built(colors)
+    far = one_step(model, Recipe(thaw=0.6, weight_decay=0.1), keras.optimizers.Adam(0.01), progress=0.3)
+    numbers, _ = blocks_of(model)
+    assert [step > 0 for step in far] == [number >= 2 for number in numbers]
+
+
+def test_weight_decay_shrinks_kernels_and_leaves_biases(colors):
+    model = built(colors)
+    model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+    before = [np.array(w) for w in model.trainable_variables]
+    with following(Recipe(weight_decay=0.1), model):
+        model.optimizer.build(model.trainable_variables)
+        zeros = [keras.ops.zeros(w.shape) for w in model.trainable_variables]
+        model.optimizer.apply(zeros, model.trainable_variables)
+    for now, then in zip(model.trainable_variables, before, strict=True):
+        np.testing.assert_allclose(now, then * (0.95 if then.ndim > 1 else 1.0), rtol=1e-5)
+
+
+def test_the_optimizer_is_its_own_again_and_the_model_loads_without_this_package(colors, tmp_path):
+    model = built(colors)
+    fit(
+        model,
+        colors,
+        epochs=2,
+        recipe=Recipe(depth_rate=0.3, weight_decay=0.01, clip_norm=1.0, ema=0.9),
+        verbose=0,
+    )
+    assert "update_step" not in vars(model.optimizer)
+    model.save(tmp_path / "model.keras")
+    code = (
+        "import sys, keras; sys.modules['transfer'] = None;"
+        f"m = keras.models.load_model({str(tmp_path / 'model.keras')!r});"
+        "print(type(m.optimizer).__name__, int(m.optimizer.iterations), m.optimizer.global_clipnorm)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Adam", str(2 * -(-len(colors.train) // 32)), "1.0"]
+
+
+def test_the_average_of_the_weights_is_what_is_kept(colors):
+    one, other = built(colors), built(colors)
+    for model, recipe in ((one, Recipe()), (other, Recipe(ema=0.9))):
+        fit(model, colors, epochs=2, recipe=recipe, augment="none", verbose=0)
+    averages = other.optimizer._model_variables_moving_average
+    for weight, average in zip(other.trainable_variables, averages, strict=True):
+        np.testing.assert_array_equal(weight, average)
+    assert any(step > 0 for step in moved([np.array(w) for w in one.trainable_variables], other))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.3},
+        {"recipe": Recipe(mix="mixup")},
+        {"recipe": Recipe(mix="cutmix"), "class_weights": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("first", [None, "block3_conv"])
+def test_soft_labels_train_and_leave_the_model_compiled_for_hard_ones(options, first, colors):
+    if first:
+        model = small_similar(make_tiny(), colors.num_classes, unfreeze_from=first, preprocessing="tf")
+    else:
+        model = built(colors)
+    done = fit(model, colors, epochs=3, verbose=0, **options)
+    assert done.rows[-1]["val_accuracy"] > 0.8
+    images, labels = next(iter(make_dataset(colors.val, image_size=(32, 32), batch_size=9)))
+    assert model.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"] > 0.8
+    if "label_smoothing" in options:
+        plain = built(colors)
+        fit(plain, colors, epochs=3, verbose=0)
+        assert model.predict(images, verbose=0).max() < plain.predict(images, verbose=0).max()
+
+
+def test_statistics_are_taken_from_the_pictures_and_nothing_else_changes(colors):
+    model = built(colors)
+    names = [weight.path for weight in model.weights]
+    before, flags = snapshot(model), [layer.trainable for layer in model.layers]
+    whole = make_dataset(colors.train, image_size=(32, 32), batch_size=len(colors.train))
+    assert adapt_batchnorm(model, whole) == 3
+    assert [layer.trainable for layer in model.layers] == flags
+    for name, one, other in zip(names, before, snapshot(model), strict=True):
+        assert np.array_equal(one, other) != ("moving_" in name), name
+    first = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    seen = keras.Model(model.inputs, first.input)(next(iter(whole))[0])
+    np.testing.assert_allclose(first.moving_mean, np.mean(seen, axis=(0, 1, 2)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(first.moving_variance, np.var(seen, axis=(0, 1, 2)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batchnorm", ["pinned", "adapted"])
+def test_pretrained_statistics_stay_while_everything_trains(batchnorm, colors):
+    model = built(colors)
+    if batchnorm == "adapted":
+        adapt_batchnorm(model, make_dataset(colors.train, image_size=(32, 32), batch_size=32))
+    kept = [np.array(w) for w in model.weights if "moving_" in w.path]
+    fresh = built(colors)
+    fit(fresh, colors, epochs=1, recipe=Recipe(batchnorm=batchnorm), verbose=0)
+    for one, other in zip(kept, [w for w in fresh.weights if "moving_" in w.path], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_from_random_weights_statistics_are_live_whatever_is_asked(colors):
+    model = large_different(make_tiny(), colors.num_classes, init="random", preprocessing="tf")
+    before = [np.array(w) for w in model.weights if "moving_" in w.path]
+    fit(model, colors, epochs=1, recipe=Recipe(batchnorm="adapted"), verbose=0)
+    after = [w for w in model.weights if "moving_" in w.path]
+    assert all(np.abs(np.asarray(a) - b).max() > 0 for a, b in zip(after, before, strict=True))
+
+
+def test_a_lost_loss_ends_the_training_with_the_weights_before_it_and_says_what_to_try(colors, caplog):
+    model = built(colors, learning_rate=1e30)
+    with caplog.at_level(logging.ERROR):
+        done = fit(model, colors, epochs=5, augment="none", verbose=0)
+    assert "not finite any more in epoch" in caplog.text and "learning rate" in caplog.text
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+    assert len(done.rows) < 6
+
+
+@pytest.mark.parametrize("name", ["mixed_bfloat16", "mixed_float16"])
+def test_lower_precision_keeps_weights_scaling_and_softmax_in_full_precision(name, colors):
+    model = built(colors, precision=name)
+    convolution = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+    assert convolution.compute_dtype == name.removeprefix("mixed_")
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    assert model.layers[-1].compute_dtype == "float32" and model.output.dtype == "float32"
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Rescaling):
+            assert layer.compute_dtype == "float32"
+    done = fit(
+        model, colors, epochs=2, recipe=Recipe(depth_rate=0.5, clip_norm=1.0), label_smoothing=0.1, verbose=0
+    )
+    assert done.rows[-1]["val_accuracy"] > 0.8
+
+
+def test_several_steps_at_once_give_the_same_weights_and_schedule(colors):
+    one, other = built(colors), built(colors, steps_per_execution=2)
+    for model in (one, other):
+        fit(model, colors, epochs=2, batch_size=16, augment="none", recipe=Recipe(), verbose=0)
+    assert int(one.optimizer.iterations) == int(other.optimizer.iterations)
+    assert float(one.optimizer.learning_rate) == float(other.optimizer.learning_rate)
+    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-3)  # two steps share a learning rate
+
+
+def test_averages_are_refused_of_an_optimizer_that_has_trained_and_leave_fit_as_it_is(colors):
+    model = built(colors)
+    fit(model, colors, epochs=1, verbose=0)
+    with pytest.raises(InputError, match="not trained yet"):
+        fit(model, colors, epochs=1, recipe=Recipe(ema=0.9), verbose=0)
+    fresh = built(colors)
+    fit(fresh, colors, epochs=1, recipe=Recipe(ema=0.9), verbose=0)
+    assert not {"finalize_variable_values", "update_step"} & set(vars(fresh.optimizer))
+
+
+RMSPROP = {"optimizer": "rmsprop", "learning_rate": 0.002, "pin_batchnorm": False}
+STEPS = Recipe(schedule="steps", decay_factor=4, decay_every=2, batchnorm="live")
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_rmsprop_in_steps_goes_on_to_the_same_weights_after_an_interruption(step, colors, tmp_path):
+    whole, cut = built(colors, **RMSPROP), built(colors, **RMSPROP)
+    options = {"epochs": 3, "recipe": STEPS, "verbose": 0, "checkpoint_every": 0.0}
+    fit(whole, colors, **options, checkpoints=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(cut, colors, **options, checkpoints=tmp_path / "cut", callbacks=[Stop(step)])
+    again = built(colors, **RMSPROP)
+    fit(again, colors, **options, checkpoints=tmp_path / "cut")
+    for one, other in zip(whole.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(whole.optimizer.variables, again.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+class Stop(keras.callbacks.Callback):
+    """Kill the training after so many steps."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_a_state_of_another_optimizer_is_refused(colors, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            built(colors, **RMSPROP), colors, epochs=2, recipe=STEPS, checkpoints=tmp_path,
+            checkpoint_every=0.0, callbacks=[Stop(2)], verbose=0,
+        )  # fmt: skip
+    other = built(colors, pin_batchnorm=False)
+    with pytest.raises(InputError, match="optimizer was 'RMSprop', now 'Adam'"):
+        fit(other, colors, epochs=2, recipe=STEPS, checkpoints=tmp_path, verbose=0)
+
+
+def test_live_statistics_are_asked_for_where_the_model_is_built(colors):
+    model = built(colors, pin_batchnorm=False)
+    before = [np.array(w) for w in model.weights if "moving_" in w.path]
+    fit(model, colors, epochs=1, recipe=Recipe(batchnorm="live"), verbose=0)
+    after = [w for w in model.weights if "moving_" in w.path]
+    assert all(np.abs(np.asarray(a) - b).max() > 0 for a, b in zip(after, before, strict=True))
+    with pytest.raises(InputError, match="pin_batchnorm=False"):
+        fit(built(colors), colors, epochs=1, recipe=Recipe(batchnorm="live"), verbose=0)

@@ -1,0 +1,327 @@
+"""`fit`: what changes, what must not, and that it learns what can be learnt and nothing else."""
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from helpers.networks import make_tiny
+from keras.ops import convert_to_numpy as to_numpy
+
+from transfer.cases.builders import build, large_different, large_similar, small_different, small_similar
+from transfer.common.errors import InputError
+from transfer.evaluation.evaluate import evaluate
+from transfer.frozen.feature_cache import FeatureCache
+from transfer.images.datasets import load_data
+from transfer.networks import surgery
+from transfer.training.fit import fit
+from transfer.training.recipes import Recipe
+
+
+@pytest.fixture(scope="module")
+def colors(color_folder):
+    return load_data(color_folder)
+
+
+def built(case, classes=3, **options):
+    return build(case, make_tiny(), classes, preprocessing="tf", **options)
+
+
+def state(model, *, without_head=True):
+    """All variables of a model by layer, as they are now."""
+    layers = model.layers[:-1] if without_head else model.layers
+    return {layer.name: [to_numpy(w) for w in layer.weights] for layer in layers if layer.weights}
+
+
+def equal(before, after):
+    return {
+        name
+        for name in before
+        if all(np.array_equal(a, b) for a, b in zip(before[name], after[name], strict=True))
+    }
+
+
+@pytest.mark.parametrize("case", ["small-similar", "small-different"])
+def test_frozen_weights_and_statistics_are_bit_equal_after_fit(case, colors):
+    model = built(case)
+    before = state(model)
+    head = to_numpy(model.layers[-1].kernel)
+    fit(model, colors, epochs=2, verbose=0)
+    assert equal(before, state(model)) == set(before)
+    assert not np.array_equal(head, to_numpy(model.layers[-1].kernel))
+
+
+def test_the_model_is_the_trunk_with_the_head_that_was_trained_on_its_features(colors):
+    model = built("small-similar")
+    fit(model, colors, epochs=3, verbose=0)
+    pictures = np.stack([colors.test.picture(i, (32, 32)) for i in range(6)])
+    features = surgery.trunk_of(model).predict(pictures, verbose=0)
+    assert features.std(axis=0).max() > 1e-3
+    logits = features @ to_numpy(model.layers[-1].kernel) + to_numpy(model.layers[-1].bias)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.predict(pictures, verbose=0), expected, atol=1e-5)
+
+
+def test_colors_are_learnt_from_cached_features(colors):
+    model = built("small-similar")
+    fit(model, colors, verbose=0)
+    assert evaluate(model, colors).accuracy >= 0.9
+
+
+def test_shuffled_labels_are_not_learnt(shuffled_folder):
+    data = load_data(shuffled_folder)
+    model = built("small-similar")
+    fit(model, data, verbose=0)
+    assert evaluate(model, data).accuracy <= 0.67
+
+
+def test_fine_tuning_trains_the_head_first_and_pins_batchnorm(colors):
+    model = built("large-similar", learning_rate=1e-3)
+    before = state(model)
+    done = fit(model, colors, epochs=2, verbose=0)
+    assert list(dict.fromkeys(done.history["phase"])) == ["head", "fine-tune"]
+    names = {layer.name for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
+    assert names and names <= equal(before, state(model))
+    assert not {"block1_conv", "block3_branch"} & equal(before, state(model))
+    assert evaluate(model, colors).accuracy >= 0.9
+
+
+def test_from_random_weights_batchnorm_is_live(colors):
+    model = large_different(make_tiny(), 3, init="random", preprocessing="tf")
+    before = state(model)
+    done = fit(model, colors, epochs=1, verbose=0)
+    assert set(done.history["phase"]) == {"from-scratch"} and done.init == "random"
+    assert "block1_bn" not in equal(before, state(model))
+
+
+def test_init_auto_falls_back_on_random_weights_when_the_pre_trained_ones_are_dead(colors, caplog):
+    base = make_tiny()
+    for layer in base.layers:  # every picture looks the same to it, and no gradient comes through
+        if layer.name.startswith("block1"):
+            layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
+    model = large_different(base, 3, init="auto", preprocessing="tf")
+    done = fit(model, colors, epochs=12, verbose=0, augment="none")
+    assert list(dict.fromkeys(done.history["phase"])) == ["head", "fine-tune", "from-scratch"]
+    assert done.init == "random" and model.plan.init == "random"
+    assert "no better than guessing" in caplog.text
+    assert model.get_layer("block1_bn").trainable
+    assert evaluate(model, colors).accuracy > 0.5
+
+
+def test_init_auto_stays_with_pre_trained_weights_that_succeed(colors):
+    model = large_different(make_tiny(), 3, init="auto", preprocessing="tf")
+    done = fit(model, colors, epochs=1, verbose=0)
+    assert "from-scratch" not in done.history["phase"] and done.init == "pretrained"
+
+
+def test_weights_that_validation_finds_much_worse_are_not_kept(shuffled_folder):
+    data = load_data(shuffled_folder, val=0.4)
+    model = built("large-similar", learning_rate=0.3)  # so fast that it ends anywhere
+    done = fit(model, data, epochs=4, verbose=0, augment="none")
+    best = max(row["val_accuracy"] for row in done.rows)
+    error = np.sqrt(best * (1 - best) / len(data.val))
+    assert evaluate(model, data, split="val").accuracy >= best - error - 1e-6
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(colors):
+    def weights(seed):
+        model = built("large-similar", seed=seed)
+        fit(model, colors, epochs=1, seed=seed, verbose=0)
+        return to_numpy(model.layers[-1].kernel)
+
+    first = weights(1)
+    assert np.array_equal(first, weights(1))
+    assert not np.array_equal(first, weights(2))
+
+
+def test_fit_works_without_validation_pictures(color_folder, caplog):
+    data = load_data(color_folder, val=0.0)
+    model = built("small-similar")
+    done = fit(model, data, epochs=2, verbose=0)
+    assert len(done.rows) == 2 and "val_loss" not in done.history
+    assert "no validation pictures" in caplog.text
+
+
+def test_the_log_has_a_row_per_epoch_and_the_seconds(colors):
+    done = fit(built("small-different"), colors, epochs=3, verbose=0)
+    assert done.history["epoch"] == [1, 2, 3]
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(done.rows[0])
+    assert done.seconds_features > 0 and done.seconds_training > 0
+
+
+def test_a_saved_model_loads_without_warnings_and_predicts_the_same(colors, tmp_path, recwarn):
+    model = built("small-similar")
+    fit(model, colors, epochs=1, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    pictures = np.stack([colors.test.picture(i, (32, 32)) for i in range(4)])
+    np.testing.assert_array_equal(loaded.predict(pictures, verbose=0), model.predict(pictures, verbose=0))
+    assert not [w for w in recwarn if "variable" in str(w.message)]
+
+
+def test_a_user_can_call_keras_own_fit_on_a_built_model(colors):
+    model = built("small-different")
+    before = state(model)
+    pictures = np.stack([colors.train.picture(i, (32, 32)) for i in range(20)])
+    model.fit(pictures, colors.train.labels[:20], epochs=1, verbose=0)
+    assert equal(before, state(model)) == set(before)
+
+
+@pytest.mark.parametrize("case", ["small-similar", "large-similar"])
+def test_two_replicas_train_a_base_that_was_made_outside_their_scope(case, colors):
+    import tensorflow as tf
+
+    model = built(case, strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    fit(model, colors, epochs=1, verbose=0)
+    assert evaluate(model, colors).accuracy >= 0.9
+    for variable in model.trainable_weights:
+        copies = [to_numpy(v) for v in variable.value.values]
+        assert len(copies) == 2 and np.array_equal(*copies)
+
+
+@pytest.mark.parametrize("options", [{}, {"class_weights": True}, {"recipe": Recipe(mix="mixup")}])
+def test_two_replicas_end_with_the_weights_of_one_with_uneven_batches_too(options):
+    """77 pictures in batches of 8: the last has 5, of which one replica sees 3."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(110) % 3
+    noise = np.clip(rng.normal(120, 60, (110, 32, 32, 3)) + 12 * np.eye(3)[labels][:, None, None], 0, 255)
+    data = load_data((noise.astype("uint8"), labels), val=0.2, test=0.1, look_alikes=False)
+    assert len(data.train) % 8 == 5
+    found = []
+    for strategy in ("default", tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+        keras.utils.set_random_seed(0)
+        model = built("large-similar", classes=3, strategy=strategy)
+        done = fit(model, data, epochs=2, batch_size=8, engine="keras", verbose=0, **options)
+        found.append((model.get_weights(), done.history["val_loss"][-1]))
+    (one, loss), (two, other) = found
+    assert loss == pytest.approx(other, rel=1e-5)
+    for some, others in zip(one, two, strict=True):
+        np.testing.assert_allclose(others, some, atol=1e-5 * np.abs(some).max())
+
+
+def test_fewer_pictures_than_devices_are_refused(colors):
+    import tensorflow as tf
+
+    model = built("large-similar", strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    few = replace(colors, val=colors.val.take([0]))
+    with pytest.raises(InputError, match=r"a picture for each of the 2 devices.*and 1\. Use fewer devices"):
+        fit(model, few, epochs=1, verbose=0)
+
+
+def test_gradients_are_not_clipped_on_several_replicas(colors):
+    import tensorflow as tf
+
+    model = built("large-similar", strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    with pytest.raises(InputError, match=r"no clip_norm on several devices.*each of the 2"):
+        fit(model, colors, epochs=1, recipe=Recipe(clip_norm=1.0), verbose=0)
+
+
+@pytest.mark.parametrize("case", ["small-similar", "large-similar"])
+def test_class_weights_make_small_classes_count_as_much_as_large_ones(case):
+    """On noise nothing can be learnt but how frequent the classes are."""
+    x = np.random.default_rng(0).integers(0, 256, (180, 32, 32, 3), dtype="uint8")
+    data = load_data((x, np.repeat([0, 1], [150, 30])))
+
+    def share_of_the_small_class(**options):
+        model = built(case, classes=2)
+        fit(model, data, epochs=20 if case == "small-similar" else 2, augment="none", verbose=0, **options)
+        return float(evaluate(model, data).probabilities[:, 1].mean())
+
+    plain, weighted = share_of_the_small_class(), share_of_the_small_class(class_weights=True)
+    assert plain < weighted - 0.08 and abs(weighted - 0.5) < 0.1
+
+
+def test_that_pictures_are_not_mirrored_is_said(colors, caplog):
+    caplog.set_level("INFO", logger="transfer")
+    fit(built("large-similar"), colors, epochs=1, flip=False, verbose=0)
+    assert "mirrors no pictures" in caplog.text
+
+
+def test_nothing_is_looked_at_in_the_test_split(colors):
+    from dataclasses import replace
+
+    from transfer.images.splitting import Split
+
+    class Untouchable(list):
+        def __getitem__(self, _):
+            raise AssertionError("the test pictures were read")
+
+    hidden = Split(Untouchable(colors.test.pictures), colors.test.labels, colors.test.names)
+    fit(built("large-similar"), replace(colors, test=hidden), epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch_size"), ({"augment": "lite"}, "'light'")],
+)
+def test_bad_options_are_named(options, message, colors):
+    with pytest.raises(InputError, match=message):
+        fit(built("large-similar"), colors, **{"epochs": 1, "verbose": 0, **options})
+
+
+def test_a_model_for_other_classes_or_another_size_is_refused(colors, color_folder):
+    with pytest.raises(InputError, match="4 classes, the data have 3"):
+        fit(small_similar(make_tiny(), 4, preprocessing="tf"), colors)
+    with pytest.raises(InputError, match="32x32"):
+        fit(small_different(make_tiny(), 3, preprocessing="tf"), load_data(color_folder, image_size=64))
+    model = large_similar(make_tiny(), 3, preprocessing="tf")
+    bare = keras.Model(model.inputs, model.outputs)
+    with pytest.raises(InputError, match="compiled"):
+        fit(bare, colors)
+
+
+# Views, dropout, label smoothing
+
+
+def test_a_head_on_several_views_learns_from_all_of_them(colors, tmp_path):
+    cache = FeatureCache(tmp_path)
+    model = built("small-similar")
+    log = fit(model, colors, views=3, augment="light", cache=cache, verbose=0)
+    assert log.views == 3 and log.computed == 3 * len(colors.train) + len(colors.val)
+    assert evaluate(model, colors, cache=cache).accuracy > 0.8
+    alone = fit(built("small-similar"), colors, cache=cache, verbose=0)
+    assert alone.computed == 0, "the first view is the picture as it is"
+    assert alone.rows[0]["loss"] != log.rows[0]["loss"]
+
+
+def test_predictions_are_averaged_over_views(colors, tmp_path):
+    cache = FeatureCache(tmp_path)
+    model = built("small-similar")  # its head is random: a trained one is sure of each view
+    options = {"augment": "light", "flip": False, "cache": cache}
+    one = evaluate(model, colors, cache=cache).probabilities
+    three = evaluate(model, colors, views=3, **options).probabilities
+    assert np.abs(one - three).max() > 1e-3
+    model.trainable = True  # now not by features but through the whole
+    np.testing.assert_allclose(evaluate(model, colors, views=3, **options).probabilities, three, atol=1e-3)
+    np.testing.assert_allclose(evaluate(model, colors, cache=cache).probabilities, one, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"label_smoothing": 0.3}])
+def test_dropout_and_label_smoothing_train_in_epochs_and_do_what_they_say(options, colors, tmp_path):
+    cache = FeatureCache(tmp_path)
+    plain, other = built("small-similar"), built("small-similar")
+    fit(plain, colors, epochs=60, cache=cache, verbose=0)
+    log = fit(other, colors, epochs=60, cache=cache, verbose=0, **options)
+    assert len(log.rows) > 1
+    sure = [evaluate(model, colors, cache=cache).probabilities.max(axis=1).mean() for model in (plain, other)]
+    assert evaluate(other, colors, cache=cache).accuracy > 0.8
+    assert sure[0] - sure[1] > (0.1 if "label_smoothing" in options else 1e-3)
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in other.layers]
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "message"),
+    [
+        ("small-similar", {"dropout": 1.0}, "from 0 to below 1"),
+        ("small-similar", {"label_smoothing": -0.1}, "from 0 to below 1"),
+        ("small-similar", {"dropout": 0.2, "solver": "exact"}, "solver='exact'"),
+        ("large-similar", {"dropout": 0.1}, "more than the head trains"),
+        ("small-similar", {"views": 0}, "views of 1 or more"),
+        ("small-similar", {"views": 2, "augment": "none"}, "views of 1 or more"),
+    ],
+)
+def test_options_of_the_head_that_make_no_sense_are_refused(case, options, message, colors):
+    with pytest.raises(InputError, match=message):
+        fit(built(case), colors, verbose=0, **options)

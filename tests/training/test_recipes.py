@@ -1,0 +1,53 @@
+"""What is asked of a training, and how fast each block learns by it."""
+
+import dataclasses
+
+import pytest
+
+from transfer.common.errors import InputError
+from transfer.training.recipes import Recipe, block_rates
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"depth_rate": 0.0}, "depth_rate above 0"),
+        ({"depth_rate": 1.5}, "depth_rate above 0"),
+        ({"thaw": 1.0}, "thaw from 0"),
+        ({"ema": -0.1}, "ema from 0"),
+        ({"weight_decay": -1.0}, "weight_decay of 0"),
+        ({"weight_decay": float("nan")}, "weight_decay of 0"),
+        ({"clip_norm": 0.0}, "clip_norm above 0"),
+        ({"mix": "mixapp"}, "mixup"),
+        ({"batchnorm": "pined"}, "pinned"),
+        ({"schedule": "step"}, "steps"),
+        ({"decay_factor": 0.16}, "it divides"),
+        ({"decay_factor": float("nan")}, "decay_factor of 1"),
+        ({"decay_every": 0}, "decay_every of 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        Recipe(**options)
+
+
+def test_rates_fall_by_the_same_factor_from_block_to_block():
+    rates = block_rates(Recipe(depth_rate=0.01), 5, 0.0)
+    assert rates[0] == pytest.approx(0.01) and rates[-1] == 1.0
+    factors = [a / b for a, b in zip(rates[1:], rates, strict=False)]
+    assert factors == pytest.approx([factors[0]] * 4)
+
+
+def test_blocks_thaw_one_after_the_other_the_last_first_and_stay_so():
+    recipe = Recipe(thaw=0.8)
+    awake = [[rate > 0 for rate in block_rates(recipe, 5, step / 20)] for step in range(21)]
+    assert awake[0] == [False] * 4 + [True] and awake[-1] == [True] * 5
+    counts = [sum(row) for row in awake]
+    assert counts == sorted(counts) and set(counts) == {1, 2, 3, 4, 5}
+    assert all(row == sorted(row) for row in awake)
+    assert counts.index(5) == 16
+
+
+def test_a_recipe_that_asks_for_nothing_changes_no_rate():
+    assert block_rates(Recipe(), 4, 0.5) == [1.0] * 4
+    assert dataclasses.astuple(Recipe())[:2] == (1.0, 0.0)

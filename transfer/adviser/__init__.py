@@ -1,0 +1,1 @@
+"""Measurements on sample features, and the estimate of each case."""

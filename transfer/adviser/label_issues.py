@@ -1,0 +1,446 @@
+"""What is wrong with labels and pictures, said before anything is trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from scipy.special import softmax
+
+from transfer.adviser.curves import LayerCurve
+from transfer.adviser.probes import RidgeProbe
+from transfer.adviser.sample_features import Look
+from transfer.common.errors import InputError
+from transfer.images.datasets import ImageData
+
+EVIDENCE = 2.7
+"""Nats by which wrong labels must explain the left-out scores better than none. Twice that is a chi-square of one
+degree of freedom, halved since a share is not below 0: one clean set in a hundred comes so far by chance."""
+
+NOTABLE_NOISE = 0.02
+"""Share of wrong labels from which on a warning is due. CIFAR-10, Fashion-MNIST, ants and bees, emoji and hand signs,
+as they are, gave at most 0.006 with evidence (EfficientNet-Lite0 at 96 px, 120 to 1,000 pictures), but for one draw of
+120 signs (0.024); with 5% of the labels flipped, 0.036 to 0.065."""
+
+WRONG = 0.5
+"""Probability of a wrong label from which on a picture is suspected."""
+
+COMPARABLE = 4
+"""Other pictures that a class must have for one of its own to be judged: one alone always contradicts its label."""
+
+APART = 0.75
+"""Accuracy within a pair of classes, 0.5 for guessing, below which a network can hardly tell them apart. Cats and dogs
+of CIFAR-10 have 0.83, shirts and T-shirts of Fashion-MNIST 0.78."""
+
+FEWEST_TO_CONFUSE = 8
+"""Pictures of each of two classes to call them confusable; as many as `looks` takes of each of many classes."""
+
+MOST_PAIRS = 10
+"""Confusable pairs that are named."""
+
+MOST_NAMED = 24
+"""Pictures that a warning names."""
+
+LEAST_SIDE = 64
+"""Pixels below which a network's last maps, a 32nd of the picture, are a single place."""
+
+LEAST_SHARE = 0.5
+"""Of the network's image size: smaller pictures are enlarged, and the network sees blur where it looks for detail."""
+
+FEWEST_OF_A_CLASS = 10
+"""Training pictures of a class: of fewer, its accuracy is not even known to within 30 points."""
+
+_SCALES = np.exp(np.linspace(np.log(0.5), np.log(64), 29))
+_SHARES = np.concatenate([[0.0], np.geomspace(0.002, 0.4, 36)])  # with more, two classes would change names
+
+
+class LeftOut(Protocol):
+    """What `ridge_leave_one_out` gives, or anything else that judged pictures without having learnt from them.
+
+    Attributes:
+        scores: of each picture and class, shape (N, classes).
+    """
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Of each picture and class."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelNoise:
+    """How many labels seem wrong, and which.
+
+    Attributes:
+        share: estimate of the share of wrong labels.
+        evidence: nats by which that explains the left-out scores better than no wrong labels; see `EVIDENCE`.
+        wrong: probability that each label is wrong, shape (N,); 0 where too few others of its class are there.
+        likely: the most probable class other than the label, shape (N,).
+    """
+
+    share: float
+    evidence: float
+    wrong: np.ndarray
+    likely: np.ndarray
+
+    @property
+    def notable(self) -> bool:
+        """Whether it is worth a warning."""
+        return self.evidence >= EVIDENCE and self.share >= NOTABLE_NOISE
+
+
+class Suspect(NamedTuple):
+    """A picture whose label contradicts what all others say of it.
+
+    Attributes:
+        name: of the picture.
+        label: the class that it is said to be.
+        likely: the class that it looks like.
+        probability: that the label is wrong.
+    """
+
+    name: str
+    label: str
+    likely: str
+    probability: float
+
+
+class Confusable(NamedTuple):
+    """Two classes that a network can hardly tell apart.
+
+    Attributes:
+        first: a class.
+        second: the other.
+        accuracy: within the two, each counting the same; 0.5 is guessing.
+        standard_error: of it.
+    """
+
+    first: str
+    second: str
+    accuracy: float
+    standard_error: float
+
+
+class DataWarning(NamedTuple):
+    """Something to mend before days are spent on training.
+
+    Attributes:
+        kind: a word for programs: `no-signal`, `duplicates`, `label-noise`, `confusable`, `low-resolution`,
+            `few-pictures`.
+        text: what was seen and what to do.
+        pictures: names of pictures concerned, at most `MOST_NAMED`; empty where it concerns all or none.
+    """
+
+    kind: str
+    text: str
+    pictures: tuple[str, ...] = ()
+
+
+def label_noise(probe: LeftOut, labels: np.ndarray, *, groups: Sequence[Any] = ()) -> LabelNoise:
+    """Estimate how many labels are wrong, from what each picture looks like to all others.
+
+    A label is taken to be right with probability 1 - e and else any other class, and left-out scores s tell the right
+    class with probabilities softmax(c s). Share e and scale c are those that make the labels most likely, and Bayes'
+    rule gives the probability that each is wrong (symmetric noise: Patrini et al. 2017, arXiv:1609.03683). Without e,
+    c has to shrink for each contradiction; so e grows only where contradictions are surer than the network's usual
+    errors. Thresholds by class (Northcutt et al. 2021, arXiv:1911.00068) take those errors for wrong labels: they named
+    1 to 9% of the pictures of sets as they are, and of as many as this names, 6 to 14 points fewer were flipped.
+    Classes that are taken for one another as a habit look like hard classes, and are not found; and of two classes
+    alone, hard ones and mislabelled ones look much the same, so that it takes more pictures to tell.
+
+    Args:
+        probe: of `ridge_leave_one_out`.
+        labels: what it was given, shape (N,), whole numbers from 0.
+        groups: of each picture, where they were left out together.
+
+    Returns:
+        The estimate; a share of 0 where there are too few pictures to judge by.
+
+    Raises:
+        InputError: labels or groups that do not fit the probe.
+
+    Example:
+        >>> from transfer.adviser.probes import ridge_leave_one_out
+        >>> truth = np.arange(200) % 2
+        >>> features = np.random.default_rng(0).normal(size=(200, 5)) + 6 * truth[:, None]
+        >>> labels = np.where(np.arange(200) < 20, 1 - truth, truth)
+        >>> noise = label_noise(ridge_leave_one_out(features, labels, 2), labels)
+        >>> round(noise.share, 1), noise.notable, int(np.sum(noise.wrong > 0.5))
+        (0.1, True, 20)
+    """
+    labels = _checked(probe, labels, groups)
+    count, classes = probe.scores.shape
+    others = np.where(np.arange(classes) == labels[:, None], -np.inf, probe.scores)
+    likely = others.argmax(axis=1)
+    judged = _others_of_class(labels, groups) >= COMPARABLE
+    scores, told = probe.scores[judged], labels[judged]
+    classes = len(np.unique(told))
+    if classes < 2:
+        return LabelNoise(0.0, 0.0, np.zeros(count), likely)
+    # By scale: how probable each label is, and how likely all are under each share.
+    own = np.stack([softmax(scale * scores, axis=1)[np.arange(len(told)), told] for scale in _SCALES])
+    total = np.stack([_log_likelihood(row, classes) for row in own])
+    scale, number = np.unravel_index(total.argmax(), total.shape)
+    share, right = float(_SHARES[number]), own[scale]
+    spread = share * (1 - right) / (classes - 1)
+    wrong = np.zeros(count)
+    wrong[judged] = spread / np.maximum((1 - share) * right + spread, 1e-300)
+    return LabelNoise(share, float(total.max() - total[:, 0].max()), wrong, likely)
+
+
+def suspected_labels(
+    probe: LeftOut,
+    labels: np.ndarray,
+    names: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    groups: Sequence[Any] = (),
+) -> tuple[Suspect, ...]:
+    """Name the pictures whose label is more probably wrong than right.
+
+    Args:
+        probe: of `ridge_leave_one_out`.
+        labels: what it was given, shape (N,), whole numbers from 0.
+        names: of the pictures.
+        class_names: in the order of the labels.
+        groups: of each picture, where they were left out together.
+
+    Returns:
+        The suspects, the surest first; none where nothing speaks for wrong labels (see `EVIDENCE`).
+
+    Raises:
+        InputError: labels, names or groups that do not fit the probe.
+
+    Example:
+        >>> from transfer.adviser.probes import ridge_leave_one_out
+        >>> truth = np.arange(200) % 2
+        >>> features = np.random.default_rng(0).normal(size=(200, 5)) + 6 * truth[:, None]
+        >>> labels = np.where(np.arange(200) < 5, 1 - truth, truth)
+        >>> found = suspected_labels(
+        ...     ridge_leave_one_out(features, labels, 2), labels, [f"{i}.png" for i in range(200)], ["cat", "dog"]
+        ... )
+        >>> sorted((suspect.name, suspect.label, suspect.likely) for suspect in found)[:2]
+        [('0.png', 'dog', 'cat'), ('1.png', 'cat', 'dog')]
+    """
+    noise = label_noise(probe, labels, groups=groups)
+    _check_names(probe, names, class_names)
+    return _suspects(noise, labels, names, class_names)
+
+
+def _suspects(
+    noise: LabelNoise, labels: np.ndarray, names: Sequence[str], class_names: Sequence[str]
+) -> tuple[Suspect, ...]:
+    if noise.evidence < EVIDENCE:
+        return ()
+    order = np.argsort(-noise.wrong, kind="stable")
+    return tuple(
+        Suspect(str(names[i]), class_names[labels[i]], class_names[noise.likely[i]], float(noise.wrong[i]))
+        for i in order[noise.wrong[order] > WRONG]
+    )
+
+
+def _log_likelihood(own: np.ndarray, classes: int) -> np.ndarray:
+    """Of all labels, by share of wrong ones, given how probable each would be if none were wrong."""
+    shares = _SHARES[:, None]
+    mixed = (1 - shares) * own + shares * (1 - own) / (classes - 1)
+    return np.log(np.maximum(mixed, 1e-300)).sum(axis=1)
+
+
+def _others_of_class(labels: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
+    """How many pictures of its class each picture was judged by: none of its own group was."""
+    of_class = np.bincount(labels)[labels]
+    if not len(groups):
+        return of_class - 1
+    pairs = np.stack([labels, np.unique(np.asarray(groups), return_inverse=True)[1]])
+    _, number, counts = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
+    return of_class - counts[number.reshape(-1)]
+
+
+def confusable_classes(
+    probe: RidgeProbe, labels: np.ndarray, class_names: Sequence[str]
+) -> tuple[Confusable, ...]:
+    """Name pairs of classes that a network can hardly tell apart.
+
+    Within a pair, a picture is told by the difference of its two left-out scores, from the middle between the two
+    classes' means on: so a small class counts as much as a large one. A pair is named where the accuracy is below
+    `APART` by two standard errors.
+
+    Args:
+        probe: of `ridge_leave_one_out`.
+        labels: what it was given, shape (N,), whole numbers from 0.
+        class_names: in the order of the labels.
+
+    Returns:
+        The worst pairs, the worst first, at most `MOST_PAIRS`.
+
+    Raises:
+        InputError: labels or class names that do not fit the probe.
+
+    Example:
+        >>> from transfer.adviser.probes import ridge_leave_one_out
+        >>> labels = np.arange(150) % 3
+        >>> features = np.random.default_rng(0).normal(size=(150, 5)) + 6 * (labels == 0)[:, None]
+        >>> found = confusable_classes(ridge_leave_one_out(features, labels, 3), labels, ["cat", "left", "right"])
+        >>> [(pair.first, pair.second) for pair in found]
+        [('left', 'right')]
+    """
+    labels = _checked(probe, labels, ())
+    _check_names(probe, range(len(labels)), class_names)
+    counts = np.bincount(labels, minlength=probe.scores.shape[1])
+    enough = np.flatnonzero(counts >= FEWEST_TO_CONFUSE)
+    if len(enough) < 2:
+        return ()
+    of_class = [probe.scores[labels == k][:, enough] for k in enough]
+    means = np.stack([scores.mean(axis=0) for scores in of_class])
+    ahead = np.diag(means)[:, None] - means  # of its own score over another's, by class
+    middle = (ahead - ahead.T) / 2
+    # The share of a class that is told from another.
+    right = np.stack([np.mean(s[:, [a]] - s > middle[a], axis=0) for a, s in enumerate(of_class)])
+    variance = right * (1 - right) / counts[enough][:, None]
+    accuracy, error = (right + right.T) / 2, np.sqrt(variance + variance.T) / 2
+    first, second = np.triu_indices(len(enough), 1)
+    named = accuracy[first, second] + 2 * error[first, second] < APART
+    first, second = first[named], second[named]
+    return tuple(
+        Confusable(class_names[enough[a]], class_names[enough[b]], float(accuracy[a, b]), float(error[a, b]))
+        for a, b in sorted(zip(first, second, strict=True), key=lambda pair: accuracy[pair])[:MOST_PAIRS]
+    )
+
+
+def warnings_of(
+    data: ImageData, look: Look, curve: LayerCurve, *, image_size: int | tuple[int, int]
+) -> tuple[DataWarning, ...]:
+    """Say what should be mended before anything is trained.
+
+    Args:
+        data: of `load_data`.
+        look: at some of its training pictures.
+        curve: of that look.
+        image_size: height and width that the network runs at, in pixels.
+
+    Returns:
+        The warnings, those that spoil most first; none where all is well.
+
+    Raises:
+        InputError: a look and a curve that are not of the same pictures.
+
+    Example:
+        >>> from transfer.adviser.curves import layer_curve
+        >>> from transfer.images.datasets import load_data
+        >>> rng, labels = np.random.default_rng(0), np.arange(200) % 2
+        >>> data = load_data((rng.integers(0, 256, (200, 16, 16, 3), "uint8"), labels))
+        >>> taps = {"last": rng.normal(size=(len(data.train), 4))}
+        >>> look = Look(data.train, data.train.labels, 2, taps, None, {})
+        >>> curve = layer_curve(taps, look.labels, 2)
+        >>> [warning.kind for warning in warnings_of(data, look, curve, image_size=96)]
+        ['no-signal', 'low-resolution']
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    told = _of_labels(data, look, curve) if curve.signal else _no_signal(curve)
+    found = [*told, *_duplicates(data), *_low_resolution(data, height, width), *_few_pictures(data)]
+    order = ("no-signal", "duplicates", "label-noise", "confusable", "low-resolution", "few-pictures")
+    return tuple(sorted(found, key=lambda warning: order.index(warning.kind)))
+
+
+def _no_signal(curve: LayerCurve) -> Iterable[DataWarning]:
+    yield DataWarning(
+        "no-signal",
+        f"The labels look shuffled: the network tells {curve.together.accuracy:.0%} of the pictures, and "
+        f"{curve.chance[0]:.0%} when the labels are shuffled on purpose. Check how pictures got their labels; if they "
+        "are right, this needs more pictures or another network.",
+    )
+
+
+def _of_labels(data: ImageData, look: Look, curve: LayerCurve) -> Iterable[DataWarning]:
+    probe, names = curve.best, [data.class_names[k] for k in np.unique(look.pictures.labels)]
+    noise = label_noise(probe, look.labels, groups=look.pictures.groups)
+    suspects = _suspects(noise, look.labels, look.pictures.names, names)
+    if noise.notable and suspects:
+        first = suspects[0]
+        yield DataWarning(
+            "label-noise",
+            f"About {noise.share:.0%} of the labels seem wrong. {_pictures(suspects, 'contradicts', 'contradict')} "
+            f"the label with confidence, such as {first.name}: labelled {first.label}, looks like {first.likely}. "
+            "Look at these before training.",
+            tuple(suspect.name for suspect in suspects[:MOST_NAMED]),
+        )
+    pairs = confusable_classes(probe, look.labels, names)
+    if pairs:
+        worst = pairs[0]
+        more = (
+            f", and {len(pairs) - 1} more pairs"
+            if len(pairs) > 2
+            else ", and another pair" * (len(pairs) - 1)
+        )
+        yield DataWarning(
+            "confusable",
+            f"The network can hardly tell {worst.first} from {worst.second} ({worst.accuracy:.0%} of the two, where "
+            f"guessing gives 50%){more}. Merge what is one class, or add pictures that show the difference.",
+        )
+
+
+def _duplicates(data: ImageData) -> Iterable[DataWarning]:
+    shared = [same for same in data.report.same if len(set(same.splits)) > 1]
+    if shared:
+        yield DataWarning(
+            "duplicates",
+            f"{_pictures(shared, 'is', 'are')} in two or more of the splits that the data came with, so what is "
+            "measured flatters. Take them out of the training pictures, or let the split be drawn.",
+            tuple(str(name) for same in shared for name in same.names)[:MOST_NAMED],
+        )
+
+
+def _low_resolution(data: ImageData, height: int, width: int) -> Iterable[DataWarning]:
+    tall, wide = data.report.heights[1], data.report.widths[1]
+    if min(height, width) < LEAST_SIDE:
+        yield DataWarning(
+            "low-resolution",
+            f"At {width} x {height} pixels the network's last layers see hardly more than one place of a picture. Take "
+            f"an image size of {LEAST_SIDE} or more, better 96, even if pictures have to be enlarged.",
+        )
+    elif 0 < min(tall / height, wide / width) < LEAST_SHARE:
+        yield DataWarning(
+            "low-resolution",
+            f"Pictures of {wide} x {tall} pixels (median) are enlarged to {width} x {height}: the network sees blur "
+            "where it looks for detail. Take larger originals, if there are any.",
+        )
+
+
+def _few_pictures(data: ImageData) -> Iterable[DataWarning]:
+    counts = np.bincount(data.train.labels, minlength=data.num_classes)
+    few = [int(k) for k in np.argsort(counts, kind="stable") if counts[k] < FEWEST_OF_A_CLASS]
+    if few:
+        listed = ", ".join(f"{data.class_names[k]} {counts[k]}" for k in few[:3]) + ", ..." * (len(few) > 3)
+        yield DataWarning(
+            "few-pictures",
+            f"{len(few)} of {data.num_classes} classes have fewer than {FEWEST_OF_A_CLASS} pictures to train on "
+            f"({listed}): what is expected of them is a guess. Add some.",
+        )
+
+
+def _pictures(items: Sequence[Any], one: str, many: str) -> str:
+    return f"1 picture {one}" if len(items) == 1 else f"{len(items):,} pictures {many}"
+
+
+def _checked(probe: LeftOut, labels: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
+    labels = np.asarray(labels)
+    count, classes = probe.scores.shape
+    fits = labels.shape == (count,) and labels.dtype.kind in "iu"
+    if not fits or (count and not 0 <= labels.min() <= labels.max() < classes):
+        raise InputError(
+            f"Expected the {count} labels that the probe was given, from 0 to {classes - 1}. Received: shape "
+            f"{labels.shape} of {labels.dtype}. Take both from the same look."
+        )
+    if len(groups) not in (0, count):
+        raise InputError(f"Expected a group for each of {count} pictures, or none. Received: {len(groups)}.")
+    return labels
+
+
+def _check_names(probe: LeftOut, names: Sequence[Any], class_names: Sequence[str]) -> None:
+    count, classes = probe.scores.shape
+    if len(names) != count or len(class_names) != classes:
+        raise InputError(
+            f"Expected names of {count} pictures and {classes} classes. Received: {len(names)} and "
+            f"{len(class_names)}. Take them from the look that the probe is of."
+        )

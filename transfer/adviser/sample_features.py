@@ -1,0 +1,277 @@
+"""One forward pass over some pictures, from which all of the advice is computed: what each block sees of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer.adviser.curves import side_by_side
+from transfer.distributed.strategies import scope_of
+from transfer.frozen.extraction import extract, keep
+from transfer.frozen.feature_cache import FeatureCache
+from transfer.images.datasets import ImageData, Split
+from transfer.networks import graphs, surgery
+from transfer.networks.backbones import block_ends, preprocessing_of
+
+MOST_IMAGES = 2000
+"""Pictures to look at: the accuracy of a probe is known to within a point then."""
+
+FEWEST_OF_A_CLASS = 8
+"""Pictures to look at of each class; where there are too many classes for that, some of them will do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a network makes of some training pictures.
+
+    Attributes:
+        pictures: those that were looked at.
+        labels: their classes, numbered from 0 among those that were looked at, shape (N,).
+        num_classes: how many of them there are.
+        taps: of each block's end, averaged over the picture, float32 of shape (N, channels); in the order of the
+            network, with what its classifier sees last.
+        old: probabilities of the network's own classes, shape (N, old classes); None where it has none.
+        shifts: how far the pictures' statistics are from those of the pre-training, by BatchNormalization in the
+            order of the network (see `batchnorm_shift`); empty where there is none.
+        image_size: height and width at which the network saw them.
+        seconds_per_picture: that this took (see `features.Features`); None where it was known already.
+    """
+
+    pictures: Split
+    labels: np.ndarray
+    num_classes: int
+    taps: dict[str, np.ndarray]
+    old: np.ndarray | None
+    shifts: dict[str, float]
+    image_size: tuple[int, int] = (0, 0)
+    seconds_per_picture: float | None = None
+
+
+def take_look(
+    data: ImageData,
+    base: keras.Model,
+    *,
+    max_images: int = MOST_IMAGES,
+    preprocessing: str | None = None,
+    engine: str = "auto",
+    cache: FeatureCache | None = None,
+    seed: int = 0,
+) -> Look:
+    """Run a network once over at most so many training pictures, spread over the classes.
+
+    Args:
+        data: of `load_data`; only its training pictures are looked at.
+        base: a pre-trained network, best with its own classifier.
+        max_images: pictures at most.
+        preprocessing: see `builders.build`.
+        engine: one of `engines.ENGINES`.
+        cache: where features are kept; None is the user's own cache.
+        seed: of the choice of pictures.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        InputError: the network has no graph, or gives NaN on these pictures.
+
+    Example:
+        >>> from transfer.images.datasets import load_data
+        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+        >>> look = take_look(load_data("emoji"), base, max_images=24)
+        >>> len(look.labels), len(look.taps), look.old.shape
+        (24, 18, (24, 1000))
+    """
+    chosen = some_of_each(data.train.labels, max_images, seed)
+    some = data.train.take(chosen.tolist())
+    return look_at(
+        some, base, image_size=data.image_size, preprocessing=preprocessing, engine=engine, cache=cache
+    )
+
+
+def look_at(
+    pictures: Split,
+    base: keras.Model,
+    *,
+    image_size: tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+    engine: str = "auto",
+    cache: FeatureCache | None = None,
+) -> Look:
+    """Run a network once over pictures.
+
+    Args:
+        pictures: all of these.
+        base: a pre-trained network, best with its own classifier.
+        image_size: height and width where the network takes any; None is 224.
+        preprocessing: see `builders.build`.
+        engine: one of `engines.ENGINES`.
+        cache: where features are kept; None is the user's own cache.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        InputError: the network has no graph, or gives NaN on these pictures.
+
+    Example:
+        >>> from transfer.images.datasets import load_data
+        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+        >>> look_at(load_data("emoji").test.take(range(9)), base).taps["block_16_project_BN"].shape
+        (9, 112)
+    """
+    classes, labels = np.unique(pictures.labels, return_inverse=True)
+    height, width = base.input_shape[1:3]
+    size = (height, width) if height and width else image_size or (224, 224)
+    whole = surgery.clone(base, image_size=size, preprocess=preprocessing_of(base, preprocessing))
+    tapped, names = _tapped(base, whole)
+    # In full precision: differences between layers are small.
+    options: dict[str, Any] = {"image_size": size, "engine": engine, "precision": "float32", "cache": cache}
+    seen = extract(tapped, pictures, name="looking", **options)
+    parts = dict(zip(names, seen.parts(range(len(pictures))), strict=True))
+    old = as_probabilities(parts.pop("old")) if "old" in parts else None
+    shifts = {
+        layer.name: batchnorm_shift(layer, parts.pop(f"{layer.name}/mean"), parts.pop(f"{layer.name}/square"))
+        for layer in _watched(whole)
+    }
+    taps = {name: part.reshape(len(pictures), -1) for name, part in parts.items()}
+    return Look(pictures, labels, len(classes), taps, old, shifts, size, seen.seconds_per_picture)
+
+
+def hand_on(
+    look: Look, model: keras.Model, *, engine: str = "auto", cache: FeatureCache | None = None
+) -> bool:
+    """Keep what was seen as features of a model's frozen part, so that `fit` need not run it over these pictures again.
+
+    Args:
+        look: through the network that the model is built from.
+        model: of `builders.build`.
+        engine: one of `engines.ENGINES`, as `fit` will be given.
+        cache: where features are kept; None is the user's own cache.
+
+    Returns:
+        Whether they were kept: not, where the model's head sees something else.
+
+    Example:
+        >>> from transfer.cases.builders import small_similar
+        >>> from transfer.images.datasets import load_data
+        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+        >>> look = take_look(load_data("emoji"), base, max_images=24)
+        >>> hand_on(look, small_similar(base, 12))
+        True
+    """
+    cuts = model.plan.cuts
+    if not set(cuts) <= set(look.taps):
+        return False
+    parts = [look.taps[cut] for cut in cuts]
+    values = side_by_side(parts) if len(parts) > 1 else parts[0]
+    with scope_of(model):
+        trunk = surgery.trunk_of(model)
+    return keep(trunk, look.pictures, values, image_size=look.image_size, engine=engine, cache=cache)
+
+
+def _tapped(base: keras.Model, whole: keras.Model) -> tuple[keras.Model, list[str]]:
+    """The network with an output for all that is looked at, and what each is."""
+    outputs: dict[str, Any] = {}
+    last = graphs.layer_before_classifier(base)
+    for name in dict.fromkeys([*block_ends(base), last]):
+        outputs[name] = _pooled(graphs.find(whole, name).tensor)
+    if last != graphs.graph(base)[-1].op.name:
+        outputs["old"] = whole.outputs[0]
+    for layer in _watched(whole):
+        maps = keras.ops.cast(layer.input, "float32")
+        outputs[f"{layer.name}/mean"] = _pooled(maps)
+        outputs[f"{layer.name}/square"] = _pooled(keras.ops.square(maps))
+    return keras.Model(whole.inputs[0], list(outputs.values()), name=base.name), list(outputs)
+
+
+def _watched(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The BatchNormalizations of maps that have a single input, in the order of the network."""
+    found = dict.fromkeys(
+        node.op for node in graphs.graph(model) if isinstance(node.op, keras.layers.BatchNormalization)
+    )
+    return [layer for layer in found if len(layer._inbound_nodes) == 1 and len(layer.input.shape) == 4]
+
+
+def _pooled(tensor: Any) -> Any:
+    axes = tuple(range(1, len(tensor.shape) - 1))
+    return keras.ops.mean(keras.ops.cast(tensor, "float32"), axis=axes) if axes else tensor
+
+
+def batchnorm_shift(layer: keras.layers.BatchNormalization, mean: np.ndarray, square: np.ndarray) -> float:
+    """Measure how far pictures are from those that a network was trained on, at one BatchNormalization.
+
+    The squared Wasserstein distance of two normal distributions, in units of the variance that the layer keeps from its
+    training: [(mean - kept mean)^2 + (deviation - kept deviation)^2] / kept variance; the median over channels.
+
+    Args:
+        layer: with its moving statistics.
+        mean: of its input over each picture, shape (N, channels).
+        square: the same of the input's square.
+
+    Returns:
+        The shift: 0 for pictures as in training.
+
+    Example:
+        >>> layer = keras.layers.BatchNormalization()
+        >>> layer.build((None, 1))
+        >>> batchnorm_shift(layer, np.array([[1.0], [3.0]]), np.array([[2.0], [8.0]]))  # mean 2, deviation 1
+        3.99...
+    """
+    kept_mean = np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), "float64")
+    kept_variance = np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), "float64") + layer.epsilon
+    now = mean.mean(axis=0, dtype="float64")
+    deviation = np.sqrt(np.maximum(square.mean(axis=0, dtype="float64") - np.square(now), 0))
+    shift = (np.square(now - kept_mean) + np.square(deviation - np.sqrt(kept_variance))) / kept_variance
+    return float(np.median(shift))
+
+
+def some_of_each(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Pick positions, in turns by class, so that small classes are seen as well.
+
+    Of many classes, some are picked, with enough pictures each: one that is alone in its class tells nothing.
+
+    Args:
+        labels: int array of shape (N,).
+        most: positions at most.
+        seed: of the choice.
+
+    Returns:
+        int64 array of positions.
+
+    Example:
+        >>> np.bincount(np.array([0, 0, 0, 0, 1, 1])[some_of_each(np.array([0, 0, 0, 0, 1, 1]), 4, 0)]).tolist()
+        [2, 2]
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    classes = rng.permutation(np.unique(labels))[: max(2, most // FEWEST_OF_A_CLASS)]
+    order = order[np.isin(labels[order], classes)]
+    by_class = np.sort(labels[order])
+    turn = np.empty(len(order), dtype=int)
+    turn[np.argsort(labels[order], kind="stable")] = np.arange(len(order)) - np.searchsorted(
+        by_class, by_class
+    )
+    return order[np.argsort(turn, kind="stable")][:most]
+
+
+def as_probabilities(scores: np.ndarray) -> np.ndarray:
+    """Bring what a classifier gives, be it logits, a softmax or sigmoids, to rows that sum to 1.
+
+    Args:
+        scores: shape (N, ...), one number per class.
+
+    Returns:
+        float64 array of shape (N, classes).
+
+    Example:
+        >>> as_probabilities(np.array([[0.0, 0.0], [0.2, 0.6]])).round(2).tolist()
+        [[0.5, 0.5], [0.25, 0.75]]
+    """
+    scores = scores.reshape(len(scores), -1).astype("float64")
+    if scores.min() < 0 or scores.max() > 1 + 1e-2:
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    total = scores.sum(axis=1, keepdims=True)
+    return np.where(total > 0, scores / np.maximum(total, 1e-12), 1 / scores.shape[1])

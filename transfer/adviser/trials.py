@@ -1,0 +1,101 @@
+"""A few steps of fine-tuning, timed: what training everything costs on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer.cases import builders
+from transfer.cases.policies import POLICIES, Case
+from transfer.common.allocator import kept_memory
+from transfer.common.errors import InputError
+from transfer.distributed.process_group import crew
+from transfer.images.datasets import Split
+from transfer.images.pipeline import make_dataset
+from transfer.training.schedules import BATCH_SIZE, WarmupCosine
+
+STEPS = 8
+"""Of the trial: enough to time them. More say no more: what forty gained did not foretell what training in full did."""
+
+_UNTIMED = 2  # steps: the first is traced and compiled, the second allocates
+_FEWEST = 2  # steps that are timed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a few steps of fine-tuning took.
+
+    Attributes:
+        steps: that were trained.
+        seconds_per_step: of 32 pictures, without what is needed once.
+        seconds_start: for what is needed once, tracing and compiling.
+    """
+
+    steps: int
+    seconds_per_step: float
+    seconds_start: float
+
+
+def time_fine_tuning(
+    pictures: Split,
+    base: keras.Model,
+    *,
+    image_size: tuple[int, int],
+    steps: int = STEPS,
+    preprocessing: str | None = None,
+    seed: int = 0,
+) -> Trial:
+    """Fine-tune a copy of a network for a few steps and time them.
+
+    Args:
+        pictures: to train on, of two classes or more.
+        base: the pre-trained network; it stays as it is.
+        image_size: height and width in pixels.
+        steps: of training, of 32 pictures each; 4 or more.
+        preprocessing: see `builders.build`.
+        seed: of the order and the augmentation.
+
+    Returns:
+        What they took.
+
+    Raises:
+        InputError: `steps` is below 4: the first two are not timed.
+
+    Example:
+        >>> from transfer.images.datasets import load_data
+        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+        >>> time_fine_tuning(load_data("emoji").train, base, image_size=(32, 32), steps=4).steps
+        4
+    """
+    if steps < _UNTIMED + _FEWEST:
+        raise InputError(f"Expected {_UNTIMED + _FEWEST} steps or more. Received: {steps}.")
+    options: dict[str, Any] = {"image_size": image_size, "preprocessing": preprocessing, "seed": seed}
+    options["strategy"] = (
+        "default" if crew().count > 1 else None
+    )  # of several workers, the chief tries by itself
+    model = builders.build(Case.LARGE_SIMILAR, base, int(pictures.labels.max()) + 1, **options)
+    dataset = make_dataset(
+        pictures, image_size=image_size, batch_size=BATCH_SIZE, training=True, augment="light", seed=seed
+    )
+    clock = _Clock(peak=POLICIES[Case.LARGE_SIMILAR].learning_rate, steps=steps)
+    began = time.perf_counter()
+    with kept_memory():  # as training does
+        model.fit(dataset.repeat(), steps_per_epoch=steps, callbacks=[clock], verbose=0, shuffle=False)
+    per_step = float(np.median(np.diff(clock.ends)[_UNTIMED - 1 :]))
+    return Trial(steps, per_step, max(0.0, clock.ends[0] - began - per_step))
+
+
+class _Clock(WarmupCosine):
+    """Follow a schedule, as training does, and note when each step ended."""
+
+    def __init__(self, *, peak: float, steps: int) -> None:
+        super().__init__(peak=peak, steps=steps)
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_batch_end(batch, logs)
+        self.ends.append(time.perf_counter())

@@ -1,0 +1,1 @@
+"""Errors, atomic files, command helpers and page templates: what every other package may use."""

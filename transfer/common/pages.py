@@ -1,0 +1,67 @@
+"""Pages that need nothing but themselves: templates filled in, pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from typing import Any
+
+import numpy as np
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("transfer.common"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of `transfer/templates`.
+
+    Args:
+        template: its file's name.
+        values: what it shows; text is escaped, what `render` gave is not, once more.
+
+    Returns:
+        HTML, safe to put into another template.
+
+    Raises:
+        ValueError: a value that the template shows is not among them.
+
+    Example:
+        >>> "<h1>a &amp; b</h1>" in render("page.html", title="a & b", parts=[])
+        True
+    """
+    from jinja2 import UndefinedError
+    from markupsafe import Markup
+
+    try:
+        return Markup(_environment().get_template(template).render(**values))
+    except UndefinedError as error:
+        raise ValueError(f"a page wants what is not there: {error}") from error
+
+
+def data_uri(picture: np.ndarray | bytes) -> str:
+    """Put a picture into an address, so that a page carries it along.
+
+    Args:
+        picture: uint8 array of shape (height, width, 3), or an encoded PNG.
+
+    Returns:
+        A `data:` address of a PNG.
+
+    Example:
+        >>> data_uri(np.zeros((4, 4, 3), "uint8"))[:22]
+        'data:image/png;base64,'
+    """
+    from PIL import Image
+
+    if not isinstance(picture, bytes):
+        stream = io.BytesIO()
+        Image.fromarray(picture).save(stream, "PNG")
+        picture = stream.getvalue()
+    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")

@@ -1,0 +1,96 @@
+"""The order in which pictures are seen, and from where it goes on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from transfer.distributed.process_group import Share
+
+
+@dataclass
+class Position:
+    """Where training is, for data sets that go on there.
+
+    Attributes:
+        epoch: from 0; what a pass sees depends on it and on the seed alone.
+        done: pictures of it that are not seen again.
+    """
+
+    epoch: int = 0
+    done: int = 0
+
+
+@dataclass
+class Order:
+    """Which pictures come when, a batch at a time, with a key for each (two int32): shuffled anew each epoch where
+    there is a seed.
+
+    Order and keys are drawn here and not by `tf.data`, whose seeds mix with TensorFlow's global one.
+
+    Attributes:
+        count: of all pictures.
+        batch_size: over all devices together.
+        seed: of the order; None keeps it as it is.
+        keys: of the pictures, where they are not to be drawn.
+        position: its epoch is looked at when a pass begins; None counts the passes.
+        share: of one process among several replicas; None is all.
+        begin: is called with the number of the epoch when a pass begins.
+        arrange: gives the order of an epoch instead of a plain shuffle, where there is a seed.
+    """
+
+    count: int
+    batch_size: int
+    seed: int | None
+    keys: np.ndarray | None = None
+    position: Position | None = None
+    share: Share | None = None
+    begin: Callable[[int], None] | None = None
+    arrange: Callable[[int], np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        self._passes = itertools.count()
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Give one pass over all, or over what is left of it."""
+        epoch, first = (
+            (next(self._passes), 0) if self.position is None else (self.position.epoch, self.position.done)
+        )
+        if self.begin is not None:
+            self.begin(epoch)
+        order, keys = np.arange(self.count), np.zeros((self.count, 2), "int32")
+        if self.seed is not None:
+            draw = np.random.default_rng([self.seed, epoch])
+            order = draw.permutation(order) if self.arrange is None else self.arrange(epoch)
+            keys[order] = draw.integers(2**31, size=(self.count, 2)).astype("int32")
+        if self.keys is not None:
+            keys = self.keys
+        for part in self._split(order, first):
+            yield part, keys[part]
+
+    def _split(self, order: np.ndarray, first: int) -> list[np.ndarray]:
+        whole = [order[i : i + self.batch_size] for i in range(first, len(order), self.batch_size)]
+        if self.share is None:
+            return whole
+        if self.share.whole:
+            filled = [np.concatenate([b, np.resize(order, self.batch_size - len(b))]) for b in whole]
+            return [self.share.of_filled(batch) for batch in filled]
+        if self.seed is None:
+            return self.share.of_all(order[first:], self.batch_size)
+        return [part for batch in whole for part in self.share.of_batch(batch)]
+
+    def weights(self, number: int) -> np.ndarray | None:
+        """Say how much each picture of a batch counts, where the last one is filled up; None is all the same."""
+        if self.share is None or not self.share.whole:
+            return None
+        first = self.position.done if self.position is not None else 0
+        real = min(self.batch_size, self.count - first - number * self.batch_size)
+        weights = np.where(np.arange(self.batch_size) < real, self.batch_size / real, 0.0)
+        return self.share.of_filled(weights.astype("float32"))
+
+    def __len__(self) -> int:
+        first = self.position.done if self.position is not None else 0
+        return len(self._split(np.arange(self.count), first))

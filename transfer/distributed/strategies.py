@@ -1,0 +1,429 @@
+"""Names of devices to `tf.distribute` strategies, what several replicas need to train exactly, and the only place that
+makes or mends any of it.
+
+Whatever the devices, a batch is one batch: `batch_size` counts the pictures of all replicas together, and learning
+rates are those of one device, unscaled. So the number of devices changes how long training takes, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from transfer.common.errors import InputError, unknown
+from transfer.distributed.cluster import as_workers, names_several, read_cluster, wait_for
+from transfer.distributed.process_group import Crew, Share, crew, join
+
+STRATEGIES = ("auto", "default", "mirrored", "multiworker", "tpu")
+
+PATIENCE = 300.0
+"""Seconds to wait for other workers: machines of a cluster start one after the other."""
+
+HEARTBEAT = 10
+"""Seconds without a sign of life after which a worker is gone."""
+
+
+def start_quietly(*, repeatable: bool = False) -> None:
+    """Import TensorFlow and list its devices without the notes that it writes to standard error.
+
+    They are for its developers, come in red in notebooks, and cannot be switched off otherwise.
+
+    Args:
+        repeatable: on a machine without a GPU, make operations give the same bits each time, which costs little there;
+            for the whole process.
+
+    Example:
+        >>> start_quietly()
+    """
+    # 3: repeatable operations make tf.data write an error that is none, once for each data set.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        if not on_tensorflow():  # asks Keras, which imports TensorFlow
+            return
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+        if repeatable and not tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.enable_op_determinism()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def get_strategy(strategy: Any = "auto", *, patience: float = PATIENCE) -> Any:
+    """Give the strategy that a name stands for.
+
+    Args:
+        strategy: `"default"`: one device; `"mirrored"`: all GPUs of this machine; `"multiworker"`: the processes that
+            `TF_CONFIG` names, or those of a Slurm step; `"tpu"`: the TPU of this machine or of `TPU_NAME`; `"auto"`
+            (also None): several workers where `TF_CONFIG` names them, a TPU where there is one, else several GPUs,
+            else one device. A strategy is given back as it is.
+        patience: seconds to wait for other workers.
+
+    Returns:
+        A `tf.distribute.Strategy`; models are made inside its `scope()`. With several workers, all have to go through
+        the same program: `fit`, `evaluate` and `extract` are theirs together (see `workers`).
+
+    Raises:
+        InputError: unknown name, no such device, or workers that are not there.
+
+    Example:
+        >>> get_strategy("default").num_replicas_in_sync
+        1
+    """
+    if hasattr(strategy, "num_replicas_in_sync"):
+        return strategy
+    name = "auto" if strategy is None else str(strategy)
+    if name not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    if not on_tensorflow():
+        return _with_jax(name, patience)
+    import tensorflow as tf
+
+    if name == "auto":
+        name = _best(tf)
+    if name == "mirrored":
+        return _mirrored()
+    if name == "multiworker":
+        return _multiworker(patience)
+    if name == "tpu":
+        return _tpu(tf)
+    return tf.distribute.get_strategy()
+
+
+def on_tensorflow() -> bool:
+    """Say whether Keras runs on TensorFlow; on JAX, no room imports it.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> on_tensorflow() or "jax"
+        True
+    """
+    if "KERAS_BACKEND" in os.environ and "keras" not in sys.modules:
+        return os.environ["KERAS_BACKEND"] == "tensorflow"
+    import keras
+
+    return bool(keras.backend.backend() == "tensorflow")
+
+
+def _with_jax(name: str, patience: float) -> Any:
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise InputError(f"Expected Keras on TensorFlow or JAX. Received: {keras.backend.backend()!r}.")
+    from transfer.distributed import jax_devices
+
+    addresses, index = read_cluster() if name in ("auto", "multiworker") else ((), 0)
+    return jax_devices.devices(name, addresses, index, patience)
+
+
+def _best(tf: Any) -> str:
+    if names_several("auto"):
+        return "multiworker"
+    if "TPU_NAME" in os.environ or tf.config.list_physical_devices("TPU"):
+        return "tpu"
+    return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "default"
+
+
+@functools.cache
+def _mirrored() -> Any:
+    """Make one strategy for the whole process: TensorFlow takes what the devices of a second one tell each
+    other for messages of the first ("Shape mismatch in the collective instance")."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy()
+
+
+def _tpu(tf: Any) -> Any:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        raise InputError(
+            f"No TPU was found ({str(error).splitlines()[0]}). Use strategy 'auto', or in Colab choose a TPU "
+            "runtime; TensorFlow has TPU wheels up to version 2.20."
+        ) from None
+    return tf.distribute.TPUStrategy(resolver)
+
+
+_met: list[Any] = []
+
+
+def _multiworker(patience: float) -> Any:
+    """Make the one strategy that a process can have with others, and meet them."""
+    if _met:
+        return _met[0]
+    import tensorflow as tf
+
+    addresses, index = read_cluster()
+    if len(addresses) < 2:  # by itself, and a sixth slower if TensorFlow were told otherwise
+        return (
+            _mirrored() if len(tf.config.list_physical_devices("GPU")) > 1 else tf.distribute.get_strategy()
+        )
+    os.environ["TF_CONFIG"] = as_workers(addresses, index)
+    _meet_within(patience, len(addresses))
+    wait_for(addresses[1:] if index == 0 else (), patience)
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"TensorFlow cannot start the worker that TF_CONFIG names: {str(error).splitlines()[0]}. Its strategy "
+            "must be made before anything else is computed: call get_strategy('multiworker') first, and hand what "
+            "it gives to the builders."
+        ) from None
+    except tf.errors.OpError as error:
+        raise InputError(
+            f"Not all of the {len(addresses)} workers came within {patience:.0f} seconds: {', '.join(addresses)}. Is "
+            f"the same command running on each, and can they reach one another? ({error.message.splitlines()[0]})"
+        ) from None
+    tf.get_logger().setLevel("ERROR")  # each exchange would be said to retrace
+    join(Crew(index, addresses, functools.partial(_all_gather, strategy)))
+    _met.append(strategy)
+    return strategy
+
+
+def _meet_within(seconds: float, count: int) -> None:
+    """Set how long TensorFlow waits for workers, and how soon it misses one: an hour, and never, by itself."""
+    from tensorflow.python.distribute import collective_all_reduce_strategy as strategies
+    from tensorflow.python.eager import context
+
+    job = strategies.coordination_config_pb2.CoordinatedJob
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=int(1000 * seconds),
+        heartbeat_timeout_in_ms=1000 * HEARTBEAT,
+        shutdown_barrier_timeout_in_ms=1000 * HEARTBEAT,
+        coordinated_jobs=[job(name="worker", num_tasks=count)],
+    )
+
+
+def _all_gather(strategy: Any, own: np.ndarray) -> np.ndarray:
+    """Join arrays of all workers; of each, its first replica speaks."""
+    import tensorflow as tf
+
+    replicas = strategy.num_replicas_in_sync // crew().count
+
+    def value(context: Any) -> Any:
+        return tf.constant(own if context.replica_id_in_sync_group % replicas == 0 else own[:0])
+
+    values = strategy.experimental_distribute_values_from_function(value)
+    return np.asarray(strategy.gather(values, axis=0))
+
+
+def scope_of(model: Any) -> Any:
+    """Give the scope of the strategy that a model was made under, to compile it again in.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> import keras
+        >>> with scope_of(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])):
+        ...     pass
+    """
+    strategy = _strategy_of(model)
+    if strategy is not None or not on_tensorflow():
+        return strategy.scope() if strategy is not None else contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().scope()
+
+
+def _strategy_of(model: Any) -> Any:
+    return getattr(model, "_devices", None) or getattr(model, "distribute_strategy", None)
+
+
+def settle(model: Any, devices: Any) -> Any:
+    """Note on which devices a model was made, as Keras does by itself on TensorFlow alone.
+
+    Args:
+        model: a Keras model, made in the scope of its devices.
+        devices: of `get_strategy`.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> settle("a model on TensorFlow", None)
+        'a model on TensorFlow'
+    """
+    if not on_tensorflow():
+        model._devices = devices
+    return model
+
+
+def replicas_of(model: Any) -> int:
+    """Say on how many devices copies of a model train together.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> replicas_of("anything else")
+        1
+    """
+    strategy = _strategy_of(model)
+    return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
+def must_synchronize(model: Any) -> bool:
+    """Say whether BatchNormalization must be told to look at the whole batch: on JAX it does so by itself.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        Whether it must.
+
+    Example:
+        >>> must_synchronize("anything else")
+        False
+    """
+    return on_tensorflow() and replicas_of(model) > 1
+
+
+def while_training(model: Any) -> Any:
+    """Give what Keras' `fit` has to run in: on JAX it asks then on which devices.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> with while_training("a model on TensorFlow"):
+        ...     pass
+    """
+    return contextlib.nullcontext() if on_tensorflow() else scope_of(model)
+
+
+def share_of(model: Any) -> Share | None:
+    """Say which part of each batch this process reads for a model.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        The part; None where the model has one replica, which reads all. On JAX, whole batches in any case.
+
+    Example:
+        >>> share_of("a model with one replica") is None
+        True
+    """
+    if not on_tensorflow():  # JAX splits a part over devices itself, and compiles for each size of it
+        return Share(crew().index, 1, crew().count, whole=True)
+    total = replicas_of(model)
+    if total == 1:
+        return None
+    return Share(crew().index * (total // crew().count), total // crew().count, total)
+
+
+def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | None = None) -> Any:
+    """Give a model's replicas the batches that this process reads for them.
+
+    Args:
+        model: a Keras model.
+        dataset: a `tf.data.Dataset` of pictures and labels that was made with `share_of(model)`.
+        class_weights: how much the pictures of each class count, which Keras cannot apply here.
+
+    Returns:
+        What Keras' `fit` takes.
+
+    Example:
+        >>> import keras
+        >>> distributed(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), "the same")
+        'the same'
+    """
+    share = share_of(model)
+    if share is None:
+        return dataset
+    if not on_tensorflow():
+        if class_weights:
+            dataset.class_weights = np.array([class_weights[label] for label in sorted(class_weights)])
+        return dataset
+    import tensorflow as tf
+
+    if class_weights:
+        weights = tf.constant([class_weights[label] for label in sorted(class_weights)], tf.float32)
+
+        def weigh(images: Any, labels: Any) -> Any:
+            numbers = tf.argmax(labels, axis=1) if len(labels.shape) > 1 else labels
+            return images, labels, tf.gather(weights, numbers)
+
+        dataset = dataset.map(weigh)
+    found = model.distribute_strategy.distribute_datasets_from_function(lambda context: dataset)
+    found._cardinality //= share.replicas  # TensorFlow counts batches, Keras steps
+    return found
+
+
+def make_exact(model: Any, *, soft_labels: bool = False) -> None:
+    """Let `fit` on several replicas do what it does on one, to rounding. With one replica nothing is changed.
+
+    Three things of Keras 3 are mended, each on this model alone (https://github.com/keras-team/keras/issues/20585):
+
+    - it builds a model's metrics from the mean of the first batch over the replicas, which fails where their parts
+      differ in size: here from made-up data;
+    - it averages losses of replicas as if their parts were equal, so that a picture counts more where there are fewer:
+      here each part counts by its size;
+    - with several workers it joins what a step logs along an axis that scalars do not have.
+
+    Args:
+        model: a compiled model.
+        soft_labels: a share for each class, and not whole numbers.
+
+    Example:
+        >>> import keras
+        >>> make_exact(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+    """
+    strategy, replicas = _strategy_of(model), replicas_of(model)
+    if replicas == 1 or not on_tensorflow():
+        return
+    import keras
+    import tensorflow as tf
+
+    labels = np.zeros(model.output_shape[1:], "float32")[None] if soft_labels else np.zeros(1, "int64")
+    made_up = (np.zeros((1, *model.input_shape[1:]), "float32"), labels)
+
+    def build_from_made_up(iterator: Any = None, data_batch: Any = None) -> None:
+        with strategy.scope():
+            model._symbolic_build(data_batch=made_up)
+
+    def rows(logs: dict[str, Any]) -> dict[str, Any]:
+        return {name: tf.reshape(value, (1,)) for name, value in logs.items()} if crew().count > 1 else logs
+
+    def train_step(data: Any) -> dict[str, Any]:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        size = tf.cast(tf.shape(y)[0], "float32")
+        whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, size)
+        with tf.GradientTape() as tape:
+            predicted = model(x, training=True)
+            loss = model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=weight, training=True)
+            own = loss * tf.cast(size * replicas / whole, loss.dtype)
+            scaled = model.optimizer.scale_loss(own)
+        model._loss_tracker.update_state(loss * replicas, sample_weight=size)
+        weights = model.trainable_weights
+        model.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
+        return rows(model.compute_metrics(x, y, predicted, sample_weight=weight))
+
+    test_step = type(model).test_step.__get__(model)
+    model._maybe_symbolic_build = build_from_made_up
+    model.train_step, model.test_step = train_step, lambda data: rows(test_step(data))

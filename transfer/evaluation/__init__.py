@@ -1,0 +1,1 @@
+"""Metrics, calibration, screening and explanations of a trained model."""

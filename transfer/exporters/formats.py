@@ -1,0 +1,301 @@
+"""The same network in the file formats of other runtimes: LiteRT, ONNX, OpenVINO."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer.common.errors import InputError
+from transfer.frozen.openvino_engine import import_openvino
+from transfer.results.finished_runs import add_labels
+
+INPUT, OUTPUT = "images", "probabilities"
+"""What the input and the output are called in every file."""
+
+OPSET = 17
+"""Of ONNX: the newest that runtimes of the last three years read, those in browsers too."""
+
+_ONNX = ("tf2onnx", "onnx", "onnxruntime")
+_CALIBRATED_AT_ONCE = 16  # pictures in a batch
+
+
+def load_packages(kind: str, quantize: str | None) -> None:
+    """Import what a format needs, before any work.
+
+    Args:
+        kind: of `export.KINDS`.
+        quantize: of `export.KINDS` too.
+
+    Raises:
+        InputError: a package is not installed; the message says how to install it.
+
+    Example:
+        >>> load_packages("saved-model", None)
+    """
+    needs_onnx = kind == "onnx" or (kind, quantize) == ("openvino", "int8")
+    with quiet():
+        found = {name: _found(name) for name in _ONNX} if needs_onnx else {}
+        if kind == "openvino":
+            found["openvino"] = import_openvino() is not None
+    missing = [name for name, there in found.items() if not there]
+    if missing:
+        raise InputError(
+            f'Export to {kind} needs {", ".join(missing)}: pip install "transfer[export]". Without: --to saved-model '
+            "or litert."
+        )
+
+
+def _found(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep from the screen what converters write there, for their developers, by whatever way.
+
+    Yields:
+        Nothing. An error raised inside passes as it is.
+
+    Example:
+        >>> with quiet():
+        ...     _ = os.write(2, b"I0000 00:00:1 converter.cc:1] noise")
+    """
+    before = logging.root.manager.disable
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        logging.disable(max(before, logging.ERROR))
+        unseen = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(unseen),
+            contextlib.redirect_stderr(unseen),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
+
+
+class Graph(tf.Module):
+    """A network in inference mode with its variables as constants, which every converter reads the same.
+
+    With variables, LiteRT's converter gave files that answer NaN (TensorFlow 2.21), and the others freeze them anyway.
+
+    Attributes:
+        frozen: the function of one tensor, its graph flat.
+        call: the same with names: `images` in, `probabilities` out, of any number of pictures.
+        image_size: height and width in pixels.
+    """
+
+    def __init__(self, model: keras.Model, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+        spec = tf.TensorSpec((None, *image_size, 3), tf.float32, name=INPUT)
+        traced = tf.function(
+            lambda images: tf.cast(model(images, training=False), tf.float32), autograph=False
+        )
+        frozen = convert_variables_to_constants_v2(traced.get_concrete_function(spec))
+        self.image_size = image_size
+        self.frozen = frozen
+        self.call = tf.function(lambda images: {OUTPUT: frozen(images)[0]}, [spec], autograph=False)
+
+
+def write_litert(
+    graph: Graph,
+    file: Path,
+    *,
+    class_names: Sequence[str],
+    quantize: str | None,
+    calibration: np.ndarray | None,
+) -> None:
+    """Write a `.tflite` file; float32 pictures in and float32 probabilities out, quantized or not.
+
+    float16 halves the weights, and runtimes compute in float32. int8 is weights and computation: only at the two ends
+    is float32 turned into integers and back, so that the file takes the same pictures as every other. The class
+    names are appended as Android's tools expect them: the file is a zip archive too, with `labels.txt` in it.
+
+    Args:
+        graph: the network.
+        file: to write.
+        class_names: in the order of the probabilities.
+        quantize: None, `"float16"` or `"int8"`.
+        calibration: pictures for int8, shape (N, height, width, 3), 0 to 255.
+
+    Example:
+        write_litert(Graph(model, (224, 224)), Path("model.tflite"), class_names=names, quantize=None, calibration=None)
+    """
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        # Gradients of swish and others cannot be written, and nobody asks for them.
+        plain = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(graph, folder, graph.call.get_concrete_function(), plain)
+        file.write_bytes(_to_litert(folder, quantize, calibration))
+    add_labels(file, tuple(class_names))
+
+
+def _to_litert(folder: str, quantize: str | None, calibration: np.ndarray | None) -> bytes:
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    if quantize:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8" and calibration is not None:
+        pictures = calibration.astype("float32")
+        converter.representative_dataset = lambda: (
+            {INPUT: pictures[i : i + 1]} for i in range(len(pictures))
+        )
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converted: bytes = converter.convert()
+    return converted
+
+
+def write_onnx(
+    graph: Graph,
+    file: Path,
+    *,
+    notes: Mapping[str, Any],
+    quantize: str | None,
+    calibration: np.ndarray | None,
+) -> None:
+    """Write an `.onnx` file; float32 pictures in and float32 probabilities out, quantized or not.
+
+    float16 is weights and computation. int8 is too, by QuantizeLinear and DequantizeLinear around each operation,
+    which runtimes fuse.
+
+    Args:
+        graph: the network.
+        file: to write.
+        notes: what to put into the file's metadata, such as the class names; each value as JSON.
+        quantize: None, `"float16"` or `"int8"`.
+        calibration: pictures for int8, shape (N, height, width, 3), 0 to 255.
+
+    Example:
+        write_onnx(Graph(model, (224, 224)), Path("model.onnx"), notes={}, quantize=None, calibration=None)
+    """
+    import onnx
+    import tf2onnx
+
+    spec = graph.call.input_signature
+    proto, _ = tf2onnx.convert.from_function(graph.call, input_signature=spec, opset=OPSET)
+    if quantize == "float16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.onnx_model import OnnxModel
+
+        proto = convert_float_to_float16(proto, keep_io_types=True)
+        OnnxModel(proto).topological_sort()  # the casts come last, which ONNX forbids
+    if quantize == "int8" and calibration is not None:
+        proto = _in_int8(proto, file, calibration)
+    for tensor in (*proto.graph.input, *proto.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.helper.set_model_props(proto, {name: _json(value) for name, value in notes.items()})
+    onnx.checker.check_model(proto)
+    onnx.save(proto, str(file))
+
+
+def _in_int8(proto: Any, file: Path, calibration: np.ndarray) -> Any:
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Pictures(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            size = _CALIBRATED_AT_ONCE
+            batches = [calibration[i : i + size] for i in range(0, len(calibration), size)]
+            self.left = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.left, None)
+            return None if batch is None else {INPUT: batch.astype("float32")}
+
+    whole, ready, done = (file.with_suffix(f".{step}") for step in ("whole", "ready", "done"))
+    try:
+        onnx.save(proto, str(whole))
+        # It folds BatchNormalization into convolutions: without, EfficientNetLite0 lost 15 points of agreement.
+        quant_pre_process(str(whole), str(ready), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(ready),
+            str(done),
+            Pictures(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            # Four times as fast on CPUs as signed activations, and as exact.
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        return onnx.load(str(done))
+    finally:
+        for step in (whole, ready, done):
+            step.unlink(missing_ok=True)
+
+
+def write_openvino(
+    graph: Graph,
+    file: Path,
+    *,
+    notes: Mapping[str, Any],
+    quantize: str | None,
+    calibration: np.ndarray | None,
+) -> None:
+    """Write an `.xml` file and its `.bin`; float32 pictures in and float32 probabilities out, quantized or not.
+
+    float16 halves the weights; what is computed in is the runtime's choice. int8 is the one of ONNX, read from there:
+    OpenVINO's own quantizer (nncf) gave the same to a point, and would be ten more packages.
+
+    Args:
+        graph: the network.
+        file: to write, with the extension `.xml`.
+        notes: what to put into the file's `rt_info`, under `transfer`; each value as JSON.
+        quantize: None, `"float16"` or `"int8"`.
+        calibration: pictures for int8, shape (N, height, width, 3), 0 to 255.
+
+    Example:
+        write_openvino(Graph(model, (224, 224)), Path("model.xml"), notes={}, quantize=None, calibration=None)
+    """
+    openvino = import_openvino()
+    if openvino is None:
+        raise ImportError("OpenVINO is not installed")
+    source = file.with_suffix(".onnx" if quantize == "int8" else ".pb")
+    try:  # files are read without the converter and what that reports
+        if quantize == "int8":
+            write_onnx(graph, source, notes={}, quantize=quantize, calibration=calibration)
+        else:
+            source.write_bytes(graph.frozen.graph.as_graph_def().SerializeToString())
+        network = openvino.Core().read_model(source)
+    finally:
+        source.unlink(missing_ok=True)
+    network.inputs[0].set_names({INPUT})
+    network.outputs[0].set_names({OUTPUT})
+    for name, value in notes.items():
+        network.set_rt_info(_json(value), ["transfer", name])
+    openvino.save_model(network, str(file), compress_to_fp16=quantize == "float16")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

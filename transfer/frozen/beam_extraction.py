@@ -1,0 +1,194 @@
+"""The forward pass on Apache Beam: on the cores of this machine, or on a cluster, into the cache that training reads.
+
+`python -m transfer.beam_features --data DIR --model NAME` fills the cache for case 1, `--case small-similar`; flags
+that it does not know are Beam's. It needs `pip install "transfer[beam]"`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transfer.common.errors import InputError
+from transfer.frozen import beam_runner, feature_shards
+
+if TYPE_CHECKING:
+    import keras
+
+    from transfer.frozen.extraction import Features
+    from transfer.frozen.feature_cache import FeatureCache
+    from transfer.images.datasets import Split
+
+log = logging.getLogger(__name__)
+
+SHARD_SIZE = 4096
+"""Pictures: so many are lost at most, for each worker, when a pass is killed. A hundred million are 24,000 files."""
+
+SHARD_BYTES = 64 * 2**20
+"""Of rows: what a worker holds of a shard."""
+
+BATCH_SIZE = 32
+"""Pictures per step, as in the pass without Beam."""
+
+_LOOKING = 2.0  # seconds between looks at what is done
+
+
+def extract_with_beam(
+    trunk: keras.Model,
+    split: Split,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int = BATCH_SIZE,
+    engine: str = "auto",
+    precision: str = "auto",
+    dtype: str = "float32",
+    cache: FeatureCache | None = None,
+    shard_size: int = SHARD_SIZE,
+    options: Sequence[str] = (),
+    name: str = "features",
+) -> Features:
+    """Do what `features.extract` does for one view, with as many workers as Beam has.
+
+    What is on disk already is not computed again, what this computes is found by `features.extract`, and a pass that
+    was killed goes on where it was, but for the shards that were being computed. The workers need a disk that all see:
+    the cache is plain files, and so are pictures that came as files. Others are copied there while the pass lasts.
+
+    Args:
+        trunk: a model that eats raw RGB, 0 to 255, without layers of code that is not installed on the workers.
+        split: the pictures.
+        image_size: height and width in pixels.
+        batch_size: pictures per step.
+        engine: one of `engines.ENGINES`.
+        precision: one of `engines.PRECISIONS`.
+        dtype: in which the features are kept, `"float32"` or `"float16"`.
+        cache: where to keep them; None is the user's own cache.
+        shard_size: pictures that a worker computes before it writes them, at most.
+        options: Beam's own flags, such as `["--direct_running_mode=multi_processing", "--direct_num_workers=2"]`. By
+            default all is done in this process.
+        name: of the pass, for the progress bar and the log.
+
+    Returns:
+        The features, as `features.extract` gives them; `computed` counts what this pass ran the network over.
+
+    Raises:
+        InputError: Beam is not installed, a flag is not Beam's, or what `features.extract` refuses, on any worker.
+
+    Example:
+        extract_with_beam(trunk, data.train, image_size=(96, 96), options=["--runner=FlinkRunner"])
+    """
+    flags = beam_runner.read_options(options)
+    from transfer.frozen.engines import make_engine
+    from transfer.frozen.extraction import Features
+    from transfer.frozen.feature_cache import FeatureCache
+    from transfer.frozen.shared_pass import missing_rows
+    from transfer.frozen.store_keys import digests_of, open_shelf
+
+    if not len(split):
+        raise InputError("Expected pictures to run the network over. Received: an empty split.")
+    if shard_size < 1:
+        raise InputError(f"Expected a shard_size of 1 picture or more. Received: {shard_size}.")
+    run = make_engine(trunk, engine=engine, precision=precision, batch_size=batch_size)
+    shelf = open_shelf(run, image_size=image_size, resize=split.resize, dtype=dtype, cache=cache)
+    digests = digests_of(split)
+    missing = missing_rows(shelf, digests)
+    per_picture = None
+    if len(missing):
+        plan = feature_shards.Plan(
+            shelf=shelf.folder.name,
+            image_size=image_size,
+            resize=split.resize,
+            dtype=dtype,
+            **_same_engine(run.name),
+            batch_size=batch_size,
+            limit=(cache or FeatureCache()).limit,
+            threads=beam_runner.threads_of_each(flags),
+        )
+        wanted = replace(split.take(missing), digests=[digests[i] for i in missing])
+        size = min(shard_size, max(1, SHARD_BYTES // (4 * math.prod(shelf.shape))))
+        per_picture = _pass(shelf.folder.parent, trunk, plan, wanted, size, flags, name)
+        shelf.refresh()
+    rows = shelf.find(digests)
+    _refuse_lost(int((rows < 0).sum()), shelf.folder)
+    shapes = tuple(tuple(tensor.shape[1:]) for tensor in trunk.outputs)
+    return Features(shelf, rows, len(missing), run.name if len(missing) else "", shapes, per_picture)
+
+
+def _same_engine(name: str) -> dict[str, str]:
+    """What makes a worker choose the engine that was chosen here, whatever `"auto"` would be there."""
+    kind, rest = name.split()[0], name.split()[-1]
+    return {"engine": kind, "precision": rest if kind == "openvino" else "float32"}
+
+
+def _refuse_lost(lost: int, folder: Path) -> None:
+    if lost:
+        raise InputError(
+            f"The workers are done, but {lost} pictures are not in {str(folder)!r} here. Set the environment variable "
+            "TRANSFER_CACHE to a folder on a disk that all workers see under one name."
+        )
+
+
+def _pass(
+    cache: Path,
+    trunk: keras.Model,
+    plan: feature_shards.Plan,
+    wanted: Split,
+    size: int,
+    flags: Any,
+    name: str,
+) -> float | None:
+    """Lay the shards out, let Beam work them off, and say how it went; give the seconds per picture."""
+    began = time.perf_counter()
+    with feature_shards.pass_folder(cache) as folder:
+        count = _shards(len(wanted), size, beam_runner.count_workers(flags))
+        feature_shards.lay_out(folder, trunk, plan, wanted, count=count)
+        with _bar(folder, count, name):
+            beam_runner.work_off(folder, count, flags)
+        done = feature_shards.reports(folder)
+    seconds = time.perf_counter() - began
+    per_picture = feature_shards.per_picture(done)
+    log.info(
+        "%s: %d pictures in %d shards, %.1f s, %.1f pictures/s; %.1f s to start each of %d workers, %s afterwards.",
+        name,
+        len(wanted),
+        count,
+        seconds,
+        len(wanted) / seconds,
+        max((report.setup for report in done), default=0.0),
+        len({report.worker for report in done}),
+        f"{1 / per_picture:.1f} pictures/s" if per_picture else "a batch each",
+    )
+    return per_picture
+
+
+def _shards(pictures: int, size: int, workers: int) -> int:
+    """How many shards there are: as many for each worker, since the local runner gives each as many."""
+    count = -(-pictures // size)
+    return min(pictures, -(-count // workers) * workers)
+
+
+@contextlib.contextmanager
+def _bar(folder: Path, count: int, name: str) -> Iterator[None]:
+    """Show how many shards are done, by what the workers say of them."""
+    from tqdm.auto import tqdm
+
+    over = threading.Event()
+
+    def follow() -> None:
+        with tqdm(total=count, desc=name, unit=" shards", leave=False) as bar:
+            while not over.wait(_LOOKING):
+                bar.update(len(list(folder.glob("*.done"))) - bar.n)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,342 @@
+"""One forward pass over the pictures: what a frozen network makes of them, computed once and kept on disk.
+
+`python -m transfer.features --list` shows what is kept, `--clear` removes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from tqdm.auto import tqdm
+
+from transfer.common.errors import InputError
+from transfer.distributed.process_group import crew
+from transfer.distributed.strategies import scope_of
+from transfer.frozen.engines import Engine, make_engine, relative_error
+from transfer.frozen.feature_cache import FeatureCache
+from transfer.frozen.feature_store import Shelf
+from transfer.frozen.shared_pass import (
+    BATCH_SIZE,
+    CHUNK_BYTES,
+    exchange,
+    first_of_each,
+    local_copy,
+    missing_rows,
+)
+from transfer.frozen.store_keys import digests_of, open_shelf
+from transfer.images.datasets import ImageData, Split
+from transfer.images.pipeline import make_dataset
+from transfer.networks import surgery
+
+log = logging.getLogger(__name__)
+
+_CHECKED = 4  # pictures
+_SAME = 1e-3  # relative error between engines of full precision, and no more
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network makes of the pictures of a split, on disk.
+
+    Attributes:
+        shelf: where the rows are.
+        rows: which of them, in the split's order; of several views, all pictures of the first come first.
+        computed: for how many pictures the network ran; the others were there already.
+        engine: what ran it, such as `"openvino bfloat16"`; empty where nothing was computed.
+        shapes: of what each output of the network gives for a picture.
+        seconds_per_picture: of reading and running the network, after the first batch, which waits for what is done
+            once; None where no more was computed.
+    """
+
+    shelf: Shelf
+    rows: np.ndarray
+    computed: int
+    engine: str
+    shapes: tuple[tuple[int, ...], ...]
+    seconds_per_picture: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of it, pictures first."""
+        return (len(self), *self.shelf.shape)
+
+    def take(self, positions: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Read the rows at positions of the split."""
+        return self.shelf.take(self.rows[np.asarray(positions, "int64")])
+
+    def parts(self, positions: np.ndarray | Sequence[int]) -> list[np.ndarray]:
+        """Read the rows at positions, an array for each output of the network, of shape (n, *its shape)."""
+        rows = self.take(positions)
+        if len(self.shapes) == 1:
+            return [rows]
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
+        split = np.split(rows, ends, axis=1)
+        return [part.reshape(len(rows), *shape) for part, shape in zip(split, self.shapes, strict=True)]
+
+    def load(self) -> np.ndarray:
+        """Read all rows into memory, as float32."""
+        return self.shelf.take(self.rows).astype("float32", copy=False)
+
+
+def extract(
+    trunk: keras.Model,
+    split: Split,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int = BATCH_SIZE,
+    engine: str | Engine = "auto",
+    precision: str = "auto",
+    dtype: str = "float32",
+    views: int = 1,
+    augment: str = "none",
+    flip: bool = True,
+    seed: int = 0,
+    cache: FeatureCache | None = None,
+    name: str = "features",
+) -> Features:
+    """Run a network once over the pictures of a split, in inference mode, and keep what it gives.
+
+    What is kept is found again by its content: the network's graph and weights, the size and form of the pictures,
+    and each picture's own bytes. So another head, case, split or seed reads instead of computing, a changed
+    picture alone is computed anew, and a run that was killed goes on where it was.
+
+    Args:
+        trunk: a model that eats raw RGB, 0 to 255. Several outputs are kept side by side (see `Features.parts`).
+        split: the pictures.
+        image_size: height and width in pixels.
+        batch_size: pictures per step.
+        engine: one of `engines.ENGINES`; or an engine that was made for this trunk, for several splits.
+        precision: `"float32"`, `"bfloat16"`, or `"auto"` (see `engines.make_engine`).
+        dtype: in which the features are kept, `"float32"` or `"float16"`.
+        views: how often the network sees each picture: first as it is, then changed by `augment`, each time
+            otherwise. The changes depend on the picture's content, `seed` and the number of the view.
+        augment: a level of `augmentation.AUGMENTATIONS`.
+        flip: whether augmentation may mirror pictures.
+        seed: of the augmentation.
+        cache: where to keep them; None is the user's own cache.
+        name: what the progress bar is called.
+
+    Returns:
+        The features, in the split's order, view by view.
+
+    Raises:
+        InputError: the network gives NaN, the cache cannot be written, or several views without augmentation.
+
+    Example:
+        >>> from transfer.images.datasets import load_data
+        >>> trunk = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D()])
+        >>> extract(trunk, load_data("emoji").val.take(range(5)), image_size=(32, 32)).shape
+        (5, 3)
+    """
+    if not len(split):
+        raise InputError("Expected pictures to run the network over. Received: an empty split.")
+    check_views(views, augment)
+    run = engine
+    if not isinstance(run, Engine):
+        run = make_engine(local_copy(trunk), engine=run, precision=precision, batch_size=batch_size)
+    shelf = open_shelf(run, image_size=image_size, resize=split.resize, dtype=dtype, cache=cache)
+    pictures = digests_of(split)
+    digests = [*pictures]
+    for view in range(1, views):
+        digests += [_changed(picture, f"{augment} {flip} {seed} {view}") for picture in pictures]
+    missing = missing_rows(shelf, digests)
+    parts = np.array_split(missing, crew().count)
+    own = parts[crew().index]
+    own = own[shelf.find([digests[i] for i in own]) < 0]  # what others miss may be here
+    clock: list[tuple[float, int]] = []
+    for view in range(views):
+        wanted = own[own // len(split) == view]
+        if len(wanted):
+            keys = None if not view else _keys([digests[i] for i in wanted])
+            batches = make_dataset(
+                split.take(wanted % len(split)),
+                image_size=image_size,
+                batch_size=run.batch_size,
+                augment=augment,
+                flip=flip,
+                keys=keys,
+            )
+            title = f"{name}, view {view + 1} of {views}" if views > 1 else name
+            for places, values in _chunks(run, batches, len(wanted), title, clock):
+                shelf.append([digests[i] for i in wanted[places]], values)
+    exchange(shelf, digests, parts)
+    shapes = tuple(tuple(tensor.shape[1:]) for tensor in trunk.outputs)
+    ran_by = run.name if len(missing) else ""
+    return Features(shelf, shelf.find(digests), len(missing), ran_by, shapes, _per_picture(clock))
+
+
+def keep(
+    trunk: keras.Model,
+    split: Split,
+    values: np.ndarray,
+    *,
+    image_size: tuple[int, int],
+    engine: str = "auto",
+    cache: FeatureCache | None = None,
+) -> bool:
+    """Keep what is known already of what a network gives, so that `extract` need not compute it again.
+
+    The first pictures are computed nevertheless, and nothing is kept where they differ.
+
+    Args:
+        trunk: as `extract` will be given.
+        split: the pictures.
+        values: what the network gives for each, shape (N, D).
+        image_size: height and width in pixels.
+        engine: as `extract` will be given.
+        cache: as `extract` will be given.
+
+    Returns:
+        Whether they were kept.
+
+    Example:
+        >>> from transfer.images.datasets import load_data
+        >>> trunk = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D()])
+        >>> keep(trunk, load_data("emoji").val, np.zeros((51, 3)), image_size=(32, 32))
+        False
+    """
+    if tuple(trunk.output_shape[1:]) != values.shape[1:] or not len(split):
+        return False
+    trunk = local_copy(trunk)
+    some = split.take(range(min(_CHECKED, len(split))))
+    images, _ = next(iter(make_dataset(some, image_size=image_size, batch_size=_CHECKED)))
+    if relative_error(values[: len(some)], np.asarray(trunk(images, training=False))) > _SAME:
+        return False
+    run = make_engine(trunk, engine=engine)
+    shelf = open_shelf(run, image_size=image_size, resize=split.resize, dtype="float32", cache=cache)
+    digests = digests_of(split)
+    missing = first_of_each(digests, shelf.find(digests) < 0)
+    shelf.append([digests[i] for i in missing], values[missing].astype("float32"))
+    return True
+
+
+def _per_picture(clock: Sequence[tuple[float, int]]) -> float | None:
+    if len(clock) < 2:
+        return None
+    return (clock[-1][0] - clock[0][0]) / sum(count for _, count in clock[1:])
+
+
+def check_views(views: int, augment: str) -> None:
+    """Refuse a number of views that makes no sense.
+
+    Args:
+        views: how often a network is to see each picture.
+        augment: how the pictures change from the second time on.
+
+    Raises:
+        InputError: it is below 1, or above 1 without augmentation.
+
+    Example:
+        >>> check_views(4, "light")
+    """
+    if views < 1 or (views > 1 and augment == "none"):
+        raise InputError(
+            f"Expected views of 1 or more, and an augmentation where there are several. Received: views={views}, "
+            f"augment={augment!r}."
+        )
+
+
+def _changed(picture: str, how: str) -> str:
+    """The digest of a picture that is changed in a certain way."""
+    return hashlib.sha256(f"{picture} {how}".encode()).hexdigest()
+
+
+def _keys(digests: Sequence[str]) -> np.ndarray:
+    """Seeds of augmentation, two int32 for each picture."""
+    return np.array([[int(d[:7], 16), int(d[7:14], 16)] for d in digests], "int32")
+
+
+def _chunks(
+    run: Engine, batches: Any, count: int, name: str, clock: list[tuple[float, int]]
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Run the network; give the values of some pictures at a time, with their places."""
+    held: list[np.ndarray] = []
+    start, size = 0, 0
+    quiet = None if crew().is_chief else True
+    with tqdm(total=count, desc=name, unit=" pictures", leave=False, disable=quiet) as bar:
+        for images, _ in batches:
+            held.append(run(np.asarray(images)))
+            size += held[-1].nbytes
+            bar.update(len(held[-1]))
+            clock.append((time.perf_counter(), len(held[-1])))
+            if size >= CHUNK_BYTES:
+                yield _joined(held, start)
+                start, size, held = start + sum(map(len, held)), 0, []
+        if held:
+            yield _joined(held, start)
+
+
+def _joined(held: Sequence[np.ndarray], start: int) -> tuple[slice, np.ndarray]:
+    values = np.concatenate(held)
+    return slice(start, start + len(values)), values
+
+
+def frozen_trunk(model: keras.Model) -> keras.Model | None:
+    """Give a model without its head where the head alone trains, so that the rest need run but once.
+
+    Args:
+        model: a model whose last layer is its head.
+
+    Returns:
+        The trunk, which shares the model's layers; None where more than a Dense head on a vector trains.
+
+    Example:
+        >>> layers = [keras.layers.Dense(3, trainable=False), keras.layers.Dense(2)]
+        >>> frozen_trunk(keras.Sequential([keras.Input((4,)), *layers])).output_shape
+        (None, 3)
+    """
+    head = model.layers[-1]
+    alone = (
+        isinstance(head, keras.layers.Dense)
+        and head.use_bias
+        and len(head.input.shape) == 2
+        and len(model.trainable_weights) == len(head.trainable_weights) > 0
+    )
+    if not alone:
+        return None
+    with scope_of(model):
+        return surgery.trunk_of(model)
+
+
+def input_size(model: keras.Model, data: ImageData) -> tuple[int, int]:
+    """Say at what size a model is to see the pictures.
+
+    Args:
+        model: a built model.
+        data: the data.
+
+    Returns:
+        Height and width: the data's own where they were asked for, else the model's.
+
+    Raises:
+        InputError: the two differ, or neither is known.
+
+    Example:
+        >>> from transfer.images.datasets import load_data
+        >>> model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()])
+        >>> input_size(model, load_data("emoji"))
+        (32, 32)
+    """
+    height, width = model.input_shape[1:3]
+    if height is None or width is None:
+        if data.image_size is None:
+            raise InputError(f"{model.name!r} takes any size. Say which: load_data(..., image_size=224).")
+        return data.image_size
+    if data.image_size not in (None, (height, width)):
+        raise InputError(
+            f"The model takes pictures of {height}x{width}, the data were asked for at "
+            f"{data.image_size[0]}x{data.image_size[1]}. Leave image_size out of load_data, or build the model "
+            "for that size."
+        )
+    return height, width

@@ -1,0 +1,440 @@
+"""One forward pass in shards: pictures laid out on a disk that all workers see, and what a worker does with a shard.
+
+A pass is a folder beside the shelves: the network, what to do with it, and a file for each shard. A worker needs to be
+told nothing but the folder and the number of a shard, and answers with a file. Nothing here knows who starts workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfer.common.errors import InputError, one_line
+from transfer.common.files import replacing, write_text
+from transfer.frozen.feature_cache import FeatureCache
+from transfer.images.decoding import to_rgb_array
+from transfer.images.splitting import Split
+
+FORGOTTEN = 7 * 24 * 3600.0
+"""Seconds after which what a killed pass left is removed; no shard takes so long."""
+
+_PATH, _ENCODED = -2, -1  # instead of a height, for pictures that are no pixels yet
+_PREFIX = "pass-"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker of a pass does.
+
+    Attributes:
+        shelf: name of the shelf's folder, beside that of the pass; a worker whose own has another name would write
+            other numbers.
+        image_size: height and width in pixels.
+        resize: how pictures get that shape.
+        dtype: of the rows.
+        engine: what is to run the network.
+        precision: in which it is to run.
+        batch_size: pictures per step.
+        limit: of the cache, in bytes.
+        threads: of a worker, where several share a machine; 0 leaves that to the engine.
+    """
+
+    shelf: str
+    image_size: tuple[int, int]
+    resize: str
+    dtype: str
+    engine: str
+    precision: str
+    batch_size: int
+    limit: int
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker says of a shard.
+
+    Attributes:
+        worker: its machine and process.
+        pictures: for how many it ran the network.
+        began: when it took the shard, in seconds since 1970.
+        first: when the first batch was there.
+        first_batch: pictures in that.
+        ended: when the rows were written.
+        setup: seconds that the worker needed before its first shard, imports included.
+    """
+
+    worker: str
+    pictures: int
+    began: float
+    first: float
+    first_batch: int
+    ended: float
+    setup: float
+
+
+@contextmanager
+def pass_folder(cache: Path) -> Iterator[Path]:
+    """Make the folder of a pass, and remove it afterwards.
+
+    Args:
+        cache: the folder of the shelves.
+
+    Yields:
+        The folder.
+
+    Raises:
+        InputError: it cannot be made.
+
+    Example:
+        >>> with pass_folder(Path(".")) as folder:
+        ...     folder.name.startswith("pass-")
+        True
+    """
+    for old in cache.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > FORGOTTEN:
+                shutil.rmtree(old, ignore_errors=True)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=cache))
+        folder.chmod(0o755)  # workers may be other users
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"Cannot write to {str(cache)!r}: {reason}. Set the environment variable TRANSFER_CACHE to a folder on a "
+            "disk with room that all workers see."
+        ) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with _lock:
+            _workers.pop(str(folder), None)
+
+
+def lay_out(folder: Path, trunk: Any, plan: Plan, split: Split, *, count: int) -> None:
+    """Write all that workers need.
+
+    Each shard is a random sample of the pictures: whoever reads a few shards at a time later, in training, sees all
+    kinds of them. Pictures that are files are named, others written.
+
+    Args:
+        folder: of the pass.
+        trunk: the network.
+        plan: what to do.
+        split: the pictures to run it over, with their digests.
+        count: of shards.
+
+    Raises:
+        InputError: the network cannot be saved, or the disk is full.
+
+    Example:
+        lay_out(folder, trunk, plan, split.take(missing), count=4)
+    """
+    _save(trunk, folder / "trunk.keras")
+    write_text(folder / "plan.json", json.dumps(asdict(plan)))
+    order = np.random.default_rng(0).permutation(len(split))
+    for number, positions in enumerate(np.array_split(order, count)):
+        write_shard(folder / f"{number}.shard", split.take(positions))
+
+
+def _save(trunk: Any, path: Path) -> None:
+    try:
+        trunk.save(path)
+    except OSError as error:
+        raise InputError(f"Cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}.") from None
+    except Exception as error:  # the layers' own code runs, and may raise anything
+        raise InputError(
+            f"{trunk.name!r} cannot be saved for the workers: {one_line(error, most=200)}. Let each of its "
+            "layers give all arguments of __init__ in get_config()."
+        ) from error
+
+
+def write_shard(path: Path, pictures: Split) -> None:
+    """Write which pictures are in a shard: the paths of files, and the content of others.
+
+    Args:
+        path: of the file to write.
+        pictures: those of the shard, with their digests.
+
+    Raises:
+        InputError: it cannot be written.
+
+    Example:
+        >>> split = Split([b"encoded"], np.zeros(1, "int64"), ["a"], digests=["ab" * 32])
+        >>> write_shard(Path("0.shard"), split)
+        >>> list(read_shard(Path("0.shard"), "stretch").pictures)
+        [b'encoded']
+    """
+    parts = [_written(picture) for picture in pictures.pictures]
+    content = np.frombuffer(b"".join(part for part, _ in parts), "uint8")
+    sizes, shapes = [len(part) for part, _ in parts], [shape for _, shape in parts]
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez(
+            file,
+            content=content,
+            sizes=np.array(sizes, "int64"),
+            shapes=np.array(shapes, "int32").reshape(-1, 2),
+            digests=np.array(list(pictures.digests), "S"),
+        )
+
+
+def _written(picture: Any) -> tuple[bytes, tuple[int, int]]:
+    if isinstance(picture, bytes):
+        return picture, (_ENCODED, 0)
+    if isinstance(picture, np.ndarray):
+        pixels = to_rgb_array(picture)
+        return pixels.tobytes(), pixels.shape[:2]
+    return os.fsencode(os.path.abspath(picture)), (_PATH, 0)  # a worker may be in another folder
+
+
+def read_shard(path: Path, resize: str) -> Split:
+    """Read which pictures are in a shard.
+
+    Args:
+        path: of the file.
+        resize: how they are brought to another shape.
+
+    Returns:
+        The pictures, with their digests; they have neither labels nor names of their own.
+
+    Example:
+        >>> write_shard(Path("0.shard"), Split(["a.png"], np.zeros(1, "int64"), ["a"], digests=["ab" * 32]))
+        >>> read_shard(Path("0.shard"), "pad").pictures[0] == os.path.abspath("a.png")
+        True
+    """
+    with np.load(path, allow_pickle=False) as found:
+        content, sizes, shapes = (found[name] for name in ("content", "sizes", "shapes"))
+        digests = [digest.decode() for digest in found["digests"].tolist()]
+    parts = np.split(content, np.cumsum(sizes)[:-1])
+    pictures: list[Any] = []
+    for part, (height, width) in zip(parts, shapes.tolist(), strict=True):
+        if height in (_PATH, _ENCODED):
+            pictures.append(os.fsdecode(part.tobytes()) if height == _PATH else part.tobytes())
+        else:
+            pictures.append(part.reshape(height, width, 3))
+    return Split(pictures, np.zeros(len(pictures), "int64"), digests, digests=digests, resize=resize)
+
+
+class Worker:
+    """A network, ready to run over the shards of a pass; made once in each process.
+
+    Args:
+        folder: of the pass.
+
+    Raises:
+        InputError: this process does not see the folder, or would give other numbers than were asked for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        began = time.time()
+        self.folder = folder
+        try:
+            self.plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise InputError(
+                f"Expected a worker on {socket.gethostname()} to see {str(folder)!r}. Set the environment variable "
+                "TRANSFER_CACHE to a folder on a disk that all workers see under one name."
+            ) from None
+        if self.plan.threads:  # TensorFlow looks when it computes for the first time
+            for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+                os.environ.setdefault(name, str(self.plan.threads))
+        if "tensorflow" not in sys.modules:
+            from transfer.distributed import strategies
+
+            strategies.start_quietly()
+        self._make()
+        self._lock = threading.Lock()
+        self.setup = time.time() - began
+
+    def _make(self) -> None:
+        import keras
+
+        from transfer.frozen.engines import make_engine
+        from transfer.frozen.store_keys import open_shelf
+
+        plan = self.plan
+        try:
+            trunk = keras.models.load_model(self.folder / "trunk.keras", compile=False)
+        except Exception as error:  # the layers' own code runs, if it may
+            raise InputError(
+                f"The network cannot be loaded by the worker on {socket.gethostname()}: "
+                f"{one_line(error, most=200)}. Use layers of Keras alone, without Lambda, or "
+                "features.extract."
+            ) from None
+        self.run = make_engine(
+            trunk, engine=plan.engine, precision=plan.precision, batch_size=plan.batch_size
+        )
+        self.size = (plan.image_size[0], plan.image_size[1])
+        self.shelf = open_shelf(
+            self.run,
+            image_size=self.size,
+            resize=plan.resize,
+            dtype=plan.dtype,
+            cache=FeatureCache(self.folder.parent, limit=plan.limit),
+        )
+        if self.shelf.folder.name != plan.shelf:
+            raise InputError(
+                f"A worker on {socket.gethostname()} runs the network as {self.run.name}, which gives other numbers "
+                f"than were asked for. Say engine='keras', or precision='float32', which all workers can."
+            )
+
+    def work(self, number: int) -> Done | None:
+        """Run the network over a shard and write what it gives, all of it at once.
+
+        Args:
+            number: of the shard.
+
+        Returns:
+            What was done; None where all of it is there already.
+
+        Raises:
+            InputError: a picture cannot be read, the network gives NaN, or the rows cannot be written.
+        """
+        with self._lock:  # an engine is for one thread
+            shard = read_shard(self.folder / f"{number}.shard", self.plan.resize)
+            left = np.flatnonzero(self.shelf.find(shard.digests) < 0)  # it may have been begun before
+            if not len(left):
+                return None
+            with suppress(OSError):  # disks without locks see by this that the shelf is in use
+                os.utime(self.shelf.folder / "used")
+            return self._computed(shard.take(left))
+
+    def _computed(self, shard: Split) -> Done:
+        from transfer.images.pipeline import make_dataset
+
+        began = time.time()
+        first, held = began, []
+        for images, _ in make_dataset(shard, image_size=self.size, batch_size=self.run.batch_size):
+            held.append(self.run(np.asarray(images)))
+            first = first if len(held) > 1 else time.time()
+        self.shelf.append(list(shard.digests), np.concatenate(held))
+        me = f"{socket.gethostname()} {os.getpid()}"
+        return Done(me, len(shard), began, first, len(held[0]), time.time(), self.setup)
+
+
+_workers: dict[str, Worker] = {}
+_lock = threading.Lock()
+
+
+def work_off(number: int, folder: str) -> None:
+    """Do what a worker does with a shard; the process's first makes the worker.
+
+    What is wrong with the data or the machine is written into the folder, as whoever starts workers wraps errors in
+    pages of others; the rest of the shards is let be then.
+
+    Args:
+        number: of the shard.
+        folder: of the pass.
+
+    Raises:
+        InputError: the folder is not there.
+
+    Example:
+        work_off(0, "/shared/features/pass-1")
+    """
+    place = Path(folder)
+    if failure(place) is not None:
+        return
+    try:
+        with _lock:
+            if folder not in _workers:
+                _workers[folder] = Worker(place)
+        done = _workers[folder].work(number)
+    except Exception as error:
+        problem = problem_in(error)
+        if problem is None or not place.is_dir():
+            raise
+        write_text(place / "failure", problem)
+        return
+    if done is not None:
+        write_text(place / f"{number}.done", json.dumps(asdict(done)))
+
+
+def failure(folder: Path) -> str | None:
+    """Say what went wrong in a pass.
+
+    Args:
+        folder: of the pass.
+
+    Returns:
+        The message of the worker that met it; None where nothing did.
+
+    Example:
+        >>> failure(Path(".")) is None
+        True
+    """
+    with suppress(FileNotFoundError):
+        return (folder / "failure").read_text(encoding="utf-8")
+    return None
+
+
+def problem_in(error: BaseException) -> str | None:
+    """Find the message for the user in an error, however it was wrapped.
+
+    Args:
+        error: any.
+
+    Returns:
+        The message of the `InputError` that it is or that its text tells of; None where there is none.
+
+    Example:
+        >>> problem_in(RuntimeError("Traceback: x.InputError: Cannot read a.png. [while running 'Map']"))
+        'Cannot read a.png.'
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    found = re.search(r"InputError: (.+?)(?: ?\[while running|\\n|$)", str(error), flags=re.MULTILINE)
+    return found.group(1).strip() if found else None
+
+
+def reports(folder: Path) -> list[Done]:
+    """Read what workers have said.
+
+    Args:
+        folder: of the pass.
+
+    Returns:
+        What was done, shard by shard.
+
+    Example:
+        >>> reports(Path("."))
+        []
+    """
+    return [Done(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.done"))]
+
+
+def per_picture(done: Sequence[Done]) -> float | None:
+    """Say what a picture took, workers side by side, from when the first batches of all were there.
+
+    Args:
+        done: what workers have said.
+
+    Returns:
+        Seconds of the whole pass per picture; None where there was but one batch for each.
+
+    Example:
+        >>> per_picture([Done("a", 30, 0, 2, 10, 6, 5), Done("b", 30, 0, 3, 10, 7, 5)])
+        0.1
+    """
+    rates = []
+    for worker in {report.worker for report in done}:
+        own = sorted((report for report in done if report.worker == worker), key=lambda report: report.began)
+        pictures = sum(report.pictures for report in own) - own[0].first_batch
+        if pictures and own[-1].ended > own[0].first:
+            rates.append(pictures / (own[-1].ended - own[0].first))
+    return 1 / sum(rates) if rates else None

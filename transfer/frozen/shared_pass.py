@@ -1,0 +1,104 @@
+"""One forward pass, shared by several workers: each runs over its part of the pictures, and all get what all gave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from transfer.distributed.process_group import crew
+from transfer.frozen.feature_store import Shelf
+from transfer.networks import surgery
+
+BATCH_SIZE = 32
+"""Pictures per step of the forward pass; more is no faster on a CPU and costs memory."""
+
+CHUNK_BYTES = 16 * 2**20
+"""Of features, written to disk at a time: what is lost at most when a run is killed, and what it holds in memory."""
+
+
+def local_copy(model: keras.Model) -> keras.Model:
+    """Give a model that this process can run without the others.
+
+    Args:
+        model: of any strategy.
+
+    Returns:
+        The model itself; a copy where it is that of several workers.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> local_copy(model) is model
+        True
+    """
+    values = [variable.value for variable in model.variables[:1]] if crew().count > 1 else []
+    # TensorFlow's have a value for each replica; those of JAX are in part on devices of others.
+    shared = any(hasattr(v, "values") or not getattr(v, "is_fully_addressable", True) for v in values)
+    return surgery.clone(model) if shared else model
+
+
+def missing_rows(shelf: Shelf, digests: Sequence[str]) -> np.ndarray:
+    """Say which pictures are not on the shelf, or not on that of another worker.
+
+    Args:
+        shelf: of this worker.
+        digests: of the pictures' content.
+
+    Returns:
+        int64 array of positions: of several pictures with the same content, one.
+
+    Example:
+        missing_rows(shelf, digests_of(data.train))
+    """
+    lacking = (shelf.find(digests) < 0).astype("int32")
+    on_each = crew().rows(lacking).reshape(crew().count, -1)
+    return first_of_each(digests, on_each.max(axis=0, initial=0) > 0)
+
+
+def exchange(shelf: Shelf, digests: Sequence[str], parts: Sequence[np.ndarray]) -> None:
+    """Give the other workers what this one has computed, and take what they have, a few at a time.
+
+    Args:
+        shelf: of this worker.
+        digests: of the pictures' content.
+        parts: positions by the number of the worker that computed them.
+
+    Example:
+        exchange(shelf, digests, np.array_split(missing, crew().count))
+    """
+    if crew().count == 1:
+        return
+    step = max(1, CHUNK_BYTES // (4 * math.prod(shelf.shape)))
+    for first in range(0, max(map(len, parts)), step):
+        pieces = [part[first : first + step] for part in parts]
+        own = [digests[i] for i in pieces[crew().index]]
+        values = crew().rows(shelf.take(shelf.find(own)).astype("float32", copy=False))
+        shelf.refresh()  # where all have the same disk, it is there already
+        names = [digests[i] for piece in pieces for i in piece]
+        new = np.flatnonzero(shelf.find(names) < 0)
+        shelf.append([names[i] for i in new], values[new])
+
+
+def first_of_each(digests: Sequence[str], wanted: np.ndarray) -> np.ndarray:
+    """Pick positions to compute: of several pictures with the same content, one.
+
+    Args:
+        digests: of the pictures' content.
+        wanted: bool array, whether each is to be computed.
+
+    Returns:
+        int64 array of positions.
+
+    Example:
+        >>> first_of_each(["a", "b", "a"], np.array([True, False, True]))
+        array([0])
+    """
+    seen: set[str] = set()
+    found = []
+    for i in np.flatnonzero(wanted).tolist():
+        if digests[i] not in seen:
+            seen.add(digests[i])
+            found.append(i)
+    return np.array(found, "int64")

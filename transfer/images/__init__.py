@@ -1,0 +1,1 @@
+"""From folders, lists, arrays and tensorflow_datasets to checked splits, and from splits to batches."""

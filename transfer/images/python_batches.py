@@ -1,0 +1,137 @@
+"""Batches by Python alone, for Keras' other backends than TensorFlow: the same pictures in the same order as `pipeline`
+gives them there, changed by the same layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer.distributed.batch_order import Order
+from transfer.distributed.process_group import Share
+
+Read = Callable[[np.ndarray, np.ndarray], tuple[Any, ...]]
+"""What turns positions and keys into what `fit` takes: pictures, labels and weights."""
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches in an order, the next one read while the network has this one.
+
+    Args:
+        order: which pictures come when.
+        read: what makes a batch of them.
+        share: of this process, of what was read; None is all.
+
+    Attributes:
+        class_weights: how much the pictures of each class count, where each picture has a weight.
+
+    Example:
+        >>> rows = np.arange(5.0)
+        >>> batches = Batches(Order(5, 3, None), lambda positions, keys: (rows[positions], positions))
+        >>> [x.tolist() for x, _ in batches]
+        [[0.0, 1.0, 2.0], [3.0, 4.0]]
+    """
+
+    def __init__(self, order: Order, read: Read, share: Share | None = None) -> None:
+        super().__init__()
+        self.order, self.read, self.share = order, read, share
+        self.class_weights: np.ndarray | None = None
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._next: tuple[int, Future[tuple[Any, ...]]] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        if index == 0:  # a pass begins
+            self._parts, self._next = [*self.order.batches()], None
+        ahead = self._next if self._next is not None and self._next[0] == index else None
+        batch = ahead[1].result() if ahead is not None else self._read(index)
+        if index + 1 < len(self._parts):
+            self._next = index + 1, self._pool.submit(self._read, index + 1)
+        return batch
+
+    def _read(self, index: int) -> tuple[Any, ...]:
+        x, y = self.read(*self._parts[index])
+        weights = self.order.weights(index)
+        if weights is None:
+            return x, y
+        if self.class_weights is not None:
+            numbers = np.asarray(y).argmax(axis=1) if np.ndim(y) > 1 else y
+            weights = weights * self.class_weights[numbers]
+        batch = (x, y, weights)
+        return batch if self.share is None else tuple(self.share.of_filled(part) for part in batch)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return (self[i] for i in range(len(self)))
+
+    def repeat(self) -> Iterator[tuple[Any, ...]]:
+        """Go through it again and again."""
+        while True:
+            yield from self
+
+
+def pictures(
+    order: Order,
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    change: Callable[[Any, Any], Any] | None,
+    finish: Callable[[Any, Any, Any], Any] | None,
+    *,
+    share: Share | None = None,
+) -> Batches:
+    """Give batches of pictures: read, changed one by one, mixed.
+
+    Args:
+        order: which pictures come when.
+        read: gives pictures, uint8, and labels at positions.
+        change: of `augmentation.augmentation`; None leaves them as they are.
+        finish: of `augmentation.mixing`; None leaves the labels whole numbers.
+        share: of this process, of what was mixed; None is all.
+
+    Returns:
+        The batches, float32.
+
+    Example:
+        >>> black = lambda positions: (np.zeros((len(positions), 8, 8, 3), "uint8"), positions)
+        >>> [images.shape for images, _ in pictures(Order(3, 2, None), black, None, None)]
+        [(2, 8, 8, 3), (1, 8, 8, 3)]
+    """
+    change_all = (
+        compiled(lambda images, keys: keras.ops.map(lambda one: change(*one), (images, keys)))
+        if change
+        else None
+    )
+    mix = compiled(finish) if finish else None
+
+    def make(positions: np.ndarray, keys: np.ndarray) -> tuple[Any, ...]:
+        images, labels = read(positions)
+        x: Any = images.astype("float32")
+        if change_all is not None:
+            x = change_all(x, keys.astype("uint32"))
+        return (x, labels) if mix is None else mix(x, labels, keys[0].astype("uint32"))
+
+    return Batches(order, make, share)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of arrays where the backend can.
+
+    Args:
+        function: without side effects.
+
+    Returns:
+        The same, faster.
+
+    Example:
+        >>> float(compiled(lambda x: x + 1)(1.0))
+        2.0
+    """
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)

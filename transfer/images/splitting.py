@@ -1,0 +1,352 @@
+"""The one place that splits: seeded, stratified, the same picture and the same group on one side."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from transfer.common.errors import InputError
+from transfer.images.decoding import decode, to_rgb_array
+from transfer.images.duplicates import join
+from transfer.images.tables import SPLITS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some pictures with their labels, not decoded yet unless they came as an array.
+
+    Attributes:
+        pictures: any sequence, read when it is indexed, by several threads at once: of paths, encoded
+            pictures as bytes, or arrays of shape (H, W[, C]), 0 to 255.
+        labels: int64 array of shape (N,), positions in the class names.
+        names: what to call each picture, each different: paths relative to the data folder, or numbers.
+        groups: of each picture, such as its patient; pictures of one group are never separated. Empty where
+            there are none.
+        digests: SHA-256 of each picture's content, in hexadecimal; empty where nobody has looked yet.
+        resize: how pictures are brought to another shape, of `pictures.RESIZES`.
+    """
+
+    pictures: Any
+    labels: np.ndarray
+    names: Sequence[str]
+    groups: Sequence[str] = ()
+    digests: Sequence[str] = ()
+    resize: str = "stretch"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: Sequence[int] | np.ndarray) -> Split:
+        """Give the pictures at `positions`, in that order, as a new split; none is read."""
+        picked = np.asarray(positions, "int64").reshape(-1)
+        each = picked.tolist()
+        return replace(
+            self,
+            pictures=_Picked(self.pictures, picked),
+            labels=self.labels[picked],
+            names=[self.names[p] for p in each],
+            groups=[self.groups[p] for p in each] if len(self.groups) else (),
+            digests=[self.digests[p] for p in each] if len(self.digests) else (),
+        )
+
+    def picture(self, position: int, size: tuple[int, int]) -> np.ndarray:
+        """Decode one picture: uint8 of shape (height, width, 3)."""
+        item = self.pictures[position]
+        to_pixels = to_rgb_array if isinstance(item, np.ndarray) else decode
+        return to_pixels(item, size, resize=self.resize)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds, before any picture is opened.
+
+    Attributes:
+        parts: the pictures per split that it has: `"train"` at least, perhaps `"val"` and `"test"`.
+        class_names: in the order of the labels.
+        skipped: what was meant to be a picture and cannot be used, by name, with the reason.
+        ignored: names of files that are no pictures.
+    """
+
+    parts: dict[str, Split]
+    class_names: list[str]
+    skipped: Sequence[tuple[str, str]] = ()
+    ignored: Sequence[str] = ()
+
+
+class _Picked(Sequence):
+    """Some items of a sequence, each read when it is asked for."""
+
+    def __init__(self, items: Sequence[Any] | np.ndarray, positions: np.ndarray) -> None:
+        if isinstance(items, _Picked):  # one step to the item, however often it was picked from
+            positions, items = items.positions[positions], items.items
+        self.items: Any = items
+        self.positions: np.ndarray = positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.items[int(self.positions[i])]
+
+
+def complete_splits(
+    parts: Mapping[str, Split],
+    same: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    *,
+    seed: int,
+    val: float | int,
+    test: float | int,
+) -> dict[str, Split]:
+    """Draw the splits that the source does not have from its training part.
+
+    Args:
+        parts: what the source has: `"train"` and perhaps `"val"` and `"test"`. A `"val"` without a `"test"`
+            becomes the test set.
+        same: per split, a number for each picture; equal for those that show the same (see
+            `duplicates.find_same`).
+        class_names: in the order of the labels.
+        seed: of the draw.
+        val: pictures for validation where there are none: a share of the training pictures, 0 to 1, or a count.
+        test: the same for the test set.
+
+    Returns:
+        `"train"`, `"val"` and `"test"`.
+
+    Raises:
+        InputError: more is asked for than there is, or nothing could be drawn, since the pictures are too few or
+            all the same.
+
+    Example:
+        >>> pictures = np.arange(20 * 64, dtype="uint8").reshape(20, 8, 8)
+        >>> parts = {"train": Split(pictures, np.repeat([0, 1], 10), [str(i) for i in range(20)])}
+        >>> done = complete_splits(parts, {"train": np.arange(20)}, ["a", "b"], seed=0, val=0.1, test=0.2)
+        >>> {name: len(part) for name, part in done.items()}
+        {'train': 14, 'val': 2, 'test': 4}
+    """
+    if "val" in parts and "test" not in parts:
+        log.info("There is no test split: val is the test set, and validation is drawn from train.")
+        parts = {"train": parts["train"], "test": parts["val"]}
+        same = {"train": same["train"], "test": same["val"]}
+    sizes = {name: size for name, size in (("val", val), ("test", test)) if name not in parts}
+    train = parts["train"]
+    drawn = stratified_split(train, same["train"], sizes, seed=seed)
+    done = {**parts, **{name: train.take(positions) for name, positions in drawn.items()}}
+    if any(sizes.values()) and not len(done["val"]) and not len(done["test"]):
+        groups = f" in {len(set(train.groups))} groups" if len(train.groups) else ""
+        raise InputError(
+            "Expected a class with at least 2 different pictures, to measure on those not trained on. Received: "
+            f"{len(train)} pictures of {len(np.unique(train.labels))} classes{groups}, "
+            f"{len(np.unique(same['train']))} of them different. Add pictures, or ask for val=0 and test=0."
+        )
+    if sizes.get("test"):
+        unseen = sorted(set(train.labels.tolist()) - set(done["test"].labels.tolist()))
+        if unseen:
+            listed = ", ".join(class_names[i] for i in unseen)
+            log.warning("No test pictures of %s: too few different ones to spare any.", listed)
+    return {name: done[name] for name in SPLITS}
+
+
+def stratified_split(
+    pictures: Split, same: np.ndarray, sizes: Mapping[str, float | int], *, seed: int
+) -> dict[str, list[int]]:
+    """Draw disjoint splits, the same share from every class; what belongs together stays on one side.
+
+    Pictures that show the same belong together, and so do those of one group. The draw depends on the seed and
+    on the pictures' names, not on their order.
+
+    Args:
+        pictures: to draw from; their groups may span classes.
+        same: int array of shape (N,), equal for pictures that show the same; they count as one. Those that are in
+            several classes contradict themselves: they stay in `"train"`, with their group.
+        sizes: name of each split to draw and its size: a share of each class, a float from 0 to 1, or a count of
+            pictures over all classes, an int. Whole groups come as near to it as they can.
+        seed: of the draw.
+
+    Returns:
+        Positions per split of `sizes`, and the rest as `"train"`, each in ascending order. Every class keeps at
+        least one picture to train on. Of two different pictures, one is in the split named last in `sizes`; a
+        class with more different pictures than there are splits is in all of them, where sizes are shares.
+
+    Raises:
+        InputError: more pictures are asked for than there are.
+
+    Example:
+        >>> pictures = Split([""] * 20, np.repeat([0, 1], 10), [f"{i}.png" for i in range(20)])
+        >>> parts = stratified_split(pictures, np.arange(20), {"test": 0.2}, seed=0)
+        >>> len(parts["train"]), len(parts["test"])
+        (16, 4)
+    """
+    units = _units(pictures, same)
+    if any(unit.contradictory for unit in units):
+        count = sum(len(unit.members) for unit in units if unit.contradictory)
+        log.warning(
+            "%d pictures are, or belong to, the same picture in several classes: kept to train.", count
+        )
+    free = [unit for unit in units if not unit.contradictory]
+    left = _total(units)  # what train has yet, by class
+    wanted = _wanted(_total(free), sizes)
+    drawn: dict[str, list[int]] = {name: [] for name in sizes}
+    taken = {name: Counter[int]() for name in sizes}
+    by_home: dict[int, list[_Unit]] = {}
+    for unit in free:
+        by_home.setdefault(unit.home, []).append(unit)
+    for label, home in sorted(by_home.items()):
+        home = [home[i] for i in np.random.default_rng([seed, label]).permutation(len(home))]
+        for name in reversed(list(sizes)):
+            picked = _draw(home, label, wanted[name].get(label, 0), taken[name], left)
+            drawn[name] += [i for unit in picked for i in unit.members]
+            gone = {id(unit) for unit in picked}
+            home = [unit for unit in home if id(unit) not in gone]
+    rest = set(range(len(pictures))) - {i for positions in drawn.values() for i in positions}
+    return {name: sorted(positions) for name, positions in (*drawn.items(), ("train", rest))}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Unit:
+    """Pictures that must stay together.
+
+    Attributes:
+        members: their positions.
+        weights: by class, how many different pictures they are.
+        home: the class that most of them are in.
+        contradictory: one picture is in several classes.
+    """
+
+    members: list[int]
+    weights: dict[int, int]
+    home: int
+    contradictory: bool
+
+
+def _units(pictures: Split, same: np.ndarray) -> list[_Unit]:
+    """Join what shows the same and what is of one group, over however many steps."""
+    links = [
+        np.unique(numbers, return_inverse=True)[1] for numbers in (same, pictures.groups) if len(numbers)
+    ]
+    count = len(pictures)
+    pairs = [np.stack([np.arange(count), count * (i + 1) + link], axis=1) for i, link in enumerate(links)]
+    together = join(count * (len(links) + 1), np.concatenate(pairs))[:count].tolist()
+    members: dict[int, list[int]] = {}
+    for i in sorted(range(count), key=pictures.names.__getitem__):
+        members.setdefault(together[i], []).append(i)
+    numbers, labels = (
+        np.asarray(same).tolist(),
+        pictures.labels.tolist(),
+    )  # an array's items one by one are slow
+    units = []
+    for positions in members.values():
+        shown = {(numbers[i], labels[i]) for i in positions}
+        weights: dict[int, int] = {}
+        for _, label in shown:
+            weights[label] = weights.get(label, 0) + 1
+        home = min(weights, key=lambda label: (-weights[label], label))
+        units.append(_Unit(positions, weights, home, len({number for number, _ in shown}) < len(shown)))
+    return units
+
+
+def _total(units: Sequence[_Unit]) -> Counter[int]:
+    total: Counter[int] = Counter()
+    for unit in units:
+        for label, count in unit.weights.items():
+            total[label] += count
+    return total
+
+
+def _wanted(counts: Mapping[int, int], sizes: Mapping[str, float | int]) -> dict[str, dict[int, int]]:
+    """How many of each class each split is to get, the last-named splits first where they are few."""
+    most = max(0, sum(counts.values()) - len(counts))  # one of each class stays to train on
+    if sum(size for size in sizes.values() if not isinstance(size, float)) > most:
+        shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise InputError(
+            f"Expected at most {most} pictures for {' and '.join(sizes)}, so that each of {len(counts)} classes "
+            f"keeps one of its {sum(counts.values())} different ones to train on. Received: {shown}."
+        )
+    wanted: dict[str, dict[int, int]] = {name: {} for name in sizes}
+    room = {label: count - 1 for label, count in counts.items()}
+    asked = [name for name, size in sizes.items() if size > 0]
+    for others, name in zip(reversed(range(len(asked))), reversed(asked), strict=True):
+        size = sizes[name]
+        if isinstance(size, float):  # and one for each of the other splits, where there are enough
+            spare = {label: max(n - others, min(n, 1)) for label, n in room.items()}
+            wanted[name] = {c: min(max(1, round(n * size)), spare[c]) for c, n in counts.items()}
+        else:
+            wanted[name] = _apportion(counts, size, room)
+        room = {label: n - wanted[name][label] for label, n in room.items()}
+    return wanted
+
+
+def _apportion(counts: Mapping[int, int], size: int, room: Mapping[int, int]) -> dict[int, int]:
+    """Share out a count over the classes by their sizes: largest remainders get what rounding down leaves."""
+    total = max(1, sum(counts.values()))
+    given = {label: min(size * n // total, room[label]) for label, n in counts.items()}
+    by_remainder = sorted(counts, key=lambda label: (-(size * counts[label] % total), label))
+    missing = min(size, sum(room.values())) - sum(given.values())
+    while missing:
+        for label in by_remainder:
+            if missing and given[label] < room[label]:
+                given[label] += 1
+                missing -= 1
+    return given
+
+
+def _draw(
+    home: Sequence[_Unit], label: int, wanted: int, taken: Counter[int], left: Counter[int]
+) -> list[_Unit]:
+    """Take units in order while that comes nearer to what is wanted, and leave each class one to train on."""
+    drawn: list[_Unit] = []
+
+    def take(unit: _Unit) -> None:
+        drawn.append(unit)
+        taken.update(unit.weights)
+        left.subtract(unit.weights)
+
+    def spare(unit: _Unit) -> bool:
+        return all(left[c] > n for c, n in unit.weights.items())
+
+    for unit in home:
+        if taken[label] >= wanted:
+            break
+        if unit.weights[label] < 2 * (wanted - taken[label]) and spare(unit):
+            take(unit)
+    if wanted and not taken[label]:  # all are too large: one too many is better than none
+        fitting = sorted(filter(spare, home), key=lambda unit: unit.weights[label])
+        if fitting:
+            take(fitting[0])
+    return drawn
+
+
+def few_per_class(pictures: Split, same: np.ndarray, count: int, *, seed: int) -> Split:
+    """Keep some pictures of each class, all different, for experiments with little data.
+
+    Args:
+        pictures: to choose from.
+        same: as for `stratified_split`.
+        count: of each class, 1 or more.
+        seed: of the choice. With the same seed a smaller count chooses part of what a larger one does.
+
+    Returns:
+        `count` pictures of each class, fewer where a class has no more, in their old order.
+
+    Example:
+        >>> pictures = Split([""] * 20, np.repeat([0, 1], 10), [f"{i}.png" for i in range(20)])
+        >>> np.bincount(few_per_class(pictures, np.arange(20), 3, seed=0).labels).tolist()
+        [3, 3]
+    """
+    chosen: list[int] = []
+    order = sorted(range(len(pictures)), key=lambda i: pictures.names[i])
+    by_class: dict[int, list[int]] = {}
+    for i in order:
+        by_class.setdefault(int(pictures.labels[i]), []).append(i)
+    for label, members in sorted(by_class.items()):
+        shuffled = [members[i] for i in np.random.default_rng([seed, label]).permutation(len(members))]
+        first = {int(same[i]): i for i in reversed(shuffled)}  # of those that show the same, the first
+        chosen += [i for i in shuffled if first[int(same[i])] == i][:count]
+    return pictures.take(sorted(chosen))

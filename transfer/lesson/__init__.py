@@ -1,0 +1,1 @@
+"""What only the notebooks use: synthetic shapes, drawings, the transferability experiment."""

@@ -1,0 +1,1 @@
+"""Backbones by name, their weights, and operations on model graphs."""

@@ -1,0 +1,209 @@
+"""Weights and models from files and from the network, and errors about them in a sentence each."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import keras
+
+from transfer.common.errors import InputError, one_line, unknown
+
+PATIENCE = 20.0
+"""Seconds to wait for a server that does not answer; a download that moves may take as long as it likes."""
+
+
+def download(make: Callable[[], keras.Model], name: str, *, instead: str) -> keras.Model:
+    """Build a network whose constructor downloads weights.
+
+    Args:
+        make: calls the constructor.
+        name: of the network, for the message.
+        instead: a network that needs no download, for the message.
+
+    Returns:
+        What `make` gives.
+
+    Raises:
+        InputError: the weights cannot be downloaded, or the constructor refuses its arguments.
+
+    Example:
+        >>> download(lambda: keras.applications.VGG16(weights=None, include_top=False), "VGG16", instead="").name
+        'vgg16'
+    """
+    try:
+        with _patience():
+            return make()
+    except InputError:
+        raise
+    except Exception as error:  # Keras' downloader throws the bare class
+        reason = one_line(error)
+        if isinstance(error, OSError) or re.search("URL fetch failure|Incomplete or corrupted", reason):
+            raise InputError(
+                f"The ImageNet weights of {name} cannot be downloaded: {reason}. Without a network, give a weights "
+                f"file (weights=PATH), random weights (weights='none'), or use {instead}, whose weights were "
+                "installed with this package."
+            ) from error
+        if isinstance(error, (ValueError, TypeError)):
+            raise _refused(name, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Bound the wait for a silent server, which Keras does not."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE if before is None else before)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def build(make: Callable[[], keras.Model], name: str) -> keras.Model:
+    """Build a network, and say in a sentence which argument its constructor refuses.
+
+    Args:
+        make: calls the constructor.
+        name: of the network, for the message.
+
+    Returns:
+        What `make` gives.
+
+    Raises:
+        InputError: the constructor refuses its arguments.
+
+    Example:
+        >>> build(lambda: keras.applications.VGG16(weights=None, include_top=False), "VGG16").name
+        'vgg16'
+    """
+    try:
+        return make()
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise _refused(name, error) from error
+
+
+def _refused(name: str, error: Exception) -> InputError:
+    return InputError(f"{name} refuses its arguments: {one_line(error)}")
+
+
+def from_file(
+    make: Callable[[bool], keras.Model],
+    path: str,
+    name: str,
+    *,
+    tops: Sequence[bool],
+    whole: Callable[[], keras.Model],
+) -> keras.Model:
+    """Build a network and load a file into it, with the top if that fits, else without.
+
+    Args:
+        make: builds with random weights, with the top or without.
+        path: a `.weights.h5` or `.keras` file, or an `.h5` file of earlier versions of Keras.
+        name: of the network, for the message.
+        tops: what to try, in order.
+        whole: builds the network with its top, at a size where that works. Where no top is wanted but the
+            file has one, the file is loaded into this, and the rest is copied.
+
+    Returns:
+        The network with the file's weights.
+
+    Raises:
+        InputError: there is no such file, or it does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> def make(top):
+        ...     size = (32, 32, 3)
+        ...     return keras.applications.MobileNet(input_shape=size, alpha=0.25, weights=None, include_top=top)
+        >>> with tempfile.NamedTemporaryFile(suffix=".weights.h5") as file:
+        ...     make(True).save_weights(file.name)
+        ...     from_file(make, file.name, "MobileNet", tops=[True, False], whole=lambda: make(True)).output.shape
+        (None, 1000)
+    """
+    if not Path(path).is_file():
+        raise unknown("weights", path, ["imagenet", "none"], hint="There is no file of that name either.")
+    problems = []
+    for top in tops:
+        model = make(top)
+        problem = _load(model, path)
+        if problem is None:
+            return model
+        problems.append(problem)
+    if True not in tops and _load(full := whole(), path) is None:
+        kept = {layer.name: layer for layer in full.layers}
+        for layer in model.layers:
+            layer.set_weights(kept[layer.name].get_weights())
+        return model
+    telling = [problem for problem in problems if "shape" in problem]
+    raise InputError(f"The weights in {path} do not fit {name}: {(telling or problems)[0]}")
+
+
+def saved_model(path: str) -> keras.Model:
+    """Load a whole model that was saved with Keras.
+
+    Args:
+        path: of a `.keras` file.
+
+    Returns:
+        The model, not compiled.
+
+    Raises:
+        InputError: there is no such file, or Keras cannot read it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile(suffix=".keras") as file:
+        ...     keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]).save(file.name)
+        ...     saved_model(file.name).outputs[0].shape
+        (None, 3)
+    """
+    if not Path(path).is_file():
+        raise InputError(f"Expected a model file. There is none at {path}.")
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        raise InputError(f"Keras cannot load {path}: {one_line(error)}") from error
+
+
+def _load(model: keras.Model, path: str) -> str | None:
+    """Load a file of weights into a network; give what is wrong with the file, or None."""
+    if not path.endswith((".h5", ".keras")):
+        return "Keras reads .weights.h5, .h5 and .keras files only."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each layer that does not fit; the error is enough
+            model.load_weights(path)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        return _what_is_wrong(error)
+    return None
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """Boil down what Keras says, which adds values of weights and lists of all layers: pages."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and "file signature not found" in text:
+        return "it is not an HDF5 file."
+    if counts := re.search(r"Model expected (\d+) layers, found (\d+)", text):
+        return f"the network has {counts[1]} layers with weights, the file has {counts[2]}."
+    layer = re.search(r"layer #\d+ \(named ([^)]*)\)|error message for object <\w+ name=([^,>]*)", text)
+    shapes = re.search(r"variable\.shape=(\([^)]*\)), Received: value\.shape=(\([^)]*\))", text)
+    shapes = shapes or re.search(
+        r"expects shape (\([^)]*\))\. Received saved weight with shape (\([^)]*\))", text
+    )
+    if not layer:
+        return one_line(error)
+    number = re.search(r"A total of (\d+) objects", text)
+    more = f" {int(number[1]) - 1} more layers do not fit either." if number and int(number[1]) > 1 else ""
+    what = (
+        f"weights of shape {shapes[1]}, the file holds {shapes[2]}."
+        if shapes
+        else "weights that the file lacks."
+    )
+    return f"layer {layer[1] or layer[2]!r} expects {what}{more}"

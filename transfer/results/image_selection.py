@@ -1,0 +1,171 @@
+"""What of a trained model is worth a look: pictures of how it does, where it fails and what it looks at."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer.adviser.label_issues import Suspect, suspected_labels
+from transfer.common.errors import InputError
+from transfer.evaluation import evaluation_plots, explanation_plots, explanations
+from transfer.evaluation.evaluate import Evaluation
+from transfer.frozen.extraction import input_size
+from transfer.frozen.shared_pass import local_copy
+from transfer.images.datasets import ImageData
+from transfer.results import plots
+from transfer.training import training_plots
+from transfer.training.phases import TrainingLog
+
+SHEET = 24
+"""Pictures on the sheet of predictions."""
+
+MOST_MISTAKES = 12
+"""The surest mistakes, shown with what the model looked at."""
+
+MOST_SEEN = 64
+"""Test pictures among which those are sought that layers respond to most."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Scores of pictures by a model that did not learn from them, as `suspects` wants them.
+
+    Attributes:
+        scores: shape (N, classes).
+    """
+
+    scores: np.ndarray
+
+
+def suspects_of(found: Evaluation) -> tuple[Suspect, ...]:
+    """Name the test pictures whose label is more probably wrong than right.
+
+    Args:
+        found: of pictures that the model did not learn from.
+
+    Returns:
+        The suspects, the surest first; none where nothing speaks for wrong labels.
+
+    Example:
+        >>> found = Evaluation(("a", "b"), np.array([0, 1]), np.eye(2), ("1", "2"))
+        >>> suspects_of(found)
+        ()
+    """
+    scores = np.log(np.maximum(found.probabilities, 1e-12))
+    return suspected_labels(
+        LeftOut(scores), found.labels, found.names, found.class_names, groups=found.groups
+    )
+
+
+def figures_of(
+    model: keras.Model, data: ImageData, found: Evaluation | None, *, done: TrainingLog, title: str
+) -> dict[str, Any]:
+    """Draw a training and its test.
+
+    Args:
+        model: the trained model, with its plan.
+        data: what it was trained and tested on.
+        found: the evaluation on the test pictures, where there are any.
+        done: the log of training.
+        title: of the drawing of the network.
+
+    Returns:
+        Figures by name, in the order of a report.
+
+    Example:
+        figures_of(model, data, evaluate(model, data), done=log, title="case 1")["network"]
+    """
+    figures = {
+        "learning_curves": _curves(done),
+        "network": plots.network_by_blocks(
+            title,
+            model.plan.blocks,
+            input_text="picture\nRGB, 0 to 255\n(scaled inside)",
+            output_text=f"{data.num_classes} classes",
+        ),
+    }
+    return figures if found is None else figures | test_figures(local_copy(model), data, found)
+
+
+def test_figures(model: keras.Model, data: ImageData, found: Evaluation) -> dict[str, Any]:
+    """Draw how a model does on test pictures.
+
+    Args:
+        model: the model.
+        data: with the pictures.
+        found: the evaluation on them.
+
+    Returns:
+        Figures by name, in the order of a report.
+
+    Example:
+        test_figures(model, data, evaluate(model, data))["calibration"]
+    """
+    figures = {"confusion_matrix": plots.confusion_matrix(found)}
+    figures["classes"] = evaluation_plots.class_plot(found.by_class)
+    figures["calibration"] = evaluation_plots.calibration_plot(found.calibration)
+    figures["predictions"] = plots.prediction_sheet(found, _sheet(found, data))
+    try:
+        return figures | explained(model, data, found)
+    except InputError as error:
+        log.info("What the model looks at is not shown: %s", error)
+        return figures
+
+
+def explained(model: keras.Model, data: ImageData, found: Evaluation) -> dict[str, Any]:
+    """Draw what a model looks at: its surest mistakes by Grad-CAM, and what its blocks respond to.
+
+    Args:
+        model: the model.
+        data: with test pictures.
+        found: the evaluation on them.
+
+    Returns:
+        Figures by name: `blocks`, and `mistakes` where there are any.
+
+    Raises:
+        InputError: the model has no layer that gives maps.
+
+    Example:
+        explained(model, data, evaluate(model, data))["mistakes"]
+    """
+    size = input_size(model, data)
+    figures: dict[str, Any] = {}
+    shown = found.mistakes[:MOST_MISTAKES].tolist()
+    if shown:
+        pictures = np.stack([data.test.picture(i, size) for i in shown])
+        heat = explanations.grad_cam(model, pictures)
+        figures["mistakes"] = explanation_plots.heat_sheet(
+            pictures, heat, [_mistake(found, i) for i in shown]
+        )
+    some = np.unique(np.linspace(0, len(data.test) - 1, min(MOST_SEEN, len(data.test))).astype(int))
+    seen = np.stack([data.test.picture(int(i), size) for i in some])
+    responses = explanations.strongest_responses(model, seen, layers=explanations.shown_layers(model))
+    figures["blocks"] = explanation_plots.response_sheet(responses)
+    return figures
+
+
+def _mistake(found: Evaluation, i: int) -> str:
+    guess, truth = found.predictions[i], found.labels[i]
+    return f"{found.class_names[guess]} {found.probabilities[i, guess]:.0%}\n(is {found.class_names[truth]})"
+
+
+def _curves(done: TrainingLog) -> Any:
+    """By epoch; where the head was solved at once, by what was tried instead."""
+    if len(done.rows) == 1 and done.tried and done.regularisation is not None:
+        return training_plots.regularisation_path(done.tried, done.regularisation)
+    return training_plots.learning_curves(done.rows)
+
+
+def _sheet(found: Evaluation, data: ImageData) -> dict[int, np.ndarray]:
+    """Choose pictures evenly over the test set, so that every class is among them."""
+    count = len(found.labels)
+    order = np.argsort(found.labels, kind="stable")
+    picked = order[np.unique(np.linspace(0, count - 1, min(SHEET, count)).astype(int))]
+    return {int(i): data.test.picture(int(i), (128, 128)) for i in picked}

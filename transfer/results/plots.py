@@ -1,0 +1,374 @@
+"""All pictures that we draw; nowhere else is matplotlib imported."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.text import Text
+from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import Bbox
+
+from transfer.adviser.advice import Advice
+from transfer.adviser.curves import LayerCurve
+from transfer.cases.policies import SMALL_DATA
+from transfer.common.figures import COLORS, new_figure
+from transfer.evaluation.evaluate import Evaluation
+
+
+def confusion_matrix(evaluation: Evaluation) -> Figure:
+    """Draw which class was taken for which; each row is a true class, shaded by its share.
+
+    Args:
+        evaluation: of `evaluate`.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> e = Evaluation(("a", "b"), np.array([0, 1]), np.eye(2), ("1", "2"))
+        >>> confusion_matrix(e).axes[0].get_xlabel()
+        'predicted'
+    """
+    counts, names = evaluation.confusion, evaluation.class_names
+    side = min(24.0, 3.0 + 0.45 * len(names))
+    figure = new_figure(side, side)
+    axes = figure.add_subplot()
+    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 40:
+        for true, row in enumerate(counts):
+            for predicted, count in enumerate(row):
+                if count:
+                    color = "white" if share[true, predicted] > 0.5 else "black"
+                    axes.text(predicted, true, str(count), ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(
+        xlabel="predicted",
+        ylabel="true",
+        title=f"accuracy {evaluation.accuracy:.1%} of {len(evaluation.labels)}",
+    )
+    return figure
+
+
+def prediction_sheet(evaluation: Evaluation, pictures: Mapping[int, np.ndarray]) -> Figure:
+    """Lay out pictures with what the model takes them for, wrong ones in red with the truth.
+
+    Args:
+        evaluation: of `evaluate`.
+        pictures: position in the evaluation -> uint8 array (height, width, 3).
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> e = Evaluation(("a", "b"), np.array([0, 1]), np.eye(2), ("1", "2"))
+        >>> len(prediction_sheet(e, {0: np.zeros((8, 8, 3), "uint8")}).axes)
+        1
+    """
+    columns = 6
+    rows = max(1, -(-len(pictures) // columns))
+    figure = new_figure(1.8 * columns, 2.2 * rows)
+    for place, (position, picture) in enumerate(pictures.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.imshow(picture)
+        axes.set_axis_off()
+        guess, truth = evaluation.predictions[position], evaluation.labels[position]
+        name, sure = evaluation.class_names[guess], evaluation.probabilities[position, guess]
+        right = guess == truth
+        title = f"{name} {sure:.0%}" if right else f"{name} {sure:.0%}\n(is {evaluation.class_names[truth]})"
+        axes.set_title(title, fontsize=9, color="#1b7f3b" if right else "#c1121f")
+    return figure
+
+
+def network_by_blocks(
+    title: str, blocks: Sequence[tuple[str, str]], *, input_text: str, output_text: str
+) -> Figure:
+    """Draw a network as a row of blocks: what is frozen, what trains, what is new, what was cut away.
+
+    Args:
+        title: above the drawing.
+        blocks: (name, state) from the input on; states are `"frozen"`, `"trained"`, `"new"`, `"cut"`.
+        input_text: what goes in.
+        output_text: what comes out.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> blocks = [("block1", "frozen"), ("block2", "cut"), ("head", "new")]
+        >>> figure = network_by_blocks("case 2", blocks, input_text="picture", output_text="4 classes")
+        >>> len(figure.axes)
+        1
+    """
+    blocks = _groups(blocks)
+    kept = [block for block in blocks if block[1] != "cut"]
+    cut = [block for block in blocks if block[1] == "cut"]
+    # What was cut away hangs below the place of the cut.
+    cut_from = _LEFT + _STEP * (len(kept) - 1)
+    right = max(_LEFT + _STEP * len(kept) + 1.6, cut_from + _STEP * len(cut) + 0.4)
+    figure = new_figure(0.8 * right, 4.4 if cut else 2.9)
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.text(_LEFT - 0.45, 1.5, input_text, ha="right", va="center", fontsize=9)
+    for place, (name, state) in enumerate(kept):
+        _draw_block(axes, _LEFT + _STEP * place, 1.5, name, state, 1.6 if state == "new" else 2.2)
+    axes.text(_LEFT + _STEP * len(kept), 1.5, output_text, ha="left", va="center", fontsize=9)
+    for place, (name, state) in enumerate(cut):
+        _draw_block(axes, cut_from + _STEP * place, -1.1, name, state, 2.0)
+    if cut:
+        axes.text(cut_from - 0.3, -1.1, "cut away", ha="right", va="center", fontsize=9, style="italic")
+    _legend(axes, {state for _, state in blocks})
+    axes.set_xlim(0, right)
+    axes.set_ylim(-2.3 if cut else 0.2, 3.4)
+    axes.set_title(title, fontsize=11, loc="left")
+    return figure
+
+
+_LEFT, _STEP = 2.2, 0.92
+_MOST_BLOCKS = 22
+
+
+def _groups(blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Shorten names, and join neighbours of one state where there are more blocks than fit a page."""
+    size = -(-len(blocks) // _MOST_BLOCKS)
+    groups: list[tuple[list[str], str]] = []
+    for name, state in blocks:
+        name = _short(name)
+        if groups and groups[-1][1] == state and len(groups[-1][0]) < size and name != "old classifier":
+            groups[-1][0].append(name)
+        else:
+            groups.append(([name], state))
+    return [
+        (names[0] if len(names) == 1 else f"{names[0]} to\n{names[-1]}", state) for names, state in groups
+    ]
+
+
+def _short(name: str) -> str:
+    """The name of a block, of that of the layer that ends it."""
+    for tail in ("_add", "_out", "_concat", "_project_bn", "_project_BN", "_relu", "_ac", "_pool"):
+        name = name.removesuffix(tail)
+    return name
+
+
+def _draw_block(axes: Any, x: float, y: float, name: str, state: str, height: float) -> None:
+    """Draw one block, with an arrow into it where something flows."""
+    width = 0.62
+    gone = state == "cut"
+    axes.add_patch(
+        FancyBboxPatch(
+            (x, y - height / 2),
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.08",
+            facecolor=COLORS[state],
+            edgecolor="#777777" if gone else "#333333",
+            linestyle="--" if gone else "-",
+        )
+    )
+    # Names may be of any length: the box is about 14 letters high.
+    size = 8 * min(1.0, 16 / max(len(line) for line in name.split("\n")))
+    color = "#777777" if gone else "black"
+    axes.text(x + width / 2, y, name, rotation=90, ha="center", va="center", fontsize=size, color=color)
+    if not gone:
+        axes.add_patch(
+            FancyArrowPatch((x - 0.34, y), (x, y), arrowstyle="-|>", mutation_scale=8, color="#333333")
+        )
+
+
+def _legend(axes: Any, states: set[str]) -> None:
+    meaning = {
+        "frozen": "frozen: kept as pre-trained",
+        "trained": "trained further",
+        "new": "new, from random weights",
+        "cut": "cut away",
+    }
+    patches = [
+        FancyBboxPatch((0, 0), 1, 1, facecolor=COLORS[state], edgecolor="#333333", label=text)
+        for state, text in meaning.items()
+        if state in states
+    ]
+    axes.legend(handles=patches, loc="upper right", ncols=len(patches), frameon=False, fontsize=8)
+
+
+def layer_curve_plot(curve: LayerCurve) -> Figure:
+    """Draw how well each layer tells the classes, in the order of the network, and where to cut.
+
+    Args:
+        curve: of `curves.layer_curve`.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> from transfer.adviser.curves import layer_curve
+        >>> x, labels = np.random.default_rng(0).normal(size=(40, 5)), np.arange(40) % 2
+        >>> curve = layer_curve({"early": x, "late": x + 3 * labels[:, None]}, labels, 2)
+        >>> layer_curve_plot(curve).axes[0].get_title(loc="left")
+        'How well each layer tells the classes: keep up to late'
+    """
+    names = [_fitting(_short(name)) for name in curve.names]
+    accuracy, together, (mean, deviation) = curve.accuracy, curve.together.accuracy, curve.chance
+    figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
+    axes = figure.add_subplot()
+    half = max(2 * deviation, 0.004)  # a band that can be seen
+    axes.axhspan(mean - half, mean + half, color="#d9d9d9", label=f"labels shuffled: {mean:.0%}", lw=0)
+    axes.axhline(together, color="#333333", linestyle="--", label=f"all layers together: {together:.0%}")
+    style: dict[str, Any] = {"color": "#4a7fb0", "ecolor": COLORS["frozen"], "capsize": 3, "ms": 5}
+    label = "one layer, with its standard error"
+    axes.errorbar(range(len(names)), accuracy, curve.standard_error, fmt="o-", label=label, **style)
+    title, cut = "No layer tells the classes better than shuffled labels would", None
+    if curve.signal:
+        cut = curve.names.index(curve.cut)
+        title = f"How well each layer tells the classes: keep up to {names[cut]}"
+        ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mew": 2.5, "color": COLORS["new"]}
+        axes.plot([cut], accuracy[[cut]], "o", label=f"advised cut: {accuracy[cut]:.0%}", **ring)
+        axes.axvline(cut, color=COLORS["new"], linestyle=":", zorder=0)
+    _layer_ticks(axes, names, cut)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylabel(f"right of {len(curve.labels):,} pictures, left out")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names with dollar signs are no formulas
+    return figure
+
+
+def _layer_ticks(axes: Any, names: Sequence[str], cut: int | None) -> None:
+    """Name layers below the axis: of very many every so many, and the cut in any case."""
+    step = -(-len(names) // 45)
+    shown = [i for i in range(0, len(names), step) if cut is None or abs(i - cut) >= step or i == cut]
+    shown = sorted({*shown, *([] if cut is None else [cut])})
+    axes.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=8)
+    if cut is not None:
+        axes.get_xticklabels()[shown.index(cut)].set(color=COLORS["new"], fontweight="bold")
+    axes.set_xlim(-0.6, len(names) - 0.4)
+
+
+def _fitting(name: str) -> str:
+    """A name, its middle left out where it is long."""
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+
+
+_CORNERS = (
+    # x and y in shares of the axes, colour and how strong, title
+    (0.985, 0.02, "frozen", 0.45, "1  small, similar\nfreeze all, train a new head"),
+    (0.015, 0.02, "frozen", 0.2, "2  small, different\nkeep and freeze the early layers"),
+    (0.985, 0.98, "trained", 0.4, "3  large, similar\nretrain everything"),
+    (0.015, 0.98, "new", 0.35, "4  large, different\nretrain everything, or from scratch"),
+)
+_LEAST, _MOST, _LINE = 1, 7, float(np.log10(SMALL_DATA))  # pictures, as powers of ten
+
+
+def four_cases_chart(
+    here: tuple[str, float, float], references: Sequence[tuple[str, float, float]]
+) -> Figure:
+    """Draw where data are among the four cases: by how much there is, and how like the pre-training's they are.
+
+    Args:
+        here: name, number of training pictures and similarity, 0 (different) to 1 (similar), of these data.
+        references: the same of others, to compare with.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> chart = four_cases_chart(("emoji", 344, 0.2), [("CIFAR-10", 50_000, 0.6)])
+        >>> [text.get_text() for text in chart.axes[0].texts][-2:]
+        ['emoji, 344 pictures', 'CIFAR-10']
+    """
+    figure = new_figure(8.5, 6.2)
+    axes = figure.add_subplot()
+    axes.imshow(_soft_tints(), extent=(0, 1, _LEAST, _MOST), origin="lower", aspect="auto")
+    axes.axvline(0.5, color="white", lw=2, alpha=0.7)
+    axes.axhline(_LINE, color="white", lw=2, alpha=0.7)
+    for x, y, _, _, title in _CORNERS:
+        sides: dict[str, Any] = {"ha": "right" if x > 0.5 else "left", "va": "top" if y > 0.5 else "bottom"}
+        axes.text(x, y, title, transform=axes.transAxes, fontsize=9, color="#444444", **sides)
+    axes.set(xlim=(0, 1), ylim=(_LEAST, _MOST), ylabel="training pictures")
+    axes.set_xlabel("similarity to what the network was trained on: 0 different, 1 similar")
+    axes.set_yticks(range(_LEAST, _MOST + 1), [f"{10**power:,}" for power in range(_LEAST, _MOST + 1)])
+    axes.set_title("Which of the four cases: the borders are soft", loc="left", fontsize=11)
+    sets = [here, *references]
+    # What is off the chart is at its edge.
+    across = np.clip([similarity for _, _, similarity in sets], 0, 1)
+    up = np.clip(np.log10([max(count, 1) for _, count, _ in sets]), _LEAST, _MOST)
+    if references:  # an empty line would be at the corner of the figure
+        axes.plot(across[1:], up[1:], "o", color="#777777", ms=5, clip_on=False)
+    axes.plot(across[:1], up[:1], "*", color=COLORS["new"], mec="#333333", ms=22, clip_on=False)
+    names = [f"{_fitting(here[0])}, {here[1]:,.0f} pictures", *(_fitting(one[0]) for one in references)]
+    _name_dots(axes, names, np.stack([across, up], axis=1))
+    return figure
+
+
+def _soft_tints() -> np.ndarray:
+    """The quadrants' colours, running into each other: RGB from the lower left on."""
+    x = 1 / (1 + np.exp(-(np.linspace(0, 1, 200) - 0.5) / 0.02))
+    y = 1 / (1 + np.exp(-(np.linspace(_LEAST, _MOST, 200) - _LINE) / 0.12))
+    parts = [
+        np.multiply.outer(
+            np.outer(y if top > 0.5 else 1 - y, x if right > 0.5 else 1 - x),
+            1 - strength * (1 - np.array(to_rgb(COLORS[color]))),
+        )
+        for right, top, color, strength, _ in _CORNERS
+    ]
+    return np.sum(parts, axis=0)
+
+
+_SIDES = [
+    (x, y, {"ha": {-1: "right", 0: "center", 1: "left"}[x], "va": {-1: "top", 0: "center", 1: "bottom"}[y]})
+    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+]
+
+
+def _name_dots(axes: Any, names: Sequence[str], dots: np.ndarray) -> None:
+    """Write each name where it covers nothing, as near its dot as can be; the first is large."""
+    axes.figure.draw_without_rendering()
+    axes.figure.set_layout_engine("none")  # from here on the axes stay where they are
+    inside, unit = axes.get_window_extent(), axes.figure.dpi / 72
+    taken = [text.get_window_extent() for text in axes.texts]
+    for i, mark in enumerate(axes.transData.transform(dots)):
+        taken.append(Bbox([mark, mark]).padded(unit * (6 if i else 12)))
+    for i, name in enumerate(names):
+        style: dict[str, Any] = (
+            {"fontsize": 8, "color": "#444444"} if i else {"fontsize": 10, "weight": "bold"}
+        )
+        text = axes.annotate(name, dots[i], (0, 0), textcoords="offset points", parse_math=False, **style)
+        places: list[tuple[int, int, dict[str, Any]]] = []
+        for far, (x, y, sides) in itertools.product((1, 2, 3, 4.5), _SIDES):
+            place = {"position": (x * far * (7 if i else 13), y * far * (7 if i else 13)), **sides}
+            text.set(**place)
+            box = text.get_window_extent()
+            off = not (inside.contains(*box.min) and inside.contains(*box.max))
+            places.append((box.count_overlaps(taken) + 100 * off, len(places), place))
+        text.set(**min(places, key=lambda each: each[:2])[2])
+        taken.append(text.get_window_extent())
+
+
+def advice_figures(advice: Advice) -> dict[str, Figure]:
+    """Draw what an advice rests on.
+
+    Args:
+        advice: of `adviser.advise`.
+
+    Returns:
+        By name: `four_cases` where similarity was measured, `layer_curve` where layers were.
+
+    Example:
+        advice_figures(advise(data, base))["layer_curve"]
+    """
+    drawn: dict[str, Figure] = {}
+    if advice.similarity is not None:
+        here = (advice.data, advice.evidence.num_train, advice.similarity.score)
+        others = [(one.name, one.num_images, one.score) for one in advice.similarity.scale]
+        drawn["four_cases"] = four_cases_chart(here, others)
+    if advice.curve is not None:
+        drawn["layer_curve"] = layer_curve_plot(advice.curve)
+    return drawn

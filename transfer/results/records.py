@@ -1,0 +1,107 @@
+"""What a run's folder says, read for pages: figures, options, predictions, pictures; no model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transfer.common.errors import InputError
+from transfer.config import TrainConfig, load_config
+from transfer.evaluation.evaluate import Evaluation
+from transfer.images.data_report import DataReport
+from transfer.results.finished_runs import CONFIG, METRICS, MODEL, missing_run, read_json, read_metrics
+from transfer.results.predictions import read_predictions
+
+DATA, ADVICE, EVALUATION, PREDICTIONS = "data.json", "advice.json", "evaluation.json", "predictions.csv"
+
+FIGURES = (
+    "four_cases",
+    "layer_curve",
+    "network",
+    "learning_curves",
+    "confusion_matrix",
+    "classes",
+    "calibration",
+    "mistakes",
+    "predictions",
+    "blocks",
+)
+"""Pictures of a run, by name, in the order of a page."""
+
+_MOST_BYTES = 2**25  # of a picture
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A finished run, as its files tell it.
+
+    Attributes:
+        folder: of the run.
+        metrics: its figures.
+        config: its options.
+        evaluation: what it makes of the test pictures; None where there were none.
+        details: what `evaluation.json` says: figures of that, and suspected labels.
+        advice: why it is this case; None where that was asked for.
+        data: the check of the data; None where the file is gone.
+        figures: PNG files by name.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    config: TrainConfig
+    evaluation: Evaluation | None
+    details: dict[str, Any]
+    advice: dict[str, Any] | None
+    data: DataReport | None
+    figures: dict[str, bytes]
+
+    @property
+    def name(self) -> str:
+        """What to call it: the folder's name."""
+        return self.folder.resolve().name.removeprefix(".").removesuffix(".partial")
+
+
+def read_record(folder: str | Path) -> RunRecord:
+    """Read a run's folder.
+
+    Args:
+        folder: of the run, as `python -m transfer.train` leaves it.
+
+    Returns:
+        What it says.
+
+    Raises:
+        InputError: there is no such run, or a file in it is damaged.
+
+    Example:
+        read_record("runs/emoji-small-similar-1").metrics["test_accuracy"]
+    """
+    place = Path(folder)
+    if not (place / MODEL).is_file():
+        raise InputError(missing_run(place))
+    for name in (METRICS, CONFIG):
+        if not (place / name).is_file():
+            raise InputError(f"Expected the folder of a finished run. {place} has no {name}.")
+    data = read_json(place / DATA)
+    predictions = place / PREDICTIONS
+    return RunRecord(
+        place,
+        read_metrics(place),
+        load_config(place / CONFIG),
+        read_predictions(predictions) if predictions.is_file() else None,
+        read_json(place / EVALUATION) or {},
+        read_json(place / ADVICE),
+        DataReport.from_dict(data) if data is not None else None,
+        {name: _png(place / f"{name}.png") for name in FIGURES if (place / f"{name}.png").is_file()},
+    )
+
+
+def _png(path: Path) -> bytes:
+    """Read a picture of the run's own: a link could put any file of the reader's onto a page."""
+    if path.is_symlink() or path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"Expected a picture of the run itself. Received a link, or something huge: {path}.")
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise InputError(f"Expected a PNG. Received something else: {path}.")
+    return content

@@ -1,0 +1,1 @@
+"""`fit`: train the head, then fine-tune; schedules, recipes and checkpoints."""

@@ -1,0 +1,129 @@
+"""What a recipe asks of an optimizer, done over any of Keras' own: rates by block, weight decay, clipping, averages."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from transfer.common.errors import InputError
+from transfer.distributed.strategies import on_tensorflow, replicas_of, scope_of
+from transfer.networks import graphs
+from transfer.networks.backbones import block_ends
+from transfer.training.recipes import Recipe, block_rates
+
+
+def blocks_of(model: keras.Model) -> tuple[list[int], int]:
+    """Number the blocks that a model's trainable weights are in, from the input on.
+
+    Args:
+        model: of the builders, or any with a graph.
+
+    Returns:
+        For each of `model.trainable_variables` the number of its block; and how many blocks there are, what is behind
+        the last block's end, the head too, among them.
+
+    Example:
+        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> numbers, count = blocks_of(base)
+        >>> numbers[0], numbers[-1], count
+        (0, 17, 18)
+    """
+    ends = set(model.plan.kept if hasattr(model, "plan") else block_ends(model))
+    number, found = 0, dict[int, int]()
+    for node in graphs.graph(model):
+        for weight in getattr(node.op, "weights", ()):
+            found.setdefault(id(weight), number)
+        number += node.op.name in ends
+    return [found[id(weight)] for weight in model.trainable_variables], number + 1
+
+
+@contextlib.contextmanager
+def following(recipe: Recipe, model: keras.Model) -> Iterator[Callable[[float], None] | None]:
+    """Make a compiled model's optimizer follow a recipe for as long as this lasts.
+
+    What Keras' optimizers can do by themselves, clipping and averaging, they are told to, and it stays with them. Rates
+    by block they cannot, and weight decay they do at one rate for all weights: here each variable's step is wrapped.
+    The optimizer stays of its own class, so that what is saved needs nothing of this package.
+
+    Args:
+        recipe: what is asked.
+        model: compiled; where there is to be an average of its weights, not trained yet.
+
+    Yields:
+        A function of the share of the training that is done, to be called before each step; None where rates do not
+        change.
+
+    Raises:
+        InputError: averages are asked of an optimizer that has trained without, clipping on several devices, or thawing
+            of Keras on JAX.
+
+    Example:
+        with following(Recipe(depth_rate=0.1), model):
+            model.fit(...)
+    """
+    _refuse(recipe, model)
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of a LossScaleOptimizer
+    if recipe.clip_norm is not None:
+        optimizer.global_clipnorm = recipe.clip_norm
+    with contextlib.ExitStack() as undo:
+        if recipe.ema:
+            _average(optimizer, recipe.ema)
+            undo.callback(vars(optimizer).pop, "finalize_variable_values")
+        if recipe.depth_rate == 1.0 and not recipe.thaw and not recipe.weight_decay:
+            yield None
+            return
+        rates, count = _wrap(optimizer, model, recipe)
+        undo.callback(vars(optimizer).pop, "update_step")
+        undo.callback(setattr, model, "train_function", None)  # else Keras runs what it traced before
+        yield (lambda progress: rates.assign(block_rates(recipe, count, progress))) if recipe.thaw else None
+
+
+def _refuse(recipe: Recipe, model: keras.Model) -> None:
+    """What would be something else than what was asked, and silently."""
+    if recipe.clip_norm is not None and on_tensorflow() and replicas_of(model) > 1:
+        raise InputError(
+            f"Expected no clip_norm on several devices: Keras clips what each of the {replicas_of(model)} computes by "
+            "itself, and the result would depend on their number. Leave it out, or train on one."
+        )
+    if recipe.thaw and not on_tensorflow():
+        raise InputError(
+            "Expected no thaw with Keras on JAX, which compiles the rates of blocks into the step. Use unfreeze_from, "
+            "or depth_rate."
+        )
+
+
+def _average(optimizer: Any, ema: float) -> None:
+    """Have the optimizer keep averages, which Keras' `fit` would put into the model whenever it ends."""
+    if optimizer.built and not optimizer.use_ema:
+        raise InputError(
+            f"Expected a model whose optimizer has not trained yet, for averages of its weights. Received: {ema=} with "
+            "one that has. Build the model anew, or leave ema out."
+        )
+    optimizer.use_ema, optimizer.ema_momentum = True, ema
+    optimizer.finalize_variable_values = lambda variables: None
+
+
+def _wrap(optimizer: Any, model: keras.Model, recipe: Recipe) -> tuple[Any, int]:
+    """Wrap the step of each variable; give the rates by block, which may be set, and how many blocks there are."""
+    numbers, count = blocks_of(model)
+    with scope_of(model):
+        rates = keras.Variable(
+            block_rates(recipe, count, 0.0), trainable=False, dtype="float32", name="block_rates"
+        )
+    variables = model.trainable_variables
+    decays = [recipe.weight_decay if len(variable.shape) > 1 else 0.0 for variable in variables]
+    step = optimizer.update_step
+
+    def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
+        place = optimizer._get_variable_index(variable)
+        rate = keras.ops.cast(learning_rate, "float32") * rates[numbers[place]]
+        if decays[place]:
+            shrunk = variable * keras.ops.cast(rate * decays[place], variable.dtype)
+            optimizer.assign_sub(variable, shrunk)
+        step(gradient, variable, rate)
+
+    optimizer.update_step, model.train_function = update_step, None
+    return rates, count

@@ -1,0 +1,68 @@
+"""Validation after each epoch where Keras' own cannot be: each process runs over its part of the pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer.distributed.process_group import crew
+from transfer.frozen.shared_pass import BATCH_SIZE
+from transfer.images.pipeline import make_dataset
+from transfer.images.splitting import Split
+from transfer.networks import surgery
+
+
+class Validation(keras.callbacks.Callback):
+    """Add `val_loss` and `val_accuracy` to what is logged of an epoch, for the callbacks behind this one.
+
+    Args:
+        model: that trains; the pictures go through a copy of it, which one device runs.
+        val: the pictures.
+        image_size: height and width in pixels.
+        label_smoothing: as in the training loss.
+
+    Example:
+        Validation(model, data.val, (224, 224))
+    """
+
+    def __init__(
+        self, model: keras.Model, val: Split, image_size: tuple[int, int], *, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.labels, self.smoothing = val.labels, label_smoothing
+        own = val.take(crew().part(len(val)).tolist())
+        self.batches = make_dataset(own, image_size=image_size, batch_size=BATCH_SIZE, cache=True)
+        self.copy = surgery.clone(model)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Run over the pictures."""
+        self.copy.set_weights(self.model.get_weights())
+        own = [np.asarray(self.copy.predict_on_batch(np.asarray(x))) for x, _ in self.batches]
+        given = crew().rows(
+            np.concatenate(own) if own else np.zeros((0, self.copy.output_shape[-1]), "float32")
+        )
+        if logs is not None:
+            logs["val_accuracy"] = float((given.argmax(axis=1) == self.labels).mean())
+            logs["val_loss"] = cross_entropy(given, self.labels, self.smoothing)
+
+
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray, smoothing: float = 0.0) -> float:
+    """Give the mean cross-entropy, as Keras computes it.
+
+    Args:
+        probabilities: shape (N, classes).
+        labels: whole numbers, shape (N,).
+        smoothing: share of each label that is spread over all classes.
+
+    Returns:
+        The mean, in nats.
+
+    Example:
+        >>> round(cross_entropy(np.array([[0.5, 0.5]]), np.array([0])), 3)
+        0.693
+    """
+    logs = np.log(np.clip(probabilities.astype("float64"), 1e-7, 1 - 1e-7))
+    own = logs[np.arange(len(labels)), labels]
+    return float(-((1 - smoothing) * own + smoothing * logs.mean(axis=1)).mean())
