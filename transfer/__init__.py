@@ -13,7 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 class _Package(types.ModuleType):
-    """Commands have the names of functions, such as `evaluate`: importing a command must not hide the function."""
+    """Commands have the names of functions, such as `evaluate`: importing a command must not hide the
+    function."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (isinstance(value, types.ModuleType) and name in __all__):

@@ -14,17 +14,7 @@ from transfer.config import AdviceConfig, parse_advice_arguments, seconds_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: flags; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C.
-
-    Example:
-        main(["--data", "photos", "--json", "advice.json"])
-    """
+    """Run the command."""
 
     def work() -> None:
         options, more = parse_advice_arguments(arguments)
@@ -40,20 +30,7 @@ def run(
     json_file: str | None = None,
     plots: str | None = None,
 ) -> None:
-    """Advise, and print and write the advice.
-
-    Args:
-        config: the options.
-        compared: names of networks to rank, instead of advice on one.
-        json_file: file for the advice.
-        plots: folder for its pictures.
-
-    Raises:
-        InputError: an option is wrong, or a file cannot be written.
-
-    Example:
-        run(AdviceConfig(data="photos"), json_file="advice.json")
-    """
+    """Advise, and print and write the advice."""
     from transfer.distributed import strategies
 
     strategies.start_quietly()

@@ -27,7 +27,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class PassConfig(DataConfig):
-    """Run a frozen network over labelled pictures on Apache Beam, and keep what it gives. Other flags are Beam's."""
+    """Run a frozen network over labelled pictures on Apache Beam, and keep what it gives."""
 
     # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
     model: str = "EfficientNetLite0"
@@ -60,23 +60,7 @@ class PassConfig(DataConfig):
 def parse_pass_arguments(
     arguments: Sequence[str] | None = None,
 ) -> tuple[PassConfig, tuple[str, ...], list[str]]:
-    """Read the flags of `python -m transfer.beam_features`.
-
-    Args:
-        arguments: the flags; None takes those of the process.
-
-    Returns:
-        The options, the splits, and what is for Beam.
-
-    Raises:
-        InputError: a value is out of range.
-        SystemExit: with 0 after `--help`, with 2 after flags that do not parse.
-
-    Example:
-        >>> options, splits, flags = parse_pass_arguments(["--data", "photos", "--runner=FlinkRunner"])
-        >>> options.data, splits, flags
-        ('photos', ('train', 'val', 'test'), ['--runner=FlinkRunner'])
-    """
+    """Read the flags of `python -m transfer.beam_features`."""
     import simple_parsing
 
     parser = simple_parsing.ArgumentParser(
@@ -93,22 +77,7 @@ def parse_pass_arguments(
 
 
 def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[str] = ()) -> int:
-    """Fill the cache with what `fit` and `evaluate` will look for.
-
-    Args:
-        config: the options.
-        splits: which pictures, of `SPLITS`.
-        flags: Beam's own.
-
-    Returns:
-        For how many pictures the network ran.
-
-    Raises:
-        InputError: an option is wrong, or see `extract_with_beam`.
-
-    Example:
-        run(PassConfig(data="photos"), flags=["--direct_num_workers=2", "--direct_running_mode=multi_processing"])
-    """
+    """Fill the cache with what `fit` and `evaluate` will look for."""
     beam_runner.read_options(flags)  # before anything slow
     from transfer.distributed import strategies
 
@@ -170,17 +139,7 @@ class _Chain(Sequence[Any]):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: flags; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C.
-
-    Example:
-        main(["--data", "photos", "--direct_num_workers=2", "--direct_running_mode=multi_processing"])
-    """
+    """Run the command."""
 
     def work() -> None:
         options, splits, flags = parse_pass_arguments(arguments)

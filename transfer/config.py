@@ -54,21 +54,7 @@ class AdviceConfig(DataConfig):
 
 
 def seconds_of(text: str | None) -> float | None:
-    """Read how long something may take.
-
-    Args:
-        text: a number, with s, m or h for seconds, minutes or hours, seconds where there is none; None is no limit.
-
-    Returns:
-        Seconds, above 0; None where there is no limit.
-
-    Raises:
-        InputError: it is not such.
-
-    Example:
-        >>> seconds_of("90"), seconds_of("1.5m"), seconds_of("2h")
-        (90.0, 90.0, 7200.0)
-    """
+    """Read how long something may take."""
     if text is None:
         return None
     unit = {"s": 1, "m": 60, "h": 3600}.get(str(text)[-1:].lower())
@@ -216,23 +202,7 @@ class TrainConfig(DataConfig):
 def parse_arguments(
     arguments: Sequence[str] | None = None, *, program: str = "transfer.train"
 ) -> TrainConfig:
-    """Read the flags of the command line, on top of a YAML file where `--config` names one.
-
-    Args:
-        arguments: the flags; None takes those of the process.
-        program: the module, for the help text.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        InputError: a value is out of range, or the YAML file has unknown keys or wrong types.
-        SystemExit: with 0 after `--help`, with 2 after flags that do not parse.
-
-    Example:
-        >>> parse_arguments(["--seed", "3", "--case", "large-similar"]).case
-        'large-similar'
-    """
+    """Read the flags of the command line, on top of a YAML file where `--config` names one."""
     config_flag: dict[str, Any] = {"metavar": "FILE", "help": "YAML file of these options; flags win over it"}
     # No abbreviations: the second parser would take --conf for --config and do nothing about it.
     first = argparse.ArgumentParser(prog=f"python -m {program}", add_help=False, allow_abbrev=False)
@@ -246,23 +216,7 @@ def parse_arguments(
 
 
 def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataConfig, argparse.Namespace]:
-    """Read the flags of `python -m transfer.datasets`.
-
-    Args:
-        arguments: the flags; None takes those of the process.
-
-    Returns:
-        The options of the data, and what is to be written: `json`, `html` and `write_split`, file names or None.
-
-    Raises:
-        InputError: a value is out of range.
-        SystemExit: with 0 after `--help`, with 2 after flags that do not parse.
-
-    Example:
-        >>> options, files = parse_check_arguments(["photos", "--html", "report.html"])
-        >>> options.data, files.html
-        ('photos', 'report.html')
-    """
+    """Read the flags of `python -m transfer.datasets`."""
     parser = _parser("transfer.datasets")
     parser.add_argument("place", nargs="?", metavar="DATA", help="the same as --data")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON, for programs")
@@ -275,24 +229,7 @@ def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataC
 
 
 def parse_advice_arguments(arguments: Sequence[str] | None = None) -> tuple[AdviceConfig, argparse.Namespace]:
-    """Read the flags of `python -m transfer.advice`.
-
-    Args:
-        arguments: the flags; None takes those of the process.
-
-    Returns:
-        The options, and what else is asked for: `json` and `plots`, a file and a folder or None, and `compare`, names
-        of networks.
-
-    Raises:
-        InputError: a value is out of range.
-        SystemExit: with 0 after `--help`, with 2 after flags that do not parse.
-
-    Example:
-        >>> options, more = parse_advice_arguments(["--data", "photos", "--compare", "MobileNetV2", "ResNet50"])
-        >>> options.data, more.compare
-        ('photos', ['MobileNetV2', 'ResNet50'])
-    """
+    """Read the flags of `python -m transfer.advice`."""
     parser = _parser("transfer.advice")
     parser.add_argument("--json", metavar="FILE", help="write the advice as JSON, for programs")
     parser.add_argument(
@@ -317,24 +254,7 @@ def _parser(program: str) -> Any:
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """Read a run's options from YAML.
-
-    Args:
-        path: of the file, such as `config.yaml` of an earlier run.
-
-    Returns:
-        The configuration; what the file leaves out has its default.
-
-    Raises:
-        InputError: there is no such file, it is not a YAML mapping, or a key or type is wrong.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "run.yaml"
-        >>> save_config(TrainConfig(seed=7), path)
-        >>> load_config(path).seed
-        7
-    """
+    """Read a run's options from YAML."""
     import yaml
 
     try:
@@ -358,16 +278,7 @@ def load_config(path: str | Path) -> TrainConfig:
 
 
 def save_config(config: TrainConfig, path: str | Path) -> None:
-    """Write a run's options as YAML that `load_config` reads back.
-
-    Args:
-        config: the options.
-        path: of the file to write.
-
-    Example:
-        >>> import tempfile
-        >>> save_config(TrainConfig(), Path(tempfile.mkdtemp()) / "run.yaml")
-    """
+    """Write a run's options as YAML that `load_config` reads back."""
     import yaml
 
     values = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}

@@ -17,18 +17,7 @@ from transfer.images.split_file import write_split
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check data by themselves: `python -m transfer.datasets DIR`.
-
-    Args:
-        arguments: flags; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 2 after bad input, and under `--strict` where anything cannot be used, with one clear
-        message on standard error.
-
-    Example:
-        main(["photos", "--json", "report.json"])
-    """
+    """Check data by themselves: `python -m transfer.datasets DIR`."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     logging.getLogger("transfer").addHandler(logging.NullHandler())  # the table says it all
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report

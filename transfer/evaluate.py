@@ -19,18 +19,7 @@ log = logging.getLogger("transfer.evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: flags; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 1 where the accuracy is below `--assert-accuracy-at-least`; 2 after bad input, of which
-        standard error has one clear message; 130 after Ctrl-C.
-
-    Example:
-        main(["runs/emoji-small-similar-1", "--data", "photos", "--assert-accuracy-at-least", "0.9"])
-    """
+    """Run the command."""
     parsed = _parser().parse_args(arguments)
     below: list[str] = []
 

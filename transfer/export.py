@@ -12,18 +12,7 @@ from transfer.exporters.exporting import MAX_IMAGES, _check_arguments, export
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: flags; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 2 after bad input, or where the file does not say what Keras says, of which standard error
-        has one clear message; 130 after Ctrl-C.
-
-    Example:
-        main(["runs/emoji-small-similar-1", "--to", "litert", "--quantize", "int8"])
-    """
+    """Run the command."""
     parsed = _parser().parse_args(arguments)
 
     def work() -> None:

@@ -12,17 +12,7 @@ from transfer.images.check_cache import forget
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List or clear what is kept: `python -m transfer.features --list|--clear`.
-
-    Args:
-        arguments: flags; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 2 where the cache cannot be read or cleared.
-
-    Example:
-        main(["--list"])
-    """
+    """List or clear what is kept: `python -m transfer.features --list|--clear`."""
     parser = argparse.ArgumentParser(prog="python -m transfer.features", allow_abbrev=False)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="show what is kept, the oldest first")

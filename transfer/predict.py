@@ -24,18 +24,7 @@ FORMATS = ("table", "csv", "json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: flags; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 1 where a picture could not be read; 2 after bad input, of which standard error has one clear
-        message; 130 after Ctrl-C.
-
-    Example:
-        main(["runs/emoji-small-similar-1", "photos", "--top", "3"])
-    """
+    """Run the command."""
     parsed = _parser().parse_args(arguments)
     bad: list[str] = []
 

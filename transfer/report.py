@@ -21,17 +21,7 @@ log = logging.getLogger("transfer.report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: flags; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C.
-
-    Example:
-        main(["runs/emoji-small-similar-1", "runs/emoji-small-different-1"])
-    """
+    """Run the command."""
     parsed = _parser().parse_args(arguments)
     return carried_out(
         lambda: _run(parsed.runs, parsed.output),

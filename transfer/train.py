@@ -30,18 +30,7 @@ FROZEN_ONLY = ("cut", "unfreeze_from", "solver", "dropout")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: flags; None takes those of the process.
-
-    Returns:
-        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C and 143
-        after SIGTERM: the same command goes on from there.
-
-    Example:
-        main(["--data", "flowers", "--case", "small-similar"])
-    """
+    """Run the command."""
     log.handlers[:] = [logging.StreamHandler(sys.stdout)]
     log.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
@@ -84,20 +73,7 @@ def _terminated() -> Iterator[None]:
 
 
 def run(config: TrainConfig) -> Path:
-    """Load data, advise, build, fit, evaluate, report.
-
-    Args:
-        config: the options.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        InputError: an option is wrong; nothing is left behind.
-
-    Example:
-        run(TrainConfig(data="flowers", case="small-similar"))
-    """
+    """Load data, advise, build, fit, evaluate, report."""
     start = time.perf_counter()
     if config.case != "auto":
         Case.parse(config.case)  # before anything slow
@@ -245,8 +221,8 @@ def _find_learning_rate(config: TrainConfig, model: Any, data: Any) -> Path:
 def _decide(
     config: TrainConfig, data: Any, base: Any, going_on: Path | None
 ) -> tuple[dict[str, Any], Any, Any]:
-    """Take the case that was asked for, or that of an interrupted run; or measure which is best, say so, and give what
-    was looked at too, and the advice."""
+    """Take the case that was asked for, or that of an interrupted run; or measure which is best, say so,
+    and give what was looked at too, and the advice."""
     crew = process_group.crew()
     decided = crew.decision(lambda: run_folders.decide(going_on) if going_on is not None else None)
     if decided is not None:
@@ -300,18 +276,7 @@ def _chosen(config: TrainConfig, advice: Any) -> dict[str, Any]:
 
 
 def advised_options(config: TrainConfig, advice: Any) -> dict[str, Any]:
-    """Give the options that advice sets, where they were not set by hand.
-
-    Args:
-        config: the options.
-        advice: of `adviser.advise`.
-
-    Returns:
-        Options by name.
-
-    Example:
-        advised_options(TrainConfig(), advise(data, base))
-    """
+    """Give the options that advice sets, where they were not set by hand."""
     from transfer.adviser.estimates import RANDOM
 
     if advice.cut == RANDOM:

@@ -216,18 +216,7 @@ class Advice:
 
 
 def deed(choice: Choice) -> str:
-    """Say what is done in a choice.
-
-    Args:
-        choice: one of `expectations.choices_of`.
-
-    Returns:
-        A few words.
-
-    Example:
-        >>> deed(Choice(Case.SMALL_DIFFERENT, "block6b_add", 0.8, (0.7, 0.9), 8.0, ""))
-        'cut at block6b_add, train the head'
-    """
+    """Say what is done in a choice."""
     if choice.cut is None:
         return "train everything from the pre-trained weights"
     if choice.cut == RANDOM:

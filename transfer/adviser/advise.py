@@ -151,21 +151,7 @@ def _counts(data: ImageData) -> dict[str, int]:
 
 
 def curves_of(look: Look, seed: int) -> tuple[LayerCurve | None, tuple[SizePoint, ...]]:
-    """Probe the layers, and the number of pictures.
-
-    Args:
-        look: at some pictures.
-        seed: of the parts by which the number of pictures is judged.
-
-    Returns:
-        Left-out accuracy by layer, and by number of pictures; nothing where too few were seen.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> some = load_data("emoji").train.take(range(8))
-        >>> curves_of(Look(some, some.labels, 12, {}, None, {}), 0)
-        (None, ())
-    """
+    """Probe the layers, and the number of pictures."""
     if len(look.labels) < FEWEST_IMAGES or look.num_classes < 2 or np.bincount(look.labels).max() < 2:
         return None, ()
     groups = look.pictures.groups
@@ -218,21 +204,7 @@ def _per_picture(look: Look, tried: Trial | None) -> float:
 
 
 def heads_of(curve: LayerCurve) -> tuple[HeadEvidence, ...]:
-    """Say how accurate heads would be.
-
-    Args:
-        curve: of the layers.
-
-    Returns:
-        The last layer's, the advised cut's where it is another, and that of all layers together.
-
-    Example:
-        >>> labels = np.arange(40) % 2
-        >>> noise = np.random.default_rng(0).normal(size=(40, 5))
-        >>> curve = layer_curve({"early": noise, "late": noise + 3 * labels[:, None]}, labels, 2)
-        >>> [head.cut for head in heads_of(curve)]
-        ['late', 'all']
-    """
+    """Say how accurate heads would be."""
     wanted = {curve.names[-1]: curve.probes[-1], curve.cut: curve.probes[curve.names.index(curve.cut)]}
     wanted |= {ALL_LAYERS: curve.together} if len(curve.names) > 1 else {}
     return tuple(
@@ -242,7 +214,8 @@ def heads_of(curve: LayerCurve) -> tuple[HeadEvidence, ...]:
 
 
 def _growth(sizes: Sequence[SizePoint]) -> float:
-    """What twice as many pictures bring: somewhat less than the last time they were doubled, never a loss."""
+    """What twice as many pictures bring: somewhat less than the last time they were doubled, never a
+    loss."""
     if len(sizes) < 2:
         return 0.0
     return max(0.0, FADING * (sizes[-1].accuracy - sizes[-2].accuracy))

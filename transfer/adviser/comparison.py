@@ -19,23 +19,15 @@ from transfer.networks.backbones import load_backbone
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network among others.
-
-    Attributes:
-        model: its name.
-        image_size: pixels.
-        cut: where its most accurate head sits, a layer or `"all"`.
-        accuracy: of that head on pictures left out.
-        error: standard error.
-        seconds_per_picture: of the forward pass on this machine; None where it was known already.
-        parameters: of the network without its classifier.
-    """
+    """A network among others."""
 
     model: str
+    # Pixels.
     image_size: int
     cut: str
     accuracy: float
     error: float
+    # Of the forward pass on this machine.
     seconds_per_picture: float | None
     parameters: int
 
@@ -108,18 +100,7 @@ def _ranked(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def comparison_text(found: Sequence[Candidate]) -> str:
-    """Give candidates as a table.
-
-    Args:
-        found: of `compare`.
-
-    Returns:
-        Lines for people.
-
-    Example:
-        >>> "80.0% +- 2.0%" in comparison_text([Candidate("Net", 96, "all", 0.8, 0.02, 0.01, 4_000_000)])
-        True
-    """
+    """Give candidates as a table."""
     lines = [f"{'network':22}{'pixels':>6}{'accuracy':>10}{'parameters':>21}{'ms per picture':>17}  head at"]
     for one in found:
         milliseconds = "kept" if one.seconds_per_picture is None else f"{1000 * one.seconds_per_picture:.1f}"
@@ -132,16 +113,5 @@ def comparison_text(found: Sequence[Candidate]) -> str:
 
 
 def comparison_json(found: Sequence[Candidate]) -> str:
-    """Give candidates as JSON, in their order.
-
-    Args:
-        found: of `compare`.
-
-    Returns:
-        A list of objects.
-
-    Example:
-        >>> "Net" in comparison_json([Candidate("Net", 96, "all", 0.8, 0.02, 0.01, 4_000_000)])
-        True
-    """
+    """Give candidates as JSON, in their order."""
     return json.dumps([asdict(one) for one in found], indent=2) + "\n"

@@ -21,19 +21,12 @@ MANY = 1000
 
 @dataclass(frozen=True, eq=False)
 class LayerCurve:
-    """How well each layer's features tell the classes, each picture predicted by all others.
-
-    Attributes:
-        names: of the layers, in the order of the network.
-        probes: what leaving out says of each.
-        together: the same of all layers side by side, each vector scaled to unit length.
-        labels: of the pictures, shape (N,).
-        chance: mean and standard deviation of what all layers together give when the labels are shuffled.
-    """
+    """How well each layer's features tell the classes, each picture predicted by all others."""
 
     names: tuple[str, ...]
     probes: tuple[RidgeProbe, ...]
     together: RidgeProbe
+    # Of the pictures, shape (N,).
     labels: np.ndarray
     chance: tuple[float, float]
 
@@ -54,11 +47,7 @@ class LayerCurve:
 
     @property
     def cut(self) -> str:
-        """The layer that tells the classes best; of equals, the deepest.
-
-        Not the deepest within a standard error of it, for simplicity (Breiman et al. 1984): on the tuning sets of
-        tests/benchmarks/advice.py (`fit`) that lost 3.5 points to the best layer of all, and this 1.4.
-        """
+        """The layer that tells the classes best; of equals, the deepest."""
         return self.names[len(self.names) - 1 - int(self.accuracy[::-1].argmax())]
 
     @property
@@ -71,27 +60,7 @@ class LayerCurve:
 def layer_curve(
     taps: Mapping[str, np.ndarray], labels: np.ndarray, num_classes: int, *, groups: Sequence[Any] = ()
 ) -> LayerCurve:
-    """Judge layers by ridge regression on what they see, one picture of each class left out at a time.
-
-    Args:
-        taps: features by layer, each of shape (N, channels), in the order of the network.
-        labels: shape (N,), whole numbers from 0.
-        num_classes: 2 or more.
-        groups: of each picture, such as its patient: those of a group are left out together.
-
-    Returns:
-        The curve.
-
-    Raises:
-        InputError: no layers, or what `probes.ridge_leave_one_out` refuses.
-
-    Example:
-        >>> labels = np.arange(40) % 2
-        >>> noise = np.random.default_rng(0).normal(size=(40, 5))
-        >>> curve = layer_curve({"early": noise, "late": noise + 3 * labels[:, None]}, labels, 2)
-        >>> curve.cut, curve.signal
-        ('late', True)
-    """
+    """Judge layers by ridge regression on what they see, one picture of each class left out at a time."""
     if not taps:
         raise InputError("Expected the features of one layer or more. Received: none.")
     parts = groups if len(groups) else one_of_each(labels)
@@ -104,18 +73,7 @@ def layer_curve(
 
 
 def side_by_side(taps: Sequence[np.ndarray]) -> np.ndarray:
-    """Join the features of several layers, each picture's vector of each layer scaled to unit length.
-
-    Args:
-        taps: arrays of shape (N, channels).
-
-    Returns:
-        float32 array of shape (N, sum of the channels).
-
-    Example:
-        >>> side_by_side([np.array([[3.0, 4.0]]), np.array([[2.0]])]).round(1).tolist()
-        [[0.6000000238418579, 0.800000011920929, 1.0]]
-    """
+    """Join the features of several layers, each picture's vector of each layer scaled to unit length."""
     lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in taps]
     units = [x / np.where(length > 0, length, 1) for x, length in zip(taps, lengths, strict=True)]
     return np.concatenate(units, axis=1).astype("float32")
@@ -123,13 +81,7 @@ def side_by_side(taps: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SizePoint:
-    """Left-out accuracy with so many pictures.
-
-    Attributes:
-        count: of pictures.
-        accuracy: mean over disjoint parts of that size.
-        standard_error: of it.
-    """
+    """Left-out accuracy with so many pictures."""
 
     count: int
     accuracy: float
@@ -139,24 +91,7 @@ class SizePoint:
 def size_curve(
     features: np.ndarray, labels: np.ndarray, num_classes: int, *, groups: Sequence[Any] = (), seed: int = 0
 ) -> list[SizePoint]:
-    """Say how the accuracy grows with the number of pictures: with a quarter, half and all of them.
-
-    Args:
-        features: shape (N, D).
-        labels: shape (N,), whole numbers from 0.
-        num_classes: 2 or more.
-        groups: of each picture; those of a group are left out together.
-        seed: of the parts.
-
-    Returns:
-        A point per size, the smallest first; without those at which a class would have no two pictures.
-
-    Example:
-        >>> labels = np.arange(80) % 2
-        >>> noise = np.random.default_rng(0).normal(size=(80, 40))
-        >>> [point.count for point in size_curve(noise + labels[:, None], labels, 2)]
-        [20, 40, 80]
-    """
+    """Say how the accuracy grows with the number of pictures: with a quarter, half and all of them."""
     order = _spread(np.asarray(labels), seed)
     points = []
     for share in (4, 2, 1):
@@ -179,6 +114,7 @@ def size_curve(
 
 
 def _spread(labels: np.ndarray, seed: int) -> np.ndarray:
-    """An order of the pictures in which every k-th is stratified: shuffled within classes, class after class."""
+    """An order of the pictures in which every k-th is stratified: shuffled within classes, class after
+    class."""
     order = np.random.default_rng(seed).permutation(len(labels))
     return order[np.argsort(labels[order], kind="stable")]

@@ -20,13 +20,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class HeadEvidence:
-    """How a head did on pictures that were left out.
-
-    Attributes:
-        cut: its layer, or `"all"`.
-        accuracy: on pictures that neither it nor its regularisation was chosen by.
-        error: standard error.
-    """
+    """How a head did on pictures that were left out."""
 
     cut: str
     accuracy: float
@@ -35,36 +29,23 @@ class HeadEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a decision rests on.
-
-    Attributes:
-        num_train: pictures to train on.
-        num_looked: of them that were looked at.
-        num_test: pictures of the test, whose accuracy is to be foretold; 0 where there are none.
-        num_classes: 2 or more.
-        heads: the last layer's, that of the advised cut where it is another, and of all layers together; empty where
-            nothing could be measured.
-        growth: accuracy that twice as many pictures bring.
-        chance: accuracy of always naming the most frequent class.
-        signal: whether labels have to do with pictures.
-        pixels: accuracy of a head on the bare pixels, left out; None where it was not measured.
-        similar: to the pre-training's pictures; None where that could not be measured.
-        trial: of fine-tuning; None where there was none.
-        seconds_per_picture: of the forward pass.
-        steps: of fine-tuning everything.
-        steps_scratch: of training from random weights.
-    """
+    """All that a decision rests on."""
 
     num_train: int
     num_looked: int
+    # Pictures of the test, whose accuracy is to be foretold.
     num_test: int
     num_classes: int
+    # The last layer's, that of the advised cut where it is another, and of all layers together.
     heads: tuple[HeadEvidence, ...]
     growth: float
     chance: float
     signal: bool
+    # Accuracy of a head on the bare pixels, left out.
     pixels: float | None
+    # To the pre-training's pictures.
     similar: bool | None
+    # Of fine-tuning.
     trial: Trial | None
     seconds_per_picture: float
     steps: int
@@ -73,22 +54,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the ways to train, with what it would give and cost.
-
-    Attributes:
-        case: which of the four.
-        cut: the last layer that is kept, `"all"` for a head on several; None where everything trains from the
-            pre-trained weights, `"random"` where it does from random ones.
-        expected_accuracy: on the test.
-        interval: where the test's accuracy lies nine times in ten.
-        seconds: of training on this machine; None where that was not measured.
-        source: what the expectation rests on, in words.
-    """
+    """One of the ways to train, with what it would give and cost."""
 
     case: Case
+    # The last layer that is kept, `"all"` for a head on several.
     cut: str | None
     expected_accuracy: float
     interval: tuple[float, float]
+    # Of training on this machine.
     seconds: float | None
     source: str
 
@@ -130,23 +103,7 @@ WORTH = 0.005
 
 
 def choices_of(evidence: Evidence) -> tuple[Choice, ...]:
-    """Foretell what each case would give.
-
-    Args:
-        evidence: what was measured.
-
-    Returns:
-        The choices, from the cheapest to the costliest: heads on the frozen network, everything from the pre-trained
-        weights, everything from random ones; none where no head could be measured.
-
-    Example:
-        >>> head = HeadEvidence("top", 0.8, 0.02)
-        >>> known = dict(num_train=400, num_looked=400, num_test=100, num_classes=2, growth=0.02, chance=0.5)
-        >>> rest = dict(pixels=0.6, similar=True, trial=None, seconds_per_picture=0.01, steps=400, steps_scratch=1200)
-        >>> found = choices_of(Evidence(heads=(head,), signal=True, **known, **rest))
-        >>> [choice.case.value for choice in found]
-        ['small-similar', 'large-similar', 'large-different']
-    """
+    """Foretell what each case would give."""
     if not evidence.heads:
         return ()
     more = evidence.growth * math.log2(max(1.0, evidence.num_train / max(1, evidence.num_looked)))
@@ -201,19 +158,7 @@ def _seconds(evidence: Evidence, steps: int) -> float | None:
 
 
 def least_seconds(seconds_per_picture: float, steps: int) -> float:
-    """Say how long training everything takes at least.
-
-    Args:
-        seconds_per_picture: of the forward pass.
-        steps: of training.
-
-    Returns:
-        Seconds.
-
-    Example:
-        >>> least_seconds(0.01, 100)
-        96.0
-    """
+    """Say how long training everything takes at least."""
     return FORWARD_PASSES * seconds_per_picture * BATCH_SIZE * steps
 
 
@@ -234,21 +179,7 @@ def _choice(
 def interval_of(
     expected: float, errors: Sequence[float], *, num_test: int = 0, width: float = NINETY_PERCENT
 ) -> tuple[float, float]:
-    """Say where the accuracy on a test lies, with its own errors of counting.
-
-    Args:
-        expected: accuracy, 0 to 1.
-        errors: standard errors that are independent of each other.
-        num_test: pictures of the test; 0 is as many as one likes.
-        width: in standard errors, on either side.
-
-    Returns:
-        Lower and upper end, from 0 to 1.
-
-    Example:
-        >>> [round(end, 2) for end in interval_of(0.8, (0.02,), num_test=100)]
-        [0.73, 0.87]
-    """
+    """Say where the accuracy on a test lies, with its own errors of counting."""
     # Not 0 for an accuracy of 1: half a picture is added to either side (Agresti and Coull 1998).
     share = (expected * num_test + 0.5) / (num_test + 1) if num_test else expected
     counting = share * (1 - share) / num_test if num_test else 0.0
@@ -257,25 +188,7 @@ def interval_of(
 
 
 def pick(choices: Sequence[Choice], *, time_budget: float | None = None, frozen: bool = False) -> Choice:
-    """Take the choice that is expected to be the most accurate, in the time that there is.
-
-    Of heads, that on all layers is taken unless one on a single layer is surely better (see `SURELY`). What costs more
-    must be worth it (see `WORTH`). Where nothing fits into the time, a head is taken.
-
-    Args:
-        choices: from the cheapest to the costliest, one or more.
-        time_budget: seconds of training; None is as much as it takes.
-        frozen: take none that trains everything.
-
-    Returns:
-        One of them.
-
-    Example:
-        >>> quick = Choice(Case.SMALL_SIMILAR, "top", 0.8, (0.7, 0.9), 10.0, "")
-        >>> slow = Choice(Case.LARGE_SIMILAR, None, 0.9, (0.8, 1.0), 600.0, "")
-        >>> pick([quick, slow]).case.value, pick([quick, slow], time_budget=60).case.value
-        ('large-similar', 'small-similar')
-    """
+    """Take the choice that is expected to be the most accurate, in the time that there is."""
     heads = [choice for choice in choices if choice.cut not in (None, RANDOM)]
     best = best_head(heads) if heads else choices[0]
     for choice in choices:
@@ -288,19 +201,7 @@ def pick(choices: Sequence[Choice], *, time_budget: float | None = None, frozen:
 
 
 def best_head(heads: Sequence[Choice]) -> Choice:
-    """Take one of several heads, all of which cost the same.
-
-    Args:
-        heads: one or more.
-
-    Returns:
-        That on all layers, unless another is surely better (see `SURELY`); without it, the most accurate.
-
-    Example:
-        >>> one, every = (Choice(Case.SMALL_SIMILAR, cut, 0.8, (0.7, 0.9), 1.0, "") for cut in ("top", "all"))
-        >>> best_head([one, every]).cut
-        'all'
-    """
+    """Take one of several heads, all of which cost the same."""
     best = max(heads, key=lambda head: head.expected_accuracy)
     every = [head for head in heads if head.cut == ALL_LAYERS]
     if every and best.expected_accuracy <= every[0].expected_accuracy + SURELY:
@@ -309,18 +210,7 @@ def best_head(heads: Sequence[Choice]) -> Choice:
 
 
 def in_words(seconds: float | None) -> str:
-    """Say how long something takes.
-
-    Args:
-        seconds: 0 or more; None is unknown.
-
-    Returns:
-        A few words.
-
-    Example:
-        >>> in_words(8.2), in_words(100), in_words(660), in_words(9000), in_words(None)
-        ('8 s', '1.7 minutes', '11 minutes', '2.5 hours', 'unknown')
-    """
+    """Say how long something takes."""
     if seconds is None:
         return "unknown"
     if seconds < 60:

@@ -57,11 +57,8 @@ _SHARES = np.concatenate([[0.0], np.geomspace(0.002, 0.4, 36)])  # with more, tw
 
 
 class LeftOut(Protocol):
-    """What `ridge_leave_one_out` gives, or anything else that judged pictures without having learnt from them.
-
-    Attributes:
-        scores: of each picture and class, shape (N, classes).
-    """
+    """What `ridge_leave_one_out` gives, or anything else that judged pictures without having learnt from
+    them."""
 
     @property
     def scores(self) -> np.ndarray:
@@ -70,18 +67,13 @@ class LeftOut(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LabelNoise:
-    """How many labels seem wrong, and which.
-
-    Attributes:
-        share: estimate of the share of wrong labels.
-        evidence: nats by which that explains the left-out scores better than no wrong labels; see `EVIDENCE`.
-        wrong: probability that each label is wrong, shape (N,); 0 where too few others of its class are there.
-        likely: the most probable class other than the label, shape (N,).
-    """
+    """How many labels seem wrong, and which."""
 
     share: float
     evidence: float
+    # Probability that each label is wrong, shape (N,).
     wrong: np.ndarray
+    # The most probable class other than the label, shape (N,).
     likely: np.ndarray
 
     @property
@@ -91,14 +83,7 @@ class LabelNoise:
 
 
 class Suspect(NamedTuple):
-    """A picture whose label contradicts what all others say of it.
-
-    Attributes:
-        name: of the picture.
-        label: the class that it is said to be.
-        likely: the class that it looks like.
-        probability: that the label is wrong.
-    """
+    """A picture whose label contradicts what all others say of it."""
 
     name: str
     label: str
@@ -107,68 +92,26 @@ class Suspect(NamedTuple):
 
 
 class Confusable(NamedTuple):
-    """Two classes that a network can hardly tell apart.
-
-    Attributes:
-        first: a class.
-        second: the other.
-        accuracy: within the two, each counting the same; 0.5 is guessing.
-        standard_error: of it.
-    """
+    """Two classes that a network can hardly tell apart."""
 
     first: str
     second: str
+    # Within the two, each counting the same.
     accuracy: float
     standard_error: float
 
 
 class DataWarning(NamedTuple):
-    """Something to mend before days are spent on training.
-
-    Attributes:
-        kind: a word for programs: `no-signal`, `duplicates`, `label-noise`, `confusable`, `low-resolution`,
-            `few-pictures`.
-        text: what was seen and what to do.
-        pictures: names of pictures concerned, at most `MOST_NAMED`; empty where it concerns all or none.
-    """
+    """Something to mend before days are spent on training."""
 
     kind: str
     text: str
+    # Names of pictures concerned, at most `MOST_NAMED`.
     pictures: tuple[str, ...] = ()
 
 
 def label_noise(probe: LeftOut, labels: np.ndarray, *, groups: Sequence[Any] = ()) -> LabelNoise:
-    """Estimate how many labels are wrong, from what each picture looks like to all others.
-
-    A label is taken to be right with probability 1 - e and else any other class, and left-out scores s tell the right
-    class with probabilities softmax(c s). Share e and scale c are those that make the labels most likely, and Bayes'
-    rule gives the probability that each is wrong (symmetric noise: Patrini et al. 2017, arXiv:1609.03683). Without e,
-    c has to shrink for each contradiction; so e grows only where contradictions are surer than the network's usual
-    errors. Thresholds by class (Northcutt et al. 2021, arXiv:1911.00068) take those errors for wrong labels: they named
-    1 to 9% of the pictures of sets as they are, and of as many as this names, 6 to 14 points fewer were flipped.
-    Classes that are taken for one another as a habit look like hard classes, and are not found; and of two classes
-    alone, hard ones and mislabelled ones look much the same, so that it takes more pictures to tell.
-
-    Args:
-        probe: of `ridge_leave_one_out`.
-        labels: what it was given, shape (N,), whole numbers from 0.
-        groups: of each picture, where they were left out together.
-
-    Returns:
-        The estimate; a share of 0 where there are too few pictures to judge by.
-
-    Raises:
-        InputError: labels or groups that do not fit the probe.
-
-    Example:
-        >>> from transfer.adviser.probes import ridge_leave_one_out
-        >>> truth = np.arange(200) % 2
-        >>> features = np.random.default_rng(0).normal(size=(200, 5)) + 6 * truth[:, None]
-        >>> labels = np.where(np.arange(200) < 20, 1 - truth, truth)
-        >>> noise = label_noise(ridge_leave_one_out(features, labels, 2), labels)
-        >>> round(noise.share, 1), noise.notable, int(np.sum(noise.wrong > 0.5))
-        (0.1, True, 20)
-    """
+    """Estimate how many labels are wrong, from what each picture looks like to all others."""
     labels = _checked(probe, labels, groups)
     count, classes = probe.scores.shape
     others = np.where(np.arange(classes) == labels[:, None], -np.inf, probe.scores)
@@ -197,32 +140,7 @@ def suspected_labels(
     *,
     groups: Sequence[Any] = (),
 ) -> tuple[Suspect, ...]:
-    """Name the pictures whose label is more probably wrong than right.
-
-    Args:
-        probe: of `ridge_leave_one_out`.
-        labels: what it was given, shape (N,), whole numbers from 0.
-        names: of the pictures.
-        class_names: in the order of the labels.
-        groups: of each picture, where they were left out together.
-
-    Returns:
-        The suspects, the surest first; none where nothing speaks for wrong labels (see `EVIDENCE`).
-
-    Raises:
-        InputError: labels, names or groups that do not fit the probe.
-
-    Example:
-        >>> from transfer.adviser.probes import ridge_leave_one_out
-        >>> truth = np.arange(200) % 2
-        >>> features = np.random.default_rng(0).normal(size=(200, 5)) + 6 * truth[:, None]
-        >>> labels = np.where(np.arange(200) < 5, 1 - truth, truth)
-        >>> found = suspected_labels(
-        ...     ridge_leave_one_out(features, labels, 2), labels, [f"{i}.png" for i in range(200)], ["cat", "dog"]
-        ... )
-        >>> sorted((suspect.name, suspect.label, suspect.likely) for suspect in found)[:2]
-        [('0.png', 'dog', 'cat'), ('1.png', 'cat', 'dog')]
-    """
+    """Name the pictures whose label is more probably wrong than right."""
     noise = label_noise(probe, labels, groups=groups)
     _check_names(probe, names, class_names)
     return _suspects(noise, labels, names, class_names)
@@ -260,31 +178,7 @@ def _others_of_class(labels: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
 def confusable_classes(
     probe: RidgeProbe, labels: np.ndarray, class_names: Sequence[str]
 ) -> tuple[Confusable, ...]:
-    """Name pairs of classes that a network can hardly tell apart.
-
-    Within a pair, a picture is told by the difference of its two left-out scores, from the middle between the two
-    classes' means on: so a small class counts as much as a large one. A pair is named where the accuracy is below
-    `APART` by two standard errors.
-
-    Args:
-        probe: of `ridge_leave_one_out`.
-        labels: what it was given, shape (N,), whole numbers from 0.
-        class_names: in the order of the labels.
-
-    Returns:
-        The worst pairs, the worst first, at most `MOST_PAIRS`.
-
-    Raises:
-        InputError: labels or class names that do not fit the probe.
-
-    Example:
-        >>> from transfer.adviser.probes import ridge_leave_one_out
-        >>> labels = np.arange(150) % 3
-        >>> features = np.random.default_rng(0).normal(size=(150, 5)) + 6 * (labels == 0)[:, None]
-        >>> found = confusable_classes(ridge_leave_one_out(features, labels, 3), labels, ["cat", "left", "right"])
-        >>> [(pair.first, pair.second) for pair in found]
-        [('left', 'right')]
-    """
+    """Name pairs of classes that a network can hardly tell apart."""
     labels = _checked(probe, labels, ())
     _check_names(probe, range(len(labels)), class_names)
     counts = np.bincount(labels, minlength=probe.scores.shape[1])
@@ -311,31 +205,7 @@ def confusable_classes(
 def warnings_of(
     data: ImageData, look: Look, curve: LayerCurve, *, image_size: int | tuple[int, int]
 ) -> tuple[DataWarning, ...]:
-    """Say what should be mended before anything is trained.
-
-    Args:
-        data: of `load_data`.
-        look: at some of its training pictures.
-        curve: of that look.
-        image_size: height and width that the network runs at, in pixels.
-
-    Returns:
-        The warnings, those that spoil most first; none where all is well.
-
-    Raises:
-        InputError: a look and a curve that are not of the same pictures.
-
-    Example:
-        >>> from transfer.adviser.curves import layer_curve
-        >>> from transfer.images.datasets import load_data
-        >>> rng, labels = np.random.default_rng(0), np.arange(200) % 2
-        >>> data = load_data((rng.integers(0, 256, (200, 16, 16, 3), "uint8"), labels))
-        >>> taps = {"last": rng.normal(size=(len(data.train), 4))}
-        >>> look = Look(data.train, data.train.labels, 2, taps, None, {})
-        >>> curve = layer_curve(taps, look.labels, 2)
-        >>> [warning.kind for warning in warnings_of(data, look, curve, image_size=96)]
-        ['no-signal', 'low-resolution']
-    """
+    """Say what should be mended before anything is trained."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     told = _of_labels(data, look, curve) if curve.signal else _no_signal(curve)
     found = [*told, *_duplicates(data), *_low_resolution(data, height, width), *_few_pictures(data)]

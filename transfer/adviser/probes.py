@@ -22,23 +22,16 @@ LAMBDAS = tuple(float(c) for c in 10.0 ** np.arange(-3, 3.5, 0.5))
 
 @dataclass(frozen=True, eq=False)
 class RidgeProbe:
-    """What leaving each picture out in turn says of features.
-
-    Attributes:
-        accuracy_by_lambda: the share of pictures that is right when left out, by the strength of the ridge.
-        best_lambda: that with the highest accuracy; of equals, the strongest.
-        scores: left-out scores at the best, float64 of shape (N, K): about 1 for the class, -1 for the others.
-        correct: bool of shape (N,): where the highest score is the class's.
-        standard_error: of the best accuracy, over pictures, or groups where there are any. The accuracy itself is
-            somewhat optimistic, since the strength was chosen by the same pictures; see `unselected_accuracy`.
-        correct_by_lambda: bool of shape (strengths, N): the same for each strength.
-    """
+    """What leaving each picture out in turn says of features."""
 
     accuracy_by_lambda: dict[float, float]
     best_lambda: float
+    # Left-out scores at the best, float64 of shape (N, K): about 1 for the class, -1 for the others.
     scores: np.ndarray
+    # Bool of shape (N,): where the highest score is the class's.
     correct: np.ndarray
     standard_error: float
+    # Bool of shape (strengths, N): the same for each strength.
     correct_by_lambda: np.ndarray
 
     @property
@@ -55,31 +48,7 @@ def ridge_leave_one_out(
     lambdas: Sequence[float] | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
 ) -> RidgeProbe:
-    """Judge features by ridge regression on targets of 1 and -1, each picture predicted by all others.
-
-    In closed form (Allen 1974, "PRESS"): with centred features U diag(s) V', the hat matrix is H = 1/N + U diag(s^2 /
-    (s^2 + lambda)) U', and the left-out residual of a picture is its residual divided by 1 - H_ii, for every lambda
-    from one decomposition. Of a group that is left out together it is (I - H_gg)^-1 times the group's residuals.
-
-    Args:
-        features: shape (N, D), any float type.
-        labels: shape (N,), whole numbers from 0.
-        num_classes: K, 2 or more.
-        lambdas: strengths, above 0, added to the squared singular values; None takes `LAMBDAS`.
-        groups: of each picture, such as its patient: those of a group are left out together.
-
-    Returns:
-        Accuracy by strength, and the left-out scores at the best.
-
-    Raises:
-        InputError: features that are not finite, fewer than two pictures, groups or classes, or shapes that do not
-            fit.
-
-    Example:
-        >>> features = np.random.default_rng(0).normal(size=(40, 5)) + 3 * np.eye(5)[np.arange(40) % 2]
-        >>> ridge_leave_one_out(features, np.arange(40) % 2, 2).accuracy > 0.9
-        True
-    """
+    """Judge features by ridge regression on targets of 1 and -1, each picture predicted by all others."""
     labels = _check_probe(features, labels, num_classes, lambdas, groups)
     targets = np.where(np.arange(num_classes) == labels[:, None], 1.0, -1.0)
     members = _members(groups)
@@ -91,24 +60,7 @@ def ridge_leave_one_out(
 
 
 def unselected_accuracy(correct: np.ndarray, *, draws: int = 50, seed: int = 0) -> float:
-    """Say how accurate the best of several ways is on pictures that it was not chosen by.
-
-    It is chosen by a random half of the pictures and measured on the other, many times: the best of many ways on the
-    same pictures is partly the luckiest.
-
-    Args:
-        correct: bool of shape (ways, N): which pictures each has right; of equals the last is taken.
-        draws: how often to halve.
-        seed: of the halves.
-
-    Returns:
-        The mean accuracy.
-
-    Example:
-        >>> lucky = np.random.default_rng(0).random((100, 40)) < 0.5
-        >>> float(lucky.mean(axis=1).max()) > 0.65, unselected_accuracy(lucky) < 0.6
-        (True, True)
-    """
+    """Say how accurate the best of several ways is on pictures that it was not chosen by."""
     correct = np.asarray(correct, bool)
     ways, count = correct.shape
     if ways == 1 or count < 4:
@@ -122,26 +74,7 @@ def unselected_accuracy(correct: np.ndarray, *, draws: int = 50, seed: int = 0) 
 
 
 def one_of_each(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Deal pictures into parts that hold one of each class, or as near to that as their counts allow.
-
-    A picture that is left out alone leaves its class a little rarer than the others in what predicts it, and where
-    little is known, regression then bets against it: by one picture per class of 9, left-out accuracy on CIFAR-10 was
-    .43 for features that give .54 on a test, and .52 with such parts.
-
-    Args:
-        labels: shape (N,), whole numbers from 0.
-        seed: of the dealing.
-
-    Returns:
-        int64 array of shape (N,): the number of each picture's part, to be given as `groups`; there are ten parts or
-        more where there are so many pictures.
-
-    Example:
-        >>> labels = np.array([0, 0, 1, 1] * 10)
-        >>> parts = one_of_each(labels)
-        >>> len(set(parts)), np.bincount(labels[parts == 3]).tolist()
-        (20, [1, 1])
-    """
+    """Deal pictures into parts that hold one of each class, or as near to that as their counts allow."""
     counts = np.bincount(labels)
     parts = max(int(counts.max()), min(10, len(labels)))
     rng, found, start = np.random.default_rng(seed), np.empty(len(labels), "int64"), 0
@@ -161,30 +94,8 @@ def chance_accuracy(
     draws: int = 20,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Say what `ridge_leave_one_out` gives where labels have nothing to do with pictures: where they are shuffled.
-
-    It is more than guessing gives, since the best of several strengths is taken.
-
-    Args:
-        features: shape (N, D).
-        labels: shape (N,), whole numbers from 0.
-        num_classes: K, 2 or more.
-        groups: of each picture; those of a group are left out together. None leaves out `one_of_each` class.
-        draws: how often the labels are shuffled.
-        seed: of that.
-
-    Returns:
-        Mean and standard deviation of the accuracy over the draws.
-
-    Raises:
-        InputError: as `ridge_leave_one_out`.
-
-    Example:
-        >>> features = np.random.default_rng(0).normal(size=(40, 5)) + 3 * np.eye(5)[np.arange(40) % 2]
-        >>> mean, deviation = chance_accuracy(features, np.arange(40) % 2, 2)
-        >>> 0.3 < mean < 0.7 and deviation < 0.2
-        True
-    """
+    """Say what `ridge_leave_one_out` gives where labels have nothing to do with pictures: where they are
+    shuffled."""
     labels = _check_probe(features, labels, num_classes, None, groups)
     rng, found = np.random.default_rng(seed), []
     with threadpool_limits(1):
@@ -200,7 +111,8 @@ def chance_accuracy(
 
 
 def _decomposed(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Left singular vectors of the centred features, squares of the singular values, mean squared length."""
+    """Left singular vectors of the centred features, squares of the singular values, mean squared
+    length."""
     x = np.asarray(features, "float64")
     x = x - x.mean(axis=0)
     return (*_left_singular(x), float(np.mean(np.sum(np.square(x), axis=1))) or 1.0)
@@ -232,7 +144,8 @@ def _best_scores(
 
 
 def _left_singular(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The left singular vectors and the squares of the singular values above 0, from the smaller Gram matrix."""
+    """The left singular vectors and the squares of the singular values above 0, from the smaller Gram
+    matrix."""
     wide = x.shape[0] < x.shape[1]
     squares, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
     kept = squares > squares[-1] * len(squares) * np.finfo("float64").eps
@@ -264,7 +177,8 @@ def _left_out_residuals(
 
 
 def _standard_error(correct: np.ndarray, members: list[np.ndarray] | None) -> float:
-    """Of a share of pictures; pictures of one group are right or wrong together, so groups count as draws."""
+    """Of a share of pictures; pictures of one group are right or wrong together, so groups count as
+    draws."""
     off = correct - correct.mean()
     sums = off if members is None else np.array([off[group].sum() for group in members])
     draws = len(sums)
@@ -310,26 +224,7 @@ def _check_probe(
 
 
 def label_information(old_probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Measure how much a network's old classes tell about the new ones, 0 (nothing) to 1 (everything).
-
-    I = 1 + LEEP / H(Y), where LEEP (Nguyen et al. 2020, arXiv:2002.12462) is the mean log probability of
-    the true label given the old classifier's output z: log sum_z P(y | z) theta(z | x), with P from the
-    joint distribution of both over the pictures, and H(Y) is the labels' entropy. Each picture is left out
-    of the joint that it is judged by, since with few pictures per old class it would predict itself.
-
-    Args:
-        old_probabilities: theta(z | x), of the old classifier, shape (N, old classes); rows sum to 1.
-        labels: the new classes, shape (N,), whole numbers from 0.
-
-    Returns:
-        The information; below 0 where the old classes mislead, as they do where there are hardly more
-        pictures than old classes. 0 where there are no pictures, or all of one class.
-
-    Example:
-        >>> old = np.eye(2)[[0, 0, 0, 1, 1, 1]]
-        >>> float(label_information(old, np.array([0, 0, 0, 1, 1, 1])).__round__(3)) > 0.5
-        True
-    """
+    """Measure how much a network's old classes tell about the new ones, 0 (nothing) to 1 (everything)."""
     if not len(labels):
         return 0.0
     num_classes = int(labels.max()) + 1

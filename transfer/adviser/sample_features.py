@@ -25,28 +25,21 @@ FEWEST_OF_A_CLASS = 8
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What a network makes of some training pictures.
-
-    Attributes:
-        pictures: those that were looked at.
-        labels: their classes, numbered from 0 among those that were looked at, shape (N,).
-        num_classes: how many of them there are.
-        taps: of each block's end, averaged over the picture, float32 of shape (N, channels); in the order of the
-            network, with what its classifier sees last.
-        old: probabilities of the network's own classes, shape (N, old classes); None where it has none.
-        shifts: how far the pictures' statistics are from those of the pre-training, by BatchNormalization in the
-            order of the network (see `batchnorm_shift`); empty where there is none.
-        image_size: height and width at which the network saw them.
-        seconds_per_picture: that this took (see `features.Features`); None where it was known already.
-    """
+    """What a network makes of some training pictures."""
 
     pictures: Split
+    # Their classes, numbered from 0 among those that were looked at, shape (N,).
     labels: np.ndarray
     num_classes: int
+    # Of each block's end, averaged over the picture, float32 of shape (N, channels).
     taps: dict[str, np.ndarray]
+    # Probabilities of the network's own classes, shape (N, old classes).
     old: np.ndarray | None
+    # How far the pictures' statistics are from those of the pre-training, by BatchNormalization in the
+    # order of the network (see `batchnorm_shift`).
     shifts: dict[str, float]
     image_size: tuple[int, int] = (0, 0)
+    # That this took (see `features.Features`).
     seconds_per_picture: float | None = None
 
 
@@ -60,30 +53,7 @@ def take_look(
     cache: FeatureCache | None = None,
     seed: int = 0,
 ) -> Look:
-    """Run a network once over at most so many training pictures, spread over the classes.
-
-    Args:
-        data: of `load_data`; only its training pictures are looked at.
-        base: a pre-trained network, best with its own classifier.
-        max_images: pictures at most.
-        preprocessing: see `builders.build`.
-        engine: one of `engines.ENGINES`.
-        cache: where features are kept; None is the user's own cache.
-        seed: of the choice of pictures.
-
-    Returns:
-        What was seen.
-
-    Raises:
-        InputError: the network has no graph, or gives NaN on these pictures.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
-        >>> look = take_look(load_data("emoji"), base, max_images=24)
-        >>> len(look.labels), len(look.taps), look.old.shape
-        (24, 18, (24, 1000))
-    """
+    """Run a network once over at most so many training pictures, spread over the classes."""
     chosen = some_of_each(data.train.labels, max_images, seed)
     some = data.train.take(chosen.tolist())
     return look_at(
@@ -100,28 +70,7 @@ def look_at(
     engine: str = "auto",
     cache: FeatureCache | None = None,
 ) -> Look:
-    """Run a network once over pictures.
-
-    Args:
-        pictures: all of these.
-        base: a pre-trained network, best with its own classifier.
-        image_size: height and width where the network takes any; None is 224.
-        preprocessing: see `builders.build`.
-        engine: one of `engines.ENGINES`.
-        cache: where features are kept; None is the user's own cache.
-
-    Returns:
-        What was seen.
-
-    Raises:
-        InputError: the network has no graph, or gives NaN on these pictures.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
-        >>> look_at(load_data("emoji").test.take(range(9)), base).taps["block_16_project_BN"].shape
-        (9, 112)
-    """
+    """Run a network once over pictures."""
     classes, labels = np.unique(pictures.labels, return_inverse=True)
     height, width = base.input_shape[1:3]
     size = (height, width) if height and width else image_size or (224, 224)
@@ -143,25 +92,8 @@ def look_at(
 def hand_on(
     look: Look, model: keras.Model, *, engine: str = "auto", cache: FeatureCache | None = None
 ) -> bool:
-    """Keep what was seen as features of a model's frozen part, so that `fit` need not run it over these pictures again.
-
-    Args:
-        look: through the network that the model is built from.
-        model: of `builders.build`.
-        engine: one of `engines.ENGINES`, as `fit` will be given.
-        cache: where features are kept; None is the user's own cache.
-
-    Returns:
-        Whether they were kept: not, where the model's head sees something else.
-
-    Example:
-        >>> from transfer.cases.builders import small_similar
-        >>> from transfer.images.datasets import load_data
-        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
-        >>> look = take_look(load_data("emoji"), base, max_images=24)
-        >>> hand_on(look, small_similar(base, 12))
-        True
-    """
+    """Keep what was seen as features of a model's frozen part, so that `fit` need not run it over these
+    pictures again."""
     cuts = model.plan.cuts
     if not set(cuts) <= set(look.taps):
         return False
@@ -201,25 +133,7 @@ def _pooled(tensor: Any) -> Any:
 
 
 def batchnorm_shift(layer: keras.layers.BatchNormalization, mean: np.ndarray, square: np.ndarray) -> float:
-    """Measure how far pictures are from those that a network was trained on, at one BatchNormalization.
-
-    The squared Wasserstein distance of two normal distributions, in units of the variance that the layer keeps from its
-    training: [(mean - kept mean)^2 + (deviation - kept deviation)^2] / kept variance; the median over channels.
-
-    Args:
-        layer: with its moving statistics.
-        mean: of its input over each picture, shape (N, channels).
-        square: the same of the input's square.
-
-    Returns:
-        The shift: 0 for pictures as in training.
-
-    Example:
-        >>> layer = keras.layers.BatchNormalization()
-        >>> layer.build((None, 1))
-        >>> batchnorm_shift(layer, np.array([[1.0], [3.0]]), np.array([[2.0], [8.0]]))  # mean 2, deviation 1
-        3.99...
-    """
+    """Measure how far pictures are from those that a network was trained on, at one BatchNormalization."""
     kept_mean = np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), "float64")
     kept_variance = np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), "float64") + layer.epsilon
     now = mean.mean(axis=0, dtype="float64")
@@ -229,22 +143,7 @@ def batchnorm_shift(layer: keras.layers.BatchNormalization, mean: np.ndarray, sq
 
 
 def some_of_each(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Pick positions, in turns by class, so that small classes are seen as well.
-
-    Of many classes, some are picked, with enough pictures each: one that is alone in its class tells nothing.
-
-    Args:
-        labels: int array of shape (N,).
-        most: positions at most.
-        seed: of the choice.
-
-    Returns:
-        int64 array of positions.
-
-    Example:
-        >>> np.bincount(np.array([0, 0, 0, 0, 1, 1])[some_of_each(np.array([0, 0, 0, 0, 1, 1]), 4, 0)]).tolist()
-        [2, 2]
-    """
+    """Pick positions, in turns by class, so that small classes are seen as well."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     classes = rng.permutation(np.unique(labels))[: max(2, most // FEWEST_OF_A_CLASS)]
@@ -258,18 +157,7 @@ def some_of_each(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def as_probabilities(scores: np.ndarray) -> np.ndarray:
-    """Bring what a classifier gives, be it logits, a softmax or sigmoids, to rows that sum to 1.
-
-    Args:
-        scores: shape (N, ...), one number per class.
-
-    Returns:
-        float64 array of shape (N, classes).
-
-    Example:
-        >>> as_probabilities(np.array([[0.0, 0.0], [0.2, 0.6]])).round(2).tolist()
-        [[0.5, 0.5], [0.25, 0.75]]
-    """
+    """Bring what a classifier gives, be it logits, a softmax or sigmoids, to rows that sum to 1."""
     scores = scores.reshape(len(scores), -1).astype("float64")
     if scores.min() < 0 or scores.max() > 1 + 1e-2:
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))

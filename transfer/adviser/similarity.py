@@ -41,28 +41,19 @@ Shift = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Reference:
-    """What a network made of a set of pictures that is known (see `tests/benchmarks/references.py`).
-
-    Attributes:
-        name: of the set.
-        model: the network, by its constructor's name.
-        image_size: height and width in pixels.
-        num_available: pictures of the set.
-        num_images: those that were looked at.
-        num_classes: of the set.
-        information: label information of the old classifier, by the number of pictures that it was taken from.
-        confidence: largest probability of the old classifier, mean over pictures.
-        shift: see `shift_by_depth`; None where the network keeps no statistics.
-    """
+    """What a network made of a set of pictures that is known (see `tests/benchmarks/references.py`)."""
 
     name: str
     model: str
+    # Height and width in pixels.
     image_size: int
     num_available: int
     num_images: int
     num_classes: int
+    # Label information of the old classifier, by the number of pictures that it was taken from.
     information: Mapping[int, float]
     confidence: float
+    # See `shift_by_depth`.
     shift: Shift | None
 
     @property
@@ -72,13 +63,7 @@ class Reference:
 
 
 class Place(NamedTuple):
-    """Where a known set is.
-
-    Attributes:
-        name: of the set.
-        num_images: pictures of the set.
-        score: its similarity.
-    """
+    """Where a known set is."""
 
     name: str
     num_images: int
@@ -87,27 +72,18 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Similarity:
-    """How much pictures resemble those of the pre-training, and what that rests on.
-
-    Attributes:
-        score: 0 (different) to 1 (similar), the border at `SIMILAR_FROM`: the mean of the percentiles, weighted by
-            `WEIGHTS`, with what is below and above its border each stretched to one half.
-        information: what the old classes tell of the new ones (see `probes.label_information`); None where it was
-            not taken.
-        confidence: largest probability of the old classifier, mean over pictures; None likewise.
-        shift: see `shift_by_depth`; None likewise.
-        percentiles: the place of each measure among the known sets, 0 to 1; 1 is similar for each of them.
-        missing: the measures that do not count, each with the reason.
-        nearest: the known set that is nearest in score.
-        scale: the known sets by the same measures, the most similar first.
-        calibrated: False where there are no known sets for this network, and those of others served.
-    """
+    """How much pictures resemble those of the pre-training, and what that rests on."""
 
     score: float
+    # What the old classes tell of the new ones (see `probes.label_information`).
     information: float | None
+    # Largest probability of the old classifier, mean over pictures.
     confidence: float | None
+    # See `shift_by_depth`.
     shift: Shift | None
+    # The place of each measure among the known sets, 0 to 1.
     percentiles: dict[str, float]
+    # The measures that do not count, each with the reason.
     missing: dict[str, str]
     nearest: str
     scale: tuple[Place, ...]
@@ -121,7 +97,8 @@ class Similarity:
 
 @dataclass(frozen=True)
 class _Measures:
-    """The measures of a set, those of a known one as they would be at some size and from so many pictures."""
+    """The measures of a set, those of a known one as they would be at some size and from so many
+    pictures."""
 
     information: float | None
     confidence: float | None
@@ -131,28 +108,7 @@ class _Measures:
 
 
 def measure_similarity(look: Look, model_name: str, *, base: keras.Model | None = None) -> Similarity | None:
-    """Compare what a network makes of pictures with what it made of known sets of pictures.
-
-    Args:
-        look: of `looks.take_look`.
-        model_name: of the network, as its constructor or the network itself is called.
-        base: the network, to see whether its BatchNormalizations keep statistics at all; None trusts them.
-
-    Returns:
-        The similarity; None where there is nothing to compare.
-
-    Raises:
-        InputError: no pictures, or NaN or infinity in what the network gave.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> from transfer.adviser.sample_features import take_look
-        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
-        >>> look = take_look(load_data("emoji"), base, max_images=24)
-        >>> found = measure_similarity(look, base.name, base=base)  # it was never trained
-        >>> found.similar, found.calibrated, list(found.missing)
-        (False, False, ['shift'])
-    """
+    """Compare what a network makes of pictures with what it made of known sets of pictures."""
     own = references(model_name)
     size = float(np.sqrt(np.prod(look.image_size))) or _USUAL_SIZE
     measured, missing = _measure(look, base)
@@ -179,18 +135,7 @@ def measure_similarity(look: Look, model_name: str, *, base: keras.Model | None 
 
 
 def references(model_name: str) -> tuple[Reference, ...]:
-    """Give what a network made of known sets, at several image sizes.
-
-    Args:
-        model_name: as its constructor or the network itself is called.
-
-    Returns:
-        A reference per set and size; none where there are none for this network.
-
-    Example:
-        >>> sorted({reference.image_size for reference in references("EfficientNetLite0")})
-        [96, 128, 224]
-    """
+    """Give what a network made of known sets, at several image sizes."""
     return tuple(one for one in _shipped() if _plain(one.model) == _plain(model_name))
 
 
@@ -211,18 +156,7 @@ def _plain(model_name: str) -> str:
 
 
 def shift_by_depth(shifts: Mapping[str, float]) -> Shift | None:
-    """Sum up the shifts of BatchNormalization statistics by depth.
-
-    Args:
-        shifts: by layer, in the order of the network (see `looks.batchnorm_shift`).
-
-    Returns:
-        The medians of the early, middle and late third of the layers; None where there are fewer than three.
-
-    Example:
-        >>> shift_by_depth({"a": 1.0, "b": 2.0, "c": 4.0, "d": 3.0, "e": 5.0, "f": 7.0})
-        (1.5, 3.5, 6.0)
-    """
+    """Sum up the shifts of BatchNormalization statistics by depth."""
     if len(shifts) < 3:
         return None
     return _triple(float(np.median(part)) for part in np.array_split(list(shifts.values()), 3))
@@ -234,21 +168,7 @@ def _triple(values: Iterable[float]) -> Shift:
 
 
 def keeps_statistics(base: keras.Model) -> bool:
-    """Tell whether a network's BatchNormalizations keep statistics of what it was trained on.
-
-    They do not where they were folded into the convolutions, as in weights that were recovered from an 8-bit model, nor
-    in a network that was never trained: all means are 0 and all variances 1.
-
-    Args:
-        base: the network.
-
-    Returns:
-        False where none does, also for want of any.
-
-    Example:
-        >>> keeps_statistics(keras.applications.MobileNet(weights=None, alpha=0.25))
-        False
-    """
+    """Tell whether a network's BatchNormalizations keep statistics of what it was trained on."""
     for layer in base._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             mean, variance = (
@@ -260,22 +180,7 @@ def keeps_statistics(base: keras.Model) -> bool:
 
 
 def percentile(value: float, known: Sequence[float]) -> float:
-    """Place a value among known ones.
-
-    Args:
-        value: to place.
-        known: one or more, in any order.
-
-    Returns:
-        0 at the least of them or below, 1 at the greatest or above; linear between neighbours.
-
-    Raises:
-        InputError: none are known.
-
-    Example:
-        >>> percentile(3.0, [0.0, 2.0, 4.0])
-        0.75
-    """
+    """Place a value among known ones."""
     if not len(known):
         raise InputError("Expected known values to place another among. Received: none.")
     return float(np.interp(value, np.sort(known), np.linspace(0, 1, len(known))))
@@ -314,10 +219,8 @@ def _measure(look: Look, base: keras.Model | None) -> tuple[_Measures, dict[str,
 
 
 def _known(given: Sequence[Reference], *, size: float, count: int) -> list[_Measures]:
-    """Give each known set as it would be at an image size and from so many pictures, linear in the logarithms.
-
-    A network is surer of small pictures, and fewer pictures give less information: nothing else can be compared.
-    """
+    """Give each known set as it would be at an image size and from so many pictures, linear in the
+    logarithms."""
     by_set: dict[tuple[str, str], list[Reference]] = {}
     for one in sorted(given, key=lambda one: one.image_size):
         by_set.setdefault((one.model, one.name), []).append(one)

@@ -27,13 +27,7 @@ _FEWEST = 2  # steps that are timed
 
 @dataclass(frozen=True)
 class Trial:
-    """What a few steps of fine-tuning took.
-
-    Attributes:
-        steps: that were trained.
-        seconds_per_step: of 32 pictures, without what is needed once.
-        seconds_start: for what is needed once, tracing and compiling.
-    """
+    """What a few steps of fine-tuning took."""
 
     steps: int
     seconds_per_step: float
@@ -49,28 +43,7 @@ def time_fine_tuning(
     preprocessing: str | None = None,
     seed: int = 0,
 ) -> Trial:
-    """Fine-tune a copy of a network for a few steps and time them.
-
-    Args:
-        pictures: to train on, of two classes or more.
-        base: the pre-trained network; it stays as it is.
-        image_size: height and width in pixels.
-        steps: of training, of 32 pictures each; 4 or more.
-        preprocessing: see `builders.build`.
-        seed: of the order and the augmentation.
-
-    Returns:
-        What they took.
-
-    Raises:
-        InputError: `steps` is below 4: the first two are not timed.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
-        >>> time_fine_tuning(load_data("emoji").train, base, image_size=(32, 32), steps=4).steps
-        4
-    """
+    """Fine-tune a copy of a network for a few steps and time them."""
     if steps < _UNTIMED + _FEWEST:
         raise InputError(f"Expected {_UNTIMED + _FEWEST} steps or more. Received: {steps}.")
     options: dict[str, Any] = {"image_size": image_size, "preprocessing": preprocessing, "seed": seed}

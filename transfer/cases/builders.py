@@ -30,21 +30,7 @@ INITS = ("pretrained", "random", "auto")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a builder did; it stays on the model as `model.plan` while the process lives.
-
-    Attributes:
-        case: which of the four.
-        cut: the last layer of the base that was kept.
-        cuts: all layers that the head sees, in order; the last of them is `cut`.
-        init: `"pretrained"`, `"random"` or `"auto"`.
-        base: the base's name.
-        kept: block ends of the base that were kept, in order.
-        cut_away: block ends of the base that were not.
-        had_classifier: whether the base came with its own classifier.
-        pin_batchnorm: whether BatchNormalization stays as it was.
-        trained: block ends that train although the case freezes them (see `unfreeze`).
-        optimizer: one of `policies.OPTIMIZERS`.
-    """
+    """What a builder did; it stays on the model as `model.plan` while the process lives."""
 
     case: Case
     cut: str
@@ -303,20 +289,7 @@ def unfreeze(
 
 
 def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
-    """Give a built model random weights, live BatchNormalization, and a new optimizer.
-
-    Args:
-        model: a model of the builders; its weights and flags change.
-        seed: of the random weights.
-
-    Returns:
-        The same model, compiled; everything trains.
-
-    Example:
-        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
-        >>> start_over(large_different(base, 4)).plan.init
-        'random'
-    """
+    """Give a built model random weights, live BatchNormalization, and a new optimizer."""
     with scope_of(model):
         model.set_weights(surgery.clone(model, weights="random", seed=seed).get_weights())
         optimizer = _optimizer(_kind_of(model), None, SCRATCH_LEARNING_RATE)
@@ -346,11 +319,7 @@ def _prepare(
     pin_batchnorm: bool,
     steps_per_execution: int | None = None,
 ) -> None:
-    """Set the flags, then compile with a new optimizer, so that they count.
-
-    `jit_compile` stays "auto", which leaves XLA off on the CPU: networks with depthwise convolutions are
-    several times slower with it there.
-    """
+    """Set the flags, then compile with a new optimizer, so that they count."""
     surgery.set_trainable(model, trainable, pin_batchnorm=pin_batchnorm, synchronized=must_synchronize(model))
     model.compile(
         optimizer=optimizer,

@@ -20,25 +20,7 @@ ALL_LAYERS = "all"
 
 
 def cuts_of(base: keras.Model, cut: Cut) -> tuple[str, ...]:
-    """Name the layers that a cut stands for.
-
-    Args:
-        base: the network.
-        cut: a layer's name, or a position among the block ends (0 the first block's, -1 the last's); several
-            of them in a list; names with commas between them; or `"all"`: every block's end, and the last
-            layer before the classifier. Where the latter only averages the last block's end, that is once.
-
-    Returns:
-        Their names, in the order of the graph.
-
-    Raises:
-        InputError: no such layer or position; the nearest names are listed.
-
-    Example:
-        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
-        >>> cuts_of(base, [-1, "block_6_expand"])
-        ('block_6_expand', 'block_16_project_BN')
-    """
+    """Name the layers that a cut stands for."""
     ends = block_ends(base)
     if isinstance(cut, str):
         cut = _everywhere(base, ends) if cut == ALL_LAYERS else [name.strip() for name in cut.split(",")]
@@ -62,7 +44,8 @@ def _everywhere(base: keras.Model, ends: list[str]) -> list[str]:
 
 
 def _averages(node: graphs.Node, shape: tuple[int | None, ...]) -> bool:
-    """Say whether an operation's output, averaged over the picture, is its input, averaged over the picture."""
+    """Say whether an operation's output, averaged over the picture, is its input, averaged over the
+    picture."""
     if isinstance(node.op, keras.layers.Flatten | keras.layers.Reshape):
         return math.prod(size or 0 for size in shape[1:]) == shape[-1]  # of one pixel
     return isinstance(node.op, keras.layers.Dropout | keras.layers.GlobalAveragePooling2D)

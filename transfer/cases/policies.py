@@ -74,21 +74,14 @@ class Case(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Policy:
-    """What a case asks of the builders; every default of a case is said here and nowhere else.
+    """What a case asks of the builders; every default of a case is said here and nowhere else."""
 
-    Attributes:
-        number: 1 to 4, as the lesson counts the cases.
-        cut: keep up to the classifier (`"top"`) or only the early blocks (`"early"`).
-        frozen: whether the kept layers stay as they are.
-        learning_rate: of Adam, for the layers that train.
-        epochs: passes over the training data, at most, where the head trains in epochs; None goes by the data's size.
-        idea: the case in half a sentence, for people.
-    """
-
+    # 1 to 4, as the lesson counts the cases.
     number: int
     cut: str
     frozen: bool
     learning_rate: float
+    # Passes over the training data, at most, where the head trains in epochs.
     epochs: int | None
     idea: str
 
@@ -142,16 +135,5 @@ def rule_of_thumb(num_images: int, similar: bool) -> Case:
 
 
 def early_position(num_blocks: int) -> int:
-    """Give the position of the block after which `small_different` cuts by default.
-
-    Args:
-        num_blocks: how many blocks the network has, 1 or more.
-
-    Returns:
-        A position from 0 to `num_blocks - 1`.
-
-    Example:
-        >>> early_position(16)  # EfficientNet-Lite0: block6b
-        12
-    """
+    """Give the position of the block after which `small_different` cuts by default."""
     return max(0, min(num_blocks - 1, round(EARLY_CUT * num_blocks) - 1))

@@ -7,15 +7,7 @@ from pathlib import Path
 
 
 def default_folder() -> Path:
-    """Say where things are kept from run to run.
-
-    Returns:
-        What the environment variable TRANSFER_CACHE says, or else the user's folder for caches.
-
-    Example:
-        >>> default_folder().name == "features" or "TRANSFER_CACHE" in os.environ
-        True
-    """
+    """Say where things are kept from run to run."""
     from platformdirs import user_cache_path
 
     named = os.environ.get("TRANSFER_CACHE")

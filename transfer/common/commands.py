@@ -12,21 +12,7 @@ from transfer.common.errors import InputError
 
 
 def carried_out(work: Callable[[], None], *, stream: Any, stopped: str, level: int = logging.NOTSET) -> int:
-    """Do what a command is asked.
-
-    Args:
-        work: does it.
-        stream: to which the package's log goes meanwhile.
-        stopped: what to say after Ctrl-C.
-        level: of that log; 0 leaves it as it is.
-
-    Returns:
-        The exit code: 0; 2 after bad input, of which standard error has one clear message; 130 after Ctrl-C.
-
-    Example:
-        >>> carried_out(lambda: None, stream=sys.stdout, stopped="Stopped.")
-        0
-    """
+    """Do what a command is asked."""
     told, above = logging.StreamHandler(stream), logging.getLogger("transfer")
     above.addHandler(told)
     if level:

@@ -15,21 +15,7 @@ class InputError(ValueError):
 
 
 def unknown(what: str, name: object, valid: Iterable[str], *, hint: str = "") -> InputError:
-    """Make the error for a name that does not exist, with the nearest names first.
-
-    Args:
-        what: what the name stands for, such as `"model"`.
-        name: what was given.
-        valid: the names that exist, in the order to show them.
-        hint: a last sentence, such as where to look further.
-
-    Returns:
-        The error, for the caller to raise.
-
-    Example:
-        >>> print(unknown("case", "small-similer", ["small-similar", "large-similar"]))
-        Unknown case 'small-similer'. Did you mean 'small-similar', 'large-similar'?
-    """
+    """Make the error for a name that does not exist, with the nearest names first."""
     valid = list(valid)
     near = nearest(str(name), valid)
     if near:
@@ -43,20 +29,7 @@ def unknown(what: str, name: object, valid: Iterable[str], *, hint: str = "") ->
 
 
 def nearest(name: str, valid: Iterable[str], *, most: int = 5) -> list[str]:
-    """Give the valid names that look most like `name`, best first.
-
-    Args:
-        name: what was given; upper and lower case do not matter.
-        valid: the names that exist.
-        most: how many names at most.
-
-    Returns:
-        At most `most` names, none when nothing looks alike.
-
-    Example:
-        >>> nearest("mobilenet_v2", ["MobileNetV2", "ResNet50", "MobileNet"])
-        ['MobileNetV2', 'MobileNet']
-    """
+    """Give the valid names that look most like `name`, best first."""
     by_lower: dict[str, list[str]] = {}
     for v in valid:
         by_lower.setdefault(v.lower(), []).append(v)
@@ -65,18 +38,6 @@ def nearest(name: str, valid: Iterable[str], *, most: int = 5) -> list[str]:
 
 
 def one_line(error: Exception, *, most: int = 400) -> str:
-    """Give the words of somebody else's error in one line, for a message of ours.
-
-    Args:
-        error: what was raised.
-        most: letters, about.
-
-    Returns:
-        Its words, or its kind where it has none.
-
-    Example:
-        >>> one_line(ValueError("two\\nlines"))
-        'two lines'
-    """
+    """Give the words of somebody else's error in one line, for a message of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]} ..."

@@ -19,38 +19,14 @@ class _Picture(Figure):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make a figure that no window manager knows of, so that a run draws the same everywhere.
-
-    Args:
-        width: in inches.
-        height: in inches.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> float(new_figure(4, 3).get_figwidth())
-        4.0
-    """
+    """Make a figure that no window manager knows of, so that a run draws the same everywhere."""
     figure = _Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def png_of(figure: Figure, *, dpi: int = 110) -> bytes:
-    """Draw a figure.
-
-    Args:
-        figure: the figure.
-        dpi: pixels per inch.
-
-    Returns:
-        A PNG.
-
-    Example:
-        >>> png_of(new_figure(1, 1))[1:4]
-        b'PNG'
-    """
+    """Draw a figure."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=dpi)
     return picture.getvalue()

@@ -20,22 +20,7 @@ def _environment() -> Any:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template of `transfer/templates`.
-
-    Args:
-        template: its file's name.
-        values: what it shows; text is escaped, what `render` gave is not, once more.
-
-    Returns:
-        HTML, safe to put into another template.
-
-    Raises:
-        ValueError: a value that the template shows is not among them.
-
-    Example:
-        >>> "<h1>a &amp; b</h1>" in render("page.html", title="a & b", parts=[])
-        True
-    """
+    """Fill in a template of `transfer/templates`."""
     from jinja2 import UndefinedError
     from markupsafe import Markup
 
@@ -46,18 +31,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def data_uri(picture: np.ndarray | bytes) -> str:
-    """Put a picture into an address, so that a page carries it along.
-
-    Args:
-        picture: uint8 array of shape (height, width, 3), or an encoded PNG.
-
-    Returns:
-        A `data:` address of a PNG.
-
-    Example:
-        >>> data_uri(np.zeros((4, 4, 3), "uint8"))[:22]
-        'data:image/png;base64,'
-    """
+    """Put a picture into an address, so that a page carries it along."""
     from PIL import Image
 
     if not isinstance(picture, bytes):

@@ -13,12 +13,7 @@ from transfer.distributed.process_group import Share
 
 @dataclass
 class Position:
-    """Where training is, for data sets that go on there.
-
-    Attributes:
-        epoch: from 0; what a pass sees depends on it and on the seed alone.
-        done: pictures of it that are not seen again.
-    """
+    """Where training is, for data sets that go on there."""
 
     epoch: int = 0
     done: int = 0
@@ -26,28 +21,19 @@ class Position:
 
 @dataclass
 class Order:
-    """Which pictures come when, a batch at a time, with a key for each (two int32): shuffled anew each epoch where
-    there is a seed.
-
-    Order and keys are drawn here and not by `tf.data`, whose seeds mix with TensorFlow's global one.
-
-    Attributes:
-        count: of all pictures.
-        batch_size: over all devices together.
-        seed: of the order; None keeps it as it is.
-        keys: of the pictures, where they are not to be drawn.
-        position: its epoch is looked at when a pass begins; None counts the passes.
-        share: of one process among several replicas; None is all.
-        begin: is called with the number of the epoch when a pass begins.
-        arrange: gives the order of an epoch instead of a plain shuffle, where there is a seed.
-    """
+    """Which pictures come when, a batch at a time, with a key for each (two int32): shuffled anew each
+    epoch where there is a seed."""
 
     count: int
     batch_size: int
+    # Of the order.
     seed: int | None
     keys: np.ndarray | None = None
+    # Its epoch is looked at when a pass begins.
     position: Position | None = None
+    # Of one process among several replicas.
     share: Share | None = None
+    # Is called with the number of the epoch when a pass begins.
     begin: Callable[[int], None] | None = None
     arrange: Callable[[int], np.ndarray] | None = None
 
@@ -83,7 +69,8 @@ class Order:
         return [part for batch in whole for part in self.share.of_batch(batch)]
 
     def weights(self, number: int) -> np.ndarray | None:
-        """Say how much each picture of a batch counts, where the last one is filled up; None is all the same."""
+        """Say how much each picture of a batch counts, where the last one is filled up; None is all the
+        same."""
         if self.share is None or not self.share.whole:
             return None
         first = self.position.done if self.position is not None else 0

@@ -13,34 +13,13 @@ from transfer.common.errors import InputError
 
 
 def names_several(strategy: Any) -> bool:
-    """Say whether a name will stand for several workers, before anything slow.
-
-    Args:
-        strategy: as for `get_strategy`.
-
-    Returns:
-        Whether it will.
-
-    Example:
-        >>> names_several("default")
-        False
-    """
+    """Say whether a name will stand for several workers, before anything slow."""
     return strategy in (None, "auto", "multiworker") and len(read_cluster()[0]) > 1
 
 
 def read_cluster() -> tuple[tuple[str, ...], int]:
-    """Read which workers there are, and which of them this process is, from `TF_CONFIG` or else from Slurm.
-
-    Returns:
-        The addresses, and the place of this process's own among them; none and 0 where nothing names any.
-
-    Raises:
-        InputError: `TF_CONFIG` is not JSON that names workers and one of them as this process.
-
-    Example:
-        >>> read_cluster() if "TF_CONFIG" not in os.environ and "SLURM_STEP_NUM_TASKS" not in os.environ else ((), 0)
-        ((), 0)
-    """
+    """Read which workers there are, and which of them this process is, from `TF_CONFIG` or else from
+    Slurm."""
     if "TF_CONFIG" not in os.environ:
         _ask_slurm()
     text = os.environ.get("TF_CONFIG") or "{}"
@@ -76,25 +55,13 @@ _TF_CONFIG = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"ty
 
 
 def as_workers(addresses: Sequence[str], index: int) -> str:
-    """Give a `TF_CONFIG` in which all are workers; without one that is called so, the first is the chief.
-
-    Args:
-        addresses: of all processes, the chief's first.
-        index: of this one among them.
-
-    Returns:
-        JSON.
-
-    Example:
-        >>> as_workers(["a:1", "b:1"], 1)
-        '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}'
-    """
+    """Give a `TF_CONFIG` in which all are workers; without one that is called so, the first is the
+    chief."""
     return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}})
 
 
 def _ask_slurm() -> None:
-    """Write the workers of a Slurm step into `TF_CONFIG`, by TensorFlow's own resolver. Slurm itself gives each task
-    its GPUs (`--gpus-per-task`)."""
+    """Write the workers of a Slurm step into `TF_CONFIG`, by TensorFlow's own resolver."""
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return
     import tensorflow as tf
@@ -114,18 +81,7 @@ def _ask_slurm() -> None:
 
 
 def wait_for(addresses: Sequence[str], seconds: float) -> None:
-    """Wait until others listen, as TensorFlow's chief does without end.
-
-    Args:
-        addresses: of them.
-        seconds: at most so long.
-
-    Raises:
-        InputError: not all came.
-
-    Example:
-        >>> wait_for([], 1.0)
-    """
+    """Wait until others listen, as TensorFlow's chief does without end."""
     deadline = time.monotonic() + seconds
     missing = list(addresses)
     while missing:
@@ -140,18 +96,7 @@ def wait_for(addresses: Sequence[str], seconds: float) -> None:
 
 
 def listens(address: str) -> bool:
-    """Say whether somebody listens at an address.
-
-    Args:
-        address: host and port.
-
-    Returns:
-        Whether a connection was made.
-
-    Example:
-        >>> listens("localhost:1")
-        False
-    """
+    """Say whether somebody listens at an address."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=2).close()

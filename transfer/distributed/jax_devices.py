@@ -16,13 +16,9 @@ from transfer.distributed.process_group import Crew, crew, join
 
 @dataclass(frozen=True)
 class JaxDevices:
-    """Devices that train copies of a model on parts of each batch; JAX itself sees to sums over them.
+    """Devices that train copies of a model on parts of each batch; JAX itself sees to sums over them."""
 
-    Attributes:
-        distribution: of Keras; None where there is one device.
-        num_replicas_in_sync: how many devices there are, in all processes.
-    """
-
+    # Of Keras.
     distribution: Any = None
     num_replicas_in_sync: int = 1
 
@@ -35,23 +31,7 @@ class JaxDevices:
 def devices(
     name: str, addresses: tuple[str, ...] = (), index: int = 0, patience: float = 300.0
 ) -> JaxDevices:
-    """Give the devices that a name stands for.
-
-    Args:
-        name: of `strategy.STRATEGIES`.
-        addresses: of the processes that work together; the first has to be reachable for all.
-        index: of this process among them.
-        patience: seconds to wait for the first of them; that one waits for the others as long as JAX does.
-
-    Returns:
-        The devices: one; all of this machine; or those of all processes.
-
-    Raises:
-        InputError: there are no such devices, or not all processes came.
-
-    Example:
-        devices("mirrored").num_replicas_in_sync
-    """
+    """Give the devices that a name stands for."""
     import jax
     import keras
 

@@ -32,18 +32,14 @@ LEAVING = 30.0
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of each batch a process reads, where several replicas of a model train on one batch together.
+    """Which part of each batch a process reads, where several replicas of a model train on one batch
+    together."""
 
-    Attributes:
-        first: number of the process's first replica.
-        replicas: how many it has.
-        of: how many there are in all processes.
-        whole: batches are all of one size, the last filled up with pictures that count nothing.
-    """
-
+    # Number of the process's first replica.
     first: int
     replicas: int
     of: int
+    # Batches are all of one size, the last filled up with pictures that count nothing.
     whole: bool = False
 
     def undivided(self) -> Share | None:
@@ -56,14 +52,15 @@ class Share:
         return rows[self.first * size : (self.first + 1) * size]
 
     def of_batch(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Split a batch to train on: nearly equal parts; where there are fewer pictures than replicas, all of them for
-        each, so that none sees nothing, and means over the replicas stay what they are."""
+        """Split a batch to train on: nearly equal parts; where there are fewer pictures than replicas, all
+        of them for each, so that none sees nothing, and means over the replicas stay what they are."""
         if len(positions) < self.of:
             return [positions] * self.replicas
         return np.array_split(positions, self.of)[self.first : self.first + self.replicas]
 
     def of_all(self, positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
-        """Split pictures, not fewer than replicas, to test on: each once, in as many batches for each replica."""
+        """Split pictures, not fewer than replicas, to test on: each once, in as many batches for each
+        replica."""
         shares = np.array_split(positions, self.of)
         steps = -(-len(shares[0]) // batch_size)
         own = [np.array_split(share, steps) for share in shares[self.first : self.first + self.replicas]]
@@ -72,15 +69,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Crew:
-    """The processes that train together, as one of them sees it.
+    """The processes that train together, as one of them sees it."""
 
-    Attributes:
-        index: its own number; 0 is the chief.
-        addresses: of all of them, in the order of their numbers.
-        all_gather: joins arrays of all workers along the first axis, which may differ in length.
-    """
-
+    # Its own number.
     index: int = 0
+    # Of all of them, in the order of their numbers.
     addresses: tuple[str, ...] = ("localhost",)
     all_gather: Callable[[np.ndarray], np.ndarray] = np.asarray
 
@@ -99,14 +92,7 @@ class Crew:
         return np.array_split(np.arange(count), self.count)[self.index]
 
     def rows(self, own: np.ndarray) -> np.ndarray:
-        """Join the rows of all workers, in the order of their numbers.
-
-        Args:
-            own: this worker's, float32 or int32, of the same shape but for their number.
-
-        Returns:
-            All of them; every worker has to ask at the same time.
-        """
+        """Join the rows of all workers, in the order of their numbers."""
         if self.count == 1:
             return own
         step = max(1, PIECE // (own.itemsize * max(1, int(np.prod(own.shape[1:])))))
@@ -141,7 +127,7 @@ class Crew:
             return {name: content[name] for name in content.files}
 
     def decision(self, of_chief: Callable[[], Any]) -> Any:
-        """Let the chief decide something, for JSON, and tell all. What it refuses, all refuse."""
+        """Let the chief decide something, for JSON, and tell all."""
         if self.count == 1:
             return of_chief()
         said: dict[str, Any] = {}
@@ -156,8 +142,8 @@ class Crew:
         return said["value"]
 
     def leave_together(self) -> None:
-        """Wait for the others at the end: nobody leaves before the chief has written, and the chief, through which all
-        exchanges go, leaves last."""
+        """Wait for the others at the end: nobody leaves before the chief has written, and the chief,
+        through which all exchanges go, leaves last."""
         try:
             self.tell(b"")
         except Exception as error:
@@ -170,14 +156,7 @@ class Crew:
                 time.sleep(0.1)
 
     def agree(self, about: Mapping[str, Any]) -> None:
-        """Refuse to work together where something is not the same everywhere.
-
-        Args:
-            about: what has to be, for JSON, by name.
-
-        Raises:
-            InputError: something differs; the message says what, and on whom.
-        """
+        """Refuse to work together where something is not the same everywhere."""
         said = [json.loads(content) for content in self.tell(json.dumps(dict(about)).encode())]
         for number, other in enumerate(said[1:], 1):
             names = [n for n in {**said[0], **other} if said[0].get(n) != other.get(n)]
@@ -195,41 +174,18 @@ _crew = Crew()
 
 
 def crew() -> Crew:
-    """Give the crew that this process is in: by itself, unless a strategy of several workers was made.
-
-    Returns:
-        The crew.
-
-    Example:
-        >>> crew().count, crew().is_chief
-        (1, True)
-    """
+    """Give the crew that this process is in: by itself, unless a strategy of several workers was made."""
     return _crew
 
 
 def join(new: Crew) -> None:
-    """Make this process one of several, from now on.
-
-    Args:
-        new: the crew.
-
-    Example:
-        >>> join(Crew())
-    """
+    """Make this process one of several, from now on."""
     global _crew
     _crew = new
 
 
 def versions() -> dict[str, str]:
-    """Say which versions this process runs of what its results depend on.
-
-    Returns:
-        Versions by name.
-
-    Example:
-        >>> sorted(versions())
-        ['keras', 'python', 'tensorflow', 'transfer']
-    """
+    """Say which versions this process runs of what its results depend on."""
     found = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name in ("transfer", "keras", "tensorflow"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -238,18 +194,7 @@ def versions() -> dict[str, str]:
 
 
 def lost(error: BaseException) -> str | None:
-    """Say which worker is gone, where that is what an error means.
-
-    Args:
-        error: any.
-
-    Returns:
-        A sentence; None where the error is another one, or this process is by itself.
-
-    Example:
-        >>> lost(ValueError("no")) is None
-        True
-    """
+    """Say which worker is gone, where that is what an error means."""
     if crew().count == 1 or not _about_peers(error):
         return None
     text = str(error)
@@ -279,17 +224,7 @@ _GONE = re.compile(
 
 
 def start_again() -> int:
-    """Replace this process by one with the same command, which waits for the others anew.
-
-    Its connections do not survive a worker that is gone. Whoever watches over the workers (Slurm, Kubernetes, a person)
-    need start only that one again.
-
-    Returns:
-        Nothing ever: this process is another one then.
-
-    Example:
-        start_again()
-    """
+    """Replace this process by one with the same command, which waits for the others anew."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.closerange(3, 2**16)  # the port too, which the new process needs

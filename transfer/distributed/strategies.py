@@ -30,17 +30,7 @@ HEARTBEAT = 10
 
 
 def start_quietly(*, repeatable: bool = False) -> None:
-    """Import TensorFlow and list its devices without the notes that it writes to standard error.
-
-    They are for its developers, come in red in notebooks, and cannot be switched off otherwise.
-
-    Args:
-        repeatable: on a machine without a GPU, make operations give the same bits each time, which costs little there;
-            for the whole process.
-
-    Example:
-        >>> start_quietly()
-    """
+    """Import TensorFlow and list its devices without the notes that it writes to standard error."""
     # 3: repeatable operations make tf.data write an error that is none, once for each data set.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
     sys.stderr.flush()
@@ -61,26 +51,7 @@ def start_quietly(*, repeatable: bool = False) -> None:
 
 
 def get_strategy(strategy: Any = "auto", *, patience: float = PATIENCE) -> Any:
-    """Give the strategy that a name stands for.
-
-    Args:
-        strategy: `"default"`: one device; `"mirrored"`: all GPUs of this machine; `"multiworker"`: the processes that
-            `TF_CONFIG` names, or those of a Slurm step; `"tpu"`: the TPU of this machine or of `TPU_NAME`; `"auto"`
-            (also None): several workers where `TF_CONFIG` names them, a TPU where there is one, else several GPUs,
-            else one device. A strategy is given back as it is.
-        patience: seconds to wait for other workers.
-
-    Returns:
-        A `tf.distribute.Strategy`; models are made inside its `scope()`. With several workers, all have to go through
-        the same program: `fit`, `evaluate` and `extract` are theirs together (see `workers`).
-
-    Raises:
-        InputError: unknown name, no such device, or workers that are not there.
-
-    Example:
-        >>> get_strategy("default").num_replicas_in_sync
-        1
-    """
+    """Give the strategy that a name stands for."""
     if hasattr(strategy, "num_replicas_in_sync"):
         return strategy
     name = "auto" if strategy is None else str(strategy)
@@ -102,15 +73,7 @@ def get_strategy(strategy: Any = "auto", *, patience: float = PATIENCE) -> Any:
 
 
 def on_tensorflow() -> bool:
-    """Say whether Keras runs on TensorFlow; on JAX, no room imports it.
-
-    Returns:
-        Whether it does.
-
-    Example:
-        >>> on_tensorflow() or "jax"
-        True
-    """
+    """Say whether Keras runs on TensorFlow; on JAX, no room imports it."""
     if "KERAS_BACKEND" in os.environ and "keras" not in sys.modules:
         return os.environ["KERAS_BACKEND"] == "tensorflow"
     import keras
@@ -194,7 +157,8 @@ def _multiworker(patience: float) -> Any:
 
 
 def _meet_within(seconds: float, count: int) -> None:
-    """Set how long TensorFlow waits for workers, and how soon it misses one: an hour, and never, by itself."""
+    """Set how long TensorFlow waits for workers, and how soon it misses one: an hour, and never, by
+    itself."""
     from tensorflow.python.distribute import collective_all_reduce_strategy as strategies
     from tensorflow.python.eager import context
 
@@ -223,19 +187,7 @@ def _all_gather(strategy: Any, own: np.ndarray) -> np.ndarray:
 
 
 def scope_of(model: Any) -> Any:
-    """Give the scope of the strategy that a model was made under, to compile it again in.
-
-    Args:
-        model: a Keras model.
-
-    Returns:
-        A context manager.
-
-    Example:
-        >>> import keras
-        >>> with scope_of(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])):
-        ...     pass
-    """
+    """Give the scope of the strategy that a model was made under, to compile it again in."""
     strategy = _strategy_of(model)
     if strategy is not None or not on_tensorflow():
         return strategy.scope() if strategy is not None else contextlib.nullcontext()
@@ -249,86 +201,31 @@ def _strategy_of(model: Any) -> Any:
 
 
 def settle(model: Any, devices: Any) -> Any:
-    """Note on which devices a model was made, as Keras does by itself on TensorFlow alone.
-
-    Args:
-        model: a Keras model, made in the scope of its devices.
-        devices: of `get_strategy`.
-
-    Returns:
-        The model.
-
-    Example:
-        >>> settle("a model on TensorFlow", None)
-        'a model on TensorFlow'
-    """
+    """Note on which devices a model was made, as Keras does by itself on TensorFlow alone."""
     if not on_tensorflow():
         model._devices = devices
     return model
 
 
 def replicas_of(model: Any) -> int:
-    """Say on how many devices copies of a model train together.
-
-    Args:
-        model: a Keras model.
-
-    Returns:
-        The number.
-
-    Example:
-        >>> replicas_of("anything else")
-        1
-    """
+    """Say on how many devices copies of a model train together."""
     strategy = _strategy_of(model)
     return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
 def must_synchronize(model: Any) -> bool:
-    """Say whether BatchNormalization must be told to look at the whole batch: on JAX it does so by itself.
-
-    Args:
-        model: a Keras model.
-
-    Returns:
-        Whether it must.
-
-    Example:
-        >>> must_synchronize("anything else")
-        False
-    """
+    """Say whether BatchNormalization must be told to look at the whole batch: on JAX it does so by
+    itself."""
     return on_tensorflow() and replicas_of(model) > 1
 
 
 def while_training(model: Any) -> Any:
-    """Give what Keras' `fit` has to run in: on JAX it asks then on which devices.
-
-    Args:
-        model: a Keras model.
-
-    Returns:
-        A context manager.
-
-    Example:
-        >>> with while_training("a model on TensorFlow"):
-        ...     pass
-    """
+    """Give what Keras' `fit` has to run in: on JAX it asks then on which devices."""
     return contextlib.nullcontext() if on_tensorflow() else scope_of(model)
 
 
 def share_of(model: Any) -> Share | None:
-    """Say which part of each batch this process reads for a model.
-
-    Args:
-        model: a Keras model.
-
-    Returns:
-        The part; None where the model has one replica, which reads all. On JAX, whole batches in any case.
-
-    Example:
-        >>> share_of("a model with one replica") is None
-        True
-    """
+    """Say which part of each batch this process reads for a model."""
     if not on_tensorflow():  # JAX splits a part over devices itself, and compiles for each size of it
         return Share(crew().index, 1, crew().count, whole=True)
     total = replicas_of(model)
@@ -338,21 +235,7 @@ def share_of(model: Any) -> Share | None:
 
 
 def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | None = None) -> Any:
-    """Give a model's replicas the batches that this process reads for them.
-
-    Args:
-        model: a Keras model.
-        dataset: a `tf.data.Dataset` of pictures and labels that was made with `share_of(model)`.
-        class_weights: how much the pictures of each class count, which Keras cannot apply here.
-
-    Returns:
-        What Keras' `fit` takes.
-
-    Example:
-        >>> import keras
-        >>> distributed(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), "the same")
-        'the same'
-    """
+    """Give a model's replicas the batches that this process reads for them."""
     share = share_of(model)
     if share is None:
         return dataset
@@ -376,24 +259,7 @@ def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | N
 
 
 def make_exact(model: Any, *, soft_labels: bool = False) -> None:
-    """Let `fit` on several replicas do what it does on one, to rounding. With one replica nothing is changed.
-
-    Three things of Keras 3 are mended, each on this model alone (https://github.com/keras-team/keras/issues/20585):
-
-    - it builds a model's metrics from the mean of the first batch over the replicas, which fails where their parts
-      differ in size: here from made-up data;
-    - it averages losses of replicas as if their parts were equal, so that a picture counts more where there are fewer:
-      here each part counts by its size;
-    - with several workers it joins what a step logs along an axis that scalars do not have.
-
-    Args:
-        model: a compiled model.
-        soft_labels: a share for each class, and not whole numbers.
-
-    Example:
-        >>> import keras
-        >>> make_exact(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
-    """
+    """Let `fit` on several replicas do what it does on one, to rounding."""
     strategy, replicas = _strategy_of(model), replicas_of(model)
     if replicas == 1 or not on_tensorflow():
         return

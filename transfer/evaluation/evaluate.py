@@ -239,18 +239,8 @@ def evaluate(
 
 
 def check_calibration(data: ImageData) -> None:
-    """Refuse data with too few pictures for validation to calibrate on; better before the training than after.
-
-    Args:
-        data: of `load_data`.
-
-    Raises:
-        InputError: there are too few.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> check_calibration(load_data("emoji"))
-    """
+    """Refuse data with too few pictures for validation to calibrate on; better before the training than
+    after."""
     if len(data.val) < FEWEST_TO_CALIBRATE:
         raise InputError(
             f"Expected {FEWEST_TO_CALIBRATE} pictures for validation or more, to fit a temperature on. Received: "

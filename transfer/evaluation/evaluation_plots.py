@@ -17,19 +17,8 @@ MOST_CLASSES = 60
 
 
 def calibration_plot(found: Calibration) -> Figure:
-    """Draw a reliability diagram: how often the model is right, by how sure it is, and how often it is that sure.
-
-    Args:
-        found: of `Evaluation.calibration`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> figure = calibration_plot(Calibration((0.6, 0.9), (0.5, 0.9), (10, 30), 0.03))
-        >>> figure.axes[0].get_xlabel()
-        ''
-    """
+    """Draw a reliability diagram: how often the model is right, by how sure it is, and how often it is that
+    sure."""
     figure = new_figure(5.2, 5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="#777777", linestyle="--", label="honest: as right as it is sure")
@@ -49,19 +38,7 @@ def calibration_plot(found: Calibration) -> Figure:
 
 
 def class_plot(scores: Sequence[ClassScore]) -> Figure:
-    """Draw precision and recall of each class, the worst at the top.
-
-    Args:
-        scores: of `Evaluation.by_class`.
-
-    Returns:
-        The figure; of more than `MOST_CLASSES` classes the worst.
-
-    Example:
-        >>> figure = class_plot([ClassScore("ant", 0.8, 0.9, 0.85, 20), ClassScore("bee", 0.9, 0.7, 0.79, 20)])
-        >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
-        ['bee', 'ant']
-    """
+    """Draw precision and recall of each class, the worst at the top."""
     worst = sorted((one for one in scores if one.pictures), key=lambda one: one.f1)[:MOST_CLASSES]
     figure = new_figure(7, 1.3 + 0.28 * len(worst))
     axes = figure.add_subplot()

@@ -20,21 +20,7 @@ HEAT = "inferno"
 
 
 def heat_sheet(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> Figure:
-    """Lay out pictures, each beside itself under its heat map.
-
-    Args:
-        pictures: RGB from 0 to 255, shape (N, height, width, 3).
-        maps: shape (N, height, width), 0 to 1, of `explain.grad_cam`.
-        titles: what to say about each.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> sheet = heat_sheet(np.zeros((1, 8, 8, 3)), np.zeros((1, 8, 8)), ["a face"])
-        >>> sheet.axes[0].get_title(loc="left")
-        'a face'
-    """
+    """Lay out pictures, each beside itself under its heat map."""
     across = min(3, max(1, len(pictures)))
     rows = max(1, -(-len(pictures) // across))
     height = 2.1 * (pictures.shape[1] / pictures.shape[2] if len(pictures) else 1)
@@ -55,38 +41,13 @@ def heat_sheet(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str]) ->
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay a heat map over a picture, which is grey there, so that all color is heat.
-
-    Args:
-        picture: RGB from 0 to 1, shape (height, width, 3).
-        heat: 0 to 1, shape (height, width).
-
-    Returns:
-        RGB from 0 to 1, shape (height, width, 3).
-
-    Example:
-        >>> overlay(np.ones((2, 2, 3)), np.zeros((2, 2))).shape
-        (2, 2, 3)
-    """
+    """Lay a heat map over a picture, which is grey there, so that all color is heat."""
     grey = picture @ np.array([0.299, 0.587, 0.114])
     return 0.45 * grey[..., None] + 0.55 * colormaps[HEAT](np.clip(heat, 0, 1))[..., :3]
 
 
 def response_sheet(responses: Sequence[Response]) -> Figure:
-    """Lay out what filters respond to most: by layer, a row for each filter, the strongest on the left.
-
-    Args:
-        responses: of `explain.strongest_responses`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> crop = np.zeros((8, 8, 3), "uint8")
-        >>> figure = response_sheet([Response("conv", 3, 8, (0,), (1.0,), ((4, 4),), (crop,))])
-        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        ['3']
-    """
+    """Lay out what filters respond to most: by layer, a row for each filter, the strongest on the left."""
     layers = [list(group) for _, group in itertools.groupby(responses, key=lambda one: one.layer)]
     across = min(2, max(1, len(layers)))
     columns = max((len(one.crops) for one in responses), default=0)

@@ -150,27 +150,8 @@ def occlusion(
 
 
 def agreement(first: np.ndarray, second: np.ndarray, *, grid: int = 7) -> float:
-    """Say how far two maps of a picture rank its places alike: Spearman's rank correlation over a coarse grid.
-
-    Coarse, since neither Grad-CAM nor a patch tells places apart that are nearer than some tenth of the picture; and
-    by rank, since the two measure in other units (Spearman 1904, The American Journal of Psychology 15).
-
-    Args:
-        first: of shape (height, width), such as a map of `grad_cam`.
-        second: of the same shape, such as a map of `occlusion`.
-        grid: fields along a side, over each of which a map is averaged.
-
-    Returns:
-        -1 to 1; 0 where one of the maps is the same everywhere, which ranks nothing.
-
-    Raises:
-        InputError: not two maps of one shape.
-
-    Example:
-        >>> slope = np.tile(np.arange(14.0), (14, 1))
-        >>> agreement(slope, 3 * slope + 1), agreement(slope, -slope), agreement(slope, 0 * slope)
-        (1.0, -1.0, 0.0)
-    """
+    """Say how far two maps of a picture rank its places alike: Spearman's rank correlation over a coarse
+    grid."""
     first, second = np.asarray(first, "float64"), np.asarray(second, "float64")
     if first.ndim != 2 or first.shape != second.shape or not first.size:
         raise InputError(
@@ -185,24 +166,18 @@ def agreement(first: np.ndarray, second: np.ndarray, *, grid: int = 7) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """What one filter of a layer responds to most.
-
-    Attributes:
-        layer: its name.
-        filter: number of the channel.
-        field: side in pixels of what one place of the layer's maps depends on (see `receptive_field`).
-        pictures: positions of the pictures with the strongest response, the strongest first.
-        strengths: the response there.
-        places: (row, column) in pixels of the picture, at the middle of what the filter looked at.
-        crops: uint8 arrays (side, side, 3) around these places.
-    """
+    """What one filter of a layer responds to most."""
 
     layer: str
+    # Number of the channel.
     filter: int
+    # Side in pixels of what one place of the layer's maps depends on (see `receptive_field`).
     field: float
     pictures: tuple[int, ...]
     strengths: tuple[float, ...]
+    # (row, column) in pixels of the picture, at the middle of what the filter looked at.
     places: tuple[tuple[int, int], ...]
+    # Uint8 arrays (side, side, 3) around these places.
     crops: tuple[np.ndarray, ...]
 
 
@@ -303,7 +278,8 @@ class _Maxima:
 
 
 def _standing_out(values: np.ndarray, best: np.ndarray) -> list[int]:
-    """Rank filters by how far their best pictures stand out; those that look at the same pictures come last."""
+    """Rank filters by how far their best pictures stand out; those that look at the same pictures come
+    last."""
     spread = values.std(axis=0)
     alive = (spread >= np.median(spread) / 2) & (spread > 0)
     above = np.take_along_axis(values, best, axis=0).mean(axis=0) - values.mean(axis=0)

@@ -23,32 +23,19 @@ _TEMPERATURES = (0.05, 20.0)
 
 
 class ClassScore(NamedTuple):
-    """How a class fares.
-
-    Attributes:
-        name: of the class.
-        precision: of the pictures that are called so, the share that are; 0 where none is called so.
-        recall: of its pictures, the share that are called so; 0 where it has none.
-        f1: harmonic mean of the two.
-        pictures: how many it has.
-    """
+    """How a class fares."""
 
     name: str
+    # Of the pictures that are called so, the share that are.
     precision: float
+    # Of its pictures, the share that are called so.
     recall: float
     f1: float
     pictures: int
 
 
 class Confused(NamedTuple):
-    """One class that is taken for another.
-
-    Attributes:
-        label: what the pictures show.
-        predicted: what they are taken for.
-        pictures: how many of them.
-        share: of all pictures of the first class.
-    """
+    """One class that is taken for another."""
 
     label: str
     predicted: str
@@ -57,43 +44,20 @@ class Confused(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """Whether pictures that are named with a confidence of 80% are right in 80% of cases.
-
-    Attributes:
-        confidence: mean probability of the predicted class, by bin that has pictures.
-        accuracy: share of these pictures that are right.
-        counts: of pictures in each bin.
-        error: expected calibration error: mean distance of the two, weighted by the counts; 0 is perfect.
-    """
+    """Whether pictures that are named with a confidence of 80% are right in 80% of cases."""
 
     confidence: tuple[float, ...]
     accuracy: tuple[float, ...]
     counts: tuple[int, ...]
+    # Expected calibration error: mean distance of the two, weighted by the counts.
     error: float
 
 
 def accuracy_interval(
     right: np.ndarray, *, groups: Sequence[Any] = (), confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Say between what an accuracy lies, by the bootstrap (Efron 1979): pictures are drawn anew, with replacement.
-
-    Where pictures come in groups, such as patients, groups are drawn, since pictures of one are no new evidence. Where
-    all are right, or none, every draw is the same, and the exact interval of Clopper and Pearson (1934) is given.
-
-    Args:
-        right: of each picture, whether it is named rightly, shape (N,); N is 1 or more.
-        groups: of each picture; empty where there are none.
-        confidence: of the interval, between 0 and 1.
-        seed: of the draws.
-
-    Returns:
-        The lower and the upper end, 0 to 1.
-
-    Example:
-        >>> low, high = accuracy_interval(np.arange(100) < 80)
-        >>> round(low, 2), round(high, 2)
-        (0.72, 0.88)
-    """
+    """Say between what an accuracy lies, by the bootstrap (Efron 1979): pictures are drawn anew, with
+    replacement."""
     right = np.asarray(right, bool)
     names = np.asarray(groups) if len(groups) else np.arange(len(right))
     _, unit = np.unique(names, return_inverse=True)
@@ -112,20 +76,7 @@ def accuracy_interval(
 
 
 def top_k(labels: np.ndarray, probabilities: np.ndarray, k: int) -> float:
-    """Give the share of pictures whose class is among the most probable ones.
-
-    Args:
-        labels: true classes, shape (N,).
-        probabilities: shape (N, classes).
-        k: how many classes count, 1 or more.
-
-    Returns:
-        The share, 0 to 1. Of equally probable classes the first counts as more probable, as for predictions.
-
-    Example:
-        >>> top_k(np.array([2, 0]), np.array([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]]), 2)
-        0.5
-    """
+    """Give the share of pictures whose class is among the most probable ones."""
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(axis=1).mean())
 
@@ -133,20 +84,7 @@ def top_k(labels: np.ndarray, probabilities: np.ndarray, k: int) -> float:
 def class_scores(
     labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]
 ) -> tuple[ClassScore, ...]:
-    """Give precision, recall and F1 of each class.
-
-    Args:
-        labels: true classes, shape (N,).
-        predictions: predicted ones.
-        class_names: in the order of the labels.
-
-    Returns:
-        One for each class, in that order.
-
-    Example:
-        >>> class_scores(np.array([0, 1, 1]), np.array([0, 0, 1]), ["ant", "bee"])[0]
-        ClassScore(name='ant', precision=0.5, recall=1.0, f1=0.666..., pictures=1)
-    """
+    """Give precision, recall and F1 of each class."""
     found = metrics.precision_recall_fscore_support(
         labels, predictions, labels=range(len(class_names)), zero_division=0.0
     )
@@ -155,19 +93,7 @@ def class_scores(
 
 
 def confused_pairs(counts: np.ndarray, class_names: Sequence[str]) -> tuple[Confused, ...]:
-    """List which classes are taken for which.
-
-    Args:
-        counts: confusion matrix, shape (classes, classes); rows are true classes.
-        class_names: in the order of the labels.
-
-    Returns:
-        All pairs that occur, the most frequent first.
-
-    Example:
-        >>> confused_pairs(np.array([[3, 1], [0, 4]]), ["ant", "bee"])
-        (Confused(label='ant', predicted='bee', pictures=1, share=0.25),)
-    """
+    """List which classes are taken for which."""
     pairs = [(i, j) for i, j in np.argwhere(counts).tolist() if i != j]
     pairs.sort(key=lambda pair: (-counts[pair], pair))
     return tuple(
@@ -177,21 +103,7 @@ def confused_pairs(counts: np.ndarray, class_names: Sequence[str]) -> tuple[Conf
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = BINS) -> Calibration:
-    """Compare confidence with accuracy, in bins of equal width (Guo et al. 2017, arXiv:1706.04599).
-
-    Args:
-        labels: true classes, shape (N,); N is 1 or more.
-        probabilities: shape (N, classes).
-        bins: how many.
-
-    Returns:
-        Both by bin, and the expected calibration error.
-
-    Example:
-        >>> found = calibration(np.array([0, 0]), np.array([[0.75, 0.25], [0.25, 0.75]]))
-        >>> found.error, found.counts
-        (0.25, (2,))
-    """
+    """Compare confidence with accuracy, in bins of equal width (Guo et al. 2017, arXiv:1706.04599)."""
     sure, guess = probabilities.max(axis=1).clip(0, 1), probabilities.argmax(axis=1)
     right = guess == labels
     accuracy, confidence = calibration_curve(right, sure, n_bins=bins, strategy="uniform")
@@ -204,23 +116,8 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = BI
 
 
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Find by what logits are to be divided so that probabilities are honest (Guo et al. 2017, arXiv:1706.04599).
-
-    It is the temperature at which the labels are most probable; which class is the most probable stays.
-
-    Args:
-        labels: true classes of pictures that were not trained on, shape (N,); N is 1 or more.
-        probabilities: shape (N, classes).
-
-    Returns:
-        The temperature: above 1 where the model is too sure, below where it is not sure enough; 0.05 to 20.
-
-    Example:
-        >>> labels = np.array([0, 0, 0, 1])  # right in three of four, and 99% sure
-        >>> probabilities = np.array([[0.99, 0.01]] * 4)
-        >>> round(fit_temperature(labels, probabilities), 1)
-        4.2
-    """
+    """Find by what logits are to be divided so that probabilities are honest (Guo et al. 2017,
+    arXiv:1706.04599)."""
     logits = np.log(np.maximum(probabilities, _LEAST))
     rows = np.arange(len(labels))
 
@@ -232,20 +129,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def compare_right(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """Compare two models on the same pictures, by McNemar's exact test (1947).
-
-    Args:
-        first: whether the one names each picture rightly, shape (N,).
-        second: whether the other does.
-
-    Returns:
-        How many the first alone names rightly, how many the second alone, and how probable so unequal counts, or more
-        so, would be if neither were better.
-
-    Example:
-        >>> compare_right(np.array([True] * 9 + [False]), np.array([False] * 8 + [True] * 2))
-        (8, 1, 0.0390625)
-    """
+    """Compare two models on the same pictures, by McNemar's exact test (1947)."""
     gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     if not gained + lost:
         return 0, 0, 1.0

@@ -17,15 +17,7 @@ from transfer.evaluation.metrics import RESAMPLES, accuracy_interval
 
 
 class OperatingPoint(NamedTuple):
-    """What comes of calling pictures positive from a probability on.
-
-    Attributes:
-        threshold: pictures are positive that are this probable or more; infinite where none is.
-        sensitivity: of the positive pictures, the share that are called so.
-        specificity: of the negative pictures, the share that are not.
-        sensitivity_interval: between what the sensitivity lies.
-        specificity_interval: between what the specificity lies.
-    """
+    """What comes of calling pictures positive from a probability on."""
 
     threshold: float
     sensitivity: float
@@ -193,7 +185,8 @@ class Screening:
         return called, wrongly
 
     def _draws(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Counts at each threshold when units are drawn anew, with replacement; draws of one side alone say nothing."""
+        """Counts at each threshold when units are drawn anew, with replacement; draws of one side alone say
+        nothing."""
         rng, count = np.random.default_rng(self.seed), int(self._units.max()) + 1
         for _ in range(RESAMPLES):
             drawn = np.bincount(rng.integers(0, count, count), minlength=count)
@@ -260,7 +253,8 @@ def _check_share(name: str, asked: float) -> None:
 
 
 def _area(called: np.ndarray, wrongly: np.ndarray) -> float:
-    """The area under the curve from counts, by trapezoids: pictures that are equally probable count half."""
+    """The area under the curve from counts, by trapezoids: pictures that are equally probable count
+    half."""
     twice = np.sum(np.diff(wrongly) * (called[1:] + called[:-1]))
     return float(twice / (2 * called[-1] * wrongly[-1]))
 

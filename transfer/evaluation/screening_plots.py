@@ -22,30 +22,8 @@ def sensitivity_plot(
     specificity: float | None = 0.9,
     title: str | None = None,
 ) -> Figure:
-    """Draw specificity against sensitivity, as Esteva et al. 2017 (doi:10.1038/nature21056, figure 3) do.
-
-    A point of reference below and to the left of the curve is worse than the model at some threshold, one above and to
-    the right is better than it at any; how sure that is depends on the numbers of pictures behind both.
-
-    Args:
-        found: of `screening`.
-        references: (name, sensitivity, specificity) of others that were measured on the same pictures, 0 to 1.
-        specificity: at which the sensitivity is marked, with its interval; None marks nothing.
-        title: above the drawing; None says what is looked for.
-
-    Returns:
-        The figure.
-
-    Raises:
-        InputError: a reference is no name with two numbers from 0 to 1.
-
-    Example:
-        >>> import numpy as np
-        >>> found = Screening(("ill",), np.array([True, True, False, False]), np.array([0.9, 0.6, 0.7, 0.2]))
-        >>> figure = sensitivity_plot(found, references=[("a reader", 0.5, 0.9)])
-        >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
-        ('sensitivity', 'specificity')
-    """
+    """Draw specificity against sensitivity, as Esteva et al. 2017 (doi:10.1038/nature21056, figure 3)
+    do."""
     _check(references)
     figure = new_figure(5.6, 5.6)
     axes = figure.add_subplot()

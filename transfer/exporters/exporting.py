@@ -179,7 +179,8 @@ def _pixels(split: Split, size: tuple[int, int], most: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Keep converters and runtimes quiet, and say in a sentence why one cannot: they throw whatever they like."""
+    """Keep converters and runtimes quiet, and say in a sentence why one cannot: they throw whatever they
+    like."""
     from transfer.exporters.formats import quiet
 
     try:

@@ -23,23 +23,7 @@ NOTES, LABELS = "model.json", "labels.txt"
 
 
 def own_folder(run_folder: Path, kind: str, quantize: str | None) -> Path:
-    """Say where in a run's folder a file goes.
-
-    Args:
-        run_folder: the run's.
-        kind: of `export.KINDS`.
-        quantize: how it is quantized, or None.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: the way leads out of the run's folder.
-
-    Example:
-        >>> own_folder(Path("run"), "onnx", "int8").as_posix()
-        'run/exported/onnx-int8'
-    """
+    """Say where in a run's folder a file goes."""
     place = run_folder / "exported"
     if place.is_symlink():  # a run may come from anywhere, and nothing is written out of it
         raise InputError(
@@ -49,19 +33,7 @@ def own_folder(run_folder: Path, kind: str, quantize: str | None) -> Path:
 
 
 def refuse_other(final: Path, kind: str, quantize: str | None) -> None:
-    """Let nothing be replaced but an earlier export of the same kind.
-
-    Args:
-        final: the folder to write.
-        kind: of `export.KINDS`.
-        quantize: how the file is quantized, or None.
-
-    Raises:
-        InputError: there is something else.
-
-    Example:
-        >>> refuse_other(Path("new"), "onnx", None)
-    """
+    """Let nothing be replaced but an earlier export of the same kind."""
     if not final.is_symlink() and (not final.exists() or (final.is_dir() and not any(final.iterdir()))):
         return
     try:
@@ -79,23 +51,8 @@ def refuse_other(final: Path, kind: str, quantize: str | None) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(final: Path) -> Iterator[Path]:
-    """Give a hidden folder to write to, which takes its own name when all is well; until then an earlier one stays.
-
-    Args:
-        final: the folder's own name; its parents are made.
-
-    Yields:
-        The hidden folder, beside it.
-
-    Raises:
-        InputError: it cannot be written.
-
-    Example:
-        >>> with replacing_folder(Path("exported/onnx")) as partial:
-        ...     _ = (partial / "model.onnx").write_bytes(b"")
-        >>> [path.name for path in Path("exported/onnx").iterdir()]
-        ['model.onnx']
-    """
+    """Give a hidden folder to write to, which takes its own name when all is well; until then an earlier
+    one stays."""
     partial, old = (final.with_name(f".{final.name}.{os.getpid()}.{state}") for state in ("partial", "old"))
     made_parent = not final.parent.exists()
     try:
@@ -121,19 +78,7 @@ def replacing_folder(final: Path) -> Iterator[Path]:
 
 
 def notes_of(run: FinishedRun, kind: str, quantize: str | None) -> dict[str, Any]:
-    """Say all that is known about a file to whoever has it without the run.
-
-    Args:
-        run: that it is made of.
-        kind: of `export.KINDS`.
-        quantize: how it is quantized, or None.
-
-    Returns:
-        Notes by name, for JSON.
-
-    Example:
-        notes_of(load_run("runs/emoji-small-similar-1"), "onnx", None)["inputs"]
-    """
+    """Say all that is known about a file to whoever has it without the run."""
     height, width = run.image_size
     names = (
         "transfer",

@@ -34,18 +34,7 @@ _CALIBRATED_AT_ONCE = 16  # pictures in a batch
 
 
 def load_packages(kind: str, quantize: str | None) -> None:
-    """Import what a format needs, before any work.
-
-    Args:
-        kind: of `export.KINDS`.
-        quantize: of `export.KINDS` too.
-
-    Raises:
-        InputError: a package is not installed; the message says how to install it.
-
-    Example:
-        >>> load_packages("saved-model", None)
-    """
+    """Import what a format needs, before any work."""
     needs_onnx = kind == "onnx" or (kind, quantize) == ("openvino", "int8")
     with quiet():
         found = {name: _found(name) for name in _ONNX} if needs_onnx else {}
@@ -69,15 +58,7 @@ def _found(name: str) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep from the screen what converters write there, for their developers, by whatever way.
-
-    Yields:
-        Nothing. An error raised inside passes as it is.
-
-    Example:
-        >>> with quiet():
-        ...     _ = os.write(2, b"I0000 00:00:1 converter.cc:1] noise")
-    """
+    """Keep from the screen what converters write there, for their developers, by whatever way."""
     before = logging.root.manager.disable
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -104,15 +85,7 @@ def quiet() -> Iterator[None]:
 
 
 class Graph(tf.Module):
-    """A network in inference mode with its variables as constants, which every converter reads the same.
-
-    With variables, LiteRT's converter gave files that answer NaN (TensorFlow 2.21), and the others freeze them anyway.
-
-    Attributes:
-        frozen: the function of one tensor, its graph flat.
-        call: the same with names: `images` in, `probabilities` out, of any number of pictures.
-        image_size: height and width in pixels.
-    """
+    """A network in inference mode with its variables as constants, which every converter reads the same."""
 
     def __init__(self, model: keras.Model, image_size: tuple[int, int]) -> None:
         super().__init__()
@@ -136,22 +109,7 @@ def write_litert(
     quantize: str | None,
     calibration: np.ndarray | None,
 ) -> None:
-    """Write a `.tflite` file; float32 pictures in and float32 probabilities out, quantized or not.
-
-    float16 halves the weights, and runtimes compute in float32. int8 is weights and computation: only at the two ends
-    is float32 turned into integers and back, so that the file takes the same pictures as every other. The class
-    names are appended as Android's tools expect them: the file is a zip archive too, with `labels.txt` in it.
-
-    Args:
-        graph: the network.
-        file: to write.
-        class_names: in the order of the probabilities.
-        quantize: None, `"float16"` or `"int8"`.
-        calibration: pictures for int8, shape (N, height, width, 3), 0 to 255.
-
-    Example:
-        write_litert(Graph(model, (224, 224)), Path("model.tflite"), class_names=names, quantize=None, calibration=None)
-    """
+    """Write a `.tflite` file; float32 pictures in and float32 probabilities out, quantized or not."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         # Gradients of swish and others cannot be written, and nobody asks for them.
         plain = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
@@ -184,21 +142,7 @@ def write_onnx(
     quantize: str | None,
     calibration: np.ndarray | None,
 ) -> None:
-    """Write an `.onnx` file; float32 pictures in and float32 probabilities out, quantized or not.
-
-    float16 is weights and computation. int8 is too, by QuantizeLinear and DequantizeLinear around each operation,
-    which runtimes fuse.
-
-    Args:
-        graph: the network.
-        file: to write.
-        notes: what to put into the file's metadata, such as the class names; each value as JSON.
-        quantize: None, `"float16"` or `"int8"`.
-        calibration: pictures for int8, shape (N, height, width, 3), 0 to 255.
-
-    Example:
-        write_onnx(Graph(model, (224, 224)), Path("model.onnx"), notes={}, quantize=None, calibration=None)
-    """
+    """Write an `.onnx` file; float32 pictures in and float32 probabilities out, quantized or not."""
     import onnx
     import tf2onnx
 
@@ -263,21 +207,8 @@ def write_openvino(
     quantize: str | None,
     calibration: np.ndarray | None,
 ) -> None:
-    """Write an `.xml` file and its `.bin`; float32 pictures in and float32 probabilities out, quantized or not.
-
-    float16 halves the weights; what is computed in is the runtime's choice. int8 is the one of ONNX, read from there:
-    OpenVINO's own quantizer (nncf) gave the same to a point, and would be ten more packages.
-
-    Args:
-        graph: the network.
-        file: to write, with the extension `.xml`.
-        notes: what to put into the file's `rt_info`, under `transfer`; each value as JSON.
-        quantize: None, `"float16"` or `"int8"`.
-        calibration: pictures for int8, shape (N, height, width, 3), 0 to 255.
-
-    Example:
-        write_openvino(Graph(model, (224, 224)), Path("model.xml"), notes={}, quantize=None, calibration=None)
-    """
+    """Write an `.xml` file and its `.bin`; float32 pictures in and float32 probabilities out, quantized or
+    not."""
     openvino = import_openvino()
     if openvino is None:
         raise ImportError("OpenVINO is not installed")

@@ -22,15 +22,7 @@ BATCH = 32
 
 @contextlib.contextmanager
 def in_full() -> Iterator[None]:
-    """Let GPUs compute in float32 and not with fewer digits (TF32), as TensorFlow lets them by itself.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> with in_full():
-        ...     pass
-    """
+    """Let GPUs compute in float32 and not with fewer digits (TF32), as TensorFlow lets them by itself."""
     from tensorflow.config import experimental
 
     before = experimental.tensor_float_32_execution_enabled()
@@ -42,38 +34,13 @@ def in_full() -> Iterator[None]:
 
 
 def open_exported(kind: str, path: Path) -> tuple[Run, int]:
-    """Load an exported file with its runtime.
-
-    Args:
-        kind: one of `export.KINDS`.
-        path: the file, or the folder of a SavedModel.
-
-    Returns:
-        A function of raw pictures, uint8 of shape (batch, height, width, 3), which gives probabilities; and how many
-        pictures it takes at once.
-
-    Example:
-        run, batch = open_exported("onnx", Path("model.onnx"))
-    """
+    """Load an exported file with its runtime."""
     opened = {"saved-model": _saved_model, "litert": _litert, "onnx": _onnx, "openvino": _openvino}[kind]
     return opened(path), 1 if kind == "litert" else BATCH
 
 
 def run_all(run: Run, images: np.ndarray, batch: int) -> tuple[np.ndarray, float]:
-    """Run pictures through a network, and measure how fast it is when warm.
-
-    Args:
-        run: of `open_exported`, or alike.
-        images: uint8 of shape (N, height, width, 3), N of 1 or more.
-        batch: pictures at once.
-
-    Returns:
-        What it gives for all pictures, shape (N, classes); and pictures per second.
-
-    Example:
-        >>> run_all(lambda x: x.mean(axis=(1, 2)), np.full((3, 2, 2, 3), 7, "uint8"), 2)[0].tolist()
-        [[7.0, 7.0, 7.0], [7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
-    """
+    """Run pictures through a network, and measure how fast it is when warm."""
     # Always the same number at once: for another, runtimes would prepare anew.
     batches = [padded(images[start : start + batch], batch) for start in range(0, len(images), batch)]
     run(batches[0])

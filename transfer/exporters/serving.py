@@ -21,24 +21,8 @@ def write_saved_model(
     class_names: Sequence[str],
     resize: str = RESIZES[0],
 ) -> None:
-    """Write a SavedModel with two signatures, `serving_default` for pixels and `encoded` for files' bytes.
-
-    Both give `probabilities`, float32 of shape (batch, classes), and `classes`, the names in the same order for each
-    picture, as TensorFlow Serving's JSON wants it: every output has a row for each picture.
-
-    Args:
-        model: raw RGB pictures of one size, 0 to 255, in; class probabilities out.
-        place: a folder, made here.
-        image_size: height and width in pixels that the model takes.
-        class_names: in the order of the probabilities.
-        resize: how pictures get that size, one of `pictures.RESIZES`.
-
-    Raises:
-        InputError: unknown way to resize.
-
-    Example:
-        write_saved_model(model, Path("flowers/1"), image_size=(224, 224), class_names=("rose", "tulip"))
-    """
+    """Write a SavedModel with two signatures, `serving_default` for pixels and `encoded` for files'
+    bytes."""
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
     names = tf.constant(list(class_names))
@@ -78,22 +62,8 @@ def write_saved_model(
 
 
 def fitted(images: Any, size: tuple[int, int], *, resize: str = RESIZES[0]) -> Any:
-    """Bring pictures to a size inside a graph, as `pictures.decode` does outside, to about one step of 255.
-
-    Antialiased bilinear in both, which is why TensorFlow's plain resize will not do: it skips pixels.
-
-    Args:
-        images: shape (batch, any height, any width, 3), 0 to 255.
-        size: height and width in pixels.
-        resize: one of `pictures.RESIZES`.
-
-    Returns:
-        float32 tensor of shape (batch, height, width, 3), whole numbers.
-
-    Example:
-        >>> fitted(tf.zeros((1, 50, 40, 3), tf.uint8), (32, 24), resize="pad").shape
-        TensorShape([1, 32, 24, 3])
-    """
+    """Bring pictures to a size inside a graph, as `pictures.decode` does outside, to about one step of
+    255."""
     images = tf.cast(images, tf.float32)
     if resize == "crop":
         images = _cropped(images, size)
@@ -105,7 +75,8 @@ def fitted(images: Any, size: tuple[int, int], *, resize: str = RESIZES[0]) -> A
 
 
 def _cropped(images: Any, size: tuple[int, int]) -> Any:
-    """The middle at the scale at which the picture covers the size; the box may begin between two pixels."""
+    """The middle at the scale at which the picture covers the size; the box may begin between two
+    pixels."""
     sides = tf.cast(tf.shape(images)[1:3], tf.float32)
     scale = tf.reduce_max(size / sides)
     return tf.raw_ops.ScaleAndTranslate(
@@ -129,20 +100,7 @@ def _padded(images: Any, size: tuple[int, int]) -> Any:
 
 
 def decoded(data: Any) -> Any:
-    """Decode one picture inside a graph, as `pictures.decode` does outside, but for two things.
-
-    EXIF rotation is not applied, and WebP is not read: TensorFlow has neither.
-
-    Args:
-        data: the bytes of a JPEG, PNG, GIF (its first picture) or BMP file, a string tensor.
-
-    Returns:
-        uint8 tensor of shape (height, width, 3), transparency on white.
-
-    Example:
-        >>> decoded(tf.io.encode_png(tf.zeros((4, 5, 3), tf.uint8))).shape
-        TensorShape([4, 5, 3])
-    """
+    """Decode one picture inside a graph, as `pictures.decode` does outside, but for two things."""
     is_jpeg = tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"
     is_png = tf.strings.substr(data, 0, 8) == b"\x89PNG\r\n\x1a\n"
     pixels = tf.cond(

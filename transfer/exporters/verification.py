@@ -31,31 +31,20 @@ refused and not half. Chance is in the pictures that one names rightly and the o
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file, and what its check found.
-
-    Attributes:
-        path: what a runtime loads: the file, or the folder of a SavedModel.
-        kind: of `export.KINDS`.
-        quantize: None, `"float16"` or `"int8"`.
-        size: bytes on disk of all that the runtime loads.
-        num_pictures: how many held-out pictures it was checked on.
-        largest_difference: of a probability from Keras', 0 to 1.
-        agreement: share of pictures of which it names the same class as Keras, 0 to 1; ties count.
-        accuracy: of the file, 0 to 1.
-        keras_accuracy: of Keras on the same pictures.
-        images_per_second: of the file in its own runtime on this machine.
-        keras_images_per_second: of Keras beside it.
-        num_gained: pictures that it names rightly and Keras does not.
-        num_lost: the other way round.
-    """
+    """An exported file, and what its check found."""
 
     path: Path
     kind: str
+    # None, `"float16"` or `"int8"`.
     quantize: str | None
+    # Bytes on disk of all that the runtime loads.
     size: int
     num_pictures: int
+    # Of a probability from Keras', 0 to 1.
     largest_difference: float
+    # Share of pictures of which it names the same class as Keras, 0 to 1.
     agreement: float
+    # Of the file, 0 to 1.
     accuracy: float
     keras_accuracy: float
     images_per_second: float
@@ -100,22 +89,7 @@ class Exported:
 
 
 def compare(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Compare an exported file's probabilities with Keras'.
-
-    Args:
-        found: of the file, shape (N, classes).
-        expected: Keras', shape (N, classes).
-        labels: true classes, shape (N,).
-
-    Returns:
-        What `Exported` says of it, by name.
-
-    Example:
-        >>> keras, file = np.array([[0.9, 0.1], [0.5, 0.5]]), np.array([[0.8, 0.2], [0.4, 0.6]])
-        >>> same = compare(file, keras, np.array([0, 1]))
-        >>> same["agreement"], same["accuracy"], same["num_gained"]
-        (1.0, 1.0, 1)
-    """
+    """Compare an exported file's probabilities with Keras'."""
     top = np.sort(expected, axis=1)
     tie = top[:, -1] - top[:, -2] < TIE
     right, was_right = found.argmax(axis=1) == labels, expected.argmax(axis=1) == labels

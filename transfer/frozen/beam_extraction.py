@@ -54,35 +54,7 @@ def extract_with_beam(
     options: Sequence[str] = (),
     name: str = "features",
 ) -> Features:
-    """Do what `features.extract` does for one view, with as many workers as Beam has.
-
-    What is on disk already is not computed again, what this computes is found by `features.extract`, and a pass that
-    was killed goes on where it was, but for the shards that were being computed. The workers need a disk that all see:
-    the cache is plain files, and so are pictures that came as files. Others are copied there while the pass lasts.
-
-    Args:
-        trunk: a model that eats raw RGB, 0 to 255, without layers of code that is not installed on the workers.
-        split: the pictures.
-        image_size: height and width in pixels.
-        batch_size: pictures per step.
-        engine: one of `engines.ENGINES`.
-        precision: one of `engines.PRECISIONS`.
-        dtype: in which the features are kept, `"float32"` or `"float16"`.
-        cache: where to keep them; None is the user's own cache.
-        shard_size: pictures that a worker computes before it writes them, at most.
-        options: Beam's own flags, such as `["--direct_running_mode=multi_processing", "--direct_num_workers=2"]`. By
-            default all is done in this process.
-        name: of the pass, for the progress bar and the log.
-
-    Returns:
-        The features, as `features.extract` gives them; `computed` counts what this pass ran the network over.
-
-    Raises:
-        InputError: Beam is not installed, a flag is not Beam's, or what `features.extract` refuses, on any worker.
-
-    Example:
-        extract_with_beam(trunk, data.train, image_size=(96, 96), options=["--runner=FlinkRunner"])
-    """
+    """Do what `features.extract` does for one view, with as many workers as Beam has."""
     flags = beam_runner.read_options(options)
     from transfer.frozen.engines import make_engine
     from transfer.frozen.extraction import Features

@@ -18,20 +18,7 @@ _LOCAL = ("DirectRunner", "FnApiRunner")
 
 
 def read_options(options: Sequence[str]) -> Any:
-    """Read Beam's own flags; Beam would ignore those that it does not know.
-
-    Args:
-        options: such as `["--runner=FlinkRunner"]`.
-
-    Returns:
-        Beam's `PipelineOptions`.
-
-    Raises:
-        InputError: Beam is not installed, or has no such flag.
-
-    Example:
-        read_options(["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
-    """
+    """Read Beam's own flags; Beam would ignore those that it does not know."""
     _beam()
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -48,17 +35,7 @@ def read_options(options: Sequence[str]) -> Any:
 
 
 def count_workers(flags: Any) -> int:
-    """Say how many workers there are at least.
-
-    Args:
-        flags: of `read_options`.
-
-    Returns:
-        The number; 1 where it is not known.
-
-    Example:
-        count_workers(read_options(["--direct_num_workers=2"]))
-    """
+    """Say how many workers there are at least."""
     found = _values(flags)
     if _is_local(flags):
         return found.get("direct_num_workers") or os.cpu_count() or 1  # 0 is as many as there are cores
@@ -66,34 +43,12 @@ def count_workers(flags: Any) -> int:
 
 
 def threads_of_each(flags: Any) -> int:
-    """Say how many threads each worker is to have.
-
-    Args:
-        flags: of `read_options`.
-
-    Returns:
-        Its share of the cores where workers are processes on this machine; otherwise 0, as many as it likes.
-
-    Example:
-        threads_of_each(read_options([]))
-    """
+    """Say how many threads each worker is to have."""
     return max(1, (os.cpu_count() or 1) // count_workers(flags)) if _several(flags) else 0
 
 
 def work_off(folder: Path, count: int, flags: Any) -> None:
-    """Let workers run the network over all shards of a pass.
-
-    Args:
-        folder: of the pass.
-        count: of its shards.
-        flags: of `read_options`.
-
-    Raises:
-        InputError: what a worker refused, in its own words.
-
-    Example:
-        work_off(folder, 4, read_options([]))
-    """
+    """Let workers run the network over all shards of a pass."""
     beam = _beam()
     try:
         with _quiet("apache_beam"):
@@ -139,8 +94,8 @@ def _several(flags: Any) -> bool:
 
 
 def _runner(flags: Any, folder: Path) -> Any:
-    """The runner: of the local ones that which knows several processes, since what Beam itself would take by default
-    is a program in Go that it downloads first. What its processes say of themselves goes to a file."""
+    """The runner: of the local ones that which knows several processes, since what Beam itself would take
+    by default is a program in Go that it downloads first."""
     if not _is_local(flags):
         return None
     from apache_beam.options.pipeline_options import DirectOptions
@@ -157,10 +112,7 @@ def _runner(flags: Any, folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Keep Beam's own log to itself: an error is pages there, and a sentence here.
-
-    Beam writes some of it past its loggers, which would give the root a handler for good where it has none.
-    """
+    """Keep Beam's own log to itself: an error is pages there, and a sentence here."""
     logger, root, nobody = logging.getLogger(name), logging.getLogger(), logging.NullHandler()
     level = logger.level
     root.addHandler(nobody)

@@ -41,33 +41,7 @@ log = logging.getLogger(__name__)
 def make_engine(
     model: keras.Model, *, engine: str = "auto", precision: str = "auto", batch_size: int = 32
 ) -> Engine:
-    """Make what runs a frozen network forward.
-
-    The network is taken as it is when the first batch comes: weights that change later change nothing.
-
-    Args:
-        model: a network with one input, pictures; it always runs in inference mode. Several outputs are given
-            side by side, as one vector per picture.
-        engine: `"keras"`: its graph with the variables made constants, or plain `predict` where there is a
-            GPU or TPU or a strategy of several replicas; `"openvino"`: on the CPU, `pip install
-            "transfer[fast]"`; `"auto"`: OpenVINO where it is installed and only a CPU is there, else Keras.
-        precision: of OpenVINO: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 where the CPU computes with it
-            in hardware. Keras computes in the precision that the model was made with.
-        batch_size: most pictures in one batch.
-
-    Returns:
-        The engine.
-
-    Raises:
-        InputError: unknown name, a model of another kind, OpenVINO asked for and not installed, or bfloat16
-            asked of Keras.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()])
-        >>> run = make_engine(model, engine="keras")
-        >>> run(np.full((2, 8, 8, 3), 7, "uint8")).tolist()
-        [[7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
-    """
+    """Make what runs a frozen network forward."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if precision not in PRECISIONS:
@@ -96,15 +70,7 @@ def make_engine(
 
 
 def on_accelerator() -> bool:
-    """Say whether there is a GPU or TPU.
-
-    Returns:
-        Whether there is.
-
-    Example:
-        >>> on_accelerator() in (False, True)
-        True
-    """
+    """Say whether there is a GPU or TPU."""
     if _TENSORFLOW:
         return any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
     return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
@@ -138,25 +104,7 @@ def _side_by_side(model: keras.Model) -> keras.Model:
 def engine_names(
     engine: str, precision: str, *, installed: bool, has_bfloat16: bool, plain: bool
 ) -> list[str]:
-    """Say which engines to try, best first.
-
-    Args:
-        engine: one of `ENGINES`.
-        precision: one of `PRECISIONS`.
-        installed: OpenVINO is there.
-        has_bfloat16: the CPU computes with bfloat16 in hardware.
-        plain: the model runs on a GPU or TPU or on several replicas.
-
-    Returns:
-        Names; the last is plain Keras, which is right by definition.
-
-    Raises:
-        InputError: OpenVINO asked for and not installed, or bfloat16 asked of Keras.
-
-    Example:
-        >>> engine_names("auto", "auto", installed=True, has_bfloat16=False, plain=False)
-        ['openvino float32', 'keras', 'keras predict']
-    """
+    """Say which engines to try, best first."""
     if engine == "openvino" and not installed:
         raise InputError(
             "engine='openvino' needs OpenVINO, which is not installed. Install it with pip install "
@@ -180,15 +128,7 @@ def engine_names(
 
 
 class Engine:
-    """A frozen network, ready to run over batches of pictures; for one thread at a time.
-
-    Attributes:
-        name: what runs now: `"openvino bfloat16"`, `"openvino float32"`, `"keras"` (its graph with constants),
-            or `"keras predict"`. It changes where the first choice fails on the first batch.
-        batch_size: most pictures in one batch.
-        model: what it runs, with one output.
-        sections: where that is several side by side, how long each is; each is compared with Keras by itself.
-    """
+    """A frozen network, ready to run over batches of pictures; for one thread at a time."""
 
     def __init__(
         self, model: keras.Model, names: list[str], batch_size: int, sections: tuple[int, ...] = ()
@@ -205,18 +145,7 @@ class Engine:
         return self._names[0]
 
     def __call__(self, images: Any) -> np.ndarray:
-        """Run over one batch.
-
-        Args:
-            images: RGB from 0 to 255, shape (batch, height, width, 3), uint8 or float; at most `batch_size`,
-                and of the same size at each call.
-
-        Returns:
-            float32 array of the model's output for each picture.
-
-        Raises:
-            InputError: another shape, or the network gives NaN or infinity.
-        """
+        """Run over one batch."""
         images = self._accept(images)
         while True:
             try:
@@ -273,23 +202,7 @@ class Engine:
 
 
 def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
-    """Give the Euclidean length of the error in units of that of what was expected.
-
-    Rounding differs at random from number to number, and this is its size whatever the number of pictures and
-    channels. Number by number a relative error means nothing where ReLU gives zeros, and the largest error
-    grows with how many numbers are compared: in bfloat16 one of a map's thousands would decide.
-
-    Args:
-        result: array.
-        expected: array of the same shape.
-
-    Returns:
-        |result - expected| / |expected|; infinite where `result` is not finite.
-
-    Example:
-        >>> relative_error(np.array([3.0, 4.1]), np.array([3.0, 4.0]))
-        0.0199...
-    """
+    """Give the Euclidean length of the error in units of that of what was expected."""
     if not np.isfinite(result).all():
         return float("inf")
     length = np.linalg.norm(expected.astype("float64"))
@@ -337,12 +250,7 @@ def _predict(model: keras.Model, batch_size: int) -> Run:
 
 
 def _constant_function(model: keras.Model, shape: tuple[int, ...]) -> Any:
-    """Trace a model in inference mode for one shape of batch, its variables as constants.
-
-    Constants let TensorFlow fold BatchNorm into convolutions. They are put in while tracing, which takes half
-    the time of freezing the graph afterwards; that is done only where something else was captured, such as
-    what a Normalization layer has made of its variables.
-    """
+    """Trace a model in inference mode for one shape of batch, its variables as constants."""
     values = [(variable, keras.ops.convert_to_numpy(variable)) for variable in model.variables]
 
     @tf.function(autograph=False)
@@ -359,7 +267,8 @@ def _constant_function(model: keras.Model, shape: tuple[int, ...]) -> Any:
 
 
 def _keras(model: keras.Model, shape: tuple[int, ...], batch_size: int) -> Run:
-    """The graph with constants, without XLA, which is ten times slower with depthwise convolutions on a CPU."""
+    """The graph with constants, without XLA, which is ten times slower with depthwise convolutions on a
+    CPU."""
     chunk = min(CHUNK["keras"], batch_size)
     function = _constant_function(model, (chunk, *shape))
 
@@ -378,12 +287,7 @@ def _chunks(images: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _openvino(model: keras.Model, shape: tuple[int, ...], batch_size: int, precision: str) -> Run:
-    """The same graph with constants, compiled by OpenVINO.
-
-    In bfloat16 the first layers stay in float32, down to maps of an eighth of the picture's height and width:
-    they make half to three quarters of the error. Measured on photos with EfficientNet-Lite0 and Lite1: 4 to
-    11% in bfloat16 throughout, 2 to 3.5% so, at 1.3 times the time and still 1.7 times as fast as float32.
-    """
+    """The same graph with constants, compiled by OpenVINO."""
     chunk = max(1, min(CHUNK[precision], batch_size // (os.cpu_count() or 1)))
     maps = _small_maps(model) if precision == "bfloat16" else None
     if maps is None:
@@ -422,11 +326,7 @@ def _graph_behind(output: Any, function: Any) -> tuple[Any, Any, Any]:
 
 
 def _small_maps(model: keras.Model) -> Any | None:
-    """Find where all that comes later is computed from maps of an eighth of the picture's size or less.
-
-    Of the first size that is small enough, the maps with the fewest channels, since they are copied; and not
-    between a convolution and what is folded into it. None where there are no such maps.
-    """
+    """Find where all that comes later is computed from maps of an eighth of the picture's size or less."""
     nodes = graph(model)
     size = nodes[0].tensor.shape[1:3]
     folded = (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU)

@@ -44,23 +44,15 @@ _SAME = 1e-3  # relative error between engines of full precision, and no more
 
 @dataclass(frozen=True)
 class Features:
-    """What a network makes of the pictures of a split, on disk.
-
-    Attributes:
-        shelf: where the rows are.
-        rows: which of them, in the split's order; of several views, all pictures of the first come first.
-        computed: for how many pictures the network ran; the others were there already.
-        engine: what ran it, such as `"openvino bfloat16"`; empty where nothing was computed.
-        shapes: of what each output of the network gives for a picture.
-        seconds_per_picture: of reading and running the network, after the first batch, which waits for what is done
-            once; None where no more was computed.
-    """
+    """What a network makes of the pictures of a split, on disk."""
 
     shelf: Shelf
     rows: np.ndarray
     computed: int
+    # What ran it, such as `"openvino bfloat16"`.
     engine: str
     shapes: tuple[tuple[int, ...], ...]
+    # Of reading and running the network, after the first batch, which waits for what is done once.
     seconds_per_picture: float | None = None
 
     def __len__(self) -> int:
@@ -105,40 +97,7 @@ def extract(
     cache: FeatureCache | None = None,
     name: str = "features",
 ) -> Features:
-    """Run a network once over the pictures of a split, in inference mode, and keep what it gives.
-
-    What is kept is found again by its content: the network's graph and weights, the size and form of the pictures,
-    and each picture's own bytes. So another head, case, split or seed reads instead of computing, a changed
-    picture alone is computed anew, and a run that was killed goes on where it was.
-
-    Args:
-        trunk: a model that eats raw RGB, 0 to 255. Several outputs are kept side by side (see `Features.parts`).
-        split: the pictures.
-        image_size: height and width in pixels.
-        batch_size: pictures per step.
-        engine: one of `engines.ENGINES`; or an engine that was made for this trunk, for several splits.
-        precision: `"float32"`, `"bfloat16"`, or `"auto"` (see `engines.make_engine`).
-        dtype: in which the features are kept, `"float32"` or `"float16"`.
-        views: how often the network sees each picture: first as it is, then changed by `augment`, each time
-            otherwise. The changes depend on the picture's content, `seed` and the number of the view.
-        augment: a level of `augmentation.AUGMENTATIONS`.
-        flip: whether augmentation may mirror pictures.
-        seed: of the augmentation.
-        cache: where to keep them; None is the user's own cache.
-        name: what the progress bar is called.
-
-    Returns:
-        The features, in the split's order, view by view.
-
-    Raises:
-        InputError: the network gives NaN, the cache cannot be written, or several views without augmentation.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> trunk = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D()])
-        >>> extract(trunk, load_data("emoji").val.take(range(5)), image_size=(32, 32)).shape
-        (5, 3)
-    """
+    """Run a network once over the pictures of a split, in inference mode, and keep what it gives."""
     if not len(split):
         raise InputError("Expected pictures to run the network over. Received: an empty split.")
     check_views(views, augment)
@@ -185,27 +144,7 @@ def keep(
     engine: str = "auto",
     cache: FeatureCache | None = None,
 ) -> bool:
-    """Keep what is known already of what a network gives, so that `extract` need not compute it again.
-
-    The first pictures are computed nevertheless, and nothing is kept where they differ.
-
-    Args:
-        trunk: as `extract` will be given.
-        split: the pictures.
-        values: what the network gives for each, shape (N, D).
-        image_size: height and width in pixels.
-        engine: as `extract` will be given.
-        cache: as `extract` will be given.
-
-    Returns:
-        Whether they were kept.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> trunk = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D()])
-        >>> keep(trunk, load_data("emoji").val, np.zeros((51, 3)), image_size=(32, 32))
-        False
-    """
+    """Keep what is known already of what a network gives, so that `extract` need not compute it again."""
     if tuple(trunk.output_shape[1:]) != values.shape[1:] or not len(split):
         return False
     trunk = local_copy(trunk)
@@ -228,18 +167,7 @@ def _per_picture(clock: Sequence[tuple[float, int]]) -> float | None:
 
 
 def check_views(views: int, augment: str) -> None:
-    """Refuse a number of views that makes no sense.
-
-    Args:
-        views: how often a network is to see each picture.
-        augment: how the pictures change from the second time on.
-
-    Raises:
-        InputError: it is below 1, or above 1 without augmentation.
-
-    Example:
-        >>> check_views(4, "light")
-    """
+    """Refuse a number of views that makes no sense."""
     if views < 1 or (views > 1 and augment == "none"):
         raise InputError(
             f"Expected views of 1 or more, and an augmentation where there are several. Received: views={views}, "
@@ -283,19 +211,7 @@ def _joined(held: Sequence[np.ndarray], start: int) -> tuple[slice, np.ndarray]:
 
 
 def frozen_trunk(model: keras.Model) -> keras.Model | None:
-    """Give a model without its head where the head alone trains, so that the rest need run but once.
-
-    Args:
-        model: a model whose last layer is its head.
-
-    Returns:
-        The trunk, which shares the model's layers; None where more than a Dense head on a vector trains.
-
-    Example:
-        >>> layers = [keras.layers.Dense(3, trainable=False), keras.layers.Dense(2)]
-        >>> frozen_trunk(keras.Sequential([keras.Input((4,)), *layers])).output_shape
-        (None, 3)
-    """
+    """Give a model without its head where the head alone trains, so that the rest need run but once."""
     head = model.layers[-1]
     alone = (
         isinstance(head, keras.layers.Dense)
@@ -310,24 +226,7 @@ def frozen_trunk(model: keras.Model) -> keras.Model | None:
 
 
 def input_size(model: keras.Model, data: ImageData) -> tuple[int, int]:
-    """Say at what size a model is to see the pictures.
-
-    Args:
-        model: a built model.
-        data: the data.
-
-    Returns:
-        Height and width: the data's own where they were asked for, else the model's.
-
-    Raises:
-        InputError: the two differ, or neither is known.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()])
-        >>> input_size(model, load_data("emoji"))
-        (32, 32)
-    """
+    """Say at what size a model is to see the pictures."""
     height, width = model.input_shape[1:3]
     if height is None or width is None:
         if data.image_size is None:

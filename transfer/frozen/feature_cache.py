@@ -32,16 +32,9 @@ _OURS = re.compile(r"used|about\.json|.+\.rows\d+|\..+\.partial")
 
 @dataclass(frozen=True)
 class ShelfInfo:
-    """What there is to know of a shelf without opening it.
+    """What there is to know of a shelf without opening it."""
 
-    Attributes:
-        key: of what made its rows; those of another shape or dtype are on another shelf of the same key.
-        about: the same in words.
-        rows: how many it holds.
-        bytes: on disk.
-        last_used: when it was last opened.
-    """
-
+    # Of what made its rows.
     key: str
     about: dict[str, str]
     rows: int
@@ -50,25 +43,7 @@ class ShelfInfo:
 
 
 class FeatureCache:
-    """A folder of shelves, one for each network, preprocessing and image size.
-
-    Any number of processes may use it at once. When it grows past its limit, the shelves go that were opened longest
-    ago, but for those that are open in a living process.
-
-    Args:
-        folder: None is the environment variable TRANSFER_CACHE, or else the user's folder for caches.
-        limit: of all shelves together, in bytes.
-
-    Example:
-        >>> import hashlib
-        >>> cache = FeatureCache(Path("features"))
-        >>> shelf = cache.shelf("0a1b2c3d", shape=(2,), dtype="float32", about={"network": "tiny"})
-        >>> digests = [hashlib.sha256(picture).hexdigest() for picture in (b"one", b"two")]
-        >>> shelf.append(digests, [[1, 2], [3, 4]])
-        array([0, 1])
-        >>> shelf.take(shelf.find(digests[::-1])).tolist()
-        [[3.0, 4.0], [1.0, 2.0]]
-    """
+    """A folder of shelves, one for each network, preprocessing and image size."""
 
     def __init__(self, folder: Path | None = None, *, limit: int = LIMIT) -> None:
         self.folder = (default_folder() if folder is None else Path(folder)).absolute()
@@ -76,20 +51,7 @@ class FeatureCache:
         self._unseen = float("inf")  # bytes appended by this process since the sizes were summed
 
     def shelf(self, key: str, *, shape: tuple[int, ...], dtype: str, about: Mapping[str, str]) -> Shelf:
-        """Open the shelf of one network, and make it where there is none.
-
-        Args:
-            key: hex digest of all that the rows depend on but the pictures.
-            shape: of one row.
-            dtype: `"float16"` or `"float32"`.
-            about: the key in words, for whoever lists the shelves.
-
-        Returns:
-            The shelf, with what all processes have appended by now.
-
-        Raises:
-            InputError: the folder cannot be made, or key, shape or dtype are not such.
-        """
+        """Open the shelf of one network, and make it where there is none."""
         shape = tuple(shape)
         if not re.fullmatch("[0-9a-f]{8,64}", key) or dtype not in ("float16", "float32") or 0 in shape:
             raise InputError(
@@ -113,17 +75,7 @@ class FeatureCache:
         ]
 
     def clear(self, keys: Sequence[str] | None = None) -> int:
-        """Delete shelves, also those that are open somewhere: what a run has not read yet, it has lost.
-
-        Args:
-            keys: of the shelves; None is all of them.
-
-        Returns:
-            Bytes freed.
-
-        Raises:
-            InputError: there is no such shelf, or it cannot be deleted.
-        """
+        """Delete shelves, also those that are open somewhere: what a run has not read yet, it has lost."""
         folders = self._folders()
         valid = list(dict.fromkeys(map(_key, folders)))
         for key in keys or ():
@@ -138,11 +90,8 @@ class FeatureCache:
             ) from None
 
     def evict(self) -> int:
-        """Delete the shelves opened longest ago until the rest is within the limit, and what killed runs left.
-
-        Returns:
-            Bytes freed.
-        """
+        """Delete the shelves opened longest ago until the rest is within the limit, and what killed runs
+        left."""
         self._unseen = 0
         folders = self._folders()
         freed = sum(map(_delete_leftovers, folders))

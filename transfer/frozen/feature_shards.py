@@ -38,73 +38,42 @@ _PREFIX = "pass-"
 
 @dataclass(frozen=True)
 class Plan:
-    """What every worker of a pass does.
+    """What every worker of a pass does."""
 
-    Attributes:
-        shelf: name of the shelf's folder, beside that of the pass; a worker whose own has another name would write
-            other numbers.
-        image_size: height and width in pixels.
-        resize: how pictures get that shape.
-        dtype: of the rows.
-        engine: what is to run the network.
-        precision: in which it is to run.
-        batch_size: pictures per step.
-        limit: of the cache, in bytes.
-        threads: of a worker, where several share a machine; 0 leaves that to the engine.
-    """
-
+    # Name of the shelf's folder, beside that of the pass.
     shelf: str
+    # Height and width in pixels.
     image_size: tuple[int, int]
+    # How pictures get that shape.
     resize: str
     dtype: str
     engine: str
     precision: str
     batch_size: int
+    # Of the cache, in bytes.
     limit: int
+    # Of a worker, where several share a machine.
     threads: int = 0
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker says of a shard.
-
-    Attributes:
-        worker: its machine and process.
-        pictures: for how many it ran the network.
-        began: when it took the shard, in seconds since 1970.
-        first: when the first batch was there.
-        first_batch: pictures in that.
-        ended: when the rows were written.
-        setup: seconds that the worker needed before its first shard, imports included.
-    """
+    """What a worker says of a shard."""
 
     worker: str
     pictures: int
+    # When it took the shard, in seconds since 1970.
     began: float
     first: float
     first_batch: int
     ended: float
+    # Seconds that the worker needed before its first shard, imports included.
     setup: float
 
 
 @contextmanager
 def pass_folder(cache: Path) -> Iterator[Path]:
-    """Make the folder of a pass, and remove it afterwards.
-
-    Args:
-        cache: the folder of the shelves.
-
-    Yields:
-        The folder.
-
-    Raises:
-        InputError: it cannot be made.
-
-    Example:
-        >>> with pass_folder(Path(".")) as folder:
-        ...     folder.name.startswith("pass-")
-        True
-    """
+    """Make the folder of a pass, and remove it afterwards."""
     for old in cache.glob(f"{_PREFIX}*"):
         with suppress(OSError):
             if time.time() - old.stat().st_mtime > FORGOTTEN:
@@ -127,24 +96,7 @@ def pass_folder(cache: Path) -> Iterator[Path]:
 
 
 def lay_out(folder: Path, trunk: Any, plan: Plan, split: Split, *, count: int) -> None:
-    """Write all that workers need.
-
-    Each shard is a random sample of the pictures: whoever reads a few shards at a time later, in training, sees all
-    kinds of them. Pictures that are files are named, others written.
-
-    Args:
-        folder: of the pass.
-        trunk: the network.
-        plan: what to do.
-        split: the pictures to run it over, with their digests.
-        count: of shards.
-
-    Raises:
-        InputError: the network cannot be saved, or the disk is full.
-
-    Example:
-        lay_out(folder, trunk, plan, split.take(missing), count=4)
-    """
+    """Write all that workers need."""
     _save(trunk, folder / "trunk.keras")
     write_text(folder / "plan.json", json.dumps(asdict(plan)))
     order = np.random.default_rng(0).permutation(len(split))
@@ -165,21 +117,7 @@ def _save(trunk: Any, path: Path) -> None:
 
 
 def write_shard(path: Path, pictures: Split) -> None:
-    """Write which pictures are in a shard: the paths of files, and the content of others.
-
-    Args:
-        path: of the file to write.
-        pictures: those of the shard, with their digests.
-
-    Raises:
-        InputError: it cannot be written.
-
-    Example:
-        >>> split = Split([b"encoded"], np.zeros(1, "int64"), ["a"], digests=["ab" * 32])
-        >>> write_shard(Path("0.shard"), split)
-        >>> list(read_shard(Path("0.shard"), "stretch").pictures)
-        [b'encoded']
-    """
+    """Write which pictures are in a shard: the paths of files, and the content of others."""
     parts = [_written(picture) for picture in pictures.pictures]
     content = np.frombuffer(b"".join(part for part, _ in parts), "uint8")
     sizes, shapes = [len(part) for part, _ in parts], [shape for _, shape in parts]
@@ -203,20 +141,7 @@ def _written(picture: Any) -> tuple[bytes, tuple[int, int]]:
 
 
 def read_shard(path: Path, resize: str) -> Split:
-    """Read which pictures are in a shard.
-
-    Args:
-        path: of the file.
-        resize: how they are brought to another shape.
-
-    Returns:
-        The pictures, with their digests; they have neither labels nor names of their own.
-
-    Example:
-        >>> write_shard(Path("0.shard"), Split(["a.png"], np.zeros(1, "int64"), ["a"], digests=["ab" * 32]))
-        >>> read_shard(Path("0.shard"), "pad").pictures[0] == os.path.abspath("a.png")
-        True
-    """
+    """Read which pictures are in a shard."""
     with np.load(path, allow_pickle=False) as found:
         content, sizes, shapes = (found[name] for name in ("content", "sizes", "shapes"))
         digests = [digest.decode() for digest in found["digests"].tolist()]
@@ -231,14 +156,7 @@ def read_shard(path: Path, resize: str) -> Split:
 
 
 class Worker:
-    """A network, ready to run over the shards of a pass; made once in each process.
-
-    Args:
-        folder: of the pass.
-
-    Raises:
-        InputError: this process does not see the folder, or would give other numbers than were asked for.
-    """
+    """A network, ready to run over the shards of a pass; made once in each process."""
 
     def __init__(self, folder: Path) -> None:
         began = time.time()
@@ -294,17 +212,7 @@ class Worker:
             )
 
     def work(self, number: int) -> Done | None:
-        """Run the network over a shard and write what it gives, all of it at once.
-
-        Args:
-            number: of the shard.
-
-        Returns:
-            What was done; None where all of it is there already.
-
-        Raises:
-            InputError: a picture cannot be read, the network gives NaN, or the rows cannot be written.
-        """
+        """Run the network over a shard and write what it gives, all of it at once."""
         with self._lock:  # an engine is for one thread
             shard = read_shard(self.folder / f"{number}.shard", self.plan.resize)
             left = np.flatnonzero(self.shelf.find(shard.digests) < 0)  # it may have been begun before
@@ -332,21 +240,7 @@ _lock = threading.Lock()
 
 
 def work_off(number: int, folder: str) -> None:
-    """Do what a worker does with a shard; the process's first makes the worker.
-
-    What is wrong with the data or the machine is written into the folder, as whoever starts workers wraps errors in
-    pages of others; the rest of the shards is let be then.
-
-    Args:
-        number: of the shard.
-        folder: of the pass.
-
-    Raises:
-        InputError: the folder is not there.
-
-    Example:
-        work_off(0, "/shared/features/pass-1")
-    """
+    """Do what a worker does with a shard; the process's first makes the worker."""
     place = Path(folder)
     if failure(place) is not None:
         return
@@ -366,36 +260,14 @@ def work_off(number: int, folder: str) -> None:
 
 
 def failure(folder: Path) -> str | None:
-    """Say what went wrong in a pass.
-
-    Args:
-        folder: of the pass.
-
-    Returns:
-        The message of the worker that met it; None where nothing did.
-
-    Example:
-        >>> failure(Path(".")) is None
-        True
-    """
+    """Say what went wrong in a pass."""
     with suppress(FileNotFoundError):
         return (folder / "failure").read_text(encoding="utf-8")
     return None
 
 
 def problem_in(error: BaseException) -> str | None:
-    """Find the message for the user in an error, however it was wrapped.
-
-    Args:
-        error: any.
-
-    Returns:
-        The message of the `InputError` that it is or that its text tells of; None where there is none.
-
-    Example:
-        >>> problem_in(RuntimeError("Traceback: x.InputError: Cannot read a.png. [while running 'Map']"))
-        'Cannot read a.png.'
-    """
+    """Find the message for the user in an error, however it was wrapped."""
     if isinstance(error, InputError):
         return str(error)
     found = re.search(r"InputError: (.+?)(?: ?\[while running|\\n|$)", str(error), flags=re.MULTILINE)
@@ -403,34 +275,12 @@ def problem_in(error: BaseException) -> str | None:
 
 
 def reports(folder: Path) -> list[Done]:
-    """Read what workers have said.
-
-    Args:
-        folder: of the pass.
-
-    Returns:
-        What was done, shard by shard.
-
-    Example:
-        >>> reports(Path("."))
-        []
-    """
+    """Read what workers have said."""
     return [Done(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.done"))]
 
 
 def per_picture(done: Sequence[Done]) -> float | None:
-    """Say what a picture took, workers side by side, from when the first batches of all were there.
-
-    Args:
-        done: what workers have said.
-
-    Returns:
-        Seconds of the whole pass per picture; None where there was but one batch for each.
-
-    Example:
-        >>> per_picture([Done("a", 30, 0, 2, 10, 6, 5), Done("b", 30, 0, 3, 10, 7, 5)])
-        0.1
-    """
+    """Say what a picture took, workers side by side, from when the first batches of all were there."""
     rates = []
     for worker in {report.worker for report in done}:
         own = sorted((report for report in done if report.worker == worker), key=lambda report: report.began)

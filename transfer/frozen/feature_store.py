@@ -31,19 +31,7 @@ _MOST_OPEN = 64  # files of a shelf; macOS allows a process 256
 
 
 class Shelf:
-    """Rows of one shape, one for each picture, found by the digest of the picture's content.
-
-    Of each picture 30 bytes are in memory, 300 MB for 10 million; the rows stay on disk. They are read rather than
-    memory-mapped, so that what was read does not count as memory of the process, a failing disk is an error and not
-    a crash, and what is checked are the very bytes that are handed out. Any number of threads may use a shelf.
-
-    Args:
-        folder: of its own; made where there is none.
-        shape: of one row.
-        dtype: `"float16"` or `"float32"`.
-        about: what the rows are, in words; written beside them.
-        grown: is called with the bytes written, after each append.
-    """
+    """Rows of one shape, one for each picture, found by the digest of the picture's content."""
 
     def __init__(
         self,
@@ -71,18 +59,7 @@ class Shelf:
         return sum(len(file) for file in self._files if not file.gone)
 
     def find(self, digests: Sequence[str]) -> np.ndarray:
-        """Say which rows are those of some pictures; each is read and checked when it is found first.
-
-        Args:
-            digests: of the pictures' content, each of 32 hexadecimal digits or more.
-
-        Returns:
-            int64 array of shape (N,): ids for `take`, of this object alone, and -1 for what is to be computed. Rows
-            that others append after the shelf was opened are not found.
-
-        Raises:
-            InputError: something is not a digest.
-        """
+        """Say which rows are those of some pictures; each is read and checked when it is found first."""
         parts = [pack(digests[i : i + _LOOKUP]) for i in range(0, len(digests), _LOOKUP)]
         with self._lock:
             while True:  # until nothing that was found is broken: another file may hold the same picture
@@ -97,17 +74,7 @@ class Shelf:
             self._load()
 
     def take(self, ids: np.ndarray) -> np.ndarray:
-        """Read rows, and check them again.
-
-        Args:
-            ids: int array of shape (N,), of `find` or `append`, in any order.
-
-        Returns:
-            Array of shape (N, *shape).
-
-        Raises:
-            InputError: a row broke after it was found, or the shelf was cleared.
-        """
+        """Read rows, and check them again."""
         ids = np.asarray(ids, "int64")
         if ids.size and not 0 <= ids.min() <= ids.max() < self._end:
             raise IndexError(f"{ids.min()} to {ids.max()} of {self._end} rows")
@@ -126,19 +93,7 @@ class Shelf:
         return rows.view(self.dtype).reshape(len(ids), *self.shape)
 
     def append(self, digests: Sequence[str], rows: np.ndarray) -> np.ndarray:
-        """Add rows, all of them or none, as one file.
-
-        Args:
-            digests: of the pictures, as for `find`; one that is there already does no harm.
-            rows: array of shape (N, *shape); it is brought to the shelf's dtype.
-
-        Returns:
-            int64 array of shape (N,): ids for `take`.
-
-        Raises:
-            InputError: the rows have NaN or infinite values or another shape, something is not a digest, or they
-                cannot be written. What the shelf had stays.
-        """
+        """Add rows, all of them or none, as one file."""
         packed = pack(digests)
         rows = _check_rows(np.asarray(rows), len(packed), self.shape, self.dtype)
         if not len(rows):
@@ -221,7 +176,8 @@ class Shelf:
                 yield self._files[numbers[places[0]]], order[places]
 
     def _place(self, path: Path) -> int:
-        """Open a file, or take it from those that are open; one that was deleted meanwhile can still be read."""
+        """Open a file, or take it from those that are open; one that was deleted meanwhile can still be
+        read."""
         if path not in self._open:
             self._open[path] = os.open(path, os.O_RDONLY)
             if len(self._open) > _MOST_OPEN:
@@ -255,10 +211,7 @@ class Shelf:
 
 
 class _Index:
-    """Which id a digest has, in sorted runs of numpy: a dict of 10 million would take 1.5 GB.
-
-    Runs are merged with those before that are not twice as long, so that all appends together cost few sorts.
-    """
+    """Which id a digest has, in sorted runs of numpy: a dict of 10 million would take 1.5 GB."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[np.ndarray, np.ndarray]] = []

@@ -34,13 +34,7 @@ _TOLERANCE = {"choice": 1e-4, "head": 1e-5}
 
 
 class Tried(NamedTuple):
-    """One value of the regularisation.
-
-    Attributes:
-        C: its value.
-        loss: mean cross-entropy, in nats, of pictures that were left out, weighted like the classes.
-        accuracy: the share of them that was right, weighted so too.
-    """
+    """One value of the regularisation."""
 
     C: float
     loss: float
@@ -49,23 +43,15 @@ class Tried(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A Dense softmax for raw features.
+    """A Dense softmax for raw features."""
 
-    Attributes:
-        kernel: float32 of shape (D, K).
-        bias: float32 of shape (K,).
-        regularisation: the C that was chosen: the head minimises the sum of the cross-entropies plus
-            |kernel * scale|^2 / (2 C), the features divided by `scale`, at which their mean squared distance from
-            their mean is 1. Small is strong.
-        scale: of the features.
-        tried: what was compared, strong regularisation first; empty where there was nothing to choose by.
-        chosen_by: `"validation"`, `"cross-validation"` or `"default"`.
-    """
-
+    # Float32 of shape (D, K).
     kernel: np.ndarray
+    # Float32 of shape (K,).
     bias: np.ndarray
     regularisation: float
     scale: float
+    # What was compared, strong regularisation first.
     tried: tuple[Tried, ...]
     chosen_by: str
 
@@ -80,36 +66,7 @@ def solve(
     groups: Sequence[Any] | np.ndarray = (),
     seed: int = 0,
 ) -> Head:
-    """Train a head to the optimum: multinomial logistic regression by L-BFGS, its regularisation chosen.
-
-    Regularisation is weakened or strengthened step by step, each solution starting from the last, until the loss of
-    pictures left out gets worse: validation pictures where there are enough (see `ENOUGH`), else those of stratified
-    cross-validation.
-    The features are centred and divided by one scale for all, since scaling each by itself blows up those that are
-    seldom active; the head has both folded in.
-
-    Args:
-        features: shape (N, D), any float type, as the frozen network gives them.
-        labels: shape (N,), whole numbers from 0.
-        num_classes: K, 2 or more; each needs a picture.
-        val: features and labels to choose by; they are not trained on.
-        class_weights: weight of each class' pictures, as `pipeline.class_weights` gives them; None weighs all pictures
-            the same.
-        groups: of each picture, such as its patient; cross-validation never separates them.
-        seed: of the folds. The order of the pictures does not matter.
-
-    Returns:
-        The head, the same for the same input.
-
-    Raises:
-        InputError: features that are not finite, a class without pictures, or shapes that do not fit.
-
-    Example:
-        >>> features = np.random.default_rng(0).normal(size=(40, 5)) + np.arange(40)[:, None] % 2
-        >>> head = solve(features, np.arange(40) % 2, 2)
-        >>> head.kernel.shape, head.bias.shape, head.chosen_by
-        ((5, 2), (2,), 'cross-validation')
-    """
+    """Train a head to the optimum: multinomial logistic regression by L-BFGS, its regularisation chosen."""
     features, labels = _checked("features", features, labels, num_classes)
     _check_classes(labels, num_classes)
     if len(groups) not in (0, len(labels)):
@@ -189,7 +146,8 @@ def _weight_by_class(class_weights: Mapping[int, float] | None, num_classes: int
 
 
 def _span(x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """Rotate fewer pictures than features into the space that they span: the optimum lies there, so this is exact."""
+    """Rotate fewer pictures than features into the space that they span: the optimum lies there, so this is
+    exact."""
     if x.shape[0] >= x.shape[1]:
         return None, x
     rotation, rest = np.linalg.qr(x.T)
@@ -199,7 +157,8 @@ def _span(x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
 def _folds(
     features: np.ndarray, labels: np.ndarray, groups: Sequence[Any] | np.ndarray, seed: int
 ) -> np.ndarray:
-    """Give each picture a fold, each class spread evenly, groups whole; by the features, not by their order."""
+    """Give each picture a fold, each class spread evenly, groups whole; by the features, not by their
+    order."""
     # A projection, and not a checksum: where another device rounds otherwise, hardly any picture changes its place.
     keys = features.reshape(len(features), -1) @ np.random.default_rng(0).normal(size=features[0].size)
     order = np.lexsort((keys, labels))
@@ -254,7 +213,8 @@ def _left_out(x: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.
 
 
 def _try(trials: Sequence[_Trial]) -> list[Tried]:
-    """Walk from `START` along the grid while that helps, first to weaker regularisation; the loss has one valley."""
+    """Walk from `START` along the grid while that helps, first to weaker regularisation; the loss has one
+    valley."""
     if not trials:
         return []
     start = GRID.index(START)
@@ -279,8 +239,8 @@ def _judge(trials: Sequence[_Trial], c: float) -> Tried:
 def _finish(
     trials: Sequence[_Trial], c: float, x: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> Solution:
-    """Solve for all pictures, from a trial's solution where it knows all classes; in float32 for most of the way, whose
-    rounding may stop it early, and to the end in float64."""
+    """Solve for all pictures, from a trial's solution where it knows all classes; in float32 for most of
+    the way, whose rounding may stop it early, and to the end in float64."""
     near = [trial for trial in trials if len(trial.classes) == len(weights) and c in trial.solutions]
     start = near[0].solutions[c] if near else None
     same = near and near[0].x is x

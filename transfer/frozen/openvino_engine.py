@@ -14,19 +14,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 def import_openvino() -> Any | None:
-    """Import OpenVINO such that nothing is ever sent.
-
-    It would report its import to its makers unless the user has opted out, through the package
-    `openvino-telemetry`. Without that package it uses a stand-in that does nothing; here it is made to find
-    none while it is imported. Where a program has imported OpenVINO before, that is its own affair; what is
-    used here of OpenVINO, its runtime, has no telemetry (its converter, which Keras' `export` uses, has).
-
-    Returns:
-        The module, or None where it is not installed.
-
-    Example:
-        >>> module = import_openvino()
-    """
+    """Import OpenVINO such that nothing is ever sent."""
     missing = object()
     before = sys.modules.get("openvino_telemetry", missing)
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -42,15 +30,7 @@ def import_openvino() -> Any | None:
 
 
 def has_bfloat16() -> bool:
-    """Say whether OpenVINO is installed and the CPU computes with bfloat16 in hardware.
-
-    Returns:
-        Whether it is so.
-
-    Example:
-        >>> isinstance(has_bfloat16(), bool)
-        True
-    """
+    """Say whether OpenVINO is installed and the CPU computes with bfloat16 in hardware."""
     openvino = import_openvino()
     return openvino is not None and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -58,25 +38,7 @@ def has_bfloat16() -> bool:
 def compile_graph(
     definition: bytes, ends: tuple[str, str], *, precision: str, chunk: int, batch_size: int
 ) -> Run:
-    """Compile a graph of TensorFlow for the CPU.
-
-    Args:
-        definition: a serialised GraphDef with constants for variables.
-        ends: the names of two tensors, its placeholder and its output. Whatever else the graph holds is left out.
-        precision: `"float32"` or `"bfloat16"`.
-        chunk: pictures in the placeholder's shape, and so in each request.
-        batch_size: most pictures that come at once.
-
-    Returns:
-        A function of up to `batch_size` pictures.
-
-    Example:
-        With a concrete function of TensorFlow that takes 4 pictures:
-
-            definition = function.graph.as_graph_def().SerializeToString()
-            ends = (function.inputs[0].name, function.outputs[0].name)
-            run = compile_graph(definition, ends, precision="float32", chunk=4, batch_size=32)
-    """
+    """Compile a graph of TensorFlow for the CPU."""
     openvino = import_openvino()
     if openvino is None:
         raise ImportError("OpenVINO is not installed")
@@ -122,18 +84,6 @@ def _requests(compiled: Any, chunk: int, batch_size: int) -> Run:
 
 
 def padded(images: np.ndarray, count: int) -> np.ndarray:
-    """Repeat the last picture until there are `count`, since another shape would be compiled anew.
-
-    Args:
-        images: array, one picture or more.
-        count: how many there are to be.
-
-    Returns:
-        The array with pictures appended.
-
-    Example:
-        >>> padded(np.array([1, 2]), 4).tolist()
-        [1, 2, 2, 2]
-    """
+    """Repeat the last picture until there are `count`, since another shape would be compiled anew."""
     missing = count - len(images)
     return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images

@@ -31,21 +31,12 @@ class BrokenError(Exception):
 
 @dataclass(slots=True, eq=False)
 class RowFile:
-    """One file of rows, as a shelf knows it.
-
-    Attributes:
-        path: of the file.
-        start: the shelf's id of its first row.
-        row_bytes: of each row.
-        sums: uint32 array of each row's checksum; of each, so that to use a few pictures of millions not all need be
-            read.
-        checked: bool array; whether this process has read the row.
-        gone: it broke; rows that were found before are read as long as they are sound, others are not found.
-    """
+    """One file of rows, as a shelf knows it."""
 
     path: Path
     start: int
     row_bytes: int
+    # Uint32 array of each row's checksum.
     sums: np.ndarray
     checked: np.ndarray = field(init=False)
     gone: bool = False
@@ -57,18 +48,7 @@ class RowFile:
         return len(self.sums)
 
     def read(self, place: int, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Read and check rows, a few at a time, neighbours at once.
-
-        Args:
-            place: the open file.
-            rows: int array of shape (N,), positions in the file in ascending order.
-
-        Yields:
-            Which of `rows`, and their content as uint8 array of shape (M, row_bytes).
-
-        Raises:
-            BrokenError: they are not what was written.
-        """
+        """Read and check rows, a few at a time, neighbours at once."""
         size, start = self.row_bytes, _offset(len(self))
         step = max(1, _PIECE // size)
         for i in range(0, len(rows), step):
@@ -85,21 +65,7 @@ class RowFile:
 
 
 def pack(digests: Sequence[str]) -> np.ndarray:
-    """Bring digests to the form in which they are kept and compared.
-
-    Args:
-        digests: each of 32 hexadecimal digits or more.
-
-    Returns:
-        Array of shape (N,) of 16 bytes each, the first of each digest.
-
-    Raises:
-        InputError: something is not a digest.
-
-    Example:
-        >>> pack(["00" * 31 + "01", "ab" * 32]).itemsize
-        16
-    """
+    """Bring digests to the form in which they are kept and compared."""
     text = "".join([digest[: 2 * _DIGEST] for digest in digests])
     try:
         content = bytes.fromhex(text)
@@ -114,45 +80,14 @@ def pack(digests: Sequence[str]) -> np.ndarray:
 
 
 def make_head(shelf: bytes, digests: np.ndarray, content: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Make what stands in a file before its rows.
-
-    Args:
-        shelf: 16 bytes that tell this shelf from others.
-        digests: of `pack`.
-        content: the rows as uint8 array of shape (N, bytes of a row).
-
-    Returns:
-        The head, and the checksum of each row.
-
-    Example:
-        >>> len(make_head(bytes(16), pack(["ab" * 32]), np.zeros((1, 8), "uint8"))[0])
-        68
-    """
+    """Make what stands in a file before its rows."""
     sums = _sums(content)
     head = _HEAD.pack(_MAGIC, VERSION, shelf, *content.shape) + digests.tobytes() + sums.tobytes()
     return head + struct.pack("<I", zlib.crc32(head)), sums
 
 
 def read_head(path: Path, shelf: bytes, row_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read and check what stands before the rows.
-
-    Args:
-        path: of the file.
-        shelf: 16 bytes that tell the shelf from others.
-        row_bytes: of each row.
-
-    Returns:
-        The digests, and the checksum of each row.
-
-    Raises:
-        BrokenError: the file is not what was written, or of another version or shelf.
-
-    Example:
-        >>> rows = np.zeros((1, 8), "uint8")
-        >>> _ = Path("a").write_bytes(make_head(bytes(16), pack(["ab" * 32]), rows)[0] + rows.tobytes())
-        >>> read_head(Path("a"), bytes(16), 8)[0] == pack(["ab" * 32])
-        array([ True])
-    """
+    """Read and check what stands before the rows."""
     with open(path, "rb") as file:
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size or not head.startswith(_MAGIC):
@@ -172,20 +107,7 @@ def read_head(path: Path, shelf: bytes, row_bytes: int) -> tuple[np.ndarray, np.
 
 
 def count_rows(path: Path) -> int:
-    """Say how many rows a file has, by the first bytes of its head alone.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        The number; 0 where it is not whole.
-
-    Example:
-        >>> rows = np.zeros((1, 8), "uint8")
-        >>> _ = Path("a").write_bytes(make_head(bytes(16), pack(["ab" * 32]), rows)[0] + rows.tobytes())
-        >>> count_rows(Path("a"))
-        1
-    """
+    """Say how many rows a file has, by the first bytes of its head alone."""
     try:
         with open(path, "rb") as file:
             *_, count, row_bytes = _HEAD.unpack(file.read(_HEAD.size))

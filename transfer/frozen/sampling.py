@@ -20,26 +20,7 @@ _HELD = 2  # windows: a batch may lie across two
 def windows(
     rows: np.ndarray, *, seed: int, epoch: int, block: int = BLOCK, mixed: int = MIXED
 ) -> Iterator[np.ndarray]:
-    """Give an epoch's order of rows on disk, a window at a time.
-
-    Blocks of neighbours on disk are shuffled, and the rows of a few of them at a time are mixed, as a shuffle buffer
-    over several shards does it. Where blocks begin is drawn too, so that no two rows are always in the same window.
-
-    Args:
-        rows: where each row stands on disk, int array of shape (N,), in any order; `Features.rows` is such.
-        seed: 0 or more.
-        epoch: from 0.
-        block: rows that are read at one go.
-        mixed: blocks that are mixed.
-
-    Yields:
-        int64 arrays of up to `block * mixed` positions in `rows`, each position in one of them. Where all fit in one,
-        it is a plain permutation: that of `np.random.default_rng([seed, epoch])`.
-
-    Example:
-        >>> [sorted(window.tolist()) for window in windows(np.arange(8)[::-1], seed=0, epoch=0, block=2, mixed=2)]
-        [[2, 3, 6, 7], [0, 1, 4, 5]]
-    """
+    """Give an epoch's order of rows on disk, a window at a time."""
     draw = np.random.default_rng([seed, epoch])
     count, size = len(rows), block * mixed
     if count <= size:
@@ -58,60 +39,18 @@ def windows(
 
 
 def order(rows: np.ndarray, *, seed: int, epoch: int, block: int = BLOCK, mixed: int = MIXED) -> np.ndarray:
-    """Give an epoch's order of rows on disk: the windows of `windows`, one after the other.
-
-    Args:
-        rows: where each row stands on disk, int array of shape (N,), in any order.
-        seed: 0 or more.
-        epoch: from 0.
-        block: rows that are read at one go.
-        mixed: blocks that are mixed.
-
-    Returns:
-        int64 array of shape (N,): each position in `rows` once.
-
-    Example:
-        >>> order(np.arange(5), seed=0, epoch=0).tolist() == np.random.default_rng([0, 0]).permutation(5).tolist()
-        True
-    """
+    """Give an epoch's order of rows on disk: the windows of `windows`, one after the other."""
     return np.concatenate(list(windows(rows, seed=seed, epoch=epoch, block=block, mixed=mixed)))
 
 
 def count_runs(rows: np.ndarray) -> int:
-    """Say how many reads it takes to read rows: neighbours are read at one go.
-
-    Args:
-        rows: where each stands on disk, int array of shape (N,), in any order.
-
-    Returns:
-        The number of runs of neighbours.
-
-    Example:
-        >>> count_runs(np.array([7, 3, 4, 5]))
-        2
-    """
+    """Say how many reads it takes to read rows: neighbours are read at one go."""
     return int((np.diff(np.sort(rows)) > 1).sum()) + 1 if len(rows) else 0
 
 
 class Sampler:
-    """Rows on disk in the order of `order`, read a window at a time: neighbours at one go, whatever a batch asks for.
-
-    Any rows may be asked for at any time, by several threads; those of the epoch's order, in its order, are read once.
-
-    Args:
-        take: gives rows at positions; `Features.take`, say.
-        rows: where each row stands on disk, int array of shape (N,).
-        seed: of the order, 0 or more.
-        block: rows that are read at one go.
-        mixed: blocks that are mixed.
-
-    Example:
-        >>> rows = np.arange(10.0).reshape(5, 2)
-        >>> sampler = Sampler(rows.__getitem__, np.arange(5), seed=0, block=2, mixed=1)
-        >>> positions = sampler.order(0)
-        >>> np.array_equal(sampler.take(positions[:3]), rows[positions[:3]])
-        True
-    """
+    """Rows on disk in the order of `order`, read a window at a time: neighbours at one go, whatever a batch
+    asks for."""
 
     def __init__(
         self,
@@ -130,14 +69,7 @@ class Sampler:
         self._held: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def order(self, epoch: int) -> np.ndarray:
-        """Give an epoch's order, and read by its windows from now on.
-
-        Args:
-            epoch: from 0.
-
-        Returns:
-            int64 array of shape (N,), of `order`.
-        """
+        """Give an epoch's order, and read by its windows from now on."""
         options = {"seed": self._seed, "epoch": epoch, "block": self._block, "mixed": self._mixed}
         found = order(self._rows, **options)
         size = self._block * self._mixed
@@ -150,14 +82,7 @@ class Sampler:
         return found
 
     def take(self, positions: np.ndarray) -> np.ndarray:
-        """Give rows.
-
-        Args:
-            positions: int array of shape (n,).
-
-        Returns:
-            What the `take` of old would give.
-        """
+        """Give rows."""
         positions = np.asarray(positions, "int64")
         with self._lock:
             if not self._windows or not len(positions):

@@ -20,19 +20,7 @@ CHUNK_BYTES = 16 * 2**20
 
 
 def local_copy(model: keras.Model) -> keras.Model:
-    """Give a model that this process can run without the others.
-
-    Args:
-        model: of any strategy.
-
-    Returns:
-        The model itself; a copy where it is that of several workers.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        >>> local_copy(model) is model
-        True
-    """
+    """Give a model that this process can run without the others."""
     values = [variable.value for variable in model.variables[:1]] if crew().count > 1 else []
     # TensorFlow's have a value for each replica; those of JAX are in part on devices of others.
     shared = any(hasattr(v, "values") or not getattr(v, "is_fully_addressable", True) for v in values)
@@ -40,34 +28,14 @@ def local_copy(model: keras.Model) -> keras.Model:
 
 
 def missing_rows(shelf: Shelf, digests: Sequence[str]) -> np.ndarray:
-    """Say which pictures are not on the shelf, or not on that of another worker.
-
-    Args:
-        shelf: of this worker.
-        digests: of the pictures' content.
-
-    Returns:
-        int64 array of positions: of several pictures with the same content, one.
-
-    Example:
-        missing_rows(shelf, digests_of(data.train))
-    """
+    """Say which pictures are not on the shelf, or not on that of another worker."""
     lacking = (shelf.find(digests) < 0).astype("int32")
     on_each = crew().rows(lacking).reshape(crew().count, -1)
     return first_of_each(digests, on_each.max(axis=0, initial=0) > 0)
 
 
 def exchange(shelf: Shelf, digests: Sequence[str], parts: Sequence[np.ndarray]) -> None:
-    """Give the other workers what this one has computed, and take what they have, a few at a time.
-
-    Args:
-        shelf: of this worker.
-        digests: of the pictures' content.
-        parts: positions by the number of the worker that computed them.
-
-    Example:
-        exchange(shelf, digests, np.array_split(missing, crew().count))
-    """
+    """Give the other workers what this one has computed, and take what they have, a few at a time."""
     if crew().count == 1:
         return
     step = max(1, CHUNK_BYTES // (4 * math.prod(shelf.shape)))
@@ -82,19 +50,7 @@ def exchange(shelf: Shelf, digests: Sequence[str], parts: Sequence[np.ndarray]) 
 
 
 def first_of_each(digests: Sequence[str], wanted: np.ndarray) -> np.ndarray:
-    """Pick positions to compute: of several pictures with the same content, one.
-
-    Args:
-        digests: of the pictures' content.
-        wanted: bool array, whether each is to be computed.
-
-    Returns:
-        int64 array of positions.
-
-    Example:
-        >>> first_of_each(["a", "b", "a"], np.array([True, False, True]))
-        array([0])
-    """
+    """Pick positions to compute: of several pictures with the same content, one."""
     seen: set[str] = set()
     found = []
     for i in np.flatnonzero(wanted).tolist():

@@ -16,23 +16,7 @@ Solution = tuple[np.ndarray, np.ndarray]
 
 
 class SoftmaxRegression:
-    """A convex problem: the sum of the pictures' weighted cross-entropies plus |kernel|^2 / (2 C).
-
-    The Hessian is at most half the features' second moments plus the ridge (Böhning 1992). In units of the square
-    root of that bound L-BFGS takes far fewer steps, most of all with weak regularisation: a long, flat valley.
-
-    Args:
-        x: features of shape (N, D), centred, float32 or float64, in which it computes.
-        labels: shape (N,), whole numbers from 0 to K - 1.
-        weights: of each class, shape (K,).
-        moments: those of the same problem, where they were computed in another precision already.
-
-    Example:
-        >>> x = np.array([[-1.0], [1.0], [-2.0], [2.0]])
-        >>> kernel, bias = SoftmaxRegression(x, np.array([0, 1, 0, 1]), np.ones(2)).solve(1.0, tolerance=1e-6)
-        >>> (x @ kernel + bias).argmax(axis=1).tolist()
-        [0, 1, 0, 1]
-    """
+    """A convex problem: the sum of the pictures' weighted cross-entropies plus |kernel|^2 / (2 C)."""
 
     def __init__(
         self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, moments: np.ndarray | None = None
@@ -43,16 +27,7 @@ class SoftmaxRegression:
         self._moments = moments
 
     def solve(self, c: float, *, tolerance: float, start: Solution | None = None) -> Solution:
-        """Find the optimum.
-
-        Args:
-            c: C; small is strong regularisation.
-            tolerance: largest slope of the mean loss at which it stops.
-            start: a solution to begin at; None is zero.
-
-        Returns:
-            The kernel, shape (D, K), and the bias, shape (K,), as float64.
-        """
+        """Find the optimum."""
         width, ridge = self.x.shape[1], 1 / (c * len(self.x))
         root = self._root(ridge)
         first = np.zeros((width + 1, self.classes))

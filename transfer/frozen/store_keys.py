@@ -27,24 +27,7 @@ _DECODER = "1"  # another number where the same file would give other pixels
 def open_shelf(
     run: Engine, *, image_size: tuple[int, int], resize: str, dtype: str, cache: FeatureCache | None
 ) -> Shelf:
-    """Open the shelf of a network and a way to see pictures, with what is on it.
-
-    Args:
-        run: what runs the network.
-        image_size: height and width in pixels.
-        resize: how pictures get that shape, one of `pictures.RESIZES`.
-        dtype: of the rows, `"float32"` or `"float16"`.
-        cache: where shelves are; None is the user's own cache, or a temporary one where that cannot be written to.
-
-    Returns:
-        The shelf.
-
-    Raises:
-        InputError: `cache` cannot be written to.
-
-    Example:
-        open_shelf(make_engine(trunk), image_size=(96, 96), resize="stretch", dtype="float32", cache=None)
-    """
+    """Open the shelf of a network and a way to see pictures, with what is on it."""
     about = {
         "network": run.model.name,
         "pictures": f"{image_size[0]}x{image_size[1]} {resize}",
@@ -56,19 +39,7 @@ def open_shelf(
 
 
 def digests_of(split: Split) -> list[str]:
-    """Say what each picture is by its content.
-
-    Args:
-        split: the pictures.
-
-    Returns:
-        A digest of each, in the split's order.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> len(digests_of(load_data("emoji").val))
-        51
-    """
+    """Say what each picture is by its content."""
     return list(split.digests) or [_digest(picture) for picture in split.pictures]
 
 

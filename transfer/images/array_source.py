@@ -22,33 +22,7 @@ _INFINITE = -1  # tf.data.INFINITE_CARDINALITY; TensorFlow is not imported here
 
 
 def read_arrays(source: Any, class_names: Sequence[str] | None = None) -> Found:
-    """Check pictures and labels in memory, or read data sets of them once.
-
-    Data sets are not held in memory: their pictures are put aside in a temporary file, as uint8. A picture is called
-    by its position, so that the splits drawn are the same again only where the data set has the same order again:
-    give it unshuffled, with `shuffle=False` from `keras.utils.image_dataset_from_directory`.
-
-    Args:
-        source: arrays `(images, labels)`, or a `tf.data.Dataset` of (image, label), batched or not; a pair of either
-            for train and test, as `keras.datasets` gives them; or a dict of them with `"train"` and perhaps `"val"`
-            and `"test"`. Images are (H, W), (H, W, 1) or (H, W, 3), 0 to 255, in a data set of differing sizes if
-            need be; labels are whole numbers.
-        class_names: one per label. None takes those of the data set, as `image_dataset_from_directory` gives it, or
-            numbers.
-
-    Returns:
-        The pictures per split that there is, called `"0"`, `"1"`, ...; or `"train/0"`, `"test/0"`, ... where there
-        are several splits.
-
-    Raises:
-        InputError: shapes, types or values are not those of pictures and labels, or a data set never ends; each with
-            its remedy.
-
-    Example:
-        >>> found = read_arrays((np.full((4, 8, 8), 99), [0, 1, 0, 1]))
-        >>> len(found.parts["train"]), found.class_names
-        (4, ['0', '1'])
-    """
+    """Check pictures and labels in memory, or read data sets of them once."""
     given = _by_split(source)
     if class_names is None:
         class_names = _own_names(given)
@@ -149,7 +123,8 @@ def _array_split(pair: tuple[np.ndarray, np.ndarray], prefix: str) -> Split:
 
 
 def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Give pictures, labels as int64 of shape (N,), and the highest pixel, where all are what they should be."""
+    """Give pictures, labels as int64 of shape (N,), and the highest pixel, where all are what they should
+    be."""
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]  # as keras.datasets.cifar10 gives them
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)) or not x.size:

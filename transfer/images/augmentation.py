@@ -32,26 +32,7 @@ RANDAUGMENT_OPS = 2
 
 
 def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:
-    """Make the function that changes a training picture.
-
-    Args:
-        level: one of `AUGMENTATIONS`.
-        flip: mirror half the pictures left-right; wrong for letters and digits. Where it is off, no level does.
-
-    Returns:
-        A function of an image (height, width, 3) from 0 to 255 and a seed (two int32), for use in `tf.data`. It
-        gives the image changed, float32, of the same shape and range; the same seed always makes the same
-        change, on any number of threads.
-
-    Raises:
-        InputError: an unknown level.
-
-    Example:
-        >>> import numpy as np
-        >>> change = augmentation("strong", flip=False)
-        >>> change(np.zeros((32, 32, 3), "uint8"), np.array([1, 2], "int32")).shape
-        TensorShape([32, 32, 3])
-    """
+    """Make the function that changes a training picture."""
     from keras import ops
 
     if level not in AUGMENTATIONS:
@@ -69,28 +50,7 @@ def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:
 
 
 def mixing(kind: str, num_classes: int, *, alpha: float = MIXUP_ALPHA) -> Callable[[Any, Any, Any], Any]:
-    """Make the function that mixes the pictures of a batch with one another, and their labels alike.
-
-    Args:
-        kind: one of `MIXES`; with `"none"` labels become one-hot and nothing is mixed.
-        num_classes: how many classes there are.
-        alpha: of MixUp's Beta(alpha, alpha). CutMix draws its share evenly, as its authors do.
-
-    Returns:
-        A function of images (batch, height, width, 3), labels (batch,) and a seed (two int32), for use in
-        `tf.data`. It gives float32 images and labels (batch, num_classes) that sum to 1 each: the shares of the
-        two pictures, which CutMix counts in pixels.
-
-    Raises:
-        InputError: an unknown kind.
-
-    Example:
-        >>> import numpy as np
-        >>> images, labels = np.zeros((4, 8, 8, 3), "float32"), np.array([0, 1, 2, 2])
-        >>> mixed, shares = mixing("mixup", 3)(images, labels, np.array([1, 2], "int32"))
-        >>> shares.shape
-        TensorShape([4, 3])
-    """
+    """Make the function that mixes the pictures of a batch with one another, and their labels alike."""
     import keras
 
     ops = keras.ops
@@ -141,12 +101,7 @@ def _steps(level: str, flip: bool) -> list[Sequence[Any]]:
 
 
 def _randaugment() -> list[Any]:
-    """The changes that RandAugment chooses from, as strong as its authors have them.
-
-    These are the layers of `keras.layers.RandAugment`, chosen from here because that one draws from a generator
-    of its own, computes all of its changes to keep two, and has one strength for all, at which pictures are
-    turned upside down (half a turn) before their brightness changes much.
-    """
+    """The changes that RandAugment chooses from, as strong as its authors have them."""
     import keras
 
     layers, to_edge = keras.layers, {"fill_mode": "nearest", "dtype": "float32"}
@@ -201,7 +156,8 @@ def _fold_in(seed: Any, number: int) -> Any:
 
 
 def _generator(seed: Any) -> Any:
-    """Draws for one layer and picture; Keras' own generator keeps a variable, which threads would race on."""
+    """Draws for one layer and picture; Keras' own generator keeps a variable, which threads would race
+    on."""
     import keras
 
     class SeedFromPicture(keras.random.SeedGenerator):

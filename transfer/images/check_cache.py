@@ -41,13 +41,7 @@ Result = TypeVar("Result")
 
 
 class Stamp(NamedTuple):
-    """What a file was like when it was looked at.
-
-    Attributes:
-        id: of its row, made of its path and of the rules.
-        state: path, rules, size, times and inode.
-        settled: it has been left alone for so long that a change would show in its state.
-    """
+    """What a file was like when it was looked at."""
 
     id: int
     state: bytes
@@ -55,25 +49,8 @@ class Stamp(NamedTuple):
 
 
 class CheckMemory:
-    """Rows of a check of files, each found again while its file has the same path, size, times and inode.
-
-    Nothing that happens to it stops a run: what is broken is started anew, and where it cannot be read or written,
-    all files are new. A row is handed out only where it is sealed, so that a flipped bit loses it. Any number of
-    processes may use the database at once, but a `CheckMemory` is for one thread.
-
-    Args:
-        folder: for the database; made where there is none.
-        rules: all that a row depends on but the file; rows found under other rules are not found.
-
-    Example:
-        >>> with CheckMemory(Path("memory"), rules="count the lines") as memory:
-        ...     stamps = memory.stamp([os.__file__])
-        ...     memory.recall(stamps)
-        ...     memory.remember(stamps, [[1104, "lines"]])
-        ...     memory.recall(stamps)
-        [None]
-        [[1104, 'lines']]
-    """
+    """Rows of a check of files, each found again while its file has the same path, size, times and
+    inode."""
 
     def __init__(self, folder: Path, *, rules: str) -> None:
         self.path = folder / _NAME
@@ -89,14 +66,8 @@ class CheckMemory:
         self._close()
 
     def stamp(self, paths: Sequence[str]) -> list[Stamp | None]:
-        """Look at files from outside, in any thread; do it before they are read, since they may change meanwhile.
-
-        Args:
-            paths: of files, absolute or relative.
-
-        Returns:
-            A stamp for each; None where there is no such file.
-        """
+        """Look at files from outside, in any thread; do it before they are read, since they may change
+        meanwhile."""
         now, here = time.time_ns(), None
         stamps: list[Stamp | None] = []
         for path in paths:
@@ -111,14 +82,7 @@ class CheckMemory:
         return stamps
 
     def recall(self, stamps: Sequence[Stamp | None]) -> list[list[Any] | None]:
-        """Give what was remembered.
-
-        Args:
-            stamps: of files as they are now.
-
-        Returns:
-            For each file its row, or None where it is new or changed or was forgotten.
-        """
+        """Give what was remembered."""
         settled = [stamp.id for stamp in stamps if stamp and stamp.settled]
         if not settled:
             return [None] * len(stamps)
@@ -139,12 +103,7 @@ class CheckMemory:
         return rows
 
     def remember(self, stamps: Sequence[Stamp | None], rows: Sequence[Sequence[Any] | None]) -> None:
-        """Keep rows for the next run.
-
-        Args:
-            stamps: of the files, taken before they were read.
-            rows: for each file what JSON can hold; None is not remembered, and neither is a file that is not settled.
-        """
+        """Keep rows for the next run."""
         today, new = int(time.time()) // _DAY, []
         for stamp, row in zip(stamps, rows, strict=True):
             if stamp and stamp.settled and row is not None:
@@ -199,21 +158,7 @@ class CheckMemory:
 
 
 def forget(folder: Path) -> int:
-    """Delete what was remembered.
-
-    Args:
-        folder: of the database.
-
-    Returns:
-        Bytes freed.
-
-    Raises:
-        InputError: it cannot be deleted.
-
-    Example:
-        >>> forget(Path("nothing"))
-        0
-    """
+    """Delete what was remembered."""
     try:
         return _delete(folder / _NAME)
     except OSError as error:

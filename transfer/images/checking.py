@@ -44,45 +44,25 @@ _CHUNK = 2048  # pictures handed to the threads at a time: a job for each of a m
 
 
 class Checked(NamedTuple):
-    """What the check found out about one picture.
+    """What the check found out about one picture."""
 
-    Attributes:
-        problem: why it cannot be used; empty for a good one, and then the others are not.
-        digest: SHA-256 of its bytes; equal for exact copies.
-        hash: of `duplicates.perceptual_hash`; empty for a picture of one colour.
-        format: `JPEG`, `PNG`, `GIF`, `BMP`, `WEBP`, or `array`.
-        mode: Pillow's word for its channels: `RGB`, `L` (grey), `RGBA`, `P` (palette), `CMYK`, ...
-        width: in pixels, upright.
-        height: in pixels, upright.
-        turned: it is stored on its side, mirrored or upside down.
-    """
-
+    # Why it cannot be used.
     problem: str
+    # SHA-256 of its bytes.
     digest: str = ""
+    # Of `duplicates.perceptual_hash`.
     hash: bytes = b""
     format: str = ""
     mode: str = ""
+    # In pixels, upright.
     width: int = 0
+    # In pixels, upright.
     height: int = 0
     turned: bool = False
 
 
 def check_all(pictures: Sequence[Any], *, progress: bool = True) -> list[Checked]:
-    """Check every picture, some at a time.
-
-    What was found out about a file is remembered, and given again while the file has not changed.
-
-    Args:
-        pictures: paths, encoded pictures as bytes, or arrays of shape (H, W[, C]), 0 to 255.
-        progress: show a bar when there are many.
-
-    Returns:
-        One `Checked` per picture, in the same order.
-
-    Example:
-        >>> check_all([b"not a picture"])[0].problem
-        'not a picture of a known format'
-    """
+    """Check every picture, some at a time."""
     bar = tqdm(
         total=len(pictures), desc="checking", unit=" pictures", disable=not progress or len(pictures) < 2000
     )
@@ -147,18 +127,7 @@ def _libraries() -> tuple[str, ...]:
 
 
 def check(picture: str | bytes | np.ndarray) -> Checked:
-    """Say whether one picture can be read to its last byte, and what it is.
-
-    Args:
-        picture: a path, encoded bytes, or an array.
-
-    Returns:
-        What was found out.
-
-    Example:
-        >>> check(b"").problem
-        'empty'
-    """
+    """Say whether one picture can be read to its last byte, and what it is."""
     if isinstance(picture, np.ndarray):
         height, width = picture.shape[:2]
         mode = "L" if picture.ndim == 2 or picture.shape[2] == 1 else "RGB"
@@ -201,23 +170,7 @@ def make_report(
     same: Mapping[str, np.ndarray],
     splits: Mapping[str, Split],
 ) -> DataReport:
-    """Sum up what the check found out.
-
-    Args:
-        name: of the data.
-        found: by the source, less the pictures that cannot be read; those are in its `skipped`.
-        checked: what the check found out about each picture of `found.parts`.
-        same: per part, a number for each picture, equal for those that show the same.
-        splits: what is trained and measured on.
-
-    Returns:
-        The report.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> load_data("emoji").report.formats
-        {'PNG': 494}
-    """
+    """Sum up what the check found out."""
     every = [c for part in checked.values() for c in part]
     names = [picture for part in checked for picture in found.parts[part].names]
     where = [part for part, of_part in checked.items() for _ in of_part]
@@ -307,7 +260,8 @@ def _odd(formats: Sequence[str], sizes: np.ndarray, names: Sequence[str]) -> tup
 
 
 def _format_tells(formats: Sequence[str], labels: np.ndarray, class_names: Sequence[str]) -> str:
-    """Say whether files' format gives classes away, which a network would learn instead of what they show."""
+    """Say whether files' format gives classes away, which a network would learn instead of what they
+    show."""
     by_class: dict[int, Counter[str]] = {}
     for label, kind in zip(labels.tolist(), formats, strict=True):
         by_class.setdefault(label, Counter())[kind] += 1

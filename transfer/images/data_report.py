@@ -23,31 +23,17 @@ MOST_SHOWN = 5
 
 
 class Same(NamedTuple):
-    """Pictures that show the same.
-
-    Attributes:
-        names: of the pictures.
-        classes: of each.
-        splits: in which the source has each.
-        exact: their content is the same, byte for byte.
-    """
+    """Pictures that show the same."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
     splits: tuple[str, ...]
+    # Their content is the same, byte for byte.
     exact: bool
 
 
 class Finding(NamedTuple):
-    """Something that whoever trains on the data should know.
-
-    Attributes:
-        kind: a word for programs: `skipped`, `conflict`, `shared`, `group`, `few`, `alike`, `imbalance`, `copies`,
-            `near`, `odd`, `blank`, `format`.
-        text: a sentence that says what was found and what is done or can be done about it.
-        names: of the pictures or classes concerned.
-        serious: figures would be wrong, or pictures are lost; the others are dealt with or are hints.
-    """
+    """Something that whoever trains on the data should know."""
 
     kind: str
     text: str

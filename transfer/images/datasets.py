@@ -187,31 +187,7 @@ def load_test(
     tfds_split: str | Mapping[str, str] | None = None,
     download: bool = True,
 ) -> ImageData:
-    """Load labelled pictures to measure a model on, all of them, with the labels that the model knows.
-
-    Args:
-        source: as for `load_data`; it may lack classes. Where it has splits its test set is taken, or else that for
-            validation, or else what is there.
-        class_names: of the model, in its order.
-        image_size: pixels, one number or (height, width); None takes the model's.
-        resize: one of `pictures.RESIZES`: that which the model was trained with.
-        strict: stop at pictures that cannot be used.
-        data_dir: where tensorflow_datasets keeps prepared data.
-        tfds_split: for tensorflow_datasets, in its own syntax.
-        download: let tensorflow_datasets download what is not prepared.
-
-    Returns:
-        The data; only `test` has pictures.
-
-    Raises:
-        InputError: there is no such source, it has no pictures, or classes that the model does not know.
-
-    Example:
-        >>> from transfer.images.sources import embedded_folder
-        >>> names = load_data("emoji").class_names
-        >>> len(load_test(embedded_folder(), names).test)
-        494
-    """
+    """Load labelled pictures to measure a model on, all of them, with the labels that the model knows."""
     given = class_names if not isinstance(source, str | Path) else None
     name, found = _read(source, given, data_dir, tfds_split, download)
     chosen = next(split for split in ("test", "val", "train") if split in found.parts)
@@ -345,16 +321,5 @@ def _refuse_too_few(name: str, found: Found) -> None:
 
 
 def flips_are_safe(class_names: Sequence[str]) -> bool:
-    """Say whether mirrored pictures keep their class: not where the classes are letters or digits.
-
-    Args:
-        class_names: the names of the classes.
-
-    Returns:
-        False when every class is called by one letter or by a number.
-
-    Example:
-        >>> flips_are_safe(["0", "1", "2"]), flips_are_safe(["ants", "bees"])
-        (False, True)
-    """
+    """Say whether mirrored pictures keep their class: not where the classes are letters or digits."""
     return not all(re.fullmatch(r"\d+|\w", name) for name in class_names)

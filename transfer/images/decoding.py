@@ -59,41 +59,20 @@ _ON_ITS_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
 class Look(NamedTuple):
-    """What one picture is.
+    """What one picture is."""
 
-    Attributes:
-        pixels: small, upright, uint8 of shape (height, width, 3).
-        format: `JPEG`, `PNG`, `GIF`, `BMP` or `WEBP`.
-        mode: Pillow's word for its channels: `RGB`, `L` (grey), `RGBA`, `P` (palette), `CMYK`, `I;16`, ...
-        width: in pixels, as seen: upright.
-        height: the same.
-        turned: it is stored on its side, mirrored or upside down, as its EXIF data say.
-    """
-
+    # Small, upright, uint8 of shape (height, width, 3).
     pixels: np.ndarray
     format: str
     mode: str
+    # In pixels, as seen: upright.
     width: int
     height: int
     turned: bool
 
 
 def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Read an image size as people give it.
-
-    Args:
-        image_size: pixels, one number or (height, width), 1 or more; or None.
-
-    Returns:
-        (height, width), or None for None.
-
-    Raises:
-        InputError: it is neither.
-
-    Example:
-        >>> as_size(96)
-        (96, 96)
-    """
+    """Read an image size as people give it."""
     if image_size is None:
         return None
     pair = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
@@ -110,42 +89,14 @@ def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def is_picture(head: bytes) -> bool:
-    """Tell by its first bytes, not by its name, whether a file is of a format that `decode` reads.
-
-    Args:
-        head: the first 16 bytes or more.
-
-    Returns:
-        True where it begins like one; it may be broken all the same.
-
-    Example:
-        >>> is_picture(b"\\xff\\xd8\\xff\\xe0" + bytes(12)), is_picture(b"BMW is a maker of cars")
-        (True, False)
-    """
+    """Tell by its first bytes, not by its name, whether a file is of a format that `decode` reads."""
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     bmp = head[:2] == b"BM" and head[6:10] == bytes(4)  # reserved bytes, for text may begin so too
     return head.startswith(_HEADS) or webp or bmp
 
 
 def decode(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch") -> np.ndarray:
-    """Decode one picture to RGB as a person sees it: EXIF rotation applied, transparency on white.
-
-    Args:
-        picture: a file's path, or its encoded bytes (JPEG, PNG, GIF, BMP or WebP, whatever its name).
-        size: height and width in pixels.
-        resize: one of `RESIZES`.
-
-    Returns:
-        uint8 array of shape (height, width, 3), 0 to 255.
-
-    Raises:
-        InputError: the picture is not one that can be read.
-
-    Example:
-        >>> from transfer.images.datasets import embedded_folder
-        >>> decode(next(embedded_folder().rglob("*.png")), size=(96, 96)).shape
-        (96, 96, 3)
-    """
+    """Decode one picture to RGB as a person sees it: EXIF rotation applied, transparency on white."""
     try:
         return look(picture, size, resize=resize).pixels
     except BadPictureError as error:
@@ -156,20 +107,7 @@ def decode(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = 
 def to_rgb_array(
     pixels: np.ndarray, size: tuple[int, int] | None = None, *, resize: str = "stretch"
 ) -> np.ndarray:
-    """Bring one picture that is an array already to the form that `decode` gives.
-
-    Args:
-        pixels: shape (H, W), (H, W, 1) or (H, W, 3), values 0 to 255 of any number type.
-        size: height and width in pixels; None keeps the array's own.
-        resize: one of `RESIZES`.
-
-    Returns:
-        uint8 array of shape (height, width, 3).
-
-    Example:
-        >>> to_rgb_array(np.zeros((28, 28)), size=(32, 32)).shape
-        (32, 32, 3)
-    """
+    """Bring one picture that is an array already to the form that `decode` gives."""
     pixels = np.clip(np.rint(pixels), 0, 255).astype("uint8") if pixels.dtype != np.uint8 else pixels
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
@@ -182,27 +120,7 @@ class BadPictureError(Exception):
 
 
 def look(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch") -> Look:
-    """Decode one picture as `decode` does, and say what it is.
-
-    A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that suffices, to its last byte all the same.
-
-    Args:
-        picture: a file's path, or its encoded bytes.
-        size: height and width of the pixels to give.
-        resize: one of `RESIZES`.
-
-    Returns:
-        What it is, with its pixels.
-
-    Raises:
-        BadPictureError: it cannot be read.
-
-    Example:
-        >>> from transfer.images.datasets import embedded_folder
-        >>> seen = look(next(embedded_folder().rglob("*.png")), (8, 8))
-        >>> seen.format, seen.pixels.shape
-        ('PNG', (8, 8, 3))
-    """
+    """Decode one picture as `decode` does, and say what it is."""
     source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     try:
         with Image.open(source, formats=_FORMATS) as image:
@@ -247,18 +165,7 @@ def _resized(rgb: Image.Image, size: tuple[int, int], resize: str) -> Image.Imag
 
 
 def reason(error: BaseException) -> str:
-    """Say in a few words why a picture could not be read.
-
-    Args:
-        error: what was raised.
-
-    Returns:
-        Words without the picture's name.
-
-    Example:
-        >>> reason(FileNotFoundError(2, "No such file or directory", "a.png"))
-        'no such file or directory'
-    """
+    """Say in a few words why a picture could not be read."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = str(error) or type(error).__name__

@@ -17,22 +17,8 @@ _REACH = 256  # neighbours in a band that are compared at most, so that the time
 
 
 def perceptual_hash(pixels: np.ndarray) -> bytes:
-    """Describe what a picture looks like, so that the same picture saved another way gives nearly the same.
-
-    Args:
-        pixels: uint8 array of shape (64, 64, 3).
-
-    Returns:
-        256 bits in 32 bytes: ImageHash's `phash`, the signs of the lowest 16 x 16 frequencies around their median
-        (www.hackerfactor.com/blog/?/archives/432-Looks-Like-It.html); empty for a picture of one colour, since
-        there the signs are noise.
-
-    Example:
-        >>> len(perceptual_hash(np.random.default_rng(0).integers(0, 256, (64, 64, 3), "uint8")))
-        32
-        >>> perceptual_hash(np.zeros((64, 64, 3), "uint8"))
-        b''
-    """
+    """Describe what a picture looks like, so that the same picture saved another way gives nearly the
+    same."""
     import imagehash
     from PIL import Image
 
@@ -42,19 +28,7 @@ def perceptual_hash(pixels: np.ndarray) -> bytes:
 
 
 def find_same(digests: Sequence[str], hashes: Sequence[bytes]) -> np.ndarray:
-    """Number the pictures so that those that show the same have the same number.
-
-    Args:
-        digests: of each picture's content.
-        hashes: of `perceptual_hash`; an empty one is like no other.
-
-    Returns:
-        int64 array of shape (N,). What is like a third picture is like each other.
-
-    Example:
-        >>> find_same(["a", "b", "a"], [b"", b"", b""]).tolist()
-        [0, 1, 0]
-    """
+    """Number the pictures so that those that show the same have the same number."""
     first: dict[str, int] = {}
     copies = [(i, first.setdefault(digest, i)) for i, digest in enumerate(digests)]
     pairs = np.array(copies, "int64").reshape(-1, 2)
@@ -62,19 +36,7 @@ def find_same(digests: Sequence[str], hashes: Sequence[bytes]) -> np.ndarray:
 
 
 def join(count: int, pairs: np.ndarray) -> np.ndarray:
-    """Number things so that those that pairs connect, over however many steps, have the same number.
-
-    Args:
-        count: how many things there are.
-        pairs: int array of shape (M, 2), positions from 0.
-
-    Returns:
-        int64 array of shape (count,), numbered from 0 in the order of first appearance.
-
-    Example:
-        >>> join(4, np.array([[0, 2], [2, 3]])).tolist()
-        [0, 1, 0, 0]
-    """
+    """Number things so that those that pairs connect, over however many steps, have the same number."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -87,23 +49,7 @@ def join(count: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def near_pairs(hashes: Sequence[bytes], *, most: int = MOST_BITS) -> np.ndarray:
-    """Find the pairs of hashes that differ in few bits.
-
-    Pairs are looked for among hashes that are equal in at least one of 16 bands (Norouzi et al. 2012,
-    ieeexplore.ieee.org/document/6248043): all that differ in up to 15 bits are found, and of those that differ
-    in 24 about 98 of 100, at the cost of a few sorts.
-
-    Args:
-        hashes: of 32 bytes each; empty ones are passed over.
-        most: bits in which they may differ.
-
-    Returns:
-        int64 array of shape (M, 2): positions, the smaller first; of more than two equal hashes a chain.
-
-    Example:
-        >>> near_pairs([bytes(32), b"", bytes(31) + b"\\x03", b"\\xff" * 32]).tolist()
-        [[0, 2]]
-    """
+    """Find the pairs of hashes that differ in few bits."""
     here = np.array([i for i, h in enumerate(hashes) if h], "int64")
     if len(here) < 2:
         return np.zeros((0, 2), "int64")

@@ -21,33 +21,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def read_manifest(path: Path) -> Found:
-    """Read a list of pictures and their labels; no picture is opened yet.
-
-    The first line names the columns: `path` (or `file`, `filename`, `file_name`, `filepath`, `image`) and
-    `label` (`class`, `category`); perhaps `split` (`set`, `subset`) with `train`, `val` and `test` in the
-    spellings that people use; perhaps `group` (`patient`, `subject`), whose pictures are never separated.
-    Letter case and spaces around these do not matter, further columns neither. Paths are absolute or relative to
-    the folder of the manifest, and may lead out of it: trust a manifest as you trust a program.
-
-    Args:
-        path: CSV in UTF-8, separated by commas, semicolons or tabs; or Parquet.
-
-    Returns:
-        The pictures per split, `"train"` alone where there is no column for it; class names sorted. Pictures
-        are called by their paths as written, in Unicode's composed form (NFC), with `#2` behind the second of
-        the same path. Those that do not exist are in it too: the check of files reports them.
-
-    Raises:
-        InputError: it cannot be read, lacks columns or rows, has rows that are wrong (five are named), a
-            class that is not in train, or none of its first pictures exists.
-
-    Example:
-        >>> Path("b.png").touch()
-        >>> _ = Path("photos.csv").write_text("path,label\\nb.png,cat\\nc.png,dog\\n")
-        >>> found = read_manifest(Path("photos.csv"))
-        >>> found.parts["train"].names, found.class_names
-        (['b.png', 'c.png'], ['cat', 'dog'])
-    """
+    """Read a list of pictures and their labels; no picture is opened yet."""
     table = Table(path)
     folder = str(table.path.parent)
     written: list[str] = []
@@ -104,11 +78,7 @@ def _refuse_other_encodings(place: str, folder: str, where: str, rest: str) -> N
 
 
 def _distinct(name: str, taken: dict[str, int]) -> str:
-    """Keep rows of the same path apart.
-
-    They are not merged: a picture under two labels or in two splits is a mistake in the data, which the
-    check for copies can only report where both are still there.
-    """
+    """Keep rows of the same path apart."""
     times = taken[name] = taken.get(name, 0) + 1
     return name if times == 1 else _distinct(f"{name}#{times}", taken)
 
@@ -127,10 +97,7 @@ class _Files(Sequence[str]):
 
 
 def _resolved(folder: str, written: str) -> str:
-    """Find where a path leads: as written if that exists, else as another system would write it.
-
-    Windows has backslashes for slashes, and macOS decomposes accents (NFD) that others keep composed (NFC).
-    """
+    """Find where a path leads: as written if that exists, else as another system would write it."""
     if written.isascii() and "\\" not in written:
         return os.path.join(folder, os.path.expanduser(written))
     slashed = written.replace("\\", "/")

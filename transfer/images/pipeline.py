@@ -153,26 +153,7 @@ def batch_rows(
     arrange: Callable[[int], np.ndarray] | None = None,
     position: Position | None = None,
 ) -> tf.data.Dataset:
-    """Turn rows that are read when they are wanted, such as features on disk, into batches.
-
-    Args:
-        take: gives the rows at positions, float32 of shape (n, width).
-        labels: of shape (N,).
-        width: of a row.
-        batch_size: rows per batch; the last may be smaller.
-        shuffle_seed: shuffle by it, 0 or more, anew each epoch; None keeps the order.
-        each_epoch: is called with the number of the epoch when one begins, before anything of it is taken.
-        arrange: gives the order of an epoch, instead of a plain shuffle; see `sampling.Sampler`.
-        position: is looked at when a pass begins; None counts the passes.
-
-    Returns:
-        A `tf.data.Dataset`, or with another backend than TensorFlow a `keras.utils.PyDataset`, of (x, y) batches.
-
-    Example:
-        >>> rows = np.zeros((5, 2), "float32")
-        >>> [len(y) for _, y in batch_rows(rows.__getitem__, np.arange(5), width=2, batch_size=3)]
-        [3, 2]
-    """
+    """Turn rows that are read when they are wanted, such as features on disk, into batches."""
     order = Order(len(labels), batch_size, shuffle_seed, position=position, begin=each_epoch, arrange=arrange)
     if not _tensorflow():
         from transfer.images import python_batches

@@ -18,22 +18,7 @@ Read = Callable[[np.ndarray, np.ndarray], tuple[Any, ...]]
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches in an order, the next one read while the network has this one.
-
-    Args:
-        order: which pictures come when.
-        read: what makes a batch of them.
-        share: of this process, of what was read; None is all.
-
-    Attributes:
-        class_weights: how much the pictures of each class count, where each picture has a weight.
-
-    Example:
-        >>> rows = np.arange(5.0)
-        >>> batches = Batches(Order(5, 3, None), lambda positions, keys: (rows[positions], positions))
-        >>> [x.tolist() for x, _ in batches]
-        [[0.0, 1.0, 2.0], [3.0, 4.0]]
-    """
+    """Batches in an order, the next one read while the network has this one."""
 
     def __init__(self, order: Order, read: Read, share: Share | None = None) -> None:
         super().__init__()
@@ -83,23 +68,7 @@ def pictures(
     *,
     share: Share | None = None,
 ) -> Batches:
-    """Give batches of pictures: read, changed one by one, mixed.
-
-    Args:
-        order: which pictures come when.
-        read: gives pictures, uint8, and labels at positions.
-        change: of `augmentation.augmentation`; None leaves them as they are.
-        finish: of `augmentation.mixing`; None leaves the labels whole numbers.
-        share: of this process, of what was mixed; None is all.
-
-    Returns:
-        The batches, float32.
-
-    Example:
-        >>> black = lambda positions: (np.zeros((len(positions), 8, 8, 3), "uint8"), positions)
-        >>> [images.shape for images, _ in pictures(Order(3, 2, None), black, None, None)]
-        [(2, 8, 8, 3), (1, 8, 8, 3)]
-    """
+    """Give batches of pictures: read, changed one by one, mixed."""
     change_all = (
         compiled(lambda images, keys: keras.ops.map(lambda one: change(*one), (images, keys)))
         if change
@@ -118,18 +87,7 @@ def pictures(
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of arrays where the backend can.
-
-    Args:
-        function: without side effects.
-
-    Returns:
-        The same, faster.
-
-    Example:
-        >>> float(compiled(lambda x: x + 1)(1.0))
-        2.0
-    """
+    """Compile a function of arrays where the backend can."""
     if keras.backend.backend() != "jax":
         return function
     import jax

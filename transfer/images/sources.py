@@ -48,18 +48,7 @@ _OTHER_PICTURES = frozenset(
 
 
 def embedded_folder() -> Path:
-    """Find the pictures that come with the package, installed or in a clone.
-
-    Returns:
-        The folder of the emoji, with a sub-folder per class.
-
-    Raises:
-        InputError: the package was installed without them.
-
-    Example:
-        >>> embedded_folder().name
-        'emoji'
-    """
+    """Find the pictures that come with the package, installed or in a clone."""
     package = Path(__file__).parents[1]
     for folder in (package / "data" / EMBEDDED, package.parent / "data" / EMBEDDED):
         if folder.is_dir():
@@ -68,21 +57,7 @@ def embedded_folder() -> Path:
 
 
 def find_source(text: str) -> Path:
-    """Find the folder or the list of pictures that a user named.
-
-    Args:
-        text: its path, or `"emoji"` for the pictures that come along, unless there is such a folder here.
-
-    Returns:
-        The folder or the file.
-
-    Raises:
-        InputError: there is none, and the nearest names beside it are listed; or it is a picture.
-
-    Example:
-        >>> find_source("emoji").name
-        'emoji'
-    """
+    """Find the folder or the list of pictures that a user named."""
     place = Path(text).expanduser()
     wanted = "a folder with a sub-folder of pictures per class, a CSV or Parquet list, tfds:NAME, or 'emoji'"
     try:
@@ -106,26 +81,8 @@ def find_source(text: str) -> Path:
 
 
 def read_folder(folder: Path) -> Found:
-    """Collect the paths of pictures and their labels; of files with strange names, the first bytes are read.
-
-    Links are followed, each folder once. Hidden files and those of operating systems are passed over.
-
-    Args:
-        folder: with a sub-folder of pictures per class, with or without folders for splits above them.
-
-    Returns:
-        The pictures per split that there is, `"train"` at least; the class names, sorted, in Unicode's composed form
-        (NFC), since some systems store the same name decomposed; what is skipped and what is ignored.
-
-    Raises:
-        InputError: the folder cannot be read, a class or a split has no pictures, a class is not in train, or
-            two folders are for one split.
-
-    Example:
-        >>> found = read_folder(embedded_folder())
-        >>> list(found.parts), found.class_names[:2]
-        (['train'], ['building', 'clothing'])
-    """
+    """Collect the paths of pictures and their labels; of files with strange names, the first bytes are
+    read."""
     walk = _Walk(folder)
     roots = _split_roots(folder, walk)
     classes = {split: _classes(root, walk) for split, root in roots.items()}
@@ -142,10 +99,7 @@ def read_folder(folder: Path) -> Found:
 
 
 class _Walk:
-    """Lists folders, and notes what lies in them that cannot be used.
-
-    Files are text, since a `Path` for each of many costs more than to find them.
-    """
+    """Lists folders, and notes what lies in them that cannot be used."""
 
     def __init__(self, top: Path) -> None:
         self.top = top
@@ -281,7 +235,8 @@ def _skip_loose(files: Sequence[str], walk: _Walk) -> None:
 
 
 def _classes(root: Path, walk: _Walk) -> dict[str, list[str]]:
-    """Give the pictures by class; two folders that are called the same but for Unicode's form are one class."""
+    """Give the pictures by class; two folders that are called the same but for Unicode's form are one
+    class."""
     found: dict[str, list[str]] = {}
     for folder in walk.listed(root)[0]:
         found.setdefault(printable(folder.name), []).extend(walk.pictures(folder))
@@ -327,36 +282,14 @@ not."""
 
 
 def skipped_in_words(skipped: Sequence[tuple[str, str]]) -> str:
-    """Say what was skipped and why, as more sentences of a message.
-
-    Args:
-        skipped: names and reasons.
-
-    Returns:
-        A sentence with a space before it, of the first five; nothing where nothing was skipped.
-
-    Example:
-        >>> skipped_in_words([("a.jpg", "empty")])
-        ' Skipped were: a.jpg (empty).'
-    """
+    """Say what was skipped and why, as more sentences of a message."""
     shown = "; ".join(f"{printable(name)} ({why})" for name, why in skipped[:5])
     more = f"; and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
     return f" Skipped were: {shown}{more}." if shown else ""
 
 
 def printable(name: str) -> str:
-    """Spell a name so that it is the same on every system and can be written anywhere.
-
-    Args:
-        name: of a file or a class; may hold bytes that are not UTF-8, as Python reads them (surrogates).
-
-    Returns:
-        The name in Unicode's composed form (NFC); what cannot be printed is written as an escape.
-
-    Example:
-        >>> printable("two" + chr(10) + "lines" + chr(0xdce9))
-        'two\\\\nlines\\\\xe9'
-    """
+    """Spell a name so that it is the same on every system and can be written anywhere."""
     return _CONTROLS.sub(_escape, unicodedata.normalize("NFC", name))
 
 

@@ -30,24 +30,7 @@ _nfc = partial(normalize, "NFC")  # file systems differ in how they write accent
 
 
 def write_split(path: Path, splits: Mapping[str, Split], class_names: Sequence[str]) -> None:
-    """Write which picture is in which split, as CSV; `read_split` and `apply_split` give it back.
-
-    In the folder that the names are relative to, the file is a manifest as well, where names are paths.
-
-    Args:
-        path: the file; it appears at once and complete, and replaces an older one.
-        splits: `"train"`, `"val"` and `"test"`, or some of them; the file has their order.
-        class_names: in the order of the labels.
-
-    Raises:
-        InputError: two pictures have the same name, or the file cannot be written.
-
-    Example:
-        >>> train = Split([b"", b""], np.array([1, 0]), ["b.png", "a.png"])
-        >>> write_split(Path("split.csv"), {"train": train}, ["cat", "dog"])
-        >>> read_split(Path("split.csv"))
-        [('b.png', 'dog', 'train'), ('a.png', 'cat', 'train')]
-    """
+    """Write which picture is in which split, as CSV; `read_split` and `apply_split` give it back."""
     for split in splits:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
@@ -83,24 +66,7 @@ def _groups(part: Split) -> Sequence[str]:
 
 
 def read_split(path: Path) -> list[tuple[str, str, str]]:
-    """Read the file of a split.
-
-    Args:
-        path: as `write_split` writes it, or any manifest with a column for the split.
-
-    Returns:
-        Rows of name, label and split (`"train"`, `"val"` or `"test"`), in the order of the file; names and
-        labels in Unicode's composed form (NFC).
-
-    Raises:
-        InputError: it cannot be read, lacks columns or rows, has rows that are wrong (five are named), or a
-            picture twice.
-
-    Example:
-        >>> _ = Path("split.csv").write_text("path,label,split\\na.png,cat,train\\n")
-        >>> read_split(Path("split.csv"))
-        [('a.png', 'cat', 'train')]
-    """
+    """Read the file of a split."""
     table = Table(path, needed=("path", "label", "split"))
     rows, numbers = [], array("q")
     known: dict[str, str] = {}  # one string per label, however many rows
@@ -113,20 +79,7 @@ def read_split(path: Path) -> list[tuple[str, str, str]]:
 
 
 def trained_on(path: Path) -> set[str]:
-    """Read the contents of the pictures that a split trains or validates on.
-
-    Args:
-        path: as `write_split` writes it.
-
-    Returns:
-        SHA-256 of each, in hexadecimal; nothing where the file does not say, or is not there.
-
-    Example:
-        >>> train = Split([b"", b""], np.array([1, 0]), ["b.png", "a.png"], digests=["12", "34"])
-        >>> write_split(Path("split.csv"), {"train": train.take([0]), "test": train.take([1])}, ["cat", "dog"])
-        >>> trained_on(Path("split.csv"))
-        {'12'}
-    """
+    """Read the contents of the pictures that a split trains or validates on."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.DictReader(file)
@@ -142,27 +95,7 @@ def apply_split(
     *,
     skipped_names: Collection[str] = (),
 ) -> dict[str, Split]:
-    """Split pictures as a file says.
-
-    Args:
-        rows: of name, label and split, as `read_split` gives them.
-        parts: the pictures; which split they were in does not matter.
-        class_names: in the order of their labels.
-        skipped_names: pictures that could not be read; rows of these are passed over.
-
-    Returns:
-        `"train"`, `"val"` and `"test"`, each in the order of the rows. Pictures that no row names are left out.
-
-    Raises:
-        InputError: rows and pictures do not fit: a class or a picture that the data lack, another label than
-            the data's, a picture twice, or nothing to train on.
-
-    Example:
-        >>> data = Split([b"1", b"2", b"3"], np.array([0, 1, 1]), ["a.png", "b.png", "c.png"])
-        >>> rows = [("c.png", "dog", "train"), ("a.png", "cat", "train"), ("b.png", "dog", "test")]
-        >>> {split: part.names for split, part in apply_split(rows, {"train": data}, ["cat", "dog"]).items()}
-        {'train': ['c.png', 'a.png'], 'val': [], 'test': ['b.png']}
-    """
+    """Split pictures as a file says."""
     data = _joined(parts)
     rows = [(_nfc(name), _nfc(label), split) for name, label, split in rows]
     class_names = [*map(_nfc, class_names)]

@@ -20,24 +20,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Split:
-    """Some pictures with their labels, not decoded yet unless they came as an array.
+    """Some pictures with their labels, not decoded yet unless they came as an array."""
 
-    Attributes:
-        pictures: any sequence, read when it is indexed, by several threads at once: of paths, encoded
-            pictures as bytes, or arrays of shape (H, W[, C]), 0 to 255.
-        labels: int64 array of shape (N,), positions in the class names.
-        names: what to call each picture, each different: paths relative to the data folder, or numbers.
-        groups: of each picture, such as its patient; pictures of one group are never separated. Empty where
-            there are none.
-        digests: SHA-256 of each picture's content, in hexadecimal; empty where nobody has looked yet.
-        resize: how pictures are brought to another shape, of `pictures.RESIZES`.
-    """
-
+    # Any sequence, read when it is indexed, by several threads at once: of paths, encoded pictures as
+    # bytes, or arrays of shape (H, W[, C]), 0 to 255.
     pictures: Any
+    # Int64 array of shape (N,), positions in the class names.
     labels: np.ndarray
+    # What to call each picture, each different: paths relative to the data folder, or numbers.
     names: Sequence[str]
     groups: Sequence[str] = ()
+    # SHA-256 of each picture's content, in hexadecimal.
     digests: Sequence[str] = ()
+    # How pictures are brought to another shape, of `pictures.RESIZES`.
     resize: str = "stretch"
 
     def __len__(self) -> int:
@@ -65,14 +60,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Found:
-    """What a source holds, before any picture is opened.
-
-    Attributes:
-        parts: the pictures per split that it has: `"train"` at least, perhaps `"val"` and `"test"`.
-        class_names: in the order of the labels.
-        skipped: what was meant to be a picture and cannot be used, by name, with the reason.
-        ignored: names of files that are no pictures.
-    """
+    """What a source holds, before any picture is opened."""
 
     parts: dict[str, Split]
     class_names: list[str]
@@ -105,32 +93,7 @@ def complete_splits(
     val: float | int,
     test: float | int,
 ) -> dict[str, Split]:
-    """Draw the splits that the source does not have from its training part.
-
-    Args:
-        parts: what the source has: `"train"` and perhaps `"val"` and `"test"`. A `"val"` without a `"test"`
-            becomes the test set.
-        same: per split, a number for each picture; equal for those that show the same (see
-            `duplicates.find_same`).
-        class_names: in the order of the labels.
-        seed: of the draw.
-        val: pictures for validation where there are none: a share of the training pictures, 0 to 1, or a count.
-        test: the same for the test set.
-
-    Returns:
-        `"train"`, `"val"` and `"test"`.
-
-    Raises:
-        InputError: more is asked for than there is, or nothing could be drawn, since the pictures are too few or
-            all the same.
-
-    Example:
-        >>> pictures = np.arange(20 * 64, dtype="uint8").reshape(20, 8, 8)
-        >>> parts = {"train": Split(pictures, np.repeat([0, 1], 10), [str(i) for i in range(20)])}
-        >>> done = complete_splits(parts, {"train": np.arange(20)}, ["a", "b"], seed=0, val=0.1, test=0.2)
-        >>> {name: len(part) for name, part in done.items()}
-        {'train': 14, 'val': 2, 'test': 4}
-    """
+    """Draw the splits that the source does not have from its training part."""
     if "val" in parts and "test" not in parts:
         log.info("There is no test split: val is the test set, and validation is drawn from train.")
         parts = {"train": parts["train"], "test": parts["val"]}
@@ -157,33 +120,7 @@ def complete_splits(
 def stratified_split(
     pictures: Split, same: np.ndarray, sizes: Mapping[str, float | int], *, seed: int
 ) -> dict[str, list[int]]:
-    """Draw disjoint splits, the same share from every class; what belongs together stays on one side.
-
-    Pictures that show the same belong together, and so do those of one group. The draw depends on the seed and
-    on the pictures' names, not on their order.
-
-    Args:
-        pictures: to draw from; their groups may span classes.
-        same: int array of shape (N,), equal for pictures that show the same; they count as one. Those that are in
-            several classes contradict themselves: they stay in `"train"`, with their group.
-        sizes: name of each split to draw and its size: a share of each class, a float from 0 to 1, or a count of
-            pictures over all classes, an int. Whole groups come as near to it as they can.
-        seed: of the draw.
-
-    Returns:
-        Positions per split of `sizes`, and the rest as `"train"`, each in ascending order. Every class keeps at
-        least one picture to train on. Of two different pictures, one is in the split named last in `sizes`; a
-        class with more different pictures than there are splits is in all of them, where sizes are shares.
-
-    Raises:
-        InputError: more pictures are asked for than there are.
-
-    Example:
-        >>> pictures = Split([""] * 20, np.repeat([0, 1], 10), [f"{i}.png" for i in range(20)])
-        >>> parts = stratified_split(pictures, np.arange(20), {"test": 0.2}, seed=0)
-        >>> len(parts["train"]), len(parts["test"])
-        (16, 4)
-    """
+    """Draw disjoint splits, the same share from every class; what belongs together stays on one side."""
     units = _units(pictures, same)
     if any(unit.contradictory for unit in units):
         count = sum(len(unit.members) for unit in units if unit.contradictory)
@@ -211,14 +148,7 @@ def stratified_split(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Unit:
-    """Pictures that must stay together.
-
-    Attributes:
-        members: their positions.
-        weights: by class, how many different pictures they are.
-        home: the class that most of them are in.
-        contradictory: one picture is in several classes.
-    """
+    """Pictures that must stay together."""
 
     members: list[int]
     weights: dict[int, int]
@@ -284,7 +214,8 @@ def _wanted(counts: Mapping[int, int], sizes: Mapping[str, float | int]) -> dict
 
 
 def _apportion(counts: Mapping[int, int], size: int, room: Mapping[int, int]) -> dict[int, int]:
-    """Share out a count over the classes by their sizes: largest remainders get what rounding down leaves."""
+    """Share out a count over the classes by their sizes: largest remainders get what rounding down
+    leaves."""
     total = max(1, sum(counts.values()))
     given = {label: min(size * n // total, room[label]) for label, n in counts.items()}
     by_remainder = sorted(counts, key=lambda label: (-(size * counts[label] % total), label))
@@ -300,7 +231,8 @@ def _apportion(counts: Mapping[int, int], size: int, room: Mapping[int, int]) ->
 def _draw(
     home: Sequence[_Unit], label: int, wanted: int, taken: Counter[int], left: Counter[int]
 ) -> list[_Unit]:
-    """Take units in order while that comes nearer to what is wanted, and leave each class one to train on."""
+    """Take units in order while that comes nearer to what is wanted, and leave each class one to train
+    on."""
     drawn: list[_Unit] = []
 
     def take(unit: _Unit) -> None:
@@ -324,22 +256,7 @@ def _draw(
 
 
 def few_per_class(pictures: Split, same: np.ndarray, count: int, *, seed: int) -> Split:
-    """Keep some pictures of each class, all different, for experiments with little data.
-
-    Args:
-        pictures: to choose from.
-        same: as for `stratified_split`.
-        count: of each class, 1 or more.
-        seed: of the choice. With the same seed a smaller count chooses part of what a larger one does.
-
-    Returns:
-        `count` pictures of each class, fewer where a class has no more, in their old order.
-
-    Example:
-        >>> pictures = Split([""] * 20, np.repeat([0, 1], 10), [f"{i}.png" for i in range(20)])
-        >>> np.bincount(few_per_class(pictures, np.arange(20), 3, seed=0).labels).tolist()
-        [3, 3]
-    """
+    """Keep some pictures of each class, all different, for experiments with little data."""
     chosen: list[int] = []
     order = sorted(range(len(pictures)), key=lambda i: pictures.names[i])
     by_class: dict[int, list[int]] = {}

@@ -43,13 +43,7 @@ _MOST_NAMED = 5
 
 
 class Table:
-    """A list of pictures in a file: CSV in UTF-8, separated by commas, semicolons or tabs; or Parquet.
-
-    Attributes:
-        path: of the file.
-        needed: the columns that must be there and be filled in every row, of `COLUMNS`.
-        is_parquet: whether it is Parquet.
-    """
+    """A list of pictures in a file: CSV in UTF-8, separated by commas, semicolons or tabs; or Parquet."""
 
     def __init__(self, path: Path, *, needed: Collection[str] = ("path", "label")) -> None:
         self.path = path.expanduser()
@@ -72,15 +66,7 @@ class Table:
             self._problems.append(f"{self.place(number)}: {problem}")
 
     def rows(self) -> Iterator[tuple[int, str, str, str, str]]:
-        """Give number, path, label, split and group of each good row, `""` for what it does not say.
-
-        The split is one of `SPLITS`, whatever its spelling; path and label are as written, and bytes that are
-        not UTF-8 come as surrogates.
-
-        Raises:
-            InputError: the file cannot be read, lacks columns or rows, or, at the end, there are bad rows, of
-                which five are named and the rest counted.
-        """
+        """Give number, path, label, split and group of each good row, `""` for what it does not say."""
         number = 0
         for number, (path, label, split, group) in self._parquet() if self.is_parquet else self._csv():
             split = split.strip().lower()
@@ -113,7 +99,8 @@ class Table:
         return ""
 
     def _csv(self) -> Iterator[tuple[int, Sequence[str]]]:
-        """Read text; a row's number is the line that it starts in, since quoted fields may go over several."""
+        """Read text; a row's number is the line that it starts in, since quoted fields may go over
+        several."""
         start, header = 1, None
         try:
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -257,7 +244,8 @@ def _layout(head: str) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    """Give a cell of Parquet as text: nothing for null and NaN, and 3 for 3.0, as pandas stores whole numbers."""
+    """Give a cell of Parquet as text: nothing for null and NaN, and 3 for 3.0, as pandas stores whole
+    numbers."""
     if isinstance(value, str):
         return value
     if value is None or value != value:
@@ -266,66 +254,21 @@ def _text(value: object) -> str:
 
 
 def lone_group(name: str) -> str:
-    """Make a group for a picture whose row names none.
-
-    Args:
-        name: of the picture.
-
-    Returns:
-        A group that no other picture is in: those that are read never start with a space.
-
-    Example:
-        >>> lone_group("a.png")
-        ' a.png'
-    """
+    """Make a group for a picture whose row names none."""
     return " " + name
 
 
 def is_lone(group: str) -> bool:
-    """Say whether a group is of `lone_group`, whatever the picture is called since.
-
-    Args:
-        group: of a picture.
-
-    Returns:
-        Whether it stands for no group at all.
-
-    Example:
-        >>> is_lone(lone_group("a.png")), is_lone("patient 7")
-        (True, False)
-    """
+    """Say whether a group is of `lone_group`, whatever the picture is called since."""
     return group.startswith(" ")
 
 
 def listed(names: Sequence[str], *, most: int = _MOST_NAMED) -> str:
-    """List names for a message.
-
-    Args:
-        names: any number of them.
-        most: how many to show; the rest are counted.
-
-    Returns:
-        The names in quotes, long ones cut short.
-
-    Example:
-        >>> listed(["a.png", "b.png", "c.png"], most=2)
-        "'a.png', 'b.png' and 1 more"
-    """
+    """List names for a message."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(short, names[:most])) + more
 
 
 def short(text: str) -> str:
-    """Quote text for a message.
-
-    Args:
-        text: of any length, perhaps with characters that cannot be printed.
-
-    Returns:
-        At most its first 80 characters, in quotes, such characters escaped.
-
-    Example:
-        >>> short("a.png")
-        "'a.png'"
-    """
+    """Quote text for a message."""
     return repr(text if len(text) <= 80 else text[:80] + "...")

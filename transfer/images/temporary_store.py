@@ -17,17 +17,7 @@ from transfer.common.errors import InputError
 
 
 class Spool(Sequence[Any]):
-    """Pictures in a temporary file that has no name, and is gone with the object or the process.
-
-    They are appended by one thread, and read when they are indexed, by several threads at once.
-
-    Example:
-        >>> spool = Spool()
-        >>> spool.append(b"encoded"), spool.append(np.zeros((28, 28), "uint8"))
-        (0, 1)
-        >>> spool[0], spool[1].shape
-        (b'encoded', (28, 28))
-    """
+    """Pictures in a temporary file that has no name, and is gone with the object or the process."""
 
     def __init__(self) -> None:
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
@@ -39,21 +29,7 @@ class Spool(Sequence[Any]):
         self._lock = threading.Lock()
 
     def append(self, picture: bytes | np.ndarray) -> int:
-        """Put one picture aside.
-
-        Args:
-            picture: encoded bytes, or a uint8 array of any shape.
-
-        Returns:
-            Its index.
-
-        Raises:
-            InputError: the disk is full.
-
-        Example:
-            >>> Spool().append(b"encoded")
-            0
-        """
+        """Put one picture aside."""
         shape = None if isinstance(picture, bytes) else picture.shape
         content = picture if isinstance(picture, bytes) else picture.tobytes()
         with self._lock:

@@ -19,17 +19,10 @@ _BATCH = 64  # records in memory at a time
 
 
 class Run(NamedTuple):
-    """Records in a row of one file.
-
-    Attributes:
-        split: of the data set.
-        first: number of the first record in its split.
-        size: how many.
-        file: that holds them.
-        skip: records before them in the file.
-    """
+    """Records in a row of one file."""
 
     split: str
+    # Number of the first record in its split.
     first: int
     size: int
     file: str
@@ -39,24 +32,7 @@ class Run(NamedTuple):
 def make_reader(
     tfds: Any, builder: Any, keys: tuple[str, str], runs: Sequence[Run]
 ) -> Callable[[str, Sequence[Run]], Split]:
-    """Choose how to read pictures, by the files that there are.
-
-    Args:
-        tfds: the module.
-        builder: of a prepared data set.
-        keys: of the picture and of its label.
-        runs: all that will be asked for.
-
-    Returns:
-        A function of a split expression and its runs, that gives a split of encoded pictures. Those without a label
-        have -1.
-
-    Raises:
-        InputError: a file is missing, truncated or damaged; so does the function.
-
-    Example:
-        make_reader(tfds, builder, ("image", "label"), runs)("train[:80%]", runs)
-    """
+    """Choose how to read pictures, by the files that there are."""
     files = sorted({run.file for run in runs})
     missing = [file for file in files if not os.path.isfile(file)]
     file_format = getattr(builder.info.file_format, "value", "")
@@ -99,7 +75,7 @@ class _Index(NamedTuple):
 
 
 class _Records(Sequence[bytes]):
-    """Records in TFRecord files. A file is opened for each, since there may be more files than may be open."""
+    """Records in TFRecord files."""
 
     def __init__(self, files: Sequence[str], which: np.ndarray, where: _Index) -> None:
         self.files, self.which, self.where = files, which, where

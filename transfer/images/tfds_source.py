@@ -32,31 +32,7 @@ def read_tfds(
     download: bool = True,
     split: str | Mapping[str, str] | None = None,
 ) -> Found:
-    """Read a prepared data set, or download and prepare it first.
-
-    Its pictures are not held in memory: each is read from where tensorflow_datasets put it when it is asked for.
-
-    Args:
-        name: as tensorflow_datasets spells it, with a config and version if wanted: `"tf_flowers:3.*.*"`.
-        data_dir: where prepared data lie; None is tensorflow_datasets' own place.
-        download: prepare what is not there. The network is tried first, since without one
-            tensorflow_datasets hangs for minutes.
-        split: which pictures, as tensorflow_datasets writes it. None takes its splits train, validation and test.
-            One expression, such as `"train[:80%]"` or `"train+test"`, gives the pictures to train on, from which
-            other splits can be drawn. Several give the splits by name: `"train=train[:80%],test=train[80%:]"`, or
-            the same as a dict; `"val"` is the third name.
-
-    Returns:
-        The pictures per split, encoded, and the class names. A picture is called by its record, such as `"train/17"`,
-        whatever expression chose it. Pictures without a label, as some test splits have them, are left out.
-
-    Raises:
-        InputError: unknown name, no pictures with labels in it, not prepared and no way to do so, files that are
-            missing or damaged, a split that does not exist, or splits that share pictures.
-
-    Example:
-        read_tfds("tf_flowers", split="train=train[:80%],test=train[80%:]")
-    """
+    """Read a prepared data set, or download and prepare it first."""
     import tensorflow_datasets as tfds
 
     wanted = _wanted(split)

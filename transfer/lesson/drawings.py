@@ -124,20 +124,7 @@ def lesson_drawing(model: keras.Model, base: keras.Model, *, title: str | None =
 
 
 def network_drawing(base: keras.Model, *, title: str = "") -> Figure:
-    """Draw a network as it was pre-trained, in the same manner.
-
-    Args:
-        base: the network.
-        title: above the drawing; none is its name.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> from transfer.networks.demo_cnn import DemoCNN
-        >>> len(network_drawing(DemoCNN()).axes)
-        1
-    """
+    """Draw a network as it was pre-trained, in the same manner."""
     slabs = [_slab(node, "frozen") for node in _shown(base)]
     return _draw(slabs, [], title or base.name, picture=base.input_shape[1] or 1, legend=False)
 
@@ -185,7 +172,8 @@ _BELOW = -4.7  # where the row of what was cut away is
 def _draw(
     kept: Sequence[_Slab], cut: Sequence[_Slab], title: str, *, picture: int, legend: bool = True
 ) -> Figure:
-    """Draw the kept layers in a row from the picture on, what was cut away in a row below, from the cut on."""
+    """Draw the kept layers in a row from the picture on, what was cut away in a row below, from the cut
+    on."""
     row = [_Slab("picture", picture, 3, "", ""), *kept]
     places = _places(row, 0.0, picture)
     if cut:
@@ -309,23 +297,7 @@ def _draw_cut(axes: Axes, x: float, low: float, high: float) -> None:
 
 
 def transferability_plot(found: Transferability) -> Figure:
-    """Draw how transferable the layers are: each network as a point, and a line of means for each kind.
-
-    In the manner of Figure 2 of Yosinski et al. 2014 (arXiv:1411.1792).
-
-    Args:
-        found: of `transferability.transferability`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> from transfer.lesson.transferability import Point
-        >>> points = (Point("AnB", "conv1", 0, 0.6), Point("AnB", "conv2", 0, 0.5))
-        >>> figure = transferability_plot(Transferability("net", ("conv1", "conv2"), 9, 9, 0.1, (0.6,), points))
-        >>> [text.get_text() for text in figure.axes[0].get_xticklabels()]
-        ['none:\\nnetwork B', 'conv1', 'conv2']
-    """
+    """Draw how transferable the layers are: each network as a point, and a line of means for each kind."""
     figure = new_figure(max(7.5, 2.5 + 1.1 * len(found.layers)), 4.8)
     axes = figure.add_subplot()
     base = float(np.mean(found.base))
@@ -353,23 +325,7 @@ def transferability_plot(found: Transferability) -> Figure:
 
 
 def transferability_summary(found: Transferability) -> Figure:
-    """Draw gains and losses against the network B, in points of accuracy, a line for each kind.
-
-    In the manner of Figure 3 of Yosinski et al. 2014 (arXiv:1411.1792); what they mean is written at the lines.
-
-    Args:
-        found: of `transferability.transferability`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> from transfer.lesson.transferability import Point
-        >>> points = (Point("AnB", "conv1", 0, 0.6), Point("AnB", "conv2", 0, 0.5))
-        >>> found = Transferability("net", ("conv1", "conv2"), 9, 9, 0.1, (0.6,), points)
-        >>> transferability_summary(found).axes[0].get_ylabel()
-        'points of accuracy against the network B'
-    """
+    """Draw gains and losses against the network B, in points of accuracy, a line for each kind."""
     figure = new_figure(max(7.5, 2.5 + 1.1 * len(found.layers)), 4.4)
     axes = figure.add_subplot()
     base = float(np.mean(found.base))

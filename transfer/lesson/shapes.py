@@ -261,25 +261,7 @@ def make_colored_shapes(
     image_size: int = IMAGE_SIZE,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw what `make_shapes` draws, and tell the colours too.
-
-    Args:
-        num_images: how many, 1 or more.
-        classes: some of `SHAPES`, whose order numbers the labels; None takes all.
-        image_size: height and width in pixels, 8 or more.
-        seed: 0 or more; the same gives the same pictures.
-
-    Returns:
-        Pictures and labels as `make_shapes` gives them; and colours, float32 of shape (num_images, 2, 3), RGB from 0 to
-        255: of the ground and of the figure, before shading, light, blur and noise.
-
-    Raises:
-        InputError: see `make_shapes`.
-
-    Example:
-        >>> make_colored_shapes(6)[2].shape
-        (6, 2, 3)
-    """
+    """Draw what `make_shapes` draws, and tell the colours too."""
     names = _checked(num_images, classes, image_size, seed)
     labels = np.random.default_rng([seed, 0]).permutation(np.arange(num_images) % len(names)).astype("int64")
     images = np.empty((num_images, image_size, image_size, 3), "uint8")
@@ -427,7 +409,8 @@ def _rough(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blur(images: np.ndarray, strength: np.ndarray) -> None:
-    """Mix each pixel with its neighbours below and above, then left and right, in place; 0.25 is 1, 2, 1."""
+    """Mix each pixel with its neighbours below and above, then left and right, in place; 0.25 is 1, 2,
+    1."""
     for turned in (images, images.swapaxes(2, 3)):
         middle = turned[:, :, 1:-1]
         middle += strength * (turned[:, :, 2:] + turned[:, :, :-2] - 2 * middle)

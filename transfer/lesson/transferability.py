@@ -38,18 +38,12 @@ State = dict[str, list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Point:
-    """One network of the experiment.
-
-    Attributes:
-        kind: one of `KINDS`.
-        layer: the last layer that was taken over.
-        seed: of the classes and the fresh weights.
-        accuracy: on the test pictures of B, 0 to 1.
-    """
+    """One network of the experiment."""
 
     kind: str
     layer: str
     seed: int
+    # On the test pictures of B, 0 to 1.
     accuracy: float
 
 
@@ -196,7 +190,8 @@ def _experiment(
 
 
 class _Lab:
-    """Builds and trains the networks, each kind of network once: to compile takes longer than to train a small one."""
+    """Builds and trains the networks, each kind of network once: to compile takes longer than to train a
+    small one."""
 
     def __init__(
         self, base: keras.Model, epochs: int, batch_size: int, learning_rate: float, preprocessing: str | None
@@ -210,10 +205,7 @@ class _Lab:
     def train(
         self, data: ImageData, donor: State, layer: str | None, *, frozen: bool, seeds: tuple[int, int]
     ) -> tuple[State, float]:
-        """Train a network whose layers up to `layer` are the donor's; give its weights and its accuracy.
-
-        The seeds are those of the fresh weights and of the pictures' order.
-        """
+        """Train a network whose layers up to `layer` are the donor's; give its weights and its accuracy."""
         model = self._fresh(data.num_classes, layer if frozen else None, seeds[0])
         for name in _up_to(model, layer) if layer else ():
             if name in donor:
@@ -236,7 +228,8 @@ class _Lab:
         return self._read[id(data)][1]
 
     def _fresh(self, classes: int, frozen: str | None, seed: int) -> keras.Model:
-        """Give a network with fresh weights and a fresh optimizer; what is up to `frozen` does not train."""
+        """Give a network with fresh weights and a fresh optimizer; what is up to `frozen` does not
+        train."""
         if (classes, frozen) not in self._built:
             model = self._build(classes, frozen)
             model.optimizer.build(model.trainable_variables)

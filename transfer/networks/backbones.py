@@ -33,23 +33,14 @@ _SCALE = "preprocess_scale"  # the layer by which a model of ours is known to ta
 
 @dataclass(frozen=True)
 class Family:
-    """What the members of a family of networks share.
+    """What the members of a family of networks share."""
 
-    Attributes:
-        builders: constructor's name -> image size (pixels) that its weights were trained for.
-        preprocessing: a key of `PREPROCESSING`.
-        model_name: pattern of the names that the constructors give to their models.
-        block: pattern of layer names; its group is the block that a layer belongs to. A block's end is its
-            last layer, or the addition of its skip connection behind that.
-        min_size: smallest image size in pixels.
-        fixed_top: the top works at the default image size only, since it flattens a map.
-        weights: what the constructors call those that are pre-trained.
-    """
-
+    # Constructor's name -> image size (pixels) that its weights were trained for.
     builders: dict[str, int]
     preprocessing: str
     model_name: str
     block: str
+    # Smallest image size in pixels.
     min_size: int = 32
     fixed_top: bool = False
     weights: str = "imagenet"
@@ -133,27 +124,7 @@ PREPROCESSING = {
 
 
 def preprocessing_of(model: keras.Model, preprocessing: str | None = None) -> Callable[[Any], Any]:
-    """Give what turns raw RGB pictures, 0 to 255, into what a network was trained on.
-
-    The layers compute in float32 under any policy, are Keras' own, and equal the family's
-    `preprocess_input` to 5e-7.
-
-    Args:
-        model: the network; its family is known by its name.
-        preprocessing: a key of `PREPROCESSING`, needed for a network of one's own.
-
-    Returns:
-        A function of a Keras tensor of raw pictures.
-
-    Raises:
-        InputError: an unknown key, or none given for a network that is not in the table.
-
-    Example:
-        >>> model = keras.applications.MobileNetV2(weights=None)
-        >>> raw = keras.Input((224, 224, 3))
-        >>> preprocessing_of(model)(raw).shape
-        (None, 224, 224, 3)
-    """
+    """Give what turns raw RGB pictures, 0 to 255, into what a network was trained on."""
     done = any(layer.name == _SCALE for layer in model.layers)
     key = preprocessing or ("none" if done else _preprocessing_key(model))
     if key not in PREPROCESSING:
@@ -202,11 +173,7 @@ def _preprocessing_key(model: keras.Model) -> str:
 
 
 def _lacks_second_scaling(model: keras.Model) -> bool:
-    """Tell ImageNet weights that were loaded from a file into `EfficientNetB*(weights=None)`.
-
-    With `weights="imagenet"` Keras adds a division by the root of the standard deviation to the graph, with
-    `weights=PATH` it does not; the file's own mean shows that it belongs to the former.
-    """
+    """Tell ImageNet weights that were loaded from a file into `EfficientNetB*(weights=None)`."""
     scalings = [layer for layer in model.layers if isinstance(layer, keras.layers.Rescaling)]
     normalizations = [layer for layer in model.layers if isinstance(layer, keras.layers.Normalization)]
     if len(scalings) > 1 or not normalizations:
@@ -216,18 +183,7 @@ def _lacks_second_scaling(model: keras.Model) -> bool:
 
 
 def family_of(model: keras.Model) -> Family | None:
-    """Find the family of a network by the name that its constructor gave it.
-
-    Args:
-        model: a network of `keras.applications`, or one of ours.
-
-    Returns:
-        The family, or None for a network of one's own.
-
-    Example:
-        >>> family_of(keras.applications.VGG16(weights=None, include_top=False)).preprocessing
-        'caffe'
-    """
+    """Find the family of a network by the name that its constructor gave it."""
     for family in FAMILIES.values():
         if re.fullmatch(family.model_name, model.name):
             return family

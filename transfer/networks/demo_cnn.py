@@ -155,20 +155,7 @@ def _check_top(include_top: bool, pooling: str | None, classes: int, weights: An
 
 
 def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Write a network's weights to a small file: half precision, no code in it.
-
-    Args:
-        model: the network.
-        path: of the file, which ends in `.npz`.
-
-    Raises:
-        InputError: the path ends otherwise, or cannot be written.
-
-    Example:
-        >>> save_weights(DemoCNN(weights=None), "mine.npz")
-        >>> DemoCNN(weights="mine.npz").count_params() > 400_000
-        True
-    """
+    """Write a network's weights to a small file: half precision, no code in it."""
     path = Path(path)
     if path.suffix != ".npz":
         raise InputError(f"Expected a path that ends in .npz. Received: {str(path)!r}.")

@@ -18,36 +18,7 @@ from transfer.networks.graphs import Node, graph
 def split_at_frozen_boundary(
     model: keras.Model, *, ignore_noise: bool = False
 ) -> tuple[keras.Model, keras.Model]:
-    """Split a network into the frozen part near its input and the rest, which trains.
-
-    Training the tail on what the trunk gives is training the model, to the last bit but for rounding, as
-    long as the pictures are the same in each epoch. So a layer counts as frozen where training neither
-    changes it nor has chance in it, and all layers that feed it are frozen too; layers without weights are.
-
-    Where the boundary cuts several branches, several tensors cross it. Those are taken that hold the fewest
-    numbers: an activation or a BatchNormalization may be computed again in the tail, no convolution is.
-
-    Args:
-        model: a model with a graph whose flags are set.
-        ignore_noise: count dropout as frozen where it has frozen layers only in front, although it is live
-            in training: without it, the frozen part of an EfficientNet, say, ends in its third block.
-
-    Returns:
-        The trunk, from the model's input to the tensors that cross, one or a list of them in the order of the
-        graph; and the tail, from these to the model's output. They share the model's layers, all that trains
-        is in the tail, and `tail(trunk(x))` is `model(x)`.
-
-    Raises:
-        InputError: nothing of the model trains, or its first layer does.
-
-    Example:
-        >>> convolution = keras.layers.Conv2D(4, 3, trainable=False)
-        >>> rest = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]
-        >>> model = keras.Sequential([keras.Input((8, 8, 3)), convolution, *rest])
-        >>> trunk, tail = split_at_frozen_boundary(model)
-        >>> trunk.output_shape, tail.output_shape
-        ((None, 4), (None, 2))
-    """
+    """Split a network into the frozen part near its input and the rest, which trains."""
     nodes = graph(model)
     if not model.trainable_weights:
         raise InputError(f"Expected a model of which a part trains. Received: {model.name!r}, all frozen.")
@@ -70,22 +41,7 @@ def split_at_frozen_boundary(
 
 
 def frozen_bytes(trunk: keras.Model) -> int:
-    """Say how much one picture takes where all that crosses the boundary is kept as float16.
-
-    Args:
-        trunk: of `split_at_frozen_boundary`, for pictures of one size.
-
-    Returns:
-        Bytes per picture.
-
-    Raises:
-        InputError: the trunk takes pictures of any size.
-
-    Example:
-        >>> trunk = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
-        >>> frozen_bytes(trunk)
-        288
-    """
+    """Say how much one picture takes where all that crosses the boundary is kept as float16."""
     shapes = [tuple(tensor.shape[1:]) for tensor in trunk.outputs]
     if any(None in shape for shape in shapes):
         raise InputError(
@@ -111,8 +67,8 @@ def _liveness(op: Any, ignore_noise: bool) -> str | None:
 
 
 def _is_cheap(op: Any) -> bool:
-    """Say whether an operation may be computed again at each step, as it hardly takes longer than reading its
-    input: not where it multiplies with matrices, and not where it would draw random numbers."""
+    """Say whether an operation may be computed again at each step, as it hardly takes longer than reading
+    its input: not where it multiplies with matrices, and not where it would draw random numbers."""
     if not isinstance(op, keras.layers.Layer):
         return True
     noisy = any(layer._seed_generators for layer in op._flatten_layers())
@@ -120,11 +76,8 @@ def _is_cheap(op: Any) -> bool:
 
 
 def _narrowest(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
-    """Choose which frozen tensors cross: the fewest numbers from which the tail can compute what it reads.
-
-    That is a minimum cut (Ford and Fulkerson 1956), each tensor an edge as wide as it is large, between what
-    can only come from the trunk and what the tail reads; of equal ones, the nearest to the tail.
-    """
+    """Choose which frozen tensors cross: the fewest numbers from which the tail can compute what it
+    reads."""
     source, sink = 2 * len(nodes), 2 * len(nodes) + 1
     sizes = {place: math.prod(n or 1 for n in nodes[place].tensor.shape[1:]) for place in frozen}
     whole, uncut = 2**20, 2**30  # the solver counts with 32 bits
@@ -154,10 +107,7 @@ def _read_by_the_rest(nodes: Sequence[Node], frozen: set[int]) -> Iterable[int]:
 
 
 def _tail(name: str, nodes: Sequence[Node], crossing: list[int]) -> keras.Model:
-    """Call all operations again that lie between the crossing tensors and the output.
-
-    Keras can make a model from tensors in the middle of a graph, but not where a layer is used on both sides.
-    """
+    """Call all operations again that lie between the crossing tensors and the output."""
     needed, stack = set(crossing), [len(nodes) - 1]
     while stack:
         place = stack.pop()

@@ -19,24 +19,7 @@ from transfer.networks.graphs import Node, bottlenecks, graph
 
 
 def unnested(model: keras.Model) -> list[Node]:
-    """List the operations of a model, and in place of each model inside it, that one's operations.
-
-    Args:
-        model: with one input and one output, as `graphs.graph` takes it. A model inside without a graph of its own,
-            or with several inputs or outputs, stays one operation.
-
-    Returns:
-        The nodes, as of `graphs.graph`: the first is the input, the last gives the output.
-
-    Raises:
-        InputError: the model itself has no graph, or several inputs or outputs.
-
-    Example:
-        >>> base = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, name="inner")])
-        >>> model = keras.Sequential([keras.Input((8, 8, 3)), base, keras.layers.Flatten(name="flat")])
-        >>> [node.op.name for node in unnested(model)][1:]
-        ['inner', 'flat']
-    """
+    """List the operations of a model, and in place of each model inside it, that one's operations."""
     flat: list[Node] = []
     at: dict[int, int] = {}  # place in the model's own graph -> place in the flat one
     for place, node in enumerate(graph(model)):
@@ -65,26 +48,7 @@ def _inside(op: Any) -> list[Node] | None:
 def run(
     nodes: Sequence[Node], values: Mapping[int, Any], *, last: int | None = None, keep: Iterable[int] = ()
 ) -> dict[int, Any]:
-    """Run the operations of a network one after the other.
-
-    What nothing asks for any more is let go at once: a network's activations together take many times the memory of
-    those at any one place.
-
-    Args:
-        nodes: of `unnested` or `graphs.graph`.
-        values: what is known: `{0: pictures}` at first, or what a run up to some place gave, which goes on from there.
-        last: place of the last operation to run; None is the network's output.
-        keep: places whose outputs are given back besides.
-
-    Returns:
-        Outputs by place: that of `last`, those to keep, and those that operations behind `last` ask for.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(4)])
-        >>> values = run(graph(model), {0: keras.ops.ones((1, 2))}, last=1)
-        >>> sorted(values), run(graph(model), values)[2].shape[-1]
-        ([1], 4)
-    """
+    """Run the operations of a network one after the other."""
     last_use = {parent: place for place, node in enumerate(nodes) for parent in node.parents}
     found, keep = dict(values), set(keep)
     for place in range(max(found) + 1, (len(nodes) - 1 if last is None else last) + 1):
@@ -97,7 +61,8 @@ def run(
 
 
 def _call(node: Node, given: Sequence[Any]) -> Any:
-    """Call an operation as its network does, with values in place of symbolic tensors, in inference mode."""
+    """Call an operation as its network does, with values in place of symbolic tensors, in inference
+    mode."""
     op, index, output = node.tensor._keras_history
     arguments, rest = op._inbound_nodes[index].arguments, iter(given)
     args, kwargs = keras.tree.map_structure(
@@ -109,36 +74,16 @@ def _call(node: Node, given: Sequence[Any]) -> Any:
 
 
 class Field(NamedTuple):
-    """What one place of an output depends on.
+    """What one place of an output depends on."""
 
-    Attributes:
-        side: pixels of the input, the longer side; infinite where it is the whole picture, as behind global pooling.
-        step: pixels from what one place depends on to what the next one does.
-    """
-
+    # Pixels of the input, the longer side.
     side: float
+    # Pixels from what one place depends on to what the next one does.
     step: float
 
 
 def receptive_fields(nodes: Sequence[Node]) -> list[Field]:
-    """Compute receptive fields from kernels, strides, dilations and pooling, from the input on.
-
-    A kernel of k with dilation d adds (k - 1) d times the step so far to the side, and a stride multiplies the step
-    (Araujo, Norris & Sim 2019, "Computing Receptive Fields of Convolutional Neural Networks", Distill,
-    doi:10.23915/distill.00021). Where branches meet, the larger counts; a gate that has pooled the whole picture, as
-    in squeeze-and-excitation, does not, since it moves all places alike.
-
-    Args:
-        nodes: of `unnested` or `graphs.graph`.
-
-    Returns:
-        For each node its field; the input's is one pixel.
-
-    Example:
-        >>> layers = [keras.layers.Conv2D(2, 3, strides=2), keras.layers.Conv2D(2, 3)]
-        >>> [field.side for field in receptive_fields(graph(keras.Sequential([keras.Input((32, 32, 3)), *layers])))]
-        [1, 3, 7]
-    """
+    """Compute receptive fields from kernels, strides, dilations and pooling, from the input on."""
     found: list[tuple[Field, Field]] = []  # along height and width
     for node in nodes:
         if not node.parents:
@@ -174,41 +119,14 @@ def _pair(op: Any, name: str, otherwise: tuple[int, int] = (1, 1)) -> tuple[int,
 
 
 def is_map(node: Node) -> bool:
-    """Say whether an operation gives maps of several places; one place, as behind pooling, shows nowhere.
-
-    Args:
-        node: of `unnested` or `graphs.graph`.
-
-    Returns:
-        True for an output of shape (batch, height, width, channels).
-
-    Example:
-        >>> [is_map(node) for node in graph(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]))]
-        [True, False]
-    """
+    """Say whether an operation gives maps of several places; one place, as behind pooling, shows
+    nowhere."""
     shape = node.tensor.shape
     return len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
 
 
 def find_maps(nodes: Sequence[Node], name: str | None = None) -> int:
-    """Find the operation of that name that gives maps, or the last that does.
-
-    Args:
-        nodes: of `unnested` or `graphs.graph`.
-        name: of a layer, the last where several are called that; None is the deepest that gives maps: where
-            there are branches, the longest counts.
-
-    Returns:
-        Its place.
-
-    Raises:
-        InputError: no layer of that name, whose nearest are listed, or none that gives maps.
-
-    Example:
-        >>> layers = [keras.layers.Conv2D(2, 3), keras.layers.ReLU(), keras.layers.Flatten()]
-        >>> find_maps(graph(keras.Sequential([keras.Input((8, 8, 3)), *layers])))
-        2
-    """
+    """Find the operation of that name that gives maps, or the last that does."""
     maps = [place for place in range(1, len(nodes)) if is_map(nodes[place])]
     if not maps:
         raise InputError(
@@ -232,24 +150,7 @@ def find_maps(nodes: Sequence[Node], name: str | None = None) -> int:
 
 
 def shown_layers(model: keras.Model, *, most: int = 4) -> list[str]:
-    """Choose layers that are worth a look: the last of each resolution, spread over the network's depth.
-
-    Only layers that all paths run through, so that none shows half of a block.
-
-    Args:
-        model: with a graph; it may hold its base as one layer.
-        most: how many at most, 1 or more.
-
-    Returns:
-        Names, from an early layer, which sees edges and colors, to the last that gives maps.
-
-    Raises:
-        InputError: no layer gives maps.
-
-    Example:
-        >>> shown_layers(keras.applications.VGG16(weights=None))
-        ['block1_conv2', 'block3_conv3', 'block4_conv3', 'block5_pool']
-    """
+    """Choose layers that are worth a look: the last of each resolution, spread over the network's depth."""
     nodes = unnested(model)
     last = find_maps(nodes)
     places = [*_last_of_each_resolution(nodes, last), last]
@@ -275,17 +176,10 @@ def _last_of_each_resolution(nodes: Sequence[Node], last: int) -> list[int]:
 
 
 class Head(NamedTuple):
-    """How a network's output becomes logits.
-
-    Attributes:
-        place: of the operation whose output the logits are made of.
-        dense: the last layer, whose softmax is left out; None where the output is used as it is.
-        probable: whether it is probabilities, and nothing is known of what they were made of.
-        classes: how many there are.
-        several: whether each class is decided by itself, by a sigmoid.
-    """
+    """How a network's output becomes logits."""
 
     place: int
+    # The last layer, whose softmax is left out.
     dense: Any
     probable: bool
     classes: int
@@ -305,23 +199,7 @@ class Head(NamedTuple):
 
 
 def head_of(nodes: Sequence[Node]) -> Head:
-    """Find out how a classifier's logits are got at, which its softmax hides.
-
-    Args:
-        nodes: of `unnested` or `graphs.graph`.
-
-    Returns:
-        The head. A classifier without softmax gives logits itself; one number is that of the second of two classes.
-
-    Raises:
-        InputError: the network's output is not a number for each class.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
-        >>> head = head_of(graph(model))
-        >>> head.place, head.classes
-        (0, 3)
-    """
+    """Find out how a classifier's logits are got at, which its softmax hides."""
     last, op = nodes[-1], nodes[-1].op
     if len(last.tensor.shape) != 2:
         raise InputError(
@@ -351,23 +229,7 @@ def _squashes(op: Any) -> str:
 
 
 def gradient_at(function: Callable[[Any], tuple[Any, Any]], point: Any) -> tuple[Any, Any]:
-    """Take the gradient of a function of a tensor, by the automatic differentiation of Keras' backend.
-
-    Args:
-        function: of a tensor; gives a number to differentiate, and whatever else it has found.
-        point: the tensor.
-
-    Returns:
-        The gradient, of the tensor's shape, and what else the function has found.
-
-    Raises:
-        InputError: Keras runs on neither TensorFlow nor JAX.
-
-    Example:
-        >>> gradient, value = gradient_at(lambda x: (keras.ops.sum(x * x), x + 1), keras.ops.ones((2,)))
-        >>> [float(number) for number in gradient], [float(number) for number in value]
-        ([2.0, 2.0], [2.0, 2.0])
-    """
+    """Take the gradient of a function of a tensor, by the automatic differentiation of Keras' backend."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf

@@ -17,13 +17,7 @@ from transfer.common.errors import InputError, one_line, unknown
 
 
 class Node(NamedTuple):
-    """One operation of a network's graph.
-
-    Attributes:
-        op: the layer, or the Keras operation where a network adds tensors without a layer.
-        tensor: its output.
-        parents: positions in the list of the nodes that feed it.
-    """
+    """One operation of a network's graph."""
 
     op: Any
     tensor: Any
@@ -31,22 +25,7 @@ class Node(NamedTuple):
 
 
 def graph(model: keras.Model) -> list[Node]:
-    """List the operations between a model's input and output, each after all that feed it.
-
-    Args:
-        model: a functional or sequential model with one input and one output.
-
-    Returns:
-        The nodes; the first is the input, the last gives the output.
-
-    Raises:
-        InputError: the model has no graph, or several inputs or outputs.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="dense")])
-        >>> [node.op.name for node in graph(model)][1:]
-        ['dense']
-    """
+    """List the operations between a model's input and output, each after all that feed it."""
     one_output = _require_graph(model).outputs[0]
     position: dict[int, int] = {}
     nodes: list[Node] = []
@@ -84,23 +63,7 @@ def _require_graph(model: keras.Model) -> keras.Model:
 
 
 def find(model: keras.Model, name: str) -> Node:
-    """Find the operation of that name.
-
-    Args:
-        model: a model with a graph.
-        name: of a layer.
-
-    Returns:
-        Its node (the last, where a layer is used more than once).
-
-    Raises:
-        InputError: no layer is called that; the nearest names are listed.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="wide")])
-        >>> find(model, "wide").tensor.shape
-        (None, 3)
-    """
+    """Find the operation of that name."""
     nodes = graph(model)[1:]
     for node in reversed(nodes):
         if node.op.name == name:
@@ -109,23 +72,7 @@ def find(model: keras.Model, name: str) -> Node:
 
 
 def find_first(model: keras.Model, name: str) -> Node:
-    """Find the first operation of a block, or the one of that name.
-
-    Args:
-        model: a model with a graph.
-        name: of a layer, or of a block: what its layers' names begin with, up to an underscore.
-
-    Returns:
-        Its node.
-
-    Raises:
-        InputError: nothing is called that; the nearest names are listed.
-
-    Example:
-        >>> layers = [keras.layers.Dense(3, name="block1_a"), keras.layers.Dense(3, name="block1_b")]
-        >>> find_first(keras.Sequential([keras.Input((2,)), *layers]), "block1").op.name
-        'block1_a'
-    """
+    """Find the first operation of a block, or the one of that name."""
     nodes = graph(model)[1:]
     for matches in (lambda node: node.op.name == name, lambda node: node.op.name.startswith(f"{name}_")):
         found = next(filter(matches, nodes), None)
@@ -137,23 +84,7 @@ def find_first(model: keras.Model, name: str) -> Node:
 
 
 def fingerprint(model: keras.Model) -> str:
-    """Tell a network by what it computes: its operations, how they are joined, and its weights.
-
-    Args:
-        model: a model with a graph.
-
-    Returns:
-        A SHA-256 in hexadecimal; the same for the same network under other names of layers.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-        >>> same = keras.models.clone_model(model)
-        >>> fingerprint(model) == fingerprint(same)  # other weights
-        False
-        >>> same.set_weights(model.get_weights())
-        >>> fingerprint(model) == fingerprint(same)
-        True
-    """
+    """Tell a network by what it computes: its operations, how they are joined, and its weights."""
     found = hashlib.sha256()
     seen: dict[int, int] = {}
     for place, node in enumerate(graph(model)):
@@ -171,21 +102,7 @@ def fingerprint(model: keras.Model) -> str:
 
 
 def config_of(op: Any) -> dict[str, Any]:
-    """Ask a layer for its configuration.
-
-    Args:
-        op: a layer, or a Keras operation.
-
-    Returns:
-        What `get_config` gives.
-
-    Raises:
-        InputError: the layer's own code fails.
-
-    Example:
-        >>> config_of(keras.layers.Dense(3))["units"]
-        3
-    """
+    """Ask a layer for its configuration."""
     try:
         return dict(op.get_config())
     except Exception as error:  # the layer's own code runs, and may raise anything
@@ -218,23 +135,7 @@ def _text(value: Any) -> str:
 
 
 def layer_before_classifier(model: keras.Model) -> str:
-    """Name the last layer before a network's classifier, or its last layer where it has none.
-
-    A classifier is the last Dense layer or convolution of a network that ends in softmax or sigmoid; where
-    it ends in logits, a last Dense layer, or, as in the MobileNets, a last convolution that is flattened
-    into one number for each of its filters.
-
-    Args:
-        model: a model with a graph.
-
-    Returns:
-        The layer's name.
-
-    Example:
-        >>> layers = [keras.layers.Dense(3, name="features"), keras.layers.Dense(2, "softmax", name="classes")]
-        >>> layer_before_classifier(keras.Sequential([keras.Input((2,)), *layers]))
-        'features'
-    """
+    """Name the last layer before a network's classifier, or its last layer where it has none."""
     nodes = graph(model)
     place = _classifier(nodes)
     return nodes[nodes[place].parents[0] if place else -1].op.name
@@ -263,19 +164,7 @@ def _activation(op: Any) -> str | None:
 
 
 def bottlenecks(nodes: Sequence[Node]) -> list[int]:
-    """Find the operations that every path from the input to the output runs through.
-
-    Args:
-        nodes: of `graph`.
-
-    Returns:
-        Their positions, in order; the input and the output are among them.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(3)])
-        >>> bottlenecks(graph(model))
-        [0, 1, 2]
-    """
+    """Find the operations that every path from the input to the output runs through."""
     last_use = [0] * len(nodes)
     for place, node in enumerate(nodes):
         for parent in node.parents:

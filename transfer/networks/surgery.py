@@ -29,29 +29,7 @@ def clone(
     precision: str | None = None,
     seed: int = 0,
 ) -> keras.Model:
-    """Copy a model: new layers with the same names on a new input.
-
-    Args:
-        model: the model; it is not changed and shares nothing with the copy.
-        image_size: height and width of the copy's input; None keeps the model's.
-        preprocess: function of a Keras tensor, applied to the input in front of everything else.
-        weights: `"copy"`, or `"random"` for fresh ones from each layer's own initializer. What a
-            Normalization layer knows of the data is copied in either case.
-        precision: a policy of Keras, such as `"mixed_bfloat16"`, for all layers but those that scale the input; None
-            keeps each layer's own.
-        seed: of the random weights.
-
-    Returns:
-        A flat functional model, not compiled.
-
-    Raises:
-        InputError: the model has no graph, or cannot take pictures of `image_size`.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3)])
-        >>> clone(model, image_size=(16, 16)).output.shape
-        (None, 14, 14, 2)
-    """
+    """Copy a model: new layers with the same names on a new input."""
     shape = tuple(graph(model)[0].tensor.shape[1:])
     if image_size is not None:
         shape = (*image_size, shape[-1])
@@ -91,22 +69,7 @@ def clone(
 
 
 def new_like(op: Any, **changes: Any) -> Any:
-    """Make a layer anew from its configuration, without its weights.
-
-    Args:
-        op: a layer, or a Keras operation.
-        **changes: what of the configuration is to be otherwise.
-
-    Returns:
-        The new layer.
-
-    Raises:
-        InputError: its own code cannot say what it is made of, or not make it of that.
-
-    Example:
-        >>> new_like(keras.layers.Dense(3, "relu"), units=4).units
-        4
-    """
+    """Make a layer anew from its configuration, without its weights."""
     config = {**config_of(op), **changes}
     # A Lambda's code runs already: there is nothing left to guard.
     how = {"safe_mode": False} if isinstance(op, keras.layers.Lambda) else {}
@@ -132,7 +95,8 @@ def _seeded_initializers(seed: int) -> Iterator[None]:
 
 
 def _copy_state(old: Any, new: Any, *, everything: bool) -> None:
-    """Copy all variables of a layer, the states of its random generators too, or only what Normalization knows."""
+    """Copy all variables of a layer, the states of its random generators too, or only what Normalization
+    knows."""
     if not isinstance(old, keras.layers.Layer):
         return
     if everything:
@@ -154,22 +118,7 @@ def _assign(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
 
 
 def renumber(model: keras.Model) -> keras.Model:
-    """Number the names that Keras made up (`conv2d_17`) from zero again, in their own order.
-
-    Keras counts unnamed layers through a whole process, so that a network that is built second has other
-    names than one that is built first.
-
-    Args:
-        model: a model that is ours; it is changed.
-
-    Returns:
-        The same model.
-
-    Example:
-        >>> layers = [keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(3)]
-        >>> [layer.name for layer in renumber(keras.Sequential(layers)).layers]
-        ['dense', 'dense_1']
-    """
+    """Number the names that Keras made up (`conv2d_17`) from zero again, in their own order."""
     made_up: dict[str, list[tuple[int, Any]]] = {}
     taken = set()
     for op in dict.fromkeys(node.op for node in graph(model)):
@@ -199,50 +148,12 @@ def _all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def slice_at(model: keras.Model, name: str) -> keras.Model:
-    """Keep a model up to and with one layer.
-
-    Args:
-        model: a model with a graph.
-        name: of the last layer to keep.
-
-    Returns:
-        A model that shares its layers with `model`: clone it before changing anything.
-
-    Raises:
-        InputError: no layer is called that; the nearest names are listed.
-
-    Example:
-        >>> layers = [keras.layers.Dense(3, name="a"), keras.layers.Dense(4, name="b")]
-        >>> slice_at(keras.Sequential([keras.Input((2,)), *layers]), "a").output.shape
-        (None, 3)
-    """
+    """Keep a model up to and with one layer."""
     return keras.Model(model.inputs[0], find(model, name).tensor, name=model.name)
 
 
 def join_at(model: keras.Model, names: Sequence[str]) -> keras.Model:
-    """Give what several layers see as one vector per picture.
-
-    Each output is averaged over the picture where it is a map, and scaled to unit length: what layers give
-    differs in size by orders of magnitude, and the largest would drown the others.
-
-    Args:
-        model: a model with a graph.
-        names: of layers; their order does not matter.
-
-    Returns:
-        A model that shares its layers with `model`, without those that no named layer needs. Its output has
-        the vectors in the order of the graph, in float32 under any policy. With one name, `slice_at`.
-
-    Raises:
-        InputError: no name, no layer of a name, or an output that is neither a map nor a vector.
-
-    Example:
-        >>> image = keras.Input((8, 8, 3))
-        >>> early = keras.layers.Conv2D(4, 3, name="early")(image)
-        >>> model = keras.Model(image, keras.layers.Conv2D(6, 3, name="late")(early))
-        >>> join_at(model, ["early", "late"]).output.shape
-        (None, 10)
-    """
+    """Give what several layers see as one vector per picture."""
     wanted = {id(find(model, name).tensor) for name in names}
     chosen = [node for node in graph(model) if id(node.tensor) in wanted]
     if not chosen:
@@ -281,26 +192,7 @@ def set_trainable(
     pin_batchnorm: bool = True,
     synchronized: bool = False,
 ) -> keras.Model:
-    """Set the flags of a model's layers, one by one, inner layers too.
-
-    One by one, since setting the flag of a model whose own flag has that value already does nothing, and
-    because only a BatchNormalization that is itself not trainable keeps its moving statistics.
-
-    Args:
-        model: a model that is ours; its flags are changed. Compile it afterwards.
-        trainable: for all layers, or a function of an outer layer's name.
-        pin_batchnorm: keep every BatchNormalization as it is, its statistics and its weights.
-        synchronized: let a BatchNormalization that trains take its statistics from all replicas, which
-            would each have their own otherwise. On TensorFlow only.
-
-    Returns:
-        The same model.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-        >>> len(set_trainable(model, False).trainable_weights)
-        0
-    """
+    """Set the flags of a model's layers, one by one, inner layers too."""
     model.trainable = True  # the model's own flag must let its layers' through
     for outer in model.layers:
         inner = _all_layers(outer)
@@ -315,25 +207,7 @@ def set_trainable(
 
 
 def attach_head(trunk: keras.Model, num_classes: int, *, seed: int | None = None) -> keras.Model:
-    """Put a new Dense softmax on a network, behind global average pooling where it ends in a map.
-
-    Args:
-        trunk: a model whose output has shape (batch, features) or (batch, height, width, channels).
-        num_classes: 2 or more.
-        seed: of the head's random weights.
-
-    Returns:
-        A model that shares the trunk's layers. The head computes in float32 under any policy, since a
-        float16 softmax loses accuracy.
-
-    Raises:
-        InputError: fewer than two classes, or an output of another rank.
-
-    Example:
-        >>> trunk = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(5, 3)])
-        >>> attach_head(trunk, 4).output.shape
-        (None, 4)
-    """
+    """Put a new Dense softmax on a network, behind global average pooling where it ends in a map."""
     if not isinstance(num_classes, Integral) or num_classes < 2:
         raise InputError(
             f"Expected a whole number of at least 2 classes. Received: num_classes={num_classes!r}."
@@ -355,18 +229,6 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def trunk_of(model: keras.Model) -> keras.Model:
-    """Give a model without its last layer, the head.
-
-    Args:
-        model: a model with a graph.
-
-    Returns:
-        A model that shares its layers with `model`.
-
-    Example:
-        >>> layers = [keras.layers.Dense(3), keras.layers.Dense(2)]
-        >>> trunk_of(keras.Sequential([keras.Input((4,)), *layers])).output.shape
-        (None, 3)
-    """
+    """Give a model without its last layer, the head."""
     nodes = graph(model)
     return keras.Model(model.inputs[0], nodes[nodes[-1].parents[0]].tensor, name=f"{model.name}_trunk")

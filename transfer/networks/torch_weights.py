@@ -44,26 +44,7 @@ _MEND = (
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the tensors of a state dict that PyTorch saved in its old format (not a zip archive).
-
-    Nothing in the file is run, and PyTorch is not needed.
-
-    Args:
-        path: the file, often named `*.pth` or `*.pt`.
-
-    Returns:
-        The arrays by their names, in the order of the file; each owns its memory.
-
-    Raises:
-        InputError: the file is missing, is not of this format, is cut short or damaged, or asks
-            for anything besides tensors; the message says which and how to mend it.
-
-    Example:
-        >>> from transfer.networks.torch_weights import read_state_dict
-        >>> state = read_state_dict("efficientnet-lite0.pth")  # doctest: +SKIP
-        >>> state["_conv_stem.weight"].shape  # doctest: +SKIP
-        (32, 3, 3, 3)
-    """
+    """Read the tensors of a state dict that PyTorch saved in its old format (not a zip archive)."""
     path = Path(path)
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
@@ -150,11 +131,7 @@ class _Tensor:
 
 
 class _Machine:
-    """Runs the few pickle operations that make dicts, tuples, numbers, text and tensors.
-
-    Objects from the file are never compared, hashed, printed or walked through before their type
-    is known: nested or shared tuples could make any of these endless.
-    """
+    """Runs the few pickle operations that make dicts, tuples, numbers, text and tensors."""
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self.data, self.size = data, size

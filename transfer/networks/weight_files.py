@@ -18,23 +18,7 @@ PATIENCE = 20.0
 
 
 def download(make: Callable[[], keras.Model], name: str, *, instead: str) -> keras.Model:
-    """Build a network whose constructor downloads weights.
-
-    Args:
-        make: calls the constructor.
-        name: of the network, for the message.
-        instead: a network that needs no download, for the message.
-
-    Returns:
-        What `make` gives.
-
-    Raises:
-        InputError: the weights cannot be downloaded, or the constructor refuses its arguments.
-
-    Example:
-        >>> download(lambda: keras.applications.VGG16(weights=None, include_top=False), "VGG16", instead="").name
-        'vgg16'
-    """
+    """Build a network whose constructor downloads weights."""
     try:
         with _patience():
             return make()
@@ -65,22 +49,7 @@ def _patience() -> Iterator[None]:
 
 
 def build(make: Callable[[], keras.Model], name: str) -> keras.Model:
-    """Build a network, and say in a sentence which argument its constructor refuses.
-
-    Args:
-        make: calls the constructor.
-        name: of the network, for the message.
-
-    Returns:
-        What `make` gives.
-
-    Raises:
-        InputError: the constructor refuses its arguments.
-
-    Example:
-        >>> build(lambda: keras.applications.VGG16(weights=None, include_top=False), "VGG16").name
-        'vgg16'
-    """
+    """Build a network, and say in a sentence which argument its constructor refuses."""
     try:
         return make()
     except InputError:
@@ -101,32 +70,7 @@ def from_file(
     tops: Sequence[bool],
     whole: Callable[[], keras.Model],
 ) -> keras.Model:
-    """Build a network and load a file into it, with the top if that fits, else without.
-
-    Args:
-        make: builds with random weights, with the top or without.
-        path: a `.weights.h5` or `.keras` file, or an `.h5` file of earlier versions of Keras.
-        name: of the network, for the message.
-        tops: what to try, in order.
-        whole: builds the network with its top, at a size where that works. Where no top is wanted but the
-            file has one, the file is loaded into this, and the rest is copied.
-
-    Returns:
-        The network with the file's weights.
-
-    Raises:
-        InputError: there is no such file, or it does not fit.
-
-    Example:
-        >>> import tempfile
-        >>> def make(top):
-        ...     size = (32, 32, 3)
-        ...     return keras.applications.MobileNet(input_shape=size, alpha=0.25, weights=None, include_top=top)
-        >>> with tempfile.NamedTemporaryFile(suffix=".weights.h5") as file:
-        ...     make(True).save_weights(file.name)
-        ...     from_file(make, file.name, "MobileNet", tops=[True, False], whole=lambda: make(True)).output.shape
-        (None, 1000)
-    """
+    """Build a network and load a file into it, with the top if that fits, else without."""
     if not Path(path).is_file():
         raise unknown("weights", path, ["imagenet", "none"], hint="There is no file of that name either.")
     problems = []
@@ -146,24 +90,7 @@ def from_file(
 
 
 def saved_model(path: str) -> keras.Model:
-    """Load a whole model that was saved with Keras.
-
-    Args:
-        path: of a `.keras` file.
-
-    Returns:
-        The model, not compiled.
-
-    Raises:
-        InputError: there is no such file, or Keras cannot read it.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile(suffix=".keras") as file:
-        ...     keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]).save(file.name)
-        ...     saved_model(file.name).outputs[0].shape
-        (None, 3)
-    """
+    """Load a whole model that was saved with Keras."""
     if not Path(path).is_file():
         raise InputError(f"Expected a model file. There is none at {path}.")
     try:

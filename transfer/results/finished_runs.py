@@ -123,41 +123,12 @@ def load_run(place: str | Path) -> FinishedRun:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Read a run's figures.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        What `metrics.json` holds; nothing where there is none.
-
-    Raises:
-        InputError: it is damaged.
-
-    Example:
-        >>> read_metrics(Path("no such folder"))
-        {}
-    """
+    """Read a run's figures."""
     return read_json(folder / METRICS) or {}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a file of values by name of a run.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        What it holds; None where there is none.
-
-    Raises:
-        InputError: it is damaged, or leads out of its folder.
-
-    Example:
-        >>> _ = Path("metrics.json").write_text('{"case": "small-similar"}')
-        >>> read_json(Path("metrics.json"))
-        {'case': 'small-similar'}
-    """
+    """Read a file of values by name of a run."""
     if not path.is_file():
         return None
     try:
@@ -170,22 +141,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def text_of(path: Path) -> str:
-    """Read a file of text of a run.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        The text.
-
-    Raises:
-        InputError: it cannot be read, is larger than such files are, or leads out of its folder.
-
-    Example:
-        >>> _ = Path("labels.txt").write_text("ants")
-        >>> text_of(Path("labels.txt"))
-        'ants'
-    """
+    """Read a file of text of a run."""
     try:
         if path.resolve().parent != path.parent.resolve():
             raise InputError(f"Expected a file of the run itself. Received a link out of it: {path}.")
@@ -197,16 +153,8 @@ def text_of(path: Path) -> str:
 
 
 def add_labels(path: Path, class_names: tuple[str, ...]) -> None:
-    """Put the class names into a `.keras` file, which Keras itself does not look at, so that they travel with it.
-
-    Args:
-        path: of the file that `model.save` wrote.
-        class_names: in the order of the probabilities.
-
-    Example:
-        model.save("model.keras")
-        add_labels(Path("model.keras"), ("ants", "bees"))
-    """
+    """Put the class names into a `.keras` file, which Keras itself does not look at, so that they travel
+    with it."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(LABELS, "".join(f"{name}\n" for name in class_names))
 
@@ -235,18 +183,7 @@ def _class_names(file: Path, model: keras.Model) -> tuple[str, ...]:
 
 
 def missing_run(path: Path) -> str:
-    """Say that a run is not there, and which are.
-
-    Args:
-        path: where it was sought.
-
-    Returns:
-        A sentence or two.
-
-    Example:
-        >>> missing_run(Path("no such"))[:46]
-        'Expected the folder of a run, with model.keras'
-    """
+    """Say that a run is not there, and which are."""
     there = [entry.parent for entry in path.parent.glob(f"*/{MODEL}")] if path.parent.is_dir() else []
     near = nearest(path.name, [entry.name for entry in there])
     runs = sorted(str(entry.parent) for entry in Path("runs").glob(f"*/{MODEL}"))

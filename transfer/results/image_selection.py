@@ -34,29 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Scores of pictures by a model that did not learn from them, as `suspects` wants them.
+    """Scores of pictures by a model that did not learn from them, as `suspects` wants them."""
 
-    Attributes:
-        scores: shape (N, classes).
-    """
-
+    # Shape (N, classes).
     scores: np.ndarray
 
 
 def suspects_of(found: Evaluation) -> tuple[Suspect, ...]:
-    """Name the test pictures whose label is more probably wrong than right.
-
-    Args:
-        found: of pictures that the model did not learn from.
-
-    Returns:
-        The suspects, the surest first; none where nothing speaks for wrong labels.
-
-    Example:
-        >>> found = Evaluation(("a", "b"), np.array([0, 1]), np.eye(2), ("1", "2"))
-        >>> suspects_of(found)
-        ()
-    """
+    """Name the test pictures whose label is more probably wrong than right."""
     scores = np.log(np.maximum(found.probabilities, 1e-12))
     return suspected_labels(
         LeftOut(scores), found.labels, found.names, found.class_names, groups=found.groups
@@ -66,21 +51,7 @@ def suspects_of(found: Evaluation) -> tuple[Suspect, ...]:
 def figures_of(
     model: keras.Model, data: ImageData, found: Evaluation | None, *, done: TrainingLog, title: str
 ) -> dict[str, Any]:
-    """Draw a training and its test.
-
-    Args:
-        model: the trained model, with its plan.
-        data: what it was trained and tested on.
-        found: the evaluation on the test pictures, where there are any.
-        done: the log of training.
-        title: of the drawing of the network.
-
-    Returns:
-        Figures by name, in the order of a report.
-
-    Example:
-        figures_of(model, data, evaluate(model, data), done=log, title="case 1")["network"]
-    """
+    """Draw a training and its test."""
     figures = {
         "learning_curves": _curves(done),
         "network": plots.network_by_blocks(
@@ -94,19 +65,7 @@ def figures_of(
 
 
 def test_figures(model: keras.Model, data: ImageData, found: Evaluation) -> dict[str, Any]:
-    """Draw how a model does on test pictures.
-
-    Args:
-        model: the model.
-        data: with the pictures.
-        found: the evaluation on them.
-
-    Returns:
-        Figures by name, in the order of a report.
-
-    Example:
-        test_figures(model, data, evaluate(model, data))["calibration"]
-    """
+    """Draw how a model does on test pictures."""
     figures = {"confusion_matrix": plots.confusion_matrix(found)}
     figures["classes"] = evaluation_plots.class_plot(found.by_class)
     figures["calibration"] = evaluation_plots.calibration_plot(found.calibration)
@@ -119,22 +78,7 @@ def test_figures(model: keras.Model, data: ImageData, found: Evaluation) -> dict
 
 
 def explained(model: keras.Model, data: ImageData, found: Evaluation) -> dict[str, Any]:
-    """Draw what a model looks at: its surest mistakes by Grad-CAM, and what its blocks respond to.
-
-    Args:
-        model: the model.
-        data: with test pictures.
-        found: the evaluation on them.
-
-    Returns:
-        Figures by name: `blocks`, and `mistakes` where there are any.
-
-    Raises:
-        InputError: the model has no layer that gives maps.
-
-    Example:
-        explained(model, data, evaluate(model, data))["mistakes"]
-    """
+    """Draw what a model looks at: its surest mistakes by Grad-CAM, and what its blocks respond to."""
     size = input_size(model, data)
     figures: dict[str, Any] = {}
     shown = found.mistakes[:MOST_MISTAKES].tolist()

@@ -22,19 +22,7 @@ from transfer.evaluation.evaluate import Evaluation
 
 
 def confusion_matrix(evaluation: Evaluation) -> Figure:
-    """Draw which class was taken for which; each row is a true class, shaded by its share.
-
-    Args:
-        evaluation: of `evaluate`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> e = Evaluation(("a", "b"), np.array([0, 1]), np.eye(2), ("1", "2"))
-        >>> confusion_matrix(e).axes[0].get_xlabel()
-        'predicted'
-    """
+    """Draw which class was taken for which; each row is a true class, shaded by its share."""
     counts, names = evaluation.confusion, evaluation.class_names
     side = min(24.0, 3.0 + 0.45 * len(names))
     figure = new_figure(side, side)
@@ -58,20 +46,7 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
 
 
 def prediction_sheet(evaluation: Evaluation, pictures: Mapping[int, np.ndarray]) -> Figure:
-    """Lay out pictures with what the model takes them for, wrong ones in red with the truth.
-
-    Args:
-        evaluation: of `evaluate`.
-        pictures: position in the evaluation -> uint8 array (height, width, 3).
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> e = Evaluation(("a", "b"), np.array([0, 1]), np.eye(2), ("1", "2"))
-        >>> len(prediction_sheet(e, {0: np.zeros((8, 8, 3), "uint8")}).axes)
-        1
-    """
+    """Lay out pictures with what the model takes them for, wrong ones in red with the truth."""
     columns = 6
     rows = max(1, -(-len(pictures) // columns))
     figure = new_figure(1.8 * columns, 2.2 * rows)
@@ -90,23 +65,7 @@ def prediction_sheet(evaluation: Evaluation, pictures: Mapping[int, np.ndarray])
 def network_by_blocks(
     title: str, blocks: Sequence[tuple[str, str]], *, input_text: str, output_text: str
 ) -> Figure:
-    """Draw a network as a row of blocks: what is frozen, what trains, what is new, what was cut away.
-
-    Args:
-        title: above the drawing.
-        blocks: (name, state) from the input on; states are `"frozen"`, `"trained"`, `"new"`, `"cut"`.
-        input_text: what goes in.
-        output_text: what comes out.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> blocks = [("block1", "frozen"), ("block2", "cut"), ("head", "new")]
-        >>> figure = network_by_blocks("case 2", blocks, input_text="picture", output_text="4 classes")
-        >>> len(figure.axes)
-        1
-    """
+    """Draw a network as a row of blocks: what is frozen, what trains, what is new, what was cut away."""
     blocks = _groups(blocks)
     kept = [block for block in blocks if block[1] != "cut"]
     cut = [block for block in blocks if block[1] == "cut"]
@@ -198,21 +157,7 @@ def _legend(axes: Any, states: set[str]) -> None:
 
 
 def layer_curve_plot(curve: LayerCurve) -> Figure:
-    """Draw how well each layer tells the classes, in the order of the network, and where to cut.
-
-    Args:
-        curve: of `curves.layer_curve`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> from transfer.adviser.curves import layer_curve
-        >>> x, labels = np.random.default_rng(0).normal(size=(40, 5)), np.arange(40) % 2
-        >>> curve = layer_curve({"early": x, "late": x + 3 * labels[:, None]}, labels, 2)
-        >>> layer_curve_plot(curve).axes[0].get_title(loc="left")
-        'How well each layer tells the classes: keep up to late'
-    """
+    """Draw how well each layer tells the classes, in the order of the network, and where to cut."""
     names = [_fitting(_short(name)) for name in curve.names]
     accuracy, together, (mean, deviation) = curve.accuracy, curve.together.accuracy, curve.chance
     figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
@@ -270,20 +215,8 @@ _LEAST, _MOST, _LINE = 1, 7, float(np.log10(SMALL_DATA))  # pictures, as powers 
 def four_cases_chart(
     here: tuple[str, float, float], references: Sequence[tuple[str, float, float]]
 ) -> Figure:
-    """Draw where data are among the four cases: by how much there is, and how like the pre-training's they are.
-
-    Args:
-        here: name, number of training pictures and similarity, 0 (different) to 1 (similar), of these data.
-        references: the same of others, to compare with.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> chart = four_cases_chart(("emoji", 344, 0.2), [("CIFAR-10", 50_000, 0.6)])
-        >>> [text.get_text() for text in chart.axes[0].texts][-2:]
-        ['emoji, 344 pictures', 'CIFAR-10']
-    """
+    """Draw where data are among the four cases: by how much there is, and how like the pre-training's they
+    are."""
     figure = new_figure(8.5, 6.2)
     axes = figure.add_subplot()
     axes.imshow(_soft_tints(), extent=(0, 1, _LEAST, _MOST), origin="lower", aspect="auto")
@@ -353,17 +286,7 @@ def _name_dots(axes: Any, names: Sequence[str], dots: np.ndarray) -> None:
 
 
 def advice_figures(advice: Advice) -> dict[str, Figure]:
-    """Draw what an advice rests on.
-
-    Args:
-        advice: of `adviser.advise`.
-
-    Returns:
-        By name: `four_cases` where similarity was measured, `layer_curve` where layers were.
-
-    Example:
-        advice_figures(advise(data, base))["layer_curve"]
-    """
+    """Draw what an advice rests on."""
     drawn: dict[str, Figure] = {}
     if advice.similarity is not None:
         here = (advice.data, advice.evidence.num_train, advice.similarity.score)

@@ -86,24 +86,7 @@ def predict(
 def predictions(
     run: str | Path | FinishedRun, items: Iterable[Any], *, engine: str = "auto", progress: bool = False
 ) -> Iterator[Prediction]:
-    """Do as `predict` does, one after the other, so that any number fits into memory.
-
-    Args:
-        run: the folder of a run, or of `load_run`.
-        items: paths, encoded pictures or arrays.
-        engine: what runs many pictures, one of `engines.ENGINES`.
-        progress: show a bar when there are many.
-
-    Yields:
-        One prediction for each.
-
-    Raises:
-        InputError: there is no such run or engine.
-
-    Example:
-        for found in predictions("runs/emoji-small-similar-1", ["a.png", "b.png"]):
-            print(found.name, found.label)
-    """
+    """Do as `predict` does, one after the other, so that any number fits into memory."""
     from tqdm.auto import tqdm
 
     from transfer.frozen.engines import ENGINES
@@ -177,22 +160,7 @@ def _read(number: int, item: Any, size: tuple[int, int], resize: str) -> Read:
 
 
 def find_pictures(source: Any) -> Iterator[Any]:
-    """List the pictures that are meant.
-
-    Args:
-        source: a file, a folder, or a sequence of files, bytes or arrays.
-
-    Yields:
-        Each; the files of a folder sorted, those that by their names are pictures.
-
-    Raises:
-        InputError: there is no such file, or no picture in the folder.
-
-    Example:
-        >>> from transfer.images.sources import embedded_folder
-        >>> len(list(find_pictures(embedded_folder())))
-        494
-    """
+    """List the pictures that are meant."""
     if isinstance(source, bytes) or (isinstance(source, np.ndarray) and source.ndim in (2, 3)):
         yield source
         return

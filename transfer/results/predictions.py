@@ -18,21 +18,7 @@ FIRST = ("path", "label", "predicted", "group")
 
 
 def write_predictions(path: Path, found: Evaluation) -> None:
-    """Write what a model makes of each picture, as CSV; `read_predictions` gives it back.
-
-    Args:
-        path: the file; it appears at once and complete.
-        found: the evaluation.
-
-    Raises:
-        InputError: it cannot be written.
-
-    Example:
-        >>> found = Evaluation(("=ants", "bees"), np.array([0, 1]), np.array([[0.9, 0.1], [0.6, 0.4]]), ("1", "2"))
-        >>> write_predictions(Path("predictions.csv"), found)
-        >>> print(Path("predictions.csv").read_text().splitlines()[1])
-        1,'=ants,'=ants,,0.900000,0.100000
-    """
+    """Write what a model makes of each picture, as CSV; `read_predictions` gives it back."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(_rows(found))
 
@@ -53,23 +39,7 @@ def _rows(found: Evaluation) -> Iterator[Sequence[str]]:
 
 
 def read_predictions(path: Path) -> Evaluation:
-    """Read what `write_predictions` wrote.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        The evaluation; probabilities to six places.
-
-    Raises:
-        InputError: it cannot be read, or is no such file.
-
-    Example:
-        >>> found = Evaluation(("ants", "bees"), np.array([0, 1]), np.array([[0.9, 0.1], [0.6, 0.4]]), ("1", "2"))
-        >>> write_predictions(Path("predictions.csv"), found)
-        >>> read_predictions(Path("predictions.csv")).accuracy
-        0.5
-    """
+    """Read what `write_predictions` wrote."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
@@ -91,18 +61,7 @@ def read_predictions(path: Path) -> Evaluation:
 
 
 def as_csv(rows: Iterable[Sequence[str]]) -> str:
-    """Write rows of text as CSV, such that spreadsheets take all of it for text.
-
-    Args:
-        rows: of cells.
-
-    Returns:
-        Lines.
-
-    Example:
-        >>> print(as_csv([("=1+1", "a, b")]), end="")
-        '=1+1,"a, b"
-    """
+    """Write rows of text as CSV, such that spreadsheets take all of it for text."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([*map(to_cell, row)] for row in rows)
     return stream.getvalue()

@@ -34,25 +34,17 @@ _MOST_BYTES = 2**25  # of a picture
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A finished run, as its files tell it.
-
-    Attributes:
-        folder: of the run.
-        metrics: its figures.
-        config: its options.
-        evaluation: what it makes of the test pictures; None where there were none.
-        details: what `evaluation.json` says: figures of that, and suspected labels.
-        advice: why it is this case; None where that was asked for.
-        data: the check of the data; None where the file is gone.
-        figures: PNG files by name.
-    """
+    """A finished run, as its files tell it."""
 
     folder: Path
     metrics: dict[str, Any]
     config: TrainConfig
+    # What it makes of the test pictures.
     evaluation: Evaluation | None
     details: dict[str, Any]
+    # Why it is this case.
     advice: dict[str, Any] | None
+    # The check of the data.
     data: DataReport | None
     figures: dict[str, bytes]
 
@@ -63,20 +55,7 @@ class RunRecord:
 
 
 def read_record(folder: str | Path) -> RunRecord:
-    """Read a run's folder.
-
-    Args:
-        folder: of the run, as `python -m transfer.train` leaves it.
-
-    Returns:
-        What it says.
-
-    Raises:
-        InputError: there is no such run, or a file in it is damaged.
-
-    Example:
-        read_record("runs/emoji-small-similar-1").metrics["test_accuracy"]
-    """
+    """Read a run's folder."""
     place = Path(folder)
     if not (place / MODEL).is_file():
         raise InputError(missing_run(place))

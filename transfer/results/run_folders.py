@@ -24,29 +24,7 @@ _ASKED, _DECIDED, _LOCK = "asked.json", "decided.json", "lock"
 def run_folder(
     output: str | None, name: str, *, asked: Mapping[str, Any] | None = None, going_on: Path | None = None
 ) -> Iterator[Path]:
-    """Give a folder to write a run into, which takes its own name only when the run is complete.
-
-    Args:
-        output: the folder's final name; None chooses a new one, `runs/NAME-1`, `runs/NAME-2`, ...
-        name: what to call it then.
-        asked: the run's options, for JSON, by which `unfinished` finds it again.
-        going_on: of `unfinished`, the folder of an interrupted run; None begins a new one.
-
-    Yields:
-        A hidden folder beside the final one; it becomes the final one at the end. When the run fails it goes away,
-        unless there is a state of training in it to go on with.
-
-    Raises:
-        InputError: the folder is in use, or cannot be made.
-
-    Example:
-        >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp()) / "run"
-        >>> with run_folder(str(place), "run") as folder:
-        ...     _ = (folder / "labels.txt").write_text("a")
-        >>> sorted(p.name for p in place.iterdir())
-        ['labels.txt']
-    """
+    """Give a folder to write a run into, which takes its own name only when the run is complete."""
     if going_on is not None:
         final = going_on.with_name(going_on.name.removeprefix(".").removesuffix(".partial"))
     else:
@@ -107,23 +85,7 @@ def _empty(partial: Path) -> None:
 
 
 def unfinished(output: str | None, asked: Mapping[str, Any], *, needed: bool = False) -> Path | None:
-    """Find an interrupted run with the same options.
-
-    Args:
-        output: the folder that it was to be; None looks for the newest under `runs`.
-        asked: the options.
-        needed: there must be one.
-
-    Returns:
-        Its hidden folder, for `run_folder`; None where there is none.
-
-    Raises:
-        InputError: the output folder holds an interrupted run with other options; or there is none, and it is needed.
-
-    Example:
-        >>> unfinished(None, {"epochs": 3}) is None
-        True
-    """
+    """Find an interrupted run with the same options."""
     asked = json.loads(json.dumps(dict(asked)))
     if output is not None:
         places = [_partial(Path(output))]
@@ -162,21 +124,7 @@ def _is_taken(partial: Path) -> bool:
 
 
 def decide(folder: Path, decision: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """Keep what was decided at the start of a run, or read it again.
-
-    Args:
-        folder: of `run_folder` or `unfinished`.
-        decision: for JSON; None reads.
-
-    Returns:
-        What was decided; None where nothing was kept.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> decide(folder, {"case": "small-similar"}) == decide(folder)
-        True
-    """
+    """Keep what was decided at the start of a run, or read it again."""
     if decision is not None:
         _write(folder / _DECIDED, decision)
     try:
@@ -193,17 +141,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def refuse_used(output: str | Path | None) -> None:
-    """Stop before any work where the output folder has something in it already.
-
-    Args:
-        output: the folder; None, for a new one, is always free.
-
-    Raises:
-        InputError: it is a file, or not empty.
-
-    Example:
-        >>> refuse_used(None)
-    """
+    """Stop before any work where the output folder has something in it already."""
     if output is None:
         return
     final = Path(output)

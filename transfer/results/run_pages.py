@@ -36,18 +36,7 @@ CAPTIONS = {
 
 
 def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
-    """Make the page of one run. It needs no other file, no network and no script.
-
-    Args:
-        record: of `read_record`.
-        thumbnail: gives a small picture of the data by its name, or None (see `ImageData.thumbnail`).
-
-    Returns:
-        HTML.
-
-    Example:
-        run_page(read_record("runs/emoji-small-similar-1"))[:15]
-    """
+    """Make the page of one run."""
     found = record.evaluation
     sections = {"network": "Network", "advice": "Why this case", "test": "Test", "mistakes": "Mistakes"}
     sections |= {"blocks": "Blocks", "training": "Training", "data": "Data", "again": "Once more"}
@@ -110,18 +99,7 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def in_seconds(seconds: float) -> str:
-    """Say how long something took.
-
-    Args:
-        seconds: 0 or more.
-
-    Returns:
-        Words.
-
-    Example:
-        >>> in_seconds(8.04), in_seconds(252), in_seconds(7300)
-        ('8.0 s', '4 min 12 s', '2 h 1 min')
-    """
+    """Say how long something took."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = int(seconds // 60)
@@ -146,19 +124,7 @@ def _choices(advice: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(found: Evaluation) -> str:
-    """Say in words how good a model is, and how honest.
-
-    Args:
-        found: in the main of pictures that it did not learn from.
-
-    Returns:
-        Sentences.
-
-    Example:
-        >>> found = Evaluation(("a", "b"), np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]]), ("1", "2"))
-        >>> verdict(found).split(";")[0]
-        'Of 2 pictures that training never saw, 100.0% are named rightly'
-    """
+    """Say in words how good a model is, and how honest."""
     low, high = found.interval
     sure = float(found.probabilities.max(axis=1).mean())
     count = len(found.labels)
@@ -195,20 +161,7 @@ def _costs(record: RunRecord) -> list[tuple[str, str]]:
 def evaluation_page(
     title: str, found: Evaluation, suspects: Sequence[Any], figures: Mapping[str, Any]
 ) -> str:
-    """Make the page of an evaluation by itself.
-
-    Args:
-        title: at its top.
-        found: the evaluation.
-        suspects: pictures whose label is probably wrong.
-        figures: of `review.test_figures`.
-
-    Returns:
-        HTML of a page that needs nothing else.
-
-    Example:
-        evaluation_page("a run on other pictures", evaluate(model, data), (), {})
-    """
+    """Make the page of an evaluation by itself."""
     shown = {
         name: (data_uri(png_of(figure)), alt_text(name, found), CAPTIONS[name])
         for name, figure in figures.items()
@@ -225,20 +178,7 @@ def evaluation_page(
 
 
 def alt_text(name: str, found: Evaluation | None, lead: str = "") -> str:
-    """Say what a picture of a run shows, for those who do not see it.
-
-    Args:
-        name: of `records.FIGURES`.
-        found: the run's evaluation, if there is one.
-        lead: the run in a sentence.
-
-    Returns:
-        A sentence.
-
-    Example:
-        >>> alt_text("blocks", None)
-        'What some filters of some blocks respond to most.'
-    """
+    """Say what a picture of a run shows, for those who do not see it."""
     if name == "confusion_matrix" and found is not None:
         pairs = ", ".join(f"{c.label} for {c.predicted} ({c.pictures})" for c in found.confused[:3])
         return f"Confusion matrix: accuracy {found.accuracy:.1%}. Most often: {pairs or 'no mistake'}."
@@ -259,20 +199,7 @@ def alt_text(name: str, found: Evaluation | None, lead: str = "") -> str:
 
 
 def comparison_page(records: Sequence[RunRecord]) -> str:
-    """Lay several runs side by side.
-
-    Args:
-        records: of `read_record`, two or more.
-
-    Returns:
-        HTML of a page that needs nothing else.
-
-    Raises:
-        InputError: fewer than two runs.
-
-    Example:
-        comparison_page([read_record("runs/a"), read_record("runs/b")])
-    """
+    """Lay several runs side by side."""
     if len(records) < 2:
         raise InputError(f"Expected two runs or more to compare. Received: {len(records)}.")
     names = _different([record.name for record in records])
@@ -357,17 +284,7 @@ def _pairs(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
 
 
 def model_card(record: RunRecord) -> str:
-    """Write the card that goes with the model: what it is, for what, how good, and where it ends.
-
-    Args:
-        record: of `read_record`.
-
-    Returns:
-        Markdown with the header of metadata that model hubs read.
-
-    Example:
-        model_card(read_record("runs/emoji-small-similar-1"))[:3]
-    """
+    """Write the card that goes with the model: what it is, for what, how good, and where it ends."""
     import yaml
 
     found = record.evaluation

@@ -42,21 +42,8 @@ def write_run(
     figures: Mapping[str, Any],
     suspects: Sequence[Any] = (),
 ) -> None:
-    """Write the model, its labels, the split, the options, the history, the predictions and the pictures of a run.
-
-    Args:
-        folder: to write into.
-        model: the trained model.
-        config: options that reproduce the run.
-        data: what it was trained on.
-        done: the log of training.
-        evaluation: on the test pictures, where there are any.
-        figures: of `review.figures_of`.
-        suspects: test pictures whose label is probably wrong.
-
-    Example:
-        write_run(folder, model=model, config=config, data=data, done=done, evaluation=None, figures={})
-    """
+    """Write the model, its labels, the split, the options, the history, the predictions and the pictures of
+    a run."""
     model.save(folder / MODEL)
     add_labels(folder / MODEL, data.class_names)
     save_config(config, folder / CONFIG)
@@ -72,61 +59,25 @@ def write_run(
 
 
 def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures as PNG.
-
-    Args:
-        folder: to write into.
-        figures: by name, without the ending.
-
-    Example:
-        write_figures(folder, {"network": figure})
-    """
+    """Write figures as PNG."""
     for name, figure in figures.items():
         with replacing(folder / f"{name}.png") as partial:
             figure.savefig(partial, format="png", dpi=110)
 
 
 def write_advice(folder: Path, advice: Any, figures: Mapping[str, Any]) -> None:
-    """Write why a case was taken.
-
-    Args:
-        folder: to write into.
-        advice: of `adviser.advise`.
-        figures: its charts, by name.
-
-    Example:
-        write_advice(folder, advise(data, base), {})
-    """
+    """Write why a case was taken."""
     write_text(folder / ADVICE, advice.to_json())
     write_figures(folder, figures)
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write the figures of a run; last but for the pages, so that its total time is known.
-
-    Args:
-        folder: to write into.
-        metrics: for metrics.json.
-
-    Example:
-        write_metrics(folder, {"test_accuracy": 0.76})
-    """
+    """Write the figures of a run; last but for the pages, so that its total time is known."""
     write_text(folder / METRICS, json.dumps(dict(metrics), indent=2) + "\n")
 
 
 def write_pages(folder: Path, *, thumbnail: Thumbnail | None = None) -> None:
-    """Write the report and the model card of a run, from its other files.
-
-    Args:
-        folder: of the run.
-        thumbnail: gives a small picture of the data by its name; None shows none.
-
-    Raises:
-        InputError: it is not the folder of a run, or a file in it is damaged.
-
-    Example:
-        write_pages(Path("runs/emoji-small-similar-1"))
-    """
+    """Write the report and the model card of a run, from its other files."""
     record = read_record(folder)
     with _fitting(folder):
         page, card = run_page(record, thumbnail=thumbnail), model_card(record)
@@ -136,7 +87,8 @@ def write_pages(folder: Path, *, thumbnail: Thumbnail | None = None) -> None:
 
 @contextlib.contextmanager
 def _fitting(*folders: Path) -> Iterator[None]:
-    """Say where files that each can be read do not hold what a page is made of: they may come from anywhere."""
+    """Say where files that each can be read do not hold what a page is made of: they may come from
+    anywhere."""
     try:
         yield
     except InputError:

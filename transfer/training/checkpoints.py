@@ -46,15 +46,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class State:
-    """Where training is.
-
-    Attributes:
-        phase: what it is called in the log; `"done"` when all of it is.
-        epoch: the one that is under way, from 0.
-        step: steps of it that are done.
-        log: what happened so far, for JSON.
-        arrays: weights and whatever else is needed, by name.
-    """
+    """Where training is."""
 
     phase: str
     epoch: int = 0
@@ -71,24 +63,7 @@ class State:
 
 
 class Checkpoints:
-    """The states of one training, in a folder.
-
-    Args:
-        folder: theirs alone; it need not exist.
-        settings: what the training was asked to do, for JSON. Another training's folder is refused.
-        every: seconds between two states.
-
-    Raises:
-        InputError: the folder holds another training, or cannot be used as one.
-
-    Example:
-        >>> import tempfile
-        >>> kept = Checkpoints(Path(tempfile.mkdtemp()) / "state", {"epochs": 3})
-        >>> kept.save(State("fine-tune", epoch=1, arrays={"w": np.ones(2)}))
-        True
-        >>> kept.latest().epoch
-        1
-    """
+    """The states of one training, in a folder."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, every: float = EVERY) -> None:
         self.folder, self.every = folder, every
@@ -107,7 +82,7 @@ class Checkpoints:
             refuse_others(read_settings(about), self.settings, self.folder)
 
     def latest(self) -> State | None:
-        """Read the last state that is whole; None where there is none. The chief of several workers reads for all."""
+        """Read the last state that is whole; None where there is none."""
         told = crew().arrays(self._latest)
         return State(**json.loads(bytes(told.pop("state")).decode()), arrays=told) if told else None
 
@@ -122,10 +97,7 @@ class Checkpoints:
         return {}
 
     def save(self, state: State) -> bool:
-        """Write a state, and remove all but the last ones. A full disk is said once and changes nothing else.
-
-        Of several workers, the chief writes.
-        """
+        """Write a state, and remove all but the last ones."""
         if not crew().is_chief:
             return True
         about = {"phase": state.phase, "epoch": state.epoch, "step": state.step, "log": state.log}
@@ -171,18 +143,7 @@ class Checkpoints:
 
 
 class Keeping(keras.callbacks.Callback):
-    """Keep the state while Keras' `fit` runs, and the position from which its data go on.
-
-    Args:
-        kept: where; None keeps nothing and listens to no signals.
-        position: is moved on from epoch to epoch.
-        step: of the first epoch that is done already.
-        per_epoch: steps.
-        state: gives the state, but for epoch and step.
-
-    Example:
-        Keeping(kept, Position(), step=0, per_epoch=9, state=lambda: State("fine-tune"))
-    """
+    """Keep the state while Keras' `fit` runs, and the position from which its data go on."""
 
     def __init__(
         self,
@@ -227,7 +188,8 @@ class Keeping(keras.callbacks.Callback):
         self.close()
 
     def ended_by(self, error: Exception) -> None:
-        """Say that a signal ended a worker's training, where it did: the chief got it too, and left first."""
+        """Say that a signal ended a worker's training, where it did: the chief got it too, and left
+        first."""
         if self._asked and lost(error):
             raise Interrupted(self._asked, "Stopped with the other workers.") from None
 

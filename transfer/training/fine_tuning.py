@@ -49,19 +49,7 @@ def train_all(
     state: State | None = None,
     more: Callable[[], dict[str, np.ndarray]] = dict,
 ) -> None:
-    """Train what trains.
-
-    Args:
-        run: what was asked for.
-        done: what happened; more is written to it.
-        epochs: so many; None goes by the number of pictures.
-        phase: what it is called, `"fine-tune"` or `"from-scratch"`.
-        state: of a training that was interrupted in this phase.
-        more: arrays to keep with each state.
-
-    Example:
-        train_all(run, TrainingLog(), None, "fine-tune")
-    """
+    """Train what trains."""
     model = run.model
     _refuse_pinned(run)
     init = "random" if phase == "from-scratch" else "pretrained"
@@ -166,7 +154,8 @@ def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
 
 
 def _validation(run: Run, share: Share | None) -> list[keras.callbacks.Callback]:
-    """Where Keras cannot count pictures that fill up a batch out of its metrics, what does instead of it."""
+    """Where Keras cannot count pictures that fill up a batch out of its metrics, what does instead of
+    it."""
     if share is None or not share.whole or not len(run.data.val):
         return []
     return [Validation(run.model, run.data.val, run.image_size, label_smoothing=run.label_smoothing)]
@@ -203,52 +192,19 @@ class _Rows(keras.callbacks.Callback):
 
 
 def summary(done: TrainingLog) -> dict[str, Any]:
-    """Give what happened so far, for JSON.
-
-    Args:
-        done: the log.
-
-    Returns:
-        Its fields; see `recall`.
-
-    Example:
-        >>> summary(TrainingLog(init="random"))["init"]
-        'random'
-    """
+    """Give what happened so far, for JSON."""
     return asdict(done)
 
 
 def recall(done: TrainingLog, state: State) -> None:
-    """Write into a log what a state says happened.
-
-    Args:
-        done: the log, which changes.
-        state: of a training that was interrupted.
-
-    Example:
-        >>> done = TrainingLog()
-        >>> recall(done, State("fine-tune", log={"init": "random"}))
-        >>> done.init
-        'random'
-    """
+    """Write into a log what a state says happened."""
     for name in asdict(done):
         if name in state.log:
             setattr(done, name, state.log[name])
 
 
 def whole_state(run: Run, done: TrainingLog) -> State:
-    """Give the state at the end of all training.
-
-    Args:
-        run: what was asked for.
-        done: what happened.
-
-    Returns:
-        The state.
-
-    Example:
-        kept.save(whole_state(run, done))
-    """
+    """Give the state at the end of all training."""
     with _ready(run):
         return State("done", log=summary(done), arrays=_arrays(run))
 
@@ -264,16 +220,7 @@ def _ready(run: Run) -> Iterator[Callable[[float], None] | None]:
 
 
 def finish(run: Run, done: TrainingLog, state: State) -> None:
-    """Give a model what it had at the end of all training.
-
-    Args:
-        run: with the model.
-        done: what happened.
-        state: of `whole_state`.
-
-    Example:
-        finish(run, done, kept.latest())
-    """
+    """Give a model what it had at the end of all training."""
     if done.init == "random" and getattr(run.model, "plan", None) and run.model.plan.init == "auto":
         start_over(run.model, seed=run.seed)
     with _ready(run):
@@ -281,22 +228,15 @@ def finish(run: Run, done: TrainingLog, state: State) -> None:
 
 
 def restore(run: Run, state: State) -> None:
-    """Give a model and its optimizer, which is built, the values of a state.
-
-    Args:
-        run: with the model.
-        state: of the same model and optimizer, which `Checkpoints` sees to by what `fit` tells of them.
-
-    Example:
-        restore(run, kept.latest())
-    """
+    """Give a model and its optimizer, which is built, the values of a state."""
     for name, variables in _variables(run):
         for variable, value in zip(variables, numbered(state.arrays, name) or (), strict=True):
             variable.assign(value)
 
 
 def _variables(run: Run) -> list[tuple[str, list[Any]]]:
-    """All that training changes: weights, statistics, the states of random generators, moments, the step."""
+    """All that training changes: weights, statistics, the states of random generators, moments, the
+    step."""
     return [("model", list(run.model.variables)), ("optimizer", list(run.model.optimizer.variables))]
 
 
@@ -308,58 +248,19 @@ def _arrays(run: Run) -> dict[str, np.ndarray]:
 
 
 def named(name: str, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Give a list of arrays names, for a state.
-
-    Args:
-        name: what they are.
-        arrays: some.
-
-    Returns:
-        The arrays by name; see `numbered`.
-
-    Example:
-        >>> sorted(named("best", [np.ones(1), np.ones(2)]))
-        ['best/0', 'best/1']
-    """
+    """Give a list of arrays names, for a state."""
     return {f"{name}/{number}": array for number, array in enumerate(arrays)}
 
 
 def numbered(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray] | None:
-    """Give the list back.
-
-    Args:
-        arrays: of a state.
-        name: what they are.
-
-    Returns:
-        The list; None where it is not there.
-
-    Example:
-        >>> [len(array) for array in numbered(named("best", [np.ones(1), np.ones(2)]), "best")]
-        [1, 2]
-    """
+    """Give the list back."""
     count = sum(key.startswith(f"{name}/") for key in arrays)
     return [arrays[f"{name}/{number}"] for number in range(count)] or None
 
 
 def adapt_batchnorm(model: keras.Model, batches: Any) -> int:
-    """Take the statistics of BatchNormalization anew from pictures: the mean over batches, each layer seeing what the
-    layers before it make of the same batch.
-
-    Args:
-        model: whose statistics change; its flags stay.
-        batches: of images and labels.
-
-    Returns:
-        How many layers there are.
-
-    Example:
-        >>> from transfer.cases.builders import small_similar
-        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3))
-        >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype("float32")
-        >>> adapt_batchnorm(small_similar(base, 3), [(images, None)])
-        52
-    """
+    """Take the statistics of BatchNormalization anew from pictures: the mean over batches, each layer
+    seeing what the layers before it make of the same batch."""
     layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     with _learning(layers):
         for number, (images, _) in zip(range(MOST_ADAPTED), batches, strict=False):

@@ -196,8 +196,7 @@ def _settings(run: Run, epochs: int | None) -> dict[str, Any]:
 
 
 def _compiled(model: keras.Model) -> dict[str, Any]:
-    """What a model was compiled with. Its learning rate is the one that was there when this was first asked: callbacks
-    change it."""
+    """What a model was compiled with."""
     optimizer = model.optimizer
     if not hasattr(optimizer, "_begun_with"):
         config = _plain({"": type(optimizer).__name__, **optimizer.get_config()})
@@ -206,8 +205,8 @@ def _compiled(model: keras.Model) -> dict[str, Any]:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON has it, rounded, for rates are float32, and without names, which count how many there
-    were."""
+    """A configuration as JSON has it, rounded, for rates are float32, and without names, which count how
+    many there were."""
 
     def tell(value: Any) -> Any:
         if hasattr(value, "get_config"):
@@ -237,20 +236,7 @@ def _train_phases(run: Run, done: TrainingLog, epochs: int | None, state: State 
 
 
 def check_head_options(solver: str, dropout: float, label_smoothing: float, *, head_alone: bool) -> None:
-    """Refuse what cannot be: see `fit`.
-
-    Args:
-        solver: one of `SOLVERS`.
-        dropout: a share.
-        label_smoothing: a share.
-        head_alone: only a head on a frozen network trains.
-
-    Raises:
-        InputError: unknown solver, a share out of range, or one that nothing would heed.
-
-    Example:
-        >>> check_head_options("sgd", 0.2, 0.1, head_alone=True)
-    """
+    """Refuse what cannot be: see `fit`."""
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
@@ -268,21 +254,7 @@ def check_head_options(solver: str, dropout: float, label_smoothing: float, *, h
 
 
 def identity_of(model: keras.Model, data: ImageData) -> dict[str, Any]:
-    """Say by content which network and pictures a training is about.
-
-    Args:
-        model: built. Its weights are those that it had when this was first asked.
-        data: the pictures.
-
-    Returns:
-        Digests by name.
-
-    Example:
-        >>> from transfer.images.datasets import load_data
-        >>> model = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(12)])
-        >>> sorted(identity_of(model, load_data("emoji")))
-        ['network', 'pictures', 'training']
-    """
+    """Say by content which network and pictures a training is about."""
     if not hasattr(model, "_begun_from"):  # an interrupted training has changed the weights of the same model
         model._begun_from = graphs.fingerprint(model)[:16]
     training = hashlib.sha256(repr([weight.trainable for weight in model.weights]).encode())
@@ -312,8 +284,8 @@ def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, ba
 
 
 def _succeeded(done: TrainingLog, data: ImageData) -> bool:
-    """Say whether validation shows that something was learnt: two standard errors above always guessing
-    the most frequent class."""
+    """Say whether validation shows that something was learnt: two standard errors above always guessing the
+    most frequent class."""
     best = max((row.get("val_accuracy", 1.0) for row in done.rows if row["phase"] != "head"), default=0.0)
     if not len(data.val):
         return True

@@ -28,17 +28,7 @@ _ROWS = 4096  # of features in memory at a time
 
 
 def train_head(run: Run, done: TrainingLog, epochs: int | None, *, alone: bool) -> None:
-    """Run the trunk once over the pictures, train a head on what it gave, and put it into the model.
-
-    Args:
-        run: what was asked for.
-        done: what happened; more is written to it.
-        epochs: at most so many, where it trains in epochs; None is the case's own number.
-        alone: nothing else trains afterwards, so that the callbacks and the learning rate are meant for the head.
-
-    Example:
-        train_head(run, TrainingLog(), None, alone=True)
-    """
+    """Run the trunk once over the pictures, train a head on what it gave, and put it into the model."""
     model = run.model
     start = time.perf_counter()
     with scope_of(model):
@@ -149,11 +139,7 @@ def _standardized(
 
 
 def _zero_head(run: Run) -> keras.Model:
-    """A copy of the model's head, compiled like the model, that starts from zero.
-
-    Its problem is convex, so that the start decides nothing but what remains where there are more features
-    than pictures: random weights stay there as noise. Dropout is in front of it while it trains.
-    """
+    """A copy of the model's head, compiled like the model, that starts from zero."""
     own = run.model.layers[-1]
     zero = surgery.new_like(own, kernel_initializer="zeros", bias_initializer="zeros", trainable=True)
     noise = [keras.layers.Dropout(run.dropout, seed=run.seed, dtype="float32")] * bool(run.dropout)

@@ -16,21 +16,7 @@ from transfer.training.recipes import Recipe, block_rates
 
 
 def blocks_of(model: keras.Model) -> tuple[list[int], int]:
-    """Number the blocks that a model's trainable weights are in, from the input on.
-
-    Args:
-        model: of the builders, or any with a graph.
-
-    Returns:
-        For each of `model.trainable_variables` the number of its block; and how many blocks there are, what is behind
-        the last block's end, the head too, among them.
-
-    Example:
-        >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
-        >>> numbers, count = blocks_of(base)
-        >>> numbers[0], numbers[-1], count
-        (0, 17, 18)
-    """
+    """Number the blocks that a model's trainable weights are in, from the input on."""
     ends = set(model.plan.kept if hasattr(model, "plan") else block_ends(model))
     number, found = 0, dict[int, int]()
     for node in graphs.graph(model):
@@ -42,28 +28,7 @@ def blocks_of(model: keras.Model) -> tuple[list[int], int]:
 
 @contextlib.contextmanager
 def following(recipe: Recipe, model: keras.Model) -> Iterator[Callable[[float], None] | None]:
-    """Make a compiled model's optimizer follow a recipe for as long as this lasts.
-
-    What Keras' optimizers can do by themselves, clipping and averaging, they are told to, and it stays with them. Rates
-    by block they cannot, and weight decay they do at one rate for all weights: here each variable's step is wrapped.
-    The optimizer stays of its own class, so that what is saved needs nothing of this package.
-
-    Args:
-        recipe: what is asked.
-        model: compiled; where there is to be an average of its weights, not trained yet.
-
-    Yields:
-        A function of the share of the training that is done, to be called before each step; None where rates do not
-        change.
-
-    Raises:
-        InputError: averages are asked of an optimizer that has trained without, clipping on several devices, or thawing
-            of Keras on JAX.
-
-    Example:
-        with following(Recipe(depth_rate=0.1), model):
-            model.fit(...)
-    """
+    """Make a compiled model's optimizer follow a recipe for as long as this lasts."""
     _refuse(recipe, model)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of a LossScaleOptimizer
     if recipe.clip_norm is not None:
@@ -107,7 +72,8 @@ def _average(optimizer: Any, ema: float) -> None:
 
 
 def _wrap(optimizer: Any, model: keras.Model, recipe: Recipe) -> tuple[Any, int]:
-    """Wrap the step of each variable; give the rates by block, which may be set, and how many blocks there are."""
+    """Wrap the step of each variable; give the rates by block, which may be set, and how many blocks there
+    are."""
     numbers, count = blocks_of(model)
     with scope_of(model):
         rates = keras.Variable(

@@ -37,16 +37,11 @@ the safe side of what a schedule with a warm-up bears."""
 
 @dataclass(frozen=True)
 class RateCurve:
-    """What was seen.
-
-    Attributes:
-        rates: of each step.
-        losses: of each step's pictures, before the step.
-        smooth: average of the losses so far, later ones counting more.
-    """
+    """What was seen."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
+    # Average of the losses so far, later ones counting more.
     smooth: tuple[float, ...]
 
     @property
@@ -115,18 +110,7 @@ def find_learning_rate(
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """Average losses over the steps before, without a bias towards the start.
-
-    Args:
-        losses: one per step.
-
-    Returns:
-        As many.
-
-    Example:
-        >>> [round(x, 2) for x in smoothed([1.0, 1.0, 0.0])]
-        [1.0, 1.0, 0.63]
-    """
+    """Average losses over the steps before, without a bias towards the start."""
     average, found = 0.0, []
     for number, loss in enumerate(losses, start=1):
         average = SMOOTH * average + (1 - SMOOTH) * loss

@@ -98,7 +98,8 @@ class Run:
     def extract(
         self, trunk: keras.Model, *, views: int, name: str = "", precision: str = "auto"
     ) -> dict[str, Features]:
-        """Run a frozen part once over the training pictures, in views, and over those for validation, as they are."""
+        """Run a frozen part once over the training pictures, in views, and over those for validation, as
+        they are."""
         own = local_copy(trunk)
         run = make_engine(own, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
         options: dict[str, Any] = {"image_size": self.image_size, "engine": run, "cache": self.cache}
@@ -136,7 +137,8 @@ class Run:
         ]
 
     def compile_alike(self, trainee: keras.Model) -> None:
-        """Compile a model of the same layers like the model itself, with its optimizer, for soft labels if need be."""
+        """Compile a model of the same layers like the model itself, with its optimizer, for soft labels if
+        need be."""
         model = self.model
         if self.recipe.mix == "none" and not self.label_smoothing:
             trainee.compile_from_config(model.get_compile_config())
@@ -153,20 +155,7 @@ class Run:
 
 def smoothed(share: float, classes: int) -> Callable[[Any, Any], Any]:
     """Give the cross-entropy with a share of each label spread over all classes (Szegedy et al. 2016,
-    arXiv:1512.00567).
-
-    Args:
-        share: from 0 to below 1.
-        classes: how many there are.
-
-    Returns:
-        A function of labels, whole numbers or one share for each class, and of probabilities.
-
-    Example:
-        >>> loss = smoothed(0.0, 2)
-        >>> [round(float(x), 2) for x in loss(keras.ops.array([0]), keras.ops.array([[0.5, 0.5]]))]
-        [0.69]
-    """
+    arXiv:1512.00567)."""
 
     def loss(labels: Any, probabilities: Any) -> Any:
         if len(labels.shape) < 2 or labels.shape[-1] == 1 != classes:

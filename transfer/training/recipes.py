@@ -81,20 +81,7 @@ class Recipe:
 
 
 def block_rates(recipe: Recipe, blocks: int, progress: float) -> list[float]:
-    """Say how fast each block learns, as a share of the learning rate.
-
-    Args:
-        recipe: whose `depth_rate` and `thaw` count.
-        blocks: how many there are, the head among them, 1 or more.
-        progress: share of the training that is done, 0 to 1.
-
-    Returns:
-        A share for each block, the first block first; 0 where it is not thawed yet.
-
-    Example:
-        >>> block_rates(Recipe(depth_rate=0.25, thaw=0.5), 3, 0.3)
-        [0.0, 0.5, 1.0]
-    """
+    """Say how fast each block learns, as a share of the learning rate."""
     last = max(1, blocks - 1)
     depths = [(last - i) / last if blocks > 1 else 0.0 for i in range(blocks)]
     return [recipe.depth_rate**depth if progress >= recipe.thaw * depth else 0.0 for depth in depths]

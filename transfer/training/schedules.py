@@ -30,41 +30,14 @@ its largest steps then."""
 
 
 def epochs_for(num_images: int, batch_size: int, *, init: str = "pretrained") -> int:
-    """Say how long to train everything, from the data's size alone, as BiT's rule does (arXiv:1912.11370).
-
-    Args:
-        num_images: to train on.
-        batch_size: pictures per step.
-        init: what training starts from, `"pretrained"` or `"random"`.
-
-    Returns:
-        Passes over the pictures.
-
-    Example:
-        >>> epochs_for(345, 32), epochs_for(100_000, 32), epochs_for(100_000, 32, init="random")
-        (37, 8, 20)
-    """
+    """Say how long to train everything, from the data's size alone, as BiT's rule does
+    (arXiv:1912.11370)."""
     per_epoch = -(-num_images // batch_size)
     return max(FEWEST_EPOCHS[init], min(MOST_EPOCHS, -(-STEPS[init] // per_epoch)))
 
 
 def learning_rate_at(step: int, *, peak: float, steps: int) -> float:
-    """Give the learning rate of a step: a linear warm-up, then half a cosine down to 0.
-
-    Goyal et al. 2017 (arXiv:1706.02677) and Loshchilov and Hutter 2017 (arXiv:1608.03983).
-
-    Args:
-        step: from 0.
-        peak: the highest rate.
-        steps: of the whole training, 1 or more.
-
-    Returns:
-        The rate, above 0 before the last step is done.
-
-    Example:
-        >>> [round(learning_rate_at(step, peak=1.0, steps=20), 2) for step in (0, 1, 2, 11, 19)]
-        [0.5, 1.0, 1.0, 0.5, 0.01]
-    """
+    """Give the learning rate of a step: a linear warm-up, then half a cosine down to 0."""
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return peak * (step + 1) / warm
@@ -72,43 +45,13 @@ def learning_rate_at(step: int, *, peak: float, steps: int) -> float:
 
 
 def decayed_rate_at(step: int, *, first: float, every: int, factor: float) -> float:
-    """Give the learning rate of a step where it is divided again and again, and stays the same in between.
-
-    Esteva et al. 2017 (doi:10.1038/nature21056) divide by 16 every 30 epochs.
-
-    Args:
-        step: from 0.
-        first: the rate that it begins with.
-        every: steps between two divisions, 1 or more.
-        factor: by what it is divided, 1 or more.
-
-    Returns:
-        The rate.
-
-    Example:
-        >>> [decayed_rate_at(step, first=1.0, every=10, factor=4.0) for step in (0, 9, 10, 20)]
-        [1.0, 1.0, 0.25, 0.0625]
-    """
+    """Give the learning rate of a step where it is divided again and again, and stays the same in
+    between."""
     return first * factor ** -(step // every)
 
 
 class WarmupCosine(keras.callbacks.Callback):
-    """Set the learning rate before each step (see `learning_rate_at`).
-
-    A callback, and no `LearningRateSchedule` of the optimizer, since the rate of a model that is saved and trained on
-    should be a number that can be set.
-
-    Args:
-        peak: the highest rate.
-        steps: of the whole training, over all epochs.
-        start: steps that are done already.
-        each_step: is called before each step with the share of the training that is done.
-
-    Example:
-        >>> schedule = WarmupCosine(peak=1e-3, steps=300)
-        >>> schedule.steps
-        300
-    """
+    """Set the learning rate before each step (see `learning_rate_at`)."""
 
     def __init__(
         self,
@@ -144,17 +87,7 @@ class WarmupCosine(keras.callbacks.Callback):
 
 
 class StepDecay(WarmupCosine):
-    """Divide the learning rate every so many steps (see `decayed_rate_at`), without a warm-up.
-
-    Args:
-        every: steps between two divisions.
-        factor: by what the rate is divided.
-        **options: of `WarmupCosine`.
-
-    Example:
-        >>> StepDecay(peak=1.0, steps=40, start=30, every=10, factor=2.0).rate
-        0.125
-    """
+    """Divide the learning rate every so many steps (see `decayed_rate_at`), without a warm-up."""
 
     def __init__(self, *, every: int, factor: float, **options: Any) -> None:
         super().__init__(**options)
@@ -167,20 +100,8 @@ class StepDecay(WarmupCosine):
 
 
 class KeepBetter(keras.callbacks.Callback):
-    """Take earlier weights back where validation says that the last are worse, or where the loss was lost.
-
-    With a learning rate that falls to 0 the last weights are nearly always the best, and the epoch that looks best on
-    few validation pictures is so by luck: earlier ones are taken where their accuracy is higher by more than one
-    standard error. A loss that is not finite ends the training at once.
-
-    Args:
-        count: of the validation pictures; with 0 the last weights stay, unless the loss is lost.
-        start: accuracy of the weights before training; None is unknown.
-
-    Example:
-        >>> KeepBetter(count=100, start=0.8).best
-        0.8
-    """
+    """Take earlier weights back where validation says that the last are worse, or where the loss was
+    lost."""
 
     def __init__(self, *, count: int, start: float | None = None) -> None:
         super().__init__()
@@ -199,7 +120,8 @@ class KeepBetter(keras.callbacks.Callback):
         self.weights = weights
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Keep what there is before training, unless it is known from before the training was interrupted."""
+        """Keep what there is before training, unless it is known from before the training was
+        interrupted."""
         if self.weights is None:
             self.weights = self.model.get_weights()
 

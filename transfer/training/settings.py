@@ -11,22 +11,7 @@ from transfer.common.errors import InputError
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read what an interrupted run or training was asked.
-
-    Args:
-        path: of a JSON file.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        InputError: it is damaged.
-
-    Example:
-        >>> _ = Path("asked.json").write_text('{"epochs": 3}')
-        >>> read_settings(Path("asked.json"))
-        {'epochs': 3}
-    """
+    """Read what an interrupted run or training was asked."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -42,19 +27,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def refuse_others(earlier: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
-    """Refuse to go on with something else.
-
-    Args:
-        earlier: settings of what is there.
-        now: those that are asked for.
-        place: where it is.
-
-    Raises:
-        InputError: they differ; the message shows in what.
-
-    Example:
-        >>> refuse_others({"epochs": 3}, {"epochs": 3}, Path("run"))
-    """
+    """Refuse to go on with something else."""
     names = [name for name in {**earlier, **now} if earlier.get(name) != now.get(name)]
     if names:
         shown = "; ".join(f"{name} was {earlier.get(name)!r}, now {now.get(name)!r}" for name in names)

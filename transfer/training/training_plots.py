@@ -13,19 +13,7 @@ from transfer.common.figures import COLORS, new_figure
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw loss and accuracy by epoch, training and validation, one phase after the other.
-
-    Args:
-        rows: of `TrainingLog.rows`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> row = {"phase": "head", "epoch": 1, "loss": 1.0, "accuracy": 0.5}
-        >>> len(learning_curves([row]).axes)
-        2
-    """
+    """Draw loss and accuracy by epoch, training and validation, one phase after the other."""
     figure = new_figure(9, 3.6)
     steps = np.arange(1, len(rows) + 1)
     for place, quantity in enumerate(("loss", "accuracy")):
@@ -48,19 +36,8 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def regularisation_path(tried: Sequence[tuple[float, float, float]], chosen: float) -> Figure:
-    """Draw what was tried for an exact head, which has no epochs: loss and accuracy of pictures left out.
-
-    Args:
-        tried: rows of C, loss and accuracy (see `heads.Tried`).
-        chosen: the C that was taken.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> len(regularisation_path([(1.0, 0.9, 0.6), (10.0, 0.7, 0.8)], 10.0).axes)
-        2
-    """
+    """Draw what was tried for an exact head, which has no epochs: loss and accuracy of pictures left
+    out."""
     figure = new_figure(9, 3.6)
     strengths = [row[0] for row in tried]
     for place, quantity in enumerate(("loss", "accuracy"), start=1):
@@ -85,22 +62,7 @@ def _curve_title(quantity: str, rows: Sequence[Mapping[str, Any]]) -> str:
 def learning_rate_plot(
     rates: Sequence[float], losses: Sequence[float], smooth: Sequence[float], best: float
 ) -> Figure:
-    """Draw how the loss goes while the learning rate rises from step to step.
-
-    Args:
-        rates: of each step.
-        losses: of each step's pictures.
-        smooth: the same, averaged over the steps before.
-        best: the rate that is suggested.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> figure = learning_rate_plot([1e-4, 1e-3, 1e-2], [1.0, 0.8, 2.0], [1.0, 0.9, 1.4], 1e-4)
-        >>> figure.axes[0].get_xlabel()
-        'learning rate'
-    """
+    """Draw how the loss goes while the learning rate rises from step to step."""
     figure = new_figure(7, 3.8)
     axes = figure.add_subplot()
     axes.semilogx(rates, losses, ".", color=COLORS["frozen"], label="each step")

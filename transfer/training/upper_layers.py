@@ -30,22 +30,7 @@ SHARE = 0.5
 
 
 def boundary_of(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
-    """Split a model where its frozen part ends, as far as that saves anything.
-
-    Dropout in the frozen part is silent then, as it is when the trunk is frozen as a whole.
-
-    Args:
-        model: with its flags set.
-
-    Returns:
-        The frozen part and the tail; None where nothing with weights is frozen in front, or the model takes
-        pictures of any size or runs on several replicas.
-
-    Example:
-        >>> layers = [keras.layers.Dense(3, trainable=False), keras.layers.Dense(3), keras.layers.Dense(2)]
-        >>> boundary_of(keras.Sequential([keras.Input((4,)), *layers]))[1].output_shape
-        (None, 2)
-    """
+    """Split a model where its frozen part ends, as far as that saves anything."""
     if None in model.input_shape[1:] or replicas_of(model) > 1:
         return None
     try:
@@ -57,22 +42,7 @@ def boundary_of(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
 
 
 def tail_of(run: Run, done: TrainingLog) -> tuple[keras.Model, Callable[[Position], Any], Any] | None:
-    """Give the tail, ready to train on what the frozen part gave once, if that is possible.
-
-    That is training the model without augmentation, but for rounding. With several views, each epoch sees one of those
-    of each picture, drawn anew.
-
-    Args:
-        run: what was asked for.
-        done: what happened; the pass over the frozen part is written to it.
-
-    Returns:
-        The tail, which shares the model's layers and optimizer, a function that gives batches to train on from a
-        position on, and batches to validate on; None where it cannot be done, and nothing was.
-
-    Example:
-        tail_of(run, TrainingLog())
-    """
+    """Give the tail, ready to train on what the frozen part gave once, if that is possible."""
     # A user's callback means the whole model; pictures are mixed before they enter it.
     parts = None if run.callbacks or run.recipe.mix != "none" else boundary_of(run.model)
     if parts is None:
@@ -115,8 +85,8 @@ def _has_room(cache: FeatureCache, size: int) -> bool:
 def _batches(
     run: Run, cached: Features, labels: np.ndarray, views: int, position: Position | None = None
 ) -> Any:
-    """Batches of what the tail eats; in training, where there is a position, one view of each picture, drawn anew each
-    epoch."""
+    """Batches of what the tail eats; in training, where there is a position, one view of each picture,
+    drawn anew each epoch."""
     count = len(labels)
     chosen = np.zeros(count, "int64")
 

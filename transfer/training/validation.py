@@ -15,17 +15,8 @@ from transfer.networks import surgery
 
 
 class Validation(keras.callbacks.Callback):
-    """Add `val_loss` and `val_accuracy` to what is logged of an epoch, for the callbacks behind this one.
-
-    Args:
-        model: that trains; the pictures go through a copy of it, which one device runs.
-        val: the pictures.
-        image_size: height and width in pixels.
-        label_smoothing: as in the training loss.
-
-    Example:
-        Validation(model, data.val, (224, 224))
-    """
+    """Add `val_loss` and `val_accuracy` to what is logged of an epoch, for the callbacks behind this
+    one."""
 
     def __init__(
         self, model: keras.Model, val: Split, image_size: tuple[int, int], *, label_smoothing: float = 0.0
@@ -49,20 +40,7 @@ class Validation(keras.callbacks.Callback):
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray, smoothing: float = 0.0) -> float:
-    """Give the mean cross-entropy, as Keras computes it.
-
-    Args:
-        probabilities: shape (N, classes).
-        labels: whole numbers, shape (N,).
-        smoothing: share of each label that is spread over all classes.
-
-    Returns:
-        The mean, in nats.
-
-    Example:
-        >>> round(cross_entropy(np.array([[0.5, 0.5]]), np.array([0])), 3)
-        0.693
-    """
+    """Give the mean cross-entropy, as Keras computes it."""
     logs = np.log(np.clip(probabilities.astype("float64"), 1e-7, 1 - 1e-7))
     own = logs[np.arange(len(labels)), labels]
     return float(-((1 - smoothing) * own + smoothing * logs.mean(axis=1)).mean())
