@@ -1,4 +1,4 @@
-"""What many tests use: pictures drawn at run time and tiny networks."""
+"""What many tests use: images drawn at run time and tiny networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.images import COLORS, STRANGE, write_picture
+from helpers.images import COLORS, STRANGE, write_image
 from helpers.networks import make_tiny
 
 # No test reads or fills the cache of whoever runs it.
@@ -42,17 +42,17 @@ def own_log():
 
 @pytest.fixture(scope="session")
 def color_folder(tmp_path_factory) -> Path:
-    """Three classes of 30 pictures, each of one colour: anything that learns at all tells them apart."""
+    """Three classes of 30 images, each of one color: anything that learns at all tells them apart."""
     folder = tmp_path_factory.mktemp("colors") / "colors"
     for number, (name, color) in enumerate(COLORS.items()):
         for i in range(30):
-            write_picture(folder / name / f"{i:02}.png", color, seed=100 * number + i)
+            write_image(folder / name / f"{i:02}.png", color, seed=100 * number + i)
     return folder
 
 
 @pytest.fixture(scope="session")
 def shuffled_folder(color_folder, tmp_path_factory) -> Path:
-    """The same pictures under names that have nothing to do with them."""
+    """The same images under names that have nothing to do with them."""
     folder = tmp_path_factory.mktemp("shuffled") / "shuffled"
     files = sorted(color_folder.rglob("*.png"))
     order = np.random.default_rng(0).permutation(len(files))
@@ -79,7 +79,7 @@ def cache(tmp_path):
 
 @pytest.fixture(scope="session")
 def colors(color_folder):
-    """The folder of three colours, loaded."""
+    """The folder of three colors, loaded."""
     from transfer.images.datasets import load_data
 
     return load_data(color_folder)
@@ -87,13 +87,13 @@ def colors(color_folder):
 
 @pytest.fixture(scope="session")
 def strange_folder(tmp_path_factory) -> Path:
-    """Three colours whose classes and files have names that mean something elsewhere, some of them mislabelled."""
+    """Three colors whose classes and files have names that mean something elsewhere, some of them mislabelled."""
     folder = tmp_path_factory.mktemp("strange") / "strange <i>data"
     for number, (name, color) in enumerate(zip(STRANGE, COLORS.values(), strict=True)):
         for i in range(30):
             other = list(COLORS.values())[(number + 1) % 3]
             file = f"<img src=x onerror=alert({i})>.png" if i % 5 == 0 else f"=1+{i}.png"
-            write_picture(folder / name / file, other if i % 9 == 4 else color, seed=100 * number + i)
+            write_image(folder / name / file, other if i % 9 == 4 else color, seed=100 * number + i)
     return folder
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from helpers.networks import make_tiny, policy, raw_pictures, snapshot, two_replicas
+from helpers.networks import make_tiny, policy, raw_images, snapshot, two_replicas
 
 layers = keras.layers
-IMAGES, LABELS = raw_pictures(8) / 127.5 - 1, np.arange(8) % 5
+IMAGES, LABELS = raw_images(8) / 127.5 - 1, np.arange(8) % 5
 
 
 def compiled(model: keras.Model, optimizer="sgd") -> keras.Model:
@@ -142,7 +142,7 @@ def test_trap_21_saved_models_forget_the_state_of_random_generators(tmp_path):
 
 
 def test_trap_23_preprocessing_in_bfloat16_is_off_by_percents():
-    raw = raw_pictures(2)
+    raw = raw_images(2)
     with policy("mixed_bfloat16"):
         low = np.asarray(keras.ops.cast(layers.Rescaling(1 / 127.5, -1.0)(raw), "float32"))
         high = np.asarray(layers.Rescaling(1 / 127.5, -1.0, dtype="float32")(raw))
@@ -157,8 +157,8 @@ def test_trap_24_random_layers_stay_active_in_an_exported_model(tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 3)), layers.RandomTranslation(0.5, 0.5)])
     model.export(str(tmp_path / "model"), verbose=False)
     exported = tf.saved_model.load(str(tmp_path / "model"))
-    pictures = raw_pictures(4, 8)
-    assert (np.asarray(exported.serve(pictures)) != pictures).any(), (
+    images = raw_images(4, 8)
+    assert (np.asarray(exported.serve(images)) != images).any(), (
         "export makes Random layers inactive now: augmentation may live in the model"
     )
 

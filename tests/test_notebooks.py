@@ -74,7 +74,7 @@ def test_it_runs(path, tmp_path):
         if "image/png" in out.get("data", {})
     ]
     assert shown
-    for number, picture in enumerate(shown):
+    for number, image in enumerate(shown):
         file = tmp_path / f"{number}.png"
-        file.write_bytes(base64.b64decode(picture))
+        file.write_bytes(base64.b64decode(image))
         assert np.asarray(Image.open(file).convert("L")).std() > 3  # not blank

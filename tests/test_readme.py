@@ -89,7 +89,7 @@ def test_the_python_runs(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     main([])
-    Image.open(embedded_folder() / "face" / "u1f600-grinning-face.png").save("picture.png")
+    Image.open(embedded_folder() / "face" / "u1f600-grinning-face.png").save("image.png")
     advice, first, looks, second = PYTHON
     capsys.readouterr()
     exec(advice, {})

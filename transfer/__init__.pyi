@@ -5,7 +5,7 @@
 from .common.errors import InputError as InputError
 from .config import TrainConfig as TrainConfig
 
-# Data: a folder, a list, a tensorflow_datasets name or arrays -> pictures in three splits, checked.
+# Data: a folder, a list, a tensorflow_datasets name or arrays -> images in three splits, checked.
 from .images.datasets import ImageData as ImageData
 from .images.datasets import load_data as load_data
 from .images.data_report import DataReport as DataReport

@@ -1,4 +1,4 @@
-"""`python -m transfer.advice`: which case of transfer learning suits some pictures, and what to expect of it."""
+"""`python -m transfer.advice`: which case of transfer learning suits some images, and what to expect of it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class PassConfig(DataConfig):
-    """Run a frozen network over labelled pictures on Apache Beam, and keep what it gives."""
+    """Run a frozen network over labelled images on Apache Beam, and keep what it gives."""
 
     # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
     model: str = "EfficientNetLite0"
@@ -45,7 +45,7 @@ class PassConfig(DataConfig):
     engine: str = "auto"
     # What OpenVINO computes in: auto, float32 or bfloat16.
     precision: str = "auto"
-    # Pictures per shard, at most.
+    # Images per shard, at most.
     shard_size: int = SHARD_SIZE
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ def parse_pass_arguments(
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
     )
-    which = "which pictures to run the network over; by default all"
+    which = "which images to run the network over; by default all"
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help=which)
     parser.add_arguments(PassConfig, dest="options")
     parsed, flags = parser.parse_known_args(arguments)
@@ -91,14 +91,14 @@ def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[s
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     options: dict[str, Any] = {"image_size": config.image_size, "preprocessing": config.preprocessing}
     model = builders.build(config.case, base, data.num_classes, cut=config.cut, strategy="default", **options)
-    trunk = extraction.frozen_trunk(model)
+    extractor = extraction.frozen_feature_extractor(model)
     size = extraction.input_size(model, data)
     wanted = [data.splits[name] for name in splits if len(data.splits[name])]
     name = ", ".join(name for name in splits if len(data.splits[name]))
     if not wanted:
-        raise InputError(f"Expected pictures in {', '.join(splits)}. Received: none.")
+        raise InputError(f"Expected images in {', '.join(splits)}. Received: none.")
     found = extract_with_beam(
-        trunk,
+        extractor,
         _together(wanted),
         image_size=size,
         engine=config.engine,
@@ -107,15 +107,15 @@ def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[s
         options=flags,
         name=name,
     )
-    log.info("%s: %d of %d pictures computed; %s", name, found.computed, len(found), found.shelf.folder)
+    log.info("%s: %d of %d images computed; %s", name, found.computed, len(found), found.store.folder)
     return found.computed
 
 
 def _together(parts: Sequence[Split]) -> Split:
-    """Several splits as one, so that workers start once; no picture is read."""
+    """Several splits as one, so that workers start once; no image is read."""
     return replace(
         parts[0],
-        pictures=_Chain([part.pictures for part in parts]),
+        images=_Chain([part.images for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
         names=[name for part in parts for name in part.names],
         groups=(),
@@ -124,7 +124,7 @@ def _together(parts: Sequence[Split]) -> Split:
 
 
 class _Chain(Sequence[Any]):
-    """Several sequences of pictures as one."""
+    """Several sequences of images as one."""
 
     def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
         self.parts = parts

@@ -19,12 +19,12 @@ from transfer.images.data_config import DataConfig
 from transfer.training.recipes import Recipe
 
 FLIPS = ("auto", "yes", "no")
-"""Whether augmentation mirrors pictures; `auto` looks at the names of the classes."""
+"""Whether augmentation mirrors images; `auto` looks at the names of the classes."""
 
 
 @dataclass(frozen=True)
 class AdviceConfig(DataConfig):
-    """Say which case of transfer learning suits labelled pictures, and what to expect of it."""
+    """Say which case of transfer learning suits labelled images, and what to expect of it."""
 
     # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
     model: str = "EfficientNetLite0"
@@ -34,7 +34,7 @@ class AdviceConfig(DataConfig):
     preprocessing: str | None = None
     # Pixels, height and width; by default those that the network was trained for.
     image_size: int | None = None
-    # Training pictures to look at, at most.
+    # Training images to look at, at most.
     max_images: int = 2000
     # How long training may take, such as 90s, 5m or 1h; by default as long as it takes.
     time_budget: str | None = None
@@ -69,7 +69,7 @@ def seconds_of(text: str | None) -> float | None:
 
 @dataclass(frozen=True)
 class TrainConfig(DataConfig):
-    """Train a picture classifier by one of the four cases of transfer learning."""
+    """Train an image classifier by one of the four cases of transfer learning."""
 
     # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
     model: str = "EfficientNetLite0"  # its weights were installed along: works without a network
@@ -89,9 +89,9 @@ class TrainConfig(DataConfig):
     init: str = "auto"
     # Pixels, height and width; by default those that the network was trained for.
     image_size: int | None = None
-    # Passes over the training pictures, at most; by default the case's own.
+    # Passes over the training images, at most; by default the case's own.
     epochs: int | None = None
-    # Pictures per training step, over all devices together.
+    # Images per training step, over all devices together.
     batch_size: int = 32
     # What takes the steps: adam, or rmsprop with the settings of Esteva et al. 2017.
     optimizer: str = "adam"
@@ -99,11 +99,11 @@ class TrainConfig(DataConfig):
     learning_rate: float | None = None
     # Only look which learning rate the network bears: raise it from step to step and draw the loss.
     find_learning_rate: bool = False
-    # Changes to training pictures where the whole network trains: none, light, standard or strong.
+    # Changes to training images where the whole network trains: none, light, standard or strong.
     augment: str = "light"
-    # Whether those changes mirror pictures: auto (not where classes are digits or letters), yes or no.
+    # Whether those changes mirror images: auto (not where classes are digits or letters), yes or no.
     flip: str = "auto"
-    # Let pictures of small classes count more, so that all classes count the same.
+    # Let images of small classes count more, so that all classes count the same.
     class_weights: bool = False
     # How a head on a frozen network is trained: auto, exact or sgd.
     solver: str = "auto"
@@ -112,18 +112,18 @@ class TrainConfig(DataConfig):
     # Share of each label that is spread over all classes, where a head trains in epochs or everything trains.
     label_smoothing: float = 0.0
     # Where everything trains: the first block's learning rate as a share of the head's; it falls from block to block.
-    depth_rate: float = Recipe.depth_rate
+    layer_decay: float = Recipe.layer_decay
     # Share of the training over which blocks begin to train, the last first.
-    thaw: float = Recipe.thaw
+    gradual_unfreezing: float = Recipe.gradual_unfreezing
     # Of all weights but biases and normalization, times the learning rate, at each step.
     weight_decay: float = Recipe.weight_decay
     # Length of the gradient beyond which it is shortened.
     clip_norm: float | None = Recipe.clip_norm
     # How much of the weights' moving average stays at each step, such as 0.99; the average is what is kept in the end.
     ema: float = Recipe.ema
-    # Mix the pictures of a batch, labels and all: none, mixup or cutmix.
+    # Mix the images of a batch, labels and all: none, mixup or cutmix.
     mix: str = Recipe.mix
-    # Pre-trained BatchNormalization: pinned as it is, adapted to the training pictures first, or live.
+    # Pre-trained BatchNormalization: pinned as it is, adapted to the training images first, or live.
     batchnorm: str = Recipe.batchnorm
     # How the learning rate goes where everything trains: cosine, after a warm-up; or steps: divided again and again.
     schedule: str = Recipe.schedule
@@ -131,7 +131,7 @@ class TrainConfig(DataConfig):
     decay_factor: float = Recipe.decay_factor
     # After how many epochs each time, with steps.
     decay_every: int = Recipe.decay_every
-    # How often a frozen part sees each picture, changed by --augment from the second time on; the test averages too.
+    # How often a frozen part sees each image, changed by --augment from the second time on; the test averages too.
     views: int | None = None
     # What runs a frozen network: auto, keras or openvino (pip install ".[fast]").
     engine: str = "auto"
@@ -145,7 +145,7 @@ class TrainConfig(DataConfig):
     output: str | None = None
     # Go on with an interrupted run, and start none.
     resume: bool = False
-    # Fit a temperature on the validation pictures, so that the model's probabilities are honest.
+    # Fit a temperature on the validation images, so that the model's probabilities are honest.
     calibrate: bool = False
     # How often the state of the training is written, such as 60s or 10m.
     checkpoint_every: str = "60s"
@@ -173,7 +173,7 @@ class TrainConfig(DataConfig):
 
     @property
     def flips(self) -> bool | None:
-        """Whether augmentation mirrors pictures; None leaves it to the names of the classes."""
+        """Whether augmentation mirrors images; None leaves it to the names of the classes."""
         return {"auto": None, "yes": True, "no": False}[self.flip]
 
     @property
@@ -220,8 +220,8 @@ def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataC
     parser = _parser("transfer.datasets")
     parser.add_argument("place", nargs="?", metavar="DATA", help="the same as --data")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON, for programs")
-    parser.add_argument("--html", metavar="FILE", help="write the report as a page, with pictures")
-    parser.add_argument("--write-split", metavar="FILE", help="write which picture is in which split, as CSV")
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page, with images")
+    parser.add_argument("--write-split", metavar="FILE", help="write which image is in which split, as CSV")
     parser.add_arguments(DataConfig, dest="options")
     parsed = parser.parse_args(arguments)
     options = parsed.options

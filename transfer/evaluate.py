@@ -1,4 +1,4 @@
-"""`python -m transfer.evaluate`: how good a trained run is, on its own test pictures or on others."""
+"""`python -m transfer.evaluate`: how good a trained run is, on its own test images or on others."""
 
 from __future__ import annotations
 
@@ -54,46 +54,48 @@ def _run(parsed: argparse.Namespace) -> Any:
     seen = sum(digest in known for digest in data.test.digests)
     if seen:
         log.warning(
-            "%d of the %d pictures were trained or validated on: figures measured so flatter. Take them out.",
+            "%d of the %d images were trained or validated on: figures measured so flatter. Take them out.",
             seen,
             len(data.test),
         )
     found = replace(evaluate.evaluate(run.model, data, engine=parsed.engine), seen=seen)
-    suspects = image_selection.suspects_of(found)
+    label_issues = image_selection.label_issues_of(found)
     sys.stdout.write(found.to_text())
-    for one in suspects[:5]:
+    for one in label_issues[:5]:
         sys.stdout.write(f"Perhaps labelled wrongly: {one.name} as {one.label}, looks like {one.likely}\n")
     if parsed.json:
-        values = {**found.to_dict(), "suspected_labels": [one._asdict() for one in suspects]}
+        values = {**found.to_dict(), "label_issues": [one._asdict() for one in label_issues]}
         write_text(Path(parsed.json), json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     if parsed.csv:
         write_predictions(Path(parsed.csv), found)
     if parsed.html:
-        _write_page(Path(parsed.html), run, data, found, suspects)
+        _write_page(Path(parsed.html), run, data, found, label_issues)
     return found
 
 
-def _write_page(path: Path, run: Any, data: Any, found: Any, suspects: Sequence[Any]) -> None:
+def _write_page(path: Path, run: Any, data: Any, found: Any, label_issues: Sequence[Any]) -> None:
     from transfer.results import image_selection, run_pages
 
     figures = image_selection.test_figures(run.model, data, found)
     title = f"{run.name} on {data.name}"
-    write_text(path, run_pages.evaluation_page(title, found, suspects, figures))
+    write_text(path, run_pages.evaluation_page(title, found, label_issues, figures))
 
 
 def _parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m transfer.evaluate",
         allow_abbrev=False,
-        description="Measure a trained run on its own test pictures, or on others. The exit code is 0; 1 where the "
+        description="Measure a trained run on its own test images, or on others. The exit code is 0; 1 where the "
         "accuracy is below the one that is asserted; 2 after bad input.",
     )
     flags.add_argument("run", metavar="RUN", help="folder of a run, or a .keras file of one")
-    data = "labelled pictures, as for training, all of which are measured on (default: the run's own test pictures)"
+    data = (
+        "labelled images, as for training, all of which are measured on (default: the run's own test images)"
+    )
     flags.add_argument("--data", metavar="DIR", help=data)
     flags.add_argument("--json", metavar="FILE", help="write the figures, for programs")
-    flags.add_argument("--csv", metavar="FILE", help="write what each picture was taken for")
-    flags.add_argument("--html", metavar="FILE", help="write a page with pictures")
+    flags.add_argument("--csv", metavar="FILE", help="write what each image was taken for")
+    flags.add_argument("--html", metavar="FILE", help="write a page with images")
     least = "end with exit code 1 where the accuracy is below this, from 0 to 1"
     flags.add_argument("--assert-accuracy-at-least", type=float, metavar="X", help=least)
     runs = "what runs a frozen network: auto, keras or openvino (default: auto)"

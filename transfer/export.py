@@ -52,9 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write; by default one under exported in the run's own"
     )
-    checked = "labelled pictures to check the file on, where the run's own are gone"
+    checked = "labelled images to check the file on, where the run's own are gone"
     parser.add_argument("--data", metavar="DATA", help=checked)
-    most = f"held-out pictures to check it on, at most (default {MAX_IMAGES}), and training pictures to set int8 by"
+    most = (
+        f"held-out images to check it on, at most (default {MAX_IMAGES}), and training images to set int8 by"
+    )
     parser.add_argument("--max-images", type=int, default=MAX_IMAGES, metavar="N", help=most)
     return parser
 

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = FeatureCache()
     try:
         if options.clear:
-            freed = cache.clear() + forget(cache.folder)  # with what the check of pictures remembers
+            freed = cache.clear() + forget(cache.folder)  # with what the check of images remembers
             sys.stdout.write(f"Removed {freed / 1e6:,.1f} MB from {cache.folder}.\n")
         else:
             sys.stdout.write(_listing(cache))
@@ -32,13 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _listing(cache: FeatureCache) -> str:
-    shelves = cache.shelves()
+    stores = cache.stores()
     lines = [
-        f"{shelf.key[:12]}  {shelf.rows:>10,} pictures  {shelf.bytes / 1e6:>9,.1f} MB  "
-        + ", ".join(shelf.about.values())
-        for shelf in shelves
+        f"{store.key[:12]}  {store.rows:>10,} images  {store.bytes / 1e6:>9,.1f} MB  "
+        + ", ".join(store.about.values())
+        for store in stores
     ]
-    total = sum(shelf.bytes for shelf in shelves)
+    total = sum(store.bytes for store in stores)
     return "\n".join([*lines, f"{total / 1e6:,.1f} MB of {cache.limit / 1e6:,.0f} in {cache.folder}"]) + "\n"
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from transfer.common.commands import carried_out
 from transfer.common.errors import InputError
-from transfer.images.decoding import look
-from transfer.results.prediction import BATCH, Prediction, find_pictures, predictions
+from transfer.images.decoding import inspect_image
+from transfer.results.prediction import BATCH, Prediction, find_images, predictions
 
 if TYPE_CHECKING:
     from transfer.results.finished_runs import FinishedRun
@@ -29,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bad: list[str] = []
 
     def work() -> None:
-        if parsed.picture == ["-"]:
+        if parsed.image == ["-"]:
             items: Iterable[Any] = (line.rstrip("\n") for line in sys.stdin if line.strip())
         else:
-            items = [item for source in parsed.picture for item in find_pictures(source)]
+            items = [item for source in parsed.image for item in find_images(source)]
         bad.extend(_run(parsed, items))
 
     with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace, items: Iterable[Any]) -> list[str]:
-    """Predict and print; give the pictures that could not be read."""
+    """Predict and print; give the images that could not be read."""
     if parsed.top < 1:
         raise InputError(f"Expected --top of 1 or more. Received: {parsed.top}.")
     from transfer.distributed import strategies
@@ -103,7 +103,7 @@ def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Calla
 
 
 def _heat(run: FinishedRun, found: Sequence[Prediction], folder: Path) -> None:
-    """Draw where the model looked, one file for each picture."""
+    """Draw where the model looked, one file for each image."""
     from transfer.common.files import replacing
     from transfer.evaluation import explanation_plots, explanations
 
@@ -113,7 +113,9 @@ def _heat(run: FinishedRun, found: Sequence[Prediction], folder: Path) -> None:
         raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
     for start in range(0, len(found), BATCH):
         some = found[start : start + BATCH]
-        pixels = np.stack([look(Path(one.name), run.image_size, resize=run.resize).pixels for one in some])
+        pixels = np.stack(
+            [inspect_image(Path(one.name), run.image_size, resize=run.resize).pixels for one in some]
+        )
         for i, heat in enumerate(explanations.grad_cam(run.model, pixels)):
             one = some[i]
             figure = explanation_plots.heat_sheet(
@@ -127,19 +129,19 @@ def _parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m transfer.predict",
         allow_abbrev=False,
-        description="Say what pictures show, by a trained run. The exit code is 0; 1 where a picture could not be "
+        description="Say what images show, by a trained run. The exit code is 0; 1 where an image could not be "
         "read, which is named and skipped; 2 after bad input.",
     )
     flags.add_argument("run", metavar="RUN", help="folder of a run, or a .keras file of one")
-    pictures = "files or folders; - reads a file's path from each line of standard input"
-    flags.add_argument("picture", nargs="+", metavar="PICTURE", help=pictures)
+    images = "files or folders; - reads a file's path from each line of standard input"
+    flags.add_argument("image", nargs="+", metavar="IMAGE", help=images)
     flags.add_argument("--top", type=int, default=3, help="how many classes to name (default: 3)")
     flags.add_argument(
         "--format", choices=FORMATS, default="table", help="of what is printed (default: table)"
     )
     where = "draw where the model looked, into this folder (default: gradcam)"
     flags.add_argument("--gradcam", nargs="?", const="gradcam", metavar="DIR", help=where)
-    runs = "what runs many pictures: auto, keras or openvino (default: auto)"
+    runs = "what runs many images: auto, keras or openvino (default: auto)"
     flags.add_argument("--engine", default="auto", help=runs)
     return flags
 

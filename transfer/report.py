@@ -57,13 +57,13 @@ def _run(runs: Sequence[str], output: str | None) -> None:
 
 
 def _thumbnails(folder: Path) -> Thumbnail | None:
-    """Find the run's pictures, to show those that the check of the data speaks of; they may be gone."""
+    """Find the run's images, to show those that the check of the data speaks of; they may be gone."""
     record = read_record(folder)
     try:
         options = {**record.config.load_options(), "few_shot": None, "split_file": folder / SPLIT}
         return load_data(record.config.data, **options).thumbnail
     except InputError as error:
-        log.warning("Pictures of the data are not shown: %s", error)
+        log.warning("Images of the data are not shown: %s", error)
         return None
 
 

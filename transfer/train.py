@@ -1,4 +1,4 @@
-"""`python -m transfer.train`: pictures in, a trained classifier, its figures and its plots out."""
+"""`python -m transfer.train`: images in, a trained classifier, its figures and its plots out."""
 
 from __future__ import annotations
 
@@ -92,20 +92,20 @@ def run(config: TrainConfig) -> Path:
 
     if several:
         _meet(config)
-        place = process_group.crew().decision(lambda: _place(config))
+        place = process_group.current_group().decision(lambda: _place(config))
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
     going_on = Path(place) if place else None
     data = datasets.load_data(config.data, **config.load_options())
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     log.info("%s: %s", data.name, _sizes(data))
     _check(config, base, data)  # before the look
-    decision, look, advice = _decide(config, data, base, going_on)
+    decision, sample, advice = _decide(config, data, base, going_on)
     asked, case = config.asked, Case.parse(decision["case"])
     config = replace(config, **decision["options"])
     model = _build(config, case, base, data, devices)
     if config.find_learning_rate:
         return _find_learning_rate(config, model, data)
-    _hand_on(look, model, config)
+    _hand_on(sample, model, config)
     name = f"{data.name}-{case}"
     with _folder(config.output, name, asked=asked, going_on=going_on) as folder:
         run_folders.decide(folder, decision)
@@ -114,24 +114,24 @@ def run(config: TrainConfig) -> Path:
         done = _fit(config, model, data, folder)
         temperature = calibrate(model, data, **_test_options(config)) if config.calibrate else None
         found = _evaluate(config, model, data) if len(data.test) else None
-        if process_group.crew().is_chief:
+        if process_group.current_group().is_chief:
             written = replace(config, case=str(case), output=None, resume=False)
             _write(folder, written, model, data, done, found)
             metrics = _metrics(model, config, data, done, found, decision["advised"], start)
             run_writer.write_metrics(folder, {**metrics, "temperature": temperature})
             run_writer.write_pages(folder, thumbnail=data.thumbnail)
     if found is not None:
-        log.info("Test accuracy %.1f%% on %d pictures.", 100 * found.accuracy, len(found.labels))
-    process_group.crew().leave_together()
+        log.info("Test accuracy %.1f%% on %d images.", 100 * found.accuracy, len(found.labels))
+    process_group.current_group().leave_together()
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
 
 
-def _hand_on(look: Any, model: Any, config: TrainConfig) -> None:
+def _hand_on(sample: Any, model: Any, config: TrainConfig) -> None:
     """Let training use the features that the advice computed."""
     from transfer.adviser import sample_features
 
-    if look is not None:
-        sample_features.hand_on(look, model, engine=config.engine)
+    if sample is not None:
+        sample_features.keep_for_training(sample, model, engine=config.engine)
 
 
 def _write(folder: Path, config: TrainConfig, model: Any, data: Any, done: Any, found: Any) -> None:
@@ -147,7 +147,7 @@ def _write(folder: Path, config: TrainConfig, model: Any, data: Any, done: Any, 
         done=done,
         evaluation=found,
         figures=image_selection.figures_of(model, data, found, done=done, title=title),
-        suspects=image_selection.suspects_of(found) if found else (),
+        label_issues=image_selection.label_issues_of(found) if found else (),
     )
 
 
@@ -174,19 +174,19 @@ def _place(config: TrainConfig) -> str | None:
 
 def _meet(config: TrainConfig) -> None:
     """Refuse to work with others that were started in another way; leave talking to the chief."""
-    crew = process_group.crew()
-    crew.agree({**process_group.versions(), **config.asked})
+    group = process_group.current_group()
+    group.agree({**process_group.versions(), **config.asked})
     if config.find_learning_rate:
         raise InputError("Expected one device with --find-learning-rate. Received: several workers.")
-    log.info("%d workers: %s", crew.count, ", ".join(crew.addresses))
-    if not crew.is_chief:
+    log.info("%d workers: %s", group.count, ", ".join(group.addresses))
+    if not group.is_chief:
         log.setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def _folder(output: str | None, name: str, **options: Any) -> Iterator[Path]:
     """The run's folder; for a worker that is not the chief, one that nobody keeps."""
-    if process_group.crew().is_chief:
+    if process_group.current_group().is_chief:
         with run_folders.run_folder(output, name, **options) as folder:
             yield folder
     else:
@@ -223,8 +223,8 @@ def _decide(
 ) -> tuple[dict[str, Any], Any, Any]:
     """Take the case that was asked for, or that of an interrupted run; or measure which is best, say so,
     and give what was looked at too, and the advice."""
-    crew = process_group.crew()
-    decided = crew.decision(lambda: run_folders.decide(going_on) if going_on is not None else None)
+    group = process_group.current_group()
+    decided = group.decision(lambda: run_folders.decide(going_on) if going_on is not None else None)
     if decided is not None:
         return decided, None, None
     if config.case != "auto":
@@ -238,14 +238,14 @@ def _decide(
         "engine": config.engine,
         "seed": config.seed,
     }
-    look = sample_features.take_look(data, base, **options)
+    sample = sample_features.extract_sample(data, base, **options)
     given: list[Any] = []  # the chief alone advises; of several workers, the others are told what came of it
 
     def decision() -> dict[str, Any]:
-        given.append(_advised(config, data, base, look=look, **options))
+        given.append(_advised(config, data, base, sample=sample, **options))
         return _chosen(config, given[0])
 
-    return crew.decision(decision), look, given[0] if given else None
+    return group.decision(decision), sample, given[0] if given else None
 
 
 def _advised(config: TrainConfig, data: Any, base: Any, **options: Any) -> Any:
@@ -341,7 +341,7 @@ def _evaluate(config: TrainConfig, model: Any, data: Any) -> Any:
 
 
 def _test_options(config: TrainConfig) -> dict[str, Any]:
-    """How pictures are looked at that are not trained on: what is calibrated is what is tested."""
+    """How images are looked at that are not trained on: what is calibrated is what is tested."""
     return {
         "views": config.views or 1,
         "augment": config.augment,
@@ -361,7 +361,7 @@ def _title(plan: Any, unfreeze_from: str | None) -> str:
 def _sizes(data: Any) -> str:
     skipped = f", {len(data.skipped)} skipped" if data.skipped else ""
     return (
-        f"{data.num_classes} classes; {len(data.train)} pictures to train on, {len(data.val)} for validation, "
+        f"{data.num_classes} classes; {len(data.train)} images to train on, {len(data.val)} for validation, "
         f"{len(data.test)} for the test{skipped}"
     )
 
@@ -383,7 +383,7 @@ def _metrics(
         "engine": done.engine,
         "num_computed": done.computed,
         "views": done.views,
-        "regularisation": done.regularisation,
+        "regularization": done.regularization,
         "model": config.model,
         "image_size": list(model.input_shape[1:3]),
         "num_classes": data.num_classes,

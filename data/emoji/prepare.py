@@ -1,4 +1,4 @@
-"""Draw the emoji picture set: small labelled pictures from the Noto Color Emoji font.
+"""Draw the emoji image set: small labelled images from the Noto Color Emoji font.
 
     python data/emoji/prepare.py [--font PATH] [--emoji-test PATH] [--output DIR]
 
@@ -24,10 +24,10 @@ FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 EMOJI_TEST = Path("/usr/share/unicode/emoji/emoji-test.txt")
 
 NATIVE_SIZE = 109  # the font holds bitmaps, so this is the one size it can be opened at
-PICTURE_SIZE = 128
+IMAGE_SIZE = 128
 MARGIN = 6
 MOST_PER_CLASS = 58
-# Mean absolute difference of two 16x16 grey reductions (0 to 255) below which two pictures count as one.
+# Mean absolute difference of two 16x16 grey reductions (0 to 255) below which two images count as one.
 NEAR_DUPLICATE = 3.0
 
 OUR_NAME = re.compile(r"u[0-9a-f]{4,6}-[a-z0-9]+(-[a-z0-9]+)*\.png")
@@ -96,7 +96,7 @@ CLASSES: dict[str, Rule] = {
         subgroups=("phone", "computer"),
         leave_out={"not electric": ("abacus",)},
         take_in={
-            "pictures and light": (
+            "images and light": (
                 *("movie camera", "film projector", "television", "camera", "camera with flash"),
                 *("video camera", "videocassette", "flashlight"),
             ),
@@ -194,7 +194,7 @@ def read_emoji(path: Path) -> list[Emoji]:
     """Read the emoji of a single code point from emoji-test.txt, in Unicode's order.
 
     Skin-tone, hair and gender variants are sequences, and so is what needs a text shaper to draw;
-    leaving all sequences out keeps the pictures the same on every computer.
+    leaving all sequences out keeps the images the same on every computer.
 
     Args:
         path: The file emoji-test.txt.
@@ -250,69 +250,69 @@ def draw_glyph(font: ImageFont.FreeTypeFont, code: int) -> Image.Image | None:
     """Draw one code point on a transparent ground.
 
     Args:
-        font: The colour font, opened at its native size.
+        font: The color font, opened at its native size.
         code: The code point.
 
     Returns:
-        The picture cut to what is visible (RGBA), or None if nothing is.
+        The image cut to what is visible (RGBA), or None if nothing is.
     """
-    canvas = Image.new("RGBA", (2 * PICTURE_SIZE, 2 * PICTURE_SIZE), (255, 255, 255, 0))
-    place = (PICTURE_SIZE // 2, PICTURE_SIZE // 2)
+    canvas = Image.new("RGBA", (2 * IMAGE_SIZE, 2 * IMAGE_SIZE), (255, 255, 255, 0))
+    place = (IMAGE_SIZE // 2, IMAGE_SIZE // 2)
     ImageDraw.Draw(canvas).text(place, chr(code), font=font, embedded_color=True)
     box = canvas.getchannel("A").getbbox()
     return canvas.crop(box) if box else None
 
 
 def frame(glyph: Image.Image) -> Image.Image:
-    """Fit a glyph whole into the white square of the final picture.
+    """Fit a glyph whole into the white square of the final image.
 
     Args:
-        glyph: Picture with an alpha channel, of any size.
+        glyph: Image with an alpha channel, of any size.
 
     Returns:
-        RGB picture of `PICTURE_SIZE` pixels a side.
+        RGB image of `IMAGE_SIZE` pixels a side.
     """
-    scale = (PICTURE_SIZE - 2 * MARGIN) / max(glyph.size)
+    scale = (IMAGE_SIZE - 2 * MARGIN) / max(glyph.size)
     width, height = (max(1, round(side * scale)) for side in glyph.size)
-    # Premultiplied alpha, or the colour of transparent pixels would bleed into the edges.
+    # Premultiplied alpha, or the color of transparent pixels would bleed into the edges.
     small = glyph.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
-    picture = Image.new("RGBA", (PICTURE_SIZE, PICTURE_SIZE), (255, 255, 255, 255))
-    picture.alpha_composite(small, ((PICTURE_SIZE - width) // 2, (PICTURE_SIZE - height) // 2))
-    return picture.convert("RGB")
+    image = Image.new("RGBA", (IMAGE_SIZE, IMAGE_SIZE), (255, 255, 255, 255))
+    image.alpha_composite(small, ((IMAGE_SIZE - width) // 2, (IMAGE_SIZE - height) // 2))
+    return image.convert("RGB")
 
 
-def reduce_grey(picture: Image.Image) -> np.ndarray:
-    """Reduce a picture to 16x16 grey values, to compare it with others.
+def reduce_grey(image: Image.Image) -> np.ndarray:
+    """Reduce an image to 16x16 grey values, to compare it with others.
 
     Args:
-        picture: RGB picture.
+        image: RGB image.
 
     Returns:
         256 grey values, 0 to 255.
     """
-    small = picture.convert("L").resize((16, 16), Image.Resampling.BOX)
+    small = image.convert("L").resize((16, 16), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32).ravel()
 
 
-def encode(picture: Image.Image) -> bytes:
-    """Encode a picture as a small PNG with a palette of 256 colours.
+def encode(image: Image.Image) -> bytes:
+    """Encode an image as a small PNG with a palette of 256 colors.
 
-    No value of a picture moves by more than a few steps of 255, and the files take less than half the space.
+    No value of an image moves by more than a few steps of 255, and the files take less than half the space.
 
     Args:
-        picture: RGB picture.
+        image: RGB image.
 
     Returns:
         The bytes of the file.
     """
     buffer = io.BytesIO()
-    colours = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    colors = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     # The corner always shows the ground, and the quantiser may have moved it off white.
-    palette = colours.getpalette()
-    white = colours.getpixel((0, 0))
+    palette = colors.getpalette()
+    white = colors.getpixel((0, 0))
     palette[3 * white : 3 * white + 3] = [255, 255, 255]
-    colours.putpalette(palette)
-    colours.save(buffer, format="PNG", optimize=True)
+    colors.putpalette(palette)
+    colors.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -338,10 +338,10 @@ def draw_classes(
 
     Args:
         classes: Class name -> its emoji.
-        font: The colour font, opened at its native size.
+        font: The color font, opened at its native size.
 
     Returns:
-        Class name -> at most `MOST_PER_CLASS` pairs of emoji and picture; and a line for each one skipped.
+        Class name -> at most `MOST_PER_CLASS` pairs of emoji and image; and a line for each one skipped.
     """
     # What the font draws for a code point that can never have a glyph.
     missing = draw_glyph(font, 0xFFFFE)
@@ -356,8 +356,8 @@ def draw_classes(
             if glyph is None or (missing is not None and glyph.tobytes() == missing.tobytes()):
                 skipped.append(f"{name}: no glyph for {one.name}")
                 continue
-            picture = frame(glyph)
-            grey = reduce_grey(picture)
+            image = frame(glyph)
+            grey = reduce_grey(image)
             distances = [float(np.abs(grey - other).mean()) for other in seen]
             if distances and min(distances) < NEAR_DUPLICATE:
                 twin = seen_names[int(np.argmin(distances))]
@@ -365,32 +365,32 @@ def draw_classes(
                 continue
             seen_names.append(one.name)
             seen.append(grey)
-            kept.append((one, picture))
+            kept.append((one, image))
         drawn[name] = spread(kept, MOST_PER_CLASS)
     return drawn, skipped
 
 
-def write_class(folder: Path, pictures: list[tuple[Emoji, Image.Image]]) -> int:
-    """Write the pictures of one class and remove those of an earlier run that are no longer chosen.
+def write_class(folder: Path, images: list[tuple[Emoji, Image.Image]]) -> int:
+    """Write the images of one class and remove those of an earlier run that are no longer chosen.
 
     Args:
         folder: The folder of the class; made if it is not there.
-        pictures: Pairs of emoji and picture.
+        images: Pairs of emoji and image.
 
     Returns:
-        How many bytes the pictures have together.
+        How many bytes the images have together.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
-    for one, picture in pictures:
-        content = encode(picture)
+    for one, image in images:
+        content = encode(image)
         target = folder / one.file_name
-        # Under a temporary name first, so that a stopped run leaves no half picture.
+        # Under a temporary name first, so that a stopped run leaves no half image.
         temporary = target.with_suffix(".tmp")
         temporary.write_bytes(content)
         os.replace(temporary, target)
         total += len(content)
-    chosen = {one.file_name for one, _ in pictures}
+    chosen = {one.file_name for one, _ in images}
     for old in folder.iterdir():
         if OUR_NAME.fullmatch(old.name) and old.name not in chosen:
             old.unlink()
@@ -406,7 +406,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     Returns:
         The values `font`, `emoji_test` and `output`.
     """
-    parser = argparse.ArgumentParser(description="Draw the emoji picture set from the Noto Color Emoji font.")
+    parser = argparse.ArgumentParser(description="Draw the emoji image set from the Noto Color Emoji font.")
     parser.add_argument("--font", type=Path, default=FONT, help="NotoColorEmoji.ttf (default: %(default)s)")
     parser.add_argument("--emoji-test", type=Path, default=EMOJI_TEST, help="default: %(default)s")
     parser.add_argument(
@@ -436,13 +436,13 @@ def main(arguments: list[str] | None = None) -> int:
     font = ImageFont.truetype(str(options.font), NATIVE_SIZE, layout_engine=ImageFont.Layout.BASIC)
     drawn, skipped = draw_classes(sort_into_classes(read_emoji(options.emoji_test)), font)
     total = 0
-    for name, pictures in drawn.items():
-        total += write_class(options.output / name, pictures)
-        print(f"{name:14} {len(pictures):4}")
+    for name, images in drawn.items():
+        total += write_class(options.output / name, images)
+        print(f"{name:14} {len(images):4}")
     for line in skipped:
         print(f"skipped: {line}")
     count = sum(map(len, drawn.values()))
-    print(f"{count} pictures in {len(drawn)} classes, {total} bytes; {len(skipped)} skipped")
+    print(f"{count} images in {len(drawn)} classes, {total} bytes; {len(skipped)} skipped")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The adviser: real pictures and tiny networks; bad input gets an honest answer."""
+"""The adviser: real images and tiny networks; bad input gets an honest answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from helpers.networks import assert_bit_equal, flags, make_tiny, raw_pictures, snapshot
+from helpers.networks import assert_bit_equal, flags, make_tiny, raw_images, snapshot
 
 from transfer.adviser.advise import FEWEST_IMAGES, advise
 from transfer.cases.cuts import ALL_LAYERS
@@ -84,7 +84,7 @@ def test_nothing_of_the_network_changes(colors):
     assert flags(base) == flags_before and not base.compiled
 
 
-def test_the_test_pictures_are_not_looked_at(colors):
+def test_the_test_images_are_not_looked_at(colors):
     class Hidden:
         def __len__(self):
             return 5
@@ -100,7 +100,7 @@ def test_one_seed_gives_one_advice(shuffled_folder, colors):
     for found in (one, other):
         for name in ("seconds", "expected_seconds"):
             found.pop(name)
-        found["evidence"].pop("seconds_per_picture")
+        found["evidence"].pop("seconds_per_image")
         for case in found["cases"]:
             case.pop("seconds")
     assert one == other
@@ -123,8 +123,8 @@ def test_without_a_trial_the_notes_say_so(colors):
 @pytest.mark.parametrize(
     ("count", "classes"), [(2, 2), (FEWEST_IMAGES - 1, 2), (60, 60)], ids=["a pair", "few", "one of each"]
 )
-def test_too_few_pictures_get_the_rule_of_thumb_and_no_false_hope(count, classes):
-    data = load_data((raw_pictures(count).astype("uint8"), np.arange(count) % classes), val=0, test=0)
+def test_too_few_images_get_the_rule_of_thumb_and_no_false_hope(count, classes):
+    data = load_data((raw_images(count).astype("uint8"), np.arange(count) % classes), val=0, test=0)
     found = quick(data, make_tiny())
     assert found.curve is None and found.choice.interval == (0.0, 1.0)
     assert any("too few" in note for note in found.notes)
@@ -136,19 +136,19 @@ def test_too_few_pictures_get_the_rule_of_thumb_and_no_false_hope(count, classes
 
 def test_of_thousands_of_classes_some_are_looked_at_and_the_notes_say_so():
     images = np.random.default_rng(0).integers(0, 256, (4000, 8, 8, 3), "uint8")
-    data = load_data((images, np.arange(4000) % 2000), val=0, test=0, look_alikes=False)
+    data = load_data((images, np.arange(4000) % 2000), val=0, test=0, near_duplicates=False)
     found = quick(data, make_tiny(), max_images=160)
     assert any("classes were not looked at" in note for note in found.notes)
     assert not found.signal
 
 
-def test_pictures_that_are_all_the_same_have_no_signal():
+def test_images_that_are_all_the_same_have_no_signal():
     images = np.full((40, 32, 32, 3), 99, "uint8")
-    found = quick(load_data((images, np.arange(40) % 2), val=0, test=0, look_alikes=False), make_tiny())
+    found = quick(load_data((images, np.arange(40) % 2), val=0, test=0, near_duplicates=False), make_tiny())
     assert not found.signal and found.to_text()
 
 
-def test_grey_pictures_of_eight_pixels_are_advised_on():
+def test_grey_images_of_eight_pixels_are_advised_on():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 60, (60, 8, 8)).astype("uint8") + 150 * (np.arange(60) % 2)[
         :, None, None

@@ -1,4 +1,4 @@
-"""What probes say of layers and sizes: the cut, the signal, what more pictures bring, and labels to doubt."""
+"""What probes say of layers and sizes: the cut, the signal, what more images bring, and labels to doubt."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_shuffled_labels_give_no_signal_and_real_ones_do(classes):
 
 
 def test_copies_of_one_patient_are_no_signal():
-    """Pictures of a group are alike, its label is drawn: only what is left out together is honest."""
+    """Images of a group are alike, its label is drawn: only what is left out together is honest."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(30), 10)
     labels = rng.permutation(np.arange(30) % 2)[groups]
@@ -66,7 +66,7 @@ def test_vectors_count_the_same_however_long_they_are():
     assert np.isfinite(side_by_side([np.zeros((2, 3)), b[:2]])).all()
 
 
-def test_more_pictures_bring_more_where_there_is_something_to_learn():
+def test_more_images_bring_more_where_there_is_something_to_learn():
     taps, labels = layers_of([0.25], count=400, width=60)
     points = size_curve(taps["block0"], labels, 3)
     assert [point.count for point in points] == [100, 200, 400]

@@ -36,7 +36,7 @@ EVIDENCE = Evidence(
     pixels=0.4,
     similar=True,
     trial=TRIAL,
-    seconds_per_picture=0.01,
+    seconds_per_image=0.01,
     steps=400,
     steps_scratch=1200,
 )
@@ -63,7 +63,7 @@ def test_different_data_that_are_fine_tuned_are_the_fourth_case():
     assert choices_of(replace(EVIDENCE, similar=None))[3].case is Case.LARGE_DIFFERENT
 
 
-def test_pictures_that_were_not_looked_at_raise_what_is_expected():
+def test_images_that_were_not_looked_at_raise_what_is_expected():
     more = choices_of(replace(EVIDENCE, num_train=1600))
     for one, other in zip(choices_of(EVIDENCE)[:4], more[:4], strict=True):
         assert other.expected_accuracy == pytest.approx(one.expected_accuracy + 2 * 0.04)
@@ -83,7 +83,7 @@ def test_where_less_is_wrong_less_is_gained_but_never_nothing():
 def test_without_a_trial_the_time_is_the_least_that_it_can_be():
     found = choices_of(replace(EVIDENCE, trial=None))[3]
     assert found.seconds == pytest.approx(3 * 0.01 * 32 * 400)
-    assert choices_of(replace(EVIDENCE, trial=None, seconds_per_picture=0.0))[3].seconds is None
+    assert choices_of(replace(EVIDENCE, trial=None, seconds_per_image=0.0))[3].seconds is None
 
 
 def test_nothing_measured_gives_no_choices():

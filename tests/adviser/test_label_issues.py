@@ -1,4 +1,4 @@
-"""What is wrong with labels and pictures is said, and nothing where all is well."""
+"""What is wrong with labels and images is said, and nothing where all is well."""
 
 import dataclasses
 
@@ -10,19 +10,19 @@ from transfer.adviser import label_issues
 from transfer.adviser.curves import layer_curve
 from transfer.adviser.label_issues import (
     confusable_classes,
+    find_label_issues,
     label_noise,
-    suspected_labels,
     warnings_of,
 )
 from transfer.adviser.probes import ridge_leave_one_out
-from transfer.adviser.sample_features import Look
+from transfer.adviser.sample_features import SampleFeatures
 from transfer.common.errors import InputError
 from transfer.images.datasets import ImageData
 from transfer.images.splitting import Split
 
 
 def features_of(truth, *, strength=2.0, width=20, seed=0):
-    """Features that tell the classes, some pictures of each only just."""
+    """Features that tell the classes, some images of each only just."""
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(int(truth.max()) + 1, width)) * strength / np.sqrt(width / 5)
     return rng.normal(size=(len(truth), width)) + centers[truth]
@@ -37,10 +37,10 @@ def flipped(truth, share, seed=0):
     return labels, set(wrong.tolist())
 
 
-def suspects_of(features, labels, classes, **options):
+def label_issues_of(features, labels, classes, **options):
     probe = ridge_leave_one_out(features, labels, classes, groups=options.get("groups"))
     names, class_names = [str(i) for i in range(len(labels))], [f"class {k}" for k in range(classes)]
-    return suspected_labels(probe, labels, names, class_names, **options)
+    return find_label_issues(probe, labels, names, class_names, **options)
 
 
 @pytest.mark.parametrize(("classes", "share"), [(2, 0.05), (3, 0.05), (3, 0.2), (12, 0.05), (12, 0.2)])
@@ -50,8 +50,8 @@ def test_flipped_labels_are_found_and_counted(classes, share):
     labels, wrong = flipped(truth, share)
     noise = label_noise(ridge_leave_one_out(features, labels, classes), labels)
     assert noise.share == pytest.approx(share, rel=0.35) and noise.notable
-    found = suspects_of(features, labels, classes)
-    right = [int(suspect.name) in wrong for suspect in found]
+    found = label_issues_of(features, labels, classes)
+    right = [int(label_issue.name) in wrong for label_issue in found]
     assert np.mean(right) > 0.85 and sum(right) > 0.7 * len(wrong)
     assert np.mean([s.likely == f"class {truth[int(s.name)]}" for s in found if int(s.name) in wrong]) > 0.9
     assert all(s.label == f"class {labels[int(s.name)]}" != s.likely for s in found)
@@ -68,13 +68,13 @@ def test_the_errors_of_a_network_are_no_wrong_labels(strength):
         features = features_of(truth, strength=strength, seed=seed)
         probe = ridge_leave_one_out(features, truth, 4)
         assert not label_noise(probe, truth).notable
-        named += len(suspects_of(features, truth, 4))
+        named += len(label_issues_of(features, truth, 4))
     assert named <= 2
 
 
 def test_a_small_class_is_not_suspected_for_being_small():
     truth = np.repeat([0, 1, 2], [300, 30, 15])
-    assert len(suspects_of(features_of(truth), truth, 3)) <= 1
+    assert len(label_issues_of(features_of(truth), truth, 3)) <= 1
 
 
 def test_one_who_is_alone_in_its_class_is_not_judged():
@@ -87,21 +87,21 @@ def test_one_who_is_alone_in_its_class_is_not_judged():
 
 
 def test_a_class_of_one_patient_is_not_judged():
-    """All of it is left out at once: every picture of it then contradicts its label."""
+    """All of it is left out at once: every image of it then contradicts its label."""
     truth = np.repeat([0, 1, 2], 40)
     groups = [*range(80), *["only one"] * 40]
     features = features_of(truth, strength=4.0)
     probe = ridge_leave_one_out(features, truth, 3, groups=groups)
     assert not probe.correct[80:].any(), "or this tests nothing"
-    assert len(suspected_labels(probe, truth, list(map(str, range(120))), "abc", groups=groups)) == 0
+    assert len(find_label_issues(probe, truth, list(map(str, range(120))), "abc", groups=groups)) == 0
     assert label_noise(probe, truth).share > 0.2
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [0, 0, 1], [0, 1, 2]])
-def test_hardly_any_pictures_give_no_suspects_and_no_error(labels):
+def test_hardly_any_images_give_no_suspects_and_no_error(labels):
     labels = np.array(labels)
     features = np.random.default_rng(0).normal(size=(len(labels), 4))
-    assert suspects_of(features, labels, 3) == ()
+    assert label_issues_of(features, labels, 3) == ()
     assert confusable_classes(ridge_leave_one_out(features, labels, 3), labels, "abc") == ()
 
 
@@ -152,15 +152,15 @@ def test_the_worst_pairs_come_first_and_not_too_many():
         ([0, 1], "abcd", "xy", (), "4 labels"),
         ([0, 1, 2, 0], "abcd", "xy", (), "from 0 to 1"),
         ([0.0, 1, 0, 1], "abcd", "xy", (), "float64"),
-        ([0, 1, 0, 1], "abc", "xy", (), "4 pictures and 2 classes"),
-        ([0, 1, 0, 1], "abcd", "x", (), "4 pictures and 2 classes"),
+        ([0, 1, 0, 1], "abc", "xy", (), "4 images and 2 classes"),
+        ([0, 1, 0, 1], "abcd", "x", (), "4 images and 2 classes"),
         ([0, 1, 0, 1], "abcd", "xy", ("p",), "a group for each of 4"),
     ],
 )
 def test_what_does_not_fit_the_probe_is_refused(labels, names, class_names, groups, message):
     probe = ridge_leave_one_out(np.eye(4), np.array([0, 1, 0, 1]), 2)
     with pytest.raises(InputError, match=message):
-        suspected_labels(probe, np.array(labels), names, class_names, groups=groups)
+        find_label_issues(probe, np.array(labels), names, class_names, groups=groups)
 
 
 def looked(truth, labels, *, strength=3.0, groups=(), picked=None, **found):
@@ -174,11 +174,11 @@ def looked(truth, labels, *, strength=3.0, groups=(), picked=None, **found):
     picked = np.arange(len(labels)) if picked is None else picked
     features = features_of(truth, strength=strength)[picked]
     classes, numbers = np.unique(labels[picked], return_inverse=True)
-    look = Look(train.take(picked), numbers, len(classes), {"last": features}, None, {})
+    sample = SampleFeatures(train.take(picked), numbers, len(classes), {"last": features}, None, {})
     curve = layer_curve(
-        look.taps, numbers, len(classes), groups=[groups[i] for i in picked] if groups else ()
+        sample.taps, numbers, len(classes), groups=[groups[i] for i in picked] if groups else ()
     )
-    return data, look, curve
+    return data, sample, curve
 
 
 def warned(*of, image_size=224):
@@ -197,7 +197,7 @@ def test_shuffled_labels_are_no_signal_and_nothing_more():
     assert "look shuffled" in found["no-signal"].text and "Check how" in found["no-signal"].text
 
 
-def test_wrong_labels_are_warned_of_with_the_pictures():
+def test_wrong_labels_are_warned_of_with_the_images():
     truth = np.arange(400) % 4
     labels, wrong = flipped(truth, 0.1)
     found = warned(*looked(truth, labels))
@@ -205,10 +205,10 @@ def test_wrong_labels_are_warned_of_with_the_pictures():
     warning = found["label-noise"]
     assert (
         "About 9% of the labels" in warning.text
-        and f"such as {warning.pictures[0]}: labelled kind" in warning.text
+        and f"such as {warning.images[0]}: labelled kind" in warning.text
     )
-    assert len(warning.pictures) == label_issues.MOST_NAMED
-    assert np.mean([int(name.split(".")[0]) in wrong for name in warning.pictures]) > 0.9
+    assert len(warning.images) == label_issues.MOST_NAMED
+    assert np.mean([int(name.split(".")[0]) in wrong for name in warning.images]) > 0.9
 
 
 def test_classes_are_called_by_their_names_where_some_were_not_looked_at():
@@ -220,14 +220,14 @@ def test_classes_are_called_by_their_names_where_some_were_not_looked_at():
     assert "tell kind 4 from kind 5 (" in found["confusable"].text and "more" not in found["confusable"].text
 
 
-def test_one_picture_in_two_given_splits_is_a_duplicate_and_in_one_it_is_not():
+def test_one_image_in_two_given_splits_is_a_duplicate_and_in_one_it_is_not():
     truth = np.arange(300) % 3
     twice = (same("a.png", "b.png"), same("c.png", "d.png", splits=["train", "test"], exact=False))
     warning = warned(*looked(truth, truth, same=twice))["duplicates"]
-    assert warning.text.startswith("1 picture is in two or more") and warning.pictures == ("c.png", "d.png")
+    assert warning.text.startswith("1 image is in two or more") and warning.images == ("c.png", "d.png")
     many = tuple(same(f"{i}", f"{i}'", splits=["train", "val"]) for i in range(40))
     warning = warned(*looked(truth, truth, same=many))["duplicates"]
-    assert warning.text.startswith("40 pictures are") and len(warning.pictures) == label_issues.MOST_NAMED
+    assert warning.text.startswith("40 images are") and len(warning.images) == label_issues.MOST_NAMED
 
 
 @pytest.mark.parametrize(
@@ -250,18 +250,18 @@ def test_low_resolution(width, height, image_size, text):
     assert not text or text in found["low-resolution"].text
 
 
-def test_classes_with_few_pictures_are_counted():
+def test_classes_with_few_images_are_counted():
     truth = np.repeat(np.arange(6), [60, 60, 9, 10, 3, 1])
-    text = warned(*looked(truth, truth))["few-pictures"].text
+    text = warned(*looked(truth, truth))["few-images"].text
     assert text.startswith("3 of 6 classes have fewer than 10")
     assert "(kind 5 1, kind 4 3, kind 2 9)" in text
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]])
-def test_two_pictures_and_one_alone_in_its_class_are_borne(labels):
+def test_two_images_and_one_alone_in_its_class_are_borne(labels):
     labels = np.array(labels)
     found = warned(*looked(labels, labels))
-    assert "few-pictures" in found and not {"label-noise", "confusable"} & set(found)
+    assert "few-images" in found and not {"label-noise", "confusable"} & set(found)
 
 
 def test_the_worst_comes_first():
@@ -277,6 +277,6 @@ def test_patients_are_left_out_together():
     """A class that one patient has alone is not all mislabelled."""
     truth = np.repeat([0, 1, 2], 60)
     groups = [*map(str, range(120)), *["one"] * 60]
-    data, look, curve = looked(truth, truth, groups=groups)
+    data, sample, curve = looked(truth, truth, groups=groups)
     assert not curve.best.correct[120:].any()
-    assert "label-noise" not in warned(data, look, curve)
+    assert "label-noise" not in warned(data, sample, curve)

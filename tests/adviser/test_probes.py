@@ -18,7 +18,7 @@ def soft(shape, *, seed: int = 0, sharpness: float = 3.0) -> np.ndarray:
 
 
 def literal(theta: np.ndarray, labels: np.ndarray) -> float:
-    """The formula, picture by picture and class by class."""
+    """The formula, image by image and class by class."""
     count, old_classes = theta.shape
     share = {y: float(np.mean(labels == y)) for y in set(labels.tolist())}
     entropy = -sum(p * math.log(p) for p in share.values())
@@ -79,7 +79,7 @@ def test_more_noise_in_the_old_classes_tells_less():
     assert told[0] > 0.9 > told[1] > told[2] > 0.05
 
 
-def test_the_order_of_pictures_old_classes_and_new_classes_does_not_matter():
+def test_the_order_of_images_old_classes_and_new_classes_does_not_matter():
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 3, 60)
     theta = 0.5 * soft((60, 6), seed=3) + 0.5 * np.eye(6)[labels]
@@ -99,18 +99,18 @@ def test_one_class_leaves_nothing_to_tell():
     assert label_information(soft((10, 4)), np.zeros(10, int)) == 0.0
 
 
-def test_no_pictures_tell_nothing():
+def test_no_images_tell_nothing():
     assert label_information(np.zeros((0, 4)), np.zeros(0, int)) == 0.0
 
 
-def test_a_picture_that_is_alone_with_its_old_class_does_not_predict_itself():
+def test_a_image_that_is_alone_with_its_old_class_does_not_predict_itself():
     labels = np.arange(40) % 2
     alone = np.eye(40)
     assert label_information(alone, labels) == pytest.approx(0.0, abs=1e-9)
     assert leep(alone, labels) == pytest.approx(1.0)
 
 
-def test_it_drifts_little_with_the_number_of_pictures_unlike_plain_leep():
+def test_it_drifts_little_with_the_number_of_images_unlike_plain_leep():
     """Old classes by the dozen for each new one, half of them right: LEEP praises small samples, this does not."""
 
     def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +189,7 @@ def test_the_strengths_follow_the_scale_of_the_features():
     assert other.best_lambda == pytest.approx(1e6 * one.best_lambda)
 
 
-def test_shuffled_labels_show_no_signal_even_with_more_features_than_pictures():
+def test_shuffled_labels_show_no_signal_even_with_more_features_than_images():
     rng = np.random.default_rng(0)
     x, labels = clusters(200, 600, 4, apart=0.5)
     assert ridge_leave_one_out(x, labels, 4).accuracy > 0.9
@@ -211,7 +211,7 @@ def test_the_standard_error_is_that_of_a_share_and_of_groups_where_there_are_any
 
 
 def test_groups_are_left_out_together():
-    """Pictures of one patient are nearly the same, and the patient's class is chance."""
+    """Images of one patient are nearly the same, and the patient's class is chance."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 5)
     x = rng.normal(size=(40, 30))[groups] + 0.05 * rng.normal(size=(200, 30))
@@ -231,7 +231,7 @@ def test_the_order_of_rows_and_the_float_type_do_not_matter():
     assert np.allclose(one.scores[order], other.scores, atol=1e-8)
 
 
-def test_two_pictures_and_constant_features_work():
+def test_two_images_and_constant_features_work():
     assert np.isfinite(ridge_leave_one_out(np.eye(2), np.array([0, 1]), 2).scores).all()
     flat = ridge_leave_one_out(np.ones((9, 3)), np.repeat([0, 1], [6, 3]), 2)
     assert flat.accuracy == pytest.approx(6 / 9)
@@ -241,7 +241,7 @@ def test_two_pictures_and_constant_features_work():
     "changes, words",
     [
         ({"features": np.full((6, 2), np.nan)}, "NaN or infinity in 6 of 6"),
-        ({"features": np.zeros((5, 2))}, "a label for each picture"),
+        ({"features": np.zeros((5, 2))}, "a label for each image"),
         ({"features": np.zeros((6, 2, 2))}, "Pool feature maps"),
         ({"labels": np.zeros(6, int)}, "2 classes or more"),
         ({"labels": np.arange(6) / 2}, "whole numbers"),

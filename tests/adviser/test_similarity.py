@@ -13,7 +13,7 @@ import pytest
 from helpers.networks import make_tiny
 
 from transfer.adviser import similarity
-from transfer.adviser.sample_features import Look, take_look
+from transfer.adviser.sample_features import SampleFeatures, extract_sample
 from transfer.adviser.similarity import (
     SIMILAR_FROM,
     WEIGHTS,
@@ -30,21 +30,21 @@ SIZES = (96, 128, 224)
 
 
 def make_look(*, sure=0.6, right=1.0, shift=(0.1, 0.08, 0.1), count=200, classes=4, size=128):
-    """A look at pictures of which a share is right, in old classes that are the new ones by another name."""
+    """A look at images of which a share is right, in old classes that are the new ones by another name."""
     rng = np.random.default_rng(0)
     labels = np.arange(count) % classes
     seen = np.where(rng.uniform(size=count) < right, labels, rng.integers(0, classes, count))
     old = np.full((count, 10), (1 - sure) / 9)
     old[np.arange(count), 9 - seen] = sure
     shifts = {f"bn{i}": value for i, value in enumerate(np.repeat(shift, 4).tolist())} if shift else {}
-    pictures = Split([], labels, [])
-    return Look(pictures, labels, len(set(labels.tolist())), {}, old, shifts, (size, size))
+    images = Split([], labels, [])
+    return SampleFeatures(images, labels, len(set(labels.tolist())), {}, old, shifts, (size, size))
 
 
 def scores(model, size, *, shift=True, count=200):
-    """Of the known sets, as they would be at a size and from so many pictures."""
-    look = make_look(size=size, shift=shift and (0.1, 0.1, 0.1), count=count)
-    return {place.name: place.score for place in measure_similarity(look, model).scale}
+    """Of the known sets, as they would be at a size and from so many images."""
+    sample = make_look(size=size, shift=shift and (0.1, 0.1, 0.1), count=count)
+    return {place.name: place.score for place in measure_similarity(sample, model).scale}
 
 
 def test_a_percentile_is_linear_between_neighbours_and_ends_at_the_extremes():
@@ -113,8 +113,8 @@ def test_each_measure_moves_the_score_its_own_way():
     assert by_sure == sorted(by_sure) and by_sure[-1] > by_sure[0] + 0.1
 
 
-def test_few_pictures_are_compared_with_few():
-    """The same pictures give less information when there are fewer, which must not make them different."""
+def test_few_images_are_compared_with_few():
+    """The same images give less information when there are fewer, which must not make them different."""
     at_128 = [one for one in references(LITE) if one.image_size == 128 and one.name == "cifar10"]
     few, many = at_128[0].information[100], at_128[0].information[1000]
     assert many > few + 0.1
@@ -165,10 +165,10 @@ def test_statistics_that_were_folded_away_do_not_count(colors, cache):
             layer.moving_mean.assign(keras.ops.zeros_like(layer.moving_mean))
             layer.moving_variance.assign(keras.ops.ones_like(layer.moving_variance))
     assert not similarity.keeps_statistics(base) and similarity.keeps_statistics(make_tiny())
-    look = take_look(colors, base, max_images=12, preprocessing="tf", cache=cache)
-    found = measure_similarity(look, LITE, base=base)
+    sample = extract_sample(colors, base, max_images=12, preprocessing="tf", cache=cache)
+    found = measure_similarity(sample, LITE, base=base)
     assert "keep no statistics" in found.missing["shift"] and found.shift is None
-    assert "shift" in measure_similarity(look, LITE, base=make_tiny()).percentiles
+    assert "shift" in measure_similarity(sample, LITE, base=make_tiny()).percentiles
 
 
 def test_shifts_are_not_compared_with_those_of_another_network():
@@ -197,17 +197,17 @@ def test_too_little_is_missing_with_a_reason():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused(value):
-    look = make_look()
-    old = look.old.copy()
+    sample = make_look()
+    old = sample.old.copy()
     old[3, 2] = value
-    for bad in ({"old": old}, {"shifts": {**look.shifts, "bn3": value}}):
+    for bad in ({"old": old}, {"shifts": {**sample.shifts, "bn3": value}}):
         with pytest.raises(InputError, match="finite"):
-            measure_similarity(dataclasses.replace(look, **bad), LITE)
+            measure_similarity(dataclasses.replace(sample, **bad), LITE)
 
 
-def test_no_pictures_are_refused():
+def test_no_images_are_refused():
     empty = dataclasses.replace(make_look(), labels=np.zeros(0, "int64"), old=np.zeros((0, 10)))
-    with pytest.raises(InputError, match="one picture or more"):
+    with pytest.raises(InputError, match="one image or more"):
         measure_similarity(empty, LITE)
 
 

@@ -21,7 +21,7 @@ def test_too_few_steps_are_refused(colors, tiny):
         time_fine_tuning(colors.train, tiny, image_size=(32, 32), steps=3)
 
 
-def test_fewer_pictures_than_a_step_takes_and_classes_with_gaps_are_no_matter(colors, tiny):
+def test_fewer_images_than_a_step_takes_and_classes_with_gaps_are_no_matter(colors, tiny):
     some = colors.train.take(range(6))
     some = replace(some, labels=some.labels * 3 + 1)
     found = time_fine_tuning(some, tiny, image_size=(32, 32), preprocessing="tf", steps=4)

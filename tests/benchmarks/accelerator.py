@@ -1,14 +1,14 @@
-"""What the device at hand does: pictures per second forward and in fine-tuning, and how much of it that is.
+"""What the device at hand does: images per second forward and in fine-tuning, and how much of it that is.
 
     python tests/benchmarks/accelerator.py
     KERAS_BACKEND=jax python tests/benchmarks/accelerator.py --peak 989
 
-For ResNet50 and MobileNetV2 with random weights, in float32 and in mixed bfloat16: pictures per second, 10^12
+For ResNet50 and MobileNetV2 with random weights, in float32 and in mixed bfloat16: images per second, 10^12
 multiplications and additions per second, and their share of the card's peak where `--peak` gives it (in the same unit,
 from its maker's data sheet). The same for a matrix product of the same precision, which is what the card gives in
 practice. A network near it is bound by arithmetic; one far below, at low work per byte (`flop_per_byte`: work over the
 weights and activations that are read and written once), by memory; one that grows with the batch, by being started.
-Pictures are on the device already: reading is measured elsewhere.
+Images are on the device already: reading is measured elsewhere.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--peak", type=float, help="10^12 operations per second in bfloat16")
     options = parser.parse_args()
-    rows = [("what", "precision", "pictures/s", "10^12 op/s", "share of peak", "flop_per_byte")]
+    rows = [("what", "precision", "images/s", "10^12 op/s", "share of peak", "flop_per_byte")]
     for precision in PRECISIONS:
         seconds, work = product(precision, options.steps)
         rows.append(row("matrix product", precision, None, work / seconds, options.peak, None))
@@ -61,8 +61,8 @@ def row(
 ) -> tuple[str, ...]:
     """The cells of a line."""
     share = f"{rate / 1e12 / peak:.1%}" if peak else ""
-    pictures = f"{per_second:.1f}" if per_second is not None else ""
-    return what, precision, pictures, f"{rate / 1e12:.3f}", share, f"{dense:.0f}" if dense is not None else ""
+    images = f"{per_second:.1f}" if per_second is not None else ""
+    return what, precision, images, f"{rate / 1e12:.3f}", share, f"{dense:.0f}" if dense is not None else ""
 
 
 def clocked(step: Callable[[], Any], steps: int) -> float:
@@ -121,7 +121,7 @@ def tuning(name: str, precision: str, options: argparse.Namespace) -> tuple[floa
 
 
 def cost(name: str, size: int, precision: str) -> tuple[float, float]:
-    """Multiplications and additions of a picture, and bytes of weights and activations, each moved once."""
+    """Multiplications and additions of an image, and bytes of weights and activations, each moved once."""
     model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3))
     work, numbers = 0.0, float(model.count_params())
     for layer in model.layers:

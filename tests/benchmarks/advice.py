@@ -1,17 +1,17 @@
 """How good advice is: regret of the advised case against the best of all, and errors of what it expects.
 
-    python tests/benchmarks/advice.py truth --pictures path/to/pictures
-    python tests/benchmarks/advice.py advise --pictures path/to/pictures
+    python tests/benchmarks/advice.py truth --images path/to/images
+    python tests/benchmarks/advice.py advise --images path/to/images
     python tests/benchmarks/advice.py fit
     python tests/benchmarks/advice.py show
 
-A unit is a data set, a number of pictures to train on (validation included) and a seed. `truth` trains what there is
+A unit is a data set, a number of images to train on (validation included) and a seed. `truth` trains what there is
 to choose from: heads at every block end and on all layers, everything from the pre-trained weights, and, with
 `--scratch`, from random ones. `advise` asks the adviser, and the rules it is compared with. `fit` prints what the
 constants of expectations.py are taken from, on the tuning sets alone. `show` sums up.
 A line per unit goes to `--results`, and what is in it is not repeated.
 
-The pictures: `emoji` comes along; `--pictures` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`,
+The images: `emoji` comes along; `--images` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`,
 `cifar10/{train,test}/CLASS` and `fashion_mnist.npz`. Others are made of these: `cifar10-blurred` (grey and out of
 focus) and `mixed` (photos of CIFAR-10 and clothes of Fashion-MNIST, 20 classes).
 """
@@ -38,7 +38,7 @@ SIZE = 96
 TUNING = ("emoji", "sign_digits", "cifar10", "cifar10-blurred")
 HELD_OUT = ("hymenoptera", "fashion_mnist", "mixed")
 COUNTS = (100, 400, 1600)
-TEST = 1000  # pictures at most
+TEST = 1000  # images at most
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("truth", "advise", "fit", "show"))
-    parser.add_argument("--pictures", type=Path, default=Path("pictures"))
+    parser.add_argument("--images", type=Path, default=Path("images"))
     parser.add_argument("--sets", nargs="+", default=[*TUNING, *HELD_OUT])
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
@@ -74,13 +74,13 @@ def run(task: Any, unit: dict[str, Any], options: argparse.Namespace) -> None:
     """Do one unit and append what it gives; nothing where a smaller number is nearly all that there is."""
     import keras
 
-    labels = read(unit["data"], options.pictures)[1]
+    labels = read(unit["data"], options.images)[1]
     have = len(labels) - tested(len(labels))
     if any(unit["count"] > count > 0.7 * have for count in COUNTS):
         return
     start = time.perf_counter()
     keras.backend.clear_session()
-    row = {**task(draw(unit, options.pictures), unit["seed"]), **unit}
+    row = {**task(draw(unit, options.images), unit["seed"]), **unit}
     row["seconds"] = round(time.perf_counter() - start, 1)
     options.results.parent.mkdir(exist_ok=True)
     with options.results.open("a") as file:
@@ -89,7 +89,7 @@ def run(task: Any, unit: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def tested(count: int) -> int:
-    """Say how many of so many pictures are for the test."""
+    """Say how many of so many images are for the test."""
     return min(TEST, int(0.4 * count))
 
 
@@ -99,51 +99,51 @@ def stored(results: Path) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def read(name: str, pictures: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """All pictures of a set, uint8 of shape (N, SIZE, SIZE, 3), their labels, and the names of the classes."""
+def read(name: str, root: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """All images of a set, uint8 of shape (N, SIZE, SIZE, 3), their labels, and the names of the classes."""
     from PIL import Image, ImageFilter
 
     from transfer.images.decoding import to_rgb_array
 
     if name == "cifar10-blurred":
-        images, labels, names = read("cifar10", pictures)
+        images, labels, names = read("cifar10", root)
         blurred = [
             Image.fromarray(x).convert("L").filter(ImageFilter.GaussianBlur(4)).convert("RGB") for x in images
         ]
         return np.stack([np.asarray(x) for x in blurred]), labels, names
     if name == "mixed":
-        first, second = read("cifar10", pictures), read("fashion_mnist", pictures)
+        first, second = read("cifar10", root), read("fashion_mnist", root)
         labels = np.concatenate([first[1], second[1] + len(first[2])])
         return np.concatenate([first[0], second[0]]), labels, (*first[2], *second[2])
     if name == "fashion_mnist":
-        with np.load(pictures / "fashion_mnist.npz") as file:
+        with np.load(root / "fashion_mnist.npz") as file:
             some = slice(0, 6000)
             images, labels = file["x_test"][some], file["y_test"][some].astype("int64")
         return np.stack([to_rgb_array(x, (SIZE, SIZE)) for x in images]), labels, tuple("0123456789")
-    return read_folder(name, pictures)
+    return read_folder(name, root)
 
 
-def read_folder(name: str, pictures: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """All different pictures of a folder, whatever split it has."""
+def read_folder(name: str, root: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """All different images of a folder, whatever split it has."""
     from transfer.images.datasets import embedded_folder, load_data
 
-    folder = embedded_folder() if name == "emoji" else pictures / name
+    folder = embedded_folder() if name == "emoji" else root / name
     data = load_data(str(folder), val=0, test=0 if name in ("emoji", "sign_digits") else 0.2)
     images, labels = [], []
     for part in data.splits.values():
         keep = np.arange(len(part))
         if name == "cifar10":  # `draw` shuffles; twice by one seed might undo it
             keep = np.random.default_rng(0).permutation(len(part))[:3000]
-        images += [part.picture(int(i), (SIZE, SIZE)) for i in keep]
+        images += [part.image(int(i), (SIZE, SIZE)) for i in keep]
         labels += part.labels[keep].tolist()
     return np.stack(images), np.array(labels), data.class_names
 
 
-def draw(unit: dict[str, Any], pictures: Path) -> Any:
+def draw(unit: dict[str, Any], root: Path) -> Any:
     """Load a stratified sample to train on, and others for the test."""
     from transfer.images.datasets import load_data
 
-    images, labels, names = read(unit["data"], pictures)
+    images, labels, names = read(unit["data"], root)
     rng = np.random.default_rng(unit["seed"])
     place = rng.permutation(len(labels)).astype("float64")
     for label in np.unique(labels):  # each class spread evenly from 0 to 1
@@ -153,7 +153,7 @@ def draw(unit: dict[str, Any], pictures: Path) -> Any:
     test = order[-tested(len(labels)) :]
     train = order[: min(unit["count"], len(labels) - len(test))]
     given = {key: (images[part], labels[part]) for key, part in (("train", train), ("test", test))}
-    return load_data(given, class_names=names, val=0.1, seed=unit["seed"], look_alikes=False)
+    return load_data(given, class_names=names, val=0.1, seed=unit["seed"], near_duplicates=False)
 
 
 def base_network() -> Any:
@@ -169,16 +169,16 @@ def truth(data: Any, seed: int) -> dict[str, Any]:
 
     import transfer
     from transfer.adviser.curves import side_by_side
-    from transfer.adviser.sample_features import look_at
+    from transfer.adviser.sample_features import extract_sample_features
     from transfer.frozen import heads
 
     base = base_network()
-    parts = {name: look_at(part, base, engine="auto") for name, part in data.splits.items()}
+    parts = {name: extract_sample_features(part, base, engine="auto") for name, part in data.splits.items()}
     heads_at = {}
     for name in [*parts["train"].taps, "all"]:
         x = {
-            split: side_by_side(list(look.taps.values())) if name == "all" else look.taps[name]
-            for split, look in parts.items()
+            split: side_by_side(list(sample.taps.values())) if name == "all" else sample.taps[name]
+            for split, sample in parts.items()
         }
         head = heads.solve(
             x["train"], data.train.labels, data.num_classes, val=(x["val"], data.val.labels), seed=seed
@@ -217,20 +217,20 @@ def trained(model: Any, data: Any, seed: int) -> tuple[float, float]:
 def advised(data: Any, seed: int) -> dict[str, Any]:
     """Ask the adviser, and the rules that it is compared with."""
     from transfer.adviser.advise import advise
-    from transfer.adviser.sample_features import take_look
+    from transfer.adviser.sample_features import extract_sample
     from transfer.cases.policies import early_position, rule_of_thumb
     from transfer.networks.backbones import block_ends
 
     base = base_network()
-    look = take_look(
+    sample = extract_sample(
         data, base, seed=seed
     )  # the features are kept: what the advice takes is without the pass
     advice = advise(data, base, seed=seed)
     found = {key: value for key, value in advice.to_dict().items() if key != "images_per_class"}
     similar = advice.similarity is not None and advice.similarity.similar
-    ends, last = block_ends(base), list(look.taps)[-1]
+    ends, last = block_ends(base), list(sample.taps)[-1]
     thumb = rule_of_thumb(len(data.train), similar)
-    knn = {name: nearest_neighbours(x, look.labels) for name, x in look.taps.items()}
+    knn = {name: nearest_neighbours(x, sample.labels) for name, x in sample.taps.items()}
     shuffled = advise(with_shuffled_labels(data, seed), base, trial=False, seed=seed)
     return {
         **found,
@@ -241,7 +241,7 @@ def advised(data: Any, seed: int) -> dict[str, Any]:
 
 
 def with_shuffled_labels(data: Any, seed: int) -> Any:
-    """The same pictures, their labels in another order."""
+    """The same images, their labels in another order."""
     from dataclasses import replace
 
     shuffled = np.random.default_rng(seed).permutation(data.train.labels)
@@ -249,7 +249,7 @@ def with_shuffled_labels(data: Any, seed: int) -> Any:
 
 
 def nearest_neighbours(x: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy of 5 nearest neighbours by angle, each picture left out."""
+    """Accuracy of 5 nearest neighbours by angle, each image left out."""
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     near = x @ x.T
     np.fill_diagonal(near, -np.inf)

@@ -5,9 +5,9 @@
     python tests/benchmarks/after.py explain --data hymenoptera --size 224
 
 `report` trains once and times its report: the figures, Grad-CAM and all, and the pages; and the command by itself.
-`predict` runs all pictures four times over, decoded and resized, through the network by the engine that `predict`
+`predict` runs all images four times over, decoded and resized, through the network by the engine that `predict`
 takes, by Keras' own `predict`, and then times `predict` from their files; each twice, the better one, in one process.
-`explain` compares Grad-CAM with occlusion on twelve test pictures, and times both.
+`explain` compares Grad-CAM with occlusion on twelve test images, and times both.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def predict(options: argparse.Namespace, folder: Path) -> None:
     command = importlib.import_module("transfer.results.prediction")
     run = load_run(train(options, folder)[0])
     split = run.data()
-    files = 4 * [split.train.pictures[i] for i in range(len(split.train))]
-    pixels = np.stack(4 * [split.train.picture(i, run.image_size) for i in range(len(split.train))])
+    files = 4 * [split.train.images[i] for i in range(len(split.train))]
+    pixels = np.stack(4 * [split.train.image(i, run.image_size) for i in range(len(split.train))])
     engine = make_engine(run.model, precision="float32", batch_size=command.BATCH)
     parts = range(0, len(files), command.BATCH)
     engine(pixels[: command.BATCH])
@@ -104,7 +104,7 @@ def predict(options: argparse.Namespace, folder: Path) -> None:
         "predict from files": best(lambda: command.predict(run, files, progress=False), len(files)),
     }
     for name, rate in rates.items():
-        say(f"{name:28}{rate:9.1f} pictures/s  {rate / rates['the engine on arrays']:.2f}")
+        say(f"{name:28}{rate:9.1f} images/s  {rate / rates['the engine on arrays']:.2f}")
 
 
 def explain(options: argparse.Namespace, folder: Path) -> None:
@@ -115,19 +115,19 @@ def explain(options: argparse.Namespace, folder: Path) -> None:
     run = load_run(train(options, folder)[0])
     test = run.data().test
     places = np.linspace(0, len(test) - 1, 12).astype(int).tolist()
-    pictures = np.stack([test.picture(i, run.image_size) for i in places])
+    images = np.stack([test.image(i, run.image_size) for i in places])
     start = time.perf_counter()
-    heat = grad_cam(run.model, pictures)
+    heat = grad_cam(run.model, images)
     middle = time.perf_counter()
-    falls = occlusion(run.model, pictures)
+    falls = occlusion(run.model, images)
     end = time.perf_counter()
     found = sorted(agreement(one, other) for one, other in zip(heat, falls, strict=True))
     say("agreement: " + ", ".join(f"{one:.2f}" for one in found) + f"; median {np.median(found):.2f}")
-    say(f"seconds: Grad-CAM of 12 {middle - start:.1f}, occlusion {(end - middle) / 12:.1f} per picture")
+    say(f"seconds: Grad-CAM of 12 {middle - start:.1f}, occlusion {(end - middle) / 12:.1f} per image")
 
 
 def best(work: Callable[[], Any], count: int) -> float:
-    """Give pictures per second of the better of two times."""
+    """Give images per second of the better of two times."""
     seconds = []
     for _ in range(2):
         start = time.perf_counter()

@@ -96,7 +96,7 @@ def show(rows: list[dict]) -> None:
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((Path(row["data"]).name, row["model"], row["case"]), []).append(row)
-    print("data model case cut | accuracy (min..max of seeds, test pictures) | seconds | peak GB")
+    print("data model case cut | accuracy (min..max of seeds, test images) | seconds | peak GB")
     for key, group in groups.items():
         accuracy = [row["accuracy"] for row in group]
         spread = f"{min(accuracy):.3f}..{max(accuracy):.3f} of {len(group)}, {group[0]['num_test']}"

@@ -1,4 +1,4 @@
-"""What the check of data costs, and how well it tells pictures that show the same.
+"""What the check of data costs, and how well it tells images that show the same.
 
     python tests/benchmarks/check.py time path/to/cifar10
     python tests/benchmarks/check.py growth --counts 12500 25000 50000 100000
@@ -44,7 +44,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, start = peak(), time.perf_counter()
 data = load_data(sys.argv[1])
-print(json.dumps({"pictures": data.report.total, "seconds": time.perf_counter() - start, "MB": peak() - before}))
+print(json.dumps({"images": data.report.total, "seconds": time.perf_counter() - start, "MB": peak() - before}))
 """
 
 
@@ -57,10 +57,10 @@ def main() -> None:
     time_ = commands.add_parser("time", help="of loading a folder")
     time_.add_argument("folder", type=Path)
     time_.set_defaults(run=lambda options: show(load(options.folder)))
-    growth_ = commands.add_parser("growth", help="of time and memory with the count of pictures")
+    growth_ = commands.add_parser("growth", help="of time and memory with the count of images")
     growth_.add_argument("--counts", type=int, nargs="+", default=[12_500, 25_000, 50_000, 100_000])
     growth_.set_defaults(run=growth)
-    likeness_ = commands.add_parser("likeness", help="of the same picture saved in other forms")
+    likeness_ = commands.add_parser("likeness", help="of the same image saved in other forms")
     likeness_.add_argument("folder", type=Path)
     likeness_.set_defaults(run=likeness)
     options = parser.parse_args()
@@ -77,9 +77,9 @@ def load(folder: Path) -> dict[str, float]:
 
 def show(figures: dict[str, float]) -> None:
     """Print one line."""
-    rate = figures["pictures"] / figures["seconds"]
+    rate = figures["images"] / figures["seconds"]
     print(
-        f"{figures['pictures']:>8,} pictures  {figures['seconds']:6.1f} s  {rate:6,.0f} pictures/s  "
+        f"{figures['images']:>8,} images  {figures['seconds']:6.1f} s  {rate:6,.0f} images/s  "
         f"{figures['MB']:4.0f} MB above the imports",
         flush=True,
     )
@@ -97,7 +97,7 @@ def growth(options: argparse.Namespace) -> None:
 
 
 def make_jpeg(path: Path, *, seed: int) -> None:
-    """Write a picture like no other."""
+    """Write an image like no other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype="uint8")
     Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(path, quality=85)
@@ -108,8 +108,8 @@ def likeness(options: argparse.Namespace) -> None:
     from transfer.images.decoding import decode
     from transfer.images.duplicates import MOST_BITS, perceptual_hash
 
-    def bits(picture: bytes | str) -> np.ndarray:
-        return np.unpackbits(np.frombuffer(perceptual_hash(decode(picture, (64, 64))), "uint8")).astype(int)
+    def bits(image: bytes | str) -> np.ndarray:
+        return np.unpackbits(np.frombuffer(perceptual_hash(decode(image, (64, 64))), "uint8")).astype(int)
 
     files = sorted(
         file for file in options.folder.rglob("*") if file.suffix.lower() in {".jpg", ".jpeg", ".png"}

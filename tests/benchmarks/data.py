@@ -1,4 +1,4 @@
-"""How fast pictures become batches.
+"""How fast images become batches.
 
     python tests/benchmarks/data.py decode path/to/hymenoptera/train
     python tests/benchmarks/data.py augment
@@ -37,7 +37,7 @@ def main() -> None:
     decode_.add_argument("folder", type=Path, help="class folders of JPEGs")
     decode_.add_argument("--rounds", type=int, default=7)
     decode_.set_defaults(run=decode)
-    augment_ = commands.add_parser("augment", help="pictures/s of each level and mix")
+    augment_ = commands.add_parser("augment", help="images/s of each level and mix")
     augment_.add_argument("--rounds", type=int, default=5)
     augment_.set_defaults(run=augment)
     options = parser.parse_args()
@@ -79,15 +79,15 @@ def compare(name: str, folder: Path, rounds: int) -> None:
 
 
 def augment(options: argparse.Namespace) -> None:
-    """Measure each level of augmentation, and each mix, on pictures in memory."""
+    """Measure each level of augmentation, and each mix, on images in memory."""
     import tensorflow as tf
 
     from transfer.images.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
 
     random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (256, *SIZE, 3), "uint8")
+    images = random.integers(0, 256, (256, *SIZE, 3), "uint8")
     keys = random.integers(2**31, size=(256, 2)).astype("int32")
-    dataset = tf.data.Dataset.from_tensor_slices((pictures, keys))
+    dataset = tf.data.Dataset.from_tensor_slices((images, keys))
 
     def level(name: str) -> Callable[[], int]:
         batches = dataset.map(augmentation(name), num_parallel_calls=tf.data.AUTOTUNE).batch(32)
@@ -113,9 +113,9 @@ def augment(options: argparse.Namespace) -> None:
 
 
 def in_turn(passes: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Go through all of them `rounds` times after one to warm up; medians of pictures/s and of CPU ms per picture.
+    """Go through all of them `rounds` times after one to warm up; medians of images/s and of CPU ms per image.
 
-    Each pass gives how many pictures it saw.
+    Each pass gives how many images it saw.
     """
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
     for number in range(rounds + 1):
@@ -134,7 +134,7 @@ def in_turn(passes: dict[str, Callable[[], int]], rounds: int) -> dict[str, tupl
 def show(figures: dict[str, tuple[float, float]]) -> None:
     """Print a line for each."""
     for name, (rate, cpu) in figures.items():
-        print(f"  {name:20} {rate:7.0f} pictures/s  {cpu:7.2f} ms of CPU each")
+        print(f"  {name:20} {rate:7.0f} images/s  {cpu:7.2f} ms of CPU each")
 
 
 def make_photos(folder: Path, *, count: int, size: tuple[int, int]) -> None:

@@ -1,11 +1,11 @@
-"""What exported files cost and keep: size, speed and accuracy of every format, beside Keras on the same pictures.
+"""What exported files cost and keep: size, speed and accuracy of every format, beside Keras on the same images.
 
-    python tests/benchmarks/export.py run --pictures path/to/pictures
+    python tests/benchmarks/export.py run --images path/to/images
     python tests/benchmarks/export.py show
 
 `run` trains EfficientNetLite0 in the case small-similar on each set and writes it in every format, quantized in every
-way that there is; each file is checked on the test's pictures by `export` itself. A line per unit goes to `--results`,
-and what is in it is not repeated. The pictures: `--pictures` is a folder with `hymenoptera/{train,val}/CLASS` and
+way that there is; each file is checked on the test's images by `export` itself. A line per unit goes to `--results`,
+and what is in it is not repeated. The images: `--images` is a folder with `hymenoptera/{train,val}/CLASS` and
 `sign_digits/CLASS`, as in advice.py; `emoji` comes along.
 """
 
@@ -38,7 +38,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("run", "show"))
-    parser.add_argument("--pictures", type=Path, default=Path("pictures"))
+    parser.add_argument("--images", type=Path, default=Path("images"))
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--cases", nargs="+", default=["small-similar"])
     parser.add_argument(
@@ -67,11 +67,11 @@ def export_all(name: str, case: str, runs: Path, options: argparse.Namespace) ->
         return
     folder = runs / f"{name}-{case}"
     if not folder.exists():
-        train(name, case, folder, options.pictures)
+        train(name, case, folder, options.images)
     logging.getLogger("transfer").setLevel(logging.ERROR)
     run = load_run(folder)
     data = run.data()
-    object.__setattr__(run, "data", lambda source=None: data)  # every file would check all pictures again
+    object.__setattr__(run, "data", lambda source=None: data)  # every file would check all images again
     for unit in left:
         done = export(
             run, to=unit["kind"], quantize=unit["quantize"], output=folder / "exported" / label(unit)
@@ -83,11 +83,11 @@ def export_all(name: str, case: str, runs: Path, options: argparse.Namespace) ->
         print(json.dumps(row), flush=True)
 
 
-def train(name: str, case: str, folder: Path, pictures: Path) -> None:
+def train(name: str, case: str, folder: Path, images: Path) -> None:
     """Train a run as the command does."""
     from transfer import train as command
 
-    place = "emoji" if name == "emoji" else str(pictures / name)
+    place = "emoji" if name == "emoji" else str(images / name)
     flags = ["--data", place, "--case", case, "--model", MODEL, "--image-size", str(SIZE)]
     if command.main([*flags, "--output", str(folder)]):
         raise SystemExit(f"{name} could not be trained")
@@ -103,7 +103,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for name, case in dict.fromkeys((row["data"], row["case"]) for row in rows):
         chosen = [row for row in rows if (row["data"], row["case"]) == (name, case)]
         print(
-            f"\n{name}, {case}: {chosen[0]['num_pictures']} test pictures, Keras {chosen[0]['keras_accuracy']:.1%}"
+            f"\n{name}, {case}: {chosen[0]['num_images']} test images, Keras {chosen[0]['keras_accuracy']:.1%}"
         )
         heads = ("MB", "images/s", "of Keras", "differs", "agrees", "accuracy")
         print(f"{'':18}" + "".join(f"{head:>10}" for head in heads))

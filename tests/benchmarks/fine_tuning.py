@@ -1,19 +1,19 @@
 """Training everything beside the Keras guide's two phases, and what each ingredient of the recipe brings.
 
-    python tests/benchmarks/fine_tuning.py table --pictures path/to/pictures
-    python tests/benchmarks/fine_tuning.py ingredients --pictures path/to/pictures
-    python tests/benchmarks/fine_tuning.py views --pictures path/to/pictures
+    python tests/benchmarks/fine_tuning.py table --images path/to/images
+    python tests/benchmarks/fine_tuning.py ingredients --images path/to/images
+    python tests/benchmarks/fine_tuning.py views --images path/to/images
     python tests/benchmarks/fine_tuning.py speed
     python tests/benchmarks/fine_tuning.py show
 
-`table` trains the same network on the same pictures for the same number of passes: as the guide "Transfer learning &
+`table` trains the same network on the same images for the same number of passes: as the guide "Transfer learning &
 fine-tuning" does (head alone with Adam at 1e-3 under dropout, then everything at 1e-5, two passes to one), as it does
 but for BatchNormalization, whose statistics move there although it says that they do not, and as `fit` does.
-`ingredients` changes one ingredient at a time, on fewer and smaller pictures; `views` trains the last third alone, on
-one to eight views of each of few pictures. `speed` compares seconds per picture with plain Keras, PyTorch, and a tail
+`ingredients` changes one ingredient at a time, on fewer and smaller images; `views` trains the last third alone, on
+one to eight views of each of few images. `speed` compares seconds per image with plain Keras, PyTorch, and a tail
 that trains on what the frozen part gave, each in a process of its own; the tail pays for all, its pass over the frozen
 part and compiling too, and so does the plain Keras that it is held against. A line per unit goes to `--results`, and
-what is in it is not repeated. The pictures are those of advice.py.
+what is in it is not repeated. The images are those of advice.py.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ import numpy as np
 
 SETS = ("emoji", "hymenoptera", "sign_digits", "cifar10", "fashion_mnist")
 PASSES = 15
-MOST = 2000  # pictures to train on, validation included
+MOST = 2000  # images to train on, validation included
 FEW = 400
 TEN = ", ten epochs, all included"
 GIVEN_BACK = ", memory given back"  # to the system after each step, as glibc does by itself
@@ -50,9 +50,9 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "no schedule": {"schedule": False},
     "no augmentation": {"augment": "none"},
     "augment standard": {"augment": "standard"},
-    "depth_rate 0.3": {"recipe": {"depth_rate": 0.3}},
-    "depth_rate 0.1": {"recipe": {"depth_rate": 0.1}},
-    "thaw 0.5": {"recipe": {"thaw": 0.5}},
+    "layer_decay 0.3": {"recipe": {"layer_decay": 0.3}},
+    "layer_decay 0.1": {"recipe": {"layer_decay": 0.1}},
+    "gradual_unfreezing 0.5": {"recipe": {"gradual_unfreezing": 0.5}},
     "weight_decay 0.1": {"recipe": {"weight_decay": 0.1}},
     "clip_norm 1": {"recipe": {"clip_norm": 1.0}},
     "ema 0.98": {"recipe": {"ema": 0.98}},
@@ -63,9 +63,9 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
 }
 LAST_THIRD = "block6a"  # the first of the blocks that train where the last third does
 VIEWS: dict[str, dict[str, Any]] = {f"views {count}": {"views": count} for count in (1, 2, 4, 8)}
-for _count in (1, 4):  # for as many passes as the package's own rule says: 34 over 360 pictures
+for _count in (1, 4):  # for as many passes as the package's own rule says: 34 over 360 images
     VIEWS[f"long, views {_count}"] = {"views": _count, "epochs": None}
-    VIEWS[f"long, 2,000 pictures, views {_count}"] = {"views": _count, "epochs": None}
+    VIEWS[f"long, 2,000 images, views {_count}"] = {"views": _count, "epochs": None}
     VIEWS[f"long, from block3a, views {_count}"] = {
         "views": _count,
         "epochs": None,
@@ -84,7 +84,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=(*WAYS, "speed", "way", "torch", "show"))
-    parser.add_argument("--pictures", type=Path, default=Path("pictures"))
+    parser.add_argument("--images", type=Path, default=Path("images"))
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--only", nargs="+", help="of the ways, these")
@@ -95,7 +95,7 @@ def main() -> None:
         show(advice.stored(options.results))
         return
     if options.command == "torch":
-        print(torch_alone(options.pictures))
+        print(torch_alone(options.images))
         return
     if options.command == "way":
         print(one_way(options))
@@ -121,7 +121,7 @@ def run(unit: dict[str, Any], options: argparse.Namespace) -> None:
         return
     keras.backend.clear_session()
     count = MOST if unit["task"] == "table" or "2,000" in unit["way"] else FEW
-    data = advice.draw({**unit, "count": count}, options.pictures)
+    data = advice.draw({**unit, "count": count}, options.images)
     keras.utils.set_random_seed(unit["seed"])
     base = advice.base_network()
     start = time.perf_counter()
@@ -152,25 +152,25 @@ def guide(base: Any, data: Any, *, pinned: bool) -> float:
     from transfer.networks import backbones, graphs, surgery
 
     layers = keras.layers
-    trunk = surgery.clone(
+    extractor = surgery.clone(
         surgery.slice_at(base, graphs.layer_before_classifier(base))
-    )  # averaged over the picture
-    trunk.trainable = False
+    )  # averaged over the image
+    extractor.trainable = False
     scale = backbones.preprocessing_of(base, None)
     inputs = keras.Input((advice.SIZE, advice.SIZE, 3))
     x = layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(inputs))
-    x = trunk(scale(x) if scale else x, training=False)
+    x = extractor(scale(x) if scale else x, training=False)
     model = keras.Model(inputs, layers.Dense(data.num_classes, activation="softmax")(layers.Dropout(0.2)(x)))
-    pictures = [data.train.picture(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.train))]
-    x, y = np.stack(pictures).astype("float32"), data.train.labels
+    images = [data.train.image(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.train))]
+    x, y = np.stack(images).astype("float32"), data.train.labels
     for trainable, rate, epochs in ((False, 1e-3, PASSES * 2 // 3), (True, 1e-5, PASSES - PASSES * 2 // 3)):
-        trunk.trainable = trainable
-        for layer in trunk.layers if pinned else ():
+        extractor.trainable = trainable
+        for layer in extractor.layers if pinned else ():
             if isinstance(layer, layers.BatchNormalization):
                 layer.trainable = False
         model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
         model.fit(x, y, batch_size=32, epochs=epochs, verbose=0)
-    tests = [data.test.picture(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.test))]
+    tests = [data.test.image(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.test))]
     scores = model.predict(np.stack(tests).astype("float32"), verbose=0)
     return float((scores.argmax(axis=1) == data.test.labels).mean())
 
@@ -205,7 +205,7 @@ def ours(
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Compare seconds per picture, in one run, each way in a process of its own: how it takes memory lasts."""
+    """Compare seconds per image, in one run, each way in a process of its own: how it takes memory lasts."""
     known = (*_ways(options), "MobileNetV2, PyTorch")
     wanted = options.only or known
     if not {*wanted} <= {*known}:
@@ -213,16 +213,16 @@ def speed(options: argparse.Namespace) -> None:
     found: dict[str, list[float]] = {way: [] for name in wanted for way in (_held_against(name), name)}
     for _ in range(2):  # in turns, since other work comes and goes
         for way in found:
-            command = [sys.executable, __file__, "way", "--pictures", options.pictures, "--only", way]
+            command = [sys.executable, __file__, "way", "--images", options.images, "--only", way]
             own = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"} if way.endswith(GIVEN_BACK) else {}
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **own})
             if done.returncode:
                 sys.exit(f"{way}: {done.stderr[-2000:]}")
             found[way].append(float(done.stdout.split()[-1]))
-            print(f"{way}: {1000 * found[way][-1]:.2f} ms per picture", flush=True)
+            print(f"{way}: {1000 * found[way][-1]:.2f} ms per image", flush=True)
     for way, seconds in found.items():
         of = _held_against(way)
-        row = {"task": "speed", "way": way, "ms_per_picture": round(1000 * min(seconds), 2)}
+        row = {"task": "speed", "way": way, "ms_per_image": round(1000 * min(seconds), 2)}
         write({**row, "of": of, "ratio": round(min(seconds) / min(found[of]), 3)}, options)
 
 
@@ -233,7 +233,7 @@ def _held_against(way: str) -> str:
 
 
 def one_way(options: argparse.Namespace) -> float:
-    """Seconds per picture of one way, by itself."""
+    """Seconds per image of one way, by itself."""
     advice.SIZE = 128
     ways = _ways(options)
     if options.only[0] not in ways:
@@ -245,13 +245,13 @@ def one_way(options: argparse.Namespace) -> float:
 
 
 def _few(options: argparse.Namespace) -> Any:
-    data = advice.draw({"data": "cifar10", "count": 1000, "seed": 0}, options.pictures)
+    data = advice.draw({"data": "cifar10", "count": 1000, "seed": 0}, options.images)
     return data.__class__(**{**vars(data), "val": data.val.take([])})
 
 
 def _pixels(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    pictures = [data.train.picture(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.train))]
-    return np.stack(pictures).astype("float32"), data.train.labels
+    images = [data.train.image(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.train))]
+    return np.stack(images).astype("float32"), data.train.labels
 
 
 def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
@@ -266,7 +266,7 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
         model = transfer.large_similar(network or advice.base_network(), data.num_classes, **how)
         x, labels = _pixels(data)
         model.fit(x, labels, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=[clock])
-        return clock.per_picture(len(x))
+        return clock.per_image(len(x))
 
     def fitted(augment: str, **how: Any) -> float:
         import transfer
@@ -274,7 +274,7 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
         data, clock = _few(options), _clock()
         model = transfer.large_similar(advice.base_network(), data.num_classes, **how)
         transfer.fit(model, data, epochs=3, augment=augment, verbose=0, callbacks=[clock])
-        return clock.per_picture(len(data.train))
+        return clock.per_image(len(data.train))
 
     def plain_ten() -> float:
         import transfer
@@ -315,7 +315,7 @@ def _ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
 
 
 def _clock() -> Any:
-    """A callback that knows how long a picture took after the first epoch, when all is compiled."""
+    """A callback that knows how long an image took after the first epoch, when all is compiled."""
     import keras
 
     class Clock(keras.callbacks.Callback):
@@ -325,7 +325,7 @@ def _clock() -> Any:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.ends.append(time.perf_counter())
 
-        def per_picture(self, count: int) -> float:
+        def per_image(self, count: int) -> float:
             return min(np.diff(self.ends)) / count
 
     return Clock()
@@ -334,16 +334,16 @@ def _clock() -> Any:
 def _torch(x: np.ndarray, labels: np.ndarray) -> float:
     """Train MobileNetV2 in PyTorch, in a process of its own: the two libraries do not bear each other in one."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "pictures.npz"
+        file = Path(folder) / "images.npz"
         np.savez(file, x=x, labels=labels)
         done = subprocess.run(
-            [sys.executable, __file__, "torch", "--pictures", file], capture_output=True, text=True
+            [sys.executable, __file__, "torch", "--images", file], capture_output=True, text=True
         )
     return float(done.stdout) if done.returncode == 0 else float("nan")
 
 
 def torch_alone(file: Path) -> float:
-    """Train as PyTorch's users do on a CPU, channels last, from arrays; give seconds per picture."""
+    """Train as PyTorch's users do on a CPU, channels last, from arrays; give seconds per image."""
     import peers
     import torch
 
@@ -379,7 +379,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["task"] == "speed":
             print(
-                f"{row['way']:44} {row['ms_per_picture']:7.2f} ms per picture, {row['ratio']:.2f} of {row['of']}"
+                f"{row['way']:44} {row['ms_per_image']:7.2f} ms per image, {row['ratio']:.2f} of {row['of']}"
             )
 
 

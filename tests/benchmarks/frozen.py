@@ -11,9 +11,9 @@ gives the seconds of CPU, which other work on the machine changes less.
 
 `tail` trains the last blocks, first on what the frozen part gave once, then through the whole network.
 
-`peers` goes from pictures on disk to a trained head on MobileNetV2: the Keras guide's recipe, the same in PyTorch
+`peers` goes from images on disk to a trained head on MobileNetV2: the Keras guide's recipe, the same in PyTorch
 where that is installed, and ours, each in a process of its own; methods are told in peers.py. `limit` gives the bare
-rates of reading pictures and of the forward pass. With `--counts` both take so many pictures, stratified, validation
+rates of reading images and of the forward pass. With `--counts` both take so many images, stratified, validation
 included, and test on others. A line per unit goes to `--results`, and what is in it is not repeated; `peers` prints
 how far ours are from the limit where that is in it too.
 """
@@ -58,9 +58,9 @@ def main() -> None:
         command = commands.add_parser(name, help="see above")
         command.set_defaults(run=run)
         command.add_argument("--data", nargs="+", default=["emoji"], metavar="NAME=PATH[@SIZE]")
-        command.add_argument("--counts", nargs="+", type=int, default=[0], help="pictures; 0 is all")
-        command.add_argument("--test-pictures", type=int, default=2000, help="at most, with a count")
-        command.add_argument("--size", type=int, default=SIZE, help="of pictures, where --data has none")
+        command.add_argument("--counts", nargs="+", type=int, default=[0], help="images; 0 is all")
+        command.add_argument("--test-images", type=int, default=2000, help="at most, with a count")
+        command.add_argument("--size", type=int, default=SIZE, help="of images, where --data has none")
         command.add_argument("--seeds", nargs="+", type=int, default=[0])
         command.add_argument("--weights", default="imagenet", help="a file for Keras' MobileNetV2")
         command.add_argument("--results", type=Path, default=Path("frozen.jsonl"))
@@ -78,9 +78,9 @@ def main() -> None:
 
 def engines(options: argparse.Namespace) -> None:
     """Compare rates of the forward pass of two networks."""
-    batches = pictures(options.batches * BATCH_SIZE).reshape(options.batches, BATCH_SIZE, SIZE, SIZE, 3)
+    batches = images(options.batches * BATCH_SIZE).reshape(options.batches, BATCH_SIZE, SIZE, SIZE, 3)
     for name in ("EfficientNetLite0", "MobileNetV2"):
-        model = trunk(name, batches[0])
+        model = extractor(name, batches[0])
         ways = forward_passes(model)
         expected = model.predict(batches[0], batch_size=BATCH_SIZE, verbose=0)
         starts, errors = {}, {}
@@ -96,14 +96,14 @@ def engines(options: argparse.Namespace) -> None:
         for way, seen in figures.items():
             rate, cpu = (statistics.median(column) for column in zip(*seen, strict=True))
             print(
-                f"  {way:18} {rate:5.0f} pictures/s, {rate / first_rate:5.2f} times predict; "
+                f"  {way:18} {rate:5.0f} images/s, {rate / first_rate:5.2f} times predict; "
                 f"{cpu:5.2f} ms of CPU each, {first_cpu / cpu:5.2f} times; "
                 f"first batch {starts[way]:.1f} s; error {errors[way]:.0e}"
             )
 
 
 def tail(options: argparse.Namespace) -> None:
-    """Compare training behind a frozen part with training through it, on the emoji pictures."""
+    """Compare training behind a frozen part with training through it, on the emoji images."""
     import keras
 
     import transfer
@@ -128,7 +128,7 @@ def tail(options: argparse.Namespace) -> None:
                 print(
                     f"from {block}, augment {augment:5}, {way:13}: frozen part {log.seconds_features:5.1f} s, "
                     f"{epochs} epochs {log.seconds_training:5.1f} s, {rate:4.0f} "
-                    f"pictures/s; views {log.views}; val loss {log.history['val_loss'][-1]:.4f}, test {accuracy:.3f}",
+                    f"images/s; views {log.views}; val loss {log.history['val_loss'][-1]:.4f}, test {accuracy:.3f}",
                     flush=True,
                 )
 
@@ -148,15 +148,15 @@ def peers(options: argparse.Namespace) -> None:
 def limit(options: argparse.Namespace) -> None:
     """Print the bare rates and the seconds that they imply."""
     for row in run_units(options, ["limit"]):
-        count = row["num_pictures"]
+        count = row["num_images"]
         rates = {"reading": row["decode"], **{row["engines"][e]: rate for e, rate in row["forward"].items()}}
-        told = (f"{name} {rate:.0f} pictures/s, {count / rate:.2f} s" for name, rate in rates.items())
-        print(f"{row['data']}, {count} pictures at {row['size']} px: {'; '.join(told)}")
+        told = (f"{name} {rate:.0f} images/s, {count / rate:.2f} s" for name, rate in rates.items())
+        print(f"{row['data']}, {count} images at {row['size']} px: {'; '.join(told)}")
 
 
 def group_of(row: dict) -> tuple:
     """Say what rows must share to be compared."""
-    return tuple(row[key] for key in ("data", "count", "size", "test_pictures", "weights"))
+    return tuple(row[key] for key in ("data", "count", "size", "test_images", "weights"))
 
 
 def stored(results: Path) -> list[dict]:
@@ -173,7 +173,7 @@ def run_units(options: argparse.Namespace, methods: Sequence[str]) -> list[dict]
         for count in options.counts:
             for seed in options.seeds:
                 about = {"data": name, "count": count, "size": int(size or options.size), "seed": seed}
-                about |= {"test_pictures": options.test_pictures, "weights": Path(options.weights).name}
+                about |= {"test_images": options.test_images, "weights": Path(options.weights).name}
                 units = [{**about, "method": method} for method in methods]
                 for unit in units:
                     if unit["method"] in ("guide", "torch"):
@@ -187,7 +187,7 @@ def run_units(options: argparse.Namespace, methods: Sequence[str]) -> list[dict]
 
 
 def run_group(units: Sequence[dict], source: str, options: argparse.Namespace) -> None:
-    """Run units on the same pictures; append what they give to the results."""
+    """Run units on the same images; append what they give to the results."""
     with tempfile.TemporaryDirectory() as folder:
         given = {"source": source, "weights_file": options.weights, "folder": folder}
         prepared = run_process({**units[0], **given, "method": "prepare"})
@@ -228,22 +228,22 @@ def run_process(job: dict) -> dict:
 
 
 def show(rows: list[dict], bare: dict | None) -> None:
-    """Print a line per method on the same pictures, means over seeds; seconds of peers after some epochs."""
+    """Print a line per method on the same images, means over seeds; seconds of peers after some epochs."""
     by_method = {m: [row for row in rows if row["method"] == m] for m in METHODS}
     means = {m: summary(of_method, bare) for m, of_method in by_method.items() if of_method}
     first = rows[0]
     print(
-        f"\n{first['data']} at {first['size']} px: {first['num_train']} pictures to train on, {first['num_val']} for "
+        f"\n{first['data']} at {first['size']} px: {first['num_train']} images to train on, {first['num_val']} for "
         f"validation, {first['num_test']} for the test; {len({row['seed'] for row in rows})} seeds"
     )
     print("faster than the guide; points of accuracy beyond the guide's; seconds over those of the limit")
-    print(f"{'':18}  seconds   faster  pictures/s  peak MB  accuracy  - guide  / limit    again  imports")
+    print(f"{'':18}  seconds   faster  images/s  peak MB  accuracy  - guide  / limit    again  imports")
     guide = means.get("guide", {})
     for method, mean in means.items():
         faster = guide["seconds"] / mean["seconds"] if guide else None
         better = 100 * (mean["accuracy"] - guide["accuracy"]) if guide else None
         cells = [
-            f"{mean['seconds']:9.2f}", cell(faster, 8, 1), f"{mean['pictures_per_s']:11.0f}", f"{mean['peak_mb']:8.0f}",
+            f"{mean['seconds']:9.2f}", cell(faster, 8, 1), f"{mean['images_per_s']:11.0f}", f"{mean['peak_mb']:8.0f}",
             f"{100 * mean['accuracy']:8.1f}%", cell(better, 8, 1), cell(mean["ratio"], 8, 2),
             cell(mean["seconds_again"], 8, 2), f"{mean['seconds_imports']:8.1f}",
         ]  # fmt: skip
@@ -253,7 +253,7 @@ def show(rows: list[dict], bare: dict | None) -> None:
 def summary(rows: list[dict], bare: dict | None) -> dict[str, Any]:
     """Average over seeds; a peer's accuracy is the best of all epochs measured, its seconds those of `COMPARED`."""
     mean: dict[str, Any] = {"ratio": None, "seconds_again": None, "epochs": ""}
-    for key in ("seconds", "pictures_per_s", "peak_mb", "accuracy", "seconds_imports", "seconds_again"):
+    for key in ("seconds", "images_per_s", "peak_mb", "accuracy", "seconds_imports", "seconds_again"):
         if all(row.get(key) is not None for row in rows):
             mean[key] = statistics.mean(row[key] for row in rows)
     if "at" in rows[0]:
@@ -262,7 +262,7 @@ def summary(rows: list[dict], bare: dict | None) -> dict[str, Any]:
         mean["seconds"] = statistics.mean(row["at"][str(mark)]["seconds"] for row in rows)
         mean["epochs"] = f"(seconds of {mark} epochs; accuracy the best after {', '.join(map(str, marks))})"
     elif bare and (forward := bare["forward"].get(rows[0]["method"].split()[1])):
-        mean["ratio"] = mean["seconds"] / (bare["num_pictures"] / min(bare["decode"], forward))
+        mean["ratio"] = mean["seconds"] / (bare["num_images"] / min(bare["decode"], forward))
     return mean
 
 
@@ -271,19 +271,19 @@ def cell(value: float | None, width: int, digits: int) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
-def pictures(count: int) -> np.ndarray:
-    """Make smooth pictures, 0 to 255: on noise a network rounds worse than on what it was trained for."""
+def images(count: int) -> np.ndarray:
+    """Make smooth images, 0 to 255: on noise a network rounds worse than on what it was trained for."""
     import tensorflow as tf
 
     coarse = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3)).astype("float32")
     return np.clip(tf.image.resize(coarse, (SIZE, SIZE), "bicubic").numpy(), 0, 255)
 
 
-def trunk(name: str, images: np.ndarray) -> Any:
-    """Make a frozen trunk that eats raw pictures, with real weights where these come with the package.
+def extractor(name: str, images: np.ndarray) -> Any:
+    """Make a frozen trunk that eats raw images, with real weights where these come with the package.
 
-    A random network with the BatchNorm statistics that it is born with shrinks every picture to the same tiny
-    numbers, with which arithmetic is not as fast as with ordinary ones: they are taken from pictures.
+    A random network with the BatchNorm statistics that it is born with shrinks every image to the same tiny
+    numbers, with which arithmetic is not as fast as with ordinary ones: they are taken from images.
     """
     import keras
 
@@ -294,7 +294,7 @@ def trunk(name: str, images: np.ndarray) -> Any:
     keras.utils.set_random_seed(0)
     if name.startswith("EfficientNetLite"):
         whole = transfer.load_backbone(name, image_size=SIZE)
-        return surgery.trunk_of(surgery.clone(whole, preprocess=preprocessing_of(whole)))
+        return surgery.feature_extractor_of(surgery.clone(whole, preprocess=preprocessing_of(whole)))
     base = getattr(keras.applications, name)(
         weights=None, input_shape=(SIZE, SIZE, 3), include_top=False, pooling="avg"
     )
@@ -326,7 +326,7 @@ def forward_passes(model: Any) -> dict[str, Callable[[np.ndarray], list[np.ndarr
 def in_turn(
     ways: dict[str, Callable[[np.ndarray], list[np.ndarray]]], batches: np.ndarray, rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """Run all of them `rounds` times, in turn; pictures/s and CPU ms per picture of each round.
+    """Run all of them `rounds` times, in turn; images/s and CPU ms per image of each round.
 
     Other work on the machine changes the seconds of CPU less than the rate.
     """

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/peers.py JOB
 
-JOB is JSON that names a method, pictures, their size, a seed and the file for the result. Every clock starts after
-the imports, before a picture is opened. MobileNetV2 is the network of all methods.
+JOB is JSON that names a method, images, their size, a seed and the file for the result. Every clock starts after
+the imports, before an image is opened. MobileNetV2 is the network of all methods.
 
-- `guide` is the recipe of Keras' guide "Transfer learning & fine-tuning": decoded pictures cached, then batches of
+- `guide` is the recipe of Keras' guide "Transfer learning & fine-tuning": decoded images cached, then batches of
   32; flips and turns, scaling, the frozen network and dropout in one model; Adam at its own rate.
 - `torch` is the same recipe as PyTorch's users write it: two workers read with Pillow, in every epoch.
 - `ours ENGINE [all]` is this package's; with `all` the head sees several layers.
@@ -34,8 +34,8 @@ START = time.perf_counter()
 
 BATCH_SIZE = 32
 MARKS = (5, 10, 20)  # epochs after which peers are measured
-LEAST_TEST = 100  # with fewer pictures an accuracy says nothing
-MOST_FORWARD = 2048  # pictures whose bare forward pass is timed; the rate of more is the same
+LEAST_TEST = 100  # with fewer images an accuracy says nothing
+MOST_FORWARD = 2048  # images whose bare forward pass is timed; the rate of more is the same
 STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
@@ -90,7 +90,7 @@ class Stopwatch:
             "at": self.at,
             "seconds": last,
             "seconds_imports": self.imports,
-            "pictures_per_s": round(len(split["train"]["labels"]) * self.epochs / last, 1),
+            "images_per_s": round(len(split["train"]["labels"]) * self.epochs / last, 1),
             "accuracy": max(mark["accuracy"] for mark in self.at.values()),
             "engine": engine,
             **{f"num_{name}": len(split[name]["labels"]) for name in ("train", "val", "test")},
@@ -98,7 +98,7 @@ class Stopwatch:
 
 
 def prepare(job: dict) -> dict:
-    """Write what other methods read: a list of pictures, the split, and the weights of the network."""
+    """Write what other methods read: a list of images, the split, and the weights of the network."""
     from transfer.images.datasets import load_data
     from transfer.networks.backbones import load_backbone
 
@@ -110,14 +110,14 @@ def prepare(job: dict) -> dict:
         source = str(folder / "list.csv")
     data = load_data(source, seed=job["seed"])
     split = {
-        name: {"paths": [str(path) for path in part.pictures], "labels": part.labels.tolist()}
+        name: {"paths": [str(path) for path in part.images], "labels": part.labels.tolist()}
         for name, part in data.splits.items()
     }
     (folder / "split.json").write_text(json.dumps({"num_classes": data.num_classes, **split}))
     size = job["size"]
     base = load_backbone("MobileNetV2", weights=job["weights_file"], image_size=size, include_top=False)
     base.save_weights(folder / "base.weights.h5")
-    probe = np.stack([data.train.picture(i, (size, size)) for i in range(4)]) / np.float32(127.5) - 1
+    probe = np.stack([data.train.image(i, (size, size)) for i in range(4)]) / np.float32(127.5) - 1
     arrays = [array for layer in base.layers for array in layer.get_weights()]
     expected = np.asarray(base(probe, training=False)).mean(axis=(1, 2))
     np.savez(folder / "base.npz", *arrays, probe=probe, expected=expected)
@@ -127,7 +127,7 @@ def prepare(job: dict) -> dict:
 def write_list(path: Path, job: dict) -> str:
     """List a stratified sample to train on, and others for the test; say what is wrong where that cannot be.
 
-    Pictures that show the same stay on one side, since `load_data` draws the test where there is none yet.
+    Images that show the same stay on one side, since `load_data` draws the test where there is none yet.
     """
     from transfer.images.datasets import load_data
     from transfer.images.sources import find_source, read_folder
@@ -140,24 +140,24 @@ def write_list(path: Path, job: dict) -> str:
         return np.sort(place.argsort(kind="stable")[:count])
 
     parts = read_folder(find_source(job["source"])).parts
-    have, wanted = len(parts["train"]), {"train": job["count"], "test": job["test_pictures"]}
+    have, wanted = len(parts["train"]), {"train": job["count"], "test": job["test_images"]}
     if len(parts) == 1:
         wanted["test"] = min(wanted["test"], have - job["count"])
     if job["count"] > have or wanted["test"] < LEAST_TEST:
-        return f"there are {have} pictures in all, too few to train on {job['count']} and test on others"
+        return f"there are {have} images in all, too few to train on {job['count']} and test on others"
     data = load_data(job["source"], seed=job["seed"], val=0, test=wanted["test"])
     rows = [("path", "label", "split")]
     for name, count in wanted.items():
         part = data.splits[name]
         for i in sample(part.labels, count).tolist():
-            rows.append((str(part.pictures[i]), data.class_names[part.labels[i]], name))
+            rows.append((str(part.images[i]), data.class_names[part.labels[i]], name))
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     return ""
 
 
 def read_split(job: dict) -> dict[str, Any]:
-    """Read the split; pictures to train on come shuffled, as the guide's do."""
+    """Read the split; images to train on come shuffled, as the guide's do."""
     split = json.loads((Path(job["folder"]) / "split.json").read_text())
     order = np.random.default_rng(job["seed"]).permutation(len(split["train"]["labels"]))
     split["train"] = {key: [values[i] for i in order] for key, values in split["train"].items()}
@@ -165,7 +165,7 @@ def read_split(job: dict) -> dict[str, Any]:
 
 
 def guide(job: dict) -> dict:
-    """The recipe of Keras' guide; its caching of decoded pictures too."""
+    """The recipe of Keras' guide; its caching of decoded images too."""
     import keras
     import tensorflow as tf
 
@@ -231,9 +231,9 @@ def pytorch(job: dict) -> dict:
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
 
     def batches(name: str) -> Any:
-        pictures = Pictures(split[name]["paths"], split[name]["labels"], job["size"])
+        images = Images(split[name]["paths"], split[name]["labels"], job["size"])
         options = {"num_workers": 2, "persistent_workers": name != "test"}
-        return torch.utils.data.DataLoader(pictures, BATCH_SIZE, shuffle=name == "train", **options)
+        return torch.utils.data.DataLoader(images, BATCH_SIZE, shuffle=name == "train", **options)
 
     def scores(images: Any) -> Any:
         with torch.no_grad():
@@ -258,8 +258,8 @@ def pytorch(job: dict) -> dict:
     return watch.result(split, f"torch {torch.__version__}")
 
 
-class Pictures:
-    """Files of pictures, as PyTorch's DataLoader takes them."""
+class Images:
+    """Files of images, as PyTorch's DataLoader takes them."""
 
     def __init__(self, paths: list[str], labels: list[int], size: int) -> None:
         self.paths, self.labels, self.size = paths, labels, size
@@ -276,7 +276,7 @@ class Pictures:
 
 
 def augmented(torch: Any, images: Any) -> Any:
-    """Mirror half of the pictures and turn each by up to a tenth of a full turn, as the guide does."""
+    """Mirror half of the images and turn each by up to a tenth of a full turn, as the guide does."""
     images = images.permute(0, 3, 1, 2).float()
     angle = (torch.rand(len(images)) * 2 - 1) * 0.1 * 2 * torch.pi
     flip = torch.randint(0, 2, (len(images),)) * 2.0 - 1
@@ -362,7 +362,7 @@ def ours(job: dict) -> dict:
         "seconds_imports": watch.imports,
         "seconds_features": round(done.seconds_features, 3),
         "seconds_training": round(done.seconds_training, 3),
-        "pictures_per_s": round(done.computed / done.seconds_features, 1),
+        "images_per_s": round(done.computed / done.seconds_features, 1),
         "accuracy": evaluate.evaluate(model, data, **options).accuracy,
         "engine": done.engine,
         **{f"num_{name}": len(part) for name, part in data.splits.items()},
@@ -370,7 +370,7 @@ def ours(job: dict) -> dict:
 
 
 def limit(job: dict) -> dict:
-    """The bare rates of reading pictures and of running the network over pictures that are there already."""
+    """The bare rates of reading images and of running the network over images that are there already."""
     from transfer.cases import builders
     from transfer.frozen import extraction
     from transfer.frozen.engines import make_engine
@@ -380,7 +380,7 @@ def limit(job: dict) -> dict:
 
     data = datasets.load_data(job["source"], seed=job["seed"])
     base = load_backbone("MobileNetV2", weights=job["weights_file"], image_size=job["size"])
-    trunk = extraction.frozen_trunk(builders.build("small-similar", base, data.num_classes))
+    extractor = extraction.frozen_feature_extractor(builders.build("small-similar", base, data.num_classes))
     size, count = (job["size"], job["size"]), len(data.train) + len(data.val)
     sets = [pipeline.make_dataset(x, image_size=size, batch_size=BATCH_SIZE) for x in (data.val, data.train)]
     kept = [images.numpy() for part in sets for images, _ in part.take(4)]  # which also starts tf.data
@@ -389,7 +389,7 @@ def limit(job: dict) -> dict:
     decode = count / (time.perf_counter() - start)
     forward, engines = {}, {}
     for name in ("keras", *(["openvino"] if import_openvino() is not None else [])):
-        engine = make_engine(trunk, engine=name, batch_size=BATCH_SIZE)
+        engine = make_engine(extractor, engine=name, batch_size=BATCH_SIZE)
         engine(kept[0])  # compiles and checks
         ran, start = 0, time.perf_counter()
         for images in itertools.cycle(kept):
@@ -398,7 +398,7 @@ def limit(job: dict) -> dict:
                 break
         forward[name] = round(ran / (time.perf_counter() - start), 1)
         engines[name] = engine.name
-    return {"num_pictures": count, "decode": round(decode, 1), "forward": forward, "engines": engines}
+    return {"num_images": count, "decode": round(decode, 1), "forward": forward, "engines": engines}
 
 
 if __name__ == "__main__":

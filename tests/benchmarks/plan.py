@@ -1,9 +1,9 @@
-"""What a million and a hundred million pictures would cost, from what one machine does with a few.
+"""What a million and a hundred million images would cost, from what one machine does with a few.
 
     python tests/benchmarks/plan.py
     python tests/benchmarks/plan.py --reading 0.4 --forward 0.05 --tuning 0.3
 
-Measures, for EfficientNetLite0 at 224 pixels: milliseconds of reading a picture (a made-up JPEG of 500 x 375), of
+Measures, for EfficientNetLite0 at 224 pixels: milliseconds of reading an image (a made-up JPEG of 500 x 375), of
 running the frozen network over it, of training everything on it, and of reading its features again; or takes what is
 given, of another device, say. Then prints hours and bytes for each case on 1, 8 and 64 such devices, as if they shared
 evenly what can be shared: two were measured to (see workers.py and beam.py), more were not.
@@ -37,14 +37,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name in ("reading", "forward", "tuning", "rows"):
-        parser.add_argument(f"--{name}", type=float, help="milliseconds per picture")
+        parser.add_argument(f"--{name}", type=float, help="milliseconds per image")
     given = parser.parse_args()
     measures = {"reading": reading, "forward": forward, "tuning": tuning, "rows": rows}
     cost = {name: getattr(given, name) or 1000 * measure() for name, measure in measures.items()}
-    say("ms per picture: " + ", ".join(f"{name} {value:.3f}" for name, value in cost.items()))
+    say("ms per image: " + ", ".join(f"{name} {value:.3f}" for name, value in cost.items()))
     for count in COUNTS:
         say(
-            f"\n{count:,} pictures{'':24}"
+            f"\n{count:,} images{'':24}"
             + "".join(f"{n:>3} device{'s' * (n > 1):1}" for n in DEVICES)
             + "   on disk"
         )
@@ -92,15 +92,15 @@ def jpeg() -> bytes:
 
 
 def sample(count: int) -> Any:
-    """Made-up pictures of four classes."""
+    """Made-up images of four classes."""
     import transfer
 
     images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3)).astype("uint8")
-    return transfer.load_data((images, np.arange(count) % 4), val=0, test=0.05, look_alikes=False)
+    return transfer.load_data((images, np.arange(count) % 4), val=0, test=0.05, near_duplicates=False)
 
 
 def reading(count: int = 400) -> float:
-    """Seconds of decoding and resizing a picture, on all threads."""
+    """Seconds of decoding and resizing an image, on all threads."""
     from transfer.images.pipeline import make_dataset
     from transfer.images.splitting import Split
 
@@ -123,9 +123,11 @@ def forward(count: int = 640) -> float:
     from transfer.cases.builders import small_similar
     from transfer.frozen.engines import make_engine
     from transfer.networks.backbones import load_backbone
-    from transfer.networks.surgery import trunk_of
+    from transfer.networks.surgery import feature_extractor_of
 
-    engine = make_engine(trunk_of(small_similar(load_backbone("EfficientNetLite0", image_size=SIZE), 4)))
+    engine = make_engine(
+        feature_extractor_of(small_similar(load_backbone("EfficientNetLite0", image_size=SIZE), 4))
+    )
     images = np.random.default_rng(0).integers(0, 256, (32, SIZE, SIZE, 3)).astype("uint8")
     engine(images)
     begun = time.perf_counter()

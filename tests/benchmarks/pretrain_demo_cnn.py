@@ -2,11 +2,11 @@
 
     python tests/benchmarks/pretrain_demo_cnn.py [--epochs 20] [--output transfer/weights/demo_cnn.npz]
 
-It learns which shape is on a picture, and which colours the shape and the ground have, so that its features tell of
-both; what tells the colours is thrown away afterwards. Filters of the first layer that are rough cost a little: without
+It learns which shape is on an image, and which colors the shape and the ground have, so that its features tell of
+both; what tells the colors is thrown away afterwards. Filters of the first layer that are rough cost a little: without
 that they keep the noise that they were born with.
 
-Every epoch has pictures of its own, so that nothing can be learnt by heart. Two CPU cores take some minutes. Another
+Every epoch has images of its own, so that nothing can be learnt by heart. Two CPU cores take some minutes. Another
 run may round differently, and give other weights that are as good.
 """
 
@@ -26,7 +26,7 @@ import keras
 from transfer.lesson.shapes import make_colored_shapes, make_shapes
 from transfer.networks.demo_cnn import WEIGHTS, DemoCNN, save_weights
 
-HELD_OUT = 1_000_000  # seed of the pictures that it is measured on; those of training count from 0
+HELD_OUT = 1_000_000  # seed of the images that it is measured on; those of training count from 0
 
 
 ROUGH, LARGE = 5e-3, 3e-4  # what the first layer's differences between neighbours, and its weights, cost
@@ -72,14 +72,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.3)
-    parser.add_argument("--colors", type=float, default=2.0, help="how much the colours count")
+    parser.add_argument("--colors", type=float, default=2.0, help="how much the colors count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     options = parser.parse_args()
     keras.utils.set_random_seed(options.seed)
     model, both = make_model(options, options.epochs * -(-options.images // options.batch_size))
     start = time.perf_counter()
-    with ThreadPoolExecutor(1) as pool:  # the next epoch's pictures are drawn while this one's are learnt
+    with ThreadPoolExecutor(1) as pool:  # the next epoch's images are drawn while this one's are learnt
         coming = pool.submit(make_colored_shapes, options.images, seed=0)
         for epoch in range(options.epochs):
             images, labels, colors = coming.result()
@@ -88,13 +88,13 @@ def main() -> None:
             log = both.fit(preprocess(images), wanted, batch_size=options.batch_size, verbose=0).history
             right, error = log["shape_accuracy"][-1], log["colors_loss"][-1]
             took = time.perf_counter() - start
-            print(f"epoch {epoch + 1}: accuracy {right:.3f}, colours {error:.3f}, {took:.0f} s", flush=True)
+            print(f"epoch {epoch + 1}: accuracy {right:.3f}, colors {error:.3f}, {took:.0f} s", flush=True)
             save_weights(model, options.output)
     images, labels = make_shapes(4000, seed=HELD_OUT)
     kept = DemoCNN(weights=options.output)
     right = kept.predict(preprocess(images), batch_size=500, verbose=0).argmax(axis=1) == labels
     print(
-        f"{right.mean():.4f} of {len(labels)} held-out pictures right; {options.output.stat().st_size:,} bytes"
+        f"{right.mean():.4f} of {len(labels)} held-out images right; {options.output.stat().st_size:,} bytes"
     )
 
 

@@ -1,10 +1,10 @@
-"""The numbers that `transfer.similarity` compares with: what two networks make of sets of pictures that are known.
+"""The numbers that `transfer.similarity` compares with: what two networks make of sets of images that are known.
 
-    python tests/benchmarks/references.py --pictures path/to/pictures --weights mobilenet_v2.weights.h5
+    python tests/benchmarks/references.py --images path/to/images --weights mobilenet_v2.weights.h5
 
-It writes `transfer/references.json`, the same each time; half an hour on two cores. The pictures: `emoji` comes along;
-`--pictures` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`, `cifar10/train/CLASS` and
-`fashion_mnist.npz`; the other sets are made of these, or drawn. At most 1,000 pictures of each are looked at.
+It writes `transfer/references.json`, the same each time; half an hour on two cores. The images: `emoji` comes along;
+`--images` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`, `cifar10/train/CLASS` and
+`fashion_mnist.npz`; the other sets are made of these, or drawn. At most 1,000 images of each are looked at.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 
-COMMAND = "python tests/benchmarks/references.py --pictures PICTURES --weights MOBILENET_V2.weights.h5"
+COMMAND = "python tests/benchmarks/references.py --images IMAGES --weights MOBILENET_V2.weights.h5"
 SIZES = (96, 128, 224)
-MOST = 1000  # pictures of a set
-COUNTS = (50, 100, 200, 400, 1000)  # pictures to take the information from
-DRAWS = 10  # of so many pictures
+MOST = 1000  # images of a set
+COUNTS = (50, 100, 200, 400, 1000)  # images to take the information from
+DRAWS = 10  # of so many images
 SETS = {
     "cifar10": "photos of animals and vehicles, 32 px",
     "cifar10-blurred": "the same, grey and out of focus",
@@ -36,7 +36,7 @@ SETS = {
     "cifar10-scrambled": "the same, each cut into 16 tiles that are shuffled",
     "digits": "handwritten digits of 8 px, of scikit-learn",
     "emoji": "drawings on white",
-    "fashion_mnist": "grey pictures of clothes, 28 px",
+    "fashion_mnist": "grey images of clothes, 28 px",
     "hymenoptera": "photos of ants and bees",
     "hymenoptera-32px": "the same, reduced to 32 px",
     "patterns": "random patterns, of five degrees of smoothness",
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=Path, default=Path("pictures"))
+    parser.add_argument("--images", type=Path, default=Path("images"))
     parser.add_argument("--weights", type=Path, required=True, help="of MobileNetV2, on ImageNet")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
@@ -68,7 +68,7 @@ def main() -> None:
             "MobileNetV2": load_backbone("MobileNetV2", weights=options.weights, image_size=size),
         }
         for name in options.sets:
-            images, labels, available = read(name, options.pictures, size)
+            images, labels, available = read(name, options.images, size)
             for model, base in networks.items():
                 start = time.perf_counter()
                 row = {"name": name, "model": model, "image_size": size, "num_available": available}
@@ -80,30 +80,30 @@ def main() -> None:
 def numbers(images: np.ndarray, labels: np.ndarray, base: Any) -> dict[str, Any]:
     """What a network makes of a set."""
     from transfer.adviser.probes import label_information
-    from transfer.adviser.sample_features import look_at, some_of_each
+    from transfer.adviser.sample_features import extract_sample_features, some_of_each
     from transfer.adviser.similarity import keeps_statistics, shift_by_depth
     from transfer.frozen.feature_cache import FeatureCache
     from transfer.images.splitting import Split
 
-    pictures = Split(images, labels, [str(i) for i in range(len(labels))])
+    sample = Split(images, labels, [str(i) for i in range(len(labels))])
     with tempfile.TemporaryDirectory() as folder:  # Keras, so that it does not matter what else is installed
-        look = look_at(pictures, base, engine="keras", cache=FeatureCache(Path(folder)))
-    assert look.old is not None
+        sample = extract_sample_features(sample, base, engine="keras", cache=FeatureCache(Path(folder)))
+    assert sample.old is not None
     information = {}
     for count in sorted({min(count, len(labels)) for count in COUNTS}):
         found = []
         for seed in range(DRAWS if count < len(labels) else 1):
-            some = some_of_each(look.labels, count, seed)
+            some = some_of_each(sample.labels, count, seed)
             found.append(
-                label_information(look.old[some], np.unique(look.labels[some], return_inverse=True)[1])
+                label_information(sample.old[some], np.unique(sample.labels[some], return_inverse=True)[1])
             )
         information[str(count)] = round(float(np.mean(found)), 4)
-    shift = shift_by_depth(look.shifts) if keeps_statistics(base) else None
+    shift = shift_by_depth(sample.shifts) if keeps_statistics(base) else None
     return {
         "num_images": len(labels),
-        "num_classes": look.num_classes,
+        "num_classes": sample.num_classes,
         "information": information,
-        "confidence": round(float(look.old.max(axis=1).mean()), 4),
+        "confidence": round(float(sample.old.max(axis=1).mean()), 4),
         "shift": shift and [round(value, 4) for value in shift],
     }
 
@@ -118,7 +118,7 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
 
 
 def read(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Give the pictures of a set, uint8 of shape (N, size, size, 3), their labels, and of how many they are some."""
+    """Give the images of a set, uint8 of shape (N, size, size, 3), their labels, and of how many they are some."""
     from transfer.images.datasets import embedded_folder
 
     if name == "patterns":
@@ -144,11 +144,11 @@ def read(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, in
 
 
 def of_files(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Some pictures of each folder that is called like a class."""
+    """Some images of each folder that is called like a class."""
     from transfer.adviser.sample_features import some_of_each
     from transfer.images.decoding import decode
 
-    # No GIF: that of hymenoptera says that its picture is missing.
+    # No GIF: that of hymenoptera says that its image is missing.
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     labels = np.unique([path.parent.name for path in files], return_inverse=True)[1]
     some = np.sort(some_of_each(labels, MOST, 0))
@@ -156,13 +156,13 @@ def of_files(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def of_arrays(images: np.ndarray, labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Some pictures of each class."""
+    """Some images of each class."""
     from transfer.adviser.sample_features import some_of_each
     from transfer.images.decoding import to_rgb_array
 
     some = np.sort(some_of_each(labels, MOST, 0))
-    pictures = np.stack([to_rgb_array(images[i], (size, size)) for i in some])
-    return pictures, labels[some].astype("int64"), len(labels)
+    some_images = np.stack([to_rgb_array(images[i], (size, size)) for i in some])
+    return some_images, labels[some].astype("int64"), len(labels)
 
 
 def blurred(images: np.ndarray) -> np.ndarray:
@@ -174,7 +174,7 @@ def blurred(images: np.ndarray) -> np.ndarray:
 
 
 def scrambled(images: np.ndarray) -> np.ndarray:
-    """Cut into 4 x 4 tiles, shuffled otherwise in each picture."""
+    """Cut into 4 x 4 tiles, shuffled otherwise in each image."""
     rng = np.random.default_rng(0)
     side = images.shape[1] // 4
     tiles = images.reshape(-1, 4, side, 4, side, 3).swapaxes(2, 3).reshape(-1, 16, side, side, 3)
@@ -183,7 +183,7 @@ def scrambled(images: np.ndarray) -> np.ndarray:
 
 
 def patterns(size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Random colours, smoothed; the class is by how much."""
+    """Random colors, smoothed; the class is by how much."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(0)

@@ -3,10 +3,10 @@
     python tests/benchmarks/workers.py overhead
     python tests/benchmarks/workers.py pass
 
-`overhead` fine-tunes the same network on the same pictures without a strategy, under a MirroredStrategy of one device,
-and as the one worker of a MultiWorkerMirroredStrategy, in turns, and compares seconds per picture after the first.
-`pass` runs a frozen network over pictures in one process of two threads, and in two processes of one thread that share
-them. Pictures are made up; ratios are of one run. A line per way is printed.
+`overhead` fine-tunes the same network on the same images without a strategy, under a MirroredStrategy of one device,
+and as the one worker of a MultiWorkerMirroredStrategy, in turns, and compares seconds per image after the first.
+`pass` runs a frozen network over images in one process of two threads, and in two processes of one thread that share
+them. Images are made up; ratios are of one run. A line per way is printed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     commands[options.command](options)
 
 
-def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
+def images(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Noise, which networks are as slow on as on anything else."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (count, SIZE, SIZE, 3)).astype("uint8"), np.arange(count) % 4
@@ -67,14 +67,12 @@ def overhead(options: argparse.Namespace) -> None:
     for way, seconds in found.items():
         ratio = min(seconds) / min(found["no strategy"])
         print(
-            json.dumps(
-                {"way": way, "ms_per_picture": round(1000 * min(seconds), 2), "ratio": round(ratio, 3)}
-            )
+            json.dumps({"way": way, "ms_per_image": round(1000 * min(seconds), 2), "ratio": round(ratio, 3)})
         )
 
 
 def one_way(options: argparse.Namespace) -> None:
-    """Train one way, and print seconds per picture."""
+    """Train one way, and print seconds per image."""
     if options.way == "one worker":
         port = worker_processes.free_ports(1)[0]
         cluster = {"cluster": {"worker": [f"localhost:{port}"]}, "task": {"type": "worker", "index": 0}}
@@ -87,7 +85,7 @@ def one_way(options: argparse.Namespace) -> None:
     import transfer
     from transfer.networks.backbones import load_backbone
 
-    data = transfer.load_data(pictures(options.count), val=0, test=0.05, look_alikes=False)
+    data = transfer.load_data(images(options.count), val=0, test=0.05, near_duplicates=False)
     base = load_backbone("EfficientNetLite0", image_size=SIZE)
     model = transfer.large_similar(base, 4, strategy=devices)
     seconds = clocked(model, data)
@@ -95,7 +93,7 @@ def one_way(options: argparse.Namespace) -> None:
 
 
 def clocked(model: object, data: object, epochs: int = 4) -> float:
-    """Seconds per picture of the fastest epoch but the first."""
+    """Seconds per image of the fastest epoch but the first."""
     import keras
 
     import transfer
@@ -137,17 +135,17 @@ def one_pass(options: argparse.Namespace) -> None:
     from transfer.networks import surgery
     from transfer.networks.backbones import load_backbone
 
-    data = transfer.load_data(pictures(options.count), val=0, test=0.01, look_alikes=False)
+    data = transfer.load_data(images(options.count), val=0, test=0.01, near_duplicates=False)
     base = load_backbone("EfficientNetLite0", image_size=SIZE)
-    trunk = surgery.trunk_of(transfer.small_similar(base, 4, strategy="default"))
-    engine = make_engine(trunk, engine="keras")
+    extractor = surgery.feature_extractor_of(transfer.small_similar(base, 4, strategy="default"))
+    engine = make_engine(extractor, engine="keras")
     engine(np.zeros((32, SIZE, SIZE, 3), "uint8"))
     cache = FeatureCache(Path(tempfile.mkdtemp()))
-    process_group.crew().tell(b"ready")
+    process_group.current_group().tell(b"ready")
     begun = time.perf_counter()
-    extract(trunk, data.train, image_size=(SIZE, SIZE), engine=engine, cache=cache)
+    extract(extractor, data.train, image_size=(SIZE, SIZE), engine=engine, cache=cache)
     print(json.dumps({"seconds": time.perf_counter() - begun}))
-    process_group.crew().leave_together()
+    process_group.current_group().leave_together()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from helpers.networks import (
     flags,
     infer,
     make_tiny,
-    raw_pictures,
+    raw_images,
     snapshot,
     two_replicas,
 )
@@ -32,7 +32,7 @@ from transfer.config import parse_arguments
 from transfer.networks import surgery
 from transfer.networks.backbones import block_ends, load_backbone
 
-IMAGES, LABELS = raw_pictures(8), np.arange(8) % 3
+IMAGES, LABELS = raw_images(8), np.arange(8) % 3
 OWN = {"preprocessing": "tf"}
 CASES = [case.value for case in Case]
 SMALL, LARGE = CASES[:2], CASES[2:]
@@ -73,7 +73,7 @@ def test_small_similar_on_mobilenet_trains_a_head_of_1280_times_4_and_4():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_case_takes_raw_pictures_and_ends_in_a_softmax(case, tiny):
+def test_every_case_takes_raw_images_and_ends_in_a_softmax(case, tiny):
     model = build(case, tiny, 3, **OWN)
     head = model.layers[-1]
     assert isinstance(head, keras.layers.Dense)
@@ -84,7 +84,7 @@ def test_every_case_takes_raw_pictures_and_ends_in_a_softmax(case, tiny):
     preprocessed = surgery.slice_at(tiny, model.plan.cut)(IMAGES / 127.5 - 1)
     pooled = np.asarray(preprocessed)
     pooled = pooled.mean(axis=(1, 2)) if pooled.ndim == 4 else pooled
-    ours = infer(surgery.trunk_of(model), IMAGES)
+    ours = infer(surgery.feature_extractor_of(model), IMAGES)
     np.testing.assert_allclose(ours, pooled, rtol=1e-4, atol=1e-5)
 
 
@@ -204,7 +204,9 @@ def test_several_cuts_give_one_head_on_all_of_them(case, tiny):
     assert model.layers[-1].kernel.shape == (8 + 16, 3)
     parts = [np.asarray(surgery.slice_at(tiny, cut)(IMAGES / 127.5 - 1)).mean(axis=(1, 2)) for cut in TWO]
     expected = np.concatenate([x / np.linalg.norm(x, axis=1, keepdims=True) for x in parts], axis=1)
-    np.testing.assert_allclose(infer(surgery.trunk_of(model), IMAGES), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        infer(surgery.feature_extractor_of(model), IMAGES), expected, rtol=1e-4, atol=1e-5
+    )
     before = by_layer(model)
     train(model, epochs=2)
     convolutions = {f"block{n}_{part}" for n in (1, 2, 3) for part in ("conv", "branch")}
@@ -273,7 +275,7 @@ def test_a_model_with_several_cuts_can_be_the_base_of_the_next_one(tiny):
     first = small_similar(tiny, 5, cut=TWO, **OWN)
     second = small_similar(first, 3)
     assert second.plan.cut == "joined"
-    assert_same_function(surgery.trunk_of(first), surgery.trunk_of(second), IMAGES)
+    assert_same_function(surgery.feature_extractor_of(first), surgery.feature_extractor_of(second), IMAGES)
     third = small_similar(first, 3, cut=["block2_add", "joined"])
     assert third.layers[-1].kernel.shape == (12 + 24, 3)
     names = [layer.name for layer in third.layers]
@@ -469,7 +471,7 @@ def test_image_sizes_that_are_none_are_refused(tiny, size):
 
 def test_an_image_size_that_the_network_cannot_take_is_refused():
     base = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3), classes=5)
-    with pytest.raises(InputError, match=r"'vgg16' cannot take pictures of shape \(64, 64, 3\): .*'fc1'"):
+    with pytest.raises(InputError, match=r"'vgg16' cannot take images of shape \(64, 64, 3\): .*'fc1'"):
         small_similar(base, 3, image_size=64)
     assert small_different(base, 3, image_size=64).input_shape == (None, 64, 64, 3)
 
@@ -560,10 +562,10 @@ def test_networks_that_cannot_be_sliced_are_refused():
     for base, message in (
         (Subclassed(), "no graph of layers"),
         (both, "'both' with 2 and 1"),
-        (vector, "network of color pictures"),
+        (vector, "network of color images"),
         (
             surgery.clone(keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)])),
-            "color pictures",
+            "color images",
         ),
     ):
         with pytest.raises(InputError, match=message):
@@ -574,7 +576,7 @@ def test_a_model_of_ours_can_be_the_base_of_the_next_one(tiny):
     first = large_similar(tiny, 5, **OWN)
     second = small_similar(first, 3)
     assert second.plan.cut == "pool"
-    assert_same_function(surgery.trunk_of(first), surgery.trunk_of(second), IMAGES)
+    assert_same_function(surgery.feature_extractor_of(first), surgery.feature_extractor_of(second), IMAGES)
     assert [layer.name for layer in second.layers[-2:]] == ["pool", "head"]
 
 

@@ -30,7 +30,7 @@ def test_the_rule_of_thumb_is_the_classic_table(num_images, similar, number):
 
 
 @pytest.mark.parametrize("num_images", [0, -5])
-def test_the_rule_refuses_no_pictures(num_images):
+def test_the_rule_refuses_no_images(num_images):
     with pytest.raises(InputError, match="at least 1 training image"):
         rule_of_thumb(num_images, True)
 

@@ -1,4 +1,4 @@
-"""The command: a table for people, files for programs and pictures, and clear words for bad input."""
+"""The command: a table for people, files for programs and images, and clear words for bad input."""
 
 import json
 import logging
@@ -27,8 +27,8 @@ def test_a_table_json_and_plots(color_folder, capsys, tmp_path):
     assert found["reason"][1:] in printed and "nine in ten" in printed
     assert found["signal"] is True and found["images_per_class"].keys() == {"blue", "green", "red"}
     for name in ("layer-curve.png", "four-cases.png"):
-        with Image.open(tmp_path / "plots" / name) as picture:
-            assert min(picture.size) > 200
+        with Image.open(tmp_path / "plots" / name) as image:
+            assert min(image.size) > 200
 
 
 def test_networks_are_compared(color_folder, capsys, tmp_path):

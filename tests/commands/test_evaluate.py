@@ -1,4 +1,4 @@
-"""`python -m transfer.evaluate`: figures on a run's own test pictures, or on others."""
+"""`python -m transfer.evaluate`: figures on a run's own test images, or on others."""
 
 import json
 import shutil
@@ -38,10 +38,10 @@ def test_the_exit_code_says_whether_it_is_good_enough(least, code, evaluated):
     assert ("is below" in err) == (code == 1)
 
 
-def test_pictures_that_were_trained_on_are_noticed(evaluated, strange_folder, tmp_path):
+def test_images_that_were_trained_on_are_noticed(evaluated, strange_folder, tmp_path):
     code, out, err = evaluated("--data", strange_folder)
-    assert code == 0 and "on 90 pictures" in out
-    assert "of the 90 pictures were trained or validated on" in err
+    assert code == 0 and "on 90 images" in out
+    assert "of the 90 images were trained or validated on" in err
     assert "Figures flatter" in out
     renamed = tmp_path / "renamed" / STRANGE[2]  # under any other name
     renamed.mkdir(parents=True)
@@ -51,7 +51,7 @@ def test_pictures_that_were_trained_on_are_noticed(evaluated, strange_folder, tm
     assert code == 0 and "were trained or validated on" in err
 
 
-def test_a_page_does_not_call_pictures_new_that_were_trained_on(
+def test_a_page_does_not_call_images_new_that_were_trained_on(
     evaluated, strange_folder, strange_run, tmp_path
 ):
     page, figures = tmp_path / "out.html", tmp_path / "out.json"
@@ -66,7 +66,7 @@ def test_a_page_does_not_call_pictures_new_that_were_trained_on(
     assert evaluated("--html", page)[0] == 0 and "never saw" in page.read_text()
 
 
-def test_only_new_pictures_are_not_complained_of(evaluated, strange_folder, strange_run, tmp_path):
+def test_only_new_images_are_not_complained_of(evaluated, strange_folder, strange_run, tmp_path):
     for name, label, split in read_split(strange_run / "split.csv"):
         if split == "test":
             place = tmp_path / "new" / label

@@ -14,7 +14,7 @@ from PIL import Image
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.results.finished_runs import load_run
-from transfer.results.prediction import find_pictures, main, predict, predictions
+from transfer.results.prediction import find_images, main, predict, predictions
 
 command = importlib.import_module("transfer.results.prediction")
 
@@ -29,20 +29,20 @@ def test_predictions_are_those_of_the_evaluation(strange_run, strange_folder):
 
 
 @pytest.mark.parametrize("few", [0, command.FEW])
-def test_many_pictures_are_run_by_a_fast_engine_and_few_by_keras_alike(few, strange_run, monkeypatch):
+def test_many_images_are_run_by_a_fast_engine_and_few_by_keras_alike(few, strange_run, monkeypatch):
     monkeypatch.setattr(command, "FEW", few)
     monkeypatch.setattr(command, "BATCH", 16)
-    pictures = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype("uint8")
-    found = predict(strange_run, pictures, progress=False)
-    expected = load_run(strange_run).model.predict(pictures.astype("float32"), verbose=0)
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype("uint8")
+    found = predict(strange_run, images, progress=False)
+    expected = load_run(strange_run).model.predict(images.astype("float32"), verbose=0)
     assert [one.name for one in found] == [str(i) for i in range(40)]
     np.testing.assert_allclose([one.probabilities for one in found], expected, atol=1e-4)
 
 
-def test_bad_pictures_are_named_and_the_others_predicted(strange_run, tmp_path, strange_folder):
+def test_bad_images_are_named_and_the_others_predicted(strange_run, tmp_path, strange_folder):
     good = next(strange_folder.rglob("*.png"))
     (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     items = [
         tmp_path / "bad.png",
         good,
@@ -57,7 +57,7 @@ def test_bad_pictures_are_named_and_the_others_predicted(strange_run, tmp_path, 
     assert "no such file" in found[3].problem and "shape (2, 2, 7)" in found[4].problem
 
 
-def test_encoded_pictures_and_arrays_are_the_same_picture(strange_run, strange_folder):
+def test_encoded_images_and_arrays_are_the_same_image(strange_run, strange_folder):
     file = sorted(strange_folder.rglob("*.png"))[0]
     array = np.asarray(Image.open(file).convert("RGB"))
     by_path, by_bytes, by_array = predict(strange_run, [file, file.read_bytes(), array])
@@ -66,7 +66,7 @@ def test_encoded_pictures_and_arrays_are_the_same_picture(strange_run, strange_f
         np.testing.assert_allclose(one.probabilities, by_path.probabilities, atol=1e-6)
 
 
-def test_any_number_of_pictures_streams(strange_run):
+def test_any_number_of_images_streams(strange_run):
     drawn = []
 
     def endless():
@@ -81,11 +81,11 @@ def test_any_number_of_pictures_streams(strange_run):
     stream.close()
 
 
-def test_a_place_without_pictures_is_said(tmp_path):
+def test_a_place_without_images_is_said(tmp_path):
     with pytest.raises(InputError, match="There are none"):
-        list(find_pictures(tmp_path))
+        list(find_images(tmp_path))
     with pytest.raises(InputError, match="There is none at"):
-        list(find_pictures(tmp_path / "nothing"))
+        list(find_images(tmp_path / "nothing"))
 
 
 def run_command(capsys, *arguments):

@@ -1,4 +1,4 @@
-"""`python -m transfer.train` from end to end, in this process on made-up pictures and once on the emoji."""
+"""`python -m transfer.train` from end to end, in this process on made-up images and once on the emoji."""
 
 import csv
 import json
@@ -77,8 +77,8 @@ def test_each_case_learns_colors_and_leaves_a_whole_folder(case, color_folder, e
     assert (folder / "labels.txt").read_text().split() == ["blue", "green", "red"]
     rows = list(csv.DictReader((folder / "history.csv").open()))
     assert rows and float(rows[-1]["val_accuracy"]) >= 0
-    for picture in folder.glob("*.png"):
-        assert np.asarray(Image.open(picture).convert("L")).std() > 5  # not blank
+    for image in folder.glob("*.png"):
+        assert np.asarray(Image.open(image).convert("L")).std() > 5  # not blank
 
 
 def test_probabilities_are_calibrated_on_request(color_folder, elsewhere):
@@ -92,15 +92,15 @@ def test_probabilities_are_calibrated_on_request(color_folder, elsewhere):
     assert plain["test_accuracy"] == honest["test_accuracy"]
 
 
-def test_too_few_pictures_to_calibrate_on_are_told_before_training(color_folder, elsewhere, capsys):
+def test_too_few_images_to_calibrate_on_are_told_before_training(color_folder, elsewhere, capsys):
     flags = ["--data", str(color_folder), "--case", "large-similar", "--calibrate", "--output", "run", *QUICK]
     assert main(flags) == 2
     said = capsys.readouterr()
-    assert "30 pictures for validation" in said.err and "Epoch" not in said.out
+    assert "30 images for validation" in said.err and "Epoch" not in said.out
     assert not list(elsewhere.iterdir())
 
 
-def test_the_saved_model_names_raw_pictures_in_plain_keras(color_folder, elsewhere):
+def test_the_saved_model_names_raw_images_in_plain_keras(color_folder, elsewhere):
     main(["--data", str(color_folder), "--case", "small-similar", "--output", "run", *QUICK])
     model = keras.models.load_model(elsewhere / "run" / "model.keras")
     names = (elsewhere / "run" / "labels.txt").read_text().split()

@@ -56,7 +56,7 @@ def test_the_four_cases_train_and_leave_what_is_frozen_as_it_was():
         "labels = np.arange(60) % 3\n"
         "tint = 100 * np.eye(3)[labels][:, None, None, :]\n"
         "images = np.clip(rng.normal(90, 30, (60, 24, 24, 3)) + tint, 0, 255).astype('uint8')\n"
-        "data = transfer.load_data((images, labels), val=0.2, test=0.2, look_alikes=False)\n"
+        "data = transfer.load_data((images, labels), val=0.2, test=0.2, near_duplicates=False)\n"
         "base = make_tiny()\n"
         "before = [np.array(w) for w in base.get_weights()]\n"
         "for case in ('small-similar', 'small-different', 'large-similar', 'large-different'):\n"
@@ -78,17 +78,17 @@ def test_the_four_cases_train_and_leave_what_is_frozen_as_it_was():
 
 
 @pytest.mark.parametrize("level", ["light", "standard", "strong"])
-def test_pictures_change_by_their_keys_as_on_tensorflow(level):
+def test_images_change_by_their_keys_as_on_tensorflow(level):
     said = run(
         "import numpy as np\n"
         "from transfer.images.augmentation import augmentation\n"
-        "from transfer.images.python_batches import pictures\n"
+        "from transfer.images.python_batches import image_batches\n"
         "from transfer.distributed.batch_order import Order\n"
         "images = np.random.default_rng(0).integers(0, 256, (6, 24, 24, 3)).astype('uint8')\n"
         f"change = augmentation('{level}')\n"
         "def epochs(seed):\n"
         "    read = lambda positions: (images[positions], positions)\n"
-        "    batches = pictures(Order(6, 6, seed), read, change, None)\n"
+        "    batches = image_batches(Order(6, 6, seed), read, change, None)\n"
         "    return [{int(p): np.asarray(x) for p, x in zip(y, xs)} for _ in range(2) for xs, y in batches]\n"
         "one, two = epochs(0)\n"
         "again, _ = epochs(0)\n"
@@ -120,8 +120,8 @@ def test_what_needs_tensorflow_says_so():
         "from transfer.training.layer_decay import following\n"
         "from transfer.training.recipes import Recipe\n"
         "model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()])\n"
-        "thaw = lambda: following(Recipe(thaw=0.5), model).__enter__()\n"
-        "for ask in (lambda: make_engine(model, engine='openvino'), lambda: get_strategy('tpu'), thaw):\n"
+        "unfreeze = lambda: following(Recipe(gradual_unfreezing=0.5), model).__enter__()\n"
+        "for ask in (lambda: make_engine(model, engine='openvino'), lambda: get_strategy('tpu'), unfreeze):\n"
         "    try:\n"
         "        ask()\n"
         "    except ValueError as error:\n"

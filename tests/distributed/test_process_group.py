@@ -27,7 +27,7 @@ RUNS = {
     "mixed": "everything,mix:mixup,class_weights:1",
     "mixed-two": "everything,two,mix:mixup,class_weights:1",
     "unweighted": "everything,mix:mixup",
-    "rates": "everything,mix:mixup,depth_rate:0.3",
+    "rates": "everything,mix:mixup,layer_decay:0.3",
 }
 SHARED = ("one", "head", "mixed", "rates")
 
@@ -87,7 +87,7 @@ def test_two_processes_share_the_pass_and_end_with_the_same_head(by_tensorflow):
 
 
 @pytest.mark.parametrize("runs", ["by_tensorflow", "by_jax"])
-def test_mixed_pictures_and_weights_of_classes_are_the_same_on_two_processes(runs, request):
+def test_mixed_images_and_weights_of_classes_are_the_same_on_two_processes(runs, request):
     found = request.getfixturevalue(runs)
     assert difference(found["mixed"], found["unweighted"]) > 100 * SAME  # the weights of classes count
     assert difference(found["mixed"], found["mixed 0 of 2"]) < SAME
@@ -160,13 +160,13 @@ def test_keras_still_cannot_train_on_several_workers_by_itself(tmp_path):
 
 
 def test_the_command_goes_on_after_a_worker_was_killed(tmp_path):
-    from crew_kills import kill_workers
+    from scripts.kill_workers import kill_workers
 
     assert kill_workers(tmp_path, 1, epochs=12) == 0
 
 
 def test_the_command_measures_which_case_on_several_workers(tmp_path):
-    from crew_kills import TRAIN, make_inputs
+    from scripts.kill_workers import TRAIN, make_inputs
 
     make_inputs(tmp_path)
     first, second = worker_processes.run([*TRAIN, "--output", "run"], 2, tmp_path, timeout=240)

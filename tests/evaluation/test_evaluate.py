@@ -20,7 +20,7 @@ def hand_made():
     return Evaluation(("a", "b", "c"), np.array([0, 1, 1, 2]), probabilities, ("1", "2", "3", "4"))
 
 
-def test_figures_of_four_pictures():
+def test_figures_of_four_images():
     found = hand_made()
     assert found.predictions.tolist() == [0, 1, 0, 1]
     assert found.accuracy == 0.5
@@ -28,7 +28,7 @@ def test_figures_of_four_pictures():
     assert found.confusion.tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
 
 
-def test_a_class_without_test_pictures_still_has_its_row():
+def test_a_class_without_test_images_still_has_its_row():
     found = Evaluation(("a", "b", "c"), np.array([0, 1]), np.eye(3)[[0, 1]], ("1", "2"))
     assert found.confusion.shape == (3, 3) and found.accuracy == 1.0 and np.isfinite(found.loss)
 
@@ -36,8 +36,8 @@ def test_a_class_without_test_pictures_still_has_its_row():
 def test_evaluate_agrees_with_keras(color_folder):
     data = load_data(color_folder)
     model = small_similar(make_tiny(), 3, preprocessing="tf")
-    pictures = np.stack([data.test.picture(i, (32, 32)) for i in range(len(data.test))])
-    loss, accuracy = model.evaluate(pictures, data.test.labels, verbose=0)
+    images = np.stack([data.test.image(i, (32, 32)) for i in range(len(data.test))])
+    loss, accuracy = model.evaluate(images, data.test.labels, verbose=0)
     found = evaluate(model, data)
     assert found.accuracy == pytest.approx(accuracy) and found.loss == pytest.approx(loss, rel=1e-4)
     assert found.names == tuple(data.test.names)
@@ -55,7 +55,7 @@ def test_unknown_or_empty_splits_and_other_models_are_refused(color_folder):
         )
 
 
-def test_more_figures_of_four_pictures():
+def test_more_figures_of_four_images():
     found = hand_made()
     assert [found.top_k(k) for k in (1, 2, 3)] == [0.5, 1.0, 1.0]
     assert found.by_class[1].recall == 0.5 and found.by_class[1].precision == 0.5
@@ -72,7 +72,7 @@ def test_the_figures_as_text_and_for_programs():
     assert "Accuracy 50.0%" in text and "b for a: 1 (50%)" in text
     values = json.loads(json.dumps(found.to_dict()))
     assert values["accuracy"] == 0.5 and values["top_k"] == {"1": 0.5, "2": 1.0, "3": 1.0}
-    assert values["classes"][2] == {"name": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "pictures": 1}
+    assert values["classes"][2] == {"name": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 1}
 
 
 def test_groups_come_from_the_data(tmp_path, color_folder):
@@ -105,9 +105,9 @@ def test_calibrated_probabilities_keep_the_classes_and_lose_less(color_folder):
     assert calibrate(model, data) == pytest.approx(1, abs=0.02)
 
 
-def test_calibration_wants_a_softmax_and_enough_pictures(color_folder):
+def test_calibration_wants_a_softmax_and_enough_images(color_folder):
     model = small_similar(make_tiny(), 3, preprocessing="tf")
-    with pytest.raises(InputError, match="30 pictures for validation"):
+    with pytest.raises(InputError, match="30 images for validation"):
         calibrate(model, load_data(color_folder, val=5))
     plain = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
     with pytest.raises(InputError, match="Dense softmax"):

@@ -1,4 +1,4 @@
-"""Where a model looks, checked against closed forms and made-up pictures whose truth is known."""
+"""Where a model looks, checked against closed forms and made-up images whose truth is known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers.networks import assert_bit_equal, calibrate, flags, make_tiny, policy, raw_pictures, snapshot
+from helpers.networks import assert_bit_equal, calibrate, flags, make_tiny, policy, raw_images, snapshot
 
 from transfer.cases import builders
 from transfer.common.errors import InputError
@@ -23,13 +23,13 @@ layers = keras.layers
 
 
 def blobs(count: int = 6, size: tuple[int, int] = (32, 48), seed: int = 0):
-    """Grey pictures with a bright square each, of a color by class, and the squares' corners."""
+    """Grey images with a bright square each, of a color by class, and the squares' corners."""
     rng = np.random.default_rng(seed)
-    pictures = np.full((count, *size, 3), 90.0) + rng.normal(0, 2, (count, *size, 3))
+    images = np.full((count, *size, 3), 90.0) + rng.normal(0, 2, (count, *size, 3))
     corners = [(int(rng.integers(0, size[0] - 8)), int(rng.integers(0, size[1] - 8))) for _ in range(count)]
     for i, (y, x) in enumerate(corners):
-        pictures[i, y : y + 8, x : x + 8, i % 2] = 250
-    return np.clip(pictures, 0, 255).astype("uint8"), corners
+        images[i, y : y + 8, x : x + 8, i % 2] = 250
+    return np.clip(images, 0, 255).astype("uint8"), corners
 
 
 def by_hand(size: tuple[int | None, int | None] = (32, 48), *, activation: str | None = "softmax"):
@@ -73,10 +73,10 @@ def flat_like(base, head):
 
 def test_grad_cam_is_its_closed_form_behind_global_pooling():
     model = make_tiny()
-    pictures = raw_pictures() / 127.5 - 1
-    found = grad_cam(model, pictures, classes=2, layer="block2_add", batch_size=4)
-    last = grad_cam(model, pictures, classes=[0, 1, 2, 3, 4, 0], batch_size=4)
-    maps = keras.Model(model.input, model.get_layer("block3_add").output)(pictures, training=False).numpy()
+    images = raw_images() / 127.5 - 1
+    found = grad_cam(model, images, classes=2, layer="block2_add", batch_size=4)
+    last = grad_cam(model, images, classes=[0, 1, 2, 3, 4, 0], batch_size=4)
+    maps = keras.Model(model.input, model.get_layer("block3_add").output)(images, training=False).numpy()
     kernel = model.get_layer("classes").get_weights()[0][:, [0, 1, 2, 3, 4, 0]]
     sums = np.maximum(np.einsum("nhwk,kn->nhw", maps, kernel) / 16, 0)
     expected = np.stack([keras.ops.image.resize(s[..., None], (32, 32)).numpy()[..., 0] for s in sums])
@@ -88,9 +88,9 @@ def test_grad_cam_is_its_closed_form_behind_global_pooling():
 
 
 def test_maps_lie_on_what_makes_the_class_and_occlusion_agrees():
-    pictures, corners = blobs()
+    images, corners = blobs()
     model = by_hand()
-    heat, falls = grad_cam(model, pictures), occlusion(model, pictures, patch=10, stride=4)
+    heat, falls = grad_cam(model, images), occlusion(model, images, patch=10, stride=4)
     assert heat.shape == falls.shape == (6, 32, 48)
     for one, fall, (y, x) in zip(heat, falls, corners, strict=True):
         for found in (one, fall):
@@ -102,21 +102,19 @@ def test_maps_lie_on_what_makes_the_class_and_occlusion_agrees():
 
 
 def test_nothing_speaks_for_the_other_class():
-    pictures, _ = blobs(2)
-    np.testing.assert_array_equal(grad_cam(by_hand(), pictures, classes=[1, 0]), 0)
+    images, _ = blobs(2)
+    np.testing.assert_array_equal(grad_cam(by_hand(), images, classes=[1, 0]), 0)
 
 
-def test_no_pictures_one_picture_any_size_and_batches_of_any_size():
+def test_no_images_one_image_any_size_and_batches_of_any_size():
     model = by_hand((None, None))
     assert grad_cam(model, np.zeros((0, 20, 30, 3))).shape == (0, 20, 30)
     assert occlusion(model, np.zeros((0, 20, 30, 3))).shape == (0, 20, 30)
-    pictures, _ = blobs(5, (31, 45))
-    whole = grad_cam(model, pictures)
-    np.testing.assert_allclose(whole[:1], grad_cam(model, pictures[:1]), atol=1e-6)
-    np.testing.assert_allclose(whole, grad_cam(model, pictures.astype("float32"), batch_size=2), atol=1e-6)
-    np.testing.assert_allclose(
-        occlusion(model, pictures), occlusion(model, pictures, batch_size=7), atol=1e-6
-    )
+    images, _ = blobs(5, (31, 45))
+    whole = grad_cam(model, images)
+    np.testing.assert_allclose(whole[:1], grad_cam(model, images[:1]), atol=1e-6)
+    np.testing.assert_allclose(whole, grad_cam(model, images.astype("float32"), batch_size=2), atol=1e-6)
+    np.testing.assert_allclose(occlusion(model, images), occlusion(model, images, batch_size=7), atol=1e-6)
 
 
 @pytest.mark.parametrize("pool", [True, False])
@@ -125,15 +123,15 @@ def test_a_base_as_one_layer_is_the_flat_network(pool, deeper):
     base = keras.applications.MobileNetV2(
         weights=None, alpha=0.35, include_top=False, input_shape=(64, 64, 3), pooling=None if pool else "avg"
     )
-    pictures = raw_pictures(4, 64)
-    calibrate(base, pictures / 127.5 - 1)
+    images = raw_images(4, 64)
+    calibrate(base, images / 127.5 - 1)
     model = nested(base, pool=pool, deeper=deeper)
     flat = flat_like(base, model.get_layer("head"))
     for layer in (None, "block_12_add"):
-        heat = grad_cam(model, pictures, layer=layer)
+        heat = grad_cam(model, images, layer=layer)
         assert heat.max() == 1
-        np.testing.assert_allclose(heat, grad_cam(flat, pictures, layer=layer), atol=1e-5)
-    falls = [occlusion(one, pictures, patch=32, stride=32) for one in (model, flat)]
+        np.testing.assert_allclose(heat, grad_cam(flat, images, layer=layer), atol=1e-5)
+    falls = [occlusion(one, images, patch=32, stride=32) for one in (model, flat)]
     np.testing.assert_allclose(*falls, atol=1e-5)
     assert shown_layers(model) == shown_layers(flat)
 
@@ -144,30 +142,30 @@ def test_a_sequence_with_augmentation_and_a_base():
     model = keras.Sequential(
         [keras.Input((32, 32, 3)), change, base, layers.GlobalAveragePooling2D(), layers.Dense(2, "softmax")]
     )
-    pictures = raw_pictures() / 127.5 - 1
-    heat = grad_cam(model, pictures)
-    np.testing.assert_array_equal(heat, grad_cam(model, pictures))
-    np.testing.assert_array_equal(heat, grad_cam(model, pictures, layer="block3_add"))
+    images = raw_images() / 127.5 - 1
+    heat = grad_cam(model, images)
+    np.testing.assert_array_equal(heat, grad_cam(model, images))
+    np.testing.assert_array_equal(heat, grad_cam(model, images, layer="block3_add"))
     nodes = unnested(model)
-    last = run(nodes, {0: keras.ops.convert_to_tensor(pictures)})[len(nodes) - 1]
-    np.testing.assert_allclose(last, model(pictures, training=False), atol=1e-6)
+    last = run(nodes, {0: keras.ops.convert_to_tensor(images)})[len(nodes) - 1]
+    np.testing.assert_allclose(last, model(images, training=False), atol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["small-similar", "small-different", "large-similar", "large-different"])
 def test_models_of_all_builders(case):
     model = builders.build(case, make_tiny(), 3, preprocessing="tf")
-    heat = grad_cam(model, raw_pictures())
+    heat = grad_cam(model, raw_images())
     assert np.isfinite(heat).all() and heat.max() == 1
 
 
 def test_a_head_on_several_layers_counts_all_ways_to_it():
     model = builders.small_similar(make_tiny(), 3, preprocessing="tf", cut="all")
-    pictures = raw_pictures()
+    images = raw_images()
     assert shown_layers(model)[-1] == "block3_add"
     nodes = unnested(model)
     place = next(i for i, node in enumerate(nodes) if node.op.name == "block1_add")
-    heat = grad_cam(model, pictures, classes=1, layer="block1_add")
-    maps = run(nodes, {0: keras.ops.convert_to_tensor(pictures)}, last=place)
+    heat = grad_cam(model, images, classes=1, layer="block1_add")
+    maps = run(nodes, {0: keras.ops.convert_to_tensor(images)}, last=place)
     head = head_of(nodes)
 
     def logit(change):
@@ -188,22 +186,22 @@ def test_the_callers_model_stays_as_it_was(compiled):
     base = make_tiny(top=False)
     base.trainable = False
     model = nested(base, pool=True)
-    pictures = raw_pictures()
+    images = raw_images()
     if compiled:
         model.compile("adam", "sparse_categorical_crossentropy")
-        model.train_on_batch(pictures, np.arange(6) % 3)
+        model.train_on_batch(images, np.arange(6) % 3)
     optimizer = [v.numpy().copy() for v in model.optimizer.variables] if compiled else []
     before, set_before, joined = snapshot(model), flags(model), joints(model)
     written = model.to_json()
-    grad_cam(model, pictures)
-    occlusion(model, pictures[:1])
-    strongest_responses(model, pictures)
+    grad_cam(model, images)
+    occlusion(model, images[:1])
+    strongest_responses(model, images)
     assert_bit_equal(before, snapshot(model))
     assert set_before == flags(model) and model.to_json() == written
     assert joined == joints(model), "the layers bear no trace"
     if compiled:
         assert_bit_equal(optimizer, [v.numpy() for v in model.optimizer.variables])
-        model.train_on_batch(pictures, np.arange(6) % 3)
+        model.train_on_batch(images, np.arange(6) % 3)
 
 
 def joints(model):
@@ -214,64 +212,62 @@ def joints(model):
 
 
 def test_heads_without_softmax_with_flatten_and_with_one_number():
-    pictures, _ = blobs(4)
-    with_softmax = grad_cam(by_hand(), pictures, classes=0)
-    np.testing.assert_allclose(
-        grad_cam(by_hand(activation=None), pictures, classes=0), with_softmax, atol=1e-6
-    )
+    images, _ = blobs(4)
+    with_softmax = grad_cam(by_hand(), images, classes=0)
+    np.testing.assert_allclose(grad_cam(by_hand(activation=None), images, classes=0), with_softmax, atol=1e-6)
     hand = by_hand(activation=None)
     apart = keras.Model(hand.input, layers.Softmax()(hand.output))
-    np.testing.assert_allclose(grad_cam(apart, pictures, classes=0), with_softmax, atol=1e-6)
-    np.testing.assert_allclose(occlusion(apart, pictures), occlusion(by_hand(), pictures), atol=1e-6)
+    np.testing.assert_allclose(grad_cam(apart, images, classes=0), with_softmax, atol=1e-6)
+    np.testing.assert_allclose(occlusion(apart, images), occlusion(by_hand(), images), atol=1e-6)
     one = keras.Model(
         hand.input, layers.Dense(1, activation="sigmoid", name="one")(hand.get_layer("pool").output)
     )
     one.get_layer("one").set_weights([np.array([[-9.0], [9]]), np.zeros(1)])
     for number in (0, 1):
-        two = grad_cam(by_hand(), pictures, classes=number)
-        np.testing.assert_allclose(grad_cam(one, pictures, classes=number), two, atol=1e-6)
+        two = grad_cam(by_hand(), images, classes=number)
+        np.testing.assert_allclose(grad_cam(one, images, classes=number), two, atol=1e-6)
     flat = keras.Sequential(
         [keras.Input((32, 48, 3)), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(2)]
     )
-    assert grad_cam(flat, pictures).shape == (4, 32, 48)
+    assert grad_cam(flat, images).shape == (4, 32, 48)
 
 
 def test_probabilities_that_something_follows_count_by_their_logarithm():
-    pictures, _ = blobs(4)
+    images, _ = blobs(4)
     hand = by_hand()
     model = keras.Model(hand.input, layers.Activation("linear")(hand.output))
-    heat = grad_cam(model, pictures)
-    np.testing.assert_allclose(heat.argmax(), grad_cam(hand, pictures).argmax())
-    np.testing.assert_allclose(occlusion(model, pictures), occlusion(hand, pictures), atol=1e-5)
+    heat = grad_cam(model, images)
+    np.testing.assert_allclose(heat.argmax(), grad_cam(hand, images).argmax())
+    np.testing.assert_allclose(occlusion(model, images), occlusion(hand, images), atol=1e-5)
 
 
 def test_mixed_precision():
     with policy("mixed_bfloat16"):
         model = by_hand()
-    pictures, corners = blobs()
-    for one, (y, x) in zip(grad_cam(model, pictures), corners, strict=True):
+    images, corners = blobs()
+    for one, (y, x) in zip(grad_cam(model, images), corners, strict=True):
         row, column = np.unravel_index(one.argmax(), one.shape)
         assert y - 2 <= row <= y + 9 and x - 2 <= column <= x + 9
 
 
 def test_errors_say_what_would_be_right():
-    model, (pictures, _) = make_tiny(), blobs(2, (32, 32))
+    model, (images, _) = make_tiny(), blobs(2, (32, 32))
     with pytest.raises(InputError, match="Did you mean 'block3_add'"):
-        grad_cam(model, pictures, layer="block3_ad")
+        grad_cam(model, images, layer="block3_ad")
     with pytest.raises(InputError, match="'pool' with"):
-        grad_cam(model, pictures, layer="pool")
+        grad_cam(model, images, layer="pool")
     with pytest.raises(InputError, match=r"shape \(N, 32, 32, 3\)"):
-        grad_cam(model, pictures[:, :30])
+        grad_cam(model, images[:, :30])
     with pytest.raises(InputError, match="first axis"):
-        grad_cam(model, pictures[0])
+        grad_cam(model, images[0])
     with pytest.raises(InputError, match="0 to 4"):
-        grad_cam(model, pictures, classes=5)
+        grad_cam(model, images, classes=5)
     with pytest.raises(InputError, match="one for each of 2"):
-        grad_cam(model, pictures, classes=[1, 2, 3])
+        grad_cam(model, images, classes=[1, 2, 3])
     with pytest.raises(InputError, match="stride <= patch"):
-        occlusion(model, pictures, patch=4, stride=5)
+        occlusion(model, images, patch=4, stride=5)
     with pytest.raises(InputError, match="grey value"):
-        occlusion(model, pictures, fill=300)
+        occlusion(model, images, fill=300)
     with pytest.raises(InputError, match="same shape"):
         agreement(np.zeros((3, 3)), np.zeros((3, 4)))
     plain = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(2, "softmax")])
@@ -280,7 +276,7 @@ def test_errors_say_what_would_be_right():
     broken = make_tiny()
     broken.get_layer("classes").set_weights([np.full((16, 5), np.nan), np.zeros(5)])
     with pytest.raises(InputError, match="NaN or infinity"):
-        grad_cam(broken, pictures)
+        grad_cam(broken, images)
 
 
 def test_agreement_is_a_rank_correlation_and_never_nan():
@@ -329,33 +325,33 @@ def test_layers_to_show_are_spread_and_whole():
 
 
 def test_crops_hold_what_a_filter_made_by_hand_looks_for():
-    pictures, corners = blobs(12)
-    responses = strongest_responses(by_hand(), pictures, layers=["colors"], filters=2, count=4, batch_size=5)
+    images, corners = blobs(12)
+    responses = strongest_responses(by_hand(), images, layers=["colors"], filters=2, count=4, batch_size=5)
     assert {one.filter for one in responses} == {0, 1} and {one.layer for one in responses} == {"colors"}
     for one in responses:
-        assert len(one.crops) == len(set(one.pictures)) == 4
+        assert len(one.crops) == len(set(one.images)) == 4
         assert list(one.strengths) == sorted(one.strengths, reverse=True)
-        for picture, (row, column), crop in zip(one.pictures, one.places, one.crops, strict=True):
-            y, x = corners[picture]
-            assert picture % 2 == one.filter and y <= row < y + 8 and x <= column < x + 8
+        for image, (row, column), crop in zip(one.images, one.places, one.crops, strict=True):
+            y, x = corners[image]
+            assert image % 2 == one.filter and y <= row < y + 8 and x <= column < x + 8
             assert crop.dtype == np.uint8 and crop.shape == (8, 8, 3)
             assert (crop[..., one.filter] == 250).mean() > 0.2
 
 
-def test_few_pictures_and_dead_filters():
+def test_few_images_and_dead_filters():
     model = by_hand()
     assert strongest_responses(model, np.zeros((0, 32, 48, 3))) == []
     assert strongest_responses(model, np.zeros((3, 32, 48, 3)), layers=["colors"]) == []
-    pictures, _ = blobs(2)
-    assert [len(one.crops) for one in strongest_responses(model, pictures, layers=["colors"])] == [2, 2]
+    images, _ = blobs(2)
+    assert [len(one.crops) for one in strongest_responses(model, images, layers=["colors"])] == [2, 2]
 
 
 def test_sheets_can_be_drawn(tmp_path):
-    pictures, _ = blobs(7)
+    images, _ = blobs(7)
     model = make_tiny(image_size=32)
-    sheet = explanation_plots.heat_sheet(pictures, grad_cam(by_hand(), pictures), ["a $ title^{ " * 9] * 7)
+    sheet = explanation_plots.heat_sheet(images, grad_cam(by_hand(), images), ["a $ title^{ " * 9] * 7)
     sheet.savefig(tmp_path / "heat.png")
-    responses = strongest_responses(model, raw_pictures() / 127.5 - 1)
+    responses = strongest_responses(model, raw_images() / 127.5 - 1)
     explanation_plots.response_sheet(responses).savefig(tmp_path / "responses.png")
     explanation_plots.heat_sheet(np.zeros((0, 8, 8, 3)), np.zeros((0, 8, 8)), []).savefig(tmp_path / "no.png")
     explanation_plots.response_sheet([]).savefig(tmp_path / "none.png")
@@ -369,13 +365,13 @@ def test_on_jax_without_tensorflow():
         "import numpy as np\n"
         "from test_explain import blobs, by_hand\n"
         "from transfer.evaluation.explanations import agreement, grad_cam, occlusion, strongest_responses\n"
-        "model, (pictures, corners) = by_hand(), blobs(4)\n"
-        "heat = grad_cam(model, pictures)\n"
+        "model, (images, corners) = by_hand(), blobs(4)\n"
+        "heat = grad_cam(model, images)\n"
         "best = [np.unravel_index(one.argmax(), one.shape) for one in heat]\n"
         "print([-2 <= r - y < 10 and -2 <= c - x < 10 for (r, c), (y, x) in zip(best, corners)])\n"
-        "falls = occlusion(model, pictures, patch=8, batch_size=8)\n"
+        "falls = occlusion(model, images, patch=8, batch_size=8)\n"
         "print([agreement(a, b) > 0.4 for a, b in zip(heat, falls)])\n"
-        "print(len(strongest_responses(model, pictures)))\n"
+        "print(len(strongest_responses(model, images)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

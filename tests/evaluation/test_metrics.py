@@ -35,7 +35,7 @@ def test_all_right_or_none_is_not_certain():
     assert accuracy_interval(np.zeros(20, bool)) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
 
 
-def test_pictures_of_one_patient_are_no_new_evidence():
+def test_images_of_one_patient_are_no_new_evidence():
     right = np.repeat(np.arange(10) < 7, 20)
     patients = np.repeat(np.arange(10), 20)
     narrow, wide = accuracy_interval(right), accuracy_interval(right, groups=patients.tolist())
@@ -58,9 +58,9 @@ def test_top_k_grows_to_one():
     assert shares[0] == np.mean(probabilities.argmax(axis=1) == labels)
 
 
-def test_classes_without_pictures_or_predictions_have_zeros():
+def test_classes_without_images_or_predictions_have_zeros():
     scores = class_scores(np.array([0, 0, 1]), np.array([0, 1, 1]), ["a", "b", "c"])
-    assert [one.pictures for one in scores] == [2, 1, 0]
+    assert [one.images for one in scores] == [2, 1, 0]
     assert scores[0].recall == 0.5 and scores[1].precision == 0.5
     assert scores[2][1:4] == (0, 0, 0)
 
@@ -68,7 +68,7 @@ def test_classes_without_pictures_or_predictions_have_zeros():
 def test_pairs_are_listed_by_their_number():
     counts = np.array([[5, 1, 0], [3, 2, 2], [0, 0, 9]])
     pairs = confused_pairs(counts, ["a", "b", "c"])
-    assert [(p.label, p.predicted, p.pictures) for p in pairs] == [
+    assert [(p.label, p.predicted, p.images) for p in pairs] == [
         ("b", "a", 3),
         ("b", "c", 2),
         ("a", "b", 1),
@@ -97,7 +97,7 @@ def test_a_temperature_is_found_again(factor):
     assert calibration(labels, sharper).error > 3 * calibration(labels, probabilities).error
 
 
-def test_calibration_counts_every_picture_once():
+def test_calibration_counts_every_image_once():
     labels, probabilities = honest(500)
     probabilities[0] = [1, 0, 0, 0]  # at the very edge of the last bin
     found = calibration(labels, probabilities)

@@ -50,7 +50,7 @@ def test_points_are_those_of_thresholds_and_none_between():
     assert found.at(0.8)[:3] == (0.8, 0.5, 0.8) and found.at(0.81)[:3] == (0.81, 0.25, 1.0)
 
 
-def test_where_the_surest_picture_is_negative_no_sensitivity_is_left_at_full_specificity():
+def test_where_the_surest_image_is_negative_no_sensitivity_is_left_at_full_specificity():
     found = Screening(("ill",), np.array([False, True, True]), np.array([0.9, 0.8, 0.7]))
     point = found.sensitivity_at(1.0)
     assert point.threshold == np.inf and point.sensitivity == 0 and point.specificity == 1
@@ -93,7 +93,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(monkeypatch):
     assert (held >= 88).all()
 
 
-def test_pictures_of_one_patient_are_no_new_evidence():
+def test_images_of_one_patient_are_no_new_evidence():
     one = drawn(100)
     copied = Screening(
         ("ill",), np.tile(one.truth, 4), np.tile(one.scores, 4), [f"p{i}" for i in range(100)] * 4

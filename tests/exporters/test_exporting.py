@@ -60,7 +60,7 @@ def run(place):
 @pytest.fixture(scope="module")
 def images(run):
     test = run.data().test
-    return np.stack([test.picture(i, run.image_size) for i in range(len(test))])
+    return np.stack([test.image(i, run.image_size) for i in range(len(test))])
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def hidden(folder):
 def test_every_format_says_what_keras_says(run, images, kind, quantize, tmp_path, capfd):
     needs(kind, quantize)
     done = room.export(run, to=kind, quantize=quantize, output=tmp_path / "out")
-    assert (done.kind, done.quantize, done.num_pictures) == (kind, quantize, len(images))
+    assert (done.kind, done.quantize, done.num_images) == (kind, quantize, len(images))
     assert done.agreement >= (0.9 if quantize == "int8" else 0.99)
     assert done.largest_difference < {None: 1e-5, "float16": 1e-2, "int8": 0.2}[quantize]
     assert done.keras_accuracy > 0.9  # it tells classes apart, or agreement would mean nothing
@@ -131,7 +131,7 @@ def test_class_names_are_inside(run, tmp_path):
     assert json.loads(network.get_rt_info(["transfer", "class_names"]).astype(str)) == names
 
 
-def test_any_number_of_pictures_at_once(run, images, tmp_path):
+def test_any_number_of_images_at_once(run, images, tmp_path):
     from transfer.exporters.runtimes import open_exported
 
     for kind in ("litert", "onnx", "openvino", "saved-model"):
@@ -149,9 +149,9 @@ def test_a_saved_model_takes_any_size(run, served):
     serve = served.signatures["serving_default"]
     for height, width in ((32, 32), (90, 50), (17, 40), (300, 200)):
         blocks = rng.integers(0, 256, (height // 10 + 1, width // 10 + 1, 3), "uint8")
-        picture = np.asarray(Image.fromarray(blocks).resize((width, height)))
-        answer = serve(images=picture[None])
-        small = to_rgb_array(picture, (32, 32))
+        image = np.asarray(Image.fromarray(blocks).resize((width, height)))
+        answer = serve(images=image[None])
+        small = to_rgb_array(image, (32, 32))
         expected = np.asarray(run.model(small[None].astype("float32"), training=False))
         assert np.abs(answer["probabilities"].numpy() - expected).max() < (1e-5 if height == 32 else 0.02)
         assert answer["classes"].numpy().astype(str).tolist() == [["blue", "green", "red"]]
@@ -163,33 +163,33 @@ def test_resizing_inside_is_resizing_outside(resize, shape):
     from transfer.exporters.serving import fitted
 
     rng = np.random.default_rng(1)
-    picture = rng.integers(0, 256, (*shape, 3), "uint8")
-    inside = fitted(picture[None], (48, 40), resize=resize).numpy()[0]
-    outside = to_rgb_array(picture, (48, 40), resize=resize).astype("float32")
+    image = rng.integers(0, 256, (*shape, 3), "uint8")
+    inside = fitted(image[None], (48, 40), resize=resize).numpy()[0]
+    outside = to_rgb_array(image, (48, 40), resize=resize).astype("float32")
     assert np.abs(inside - outside).max() <= 2  # Pillow rounds in between
 
 
-def encoded(picture, form, **options):
+def encoded(image, form, **options):
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, form, **options)
+    Image.fromarray(image).save(stream, form, **options)
     return stream.getvalue()
 
 
-def test_a_saved_model_takes_encoded_pictures_of_several_sizes_and_formats(run, served):
+def test_a_saved_model_takes_encoded_images_of_several_sizes_and_formats(run, served):
     rng = np.random.default_rng(2)
-    pictures = [
+    images = [
         np.asarray(
             Image.fromarray(rng.integers(0, 256, (5, 4, 3), "uint8")).resize(size, Image.Resampling.BICUBIC)
         )
         for size in ((80, 60), (32, 32), (50, 70), (40, 40))
     ]
-    clear = np.dstack([pictures[1], np.linspace(0, 255, 32 * 32).reshape(32, 32).astype("uint8")])
+    clear = np.dstack([images[1], np.linspace(0, 255, 32 * 32).reshape(32, 32).astype("uint8")])
     files = [
-        encoded(pictures[0], "JPEG", quality=90),
-        encoded(pictures[2], "PNG"),
+        encoded(images[0], "JPEG", quality=90),
+        encoded(images[2], "PNG"),
         encoded(clear, "PNG"),
-        encoded(pictures[3], "BMP"),
-        encoded(pictures[0][..., 0], "JPEG"),
+        encoded(images[3], "BMP"),
+        encoded(images[0][..., 0], "JPEG"),
     ]
     answer = served.signatures["encoded"](encoded=np.array(files, object))
     outside = np.stack([decode(file, run.image_size) for file in files]).astype("float32")
@@ -207,10 +207,10 @@ def test_a_saved_model_resizes_as_the_run_did(run, resize, tmp_path):
     write_saved_model(
         run.model, tmp_path / "1", image_size=(32, 32), class_names=run.class_names, resize=resize
     )
-    picture = np.full((40, 200, 3), (40, 60, 220), "uint8")
-    picture[:, :60] = picture[:, -60:] = (220, 50, 40)
-    found = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"](images=picture[None])
-    small = to_rgb_array(picture, (32, 32), resize=resize)[None].astype("float32")
+    image = np.full((40, 200, 3), (40, 60, 220), "uint8")
+    image[:, :60] = image[:, -60:] = (220, 50, 40)
+    found = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"](images=image[None])
+    small = to_rgb_array(image, (32, 32), resize=resize)[None].astype("float32")
     assert np.abs(found["probabilities"].numpy() - np.asarray(run.model(small))).max() < 0.02
 
 
@@ -224,7 +224,7 @@ def test_a_file_that_differs_is_not_kept_and_the_earlier_stays(place, tmp_path, 
     assert "agree" not in capsys.readouterr().err
     real = formats.Graph
 
-    class Scaled(real):  # pictures scaled twice, the classic mistake
+    class Scaled(real):  # images scaled twice, the classic mistake
         def __init__(self, model, image_size):
             import keras
 
@@ -293,7 +293,7 @@ def test_by_default_it_goes_into_the_run(place, capsys):
     assert room.main([str(place), "--to", "saved-model", "--max-images", "5"]) == 0
     assert (place / "exported" / "saved-model" / "saved_model.pb").is_file()
     told = capsys.readouterr()
-    assert told.out.count("\n") == 1 and "on 5 held-out pictures" in told.out.lower()
+    assert told.out.count("\n") == 1 and "on 5 held-out images" in told.out.lower()
     assert "Converting colors to saved-model" in told.err
 
 
@@ -342,7 +342,7 @@ def test_a_missing_package_is_said(run, kind, quantize, package, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_other_pictures_where_the_runs_own_are_gone(place, color_folder, tmp_path):
+def test_other_images_where_the_runs_own_are_gone(place, color_folder, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"
@@ -352,7 +352,7 @@ def test_other_pictures_where_the_runs_own_are_gone(place, color_folder, tmp_pat
     with pytest.raises(InputError, match="--data DIR"):
         room.export(copy, to="litert")
     done = room.export(copy, to="litert", quantize="int8", data=color_folder, max_images=30)
-    assert done.num_pictures == 30 and done.accuracy > 0.9
+    assert done.num_images == 30 and done.accuracy > 0.9
 
 
 def test_a_run_in_bfloat16_is_exported_in_float32(run, tmp_path):
@@ -444,7 +444,7 @@ def test_help_needs_no_tensorflow():
 
 def test_to_dict_is_for_json(run, tmp_path):
     done = room.export(run, to="litert", output=tmp_path / "out", max_images=4)
-    assert json.loads(json.dumps(done.to_dict()))["num_pictures"] == 4
+    assert json.loads(json.dumps(done.to_dict()))["num_images"] == 4
     assert done.to_text().startswith("litert: ") and "\n" not in done.to_text()
 
 
@@ -465,9 +465,7 @@ def test_families_of_networks_go_into_every_format(run, name, tmp_path):
     import transfer
 
     base = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(64, 64, 3))
-    low, high = (
-        (0, 255) if name.startswith(("Eff", "MobileNetV3")) else (-1, 1)
-    )  # these scale pictures inside
+    low, high = (0, 255) if name.startswith(("Eff", "MobileNetV3")) else (-1, 1)  # these scale images inside
     calibrate(base, np.random.default_rng(0).uniform(low, high, (16, 64, 64, 3)).astype("float32"))
     model = transfer.small_similar(base, 3)
     for kind in room.KINDS:

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers.images import write_picture
+from helpers.images import write_image
 from helpers.networks import make_tiny
 
 from transfer.cases.builders import small_similar
@@ -31,7 +31,7 @@ TWO_PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers
 
 
 @pytest.fixture(scope="module")
-def trunk():
+def extractor():
     return surgery.slice_at(make_tiny(), "pool")
 
 
@@ -46,14 +46,14 @@ def soon(monkeypatch):
     monkeypatch.setattr(beam_extraction, "_LOOKING", 0.01)
 
 
-def on_beam(trunk, split, cache, **options):
+def on_beam(extractor, split, cache, **options):
     settings = {"engine": "keras", "batch_size": 4, "shard_size": 5}
-    return extract_with_beam(trunk, split, image_size=SIZE, cache=cache, **{**settings, **options})
+    return extract_with_beam(extractor, split, image_size=SIZE, cache=cache, **{**settings, **options})
 
 
-def locally(trunk, split, cache, **options):
+def locally(extractor, split, cache, **options):
     settings = {"engine": "keras", "batch_size": 4}
-    return extraction.extract(trunk, split, image_size=SIZE, cache=cache, **{**settings, **options})
+    return extraction.extract(extractor, split, image_size=SIZE, cache=cache, **{**settings, **options})
 
 
 def other_cache(cache):
@@ -68,15 +68,15 @@ def passes(cache):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_it_gives_what_the_local_pass_gives_to_the_last_bit(dtype, trunk, split, cache):
-    """Batches differ, but the engine runs as many pictures at a time, whatever they are."""
-    found = on_beam(trunk, split, cache, dtype=dtype)
-    expected = locally(trunk, split, other_cache(cache), dtype=dtype)
+def test_it_gives_what_the_local_pass_gives_to_the_last_bit(dtype, extractor, split, cache):
+    """Batches differ, but the engine runs as many images at a time, whatever they are."""
+    found = on_beam(extractor, split, cache, dtype=dtype)
+    expected = locally(extractor, split, other_cache(cache), dtype=dtype)
     assert found.computed == len(split) == len(found) and found.engine == "keras"
     assert np.array_equal(found.load(), expected.load())
     assert np.ptp(expected.load(), axis=0).max() > 0
     assert found.shapes == expected.shapes
-    again = locally(trunk, split, cache, dtype=dtype)
+    again = locally(extractor, split, cache, dtype=dtype)
     assert again.computed == 0 and np.array_equal(again.load(), expected.load())
     assert [f.name for f in cache.folder.glob("*.shelf")] == [
         f.name for f in other_cache(cache).folder.glob("*.shelf")
@@ -93,40 +93,40 @@ def test_a_network_whose_outputs_are_several_maps_is_run_too(split, cache):
 
 
 @pytest.mark.parametrize("kind", ["grey arrays", "arrays", "encoded"])
-def test_pictures_that_are_no_files_travel_in_the_shards(kind, trunk, split, cache):
+def test_images_that_are_no_files_travel_in_the_shards(kind, extractor, split, cache):
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (24, 20, 28, 3), "uint8")
     labels = np.arange(24) % 2
     if kind == "encoded":
-        pictures = [Path(split.pictures[i]).read_bytes() for i in range(12)]
-        split = feature_shards.Split(pictures, labels[:12], list("abcdefghijkl"), resize="pad")
+        encoded = [Path(split.images[i]).read_bytes() for i in range(12)]
+        split = feature_shards.Split(encoded, labels[:12], list("abcdefghijkl"), resize="pad")
     else:
         split = load_data((images[..., 0] if kind == "grey arrays" else images, labels), resize="crop").train
-    found, expected = on_beam(trunk, split, cache), locally(trunk, split, other_cache(cache))
+    found, expected = on_beam(extractor, split, cache), locally(extractor, split, other_cache(cache))
     assert np.array_equal(found.load(), expected.load()) and len(np.unique(found.load()[:, 0])) > 5
 
 
-def test_copies_are_computed_once(trunk, split, cache, monkeypatch):
+def test_copies_are_computed_once(extractor, split, cache, monkeypatch):
     seen, read = [], feature_shards.reports
     monkeypatch.setattr(feature_shards, "reports", lambda folder: seen.extend(read(folder)) or seen)
-    found = on_beam(trunk, split.take([0, 1, 0, 2, 1]), cache)
-    assert found.computed == 3 == sum(report.pictures for report in seen)
+    found = on_beam(extractor, split.take([0, 1, 0, 2, 1]), cache)
+    assert found.computed == 3 == sum(report.images for report in seen)
     assert np.array_equal(found.load()[0], found.load()[2])
 
 
 # Nothing twice
 
 
-def test_what_is_there_is_not_computed_again(trunk, split, cache, monkeypatch):
-    locally(trunk, split.take(range(0, len(split), 2)), cache)
-    found = on_beam(trunk, split, cache)
+def test_what_is_there_is_not_computed_again(extractor, split, cache, monkeypatch):
+    locally(extractor, split.take(range(0, len(split), 2)), cache)
+    found = on_beam(extractor, split, cache)
     assert found.computed == len(split) // 2
-    monkeypatch.setattr(beam_runner, "work_off", None)  # it is not asked
-    again = on_beam(trunk, split, cache)
+    monkeypatch.setattr(beam_runner, "run_shards", None)  # it is not asked
+    again = on_beam(extractor, split, cache)
     assert (again.computed, again.engine) == (0, "") and np.array_equal(again.load(), found.load())
 
 
-def test_a_pass_that_died_goes_on_where_it_was(trunk, split, cache, monkeypatch):
+def test_a_pass_that_died_goes_on_where_it_was(extractor, split, cache, monkeypatch):
     class Killed(Exception):
         pass
 
@@ -141,81 +141,81 @@ def test_a_pass_that_died_goes_on_where_it_was(trunk, split, cache, monkeypatch)
 
     monkeypatch.setattr(Worker, "_computed", dies_at_the_third)
     with pytest.raises(Exception, match="Killed"):
-        on_beam(trunk, split, cache)
+        on_beam(extractor, split, cache)
     assert not passes(cache)
     kept = sum(shards[:2])
-    found = on_beam(trunk, split, cache)
+    found = on_beam(extractor, split, cache)
     assert 0 < kept < len(split) and found.computed == len(split) - kept == sum(shards[3:])
-    assert np.array_equal(found.load(), locally(trunk, split, other_cache(cache)).load())
+    assert np.array_equal(found.load(), locally(extractor, split, other_cache(cache)).load())
 
 
-def test_a_shard_that_is_given_out_again_is_not_computed_again(trunk, split, cache):
+def test_a_shard_that_is_given_out_again_is_not_computed_again(extractor, split, cache):
     """Clusters do so when they have lost sight of a worker."""
-    plan = plan_of(trunk, split, cache)
+    plan = plan_of(extractor, split, cache)
     with feature_shards.pass_folder(cache.folder) as folder:
-        lay_out(folder, trunk, plan, split)
-        assert Worker(folder).work(0).pictures == len(split)
+        lay_out(folder, extractor, plan, split)
+        assert Worker(folder).work(0).images == len(split)
         assert Worker(folder).work(0) is None
-    assert locally(trunk, split, cache).computed == 0
+    assert locally(extractor, split, cache).computed == 0
 
 
-def plan_of(trunk, split, cache, **changes):
-    shelf = locally(trunk, split.take([0]), other_cache(cache)).shelf
+def plan_of(extractor, split, cache, **changes):
+    store = locally(extractor, split.take([0]), other_cache(cache)).store
     cache.folder.mkdir(parents=True, exist_ok=True)
     options = {"image_size": SIZE, "resize": split.resize, "dtype": "float32", "engine": "keras"}
     options |= {
         "precision": "float32",
         "batch_size": 4,
         "limit": 10**9,
-        "shelf": shelf.folder.name,
+        "store": store.folder.name,
         **changes,
     }
-    return feature_shards.Plan(**options)
+    return feature_shards.PassSettings(**options)
 
 
-def lay_out(folder, trunk, plan, split):
-    feature_shards.lay_out(folder, trunk, plan, split, count=1)
+def lay_out(folder, extractor, plan, split):
+    feature_shards.lay_out(folder, extractor, plan, split, count=1)
 
 
 # What can go wrong
 
 
-def test_what_the_local_pass_refuses_is_refused(trunk, split, cache, tmp_path):
+def test_what_the_local_pass_refuses_is_refused(extractor, split, cache, tmp_path):
     with pytest.raises(InputError, match="Received: an empty split"):
-        on_beam(trunk, split.take([]), cache)
+        on_beam(extractor, split.take([]), cache)
     with pytest.raises(InputError, match="shard_size of 1"):
-        on_beam(trunk, split, cache, shard_size=0)
+        on_beam(extractor, split, cache, shard_size=0)
     with pytest.raises(InputError, match="Did you mean 'keras'"):
-        on_beam(trunk, split, cache, engine="kers")
+        on_beam(extractor, split, cache, engine="kers")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Cannot write"):
-        on_beam(trunk, split, FeatureCache(tmp_path / "file" / "cache"))
+        on_beam(extractor, split, FeatureCache(tmp_path / "file" / "cache"))
 
 
-def test_a_cache_that_cannot_be_made_costs_the_keeping_alone(trunk, split, monkeypatch, tmp_path, caplog):
+def test_a_cache_that_cannot_be_made_costs_the_keeping_alone(extractor, split, monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "file" / "cache"))
-    found = on_beam(trunk, split.take(range(6)), None)
+    found = on_beam(extractor, split.take(range(6)), None)
     assert found.computed == 6 and "not kept for the next run" in caplog.text
 
 
-def test_errors_of_workers_are_one_sentence(trunk, split, cache):
-    broken = surgery.clone(trunk)
+def test_errors_of_workers_are_one_sentence(extractor, split, cache):
+    broken = surgery.clone(extractor)
     broken.get_layer("block3_bn").gamma.assign(np.full(16, np.nan, "float32"))
     with pytest.raises(InputError, match="gives NaN") as caught:
         on_beam(broken, split, cache)
     assert "Traceback" not in str(caught.value) and len(str(caught.value)) < 300
-    assert all(shelf.rows == 0 for shelf in cache.shelves()) and not passes(cache)
+    assert all(store.rows == 0 for store in cache.stores()) and not passes(cache)
 
 
-def test_a_picture_that_is_gone_is_named_and_the_others_stay(trunk, tmp_path, cache):
+def test_a_image_that_is_gone_is_named_and_the_others_stay(extractor, tmp_path, cache):
     for i in range(12):
-        write_picture(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", (40 * i % 256, 90, 200), seed=i)
+        write_image(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", (40 * i % 256, 90, 200), seed=i)
     split = load_data(tmp_path / "photos", val=0, test=0).train
-    os.unlink(split.pictures[7])
+    os.unlink(split.images[7])
     with pytest.raises(InputError, match=r"Cannot read .*photos.*no such file") as caught:
-        on_beam(trunk, split, cache, shard_size=1, batch_size=1)
-    assert os.path.basename(split.pictures[7]) in str(caught.value) and "\n" not in str(caught.value)
+        on_beam(extractor, split, cache, shard_size=1, batch_size=1)
+    assert os.path.basename(split.images[7]) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_network_that_cannot_be_loaded_safely_is_refused(split, cache):
@@ -238,23 +238,23 @@ def test_a_network_that_cannot_be_saved_is_refused_and_leaves_nothing(split, cac
     model = keras.Sequential([keras.Input((*SIZE, 3)), Stubborn()])
     with pytest.raises(InputError, match=r"cannot be saved for the workers: not to .*get_config"):
         on_beam(model, split, cache)
-    assert all(shelf.rows == 0 for shelf in cache.shelves()) and not passes(cache)
+    assert all(store.rows == 0 for store in cache.stores()) and not passes(cache)
 
 
-def test_a_worker_that_would_give_other_numbers_is_refused(trunk, split, cache):
-    plan = plan_of(trunk, split, cache, shelf="another.shelf")
+def test_a_worker_that_would_give_other_numbers_is_refused(extractor, split, cache):
+    plan = plan_of(extractor, split, cache, store="another.shelf")
     with feature_shards.pass_folder(cache.folder) as folder:
-        lay_out(folder, trunk, plan, split)
+        lay_out(folder, extractor, plan, split)
         with pytest.raises(InputError, match="gives other numbers"):
             Worker(folder)
 
 
-def test_a_disk_that_workers_do_not_see_is_noticed(trunk, split, cache, monkeypatch, tmp_path):
+def test_a_disk_that_workers_do_not_see_is_noticed(extractor, split, cache, monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"to see .*TRANSFER_CACHE"):
-        feature_shards.work_off(0, str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(beam_runner, "work_off", lambda *arguments: None)
-    with pytest.raises(InputError, match=f"{len(split)} pictures are not in"):
-        on_beam(trunk, split, cache)
+        feature_shards.run_shards(0, str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(beam_runner, "run_shards", lambda *arguments: None)
+    with pytest.raises(InputError, match=f"{len(split)} images are not in"):
+        on_beam(extractor, split, cache)
 
 
 def test_what_killed_passes_left_is_removed_later(cache):
@@ -268,10 +268,10 @@ def test_what_killed_passes_left_is_removed_later(cache):
     assert passes(cache) == [new]
 
 
-def test_without_beam_it_is_said_how_to_install_it(trunk, split, cache, monkeypatch, capsys):
+def test_without_beam_it_is_said_how_to_install_it(extractor, split, cache, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(InputError, match=r'pip install "transfer\[beam\]"'):
-        on_beam(trunk, split, cache)
+        on_beam(extractor, split, cache)
     assert main(["--data", "emoji"]) == 2
     assert "transfer[beam]" in capsys.readouterr().err
 
@@ -279,30 +279,30 @@ def test_without_beam_it_is_said_how_to_install_it(trunk, split, cache, monkeypa
 # Shards and workers
 
 
-def test_what_beam_is_told_is_small(trunk, split, cache, monkeypatch):
-    """Numbers of shards; and in the file of a shard, paths and not pictures."""
+def test_what_beam_is_told_is_small(extractor, split, cache, monkeypatch):
+    """Numbers of shards; and in the file of a shard, paths and not images."""
     monkeypatch.setattr(
-        feature_shards, "work_off", lambda number, folder: Path(folder, f"{number}.told").touch()
+        feature_shards, "run_shards", lambda number, folder: Path(folder, f"{number}.told").touch()
     )
-    plan = plan_of(trunk, split, cache)
+    plan = plan_of(extractor, split, cache)
     with feature_shards.pass_folder(cache.folder) as folder:
-        feature_shards.lay_out(folder, trunk, plan, split, count=3)
+        feature_shards.lay_out(folder, extractor, plan, split, count=3)
         sizes = [path.stat().st_size for path in folder.glob("*.shard")]
-        beam_runner.work_off(folder, 3, beam_runner.read_options([]))
+        beam_runner.run_shards(folder, 3, beam_runner.read_options([]))
         told = sorted(path.name for path in folder.glob("*.told"))
         found = [feature_shards.read_shard(path, "stretch") for path in sorted(folder.glob("*.shard"))]
     assert told == ["0.told", "1.told", "2.told"]
     assert sum(sizes) < 3 * 1200 + 300 * len(split)
-    assert sorted(p for part in found for p in part.pictures) == sorted(map(str, split.pictures))
+    assert sorted(p for part in found for p in part.images) == sorted(map(str, split.images))
     assert sorted(d for part in found for d in part.digests) == sorted(split.digests)
 
 
-def test_a_shard_is_a_sample_of_all_pictures(trunk, colors, cache):
+def test_a_shard_is_a_sample_of_all_images(extractor, colors, cache):
     split = colors.train
-    plan = plan_of(trunk, split, cache)
+    plan = plan_of(extractor, split, cache)
     names = {digest: name for digest, name in zip(split.digests, split.names, strict=True)}
     with feature_shards.pass_folder(cache.folder) as folder:
-        feature_shards.lay_out(folder, trunk, plan, split, count=4)
+        feature_shards.lay_out(folder, extractor, plan, split, count=4)
         for path in folder.glob("*.shard"):
             of_class = {
                 Path(names[d]).parent.name for d in feature_shards.read_shard(path, "stretch").digests
@@ -337,27 +337,27 @@ def test_messages_are_found_in_whatever_wraps_them():
 
 def test_the_rate_is_that_of_all_workers_without_their_start():
     reports = [Done("a", 10, 0, 5, 2, 9, 5), Done("a", 12, 9, 9.5, 2, 10, 5), Done("b", 22, 0, 6, 2, 11, 4)]
-    assert feature_shards.per_picture(reports) == pytest.approx(1 / (4 + 4))
-    assert feature_shards.per_picture([Done("a", 2, 0, 5, 2, 5, 5)]) is None
-    assert feature_shards.per_picture([]) is None
+    assert feature_shards.per_image(reports) == pytest.approx(1 / (4 + 4))
+    assert feature_shards.per_image([Done("a", 2, 0, 5, 2, 5, 5)]) is None
+    assert feature_shards.per_image([]) is None
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same(trunk, split, cache, monkeypatch):
+def test_two_processes_give_the_same(extractor, split, cache, monkeypatch):
     seen, read = [], feature_shards.reports
     monkeypatch.setattr(feature_shards, "reports", lambda folder: seen.extend(read(folder)) or seen)
-    found = on_beam(trunk, split, cache, options=TWO_PROCESSES)
+    found = on_beam(extractor, split, cache, options=TWO_PROCESSES)
     assert found.computed == len(split)
-    assert np.array_equal(found.load(), locally(trunk, split, other_cache(cache)).load())
+    assert np.array_equal(found.load(), locally(extractor, split, other_cache(cache)).load())
     workers = {report.worker for report in seen}
     assert len(workers) == 2 and not any(worker.endswith(f" {os.getpid()}") for worker in workers)
-    counts = [sum(r.pictures for r in seen if r.worker == worker) for worker in workers]
+    counts = [sum(r.images for r in seen if r.worker == worker) for worker in workers]
     assert sum(counts) == len(split) and max(counts) - min(counts) <= 5
 
 
 @pytest.mark.slow
-def test_errors_of_other_processes_are_one_sentence_too(trunk, split, cache, capfd):
-    broken = surgery.clone(trunk)
+def test_errors_of_other_processes_are_one_sentence_too(extractor, split, cache, capfd):
+    broken = surgery.clone(extractor)
     broken.get_layer("block3_bn").gamma.assign(np.full(16, np.nan, "float32"))
     with pytest.raises(InputError, match="gives NaN"):
         on_beam(broken, split, cache, options=TWO_PROCESSES)
@@ -378,13 +378,13 @@ def test_training_finds_what_the_command_computed(color_folder, monkeypatch, tmp
     said = capsys.readouterr().out
     data = load_data(color_folder)
     count = len(data.train) + len(data.val)
-    assert f"train, val: {count} of {count} pictures computed" in said
-    assert "pictures/s" in said and str(tmp_path / "mine") in said
+    assert f"train, val: {count} of {count} images computed" in said
+    assert "images/s" in said and str(tmp_path / "mine") in said
     model = small_similar(load_backbone(str(tmp_path / "tiny.keras")), data.num_classes, preprocessing="tf")
     assert fit(model, data, engine="keras", verbose=0).computed == 0
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert f"train, val, test: {len(data.test)} of {count + len(data.test)} pictures computed" in said
+    assert f"train, val, test: {len(data.test)} of {count + len(data.test)} images computed" in said
     monkeypatch.setattr("transfer.frozen.extraction._chunks", None)
     assert evaluate(model, data, engine="keras").accuracy > 0.5
     assert logging.getLogger("transfer").handlers == handlers

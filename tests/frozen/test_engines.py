@@ -13,7 +13,7 @@ from helpers.networks import (
     calibrate,
     infer,
     make_tiny,
-    raw_pictures,
+    raw_images,
     snapshot,
     two_replicas,
 )
@@ -37,7 +37,7 @@ WAYS = [
 
 @pytest.fixture
 def raw_tiny():
-    """A network that eats raw pictures."""
+    """A network that eats raw images."""
     return surgery.clone(make_tiny(), preprocess=keras.layers.Rescaling(1 / 127.5, offset=-1))
 
 
@@ -58,7 +58,7 @@ def mixed(size=32, *, normalization=False):
         x = layers.BatchNormalization()(x)
         x = layers.SpatialDropout2D(0.5)(x)
     model = keras.Model(image, x, name="mixed")
-    calibrate(model, raw_pictures(16, size))
+    calibrate(model, raw_images(16, size))
     return model
 
 
@@ -74,13 +74,13 @@ def assert_equal(model, name, images, *, tolerance=None):
 
 @pytest.mark.parametrize("name", WAYS)
 def test_equals_keras(name, raw_tiny):
-    assert_equal(raw_tiny, name, raw_pictures(19))
+    assert_equal(raw_tiny, name, raw_images(19))
 
 
 @pytest.mark.parametrize("normalization", [False, True])
 @pytest.mark.parametrize("name", WAYS)
 def test_maps_depthwise_relu6_and_random_layers_equal_keras(name, normalization):
-    assert_equal(mixed(normalization=normalization), name, raw_pictures(9))
+    assert_equal(mixed(normalization=normalization), name, raw_images(9))
 
 
 @pytest.mark.slow
@@ -94,21 +94,21 @@ def test_families_equal_keras(builder, name):
         weights=None, input_shape=(64, 64, 3), include_top=False, pooling="avg"
     )
     model = surgery.clone(base, preprocess=preprocessing_of(base))
-    calibrate(model, raw_pictures(32, 64))
-    # Random weights, and noise for pictures, round worse in bfloat16 than what networks are made for.
-    assert_equal(model, name, raw_pictures(9, 64), tolerance=0.3 if name.endswith("bfloat16") else 1e-3)
+    calibrate(model, raw_images(32, 64))
+    # Random weights, and noise for images, round worse in bfloat16 than what networks are made for.
+    assert_equal(model, name, raw_images(9, 64), tolerance=0.3 if name.endswith("bfloat16") else 1e-3)
 
 
 @pytest.mark.parametrize("name", WAYS[1:])
 def test_real_weights_equal_keras(name):
     base = transfer.load_backbone("EfficientNetLite0", image_size=64)
-    model = surgery.trunk_of(surgery.clone(base, preprocess=preprocessing_of(base)))
-    assert_equal(model, name, raw_pictures(9, 64), tolerance=0.15 if name.endswith("bfloat16") else 1e-4)
+    model = surgery.feature_extractor_of(surgery.clone(base, preprocess=preprocessing_of(base)))
+    assert_equal(model, name, raw_images(9, 64), tolerance=0.15 if name.endswith("bfloat16") else 1e-4)
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_bytes_short_batches_and_single_pictures(name, raw_tiny):
-    images = raw_pictures(7).round().astype("uint8")
+def test_bytes_short_batches_and_single_images(name, raw_tiny):
+    images = raw_images(7).round().astype("uint8")
     engine = Engine(raw_tiny, [name], 7)
     whole = engine(images)
     limit = TOLERANCE["bfloat16"] if name.endswith("bfloat16") else 1e-5
@@ -125,13 +125,13 @@ def test_nothing_is_traced_again_for_a_short_batch(raw_tiny, monkeypatch):
     monkeypatch.setattr(engines, "_constant_function", lambda *a: made.append(a[1]) or original(*a))
     engine = make_engine(raw_tiny, engine="keras", batch_size=8)
     for count in (8, 3, 1, 8):
-        engine(raw_pictures(count))
+        engine(raw_images(count))
     assert made == [(8, 32, 32, 3)]
 
 
 def test_the_network_is_left_as_it_was(raw_tiny):
     before = snapshot(raw_tiny)
-    make_engine(raw_tiny)(raw_pictures(4))
+    make_engine(raw_tiny)(raw_images(4))
     assert_bit_equal(before, snapshot(raw_tiny))
     assert not raw_tiny.compiled
 
@@ -139,7 +139,7 @@ def test_the_network_is_left_as_it_was(raw_tiny):
 @pytest.mark.parametrize("name", WAYS)
 def test_always_inference_mode(name):
     """A model whose layers would do something else in training gives the same twice."""
-    model, images = mixed(), raw_pictures(4)
+    model, images = mixed(), raw_images(4)
     engine = Engine(model, [name], 4)
     np.testing.assert_array_equal(engine(images), engine(images))
 
@@ -153,7 +153,7 @@ def test_a_wrong_result_is_noticed_and_another_engine_takes_over(name, raw_tiny,
         return (lambda images: run(images)[:, ::-1]) if way == name else run
 
     monkeypatch.setattr(engines, "_make", wrong)
-    images = raw_pictures(5)
+    images = raw_images(5)
     engine = Engine(
         raw_tiny, [name, "keras", "keras predict"] if name != "keras" else [name, "keras predict"], 8
     )
@@ -168,9 +168,9 @@ def test_a_wrong_result_is_noticed_and_another_engine_takes_over(name, raw_tiny,
 def test_bfloat16_keeps_large_maps_in_float32():
     """The first layers make most of the error; a network is cut where its maps are small, as every path runs."""
     base = transfer.load_backbone("EfficientNetLite0", image_size=64)
-    model = surgery.trunk_of(surgery.clone(base, preprocess=preprocessing_of(base)))
+    model = surgery.feature_extractor_of(surgery.clone(base, preprocess=preprocessing_of(base)))
     assert engines._small_maps(model) is model.get_layer("block3a_project_bn").output
-    images = raw_pictures(9, 64)
+    images = raw_images(9, 64)
     expected = infer(model, images)
     errors = {}
     for parts in (True, False):
@@ -191,7 +191,7 @@ def test_small_maps_are_never_inside_a_skip_connection_or_before_an_activation(t
 def test_bfloat16_gives_way_to_float32_before_keras(raw_tiny, monkeypatch, caplog):
     monkeypatch.setitem(engines.TOLERANCE, "bfloat16", 1e-6)
     engine = Engine(raw_tiny, ["openvino bfloat16", "openvino float32", "keras", "keras predict"], 8)
-    engine(raw_pictures(5))
+    engine(raw_images(5))
     assert engine.name == "openvino float32"
     assert len(caplog.records) == 1
 
@@ -206,10 +206,10 @@ def test_infinity_in_a_later_batch_is_noticed(raw_tiny, monkeypatch, caplog):
 
     monkeypatch.setattr(engines, "_make", broken)
     engine = Engine(raw_tiny, ["openvino float32", "keras", "keras predict"], 8)
-    engine(raw_pictures(5))
+    engine(raw_images(5))
     assert not caplog.records
     bad.append(True)
-    assert np.isfinite(engine(raw_pictures(5))).all()
+    assert np.isfinite(engine(raw_images(5))).all()
     assert engine.name == "keras"
 
 
@@ -219,7 +219,7 @@ def test_a_failing_compiler_is_named_in_one_line(raw_tiny, monkeypatch, caplog):
 
     monkeypatch.setattr(engines, "_openvino", fail)
     engine = Engine(raw_tiny, ["openvino float32", "keras", "keras predict"], 8)
-    engine(raw_pictures(5))
+    engine(raw_images(5))
     assert engine.name == "keras"
     assert "engine openvino float32 failed (RuntimeError: no such operation); keras instead." in caplog.text
     assert len(caplog.records) == 1
@@ -229,8 +229,8 @@ def test_a_failing_compiler_is_named_in_one_line(raw_tiny, monkeypatch, caplog):
 def test_nan_weights_are_an_error_that_names_the_network(name, raw_tiny):
     layer = raw_tiny.get_layer("block2_conv")
     layer.set_weights([np.full_like(w, np.nan) for w in layer.get_weights()])
-    with pytest.raises(InputError, match="'tiny' gives NaN or infinity on these pictures"):
-        Engine(raw_tiny, [name, "keras predict"], 8)(raw_pictures(5))
+    with pytest.raises(InputError, match="'tiny' gives NaN or infinity on these images"):
+        Engine(raw_tiny, [name, "keras predict"], 8)(raw_images(5))
 
 
 @needs_openvino
@@ -247,7 +247,7 @@ def test_half_precision_models_are_compared_as_such():
     )
     for name in ("openvino float32", "keras"):
         engine = Engine(model, [name, "keras predict"], 8)
-        assert engine(raw_pictures(5, 16)).dtype == np.float32
+        assert engine(raw_images(5, 16)).dtype == np.float32
         assert engine.name == name
 
 
@@ -257,7 +257,7 @@ def test_two_replicas(engine):
         model = surgery.clone(make_tiny(), preprocess=keras.layers.Rescaling(1 / 127.5, offset=-1))
     run = make_engine(model, engine=engine, precision="float32", batch_size=6)
     for count in (6, 5, 1):
-        images = raw_pictures(count)
+        images = raw_images(count)
         result = run(images)
         assert result.shape == (count, 5)
         assert relative_error(result, np.asarray(model(images, training=False))) < 1e-4
@@ -312,8 +312,8 @@ def test_wrong_options(options, message, raw_tiny):
         np.zeros((2, 32, 32, 3), "complex64"),
     ],
 )
-def test_wrong_pictures(images, raw_tiny):
-    with pytest.raises(InputError, match=r"Expected 1 to 8 pictures of shape \(32, 32, 3\)"):
+def test_wrong_images(images, raw_tiny):
+    with pytest.raises(InputError, match=r"Expected 1 to 8 images of shape \(32, 32, 3\)"):
         make_engine(raw_tiny, engine="keras", batch_size=8)(images)
 
 
@@ -321,9 +321,9 @@ def test_a_network_of_any_size_takes_that_of_the_first_batch():
     image = keras.Input((None, None, 3))
     model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image)))
     engine = make_engine(model, engine="keras")
-    assert engine(raw_pictures(3, 20)).shape == (3, 4)
+    assert engine(raw_images(3, 20)).shape == (3, 4)
     with pytest.raises(InputError, match=r"\(20, 20, 3\)"):
-        engine(raw_pictures(3, 24))
+        engine(raw_images(3, 24))
 
 
 def run_python(code, **environment):

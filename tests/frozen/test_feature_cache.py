@@ -31,28 +31,28 @@ def digests_of(numbers):
 
 
 def rows_of(numbers, shape=(3,), dtype="float16"):
-    """What the network gave for each picture: noise from its number."""
+    """What the network gave for each image: noise from its number."""
     made = [np.random.default_rng([number]).normal(size=shape) for number in numbers]
     return np.array(made, dtype).reshape(-1, *shape)
 
 
-def open_shelf(folder, *, key=KEY, shape=(3,), dtype="float16", limit=LIMIT):
-    return FeatureCache(folder, limit=limit).shelf(key, shape=shape, dtype=dtype, about={"network": "tiny"})
+def open_store(folder, *, key=KEY, shape=(3,), dtype="float16", limit=LIMIT):
+    return FeatureCache(folder, limit=limit).store(key, shape=shape, dtype=dtype, about={"network": "tiny"})
 
 
-def fill(shelf, numbers):
-    return shelf.append(digests_of(numbers), rows_of(numbers, shelf.shape, shelf.dtype))
+def fill(store, numbers):
+    return store.append(digests_of(numbers), rows_of(numbers, store.shape, store.dtype))
 
 
-def files_of(shelf):
-    return sorted(shelf.folder.glob("*" + SUFFIX))
+def files_of(store):
+    return sorted(store.folder.glob("*" + SUFFIX))
 
 
-def check(shelf, numbers):
-    """All of these pictures are there, with their own rows."""
-    ids = shelf.find(digests_of(numbers))
+def check(store, numbers):
+    """All of these images are there, with their own rows."""
+    ids = store.find(digests_of(numbers))
     assert (ids >= 0).all()
-    assert np.array_equal(shelf.take(ids), rows_of(numbers, shelf.shape, shelf.dtype))
+    assert np.array_equal(store.take(ids), rows_of(numbers, store.shape, store.dtype))
 
 
 def run(code, *arguments, **options):
@@ -78,12 +78,12 @@ def finish(process):
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
 def test_rows_come_back_in_any_order_from_any_files(shape, dtype, tmp_path):
     rng = np.random.default_rng(0)
-    shelf = open_shelf(tmp_path, shape=shape, dtype=dtype)
+    store = open_store(tmp_path, shape=shape, dtype=dtype)
     edges = [0, 1, 3, 3, 17, 60, 61, 100]
-    ids = np.concatenate([fill(shelf, range(a, b)) for a, b in pairwise(edges)])
+    ids = np.concatenate([fill(store, range(a, b)) for a, b in pairwise(edges)])
     rows = rows_of(range(100), shape, dtype)
-    assert len(files_of(shelf)) == 6 and len(shelf) == 100
-    for each in (shelf, open_shelf(tmp_path, shape=shape, dtype=dtype)):
+    assert len(files_of(store)) == 6 and len(store) == 100
+    for each in (store, open_store(tmp_path, shape=shape, dtype=dtype)):
         assert len(each) == 100 and np.array_equal(each.find(digests_of(range(100))), ids)
         for _ in range(20):
             wanted = rng.integers(0, 100, rng.integers(0, 150))  # some several times
@@ -95,77 +95,77 @@ def test_rows_come_back_in_any_order_from_any_files(shape, dtype, tmp_path):
 
 
 def test_what_is_not_there_is_minus_one(tmp_path):
-    shelf = open_shelf(tmp_path)
-    assert shelf.find(digests_of(range(3))).tolist() == [-1, -1, -1] and len(shelf) == 0
-    fill(shelf, [5, 6])
-    found = shelf.find(digests_of([9, 6, 8, 5, 7]))
+    store = open_store(tmp_path)
+    assert store.find(digests_of(range(3))).tolist() == [-1, -1, -1] and len(store) == 0
+    fill(store, [5, 6])
+    found = store.find(digests_of([9, 6, 8, 5, 7]))
     assert (found >= 0).tolist() == [False, True, False, True, False]
     assert found.dtype == np.int64
 
 
 def test_nothing_is_appended_found_and_taken(tmp_path):
-    shelf = open_shelf(tmp_path, shape=(2, 2, 3))
-    assert shelf.append([], np.zeros((0, 2, 2, 3))).shape == (0,)
-    assert not files_of(shelf)
-    assert shelf.find([]).shape == (0,) and shelf.take(np.zeros(0, int)).shape == (0, 2, 2, 3)
+    store = open_store(tmp_path, shape=(2, 2, 3))
+    assert store.append([], np.zeros((0, 2, 2, 3))).shape == (0,)
+    assert not files_of(store)
+    assert store.find([]).shape == (0,) and store.take(np.zeros(0, int)).shape == (0, 2, 2, 3)
 
 
 @pytest.mark.parametrize("ids", [[0, -1], [2], [10**12]])
 def test_ids_that_are_none_are_errors(ids, tmp_path):
-    shelf = open_shelf(tmp_path)
-    fill(shelf, [0, 1])
+    store = open_store(tmp_path)
+    fill(store, [0, 1])
     with pytest.raises(IndexError):
-        shelf.take(ids)
+        store.take(ids)
 
 
-def test_the_same_picture_twice_does_no_harm(tmp_path):
-    shelf = open_shelf(tmp_path)
-    fill(shelf, [1, 2, 1])
-    fill(shelf, [2, 3])
-    for each in (shelf, open_shelf(tmp_path)):
+def test_the_same_image_twice_does_no_harm(tmp_path):
+    store = open_store(tmp_path)
+    fill(store, [1, 2, 1])
+    fill(store, [2, 3])
+    for each in (store, open_store(tmp_path)):
         check(each, [3, 2, 1, 1, 2])
 
 
-def test_shelves_of_other_networks_shapes_and_dtypes_are_others(tmp_path):
-    fill(open_shelf(tmp_path), [1])
-    assert len(open_shelf(tmp_path, key=OTHER)) == 0
-    assert len(open_shelf(tmp_path, shape=(3, 1))) == 0
-    assert len(open_shelf(tmp_path, dtype="float32")) == 0
-    check(open_shelf(tmp_path), [1])
+def test_stores_of_other_networks_shapes_and_dtypes_are_others(tmp_path):
+    fill(open_store(tmp_path), [1])
+    assert len(open_store(tmp_path, key=OTHER)) == 0
+    assert len(open_store(tmp_path, shape=(3, 1))) == 0
+    assert len(open_store(tmp_path, dtype="float32")) == 0
+    check(open_store(tmp_path), [1])
 
 
 def test_rows_larger_than_what_is_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("transfer.frozen.row_files._PIECE", 100)
-    shelf = open_shelf(tmp_path, shape=(70,))
-    fill(shelf, range(10))
-    check(shelf, [7, 2, 3, 4, 9])
+    store = open_store(tmp_path, shape=(70,))
+    fill(store, range(10))
+    check(store, [7, 2, 3, 4, 9])
     monkeypatch.setattr("transfer.frozen.row_files._PIECE", 500)
-    check(open_shelf(tmp_path, shape=(70,)), [7, 2, 3, 4, 9, 9])
+    check(open_store(tmp_path, shape=(70,)), [7, 2, 3, 4, 9, 9])
 
 
 def test_more_files_than_are_kept_open(tmp_path):
-    shelf = open_shelf(tmp_path)
+    store = open_store(tmp_path)
     for i in range(150):
-        fill(shelf, [i])
-    del shelf
+        fill(store, [i])
+    del store
     gc.collect()
     before = len(os.listdir("/dev/fd"))
-    shelf = open_shelf(tmp_path)
+    store = open_store(tmp_path)
     for _ in range(2):
-        check(shelf, np.random.default_rng(0).permutation(150).tolist())
+        check(store, np.random.default_rng(0).permutation(150).tolist())
     assert 0 < len(os.listdir("/dev/fd")) - before <= 70
-    del shelf
+    del store
     gc.collect()
     assert len(os.listdir("/dev/fd")) == before
 
 
 def test_threads_read_while_one_writes(tmp_path):
-    shelf = open_shelf(tmp_path)
+    store = open_store(tmp_path)
     with ThreadPoolExecutor(8) as pool:
         jobs = []
         for i in range(0, 300, 3):
-            fill(shelf, range(i, i + 3))
-            jobs.append(pool.submit(check, shelf, range(i, -1, -7)))
+            fill(store, range(i, i + 3))
+            jobs.append(pool.submit(check, store, range(i, -1, -7)))
         for job in jobs:
             job.result()
 
@@ -174,9 +174,9 @@ def test_threads_read_while_one_writes(tmp_path):
 
 
 def test_every_flipped_bit_is_noticed(tmp_path, caplog):
-    shelf = open_shelf(tmp_path)
-    fill(shelf, [0, 1])
-    [path] = files_of(shelf)
+    store = open_store(tmp_path)
+    fill(store, [0, 1])
+    [path] = files_of(store)
     content = path.read_bytes()
     assert len(content) < 150
     for position in range(len(content)):
@@ -184,169 +184,167 @@ def test_every_flipped_bit_is_noticed(tmp_path, caplog):
         broken[position] ^= 1 << position % 8
         path.write_bytes(broken)
         caplog.clear()
-        shelf = open_shelf(tmp_path)
-        assert shelf.find(digests_of([0, 1])).tolist() == [-1, -1], position
+        store = open_store(tmp_path)
+        assert store.find(digests_of([0, 1])).tolist() == [-1, -1], position
         assert path.name in caplog.text and "computed anew" in caplog.text
-        assert not path.exists() and len(shelf) == 0
-    fill(shelf, [0, 1])
-    check(shelf, [0, 1])
+        assert not path.exists() and len(store) == 0
+    fill(store, [0, 1])
+    check(store, [0, 1])
 
 
 def test_every_length_but_the_right_one_is_noticed(tmp_path, caplog):
-    shelf = open_shelf(tmp_path)
-    fill(shelf, [0, 1])
-    [path] = files_of(shelf)
+    store = open_store(tmp_path)
+    fill(store, [0, 1])
+    [path] = files_of(store)
     content = path.read_bytes()
     for broken in [*(content[:length] for length in range(len(content))), content + b"\0", content * 2]:
         path.write_bytes(broken)
         caplog.clear()
-        assert open_shelf(tmp_path).find(digests_of([0, 1])).tolist() == [-1, -1], len(broken)
+        assert open_store(tmp_path).find(digests_of([0, 1])).tolist() == [-1, -1], len(broken)
         assert path.name in caplog.text and not path.exists()
     path.write_bytes(content)
-    check(open_shelf(tmp_path), [0, 1])
+    check(open_store(tmp_path), [0, 1])
 
 
 def test_only_the_broken_file_is_computed_anew(tmp_path):
-    shelf = open_shelf(tmp_path)
+    store = open_store(tmp_path)
     for numbers in ([0, 1, 2], [3, 4, 5], [5, 6]):
-        fill(shelf, numbers)
-    path = files_of(shelf)[1]
+        fill(store, numbers)
+    path = files_of(store)[1]
     content = bytearray(path.read_bytes())
-    content[-1] ^= 4  # in the row of picture 5, which is in the third file too
+    content[-1] ^= 4  # in the row of image 5, which is in the third file too
     path.write_bytes(content)
-    shelf = open_shelf(tmp_path)
-    found = shelf.find(digests_of(range(7)))
+    store = open_store(tmp_path)
+    found = store.find(digests_of(range(7)))
     assert (found >= 0).tolist() == [True] * 3 + [False] * 2 + [True] * 2
-    check(shelf, [0, 1, 2, 5, 6])
-    assert len(shelf) == 5 and len(files_of(shelf)) == 2
-    fill(shelf, [3, 4])
-    for each in (shelf, open_shelf(tmp_path)):
+    check(store, [0, 1, 2, 5, 6])
+    assert len(store) == 5 and len(files_of(store)) == 2
+    fill(store, [3, 4])
+    for each in (store, open_store(tmp_path)):
         check(each, range(7))
 
 
-def test_pictures_of_a_broken_file_that_are_asked_for_far_apart(tmp_path, monkeypatch):
-    """The file breaks when its last picture is looked up; its first must not have been promised."""
+def test_images_of_a_broken_file_that_are_asked_for_far_apart(tmp_path, monkeypatch):
+    """The file breaks when its last image is looked up; its first must not have been promised."""
     monkeypatch.setattr("transfer.frozen.feature_store._LOOKUP", 2)
-    shelf = open_shelf(tmp_path)
-    fill(shelf, range(4))
-    fill(shelf, range(10, 20))
-    path = files_of(shelf)[0]
+    store = open_store(tmp_path)
+    fill(store, range(4))
+    fill(store, range(10, 20))
+    path = files_of(store)[0]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    shelf = open_shelf(tmp_path)
-    found = shelf.find(digests_of([0, *range(10, 20), 3]))
+    store = open_store(tmp_path)
+    found = store.find(digests_of([0, *range(10, 20), 3]))
     assert found[0] == found[-1] == -1 and (found[1:-1] >= 0).all()
 
 
 def test_what_breaks_after_it_was_found_is_no_row(tmp_path):
-    shelf = open_shelf(tmp_path)
-    fill(shelf, [0, 1])
-    ids = shelf.find(digests_of([0, 1]))
-    [path] = files_of(shelf)
+    store = open_store(tmp_path)
+    fill(store, [0, 1])
+    ids = store.find(digests_of([0, 1]))
+    [path] = files_of(store)
     with open(path, "r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
-    assert np.array_equal(shelf.find(digests_of([0, 1])), ids)  # it was read before, and is not again
+    assert np.array_equal(store.find(digests_of([0, 1])), ids)  # it was read before, and is not again
     with pytest.raises(InputError, match=rf"{path.name}' were lost .*: bits in it flipped. Start again"):
-        shelf.take(ids)
-    assert np.array_equal(shelf.take(ids[:1]), rows_of([0]))  # found before, and sound
-    assert shelf.find(digests_of([0, 1])).tolist() == [-1, -1]
-    fill(shelf, [0, 1])
-    check(shelf, [0, 1])
+        store.take(ids)
+    assert np.array_equal(store.take(ids[:1]), rows_of([0]))  # found before, and sound
+    assert store.find(digests_of([0, 1])).tolist() == [-1, -1]
+    fill(store, [0, 1])
+    check(store, [0, 1])
 
 
 def test_what_is_cut_short_after_it_was_found_is_no_row(tmp_path):
-    shelf = open_shelf(tmp_path)
-    ids = fill(shelf, [0, 1])
-    os.truncate(files_of(shelf)[0], 80)
+    store = open_store(tmp_path)
+    ids = fill(store, [0, 1])
+    os.truncate(files_of(store)[0], 80)
     with pytest.raises(InputError, match="it was cut short"):
-        shelf.take(ids)
+        store.take(ids)
 
 
 def test_another_version_is_never_read(tmp_path, caplog):
-    shelf = open_shelf(tmp_path)
-    fill(shelf, [0, 1])
-    [path] = files_of(shelf)
+    store = open_store(tmp_path)
+    fill(store, [0, 1])
+    [path] = files_of(store)
     content = bytearray(path.read_bytes())
     later = path.with_suffix(f".rows{VERSION + 1}")
     later.write_bytes(b"whatever comes")
     content[8] += 1
     path.write_bytes(content)
-    assert open_shelf(tmp_path).find(digests_of([0])).tolist() == [-1]
+    assert open_store(tmp_path).find(digests_of([0])).tolist() == [-1]
     assert f"version {VERSION + 1}, expected {VERSION}" in caplog.text and path.name in caplog.text
     assert later.exists() and later.name not in caplog.text  # for the version that wrote it
     FeatureCache(tmp_path).clear()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_of_another_shelf_is_never_read(tmp_path, caplog):
-    other, shelf = open_shelf(tmp_path, key=OTHER), open_shelf(tmp_path)
+def test_a_file_of_another_store_is_never_read(tmp_path, caplog):
+    other, store = open_store(tmp_path, key=OTHER), open_store(tmp_path)
     fill(other, [0])
-    os.link(files_of(other)[0], shelf.folder / f"copy{SUFFIX}")
-    assert open_shelf(tmp_path).find(digests_of([0])).tolist() == [-1]
-    assert "belongs to another shelf" in caplog.text
+    os.link(files_of(other)[0], store.folder / f"copy{SUFFIX}")
+    assert open_store(tmp_path).find(digests_of([0])).tolist() == [-1]
+    assert "belongs to another store" in caplog.text
     check(other, [0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_no_numbers_are_refused(value, tmp_path):
-    shelf = open_shelf(tmp_path)
+    store = open_store(tmp_path)
     rows = rows_of(range(3), dtype="float32")
     rows[1, 2] = value
-    with pytest.raises(InputError, match="The network gave NaN or infinite values for 1 of 3 pictures"):
-        shelf.append(digests_of(range(3)), rows)
-    assert not files_of(shelf) and len(shelf) == 0
+    with pytest.raises(InputError, match="The network gave NaN or infinite values for 1 of 3 images"):
+        store.append(digests_of(range(3)), rows)
+    assert not files_of(store) and len(store) == 0
 
 
 def test_numbers_too_large_for_float16_are_refused(tmp_path):
     rows = np.full((2, 3), 7e4, "float32")
-    with pytest.raises(
-        InputError, match=r"beyond 65504, .* for 2 of 2 pictures. Keep its features in float32"
-    ):
-        open_shelf(tmp_path).append(digests_of(range(2)), rows)
-    shelf = open_shelf(tmp_path, dtype="float32")
-    assert np.array_equal(shelf.take(shelf.append(digests_of(range(2)), rows)), rows)
+    with pytest.raises(InputError, match=r"beyond 65504, .* for 2 of 2 images. Keep its features in float32"):
+        open_store(tmp_path).append(digests_of(range(2)), rows)
+    store = open_store(tmp_path, dtype="float32")
+    assert np.array_equal(store.take(store.append(digests_of(range(2)), rows)), rows)
 
 
 def test_wrong_arguments_are_named(tmp_path):
-    shelf = open_shelf(tmp_path)
+    store = open_store(tmp_path)
     with pytest.raises(InputError, match=r"Expected features of shape \(2, 3\). Received: \(2, 4\)"):
-        shelf.append(digests_of(range(2)), np.zeros((2, 4)))
+        store.append(digests_of(range(2)), np.zeros((2, 4)))
     with pytest.raises(InputError, match=r"Expected features of shape \(1, 3\). Received: \(2, 3\)"):
-        shelf.append(digests_of(range(1)), np.zeros((2, 3)))
+        store.append(digests_of(range(1)), np.zeros((2, 3)))
     for wrong in ("", "ab", "x" * 64, "0" * 31, "0" * 30 + "  "):
         with pytest.raises(InputError, match=f"Expected digests of 32 .* Received: '{wrong}'"):
-            shelf.find([*digests_of([1]), wrong])
+            store.find([*digests_of([1]), wrong])
     with pytest.raises(InputError, match="Expected digests"):
-        shelf.find(["0" * 31, "0" * 33])
+        store.find(["0" * 31, "0" * 33])
     for wrong in ({"key": "../../x"}, {"key": "ab"}, {"dtype": "int8"}, {"shape": (3, 0)}):
         with pytest.raises(InputError, match="Expected a key"):
-            open_shelf(tmp_path, **wrong)
+            open_store(tmp_path, **wrong)
 
 
 # Disks that are full or closed
 
 
 def test_a_full_disk_is_said_to_be_so_and_keeps_what_it_has(tmp_path):
-    shelf = open_shelf(tmp_path, shape=(1000,))
-    fill(shelf, [0, 1])
+    store = open_store(tmp_path, shape=(1000,))
+    fill(store, [0, 1])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
         with pytest.raises(InputError, match=r"Cannot write .*--clear.*TRANSFER_CACHE.*room.*is kept"):
-            fill(shelf, range(2, 6))
+            fill(store, range(2, 6))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sorted(path.name for path in shelf.folder.iterdir()) == sorted(
-        ["about.json", "used", files_of(shelf)[0].name]
+    assert sorted(path.name for path in store.folder.iterdir()) == sorted(
+        ["about.json", "used", files_of(store)[0].name]
     )
-    check(shelf, [0, 1])
-    assert shelf.find(digests_of([2])).tolist() == [-1]
-    fill(shelf, range(2, 6))
-    check(open_shelf(tmp_path, shape=(1000,)), range(6))
+    check(store, [0, 1])
+    assert store.find(digests_of([2])).tolist() == [-1]
+    fill(store, range(2, 6))
+    check(open_store(tmp_path, shape=(1000,)), range(6))
 
 
 NOBODY = """
@@ -382,7 +380,7 @@ def test_a_cache_that_is_closed_is_said_to_be_so(open_to_all):
     as_nobody(
         """
 with pytest.raises(InputError, match=r"Cannot write .*: permission denied.*TRANSFER_CACHE.*room.*is kept"):
-    open_shelf(Path(sys.argv[1]) / "features")
+    open_store(Path(sys.argv[1]) / "features")
 """,
         open_to_all,
     )
@@ -390,34 +388,34 @@ with pytest.raises(InputError, match=r"Cannot write .*: permission denied.*TRANS
 
 
 def test_a_cache_that_can_only_be_read_is_read(open_to_all):
-    shelf = open_shelf(open_to_all)
-    fill(shelf, [0, 1])
-    (shelf.folder / "used").chmod(0o666)
-    shelf.folder.chmod(0o555)
+    store = open_store(open_to_all)
+    fill(store, [0, 1])
+    (store.folder / "used").chmod(0o666)
+    store.folder.chmod(0o555)
     os.chmod(open_to_all, 0o555)
-    del shelf
+    del store
     as_nobody(
         """
 cache = FeatureCache(Path(sys.argv[1]), limit=1)
 assert cache.evict() == 0
-shelf = open_shelf(Path(sys.argv[1]))
-check(shelf, [1, 0])
+store = open_store(Path(sys.argv[1]))
+check(store, [1, 0])
 with pytest.raises(InputError, match="Cannot write .*: permission denied.*TRANSFER_CACHE.*is kept"):
-    fill(shelf, [2])
-check(shelf, [1, 0])
+    fill(store, [2])
+check(store, [1, 0])
 with pytest.raises(InputError, match="Cannot delete .*: permission denied.*TRANSFER_CACHE"):
     cache.clear()
 """,
         open_to_all,
     )
     next(open_to_all.iterdir()).chmod(0o755)
-    check(open_shelf(open_to_all), [0, 1])
+    check(open_store(open_to_all), [0, 1])
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "features").write_text("mine")
     with pytest.raises(InputError, match="Cannot write features to"):
-        open_shelf(tmp_path / "features")
+        open_store(tmp_path / "features")
     assert (tmp_path / "features").read_text() == "mine"
 
 
@@ -426,23 +424,23 @@ def test_a_file_in_the_way_is_named(tmp_path):
 
 def test_two_that_append_at_once_lose_nothing(tmp_path):
     code = """
-shelf, first = open_shelf(Path(sys.argv[1])), int(sys.argv[2])
+store, first = open_store(Path(sys.argv[1])), int(sys.argv[2])
 for i in range(50):
-    fill(shelf, [first + i, 10_000 + i])
+    fill(store, [first + i, 10_000 + i])
 """
-    open_shelf(tmp_path)
+    open_store(tmp_path)
     for process in [run(code, tmp_path, 0), run(code, tmp_path, 1000)]:
         finish(process)
-    shelf = open_shelf(tmp_path)
-    assert len(files_of(shelf)) == 100 and len(shelf) == 200
-    check(shelf, [*range(50), *range(1000, 1050), *range(10_000, 10_050)])
+    store = open_store(tmp_path)
+    assert len(files_of(store)) == 100 and len(store) == 200
+    check(store, [*range(50), *range(1000, 1050), *range(10_000, 10_050)])
 
 
 def test_kill_leaves_whole_files_and_all_that_was_appended(tmp_path, caplog):
     code = """
-shelf, first = open_shelf(Path(sys.argv[1]), shape=(1000,)), int(sys.argv[2])
+store, first = open_store(Path(sys.argv[1]), shape=(1000,)), int(sys.argv[2])
 while True:
-    fill(shelf, range(first, first + 50))
+    fill(store, range(first, first + 50))
     first += 50
     print(first, flush=True)
 """
@@ -453,16 +451,16 @@ while True:
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         done = max([done, *map(int, process.communicate()[0].split())])
-    shelf = open_shelf(tmp_path, shape=(1000,))
-    check(shelf, range(0, done, 7))
-    assert not caplog.records and done <= len(shelf) <= done + 6 * 50
-    leftovers = [path for path in shelf.folder.iterdir() if path.name.endswith(".partial")]
+    store = open_store(tmp_path, shape=(1000,))
+    check(store, range(0, done, 7))
+    assert not caplog.records and done <= len(store) <= done + 6 * 50
+    leftovers = [path for path in store.folder.iterdir() if path.name.endswith(".partial")]
     FeatureCache(tmp_path).evict()
     assert all(path.exists() for path in leftovers)  # as young as those that are being written
     for path in leftovers:
         os.utime(path, (0, 0))
     FeatureCache(tmp_path).evict()
-    assert sorted(path.name for path in shelf.folder.iterdir() if path not in files_of(shelf)) == [
+    assert sorted(path.name for path in store.folder.iterdir() if path not in files_of(store)) == [
         "about.json",
         "used",
     ]
@@ -470,93 +468,93 @@ while True:
 
 def test_clearing_while_another_appends_breaks_nothing(tmp_path):
     code = """
-shelf = open_shelf(Path(sys.argv[1]))
+store = open_store(Path(sys.argv[1]))
 print(flush=True)
 for i in range(150):
-    fill(shelf, [i])
+    fill(store, [i])
 """
     process = run(code, tmp_path)
     process.stdout.readline()
     while process.poll() is None:
         FeatureCache(tmp_path).clear()
-        open_shelf(tmp_path)
+        open_store(tmp_path)
     finish(process)
-    shelf = open_shelf(tmp_path)
-    fill(shelf, range(150))
-    check(shelf, range(150))
+    store = open_store(tmp_path)
+    fill(store, range(150))
+    check(store, range(150))
 
 
 def test_any_number_of_processes_may_clear_and_evict(tmp_path):
     code = """
 cache = FeatureCache(Path(sys.argv[1]), limit=1)
 while not (Path(sys.argv[1]) / "enough").exists():
-    cache.clear(), cache.evict(), cache.shelves()
+    cache.clear(), cache.evict(), cache.stores()
 """
     processes = [run(code, tmp_path), run(code, tmp_path)]
     for i in range(300):
-        fill(open_shelf(tmp_path, key=f"{i:08x}"), [i])
+        fill(open_store(tmp_path, key=f"{i:08x}"), [i])
     (tmp_path / "enough").touch()
     for process in processes:
         finish(process)
 
 
-def test_a_shelf_that_was_cleared_is_read_on_and_made_again(tmp_path):
-    shelf = open_shelf(tmp_path)
-    fill(shelf, [0, 1])
-    check(shelf, [0, 1])
+def test_a_store_that_was_cleared_is_read_on_and_made_again(tmp_path):
+    store = open_store(tmp_path)
+    fill(store, [0, 1])
+    check(store, [0, 1])
     FeatureCache(tmp_path).clear()
     assert not list(tmp_path.iterdir())
-    check(shelf, [1, 0])
-    fill(shelf, [2])
-    check(shelf, [2, 1, 0])
-    [info] = FeatureCache(tmp_path).shelves()
+    check(store, [1, 0])
+    fill(store, [2])
+    check(store, [2, 1, 0])
+    [info] = FeatureCache(tmp_path).stores()
     assert info.rows == 1 and info.about == {"network": "tiny"}
-    check(open_shelf(tmp_path), [2])
+    check(open_store(tmp_path), [2])
 
 
 def test_what_was_cleared_before_it_was_read_is_missing(tmp_path, caplog):
-    fill(open_shelf(tmp_path), [0, 1])
-    shelf, other = open_shelf(tmp_path), open_shelf(tmp_path)
+    fill(open_store(tmp_path), [0, 1])
+    store, other = open_store(tmp_path), open_store(tmp_path)
     FeatureCache(tmp_path).clear()
     with pytest.raises(InputError, match="were lost while they were in use: no such file"):
         other.take([0])
-    assert shelf.find(digests_of([0, 1])).tolist() == [-1, -1] and not len(shelf)
+    assert store.find(digests_of([0, 1])).tolist() == [-1, -1] and not len(store)
     assert not caplog.records
 
 
 # Room
 
 
-def make_shelves(folder, ages):
+def make_stores(folder, ages):
     """Shelves of 10 kB each that nobody has open, opened so many seconds ago."""
     for number, age in enumerate(ages):
-        shelf = open_shelf(folder, key=f"{number:08x}", shape=(5000,))
-        fill(shelf, [number])
-        used = shelf.folder / "used"
-        del shelf
+        store = open_store(folder, key=f"{number:08x}", shape=(5000,))
+        fill(store, [number])
+        used = store.folder / "used"
+        del store
         gc.collect()
         os.utime(used, (time.time() - age,) * 2)
     return FeatureCache(folder)
 
 
 def keys(cache):
-    return [int(info.key, 16) for info in cache.shelves()]
+    return [int(info.key, 16) for info in cache.stores()]
 
 
-def test_shelves_are_listed_oldest_first(tmp_path):
-    cache = make_shelves(tmp_path, [500, 1500, 1000])
+def test_stores_are_listed_oldest_first(tmp_path):
+    cache = make_stores(tmp_path, [500, 1500, 1000])
     assert keys(cache) == [1, 2, 0]
-    info = cache.shelves()[0]
+    info = cache.stores()[0]
     assert info.key == "00000001" and info.about == {"network": "tiny"} and info.rows == 1
     files = (path for path in tmp_path.glob("00000001*/*"))
     assert info.bytes == sum(path.stat().st_size for path in files) > 10_000
     assert 1500 <= time.time() - info.last_used.timestamp() < 1600
-    open_shelf(tmp_path, key="00000001", shape=(5000,))
+    open_store(tmp_path, key="00000001", shape=(5000,))
     assert keys(cache) == [2, 0, 1]
 
 
 def test_what_was_opened_longest_ago_goes_first_down_to_the_limit(tmp_path):
-    make_shelves(tmp_path, [500, 1500, 1000, 2000])
+    make_stores(tmp_path, [500, 1500, 1000, 2000])
     assert FeatureCache(tmp_path, limit=50_000).evict() == 0
     freed = FeatureCache(tmp_path, limit=25_000).evict()
     assert 20_000 < freed < 21_000 and keys(FeatureCache(tmp_path)) == [2, 0]
@@ -564,24 +562,24 @@ def test_what_was_opened_longest_ago_goes_first_down_to_the_limit(tmp_path):
 
 
 def test_appending_evicts_but_never_what_is_open(tmp_path):
-    make_shelves(tmp_path, [500, 1500, 1000])
-    oldest = open_shelf(tmp_path, key="00000001", shape=(5000,))
+    make_stores(tmp_path, [500, 1500, 1000])
+    oldest = open_store(tmp_path, key="00000001", shape=(5000,))
     os.utime(oldest.folder / "used", (0, 0))
-    shelf = open_shelf(tmp_path, key=OTHER, shape=(5000,), limit=45_000)
-    fill(shelf, [7])
+    store = open_store(tmp_path, key=OTHER, shape=(5000,), limit=45_000)
+    fill(store, [7])
     assert keys(FeatureCache(tmp_path)) == [1, 2, 0, int(OTHER, 16)]
-    fill(shelf, [8])
+    fill(store, [8])
     assert keys(FeatureCache(tmp_path)) == [1, 0, int(OTHER, 16)]
-    fill(shelf, range(9, 13))  # alone more than the limit
+    fill(store, range(9, 13))  # alone more than the limit
     assert keys(FeatureCache(tmp_path)) == [1, int(OTHER, 16)]
-    check(shelf, range(7, 13))
+    check(store, range(7, 13))
     check(oldest, [1])
 
 
 def test_what_another_process_has_open_is_not_evicted(tmp_path):
-    make_shelves(tmp_path, [500])
+    make_stores(tmp_path, [500])
     code = """
-shelf = open_shelf(Path(sys.argv[1]), key="00000000", shape=(5000,))
+store = open_store(Path(sys.argv[1]), key="00000000", shape=(5000,))
 print(flush=True)
 sys.stdin.readline()
 """
@@ -598,45 +596,45 @@ def test_where_the_disk_knows_no_locks_what_was_opened_lately_stays(tmp_path, mo
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(cache_room.fcntl, "flock", no_locks)
-    make_shelves(tmp_path, [HOUR / 2, HOUR * 2])
+    make_stores(tmp_path, [HOUR / 2, HOUR * 2])
     FeatureCache(tmp_path, limit=1).evict()
     assert keys(FeatureCache(tmp_path)) == [0]
 
 
 def test_clear_deletes_what_is_asked_for(tmp_path):
-    cache = make_shelves(tmp_path, [500, 1500, 1000])
-    open_shelf(tmp_path, key="00000002", dtype="float32")
+    cache = make_stores(tmp_path, [500, 1500, 1000])
+    open_store(tmp_path, key="00000002", dtype="float32")
     freed = cache.clear(["00000002", "00000000"])
     assert 20_000 < freed < 21_000 and keys(cache) == [1]
     with pytest.raises(InputError, match=r"Unknown key '00000002'. Did you mean '00000001'"):
         cache.clear(["00000002"])
-    assert cache.clear() > 10_000 and cache.shelves() == [] and not list(tmp_path.iterdir())
+    assert cache.clear() > 10_000 and cache.stores() == [] and not list(tmp_path.iterdir())
     assert cache.clear() == 0 and FeatureCache(tmp_path / "none").clear() == 0
 
 
 def test_what_is_not_ours_stays(tmp_path):
     mine = [tmp_path / "thesis.txt", tmp_path / "photos" / "a.rows1", tmp_path / "used"]
-    shelf = open_shelf(tmp_path)
-    mine.append(shelf.folder / "notes.txt")
+    store = open_store(tmp_path)
+    mine.append(store.folder / "notes.txt")
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
-    fill(shelf, [0])
+    fill(store, [0])
     FeatureCache(tmp_path).clear()
     assert all(path.read_text() == "mine" for path in mine)
-    assert not files_of(shelf) and not (shelf.folder / "used").exists()
+    assert not files_of(store) and not (store.folder / "used").exists()
 
 
-def test_a_shelf_without_its_words_is_listed_all_the_same(tmp_path):
-    shelf = open_shelf(tmp_path)
-    fill(shelf, [0])
-    about = shelf.folder / "about.json"
+def test_a_store_without_its_words_is_listed_all_the_same(tmp_path):
+    store = open_store(tmp_path)
+    fill(store, [0])
+    about = store.folder / "about.json"
     assert json.loads(about.read_text()) == {"network": "tiny"}
     for content in ("{", "[1]"):
         about.write_text(content)
-        assert [info.about for info in FeatureCache(tmp_path).shelves()] == [{}]
-    (shelf.folder / f"broken{SUFFIX}").write_bytes(b"x")
-    assert [info.rows for info in FeatureCache(tmp_path).shelves()] == [1]
+        assert [info.about for info in FeatureCache(tmp_path).stores()] == [{}]
+    (store.folder / f"broken{SUFFIX}").write_bytes(b"x")
+    assert [info.rows for info in FeatureCache(tmp_path).stores()] == [1]
 
 
 def test_the_folder_is_named_by_the_environment(tmp_path, monkeypatch):
@@ -660,18 +658,18 @@ def memory():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1000
 
-shelf = open_shelf(Path(sys.argv[1]), shape=(128,))
+store = open_store(Path(sys.argv[1]), shape=(128,))
 rows = np.random.default_rng(0).normal(size=(10_000, 128)).astype("float16")
 ten = [f"{i:032x}" for i in range(10_000)]
 before = memory()
 for i in range(20):
-    shelf.append([f"{i:02x}" + digest[2:] for digest in ten], rows)
-shelf = open_shelf(Path(sys.argv[1]), shape=(128,))
+    store.append([f"{i:02x}" + digest[2:] for digest in ten], rows)
+store = open_store(Path(sys.argv[1]), shape=(128,))
 for i in range(20):
-    ids = shelf.find([f"{i:02x}" + digest[2:] for digest in ten])
+    ids = store.find([f"{i:02x}" + digest[2:] for digest in ten])
     for j in range(0, 10_000, 1000):
-        assert np.array_equal(shelf.take(ids[j:j + 1000][::-1]), rows[j:j + 1000][::-1])
-print(len(shelf), memory() - before)
+        assert np.array_equal(store.take(ids[j:j + 1000][::-1]), rows[j:j + 1000][::-1])
+print(len(store), memory() - before)
 """
     count, grown = finish(run(code, tmp_path)).split()
     assert int(count) == 200_000
@@ -680,6 +678,6 @@ print(len(shelf), memory() - before)
 
 def test_reading_is_quiet(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    fill(open_shelf(tmp_path), range(10))
-    check(open_shelf(tmp_path), range(10))
+    fill(open_store(tmp_path), range(10))
+    check(open_store(tmp_path), range(10))
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""The exact head: that it is the optimum, that its regularisation is chosen well, and what must not matter."""
+"""The exact head: that it is the optimum, that its regularization is chosen well, and what must not matter."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def clusters(
 
 
 def slope(
-    head: heads.Head, x: np.ndarray, y: np.ndarray, weights=None
+    head: heads.SolvedHead, x: np.ndarray, y: np.ndarray, weights=None
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Gradients of the documented objective at the head, per picture, from the raw features; and the objective."""
+    """Gradients of the documented objective at the head, per image, from the raw features; and the objective."""
     x, kernel = x.astype("float64"), head.kernel.astype("float64")
     weights = np.ones(len(y)) if weights is None else weights
     p = softmax(x @ kernel + head.bias, axis=1)
     off = (p - np.eye(kernel.shape[1])[y]) * weights[:, None]
     scaled = kernel * head.scale
-    by_kernel = ((x - x.mean(axis=0)) / head.scale).T @ off + scaled / head.regularisation
+    by_kernel = ((x - x.mean(axis=0)) / head.scale).T @ off + scaled / head.regularization
     loss = -(weights * np.log(p[np.arange(len(y)), y])).sum()
     return (
         by_kernel / len(y),
         off.sum(axis=0) / len(y),
-        loss + np.square(scaled).sum() / 2 / head.regularisation,
+        loss + np.square(scaled).sum() / 2 / head.regularization,
     )
 
 
@@ -49,7 +49,7 @@ def test_the_gradient_of_the_objective_vanishes(count, width, classes):
     by_kernel, by_bias, _ = slope(head, x, y)
     assert np.abs(by_kernel).max() < 2e-5
     assert np.abs(by_bias).max() < 2e-5
-    zero = heads.Head(0 * head.kernel, 0 * head.bias, head.regularisation, head.scale, (), "default")
+    zero = heads.SolvedHead(0 * head.kernel, 0 * head.bias, head.regularization, head.scale, (), "default")
     assert np.abs(slope(zero, x, y)[0]).max() > 1e-3, "the test would pass for any head"
 
 
@@ -59,10 +59,10 @@ def test_it_is_where_a_long_gradient_descent_ends(classes):
     head = heads.solve(x, y, classes)
     z = (x.astype("float64") - x.mean(axis=0, dtype="float64")) / head.scale
     kernel, bias = np.zeros((6, classes)), np.zeros(classes)
-    step = 1 / (0.5 * np.linalg.eigvalsh(z.T @ z)[-1] + 0.5 * len(z) + 1 / head.regularisation)
+    step = 1 / (0.5 * np.linalg.eigvalsh(z.T @ z)[-1] + 0.5 * len(z) + 1 / head.regularization)
     for _ in range(8_000):
         off = softmax(z @ kernel + bias, axis=1) - np.eye(classes)[y]
-        kernel -= step * (z.T @ off + kernel / head.regularisation)
+        kernel -= step * (z.T @ off + kernel / head.regularization)
         bias -= step * off.sum(axis=0)
     ours = softmax(x @ head.kernel + head.bias, axis=1)
     assert np.allclose(ours, softmax(z @ kernel + bias, axis=1), atol=2e-3)
@@ -75,7 +75,7 @@ def test_it_is_the_head_that_scikit_learn_finds(count, width, classes):
     head = heads.solve(x, y, classes)
     own = (x.astype("float64") - x.mean(axis=0, dtype="float64")) / head.scale
     c = (
-        2 * head.regularisation if classes == 2 else head.regularisation
+        2 * head.regularization if classes == 2 else head.regularization
     )  # of two classes theirs has one vector
     theirs = LogisticRegression(C=c, tol=1e-6, max_iter=50_000).fit(own, y).predict_proba(own)
     assert np.allclose(softmax(x @ head.kernel + head.bias, axis=1), theirs, atol=2e-3)
@@ -90,7 +90,7 @@ def test_the_offset_and_scale_of_features_change_no_prediction():
     other = heads.solve(1000 * x + 5000, y, 3, val=(1000 * val_x + 5000, val_y))
     one = softmax(x @ head.kernel + head.bias, axis=1)
     assert np.allclose(one, softmax((1000 * x + 5000) @ other.kernel + other.bias, axis=1), atol=0.01)
-    assert head.regularisation == other.regularisation
+    assert head.regularization == other.regularization
 
 
 def test_noise_is_regularised_strongly_and_clear_classes_weakly():
@@ -98,8 +98,8 @@ def test_noise_is_regularised_strongly_and_clear_classes_weakly():
     noise = heads.solve(rng.normal(size=(300, 30)), np.arange(300) % 3, 3)
     x, y = clusters(300, 30, 3, apart=3.0)
     clear = heads.solve(x, y, 3)
-    assert noise.regularisation <= 0.1
-    assert clear.regularisation >= 100
+    assert noise.regularization <= 0.1
+    assert clear.regularization >= 100
     assert np.abs(softmax(rng.normal(size=(50, 30)) @ noise.kernel + noise.bias, axis=1) - 1 / 3).max() < 0.1
 
 
@@ -125,7 +125,7 @@ def test_the_table_holds_what_was_tried_and_its_best_row_was_taken():
     head = heads.solve(x, y, 3)
     assert head.chosen_by == "cross-validation"
     assert [row.C for row in head.tried] == sorted({row.C for row in head.tried})
-    assert head.regularisation == min(head.tried, key=lambda row: row.loss).C
+    assert head.regularization == min(head.tried, key=lambda row: row.loss).C
     assert len({row.loss for row in head.tried}) > 2
     assert all(0 <= row.accuracy <= 1 and row.loss > 0 for row in head.tried)
 
@@ -138,36 +138,36 @@ def test_left_out_figures_are_honest():
     assert all(row.accuracy < 0.65 and row.loss > 0.68 for row in head.tried)
 
 
-def test_many_validation_pictures_decide_and_are_not_trained_on():
+def test_many_validation_images_decide_and_are_not_trained_on():
     x, y = clusters(120, 20, 3, apart=0.6)
     other_x, other_y = clusters(300, 20, 3, apart=0.6, seed=3)
     good = heads.solve(x, y, 3, val=(other_x, other_y))
     shuffled = heads.solve(x, y, 3, val=(other_x, np.roll(other_y, 1)))
     assert good.chosen_by == shuffled.chosen_by == "validation"
-    assert good.regularisation >= 10
-    assert shuffled.regularisation == heads.GRID[0]
+    assert good.regularization >= 10
+    assert shuffled.regularization == heads.GRID[0]
     assert ((other_x @ shuffled.kernel + shuffled.bias).argmax(axis=1) == other_y).mean() > 0.7, (
         "it learnt from them"
     )
 
 
-def test_few_validation_pictures_do_not_decide():
+def test_few_validation_images_do_not_decide():
     x, y = clusters(120, 20, 3, apart=0.6)
     assert heads.solve(x, y, 3, val=(x[:9], y[:9])).chosen_by == "cross-validation"
     assert heads.solve(x, y, 3, val=(x[:0], y[:0])).chosen_by == "cross-validation"
 
 
-def test_one_picture_per_class_works():
+def test_one_image_per_class_works():
     x, y = clusters(4, 30, 4, apart=2.0)
     head = heads.solve(x, y, 4)
-    assert head.chosen_by == "default" and head.tried == () and head.regularisation == heads.DEFAULT_C
+    assert head.chosen_by == "default" and head.tried == () and head.regularization == heads.DEFAULT_C
     new_x, new_y = clusters(200, 30, 4, apart=2.0, seed=5)
     assert ((new_x @ head.kernel + head.bias).argmax(axis=1) == new_y).mean() > 0.6
     assert heads.solve(x, y, 4, val=(new_x[:20], new_y[:20])).chosen_by == "validation"
 
 
 @pytest.mark.parametrize("counts", [(40, 1), (40, 30, 1), (2, 2), (1, 1, 2)])
-def test_a_class_of_one_picture_among_others_works(counts):
+def test_a_class_of_one_image_among_others_works(counts):
     y = np.repeat(np.arange(len(counts)), counts)
     x = clusters(3 * len(y), 12, len(counts), apart=2.0)
     at = [int(np.flatnonzero(x[1] == k)[i]) for k in range(len(counts)) for i in range(counts[k])]
@@ -201,7 +201,7 @@ def test_the_order_of_rows_does_not_matter(width):
     x, y = clusters(100, width, 3, apart=0.4)
     order = np.random.default_rng(5).permutation(100)
     one, other = heads.solve(x, y, 3), heads.solve(x[order], y[order], 3)
-    assert one.regularisation == other.regularisation
+    assert one.regularization == other.regularization
     assert [row.C for row in one.tried] == [row.C for row in other.tried]
     steep = [(r.loss, s.loss) for r, s in zip(one.tried, other.tried, strict=True) if r.C <= 100]
     assert len(steep) > 2 and np.allclose(*zip(*steep, strict=True), rtol=0.02)  # beyond, the valley is flat
@@ -258,7 +258,7 @@ def test_folds_are_even_and_keep_groups_whole():
 
 
 def test_groups_keep_the_choice_honest():
-    """Pictures of one patient are nearly the same, and the patient's class is chance."""
+    """Images of one patient are nearly the same, and the patient's class is chance."""
     rng = np.random.default_rng(0)
     patients = rng.normal(size=(40, 30))
     groups = np.repeat(np.arange(40), 6)
@@ -266,7 +266,7 @@ def test_groups_keep_the_choice_honest():
     fooled, honest = heads.solve(x, y, 2), heads.solve(x, y, 2, groups=groups)
     assert max(row.accuracy for row in fooled.tried) > 0.8
     assert max(row.accuracy for row in honest.tried) < 0.7
-    assert honest.regularisation < fooled.regularisation
+    assert honest.regularization < fooled.regularization
 
 
 def bad(**changes):
@@ -283,18 +283,18 @@ def spoilt(value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     "given, words",
     [
-        (bad(features=spoilt(np.nan)), "NaN or infinity in 1 of 12 pictures, the first at 7"),
-        (bad(features=spoilt(np.inf)), "NaN or infinity in 1 of 12 pictures"),
+        (bad(features=spoilt(np.nan)), "NaN or infinity in 1 of 12 images, the first at 7"),
+        (bad(features=spoilt(np.inf)), "NaN or infinity in 1 of 12 images"),
         (bad(features=np.zeros((12, 2, 2))), "Pool feature maps"),
-        (bad(features=np.zeros((11, 4))), "a label for each picture"),
-        (bad(features=np.zeros((0, 4)), labels=np.zeros(0, int)), "a label for each picture"),
+        (bad(features=np.zeros((11, 4))), "a label for each image"),
+        (bad(features=np.zeros((0, 4)), labels=np.zeros(0, int)), "a label for each image"),
         (bad(labels=np.zeros(12, int), num_classes=1), "2 classes or more"),
         (bad(labels=np.zeros(12, int)), r"none of \[1, 2\]"),
         (bad(num_classes=4), r"none of \[3\]"),
         (bad(num_classes=2), "from 0 to 1"),
         (bad(labels=np.arange(12) % 3 - 1), "whole numbers from 0 to 2"),
         (bad(labels=np.arange(12) % 3 + 0.5), "whole numbers from 0 to 2"),
-        (bad(val=(np.zeros((5, 3)), np.zeros(5, int))), r"val features of shape \(pictures, 4\)"),
+        (bad(val=(np.zeros((5, 3)), np.zeros(5, int))), r"val features of shape \(images, 4\)"),
         (bad(val=(spoilt(np.nan), np.zeros(12, int))), "finite val features"),
         (bad(class_weights={0: 1.0, 1: 1.0}), "weight above 0 for each class"),
         (bad(class_weights={0: 1.0, 1: 1.0, 2: -1.0}), "weight above 0 for each class"),

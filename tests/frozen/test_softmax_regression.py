@@ -53,7 +53,7 @@ def test_it_ends_at_the_same_place_from_anywhere_and_in_float32():
 
 
 def test_steps_are_few_where_directions_differ_in_steepness(monkeypatch):
-    """Features of very different sizes with weak regularisation: otherwise it takes many times more."""
+    """Features of very different sizes with weak regularization: otherwise it takes many times more."""
     x, labels = problem(300, 30, 5)
     counts = {}
     for name, least in (("preconditioned", softmax_regression._LEAST), ("plain", 1e9)):

@@ -33,10 +33,10 @@ class Case(NamedTuple):
         root: the folder of data that it lies in.
         paths: the files or folders that it consists of, all of which fare alike; empty where it is the root itself.
         expected: words of what may become of each path: `read`, `skipped` (named with a reason), `ignored` (named
-            as no picture) or `hidden` (passed over); or of the root: `read`, or `refused` by an `InputError`.
+            as no image) or `hidden` (passed over); or of the root: `read`, or `refused` by an `InputError`.
         why: what the reason must contain.
-        shows: colour, or pixels, of a good picture.
-        within: how far the decoded colours may be from `shows`.
+        shows: color, or pixels, of a good image.
+        within: how far the decoded colors may be from `shows`.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Corpus:
         self.shade = 0
 
     def color(self, name: str) -> tuple[int, int, int]:
-        """A shade that no other picture has, so that no two files are copies of each other."""
+        """A shade that no other image has, so that no two files are copies of each other."""
         self.shade += 1
         red, green, blue = COLORS[name]
         return red + self.shade % 12 - 6, green + self.shade // 12 % 12 - 6, blue + self.shade // 144 % 12 - 6
@@ -69,7 +69,7 @@ class Corpus:
         return target
 
     def good(self, kind: str, path: str, content: bytes, shows: Any, within: int = 2) -> None:
-        """A picture that must not be lost."""
+        """An image that must not be lost."""
         self.note(kind, [self.write(path, content)], "read", shows=shows, within=within)
 
     def bad(self, kind: str, path: str, content: bytes, expected: str = "skipped", why: str = "") -> None:
@@ -79,7 +79,7 @@ class Corpus:
         self.cases.append(Case(kind, self.folder / root, tuple(paths), tuple(expected.split("|")), **more))
 
     def plain(self, root: str, *paths: str, count: int = 4) -> None:
-        """Ordinary pictures for a folder whose form is the case."""
+        """Ordinary images for a folder whose form is the case."""
         for path in paths:
             for i in range(count):
                 self.write(f"{path}/{i}.png", encode(solid(self.color("red"))), root)
@@ -101,7 +101,7 @@ def make_corpus(folder: str | Path) -> list[Case]:
     for name in COLORS:
         for i in range(5):
             color = corpus.color(name)
-            corpus.good("an ordinary picture", f"{name}/{i}.png", encode(solid(color)), color)
+            corpus.good("an ordinary image", f"{name}/{i}.png", encode(solid(color)), color)
     for part in (
         truncations,
         disguises,
@@ -151,14 +151,14 @@ def chunk(name: bytes, data: bytes) -> bytes:
 def png(
     depth: int, kind: int, row: bytes, *extra: bytes, size: tuple[int, int] = SIZE, data: bytes | None = None
 ) -> bytes:
-    """A PNG of equal rows, with chunks of one's own before its pixels; `kind` is the standard's colour type."""
+    """A PNG of equal rows, with chunks of one's own before its pixels; `kind` is the standard's color type."""
     pixels = zlib.compress((b"\0" + row) * size[1]) if data is None else data
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, 0))
     return PNG + head + b"".join(extra) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def interlaced(color: tuple[int, int, int]) -> bytes:
-    """Adam7: seven pictures of one colour, each of the size that its pass has."""
+    """Adam7: seven images of one color, each of the size that its pass has."""
     passes = [(2, 2), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8), (16, 8)]
     data = b"".join((b"\0" + bytes(color) * width) * height for width, height in passes)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", *SIZE, 8, 2, 0, 0, 1))
@@ -217,7 +217,7 @@ def zeros(size: int) -> bytes:
 
 
 def truncations(corpus: Corpus) -> None:
-    """Cut at every byte of small pictures, whose headers are most of them, and in the pixels of larger ones."""
+    """Cut at every byte of small images, whose headers are most of them, and in the pixels of larger ones."""
     rgb, palette = texture(16, 16), texture(16, 16, "P")
     for kind, ending, content in (
         ("baseline JPEG", "jpg", encode(rgb, "JPEG")),
@@ -300,7 +300,7 @@ def disguises(corpus: Corpus) -> None:
         ("a pickle named .jpg", "z.jpg", pickle.dumps({"a": [1]})),
         ("EPS, which could start a program, named .jpg", "eps.jpg", encode(solid((9, 9, 9)), "EPS")),
     ):
-        corpus.bad(kind, f"red/{name}", content, why="not a picture")
+        corpus.bad(kind, f"red/{name}", content, why="not an image")
     for name, content in (("a.heic", heic), ("a.svg", svg), ("a.tiff", encode(solid((9, 9, 9)), "TIFF"))):
         corpus.bad(f"{name[2:].upper()}, named so", f"red/{name}", content, why="is not read")
     for name, content in (
@@ -308,7 +308,7 @@ def disguises(corpus: Corpus) -> None:
         ("labels.csv", b"a,b\n"),
         ("x.zip", text),
     ):
-        corpus.bad(f"no picture and not named like one: {name}", f"red/{name}", content, "ignored")
+        corpus.bad(f"no image and not named like one: {name}", f"red/{name}", content, "ignored")
 
 
 def jpegs(corpus: Corpus) -> None:
@@ -325,19 +325,17 @@ def jpegs(corpus: Corpus) -> None:
     add("with restart marks", lambda c: jpeg(c, restart_marker_blocks=1))
     add("grey", lambda c: encode(solid(c, "L"), "JPEG"), 12, "grey")
     add("garbage after its end", lambda c: jpeg(c) + random.Random(0).randbytes(5000))
-    add("another picture after its end", lambda c: jpeg(c) + jpeg((0, 0, 0)))
+    add("another image after its end", lambda c: jpeg(c) + jpeg((0, 0, 0)))
     add(
         "of two lenses (MPO)",
         lambda c: encode(solid(c), "MPO", save_all=True, append_images=[solid((0, 0, 0))]),
     )
     add("filled up with FF between its parts", lambda c: jpeg(c)[:20] + b"\xff" * 50 + jpeg(c)[20:])
-    add("a broken colour profile", lambda c: jpeg(c, icc_profile=b"nonsense" * 9))
+    add("a broken color profile", lambda c: jpeg(c, icc_profile=b"nonsense" * 9))
     add("a comment of 64 KB", lambda c: jpeg(c, comment=b"\0" * 65000))
     huge = jpeg((9, 9, 9)).replace(struct.pack(">HH", 16, 16), b"\0\0\0\x10", 1)
     corpus.bad("JPEG of height 0", "red/jpeg zero.jpg", huge)
-    corpus.bad(
-        "JPEG after an empty line", "red/jpeg late.jpg", b"\r\n" + jpeg((9, 9, 9)), why="not a picture"
-    )
+    corpus.bad("JPEG after an empty line", "red/jpeg late.jpg", b"\r\n" + jpeg((9, 9, 9)), why="not an image")
 
 
 def exifs(corpus: Corpus) -> None:
@@ -393,7 +391,7 @@ def pngs(corpus: Corpus) -> None:
     add("16-bit grey and alpha", png(16, 4, b"\x78\0\xff\xff" * 16), (120,) * 3)
     add("16-bit grey, see-through", png(16, 0, b"\x77\x77" * 16, chunk(b"tRNS", b"\x77\x77")), (255,) * 3)
     add(
-        "16-bit RGB with a colour said see-through",
+        "16-bit RGB with a color said see-through",
         png(16, 2, wide * 16, chunk(b"tRNS", bytes(6))),
         green,
         "green",
@@ -425,7 +423,7 @@ def pngs(corpus: Corpus) -> None:
     )
     add("its pixels in chunks of one byte", split + chunk(b"IEND", b""), blue, "blue")
     add("garbage after its end", encode(solid(red)) + b"garbage" * 99, red, "red")
-    add("a broken colour profile", png(8, 2, bytes(red) * 16, chunk(b"iCCP", b"x\0\0nonsense")), red, "red")
+    add("a broken color profile", png(8, 2, bytes(red) * 16, chunk(b"iCCP", b"x\0\0nonsense")), red, "red")
     add(
         "unknown parts",
         png(8, 2, bytes(blue) * 16, chunk(b"abCd", b"?"), chunk(b"gAMA", b"\0\0\0\0")),
@@ -534,7 +532,7 @@ def bombs(corpus: Corpus) -> None:
     corpus.note(
         "PNG with 256 MB packed after its pixels", [corpus.write("red/bomb late.png", late)], "skipped|read"
     )
-    for size, head, why in ((3 * 2**30, small, "bytes are more than"), (900 * 2**20, b"\0", "not a picture")):
+    for size, head, why in ((3 * 2**30, small, "bytes are more than"), (900 * 2**20, b"\0", "not an image")):
         sparse = corpus.write(f"red/sparse {size}.jpg", head)
         with contextlib.suppress(OSError):
             os.truncate(sparse, size)
@@ -546,10 +544,10 @@ def bombs(corpus: Corpus) -> None:
 
 def broken(corpus: Corpus) -> None:
     corpus.bad("empty file", "red/empty.jpg", b"", why="empty")
-    corpus.bad("1 MB of NULs", "red/nulls.jpg", bytes(2**20), why="not a picture")
+    corpus.bad("1 MB of NULs", "red/nulls.jpg", bytes(2**20), why="not an image")
     for ending in ("jpg", "png", "gif", "bmp", "webp"):
         corpus.bad(
-            "random bytes", f"red/random.{ending}", random.Random(ending).randbytes(5000), why="not a picture"
+            "random bytes", f"red/random.{ending}", random.Random(ending).randbytes(5000), why="not an image"
         )
     heads = {
         "jpg": b"\xff\xd8\xff\xe0",
@@ -616,21 +614,21 @@ def names(corpus: Corpus) -> None:
 
 
 def places(corpus: Corpus) -> None:
-    """Links, pipes and the like among the pictures."""
+    """Links, pipes and the like among the images."""
     red = corpus.folder / "files" / "red"
     color = corpus.color("red")
     corpus.good("50 levels deep", "red/" + "deep/" * 50 + "a.png", encode(solid(color)), color)
     color = corpus.color("red")
-    corpus.good("in a folder named like a picture", "red/folder.jpg/a.png", encode(solid(color)), color)
+    corpus.good("in a folder named like an image", "red/folder.jpg/a.png", encode(solid(color)), color)
     outside = corpus.write("a.png", encode(solid(color)), "outside")
     (red / "a link.png").symlink_to(outside)
-    corpus.note("a link to a picture", [red / "a link.png"], "read", shows=color)
+    corpus.note("a link to an image", [red / "a link.png"], "read", shows=color)
     color = corpus.color("red")
     corpus.write("inner/a.png", encode(solid(color)), "outside")
     (red / "a link to a folder").symlink_to(outside.parent / "inner")
     corpus.note("in a folder behind a link", [red / "a link to a folder" / "a.png"], "read", shows=color)
     for kind, name, target, why in (
-        ("a broken link, named like a picture", "gone.jpg", "nowhere.jpg", "leads nowhere"),
+        ("a broken link, named like an image", "gone.jpg", "nowhere.jpg", "leads nowhere"),
         ("a broken link, named like a folder", "gone", "no/where", "leads nowhere"),
         ("a link to itself", "self.jpg", "self.jpg", "leads nowhere"),
         ("a link to its folder", "here", ".", "lies in"),
@@ -656,9 +654,9 @@ def places(corpus: Corpus) -> None:
         server.bind("socket.jpg")
         os.chdir(here)
     corpus.note("a socket", [red / "socket.jpg"], "skipped", why="not a file")
-    corpus.bad("a picture in no class", "loose.png", encode(solid((9, 9, 9))), why="no folder of a class")
+    corpus.bad("an image in no class", "loose.png", encode(solid((9, 9, 9))), why="no folder of a class")
     corpus.bad(
-        "a picture in no class, without ending", "loose", encode(solid((9, 9, 9))), why="no folder of a class"
+        "an image in no class, without ending", "loose", encode(solid((9, 9, 9))), why="no folder of a class"
     )
 
 
@@ -674,21 +672,21 @@ def folders(corpus: Corpus) -> None:
     corpus.note("a class in two forms of Unicode", (), "read", "one form")
     corpus.plain("few", "many")
     corpus.plain("few", "one", count=1)
-    corpus.note("a class of one picture", (), "read", "few")
+    corpus.note("a class of one image", (), "read", "few")
     corpus.plain("phone", "a", "b")
     corpus.write("new/a.heic", b"heic", "phone")
     corpus.note("a class of HEIC alone", (), "refused", "phone", why="new/a.heic (HEIC is not read")
     corpus.plain("hollow", "a", "b")
     (corpus.folder / "hollow" / "nothing").mkdir()
-    corpus.note("a class without pictures", (), "refused", "hollow", why="nothing")
+    corpus.note("a class without images", (), "refused", "hollow", why="nothing")
     corpus.plain("spoilt", "a", "b")
     corpus.write("bad/a.jpg", b"", "spoilt")
     corpus.write("bad/b.jpg", b"text", "spoilt")
-    corpus.note("a class of broken pictures alone", (), "refused", "spoilt", why="bad")
+    corpus.note("a class of broken images alone", (), "refused", "spoilt", why="bad")
     (corpus.folder / "nothing").mkdir()
     corpus.note("an empty folder", (), "refused", "nothing")
     corpus.plain("flat", ".")
-    corpus.note("pictures without classes", (), "refused", "flat")
+    corpus.note("images without classes", (), "refused", "flat")
     corpus.plain("one class", "a")
     corpus.note("one class", (), "refused", "one class")
     for root, kind, inside, expected in (
@@ -698,16 +696,16 @@ def folders(corpus: Corpus) -> None:
         ("s4", "val and validation", ["train/a", "train/b", "val/a", "validation/b"], "refused"),
         ("s5", "a class in val alone", ["train/a", "train/b", "val/a", "val/c"], "refused"),
         ("s6", "classes called train and test", ["train", "test", "bus"], "read"),
-        ("s7", "val without pictures", ["train/a", "train/b"], "refused"),
+        ("s7", "val without images", ["train/a", "train/b"], "refused"),
         ("s8", "test not sorted into classes", ["train/a", "train/b", "test"], "read"),
-        ("s9", "a folder of pictures beside train", ["train/a", "train/b", "more", "else/c"], "read"),
+        ("s9", "a folder of images beside train", ["train/a", "train/b", "more", "else/c"], "read"),
     ):
         corpus.plain(root, *inside)
         corpus.note(f"splits: {kind}", (), expected, root)
     (corpus.folder / "s7/val/a").mkdir(parents=True)
     for root, inside in (("s8", ["test"]), ("s9", ["more", "else"])):
         lost = [corpus.folder / root / name for name in inside]
-        corpus.note("splits: pictures in a folder that is none", lost, "skipped", root)
+        corpus.note("splits: images in a folder that is none", lost, "skipped", root)
     (corpus.folder / "linked").mkdir()
     (corpus.folder / "linked/train").symlink_to(corpus.folder / "s1" / "TRAIN")
     corpus.note("splits: train is a link", (), "read", "linked")
@@ -743,7 +741,7 @@ def fate(path: Path, case: Case, data: Any) -> str:
     from transfer.images.decoding import decode
     from transfer.images.sources import printable
 
-    used = [part for part in data.splits.values() if str(path) in list(part.pictures)]
+    used = [part for part in data.splits.values() if str(path) in list(part.images)]
     if used:
         if case.shows is None:
             return "read"

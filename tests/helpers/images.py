@@ -13,8 +13,8 @@ STRANGE = ('=cmd|" &C calc"!A0', "<b onmouseover=alert(1)>blue", 're\'d & "green
 """Names of classes that try to be a formula, markup, and what ends a string."""
 
 
-def write_picture(path: Path, color: tuple[int, int, int], *, size: int = 40, seed: int = 0) -> None:
-    """A picture of one colour with noise, different for every seed."""
+def write_image(path: Path, color: tuple[int, int, int], *, size: int = 40, seed: int = 0) -> None:
+    """An image of one color with noise, different for every seed."""
     noise = np.random.default_rng(seed).integers(-30, 31, (size, size, 3))
     pixels = np.clip(np.array(color) + noise, 0, 255).astype("uint8")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the tests of networks share: raw pictures, calibrated BatchNorm, comparisons that cannot pass on nothing."""
+"""What the tests of networks share: raw images, calibrated BatchNorm, comparisons that cannot pass on nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 
-def raw_pictures(count: int = 6, size: int = 32, *, seed: int = 0) -> np.ndarray:
-    """Pictures of one color each with noise, RGB from 0 to 255."""
+def raw_images(count: int = 6, size: int = 32, *, seed: int = 0) -> np.ndarray:
+    """Images of one color each with noise, RGB from 0 to 255."""
     rng = np.random.default_rng(seed)
     colors = rng.uniform(0, 255, (count, 1, 1, 3))
     return np.clip(colors + rng.normal(0, 40, (count, size, size, 3)), 0, 255).astype("float32")
@@ -45,7 +45,7 @@ def soften(model, images) -> np.ndarray:
     """
     from transfer.networks import surgery
 
-    features = infer(surgery.trunk_of(model), images)
+    features = infer(surgery.feature_extractor_of(model), images)
     kernel, bias = model.layers[-1].get_weights()
     model.layers[-1].set_weights([kernel / np.abs(features).max(), bias])
     return features

@@ -4,7 +4,7 @@
 
 KIND is `head`, `everything`, `scratch` or `tail`; `two` takes two devices of this process. Several workers are those
 of TF_CONFIG, and Keras' backend is that of KERAS_BACKEND. What each run ends with goes to FOLDER/NAME-WORKER.npz.
-Pictures are noise with a touch of their class, so that nothing is learnt so well that differences vanish; 77 of them,
+Images are noise with a touch of their class, so that nothing is learnt so well that differences vanish; 77 of them,
 in batches of 8.
 """
 
@@ -52,8 +52,8 @@ def main() -> None:
         kind, *rest = text.split(",")
         options = dict(word.split(":") for word in rest if ":" in word)
         weights = train(kind, devices["two" if "two" in rest else "one"], options)
-        np.savez(Path(folder) / f"{name}-{process_group.crew().index}.npz", **weights)
-    process_group.crew().leave_together()
+        np.savez(Path(folder) / f"{name}-{process_group.current_group().index}.npz", **weights)
+    process_group.current_group().leave_together()
 
 
 def train(kind: str, devices, options: dict[str, str]) -> dict[str, np.ndarray]:
@@ -75,12 +75,12 @@ def train(kind: str, devices, options: dict[str, str]) -> dict[str, np.ndarray]:
     noise = rng.normal(120, 60, (110, 24, 24, 3)) + 12 * np.eye(3)[labels][:, None, None, :]
     given = (np.clip(noise, 0, 255).astype("uint8"), labels)
     data = datasets.load_data(
-        given, class_names=["a", "b", "c"], val=0.2, test=0.1, seed=0, look_alikes=False
+        given, class_names=["a", "b", "c"], val=0.2, test=0.1, seed=0, near_duplicates=False
     )
     case, how = CASES[kind]
     model = builders.build(case, make_tiny(), 3, strategy=devices, preprocessing="tf", **how)
     cache = FeatureCache(Path(tempfile.mkdtemp()))
-    recipe = Recipe(mix=options.get("mix", "none"), depth_rate=float(options.get("depth_rate", 1.0)))
+    recipe = Recipe(mix=options.get("mix", "none"), layer_decay=float(options.get("layer_decay", 1.0)))
     done = fit.fit(
         model, data, epochs=None if kind == "head" else 3, batch_size=8, verbose=0, cache=cache, engine="keras",
         seed=seed, recipe=recipe if kind != "head" else None, class_weights="class_weights" in options,

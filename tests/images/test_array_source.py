@@ -1,4 +1,4 @@
-"""Arrays and data sets of a program become splits of labelled pictures."""
+"""Arrays and data sets of a program become splits of labelled images."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_arrays_are_read(shape, dtype, column):
     assert part.labels.tolist() == y.tolist() and part.names == [str(i) for i in range(12)]
     for i in range(12):
         rgb = np.broadcast_to(x[i].reshape(8, 8, -1), (8, 8, 3))
-        assert np.array_equal(part.picture(i, SIZE), rgb)
+        assert np.array_equal(part.image(i, SIZE), rgb)
 
 
 def test_arrays_with_a_test_set_are_read_as_keras_gives_them():
@@ -51,7 +51,7 @@ def test_arrays_with_a_test_set_are_read_as_keras_gives_them():
     found = read_arrays((train, test), class_names=["ant", "bee", "cat"])
     assert found.class_names == ["ant", "bee", "cat"] and list(found.parts) == ["train", "test"]
     assert found.parts["test"].labels.tolist() == [2, 1, 0, 1, 2]
-    assert np.array_equal(found.parts["test"].pictures, test[0])
+    assert np.array_equal(found.parts["test"].images, test[0])
     assert found.parts["train"].names[:2] == ["train/0", "train/1"]
     assert found.parts["test"].names == [f"test/{i}" for i in range(5)]
 
@@ -60,10 +60,9 @@ def test_arrays_may_be_lists():
     x, y = noise(), labels()
     found = read_arrays([list(x), y.tolist()])
     assert (
-        np.array_equal(found.parts["train"].pictures, x)
-        and found.parts["train"].labels.tolist() == y.tolist()
+        np.array_equal(found.parts["train"].images, x) and found.parts["train"].labels.tolist() == y.tolist()
     )
-    assert len(read_arrays(([*x[:2]], [0, 1])).parts["train"]) == 2, "two pictures are not two splits"
+    assert len(read_arrays(([*x[:2]], [0, 1])).parts["train"]) == 2, "two images are not two splits"
 
 
 def test_splits_may_be_named():
@@ -96,8 +95,8 @@ def test_splits_may_be_named():
     (([noise(1)[0], noise(1, (9, 9, 3))[0]], [0, 1]), "different sizes fit into no array: use a folder, or a data"),
     ({"train": (noise(), labels()), "vall": 1}, r"Unknown split 'vall'\. Did you mean 'val'"),
     ({"image": noise(), "label": labels()}, "Unknown split 'image'.* Expected one of 'train', 'val', 'test'"),
-    ({"test": (noise(), labels())}, "pictures for 'train'. Received: 'test'. Name those"),
-    ({}, "pictures for 'train'. Received: none"),
+    ({"test": (noise(), labels())}, "images for 'train'. Received: 'test'. Name those"),
+    ({}, "images for 'train'. Received: none"),
     ({"train": noise()}, "Expected a folder.* Received: ndarray"),
 ])  # fmt: skip
 def test_arrays_that_cannot_be_right_are_refused_with_a_remedy(source, message):
@@ -132,10 +131,10 @@ def test_data_sets_are_read_batched_or_not(shape, batch, column):
     part = found.parts["train"]
     assert part.labels.tolist() == y.tolist() and part.labels.dtype == np.int64
     assert found.class_names == ["0", "1", "2"] and part.names == [str(i) for i in range(12)]
-    assert all(np.array_equal(part.pictures[i].reshape(shape), x[i]) for i in range(12))
-    assert part.pictures[0].dtype == np.uint8
+    assert all(np.array_equal(part.images[i].reshape(shape), x[i]) for i in range(12))
+    assert part.images[0].dtype == np.uint8
     assert np.array_equal(
-        part.picture(3, x.shape[1:3]), np.broadcast_to(x[3].reshape(*x.shape[1:3], -1), (*x.shape[1:3], 3))
+        part.image(3, x.shape[1:3]), np.broadcast_to(x[3].reshape(*x.shape[1:3], -1), (*x.shape[1:3], 3))
     )
 
 
@@ -144,7 +143,7 @@ def test_other_numbers_are_rounded_to_whole_ones(dtype):
     x = noise(dtype=dtype)
     shifted = np.clip(x + np.asarray(0.4, dtype), 0, 255)
     part = read_arrays(as_dataset(shifted, labels()).batch(4)).parts["train"]
-    assert all(np.array_equal(part.pictures[i], x[i].astype("uint8")) for i in range(12))
+    assert all(np.array_equal(part.images[i], x[i].astype("uint8")) for i in range(12))
 
 
 def test_a_data_set_is_read_once_and_may_be_read_by_many_threads():
@@ -159,10 +158,10 @@ def test_a_data_set_is_read_once_and_may_be_read_by_many_threads():
     signature = tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.int32)
     part = read_arrays(tf.data.Dataset.from_generator(draw, output_signature=signature)).parts["train"]
     with ThreadPoolExecutor(8) as pool:
-        pictures = list(pool.map(part.pictures.__getitem__, [*range(40)] * 5))
+        images = list(pool.map(part.images.__getitem__, [*range(40)] * 5))
     assert passes == [1]
-    for i, picture in enumerate(pictures):  # of differing sizes
-        assert np.array_equal(picture, noise(1, (i % 40 + 1, 9, 3), seed=i % 40)[0])
+    for i, image in enumerate(images):  # of differing sizes
+        assert np.array_equal(image, noise(1, (i % 40 + 1, 9, 3), seed=i % 40)[0])
 
 
 def test_pairs_and_dicts_of_data_sets_are_splits():
@@ -170,7 +169,7 @@ def test_pairs_and_dicts_of_data_sets_are_splits():
     found = read_arrays((train.batch(4), test))
     assert [len(part) for part in found.parts.values()] == [12, 5]
     assert found.parts["train"].names[11] == "train/11" and found.parts["test"].names[4] == "test/4"
-    assert np.array_equal(found.parts["test"].pictures[4], noise(5, seed=1)[4])
+    assert np.array_equal(found.parts["test"].images[4], noise(5, seed=1)[4])
     found = read_arrays({"val": test, "train": train, "test": (noise(2), [0, 1])})
     assert [(split, len(part)) for split, part in found.parts.items()] == [
         ("train", 12),
@@ -191,7 +190,7 @@ def test_folders_read_by_keras_bring_their_class_names(color_folder):
     for part in found.parts.values():
         for i in range(len(part)):
             color = COLORS[found.class_names[part.labels[i]]]
-            assert np.abs(part.picture(i, (40, 40)).mean(axis=(0, 1)) - color).max() < 20
+            assert np.abs(part.image(i, (40, 40)).mean(axis=(0, 1)) - color).max() < 20
     assert read_arrays(train, class_names="xyz").class_names == ["x", "y", "z"]
 
 
@@ -267,22 +266,22 @@ def elements(kind):
     ("fractions", r"up to 1\.0 at most: multiply by 255"),
     ("negative", "Received: -128"),
     ("nan", "all finite. Received: nan"),
-    ("empty", "at least one picture"),
+    ("empty", "at least one image"),
 ])  # fmt: skip
 def test_data_sets_that_cannot_be_right_are_refused_with_a_remedy(kind, message):
     with pytest.raises(InputError, match=message):
         read_arrays(elements(kind))
 
 
-def test_a_black_picture_among_others_is_no_reason_to_refuse():
+def test_a_black_image_among_others_is_no_reason_to_refuse():
     x = noise()
     x[0] = 0
     assert len(read_arrays(as_dataset(x, labels())).parts["train"]) == 12
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_pictures():
-    """3000 pictures of 100 KB, 300 MB, through a data set of batches."""
+def test_memory_does_not_grow_with_the_images():
+    """3000 images of 100 KB, 300 MB, through a data set of batches."""
     code = """
         import resource
         import numpy as np
@@ -301,7 +300,7 @@ def test_memory_does_not_grow_with_the_pictures():
         read_arrays(dataset(20))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         part = read_arrays(dataset(3000)).parts["train"]
-        assert len(part) == 3000 and sum(len(part.pictures[i]) for i in range(3000)) == 3000 * 183
+        assert len(part) == 3000 and sum(len(part.images[i]) for i in range(3000)) == 3000 * 183
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     """
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Augmentation: of training pictures alone, another each epoch, the same for the same seed."""
+"""Augmentation: of training images alone, another each epoch, the same for the same seed."""
 
 import numpy as np
 import pytest
@@ -15,34 +15,34 @@ every_level = pytest.mark.parametrize("augment", LEVELS)
 
 
 def halves(count=64) -> Split:
-    """Pictures with a bright left half: a flip shows whatever else was done."""
-    pictures = np.zeros((count, SIDE, SIDE, 3), "uint8")
-    pictures[:, :, : SIDE // 2] = 200
-    return Split(pictures, np.zeros(count, "int64"), [str(i) for i in range(count)])
+    """Images with a bright left half: a flip shows whatever else was done."""
+    images = np.zeros((count, SIDE, SIDE, 3), "uint8")
+    images[:, :, : SIDE // 2] = 200
+    return Split(images, np.zeros(count, "int64"), [str(i) for i in range(count)])
 
 
 def striped(count) -> Split:
-    """Pictures striped on the left and plain on the right, which no change of colour hides, inversion included."""
-    pictures = np.full((count, SIDE, SIDE, 3), 128, "uint8")
-    pictures[:, :, : SIDE // 2] = np.tile([0, 0, 255, 255], 3)[: SIDE // 2, None]
-    return Split(pictures, np.zeros(count, "int64"), [str(i) for i in range(count)])
+    """Images striped on the left and plain on the right, which no change of color hides, inversion included."""
+    images = np.full((count, SIDE, SIDE, 3), 128, "uint8")
+    images[:, :, : SIDE // 2] = np.tile([0, 0, 255, 255], 3)[: SIDE // 2, None]
+    return Split(images, np.zeros(count, "int64"), [str(i) for i in range(count)])
 
 
-def mirrored(pictures) -> np.ndarray:
+def mirrored(images) -> np.ndarray:
     middle = SIDE // 2
-    return pictures[:, :, :middle].std(axis=(1, 2, 3)) < pictures[:, :, middle:].std(axis=(1, 2, 3))
+    return images[:, :, :middle].std(axis=(1, 2, 3)) < images[:, :, middle:].std(axis=(1, 2, 3))
 
 
 def numbered(count) -> Split:
-    """Noise, and each picture a class of its own."""
-    pictures = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3)).astype("uint8")
-    return Split(pictures, np.arange(count), [str(i) for i in range(count)])
+    """Noise, and each image a class of its own."""
+    images = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3)).astype("uint8")
+    return Split(images, np.arange(count), [str(i) for i in range(count)])
 
 
 def dot() -> np.ndarray:
-    picture = np.zeros((SIDE, SIDE, 3), "uint8")
-    picture[SIDE // 2, SIDE // 2] = 255
-    return picture
+    image = np.zeros((SIDE, SIDE, 3), "uint8")
+    image[SIDE // 2, SIDE // 2] = 255
+    return image
 
 
 def seeds(count):
@@ -67,16 +67,16 @@ def test_two_epochs_differ(augment):
 
 
 @every_level
-def test_some_pictures_are_flipped_and_some_are_not(augment):
-    for pictures in epochs(2, augment=augment, split=striped(128)):
-        assert 0.25 < mirrored(pictures).mean() < 0.75
+def test_some_images_are_flipped_and_some_are_not(augment):
+    for images in epochs(2, augment=augment, split=striped(128)):
+        assert 0.25 < mirrored(images).mean() < 0.75
 
 
 @every_level
 def test_nothing_is_flipped_where_flips_are_off(augment):
-    for pictures in epochs(2, augment=augment, flip=False, split=striped(128)):
-        assert len(np.unique(pictures, axis=0)) > 60, "they change all the same"
-        assert mirrored(pictures).mean() < (0.15 if augment == "strong" else 0.01), "erasing may mislead"
+    for images in epochs(2, augment=augment, flip=False, split=striped(128)):
+        assert len(np.unique(images, axis=0)) > 60, "they change all the same"
+        assert mirrored(images).mean() < (0.15 if augment == "strong" else 0.01), "erasing may mislead"
 
 
 @every_level
@@ -88,7 +88,7 @@ def test_no_step_flips_where_flips_are_off(augment):
     assert kinds[1] - kinds[0] == {"RandomFlip"}
 
 
-def test_pictures_of_one_batch_change_differently():
+def test_images_of_one_batch_change_differently():
     assert len(np.unique(epochs(batch_size=64)[0], axis=0)) > 30
 
 
@@ -113,32 +113,32 @@ def test_the_changes_depend_on_no_global_seed():
 
 
 @pytest.mark.parametrize("options", [{"training": False}, {"augment": "none"}], ids=str)
-def test_other_pictures_stay_as_they_are(options):
-    for pictures in epochs(2, **options):
-        assert np.array_equal(pictures, halves().pictures)
+def test_other_images_stay_as_they_are(options):
+    for images in epochs(2, **options):
+        assert np.array_equal(images, halves().images)
 
 
 @every_level
 def test_values_stay_from_0_to_255(augment):
     for values in (range(256), (0, 255)):  # the ends alone leave no room
         noise = np.random.default_rng(0).choice(values, (200, SIDE, SIDE, 3)).astype("uint8")
-        (pictures,) = epochs(split=Split(noise, np.zeros(200, "int64"), ["x"] * 200), augment=augment)
-        assert pictures.dtype == np.float32 and pictures.shape == noise.shape
-        assert np.isfinite(pictures).all() and pictures.min() >= 0 and 250 < pictures.max() <= 255
+        (images,) = epochs(split=Split(noise, np.zeros(200, "int64"), ["x"] * 200), augment=augment)
+        assert images.dtype == np.float32 and images.shape == noise.shape
+        assert np.isfinite(images).all() and images.min() >= 0 and 250 < images.max() <= 255
 
 
 @every_level
-def test_plain_pictures_stay_finite(augment):
+def test_plain_images_stay_finite(augment):
     """Stretching the contrast of one value divides by zero."""
     plain = np.repeat(np.arange(0, 256, 2, "uint8"), SIDE * SIDE * 3).reshape(-1, SIDE, SIDE, 3)
-    (pictures,) = epochs(split=Split(plain, np.zeros(128, "int64"), ["x"] * 128), augment=augment)
-    assert np.isfinite(pictures).all()
+    (images,) = epochs(split=Split(plain, np.zeros(128, "int64"), ["x"] * 128), augment=augment)
+    assert np.isfinite(images).all()
 
 
 @pytest.mark.parametrize(
     "options", [{"augment": "standard"}, {"augment": "strong", "mix": "cutmix"}], ids=str
 )
-def test_mixed_precision_leaves_pictures_exact(options):
+def test_mixed_precision_leaves_images_exact(options):
     import keras
 
     expected = epochs(num_classes=1, **options)
@@ -155,7 +155,7 @@ def test_a_change_depends_on_its_seed_alone(augment):
     made = [change(dot(), seed).numpy() for seed in seeds(12)]
     backwards = [again(dot(), seed).numpy() for seed in reversed(seeds(12))]
     assert np.array_equal(made, backwards[::-1])
-    assert len({picture.tobytes() for picture in made}) >= 11
+    assert len({image.tobytes() for image in made}) >= 11
     compiled = tf.function(augmentation(augment))
     assert np.allclose([compiled(dot(), seed) for seed in seeds(12)], made, atol=0.01), (
         "tf.data draws the same"
@@ -180,12 +180,12 @@ def test_shifts_are_at_most_a_tenth_both_ways_and_fill_with_the_edge():
 
 
 @every_level
-def test_a_picture_of_any_shape_keeps_it(augment):
+def test_a_image_of_any_shape_keeps_it(augment):
     for seed in seeds(20):
         assert augmentation(augment)(np.zeros((12, 30, 3), "uint8"), seed).shape == (12, 30, 3)
 
 
-def test_standard_changes_colours_but_not_hues_and_light_does_not():
+def test_standard_changes_colors_but_not_hues_and_light_does_not():
     plain = np.tile(np.array([150, 90, 60], "uint8"), (SIDE, SIDE, 1))
     for level in ("light", "standard"):
         change = augmentation(level)
@@ -212,11 +212,11 @@ def test_standard_zooms_by_at_most_a_quarter():
     assert 9 < widths.min() < 10 and 12 < widths.max() < 13.8
 
 
-def test_strong_erases_a_piece_of_some_pictures():
-    """What is erased is noise: it is rougher than anything else that is done to a plain picture."""
+def test_strong_erases_a_piece_of_some_images():
+    """What is erased is noise: it is rougher than anything else that is done to a plain image."""
     plain = np.full((400, SIDE, SIDE, 3), 90, "uint8")
-    (pictures,) = epochs(split=Split(plain, np.zeros(400, "int64"), ["x"] * 400), augment="strong")
-    rough = (np.abs(np.diff(pictures, axis=2)) > 20).any(axis=3)
+    (images,) = epochs(split=Split(plain, np.zeros(400, "int64"), ["x"] * 400), augment="strong")
+    rough = (np.abs(np.diff(images, axis=2)) > 20).any(axis=3)
     erased = rough.any(axis=(1, 2))
     assert abs(erased.mean() - ERASED) < 0.08
     assert (rough[erased].mean(axis=(1, 2)) < 0.6).all(), "a piece, not all"
@@ -230,14 +230,14 @@ def test_unknown_levels_and_mixes_are_refused():
 
 
 def constant(count=24, classes=6) -> tuple[np.ndarray, np.ndarray]:
-    """A batch of pictures of one value each, ten times their class."""
+    """A batch of images of one value each, ten times their class."""
     labels = np.arange(count) % classes
     return np.full((count, SIDE, SIDE, 3), 10.0, "float32") * labels[:, None, None, None], labels
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_labels_say_what_is_in_the_pictures(kind):
-    """The mean of a mixed picture is the mean of its labels' values, whatever was drawn."""
+def test_labels_say_what_is_in_the_images(kind):
+    """The mean of a mixed image is the mean of its labels' values, whatever was drawn."""
     images, labels = constant()
     values = 10.0 * np.arange(6)
     for seed in seeds(10):
@@ -247,7 +247,7 @@ def test_labels_say_what_is_in_the_pictures(kind):
         assert np.allclose(mixed.numpy().mean(axis=(1, 2, 3)), shares.numpy() @ values, atol=1e-3)
 
 
-def test_mixup_blends_whole_pictures_most_of_them_a_little():
+def test_mixup_blends_whole_images_most_of_them_a_little():
     images, labels = constant()
     weights = []
     for seed in seeds(20):
@@ -255,7 +255,7 @@ def test_mixup_blends_whole_pictures_most_of_them_a_little():
         assert np.allclose(mixed.numpy().std(axis=(1, 2, 3)), 0, atol=1e-4)
         weights.append(shares.numpy()[np.arange(24), labels])
     weights = np.concatenate(weights)
-    # Of Beta(0.2, 0.2) four fifths lie in the outer fifths; pictures that met their own class count as 1.
+    # Of Beta(0.2, 0.2) four fifths lie in the outer fifths; images that met their own class count as 1.
     assert 0.05 < ((weights > 0.2) & (weights < 0.8)).mean() < 0.3
     other = np.concatenate(
         [mixing("mixup", 6, alpha=20)(images, labels, s)[1].numpy().max(axis=1) for s in seeds(5)]
@@ -263,14 +263,14 @@ def test_mixup_blends_whole_pictures_most_of_them_a_little():
     assert np.median(other) < 0.7, "a larger alpha mixes more"
 
 
-def test_cutmix_pastes_one_rectangle_of_another_picture():
+def test_cutmix_pastes_one_rectangle_of_another_image():
     images, labels = constant(24, 24)
     shares_seen = []
     for seed in seeds(10):
         mixed, shares = (tensor.numpy() for tensor in mixing("cutmix", 24)(images, labels, seed))
-        for picture, share, label in zip(mixed[..., 0], shares, labels, strict=True):
-            pasted = picture != 10 * label
-            assert len(np.unique(picture)) <= 2
+        for image, share, label in zip(mixed[..., 0], shares, labels, strict=True):
+            pasted = image != 10 * label
+            assert len(np.unique(image)) <= 2
             rows, columns = pasted.any(axis=1).sum(), pasted.any(axis=0).sum()
             assert pasted.sum() == rows * columns
             assert share[label] == pytest.approx(1 - pasted.mean(), abs=1e-6), "counted in pixels"

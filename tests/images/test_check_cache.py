@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.images import write_picture
+from helpers.images import write_image
 from PIL import Image
 
 from transfer.images import check_cache, checking
-from transfer.images.check_cache import CheckMemory, forget
+from transfer.images.check_cache import CheckCache, forget
 from transfer.images.checking import check, check_all
 from transfer.images.datasets import load_data
 
@@ -34,17 +34,17 @@ def memory(tmp_path, monkeypatch):
 
 @pytest.fixture
 def read(monkeypatch):
-    """The pictures that were checked rather than remembered; `read()` gives their names and forgets them."""
+    """The images that were checked rather than remembered; `read()` gives their names and forgets them."""
     seen = []
 
-    def counted(picture):
-        seen.append(picture)
-        return check(picture)
+    def counted(image):
+        seen.append(image)
+        return check(image)
 
     monkeypatch.setattr(checking, "check", counted)
 
     def give():
-        names = sorted(os.path.basename(picture) for picture in seen)
+        names = sorted(os.path.basename(image) for image in seen)
         seen.clear()
         return names
 
@@ -53,9 +53,9 @@ def read(monkeypatch):
 
 @pytest.fixture
 def paths(tmp_path):
-    """Four pictures."""
+    """Four images."""
     for i in range(4):
-        write_picture(tmp_path / "photos" / f"{i}.png", (200, 60, 40), seed=i)
+        write_image(tmp_path / "photos" / f"{i}.png", (200, 60, 40), seed=i)
     return [str(tmp_path / "photos" / f"{i}.png") for i in range(4)]
 
 
@@ -79,18 +79,18 @@ def test_a_second_load_reads_nothing_and_gives_the_same(color_folder, read):
     assert read() == []
     assert second.report == first.report and second.report.to_json() == first.report.to_json()
     for name, part in first.splits.items():
-        assert list(second.splits[name].pictures) == list(part.pictures)
+        assert list(second.splits[name].images) == list(part.images)
         assert second.splits[name].names == part.names and second.splits[name].digests == part.digests
 
 
 def test_what_is_remembered_is_the_same_to_the_last_bit(tmp_path, read):
     folder = tmp_path / "photos"
     for i, mode in enumerate(("RGB", "L", "P", "RGBA")):
-        write_picture(folder / "a.png", (9, 99, 200), seed=i)
+        write_image(folder / "a.png", (9, 99, 200), seed=i)
         Image.open(folder / "a.png").convert(mode).save(folder / f"{i}.png")
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (30, 20), "red").save(folder / "4.jpg", exif=exif)  # one colour: it has no hash
+    Image.new("RGB", (30, 20), "red").save(folder / "4.jpg", exif=exif)  # one color: it has no hash
     paths = sorted(map(str, folder.iterdir()))
     assert check_all(paths) == fresh(paths)
     assert len(read()) == 6
@@ -133,7 +133,7 @@ def test_what_has_changed_is_checked_anew(paths, read, how):
     assert check_all(paths) == fresh(paths)
 
 
-def test_bad_pictures_are_checked_every_time(paths, read):
+def test_bad_images_are_checked_every_time(paths, read):
     good = Path(paths[2]).read_bytes()
     Path(paths[2]).write_bytes(good[:200])
     paths.append(str(Path(paths[0]).with_name("missing.png")))
@@ -148,7 +148,7 @@ def test_files_that_may_change_within_a_tick_are_not_remembered(paths, read, mon
     monkeypatch.undo()
     monkeypatch.setenv("TRANSFER_CACHE", str(Path(paths[0]).parent.parent / "kept"))
     assert check_cache.SETTLED_NS == 2 * 10**9
-    with CheckMemory(Path(os.environ["TRANSFER_CACHE"]), rules="any") as memory:
+    with CheckCache(Path(os.environ["TRANSFER_CACHE"]), rules="any") as memory:
         os.utime(paths[0], (0, 0))  # dated back, but only just now
         os.utime(paths[1], (2**33, 2**33))  # of the future
         stamps = memory.stamp([*paths, os.__file__])
@@ -176,7 +176,7 @@ def test_a_file_is_known_by_where_it_is(paths, read, tmp_path, monkeypatch):
     assert check_all(NAMES) == fresh(paths) and read() == []
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
-    write_picture(Path("0.png"), (1, 2, 200))
+    write_image(Path("0.png"), (1, 2, 200))
     assert check_all(["0.png"]) == fresh(["0.png"]) and read() == ["0.png"]
 
 
@@ -187,14 +187,14 @@ def test_names_of_any_bytes_are_remembered(tmp_path, paths, read):
     assert len(read()) == 1
 
 
-def test_pictures_that_are_no_files_leave_no_trace(paths, memory):
+def test_images_that_are_no_files_leave_no_trace(paths, memory):
     content = Path(paths[0]).read_bytes()
     pixels = np.zeros((4, 4), "uint8")
     assert check_all([content, pixels]) == [check(content), check(pixels)]
     assert not memory.exists()
     mixed = [paths[0], content, pixels, paths[0].encode()]
     for _ in range(2):
-        assert check_all(mixed) == [check(picture) for picture in mixed]
+        assert check_all(mixed) == [check(image) for image in mixed]
 
 
 # What may happen to the database
@@ -248,7 +248,7 @@ def test_fields_of_other_kinds_are_no_rows(paths, read, memory, wrong):
 
 def test_no_flipped_bit_gives_a_wrong_row(tmp_path, paths):
     rows = [[i, "x" * 300] for i in range(len(paths))]
-    with CheckMemory(tmp_path / "sound", rules="any") as memory:
+    with CheckCache(tmp_path / "sound", rules="any") as memory:
         stamps = memory.stamp(paths)
         memory.remember(stamps, rows)
     sound = (tmp_path / "sound" / NAME).read_bytes()
@@ -261,7 +261,7 @@ def test_no_flipped_bit_gives_a_wrong_row(tmp_path, paths):
         flipped = sound[place] ^ (1 << seed % 8)
         broken.write_bytes(sound[:place] + bytes([flipped]) + sound[place + 1 :])
         for _ in range(4):  # until it is found to be broken
-            with CheckMemory(broken.parent, rules="any") as memory:
+            with CheckCache(broken.parent, rules="any") as memory:
                 found = memory.recall(stamps)
                 assert all(one in (None, row) for one, row in zip(found, rows, strict=True)), (seed, place)
                 new = [i for i, row in enumerate(found) if row is None]
@@ -332,7 +332,7 @@ try:
 except PermissionError:
     pass
 real, seen = checking.check, []
-checking.check = lambda picture: seen.append(picture) or real(picture)
+checking.check = lambda image: seen.append(image) or real(image)
 checking.check_all(sys.argv[1:])
 print(len(seen))
 """
@@ -342,7 +342,7 @@ def test_a_folder_that_can_only_be_read_is_read():
     with tempfile.TemporaryDirectory(dir="/tmp") as made:
         folder = Path(made)
         for i in range(3):
-            write_picture(folder / f"{i}.png", (1, 200, 2), seed=i)
+            write_image(folder / f"{i}.png", (1, 200, 2), seed=i)
         paths = [str(folder / f"{i}.png") for i in range(3)]
         environment = {**os.environ, "TRANSFER_CACHE": made}
         with pytest.MonkeyPatch.context() as patched:
@@ -384,7 +384,7 @@ def test_several_processes_share_it(tmp_path):
     command = [sys.executable, "-c", SOME, str(tmp_path / "kept")]
     processes = [subprocess.Popen([*command, *order]) for order in orders]
     assert [process.wait() for process in processes] == [0, 0, 0]
-    with CheckMemory(tmp_path / "kept", rules="any") as memory:
+    with CheckCache(tmp_path / "kept", rules="any") as memory:
         assert memory.recall(memory.stamp(paths)) == [["row of", path] for path in paths]
 
 
@@ -401,11 +401,11 @@ def test_what_was_not_used_longest_goes_first(tmp_path, paths, monkeypatch):
         for path in some[-1]:
             Path(path).write_text(path)
         monkeypatch.setattr("time.time", lambda day=day: 86_400.0 * day)
-        with CheckMemory(tmp_path / "kept", rules="any") as memory:
+        with CheckCache(tmp_path / "kept", rules="any") as memory:
             stamps = memory.stamp([*some[0], *some[-1]])
             memory.recall(stamps)  # the first are used every day
             memory.remember(stamps, [["x" * 1000]] * 40)
-    with CheckMemory(tmp_path / "kept", rules="any") as memory:
+    with CheckCache(tmp_path / "kept", rules="any") as memory:
         left = [sum(row is not None for row in memory.recall(memory.stamp(each))) for each in some]
     assert left[0] == left[-1] == 20 and left[1] == 0 and left == [20, *sorted(left[1:])]
     assert (tmp_path / "kept" / NAME).stat().st_size < 200_000

@@ -1,4 +1,4 @@
-"""The check of pictures, and what is summed up of it."""
+"""The check of images, and what is summed up of it."""
 
 import io
 
@@ -25,20 +25,20 @@ def upright(value) -> Image.Exif:
     return exif
 
 
-def test_a_good_picture_is_described():
+def test_a_good_image_is_described():
     found = check(encoded(size=(40, 30), kind="JPEG"))
     assert found.problem == "" and len(found.digest) == 64 and len(found.hash) == 32
     assert found[3:] == ("JPEG", "RGB", 40, 30, False)
 
 
-def test_sizes_are_those_of_the_upright_picture():
+def test_sizes_are_those_of_the_upright_image():
     found = check(encoded(size=(40, 30), kind="JPEG", exif=upright(6)))
     assert (found.width, found.height, found.turned) == (30, 40, True)
     assert not check(encoded(kind="JPEG", exif=upright(1))).turned
 
 
-def test_turning_a_picture_by_exif_does_not_change_what_it_shows():
-    """A phone's photo and the same one turned by a program are the same picture."""
+def test_turning_a_image_by_exif_does_not_change_what_it_shows():
+    """A phone's photo and the same one turned by a program are the same image."""
     image = Image.open(io.BytesIO(encoded(size=(400, 300))))
     stream, turned = io.BytesIO(), image.transpose(Image.Transpose.ROTATE_90)
     turned.save(stream, "JPEG", exif=upright(6), quality=95)
@@ -72,7 +72,7 @@ def test_what_is_no_file_is_refused_unread(tmp_path, monkeypatch):
 
 
 def report_of(labels, *, parts=("train",), names=None, groups=(), skipped=(), **fields):
-    """A report of made-up findings: `fields` are lists, one value per picture."""
+    """A report of made-up findings: `fields` are lists, one value per image."""
     count = len(labels)
     names = names or [f"{i:02}.png" for i in range(count)]
     defaults = {
@@ -115,7 +115,7 @@ def test_formats_channels_and_sizes_are_counted():
     assert report.widths == (10, 35, 60) and report.heights == (30, 30, 30)
 
 
-def test_copies_conflicts_and_shared_pictures_are_told_apart():
+def test_copies_conflicts_and_shared_images_are_told_apart():
     digests = ["a", "a", "b", "b", "c", "d", "e", "f", "g", "h", "i", "c"]
     labels = [0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0]
     report = report_of(labels, parts=("train", "test"), digest=digests)
@@ -145,10 +145,10 @@ def test_groups_in_two_given_splits_are_named():
     assert report.groups == 5
 
 
-def test_classes_with_too_few_different_pictures_are_named():
+def test_classes_with_too_few_different_images_are_named():
     report = report_of([0] * 5 + [1, 1, 1] + [2, 2, 2, 2], digest=[*"abcde", *"fgg", *"hijk"])
     few = next(f for f in report.findings if f.kind == "few")
-    assert few.names == ("class1",), "three pictures, two of them different"
+    assert few.names == ("class1",), "three images, two of them different"
 
 
 @pytest.mark.parametrize(("small", "found"), [(4, True), (5, False)])
@@ -171,6 +171,6 @@ def test_formats_that_tell_the_class_are_found():
     assert report_of([0, 1] * 20, format=(["JPEG"] * 2 + ["PNG"] * 2) * 10).format_tells == ""
 
 
-def test_blank_pictures_are_named():
+def test_blank_images_are_named():
     report = report_of([0, 1] * 3, hash=[b"", *[bytes([i]) * 32 for i in range(1, 6)]])
     assert report.blank == ("00.png",)

@@ -8,17 +8,17 @@ import pytest
 from helpers.data_reports import report, same
 
 CHANGES = {
-    "skipped": ({"skipped": (("a.jpg", "empty"),)}, True, "1 picture is skipped", "a.jpg (empty)"),
+    "skipped": ({"skipped": (("a.jpg", "empty"),)}, True, "1 image is skipped", "a.jpg (empty)"),
     "conflict": ({"same": (same("a", "b", classes=["cat", "dog"]),)}, True, "two labels", "a = b"),
     "shared": ({"same": (same("a", "b", splits=["train", "test"]),)}, True, "several of the splits", "a = b"),
     "group": ({"split_groups": ("ann", "bob"), "groups": 9}, True, "2 of 9 groups", "ann"),
     "few": ({"few": ("dog",)}, True, "1 of 2 classes have fewer than 3", "dog"),
     "alike": ({"class_names": ("Fire bus", "fire_bus")}, True, "differ only in case", "'Fire bus' = 'fire_bus'"),
     "imbalance": ({"counts": {"train": (70, 10)}}, False, "cat has 7 times as many", "--class-weights"),
-    "copies": ({"same": (same("a", "b"), same("c", "d"))}, False, "2 pictures are .* byte for byte", "c = d"),
-    "near": ({"same": (same("a", "b", exact=False),)}, False, "1 picture is .* slightly other form", "a = b"),
-    "odd": ({"odd": (("a.gif", "GIF among JPEG"),)}, False, "1 picture is unlike", "a.gif (GIF among JPEG)"),
-    "blank": ({"blank": ("a", "b")}, False, "2 pictures are of one colour", "a"),
+    "copies": ({"same": (same("a", "b"), same("c", "d"))}, False, "2 images are .* byte for byte", "c = d"),
+    "near": ({"same": (same("a", "b", exact=False),)}, False, "1 image is .* slightly other form", "a = b"),
+    "odd": ({"odd": (("a.gif", "GIF among JPEG"),)}, False, "1 image is unlike", "a.gif (GIF among JPEG)"),
+    "blank": ({"blank": ("a", "b")}, False, "2 images are of one color", "a"),
     "format": ({"format_tells": "cat is nearly all PNG"}, False, "gives classes away: cat", "nearly all PNG"),
 }  # fmt: skip
 
@@ -99,15 +99,15 @@ def test_names_cannot_break_the_page():
     assert "script" not in parsed(html).tags and nasty in text_of(html)
 
 
-def test_the_page_shows_pictures_of_interest_and_needs_nothing_else():
+def test_the_page_shows_images_of_interest_and_needs_nothing_else():
     made = report(same=(same("a", "b", "c"),), odd=(("o", "GIF among JPEG"), ("gone", "x")))
-    pictures = {name: np.full((8, 8, 3), 9, "uint8") for name in "abo"}
-    page = parsed(made.to_html(pictures.get))
+    images = {name: np.full((8, 8, 3), 9, "uint8") for name in "abo"}
+    page = parsed(made.to_html(images.get))
     assert [image["alt"] for image in page.images] == ["a", "b", "o: GIF among JPEG"]
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.images)
     assert not {"script", "link"} & set(page.tags)
     assert not parsed(made.to_html()).images
 
 
-def test_a_page_of_no_training_pictures_is_whole():
+def test_a_page_of_no_training_images_is_whole():
     assert "photos" in report(counts={"train": (0, 0), "val": (0, 0), "test": (0, 0)}).to_html()

@@ -1,4 +1,4 @@
-"""Sources become splits of labelled pictures, checked; the command that checks them by itself."""
+"""Sources become splits of labelled images, checked; the command that checks them by itself."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.images import COLORS, write_picture
+from helpers.images import COLORS, write_image
 from PIL import Image
 
 from transfer.common.errors import InputError
@@ -22,10 +22,10 @@ SIZE = (8, 8)
 
 
 def fill(folder: Path, counts: dict[str, int], *, start: int = 0) -> Path:
-    """Write different pictures into the sub-folders named."""
+    """Write different images into the sub-folders named."""
     for place, (name, count) in enumerate(counts.items()):
         for i in range(count):
-            write_picture(folder / name / f"{i:02}.png", (90, 90, 90), size=8, seed=start + 1000 * place + i)
+            write_image(folder / name / f"{i:02}.png", (90, 90, 90), size=8, seed=start + 1000 * place + i)
     return folder
 
 
@@ -42,7 +42,7 @@ def test_labels_are_the_sorted_names_of_folders(color_folder):
     for part in (data.train, data.val, data.test):
         for i in range(len(part)):
             color = COLORS[data.class_names[part.labels[i]]]
-            assert np.abs(part.picture(i, SIZE).mean(axis=(0, 1)) - color).max() < 20
+            assert np.abs(part.image(i, SIZE).mean(axis=(0, 1)) - color).max() < 20
             assert part.names[i].startswith(data.class_names[part.labels[i]] + "/")
 
 
@@ -62,7 +62,7 @@ def test_names_may_be_of_any_alphabet(tmp_path):
     assert sum(len(y) for _, y in make_dataset(data.train, image_size=SIZE, batch_size=4)) == 3
 
 
-def test_what_is_no_picture_is_passed_over(tmp_path):
+def test_what_is_no_image_is_passed_over(tmp_path):
     fill(tmp_path, {"a": 5, "b": 5})
     fill(tmp_path, {".hidden": 3, "__MACOSX": 3, "__MACOSX/a": 3, "a/.thumbnails": 3, "b/__MACOSX/deep": 3})
     for name in ("Thumbs.db", ".DS_Store", "notes.txt", "._00.png", "desktop.ini", ".hidden.png"):
@@ -74,7 +74,7 @@ def test_what_is_no_picture_is_passed_over(tmp_path):
     assert len(data.train) + len(data.val) + len(data.test) == 10
 
 
-def test_pictures_may_lie_deeper_and_be_called_in_capitals(tmp_path):
+def test_images_may_lie_deeper_and_be_called_in_capitals(tmp_path):
     fill(tmp_path, {"a/x": 2, "a/y/z": 2, "b": 4})
     (tmp_path / "b" / "00.png").rename(tmp_path / "b" / "00.PNG")
     data = load_data(tmp_path, val=0, test=0)
@@ -112,7 +112,7 @@ def test_folders_beside_the_splits_are_said_to_be_skipped(tmp_path):
     fill(tmp_path / "train", {"a": 5, "b": 5})
     fill(tmp_path, {"test": 3})  # without classes, as competitions give it
     data = load_data(tmp_path)
-    assert data.skipped == (("test", "3 pictures in no folder of a split and a class"),)
+    assert data.skipped == (("test", "3 images in no folder of a split and a class"),)
     assert {n.split("/")[0] for n in data.test.names} == {"train"}
 
 
@@ -146,7 +146,7 @@ def test_another_seed_is_another_split(color_folder):
 
 
 def test_copies_under_two_names_or_classes_are_never_on_both_sides(tmp_path):
-    """The old image retrainer leaked most of its validation pictures into training."""
+    """The old image retrainer leaked most of its validation images into training."""
     fill(tmp_path, {"a": 10, "b": 10})
     for i in range(10):
         content = (tmp_path / "a" / f"{i:02}.png").read_bytes()
@@ -155,7 +155,7 @@ def test_copies_under_two_names_or_classes_are_never_on_both_sides(tmp_path):
             (tmp_path / "b" / f"stray {i}.png").write_bytes(content)
     for seed in range(4):
         data = load_data(tmp_path, seed=seed)
-        seen = [{Path(p).read_bytes() for p in part.pictures} for part in (data.train, data.val, data.test)]
+        seen = [{Path(p).read_bytes() for p in part.images} for part in (data.train, data.val, data.test)]
         assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
         assert all(len(part) for part in seen)
 
@@ -164,11 +164,11 @@ def test_copies_in_given_splits_raise_a_warning(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 5, "b": 5})
     fill(tmp_path / "test", {"a": 2, "b": 1})
     load_data(tmp_path)
-    assert "3 pictures are in several of the splits that the data came with" in caplog.text
+    assert "3 images are in several of the splits that the data came with" in caplog.text
     assert "test/a/00.png = train/a/00.png" in caplog.text
 
 
-def test_the_pictures_that_come_along_load():
+def test_the_images_that_come_along_load():
     data = load_data("emoji")
     assert data.num_classes == 12 and not data.skipped and len(data.train) > 300
     assert embedded_folder().name == "emoji"
@@ -192,10 +192,10 @@ def test_broken_files_are_skipped_named_and_counted(broken_folder, caplog):
     assert dict(data.skipped) == {
         "a/00.png": "image file is truncated",
         "b/empty.jpg": "empty",
-        "b/text.jpg": "not a picture of a known format",
+        "b/text.jpg": "not an image of a known format",
     }
     assert len(data.train) + len(data.val) + len(data.test) == 11
-    assert "3 pictures are skipped" in caplog.text and "a/00.png (image file is truncated)" in caplog.text
+    assert "3 images are skipped" in caplog.text and "a/00.png (image file is truncated)" in caplog.text
     for part in (data.train, data.val, data.test):
         assert [data.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
         batches = make_dataset(part, image_size=SIZE, batch_size=4)
@@ -227,7 +227,7 @@ def test_a_class_of_broken_files_alone_is_refused(tmp_path):
 
 def test_a_file_that_vanishes_later_is_named(tmp_path):
     data = load_data(fill(tmp_path, {"a": 4, "b": 4}))
-    Path(data.train.pictures[0]).unlink()
+    Path(data.train.images[0]).unlink()
     with pytest.raises(Exception, match=re.escape(data.train.names[0])):
         list(make_dataset(data.train, image_size=SIZE, batch_size=4))
 
@@ -236,14 +236,14 @@ def test_a_file_that_vanishes_later_is_named(tmp_path):
 
 
 def misfits(tmp_path):
-    fill(tmp_path / "colours", {"a": 3, "b": 3})
+    fill(tmp_path / "colors", {"a": 3, "b": 3})
     fill(tmp_path / "one", {"a": 3})
     fill(tmp_path / "wrapped", {"photos/a": 3, "photos/b": 3})
     fill(tmp_path / "hollow", {"a": 3, "b": 3})
     (tmp_path / "hollow" / "c").mkdir()
-    (tmp_path / "hollow" / "c" / "picture.tif").write_bytes(b"x")
+    (tmp_path / "hollow" / "c" / "image.tif").write_bytes(b"x")
     (tmp_path / "none").mkdir()
-    write_picture(tmp_path / "flat" / "x.png", (1, 2, 3))
+    write_image(tmp_path / "flat" / "x.png", (1, 2, 3))
     fill(tmp_path / "strange", {"train/cat": 3, "train/dog": 3, "test/cats": 1})
     fill(tmp_path / "twice", {"train/a": 3, "train/b": 3, "val/a": 1, "valid/b": 1})
     fill(tmp_path / "headless", {"val/a": 3, "test/a": 3})
@@ -254,38 +254,38 @@ def misfits(tmp_path):
 
 
 @pytest.mark.parametrize(("source", "options", "message"), [
-    ("colors", {}, r"which does not exist\. Did you mean '.*/colours'\?"),
+    ("colors", {}, r"which does not exist\. Did you mean '.*/colors'\?"),
     ("zzzzzz", {}, r"a folder with a sub-folder .* CSV or Parquet list, tfds:NAME, or 'emoji'.* Check the path"),
     ("gone/zzz", {}, "which does not exist. Check the path"),
     ("emojis", {}, "Did you mean 'emoji'"),
-    ("file.png", {}, r"Received a picture: .*file\.png\. Name the folder"),
-    ("one", {}, r"at least 2 classes in 'one'. Received: 1 \(a\)\. Put each class' pictures"),
+    ("file.png", {}, r"Received an image: .*file\.png\. Name the folder"),
+    ("one", {}, r"at least 2 classes in 'one'. Received: 1 \(a\)\. Put each class' images"),
     ("wrapped", {}, r"one alone, 'photos', with sub-folders of its own\. Did you mean '.*wrapped.photos'"),
-    ("none", {}, "at least 2 classes in 'none'. Received: 0. Put each class' pictures"),
-    ("flat", {}, "at least 2 classes in 'flat'. Received: 0. Put each class' pictures"),
+    ("none", {}, "at least 2 classes in 'none'. Received: 0. Put each class' images"),
+    ("flat", {}, "at least 2 classes in 'flat'. Received: 0. Put each class' images"),
     ("hollow", {}, r"\.jpg.* in every sub-folder of .*hollow\. Received none in: c\. Add some"),
     ("strange", {}, r"Unknown class 'cats'\. Did you mean 'cat'\? It is in .*test but not in .*train"),
     ("twice", {}, r"one folder per split .* Received: train, val, valid\. Merge"),
     ("headless", {}, r"Expected a folder 'train' in .*headless.* Received: test, val\. Sort"),
     ("flat splits", {}, r"with a sub-folder per class\. Received: test, train\. Sort"),
-    ("no test", {}, r"Expected pictures .* in .*test\. Received none\. .* drawn from train"),
-    ("colours", {"val": 0.5, "test": 0.5}, r"together below 1.* Received: val=0.5, test=0.5\. Leave"),
-    ("colours", {"val": -0.1}, r"0 or more.*val=-0.1"),
-    ("colours", {"val": -1}, r"0 or more.*val=-1"),
-    ("colours", {"val": 7}, r"at most 4 pictures for val and test"),
-    ("colours", {"val": 1.5}, r"a count of them, a whole number.*val=1.5"),
-    ("colours", {"few_shot": 0}, r"few_shot of 1 picture per class or more. Received: 0"),
-    ("colours", {"resize": "strech"}, r"Unknown resize 'strech'. Did you mean 'stretch'"),
-    ("colours", {"tfds_split": "train"}, r"tfds_split with tfds:NAME alone"),
-    ("colours", {"split_file": "nothing.csv"}, r"nothing.csv.*does not exist"),
-    ("colours", {"test": 1.0}, r"test=1.0"),
-    ("colours", {"test": float("nan")}, r"test=nan"),
-    ("colours", {"image_size": 0}, r"whole pixels, 1 or more.* Received: image_size=0"),
-    ("colours", {"image_size": (32, -1)}, r"image_size=\(32, -1\)"),
-    ("colours", {"image_size": 32.5}, "image_size=32.5"),
-    ("colours", {"image_size": (1, 2, 3)}, r"image_size=\(1, 2, 3\)"),
-    ("colours", {"seed": -1}, "Expected a seed of 0 or more. Received: -1. Any other"),
-    ("colours", {"class_names": ["a", "b"]}, "class_names with arrays alone. .* Leave them out"),
+    ("no test", {}, r"Expected images .* in .*test\. Received none\. .* drawn from train"),
+    ("colors", {"val": 0.5, "test": 0.5}, r"together below 1.* Received: val=0.5, test=0.5\. Leave"),
+    ("colors", {"val": -0.1}, r"0 or more.*val=-0.1"),
+    ("colors", {"val": -1}, r"0 or more.*val=-1"),
+    ("colors", {"val": 7}, r"at most 4 images for val and test"),
+    ("colors", {"val": 1.5}, r"a count of them, a whole number.*val=1.5"),
+    ("colors", {"few_shot": 0}, r"few_shot of 1 image per class or more. Received: 0"),
+    ("colors", {"resize": "strech"}, r"Unknown resize 'strech'. Did you mean 'stretch'"),
+    ("colors", {"tfds_split": "train"}, r"tfds_split with tfds:NAME alone"),
+    ("colors", {"split_file": "nothing.csv"}, r"nothing.csv.*does not exist"),
+    ("colors", {"test": 1.0}, r"test=1.0"),
+    ("colors", {"test": float("nan")}, r"test=nan"),
+    ("colors", {"image_size": 0}, r"whole pixels, 1 or more.* Received: image_size=0"),
+    ("colors", {"image_size": (32, -1)}, r"image_size=\(32, -1\)"),
+    ("colors", {"image_size": 32.5}, "image_size=32.5"),
+    ("colors", {"image_size": (1, 2, 3)}, r"image_size=\(1, 2, 3\)"),
+    ("colors", {"seed": -1}, "Expected a seed of 0 or more. Received: -1. Any other"),
+    ("colors", {"class_names": ["a", "b"]}, "class_names with arrays alone. .* Leave them out"),
 ])  # fmt: skip
 def test_input_that_cannot_be_right_is_refused_with_a_remedy(source, options, message, tmp_path):
     misfits(tmp_path)
@@ -303,7 +303,7 @@ def test_image_sizes_are_pairs(size, expected, color_folder):
 # Splits on request
 
 
-def test_sizes_may_be_counts_of_pictures(color_folder):
+def test_sizes_may_be_counts_of_images(color_folder):
     data = load_data(color_folder, val=6, test=15)
     assert [len(part) for part in data.splits.values()] == [69, 6, 15]
     assert np.bincount(data.test.labels).tolist() == [5, 5, 5]
@@ -321,9 +321,9 @@ def test_a_split_that_was_written_can_be_given_back(tmp_path):
     folder = fill(tmp_path / "photos", {"a": 12, "b": 12})
     before = load_data(folder, seed=5)
     write_split(tmp_path / "split.csv", before.splits, before.class_names)
-    fill(folder, {"a": 15}, start=7000)  # other pictures under the same names, and three new ones
+    fill(folder, {"a": 15}, start=7000)  # other images under the same names, and three new ones
     again = load_data(folder, seed=0, split_file=tmp_path / "split.csv")
-    assert names_of(again) == names_of(before), "whatever the seed, and new pictures are left out"
+    assert names_of(again) == names_of(before), "whatever the seed, and new images are left out"
     for part in again.splits.values():
         assert [again.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
 
@@ -335,7 +335,7 @@ def test_a_split_of_other_data_is_refused(tmp_path):
         load_data(other, split_file=tmp_path / "s.csv")
 
 
-def test_lists_of_pictures_load_with_groups(tmp_path):
+def test_lists_of_images_load_with_groups(tmp_path):
     fill(tmp_path, {"photos": 40})
     rows = [f"photos/{i:02}.png,{'cat' if i % 2 else 'dog'},patient{i // 4}" for i in range(40)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,patient", *rows, "photos/gone.png,cat,x"]))
@@ -346,8 +346,8 @@ def test_lists_of_pictures_load_with_groups(tmp_path):
     assert dict(data.skipped) == {"photos/gone.png": "no such file or directory"}
 
 
-def test_look_alikes_stay_on_one_side(tmp_path):
-    """Every picture is there twice, once saved as a small JPEG."""
+def test_near_duplicates_stay_on_one_side(tmp_path):
+    """Every image is there twice, once saved as a small JPEG."""
     for i in range(24):
         coarse = np.random.default_rng(i).integers(0, 256, (12, 16, 3), dtype="uint8")
         image = Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
@@ -360,10 +360,10 @@ def test_look_alikes_stay_on_one_side(tmp_path):
         seen = [{Path(name).stem for name in part.names} for part in data.splits.values()]
         assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
     assert len(data.report.same) == 24 and not any(one.exact for one in data.report.same)
-    assert load_data(tmp_path, look_alikes=False).report.same == ()
+    assert load_data(tmp_path, near_duplicates=False).report.same == ()
 
 
-def test_a_picture_is_resized_as_asked(tmp_path):
+def test_a_image_is_resized_as_asked(tmp_path):
     for name, color in (("a", "red"), ("b", "blue")):
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -371,7 +371,7 @@ def test_a_picture_is_resized_as_asked(tmp_path):
             wide.paste("white", (0, 0, 5, 20))
             wide.save(tmp_path / name / f"{i}.png")
     stretched, cropped, padded = (
-        load_data(tmp_path, resize=how, val=0, test=0).train.picture(0, (20, 20))
+        load_data(tmp_path, resize=how, val=0, test=0).train.image(0, (20, 20))
         for how in ("stretch", "crop", "pad")
     )
     assert stretched[10, 0].min() > 200, "white on the left"
@@ -400,21 +400,21 @@ def test_names_that_cannot_be_written_are_escaped(tmp_path):
     json.loads(data.report.to_json()), data.report.to_text().encode("utf-8")
 
 
-# What is not a picture by its name
+# What is not an image by its name
 
 
-def test_pictures_are_found_whatever_they_are_called(tmp_path):
+def test_images_are_found_whatever_they_are_called(tmp_path):
     fill(tmp_path, {"a": 6, "b": 6})
     for old, new in (
         ("00", "no ending"),
-        ("01", "picture.jpg"),
-        ("02", "picture.tif"),
-        ("03", "picture.jpg_large"),
+        ("01", "image.jpg"),
+        ("02", "image.tif"),
+        ("03", "image.jpg_large"),
     ):
         (tmp_path / "a" / f"{old}.png").rename(tmp_path / "a" / new)
-    (tmp_path / "a" / "readme.txt").write_text("about these pictures")
+    (tmp_path / "a" / "readme.txt").write_text("about these images")
     (tmp_path / "a" / "scan.tiff").write_bytes(b"II*\0")
-    write_picture(tmp_path / "loose.png", (1, 2, 3))
+    write_image(tmp_path / "loose.png", (1, 2, 3))
     data = load_data(tmp_path)
     assert sum(map(len, data.splits.values())) == 12
     assert data.report.ignored == ("a/readme.txt",)
@@ -443,9 +443,7 @@ def test_the_command_stops_at_broken_files_when_strict(broken_folder, capsys):
     assert main([str(broken_folder), "--strict"]) == 2
     out, err = capsys.readouterr()
     assert (
-        out == ""
-        and err.startswith("Expected pictures that can be used. Received 3")
-        and err.count("\n") == 1
+        out == "" and err.startswith("Expected images that can be used. Received 3") and err.count("\n") == 1
     )
 
 

@@ -1,4 +1,4 @@
-"""Decoding: every kind of picture as a person sees it; every kind of broken file found and named."""
+"""Decoding: every kind of image as a person sees it; every kind of broken file found and named."""
 
 import io
 import resource
@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from transfer.common.errors import InputError
 from transfer.images import datasets, decoding  # noqa: F401  all that could change Pillow's settings
 from transfer.images.checking import check, check_all
-from transfer.images.decoding import BadPictureError, decode, is_picture, look, to_rgb_array
+from transfer.images.decoding import BadImageError, decode, inspect_image, is_image, to_rgb_array
 
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (30, 200, 60), (20, 40, 210), (255, 255, 255)
 FORMATS = ["JPEG", "PNG", "GIF", "BMP", "WEBP"]
@@ -34,10 +34,10 @@ def textured(mode="RGB") -> Image.Image:
 
 
 def corners() -> np.ndarray:
-    """16 x 24, another colour in each quarter: no two of the eight orientations look alike."""
-    picture = np.zeros((16, 24, 3), "uint8")
-    picture[:8, :12], picture[:8, 12:], picture[8:, :12], picture[8:, 12:] = RED, GREEN, BLUE, WHITE
-    return picture
+    """16 x 24, another color in each quarter: no two of the eight orientations look alike."""
+    image = np.zeros((16, 24, 3), "uint8")
+    image[:8, :12], image[:8, 12:], image[8:, :12], image[8:, 12:] = RED, GREEN, BLUE, WHITE
+    return image
 
 
 def exif(**tags) -> Image.Exif:
@@ -54,7 +54,7 @@ def assert_all(pixels, color, within=0):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_format_decodes_to_its_colours(kind):
+def test_every_format_decodes_to_its_colors(kind):
     pixels = decode(encode(plain(), kind), (20, 30))
     assert pixels.shape == (20, 30, 3) and pixels.dtype == np.uint8
     assert_all(pixels, RED, within=6)
@@ -79,7 +79,7 @@ def test_content_counts_and_not_the_name(kind, tmp_path):
     (8, lambda u: u.swapaxes(0, 1)[:, ::-1]),
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_pictures_are_turned_as_the_camera_was_held(orientation, stored, kind):
+def test_images_are_turned_as_the_camera_was_held(orientation, stored, kind):
     """What is stored follows the EXIF standard: which side of the scene row 0 and column 0 are."""
     lossless = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}[kind]
     content = encode(
@@ -88,7 +88,7 @@ def test_pictures_are_turned_as_the_camera_was_held(orientation, stored, kind):
     assert_all(decode(content, (16, 24)), corners(), within=3)
 
 
-def test_a_picture_on_its_side_keeps_its_detail():
+def test_a_image_on_its_side_keeps_its_detail():
     """JPEG is decoded smaller where that suffices, which width and height decide once it is upright."""
     stripes = np.zeros((400, 1600, 3), "uint8")
     stripes[::4] = stripes[1::4] = 255
@@ -119,7 +119,7 @@ def test_transparency_survives_turning():
     half = np.zeros((8, 8, 4), "uint8")
     half[:4] = (*RED, 255)
     assert_all(decode(encode(half, exif=exif(orientation=3)), (8, 8))[:4], WHITE)
-    keyed = Image.fromarray(half[..., :3])  # one colour, black, is said to be transparent
+    keyed = Image.fromarray(half[..., :3])  # one color, black, is said to be transparent
     pixels = decode(encode(keyed, transparency=(0, 0, 0), exif=exif(orientation=3)), (8, 8))
     assert_all(pixels[:4], WHITE)
     assert_all(pixels[4:], RED)
@@ -155,13 +155,13 @@ def test_animations_show_their_first_frame(kind):
     assert_all(decode(content, (8, 8)), RED, within=6)
 
 
-def test_pictures_of_two_lenses_show_the_first():
+def test_images_of_two_lenses_show_the_first():
     content = encode(plain(RED), "MPO", save_all=True, append_images=[plain(BLUE)])
     assert_all(decode(content, (8, 8)), RED, within=6)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_damaged_exif_does_not_cost_a_good_picture():
+def test_damaged_exif_does_not_cost_a_good_image():
     """Nor does it stop everything: parsing it raises errors of many kinds, struct.error among them."""
     whole = [encode(textured(), "JPEG", exif=exif(orientation=turn)) for turn in range(1, 9)]
     possible = {decode(content, (90, 120)).tobytes() for content in whole}
@@ -176,15 +176,15 @@ def test_damaged_exif_does_not_cost_a_good_picture():
 
 BAD = {
     "empty": (b"", "empty"),
-    "text": (b"404 Not Found", "not a picture of a known format"),
+    "text": (b"404 Not Found", "not an image of a known format"),
     "signature alone": (b"\x89PNG\r\n\x1a\n", "broken at its beginning"),
-    "TIFF": (encode(plain(), "TIFF"), "not a picture of a known format but TIFF"),
-    "EPS, which would start another program": (encode(plain(), "EPS"), "not a picture of a known format"),
+    "TIFF": (encode(plain(), "TIFF"), "not an image of a known format but TIFF"),
+    "EPS, which would start another program": (encode(plain(), "EPS"), "not an image of a known format"),
 }
 
 
 @pytest.mark.parametrize(("content", "problem"), BAD.values(), ids=BAD)
-def test_what_is_no_picture_is_said_to_be_none(content, problem):
+def test_what_is_no_image_is_said_to_be_none(content, problem):
     assert check(content) == (problem, "", b"", "", "", 0, 0, False)
 
 
@@ -204,8 +204,8 @@ def test_pillow_is_not_told_to_accept_truncated_files():
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "L", "I;16"])
 def test_damage_inside_a_png_is_found(mode):
-    picture = textured() if mode != "I;16" else Image.fromarray(np.asarray(textured("L"), "uint16") * 257)
-    content = bytearray(encode(picture.convert(mode) if mode != "I;16" else picture))
+    image = textured() if mode != "I;16" else Image.fromarray(np.asarray(textured("L"), "uint16") * 257)
+    content = bytearray(encode(image.convert(mode) if mode != "I;16" else image))
     content[content.index(b"IDAT") + 60] ^= 0xFF
     assert check(bytes(content)).problem
 
@@ -233,7 +233,7 @@ def test_decoding_names_the_file_and_the_reason(tmp_path):
     path.write_bytes(encode(textured(), "JPEG")[:-1000])
     with pytest.raises(InputError, match=r"Cannot read .*cut\.jpg: image file is truncated"):
         decode(path, (8, 8))
-    with pytest.raises(InputError, match="Cannot read the picture: not a picture"):
+    with pytest.raises(InputError, match="Cannot read the image: not an image"):
         decode(b"text", (8, 8))
 
 
@@ -281,12 +281,12 @@ def test_arrays_become_rgb(shape, dtype):
 
 def test_arrays_are_rounded_clipped_and_stretched_like_files():
     assert to_rgb_array(np.array([[98.6, -3.0, 300.0]]))[0, :, 0].tolist() == [99, 0, 255]
-    picture = np.asarray(textured())
-    assert np.array_equal(to_rgb_array(picture, (33, 44)), decode(encode(picture), (33, 44)))
+    image = np.asarray(textured())
+    assert np.array_equal(to_rgb_array(image, (33, 44)), decode(encode(image), (33, 44)))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_what_a_picture_is_is_said(kind):
+def test_what_a_image_is_is_said(kind):
     found = check(encode(textured(), kind))
     assert (found.problem, found.format, found.width, found.height, found.turned) == (
         "",
@@ -300,11 +300,11 @@ def test_what_a_picture_is_is_said(kind):
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (120, 90)), (3, (120, 90)), (6, (90, 120))])
-def test_sizes_are_those_of_the_upright_picture(orientation, size):
+def test_sizes_are_those_of_the_upright_image(orientation, size):
     content = encode(textured(), "JPEG", exif=exif(orientation=orientation))
     found = check(content)
     assert (found.width, found.height) == size and found.turned == (orientation > 1)
-    assert look(content, (8, 8))[1:] == found[3:]
+    assert inspect_image(content, (8, 8))[1:] == found[3:]
 
 
 def test_modes_are_those_that_are_stored():
@@ -321,28 +321,28 @@ def test_arrays_are_checked_as_well(shape):
     assert found.mode == ("RGB" if shape[-1] == 3 else "L") and found.digest
 
 
-def test_pictures_of_one_colour_have_no_hash():
+def test_images_of_one_color_have_no_hash():
     assert check(encode(plain())).hash == b""
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_pictures_are_known_by_their_first_bytes(kind):
-    assert is_picture(encode(plain(), kind)[:16])
-    assert not is_picture(encode(plain(), "TIFF")[:16]) and not is_picture(b"BM text, not a bitmap")
+def test_images_are_known_by_their_first_bytes(kind):
+    assert is_image(encode(plain(), kind)[:16])
+    assert not is_image(encode(plain(), "TIFF")[:16]) and not is_image(b"BM text, not a bitmap")
 
 
 def test_pads_lie_around_and_crops_take_the_middle():
     wide = np.full((10, 40, 3), 200, "uint8")
     wide[:, 15:25] = RED
     content = encode(wide)
-    padded = look(content, (20, 20), resize="pad").pixels
+    padded = inspect_image(content, (20, 20), resize="pad").pixels
     assert_all(padded[:7], 0)
     assert_all(padded[13:], 0)
     assert_all(padded[9:11, :6], 200, within=1)
-    assert_all(look(content, (10, 10), resize="crop").pixels, RED, within=1)
+    assert_all(inspect_image(content, (10, 10), resize="crop").pixels, RED, within=1)
     assert np.array_equal(to_rgb_array(wide, (20, 20), resize="pad"), padded)
 
 
 def test_the_reason_comes_without_the_name(tmp_path):
-    with pytest.raises(BadPictureError, match=r"^no such file or directory$"):
-        look(tmp_path / "gone.png", (8, 8))
+    with pytest.raises(BadImageError, match=r"^no such file or directory$"):
+        inspect_image(tmp_path / "gone.png", (8, 8))

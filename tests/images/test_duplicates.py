@@ -1,4 +1,4 @@
-"""Copies and look-alikes: the same picture saved another way is found, different pictures are not."""
+"""Copies and near-duplicates: the same image saved another way is found, different images are not."""
 
 import io
 
@@ -11,7 +11,7 @@ from transfer.images.duplicates import BITS, MOST_BITS, find_same, join, near_pa
 
 
 def scene(seed=0, size=(240, 180)) -> Image.Image:
-    """Smooth blobs of colour, another composition for each seed, as photos are at low frequencies."""
+    """Smooth blobs of color, another composition for each seed, as photos are at low frequencies."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (9, 12, 3), dtype="uint8")
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
@@ -44,17 +44,17 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_same_picture_saved_another_way_is_near(change, seed):
+def test_the_same_image_saved_another_way_is_near(change, seed):
     assert apart(hash_of(saved(scene(seed))), hash_of(change(scene(seed)))) <= MOST_BITS
 
 
-def test_different_pictures_are_far():
+def test_different_images_are_far():
     hashes = [hash_of(saved(scene(seed))) for seed in range(40)]
     assert min(apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 2 * MOST_BITS
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (255, 0, 0), (250, 249, 248)])
-def test_pictures_of_one_colour_are_like_no_other(color):
+def test_images_of_one_color_are_like_no_other(color):
     pixels = np.full((64, 64, 3), color, "uint8")
     assert perceptual_hash(pixels) == b""
     assert find_same(["a", "b"], [b"", b""]).tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""Data at their worst: nothing crashes, nothing hangs, what is skipped is named, and no good picture is lost."""
+"""Data at their worst: nothing crashes, nothing hangs, what is skipped is named, and no good image is lost."""
 
 import csv
 import io
@@ -76,7 +76,7 @@ def test_everything_fares_as_it_should(tmp_path):
 
 
 def test_the_script_can_tell(tmp_path, monkeypatch):
-    """What is expected of the corpus would show if pictures were read otherwise."""
+    """What is expected of the corpus would show if images were read otherwise."""
     from helpers import hostile_files
 
     cases = [case for case in make_corpus(tmp_path) if case.kind in ("JPEG, YCCK", "EXIF: orientation 8")]
@@ -118,7 +118,7 @@ def test_what_the_command_writes_can_be_read_and_given_back(corpus, tmp_path):
     again = load_data(root, split_file=files["csv"])
     for split, part in data.splits.items():
         assert list(again.splits[split].names) == list(part.names)
-        assert list(again.splits[split].pictures) == list(part.pictures)
+        assert list(again.splits[split].images) == list(part.images)
         assert again.splits[split].labels.tolist() == part.labels.tolist()
 
 
@@ -216,7 +216,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "PNG", "16-bit PNG", "GIF", "BMP", "WebP"])
-def test_a_picture_with_its_end_cut_is_whole_or_refused(kind):
+def test_a_image_with_its_end_cut_is_whole_or_refused(kind):
     """Also where it is decoded at its full size, and at a fraction of it."""
     content = ENCODED[kind]
     whole = {size: decode(content, size) for size in ((30, 40), (4, 4))}
@@ -229,10 +229,10 @@ def test_a_picture_with_its_end_cut_is_whole_or_refused(kind):
 
 
 @pytest.mark.parametrize(("content", "why"), [
-    (b"II*\0" + bytes(99), "not a picture of a known format but TIFF"),
-    (b"\0\0\0\x18ftypheic" + bytes(99), "not a picture of a known format but HEIC"),
-    (b"\n<!DOCTYPE HTML><html>", "not a picture of a known format but a web page"),
-    (b"<?xml version='1.0'?><svg/>", "not a picture of a known format but SVG"),
+    (b"II*\0" + bytes(99), "not an image of a known format but TIFF"),
+    (b"\0\0\0\x18ftypheic" + bytes(99), "not an image of a known format but HEIC"),
+    (b"\n<!DOCTYPE HTML><html>", "not an image of a known format but a web page"),
+    (b"<?xml version='1.0'?><svg/>", "not an image of a known format but SVG"),
     (b"\x89PNG\r\n\x1a\n" + bytes(99), "broken at its beginning"),
     (ENCODED["JPEG"][:-300], "image file is truncated"),
     (ENCODED["JPEG"][:10], "image file is truncated"),
@@ -247,12 +247,12 @@ def test_reasons_are_plain(content, why, tmp_path):
 
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1)])
-def test_of_the_thinnest_picture_something_is_seen(size, resize):
+def test_of_the_thinnest_image_something_is_seen(size, resize):
     pixels = decode(encode(solid((220, 40, 30), size=size)), (64, 64), resize=resize)
     assert (pixels.reshape(-1, 3) == (220, 40, 30)).all(axis=1).sum() >= 64
 
 
-def test_huge_pictures_are_decoded_one_at_a_time(monkeypatch):
+def test_huge_images_are_decoded_one_at_a_time(monkeypatch):
     """Each may take gigabytes, and there are as many threads as cores."""
     here, most, to_rgb = [], [], decoding._to_rgb
 
@@ -300,22 +300,22 @@ def test_names_are_spelt_alike_everywhere(name, spelt):
 
 
 @pytest.mark.parametrize(
-    "kind", ["pipe", "dangling", "loop", "picture", "gone", "/dev/zero", "a\0b", "x" * 5000]
+    "kind", ["pipe", "dangling", "loop", "image", "gone", "/dev/zero", "a\0b", "x" * 5000]
 )
 def test_a_source_that_is_none_is_refused_at_once(kind, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "picture").write_bytes(ENCODED["PNG"])
+    (tmp_path / "image").write_bytes(ENCODED["PNG"])
     with pytest.raises(InputError, match=r"(?i)expected|cannot") as caught:
         load_data(str(tmp_path / kind))
     text = str(caught.value)
     assert text.count("Expected") <= 1 and f"Did you mean '{tmp_path / kind}'" not in text
 
 
-def test_a_picture_as_a_source_is_said_to_be_one(tmp_path):
+def test_a_image_as_a_source_is_said_to_be_one(tmp_path):
     (tmp_path / "a.png").write_bytes(ENCODED["PNG"])
-    with pytest.raises(InputError, match=r"Received a picture: .*Name the folder that it is in") as caught:
+    with pytest.raises(InputError, match=r"Received an image: .*Name the folder that it is in") as caught:
         find_source(str(tmp_path / "a.png"))
     assert str(caught.value).count("Expected") == 1
 
@@ -334,7 +334,7 @@ def test_a_link_that_leads_above_the_data_is_not_followed(tmp_path):
         assert data.skipped == (("a/up", "a link to a folder that it lies in"),)
 
 
-def test_no_picture_beside_the_splits_is_lost_in_silence(tmp_path):
+def test_no_image_beside_the_splits_is_lost_in_silence(tmp_path):
     for i, name in enumerate(("train/a", "train/b", "test", "unlabelled/x", ".")):
         for k in range(4):
             path = tmp_path / name / f"{k}.png"
@@ -344,8 +344,8 @@ def test_no_picture_beside_the_splits_is_lost_in_silence(tmp_path):
     (tmp_path / "notes/a.txt").write_text("about these")
     data = load_data(tmp_path)
     assert dict(data.skipped) == {
-        "test": "4 pictures in no folder of a split and a class",
-        "unlabelled": "4 pictures in no folder of a split and a class",
+        "test": "4 images in no folder of a split and a class",
+        "unlabelled": "4 images in no folder of a split and a class",
         **{f"{k}.png": "lies in no folder of a class" for k in range(4)},
     }
 

@@ -1,4 +1,4 @@
-"""Lists of pictures as a source: which pictures, labels, splits and groups they give, and where paths lead."""
+"""Lists of images as a source: which images, labels, splits and groups they give, and where paths lead."""
 
 import os
 import tracemalloc
@@ -8,7 +8,7 @@ from unicodedata import normalize
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.images import COLORS, write_picture
+from helpers.images import COLORS, write_image
 from pyarrow import parquet
 
 from transfer.common.errors import InputError
@@ -19,7 +19,7 @@ COMPOSED, DECOMPOSED = normalize("NFC", "Zoë é.png"), normalize("NFD", "Zoë �
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a list, and an empty file for each picture that is named."""
+    """Writes a list, and an empty file for each image that is named."""
 
     def written(content: str | bytes, *files: str, name="list.csv"):
         for file in files:
@@ -42,24 +42,24 @@ def refusal(path) -> str:
 
 
 def opened(found, part="train") -> list[str]:
-    return list(found.parts[part].pictures)
+    return list(found.parts[part].images)
 
 
 def flat(found):
     """All that was found, in a form that can be compared."""
     return found.class_names, {
-        name: (list(part.names), part.labels.tolist(), list(part.groups), list(part.pictures))
+        name: (list(part.names), part.labels.tolist(), list(part.groups), list(part.images))
         for name, part in found.parts.items()
     }
 
 
-def test_pictures_are_read_from_where_the_list_is(tmp_path, monkeypatch):
+def test_images_are_read_from_where_the_list_is(tmp_path, monkeypatch):
     for i, color in enumerate(COLORS.values()):
-        write_picture(tmp_path / "data" / f"{i}.png", color, size=8)
+        write_image(tmp_path / "data" / f"{i}.png", color, size=8)
     (tmp_path / "data" / "list.csv").write_text("path,label\n2.png,red\n0.png,blue\n1.png,green\n")
     monkeypatch.chdir(tmp_path)
     train = read_manifest(Path("data/list.csv")).parts["train"]
-    colors = [train.picture(i, (8, 8)).mean(axis=(0, 1)) for i in range(3)]
+    colors = [train.image(i, (8, 8)).mean(axis=(0, 1)) for i in range(3)]
     assert [int(color.argmax()) for color in colors] == [0, 2, 1]
 
 
@@ -119,7 +119,7 @@ def test_groups_where_there_is_a_column(write):
     assert len(read_manifest(write("path,label,group\na.png,x,\nb.png,y,\n")).parts["train"].groups) == 0
 
 
-def test_groups_follow_their_pictures_into_splits(write):
+def test_groups_follow_their_images_into_splits(write):
     text = "path,label,group,split\na.png,x,1,test\nb.png,x,2,train\nc.png,x,3,test\n"
     parts = read_manifest(write(text, "a.png")).parts
     assert list(parts["train"].groups) == ["2"] and list(parts["test"].groups) == ["1", "3"]
@@ -215,11 +215,11 @@ def test_urls(write):
         write("path,label\na.png,x\nhttps://example.org/b.png,x\ns3://bucket/c.png,y\n", "a.png")
     )
     assert message.startswith(
-        "list.csv, line 3: 'https://example.org/b.png' is a URL; download the pictures first; list.csv, line 4: 's3://"
+        "list.csv, line 3: 'https://example.org/b.png' is a URL; download the images first; list.csv, line 4: 's3://"
     )
 
 
-def test_missing_pictures_stay_in(write):
+def test_missing_images_stay_in(write):
     text = "path,label\n" + "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(900))
     found = read_manifest(write(text, "899.png"))
     assert len(found.parts["train"]) == 900 and len(found.skipped) == 0
@@ -228,7 +228,7 @@ def test_missing_pictures_stay_in(write):
 def test_all_missing_is_one_mistake(write, tmp_path):
     text = "path,label\n" + "".join(f"img/{i}.png,{'xy'[i % 2]}\n" for i in range(2000))
     path = write(text, "1500.png")
-    (tmp_path / "img" / "3.png").mkdir(parents=True)  # a folder is no picture
+    (tmp_path / "img" / "3.png").mkdir(parents=True)  # a folder is no image
     assert refusal(path) == (
         f"list.csv, line 2: 'img/0.png' leads to {str(tmp_path / 'img/0.png')!r}, which is not a file; nor are any of "
         f"the first 1000. Expected paths that are absolute, or relative to the folder of the manifest, "

@@ -24,16 +24,16 @@ SIZE = (8, 8)
 
 
 def numbered(count, *, labels=None) -> Split:
-    """Pictures whose red is their number and whose green is their label."""
+    """Images whose red is their number and whose green is their label."""
     labels = np.arange(count) % 3 if labels is None else np.asarray(labels)
-    pictures = np.zeros((count, *SIZE, 3), "uint8")
-    pictures[..., 0] = np.arange(count)[:, None, None]
-    pictures[..., 1] = labels[:, None, None]
-    return Split(pictures, labels.astype("int64"), [str(i) for i in range(count)])
+    images = np.zeros((count, *SIZE, 3), "uint8")
+    images[..., 0] = np.arange(count)[:, None, None]
+    images[..., 1] = labels[:, None, None]
+    return Split(images, labels.astype("int64"), [str(i) for i in range(count)])
 
 
 def epoch(dataset) -> tuple[list[int], list[int], list[int]]:
-    """The numbers, labels and labels seen in the pictures, in the order of one pass."""
+    """The numbers, labels and labels seen in the images, in the order of one pass."""
     numbers, given, seen = [], [], []
     for x, y in dataset:
         numbers += x.numpy()[:, 0, 0, 0].astype(int).tolist()
@@ -46,13 +46,13 @@ def batches(split, **options):
     return make_dataset(split, **{"image_size": SIZE, "batch_size": 4, **options})
 
 
-def test_batches_are_float_pictures_from_0_to_255_in_the_order_of_the_split(color_folder):
+def test_batches_are_float_images_from_0_to_255_in_the_order_of_the_split(color_folder):
     part = load_data(color_folder).val
     found = list(batches(part, image_size=(10, 12)))
     assert [x.shape for x, _ in found] == [(4, 10, 12, 3), (4, 10, 12, 3), (1, 10, 12, 3)]
     assert {x.dtype.name for x, _ in found} == {"float32"} and {y.dtype.name for _, y in found} == {"int64"}
     pixels = np.concatenate([x for x, _ in found])
-    assert np.array_equal(pixels, [decode(path, (10, 12)) for path in part.pictures])
+    assert np.array_equal(pixels, [decode(path, (10, 12)) for path in part.images])
     assert np.array_equal(np.concatenate([y for _, y in found]), part.labels)
 
 
@@ -71,8 +71,8 @@ def test_training_shuffles_anew_each_epoch_and_loses_nothing(budget):
     dataset = batches(numbered(50), training=True, seed=1, cache_budget=budget)
     epochs = [epoch(dataset) for _ in range(3)]
     for numbers, given, seen in epochs:
-        assert sorted(numbers) == list(range(50)), "each picture once, the last small batch included"
-        assert given == seen == [number % 3 for number in numbers], "labels stay with their pictures"
+        assert sorted(numbers) == list(range(50)), "each image once, the last small batch included"
+        assert given == seen == [number % 3 for number in numbers], "labels stay with their images"
     orders = [numbers for numbers, _, _ in epochs]
     assert orders[0] != orders[1] != orders[2] and list(range(50)) not in orders
     again = batches(numbered(50), training=True, seed=1)
@@ -94,19 +94,18 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone():
 
 def test_an_epoch_that_is_left_early_changes_neither_the_next_nor_the_cache():
     arrays = numbered(100)
-    pictures = Counting(list(arrays.pictures))
+    images = Counting(list(arrays.images))
     whole, broken = (
-        batches(Split(items, arrays.labels, arrays.names), training=True)
-        for items in (arrays.pictures, pictures)
+        batches(Split(items, arrays.labels, arrays.names), training=True) for items in (arrays.images, images)
     )
     list(whole), list(broken.take(2))
     assert epoch(whole)[0] == epoch(broken)[0]
     list(broken)
-    assert pictures.reads == [1] * 100
+    assert images.reads == [1] * 100
 
 
 class Counting(list):
-    """Pictures that count how often each is read."""
+    """Images that count how often each is read."""
 
     def __init__(self, items):
         super().__init__(items)
@@ -118,34 +117,34 @@ class Counting(list):
 
 
 def reads_of(passes=3, count=9, **options) -> list[int]:
-    """How often each picture is read in some epochs; they show the right ones all the same."""
+    """How often each image is read in some epochs; they show the right ones all the same."""
     arrays = numbered(count)
-    pictures = Counting(list(arrays.pictures))
-    dataset = batches(Split(pictures, arrays.labels, arrays.names), **options)
+    images = Counting(list(arrays.images))
+    dataset = batches(Split(images, arrays.labels, arrays.names), **options)
     for _ in range(passes):
         numbers, given, seen = epoch(dataset)
         assert sorted(numbers) == list(range(count)) and given == seen
-    return pictures.reads
+    return images.reads
 
 
 @in_memory_and_on_disk
 @pytest.mark.parametrize("options", [{"training": True}, {"cache": True}], ids=["training", "validation"])
-def test_pictures_are_decoded_once(budget, options):
+def test_images_are_decoded_once(budget, options):
     assert reads_of(**options, cache_budget=budget) == [1] * 9
 
 
 @pytest.mark.parametrize("options", [{"training": True, "cache": False}, {}], ids=["training", "validation"])
-def test_pictures_are_decoded_anew_where_nothing_is_cached(options):
+def test_images_are_decoded_anew_where_nothing_is_cached(options):
     assert reads_of(**options) == [3] * 9
 
 
 def test_a_set_past_the_budget_is_cached_on_disk(caplog):
-    """Sixteen pictures of 8x8 pixels in three colours are 3072 bytes."""
+    """Sixteen images of 8x8 pixels in three colors are 3072 bytes."""
     caplog.set_level(logging.INFO, "transfer")
     assert reads_of(count=16, training=True, cache_budget=16 * 8 * 8 * 3) == [1] * 16
     assert not caplog.messages
     assert reads_of(count=16, training=True, cache_budget=16 * 8 * 8 * 3 - 1) == [1] * 16
-    assert "of decoded pictures in" in caplog.text
+    assert "of decoded images in" in caplog.text
 
 
 def test_a_set_past_the_disk_is_not_cached_and_that_is_said(caplog, monkeypatch):
@@ -219,7 +218,7 @@ def test_mixes_make_labels_one_hot_and_mix_while_training_alone(mix):
         assert (shares.max(axis=1) == 1).all() != training
         if not training:
             assert np.array_equal(shares.argmax(axis=1), numbered(11).labels)
-            assert np.array_equal(np.concatenate([x for x, _ in found]), numbered(11).pictures)
+            assert np.array_equal(np.concatenate([x for x, _ in found]), numbered(11).images)
 
 
 @pytest.mark.parametrize("num_classes", [None, 2])
@@ -245,7 +244,7 @@ def test_class_weights_are_those_of_scikit_learn(labels):
 
 
 @pytest.mark.parametrize("labels, classes", [([0, 0, 2], 3), ([0, 1], 3), ([0, 1, 2], 2), ([], 2)])
-def test_class_weights_want_a_picture_of_each_class(labels, classes):
+def test_class_weights_want_a_image_of_each_class(labels, classes):
     with pytest.raises(InputError, match=f"labels of {classes} classes.*by class"):
         class_weights(np.array(labels, "int64"), classes)
 
@@ -266,10 +265,10 @@ def test_two_replicas_see_halves_of_each_batch(two_replicas, options):
             values = [part.numpy() for part in two_replicas.experimental_local_results(x)]
             sizes.append([len(part) for part in values])
             assert [len(part) for part in two_replicas.experimental_local_results(y)] == sizes[-1]
-            seen += [int(picture[0, 0, 0]) for part in values for picture in part]
+            seen += [int(image[0, 0, 0]) for part in values for image in part]
         assert sizes == [[4, 4], [4, 4], [3, 3]]
         if not options:
-            assert sorted(seen) == list(range(22)), "each picture on one replica"
+            assert sorted(seen) == list(range(22)), "each image on one replica"
 
 
 def test_two_replicas_train_on_rows(two_replicas):

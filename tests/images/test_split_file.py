@@ -62,7 +62,7 @@ ROWS = [
 
 def contents(splits):
     return {
-        name: (list(part.names), part.labels.tolist(), list(part.groups), list(part.pictures))
+        name: (list(part.names), part.labels.tolist(), list(part.groups), list(part.images))
         for name, part in splits.items()
     }
 
@@ -78,7 +78,7 @@ def test_a_split_comes_back(data, tmp_path):
     write_split(path, data, CLASSES)
     assert read_split(path) == ROWS
     together = split_of(["e.png", "d.png", "c.png", "b.png", "a.png"], [1, 0, 1, 1, 0])
-    for parts in (data, {"train": together}):  # whichever split a picture was in
+    for parts in (data, {"train": together}):  # whichever split an image was in
         assert contents(apply_split(read_split(path), parts, CLASSES)) == contents(data)
 
 
@@ -123,7 +123,7 @@ def test_groups_are_written_where_there_are_any(tmp_path):
         "b.png,y,train,",
         "c.png,y,train,p 1",
     ]
-    again = read_manifest(tmp_path / "split.csv")  # beside the pictures it is a manifest
+    again = read_manifest(tmp_path / "split.csv")  # beside the images it is a manifest
     assert contents(again.parts) == contents(found.parts)
     assert again.class_names == found.class_names
     applied = apply_split(read_split(tmp_path / "split.csv"), found.parts, found.class_names)
@@ -146,7 +146,7 @@ def test_other_class_order_gives_the_labels_of_the_data(data):
 def test_the_order_of_rows_is_kept(data):
     got = apply_split(ROWS[::-1], data, CLASSES)
     assert got["train"].names == ["c.png", "b.png", "a.png"]
-    assert list(got["train"].pictures) == ["pixels of c.png", "pixels of b.png", "pixels of a.png"]
+    assert list(got["train"].images) == ["pixels of c.png", "pixels of b.png", "pixels of a.png"]
 
 
 def test_arrays_and_ways_to_resize_are_kept():
@@ -156,8 +156,8 @@ def test_arrays_and_ways_to_resize_are_kept():
         "test": Split(pixels[3:], np.array([1]), ["3"], resize="pad"),
     }
     got = apply_split([("3", "dog", "train"), ("0", "cat", "test")], parts, CLASSES)
-    assert (got["train"].picture(0, (2, 2)) == pixels[3]).all()
-    assert (got["test"].picture(0, (2, 2)) == pixels[0]).all()
+    assert (got["train"].image(0, (2, 2)) == pixels[3]).all()
+    assert (got["test"].image(0, (2, 2)) == pixels[0]).all()
     assert got["train"].resize == "pad" and len(got["val"]) == 0
 
 
@@ -172,22 +172,22 @@ def test_either_form_of_accents_fits(data, tmp_path):
     composed, decomposed = (normalize(form, "é.png") for form in ("NFC", "NFD"))
     names = {"NFC": normalize("NFC", "Zoë"), "NFD": normalize("NFD", "Zoë")}
     for in_data, in_file in (("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")):
-        picture = split_of([normalize(in_data, composed)], [0])
+        image = split_of([normalize(in_data, composed)], [0])
         write_split(
             tmp_path / "x.csv", {"train": split_of([normalize(in_file, composed)], [0])}, [names[in_file]]
         )
         rows = read_split(tmp_path / "x.csv")
         assert rows == [(composed, names["NFC"], "train")]
-        assert len(apply_split(rows, {"train": picture}, [names[in_data]])["train"]) == 1
+        assert len(apply_split(rows, {"train": image}, [names[in_data]])["train"]) == 1
         more = [*rows, (decomposed + "x", names["NFC"], "train")]
-        apply_split(more, {"train": picture}, [names[in_data]], skipped_names=[decomposed + "x"])
+        apply_split(more, {"train": image}, [names[in_data]], skipped_names=[decomposed + "x"])
 
 
-def test_pictures_that_the_data_lack(data):
+def test_images_that_the_data_lack(data):
     rows = [*ROWS, *((f"a{i}.png", "cat", "train") for i in range(7))]
     rows = [row for row in rows if row[0] != "a.png"]
     assert refusal(rows, data, CLASSES) == (
-        "Expected pictures of these data in the file of the split. Received 7 of 11 that the data lack: 'a0.png', "
+        "Expected images of these data in the file of the split. Received 7 of 11 that the data lack: 'a0.png', "
         "'a1.png', 'a2.png', 'a3.png', 'a4.png' and 2 more. Did you mean 'a.png'? Give the data that the split was "
         "made of."
     )
@@ -217,28 +217,28 @@ def test_unknown_splits(data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_twice(data, tmp_path):
+def test_a_image_twice(data, tmp_path):
     (tmp_path / "split.csv").write_text(
         "path,label,split\na.png,cat,train\nb.png,dog,train\na.png,cat,test\n"
     )
     with pytest.raises(InputError) as raised:
         read_split(tmp_path / "split.csv")
     assert str(raised.value) == (
-        "Expected every picture once. Received 'a.png' twice: split.csv, line 2 and split.csv, line 4. Take one away."
+        "Expected every image once. Received 'a.png' twice: split.csv, line 2 and split.csv, line 4. Take one away."
     )
     assert "'a.png' twice: row 1 of the split and row 6 of the split" in refusal(
         [*ROWS, ROWS[0]], data, CLASSES
     )
     data["test"] = split_of(["a.png"], [0])
-    assert "'a.png' twice: picture 1 of the data and picture 5 of the data" in refusal(ROWS, data, CLASSES)
-    with pytest.raises(InputError, match=r"'a\.png' twice: picture 1 of the data and picture 5"):
+    assert "'a.png' twice: image 1 of the data and image 5 of the data" in refusal(ROWS, data, CLASSES)
+    with pytest.raises(InputError, match=r"'a\.png' twice: image 1 of the data and image 5"):
         write_split(tmp_path / "new.csv", data, CLASSES)
     assert not (tmp_path / "new.csv").exists()
 
 
 def test_nothing_to_train_on(data):
     assert "and none of these is for train. Name some train." in refusal(ROWS[3:], data, CLASSES)
-    assert "Received 1 rows, 0 of them of pictures that can be read" in refusal(
+    assert "Received 1 rows, 0 of them of images that can be read" in refusal(
         [("x.png", "cat", "train")], data, CLASSES, skipped_names=["x.png"]
     )
 
@@ -249,8 +249,8 @@ def test_what_is_left_out_is_told(data, caplog):
         got = apply_split(rows, data, CLASSES, skipped_names=["bad.png", "other.png"])
     assert {name: len(part) for name, part in got.items()} == {"train": 3, "val": 0, "test": 0}
     assert caplog.messages == [
-        "The split names 1 pictures that cannot be read: left out.",
-        "The split does not name 2 of the 5 pictures: left out.",
+        "The split names 1 images that cannot be read: left out.",
+        "The split does not name 2 of the 5 images: left out.",
     ]
     caplog.clear()
     apply_split(ROWS, data, CLASSES)
@@ -258,7 +258,7 @@ def test_what_is_left_out_is_told(data, caplog):
 
 
 def test_a_skipped_name_that_is_in_the_data_counts_as_there(data):
-    """Of two splits one may have a broken picture by the name of a good one."""
+    """Of two splits one may have a broken image by the name of a good one."""
     assert len(apply_split(ROWS, data, CLASSES, skipped_names=["a.png"])["train"]) == 3
 
 

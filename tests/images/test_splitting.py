@@ -21,14 +21,14 @@ def draw(labels, digests=None, names=None, *, shares=None, seed=0, groups=None):
     return stratified_split(split, numbers(digests or names), shares or SHARES, seed=seed)
 
 
-def pictures(digests, labels) -> Split:
-    """A split whose pictures are their own digests."""
+def images(digests, labels) -> Split:
+    """A split whose images are their own digests."""
     return Split(list(digests), np.array(labels), [f"{i:04}" for i in range(len(labels))])
 
 
 def complete(parts, *, val=0.1, test=0.2, seed=0):
     names = [f"class{i}" for i in range(1 + max(part.labels.max() for part in parts.values()))]
-    same = {name: numbers(part.pictures) for name, part in parts.items()}
+    same = {name: numbers(part.images) for name, part in parts.items()}
     return complete_splits(parts, same, names, seed=seed, val=val, test=test)
 
 
@@ -49,7 +49,7 @@ def test_splits_are_disjoint_complete_and_keep_copies_together(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_class_keeps_a_picture_to_train_on(seed):
+def test_every_class_keeps_a_image_to_train_on(seed):
     labels, digests = random_data(seed)
     parts = draw(labels, digests, shares={"val": 0.45, "test": 0.5}, seed=seed)
     assert {labels[i] for i in parts["train"]} == set(labels)
@@ -83,8 +83,8 @@ def test_the_order_given_does_not_matter():
         assert {names[i] for i in part} == {names[order[i]] for i in other[name]}
 
 
-def test_copies_count_as_one_picture():
-    """Ten copies of one picture and ten different ones are eleven to draw from."""
+def test_copies_count_as_one_image():
+    """Ten copies of one image and ten different ones are eleven to draw from."""
     digests = ["same"] * 10 + [str(i) for i in range(10)]
     for seed in range(10):
         parts = draw([0] * 20, digests, shares={"test": 0.2}, seed=seed)
@@ -96,8 +96,8 @@ def test_copies_in_several_classes_are_only_trained_on(caplog):
     digests[9], digests[19] = "nine", "nineteen"
     for seed in range(10):
         parts = draw(labels, digests, seed=seed)
-        assert parts["train"] == list(range(20)), "one picture of its own per class, which trains"
-    assert "18 pictures are, or belong to, the same picture in several classes" in caplog.text
+        assert parts["train"] == list(range(20)), "one image of its own per class, which trains"
+    assert "18 images are, or belong to, the same image in several classes" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -119,22 +119,22 @@ def test_no_share_draws_nothing():
 
 
 def test_missing_splits_are_drawn_from_train():
-    done = complete({"train": pictures(map(str, range(40)), [0, 1] * 20)})
+    done = complete({"train": images(map(str, range(40)), [0, 1] * 20)})
     assert {name: len(part) for name, part in done.items()} == {"train": 28, "val": 4, "test": 8}
     for part in done.values():
-        assert all(int(d) % 2 == label for d, label in zip(part.pictures, part.labels, strict=True))
+        assert all(int(d) % 2 == label for d, label in zip(part.images, part.labels, strict=True))
 
 
 def test_a_lonely_val_becomes_the_test_set_and_another_is_drawn():
-    parts = {"train": pictures("abcdefghij" * 2, [0] * 20), "val": pictures("xyz", [0, 0, 0])}
+    parts = {"train": images("abcdefghij" * 2, [0] * 20), "val": images("xyz", [0, 0, 0])}
     done = complete(parts)
-    assert list(done["test"].pictures) == ["x", "y", "z"]
-    assert len(done["val"]) and set(done["val"].pictures) <= set("abcdefghij")
+    assert list(done["test"].images) == ["x", "y", "z"]
+    assert len(done["val"]) and set(done["val"].images) <= set("abcdefghij")
 
 
 def test_given_splits_are_kept():
-    parts = {name: pictures(name, [0] * len(name)) for name in ("train", "val", "test")}
-    assert {name: list(part.pictures) for name, part in complete(parts).items()} == {
+    parts = {name: images(name, [0] * len(name)) for name in ("train", "val", "test")}
+    assert {name: list(part.images) for name, part in complete(parts).items()} == {
         "train": list("train"),
         "val": list("val"),
         "test": list("test"),
@@ -142,39 +142,39 @@ def test_given_splits_are_kept():
 
 
 def test_clean_splits_raise_no_warning(caplog):
-    complete({"train": pictures("abcdefgh", [0, 1] * 4), "test": pictures("xy", [0, 1])})
-    complete({"train": pictures(map(str, range(20)), [0, 1] * 10)})
+    complete({"train": images("abcdefgh", [0, 1] * 4), "test": images("xy", [0, 1])})
+    complete({"train": images(map(str, range(20)), [0, 1] * 10)})
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("labels", [[0] * 4 + [1] * 4, [0] * 8], ids=["across classes", "within one"])
-def test_pictures_that_are_all_alike_are_refused(labels):
-    with pytest.raises(InputError, match=r"8 pictures .* 1 of them different. Add pictures"):
-        complete({"train": pictures(["same"] * 8, labels)})
+def test_images_that_are_all_alike_are_refused(labels):
+    with pytest.raises(InputError, match=r"8 images .* 1 of them different. Add images"):
+        complete({"train": images(["same"] * 8, labels)})
 
 
-def test_one_picture_per_class_is_refused_unless_nothing_is_to_be_drawn():
-    single = {"train": pictures("ab", [0, 1])}
-    with pytest.raises(InputError, match="at least 2 different pictures"):
+def test_one_image_per_class_is_refused_unless_nothing_is_to_be_drawn():
+    single = {"train": images("ab", [0, 1])}
+    with pytest.raises(InputError, match="at least 2 different images"):
         complete(single)
     assert len(complete(single, val=0, test=0)["train"]) == 2
-    assert len(complete({**single, "test": pictures("xy", [0, 1])})["train"]) == 2, (
+    assert len(complete({**single, "test": images("xy", [0, 1])})["train"]) == 2, (
         "one shot, measured elsewhere"
     )
 
 
-def test_classes_without_test_pictures_are_named(caplog):
+def test_classes_without_test_images_are_named(caplog):
     digests = [*map(str, range(10)), *["same"] * 10, "single"]
-    done = complete({"train": pictures(digests, [0] * 10 + [1] * 10 + [2])})
+    done = complete({"train": images(digests, [0] * 10 + [1] * 10 + [2])})
     assert set(done["test"].labels) == {0}
-    assert "No test pictures of class1, class2" in caplog.text
+    assert "No test images of class1, class2" in caplog.text
 
 
-def test_taking_keeps_pictures_labels_and_names_together():
-    part = pictures("abc", [2, 0, 1]).take(np.array([2, 0]))
-    assert (list(part.pictures), part.labels.tolist(), part.names) == (["c", "a"], [1, 2], ["0002", "0000"])
+def test_taking_keeps_images_labels_and_names_together():
+    part = images("abc", [2, 0, 1]).take(np.array([2, 0]))
+    assert (list(part.images), part.labels.tolist(), part.names) == (["c", "a"], [1, 2], ["0002", "0000"])
     arrays = Split(np.arange(12).reshape(3, 2, 2), np.array([0, 1, 2]), list("abc")).take([1])
-    assert arrays.pictures[0].tolist() == [[4, 5], [6, 7]] and arrays.names == ["b"]
+    assert arrays.images[0].tolist() == [[4, 5], [6, 7]] and arrays.names == ["b"]
 
 
 def test_picking_from_what_was_picked_reads_nothing_and_finds_the_right_ones():
@@ -187,12 +187,12 @@ def test_picking_from_what_was_picked_reads_nothing_and_finds_the_right_ones():
     part = Split(Unread("abcdef"), np.arange(6), list("abcdef"), groups=list("uvwxyz"))
     part = part.take([5, 3, 1]).take([2, 0])
     assert not read
-    assert (list(part.pictures), part.names, part.groups) == (["b", "f"], ["b", "f"], ["v", "z"])
+    assert (list(part.images), part.names, part.groups) == (["b", "f"], ["b", "f"], ["v", "z"])
     assert read == [1, 5]
 
 
 def patients(seed, count=60):
-    """Patients with 1 to 9 pictures each, of one class or of several."""
+    """Patients with 1 to 9 images each, of one class or of several."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 10, count)
     groups = np.repeat([f"patient{i}" for i in range(count)], sizes).tolist()
@@ -215,7 +215,7 @@ def test_groups_stay_on_one_side_and_sizes_come_near(seed):
 
 
 def test_copies_join_groups_over_several_steps():
-    """a1 and b1 are copies, so that the pictures of a and b belong together, and c's through b2."""
+    """a1 and b1 are copies, so that the images of a and b belong together, and c's through b2."""
     names = ["a1", "a2", "b1", "b2", "c1", "c2"] + [f"x{i}" for i in range(20)]
     digests = ["1", "2", "1", "3", "3", "4", *names[6:]]
     groups = ["a", "a", "b", "b", "c", "c", *names[6:]]
@@ -252,7 +252,7 @@ def test_a_count_and_a_share_go_together():
 
 
 def test_more_than_there_is_is_refused_with_the_most_that_can_be_had():
-    with pytest.raises(InputError, match=r"at most 18 pictures for val and test.*val=9, test=10"):
+    with pytest.raises(InputError, match=r"at most 18 images for val and test.*val=9, test=10"):
         draw([0, 1] * 10, shares={"val": 9, "test": 10})
     assert len(draw([0, 1] * 10, shares={"val": 9, "test": 9})["train"]) == 2
 

@@ -196,7 +196,7 @@ def test_lines_without_end(write):
 @pytest.mark.parametrize("text", ["path,label\n", "path,label", "\ufeffpath,label\r\n\r\n"])
 def test_names_of_columns_alone(write, text):
     assert refusal(write(text)) == (
-        "list.csv: expected rows of pictures. Received none, only the columns' names. Add some."
+        "list.csv: expected rows of images. Received none, only the columns' names. Add some."
     )
 
 
@@ -232,9 +232,7 @@ def test_names_of_columns_must_be_utf_8(write, content):
 def test_files_of_other_kinds(write, content, what, remedy):
     path = write(content)
     message = refusal(path)
-    assert message.startswith(
-        f"Expected a list of pictures as CSV or Parquet. Received {str(path)!r}, {what}."
-    )
+    assert message.startswith(f"Expected a list of images as CSV or Parquet. Received {str(path)!r}, {what}.")
     assert remedy in message
 
 
@@ -327,7 +325,7 @@ def test_rows_are_numbered_over_batches_and_row_groups(tmp_path):
 def test_nested_and_binary_columns_in_parquet(tmp_path, column, kind):
     message = refusal(save(tmp_path / "x.parquet", image=column, label=["x", "y"]))
     assert f"x.parquet: expected text or numbers in the column 'image'. Received: {kind}" in message
-    assert message.endswith("Write the pictures to files, and their paths into the column.")
+    assert message.endswith("Write the images to files, and their paths into the column.")
 
 
 def test_a_missing_column_in_parquet(tmp_path):
@@ -337,7 +335,7 @@ def test_a_missing_column_in_parquet(tmp_path):
 
 def test_parquet_without_rows(tmp_path):
     path = save(tmp_path / "x.parquet", path=pa.array([], pa.string()), label=pa.array([], pa.string()))
-    assert "expected rows of pictures" in refusal(path)
+    assert "expected rows of images" in refusal(path)
 
 
 def test_broken_parquet(tmp_path):

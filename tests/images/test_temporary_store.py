@@ -1,4 +1,4 @@
-"""Pictures put aside in a temporary file come back as they were, to any thread."""
+"""Images put aside in a temporary file come back as they were, to any thread."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from transfer.common.errors import InputError
-from transfer.images.temporary_store import Spool
+from transfer.images.temporary_store import TemporaryStore
 
 
 def open_files():
@@ -21,38 +21,38 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, "uint8")
 
 
-def test_pictures_come_back_as_they_were():
+def test_images_come_back_as_they_were():
     given = [b"encoded", noise(4, 5, 3), noise(7, 2), b"", noise(1, 1, 1), noise(4, 5, 3, seed=1)]
-    spool = Spool()
-    assert [spool.append(picture) for picture in given] == list(range(6)) and len(spool) == 6
-    for back in (list(spool), [spool[np.int64(i)] for i in range(6)], [spool[i - 6] for i in range(6)]):
+    store = TemporaryStore()
+    assert [store.append(image) for image in given] == list(range(6)) and len(store) == 6
+    for back in (list(store), [store[np.int64(i)] for i in range(6)], [store[i - 6] for i in range(6)]):
         for old, new in zip(given, back, strict=True):
             assert type(old) is type(new) and np.array_equal(old, new) and np.shape(old) == np.shape(new)
-    assert spool[1].dtype == np.uint8
+    assert store[1].dtype == np.uint8
 
 
 @pytest.mark.parametrize("place", [2, -3, 10**9])
 def test_places_past_the_end_are_errors(place):
-    spool = Spool()
-    spool.append(b"a")
-    spool.append(b"b")
+    store = TemporaryStore()
+    store.append(b"a")
+    store.append(b"b")
     with pytest.raises(IndexError):
-        spool[place]
+        store[place]
 
 
 def test_views_into_larger_arrays_are_stored_as_they_look():
-    spool, pixels = Spool(), noise(6, 6, 3)
-    spool.append(pixels[::2, ::-1, :1])
-    assert np.array_equal(spool[0], pixels[::2, ::-1, :1])
+    store, pixels = TemporaryStore(), noise(6, 6, 3)
+    store.append(pixels[::2, ::-1, :1])
+    assert np.array_equal(store[0], pixels[::2, ::-1, :1])
 
 
 def test_threads_read_while_one_writes():
-    spool = Spool()
+    store = TemporaryStore()
     with ThreadPoolExecutor(8) as pool:
         jobs = []
         for i in range(400):
-            spool.append(noise(1 + i % 7, 3, seed=i))
-            jobs.append(pool.submit(lambda i=i: np.array_equal(spool[i], noise(1 + i % 7, 3, seed=i))))
+            store.append(noise(1 + i % 7, 3, seed=i))
+            jobs.append(pool.submit(lambda i=i: np.array_equal(store[i], noise(1 + i % 7, 3, seed=i))))
         assert all(job.result() for job in jobs)
 
 
@@ -60,24 +60,24 @@ def test_the_file_has_no_name_and_goes_with_the_object(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gc.collect()
     before = open_files()
-    spool = Spool()
-    spool.append(b"x" * 1000)
+    store = TemporaryStore()
+    store.append(b"x" * 1000)
     assert open_files() == before + 1 and not list(tmp_path.iterdir())
-    del spool
+    del store
     gc.collect()
     assert open_files() == before
 
 
 def test_a_full_disk_is_said_to_be_so_and_keeps_what_it_has():
-    spool = Spool()
-    spool.append(b"x" * 1000)
+    store = TemporaryStore()
+    store.append(b"x" * 1000)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
     try:
         with pytest.raises(InputError, match=r"Expected room .* Set the environment variable TMPDIR"):
-            spool.append(b"y" * 1000)
+            store.append(b"y" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(spool) == [b"x" * 1000]
-    spool.append(b"z" * 1000)
-    assert spool[1] == b"z" * 1000
+    assert list(store) == [b"x" * 1000]
+    store.append(b"z" * 1000)
+    assert store[1] == b"z" * 1000

@@ -28,9 +28,9 @@ NOWHERE = "http://127.0.0.1:1"
 
 
 def drawing(number, channels=3) -> np.ndarray:
-    picture = np.full((10, 14, channels), 20 * (number % 3), "uint8")
-    picture[:, :, 0] = number
-    return picture
+    image = np.full((10, 14, channels), 20 * (number % 3), "uint8")
+    image[:, :, 0] = number
+    return image
 
 
 def make_builder(
@@ -45,7 +45,7 @@ def make_builder(
     more=None,
     unlabelled=(),
 ):
-    """A class of tensorflow_datasets that draws its pictures."""
+    """A class of tensorflow_datasets that draws its images."""
     import tensorflow_datasets as tfds
 
     image = image or tfds.features.Image(shape=(None, None, 3))
@@ -132,7 +132,7 @@ def prepare(folder, name, *, shards=3, file_format=None, train=30, test=9):
 
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory):
-    """The same pictures in TFRecord, array_record and Parquet files, three of them per split."""
+    """The same images in TFRecord, array_record and Parquet files, three of them per split."""
     folder = tmp_path_factory.mktemp("sharded")
     for file_format in FORMATS:
         place = prepare(folder, file_format.replace("_", "").title(), file_format=file_format)
@@ -141,8 +141,8 @@ def sharded(tmp_path_factory):
 
 
 def numbers(part):
-    """What is drawn in each picture, which is what it was made from."""
-    return [int(part.picture(i, (10, 14))[0, 0, 0]) for i in range(len(part))]
+    """What is drawn in each image, which is what it was made from."""
+    return [int(part.image(i, (10, 14))[0, 0, 0]) for i in range(len(part))]
 
 
 @pytest.fixture
@@ -186,26 +186,26 @@ def test_splits_labels_and_pixels_are_those_of_the_data_set(prepared, offline):
     for part, start in ((parts["train"], 0), (parts["test"], 100)):
         drawn = numbers(part)
         for i, label in enumerate(part.labels):
-            assert np.array_equal(part.picture(i, (10, 14)), drawing(drawn[i])) and label == drawn[i] % 3
+            assert np.array_equal(part.image(i, (10, 14)), drawing(drawn[i])) and label == drawn[i] % 3
         assert sorted(drawn) == list(range(start, start + len(part)))
 
 
 def test_the_order_is_the_same_every_time(prepared):
     first, second = (read_tfds("colors", data_dir=prepared).parts["train"] for _ in range(2))
-    assert list(first.pictures) == list(second.pictures) and first.names == second.names
+    assert list(first.images) == list(second.images) and first.names == second.names
     assert first.names[:2] == ["train/0", "train/1"]
 
 
-def test_grey_pictures_become_rgb(prepared):
+def test_grey_images_become_rgb(prepared):
     part = read_tfds("greys", data_dir=prepared).parts["train"]
-    pixels = [part.picture(i, (10, 14)) for i in range(30)]
+    pixels = [part.image(i, (10, 14)) for i in range(30)]
     assert all((p == p[0, 0, 0]).all() and p.shape == (10, 14, 3) for p in pixels)
     assert sorted(int(p[0, 0, 0]) for p in pixels) == list(range(30))
 
 
-def test_16_bit_pictures_keep_their_scale(prepared):
+def test_16_bit_images_keep_their_scale(prepared):
     part = read_tfds("shorts", data_dir=prepared).parts["train"]
-    assert (part.picture(0, (4, 4)) == 100).all()
+    assert (part.image(0, (4, 4)) == 100).all()
 
 
 @pytest.mark.parametrize(
@@ -237,14 +237,14 @@ def test_splits_without_labels_are_ignored_and_train_is_needed(prepared, caplog)
     assert "Ignored the split 'test' of tfds:contest" in caplog.text
 
 
-def test_one_picture_and_one_label_need_not_be_said_to_be_these(prepared):
+def test_one_image_and_one_label_need_not_be_said_to_be_these(prepared):
     assert len(read_tfds("unsupervised", data_dir=prepared).parts["train"]) == 3
 
 
-def test_pictures_without_labels_are_left_out_and_counted(prepared, caplog):
+def test_images_without_labels_are_left_out_and_counted(prepared, caplog):
     with caplog.at_level(logging.INFO, "transfer"):
         part = read_tfds("halved", data_dir=prepared).parts["train"]
-    assert "Left out 10 of 30 pictures in 'train' of tfds:halved" in caplog.text
+    assert "Left out 10 of 30 images in 'train' of tfds:halved" in caplog.text
     assert len(part) == 20 and [n % 3 for n in numbers(part)] == part.labels.tolist()
     whole = read_tfds("colors", data_dir=prepared).parts["train"]  # written in the same order
     number_of = dict(zip(whole.names, numbers(whole), strict=True))
@@ -252,18 +252,16 @@ def test_pictures_without_labels_are_left_out_and_counted(prepared, caplog):
 
 
 @pytest.mark.parametrize("name", ["doubtful", "texts", "triples", "tagged", "floats"])
-def test_data_sets_that_are_not_pictures_with_one_label_are_refused(name, prepared):
+def test_data_sets_that_are_not_images_with_one_label_are_refused(name, prepared):
     with pytest.raises(
-        InputError, match=f"pictures with one label each. Received: tfds:{name} .*Choose a data"
+        InputError, match=f"images with one label each. Received: tfds:{name} .*Choose a data"
     ):
         read_tfds(name, data_dir=prepared)
 
 
 @pytest.mark.parametrize("name", ["glue", "coco", "celeb_a"])
 def test_known_data_sets_of_another_kind_are_refused_before_any_download(name, tmp_path, offline):
-    with pytest.raises(
-        InputError, match=f"pictures with one label each. Received: tfds:{name} with no labels"
-    ):
+    with pytest.raises(InputError, match=f"images with one label each. Received: tfds:{name} with no labels"):
         read_tfds(name, data_dir=tmp_path)
 
 
@@ -338,7 +336,7 @@ def test_long_reasons_are_cut():
     assert one_line(ValueError()) == "ValueError"
 
 
-# Which pictures
+# Which images
 
 
 def frames(sharded, name, expression):
@@ -364,20 +362,20 @@ def test_expressions_choose_what_tensorflow_datasets_chooses(name, expression, s
     expected = frames(sharded, name, expression)
     assert len(part) == len(expected) > 0 and part.labels.tolist() == [label for _, label in expected]
     for i, (pixels, _) in enumerate(expected):
-        assert np.array_equal(part.picture(i, (10, 14)), pixels)
+        assert np.array_equal(part.image(i, (10, 14)), pixels)
     assert len(set(part.names)) == len(part)
 
 
 @pytest.mark.parametrize("name", ["tfrecord", "arrayrecord", "parquet"])
-def test_a_picture_has_the_same_name_whatever_expression_chose_it(name, sharded):
+def test_a_image_has_the_same_name_whatever_expression_chose_it(name, sharded):
     whole = read_tfds(name, data_dir=sharded).parts
     assert [part.names for part in whole.values()] == [
         [f"{split}/{i}" for i in range(len(part))] for split, part in whole.items()
     ]
-    content = {n: p for part in whole.values() for n, p in zip(part.names, part.pictures, strict=True)}
+    content = {n: p for part in whole.values() for n, p in zip(part.names, part.images, strict=True)}
     part = read_tfds(name, data_dir=sharded, split="test[4:7]+train[9:24]").parts["train"]
     assert part.names == [f"test/{i}" for i in range(4, 7)] + [f"train/{i}" for i in range(9, 24)]
-    assert [content[n] for n in part.names] == list(part.pictures)
+    assert [content[n] for n in part.names] == list(part.images)
 
 
 @pytest.mark.parametrize("given", [
@@ -408,10 +406,10 @@ def test_one_expression_leaves_the_rest_to_be_drawn(sharded):
     ("train[::2]", "is none of these"),
     ("all[:5]", "is none of these"),
     ("train[:200%]", "is none of these"),
-    ("train[:31]", r"'train\[:31\]', which is none of these\. There are: train \(30 pictures\), test \(9 pictures\)"),
-    ("train[:0]", "holds no pictures"),
-    ("train[5:3]", "holds no pictures"),
-    ("train[5:3]+test", "holds no pictures"),
+    ("train[:31]", r"'train\[:31\]', which is none of these\. There are: train \(30 images\), test \(9 images\)"),
+    ("train[:0]", "holds no images"),
+    ("train[5:3]", "holds no images"),
+    ("train[5:3]+test", "holds no images"),
     ("train=train,vall=test", r"Unknown split 'vall'\. Did you mean 'val'"),
     ("val=train,test=test", "an expression for the split 'train'"),
     ("train=train,train=test", r"each split once.* Join expressions by '\+'"),
@@ -447,10 +445,10 @@ def test_wrong_names_of_splits_are_refused_before_any_download(tmp_path, offline
 @pytest.mark.parametrize("name", ["tfrecord", "arrayrecord", "parquet"])
 def test_eight_threads_read_the_same_as_one(name, sharded):
     part = read_tfds(name, data_dir=sharded).parts["train"]
-    alone = [part.pictures[i] for i in range(30)]
-    assert all(isinstance(picture, bytes) for picture in alone)
+    alone = [part.images[i] for i in range(30)]
+    assert all(isinstance(image, bytes) for image in alone)
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(part.pictures.__getitem__, [*range(30)] * 40))
+        together = list(pool.map(part.images.__getitem__, [*range(30)] * 40))
     assert together == alone * 40
 
 
@@ -521,7 +519,7 @@ def test_a_folder_without_any_of_its_files_is_said_to_be_so(name, sharded, tmp_p
 
 
 def test_made_up_data_of_tensorflow_datasets_are_read(sharded, tmp_path, offline):
-    """`mock_data` needs the metadata that say what splits there are, and no pictures."""
+    """`mock_data` needs the metadata that say what splits there are, and no images."""
     import tensorflow_datasets as tfds
 
     shutil.copytree(sharded / "tfrecord", tmp_path / "tfrecord", ignore=shutil.ignore_patterns("*-of-*"))
@@ -532,18 +530,18 @@ def test_made_up_data_of_tensorflow_datasets_are_read(sharded, tmp_path, offline
         few = read_tfds("tfrecord", split="train=train[:3],test=test")
     part = found.parts["train"]
     assert found.class_names == NAMES and part.names == [f"train/{i}" for i in range(10, 17)]
-    assert part.labels.tolist() == [row["label"] for row in rows] and part.picture(0, (10, 14)).std() > 0
+    assert part.labels.tolist() == [row["label"] for row in rows] and part.image(0, (10, 14)).std() > 0
     assert [len(part) for part in few.parts.values()] == [3, 7]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(part.pictures.__getitem__, [*range(7)] * 20))
+        together = list(pool.map(part.images.__getitem__, [*range(7)] * 20))
     assert together == [row["image"] for row in rows] * 20
 
 
 def test_data_of_the_image_folder_builder_are_read(color_folder, tmp_path):
     import tensorflow_datasets as tfds
 
-    shutil.copytree(color_folder, tmp_path / "pictures" / "train")
-    builder = tfds.ImageFolder(str(tmp_path / "pictures"))
+    shutil.copytree(color_folder, tmp_path / "images" / "train")
+    builder = tfds.ImageFolder(str(tmp_path / "images"))
     tfds.dataset_builders.store_as_tfds_dataset(
         name="painted", version="1.0.0", data_dir=tmp_path / "data",
         features=tfds.features.FeaturesDict({key: builder.info.features[key] for key in ("image", "label")}),
@@ -556,7 +554,7 @@ def test_data_of_the_image_folder_builder_are_read(color_folder, tmp_path):
     for part in found.parts.values():
         for i in range(len(part)):
             color = COLORS[found.class_names[part.labels[i]]]
-            assert np.abs(part.picture(i, (40, 40)).mean(axis=(0, 1)) - color).max() < 20
+            assert np.abs(part.image(i, (40, 40)).mean(axis=(0, 1)) - color).max() < 20
 
 
 def test_arrays_stored_under_a_known_name_are_read_by_it(tmp_path, offline):
@@ -580,13 +578,11 @@ def test_arrays_stored_under_a_known_name_are_read_by_it(tmp_path, offline):
     for split, (images, labels) in rows.items():
         part = found.parts[split]
         assert part.labels.tolist() == labels.tolist()
-        assert all(
-            np.array_equal(part.picture(i, (28, 28))[..., :1], image) for i, image in enumerate(images)
-        )
+        assert all(np.array_equal(part.image(i, (28, 28))[..., :1], image) for i, image in enumerate(images))
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_pictures(tmp_path):
+def test_memory_does_not_grow_with_the_images(tmp_path):
     """3000 records of 100 KB of noise, 300 MB."""
     code = """
         import resource, sys
@@ -607,10 +603,10 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path):
                     split_datasets={"train": rows(count)}, disable_shuffling=True,
                 )
         else:
-            list(read_tfds("small", data_dir=sys.argv[1]).parts["train"].pictures)
+            list(read_tfds("small", data_dir=sys.argv[1]).parts["train"].images)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             part = read_tfds("large", data_dir=sys.argv[1]).parts["train"]
-            assert sum(len(picture) for picture in part.pictures) > 3e8
+            assert sum(len(image) for image in part.images) > 3e8
             print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     """
     run = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]

@@ -15,7 +15,7 @@ def drawn():
     return make_shapes(2000, seed=3)
 
 
-def test_pictures_and_labels_have_their_types_and_shapes(drawn):
+def test_images_and_labels_have_their_types_and_shapes(drawn):
     images, labels = drawn
     assert images.shape == (2000, 48, 48, 3)
     assert images.dtype == np.uint8
@@ -41,7 +41,7 @@ def test_some_classes_in_an_order_of_ones_own():
     assert sorted(np.bincount(labels).tolist()) == [2, 2, 3]
 
 
-def test_colours_do_not_tell_the_class():
+def test_colors_do_not_tell_the_class():
     images, labels, colors = make_colored_shapes(4000, seed=5)
     palettes = colors.reshape(len(labels), -1) / 255
     means = images.mean(axis=(1, 2)) / 255

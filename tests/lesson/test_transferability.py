@@ -24,7 +24,7 @@ FEW = SHAPES[16:22]
 @pytest.fixture(scope="module")
 def data():
     images, labels = make_shapes(90, classes=FEW, image_size=48, seed=8)
-    return load_data((images, labels), class_names=FEW, look_alikes=False, val=0, test=0.3)
+    return load_data((images, labels), class_names=FEW, near_duplicates=False, val=0, test=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_every_kind_is_measured_at_every_layer_and_seed(found):
     assert found.chance == pytest.approx(1 / 3)
 
 
-def test_it_is_told_as_json_as_text_and_in_pictures(found):
+def test_it_is_told_as_json_as_text_and_in_images(found):
     told = json.loads(json.dumps(found.to_dict()))
     assert told["means"]["AnB"] == pytest.approx(found.means("AnB"))
     assert len(told["points"]) == len(found.points)
@@ -107,7 +107,7 @@ def test_halves_are_disjoint_and_drawn_by_the_seed(data):
 
 def test_two_tasks_and_a_network_of_ones_own(data):
     images, labels = make_shapes(40, classes=SHAPES[:2], seed=9)
-    other = load_data((images, labels), class_names=SHAPES[:2], look_alikes=False, val=0)
+    other = load_data((images, labels), class_names=SHAPES[:2], near_duplicates=False, val=0)
     tiny = make_tiny(image_size=48)
     before = tiny.get_weights()
     found = transferability(
@@ -149,6 +149,6 @@ def test_refuses_what_something_runs_past_and_too_few_classes(data):
     with pytest.raises(InputError, match=r"runs through\. Received: 'block2_branch'"):
         transferability(data, base=make_tiny(image_size=48), layers=["block2_branch"])
     images, labels = make_shapes(30, classes=SHAPES[:3])
-    three = load_data((images, labels), look_alikes=False)
+    three = load_data((images, labels), near_duplicates=False)
     with pytest.raises(InputError, match="4 classes or more"):
         transferability(three)

@@ -24,7 +24,7 @@ from helpers.networks import (
     infer,
     make_tiny,
     policy,
-    raw_pictures,
+    raw_images,
     save_legacy,
     soften,
 )
@@ -123,7 +123,7 @@ def test_every_network_slices_builds_runs_and_reloads(name, tmp_path):
     keras.utils.set_random_seed(0)
     smallest = family(name).min_size
     base = load_backbone(name, weights="none", image_size=smallest)
-    images = raw_pictures(4, smallest)
+    images = raw_images(4, smallest)
     preprocess = preprocessing_of(base)
     calibrate(base, preprocess(images))
     assert family_of(base) is family(name)
@@ -180,14 +180,14 @@ def test_the_biggest_networks_build_and_slice(name):
     for end in (ends[0], early, ends[-1]):
         assert len(surgery.slice_at(base, end).output.shape) == 4
     assert graphs.layer_before_classifier(base) != base.layers[-1].name
-    images = raw_pictures(6, size)
+    images = raw_images(6, size)
     sliced = surgery.slice_at(base, early)
     calibrate(sliced, preprocessing_of(base)(images))
     infer(sliced, preprocessing_of(base)(images))
 
 
 def test_a_saved_model_reloads_where_this_package_is_not_imported(tmp_path):
-    images = raw_pictures()
+    images = raw_images()
     for number, preprocessing in enumerate(("tf", "torch", "caffe", "lite")):
         model = small_similar(make_tiny(), 3, preprocessing=preprocessing)
         model.save(tmp_path / f"{number}.keras")
@@ -300,7 +300,7 @@ MODEL_NAMES = {
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("key", FAMILIES)
 def test_preprocessing_in_the_graph_equals_preprocess_input(key, dtype):
-    images = raw_pictures(3, 16)
+    images = raw_images(3, 16)
     if key == "EfficientNetLite":
         expected = (images - 127) / 128
     elif key == "DemoCNN":
@@ -350,13 +350,13 @@ def test_a_network_of_ones_own_must_name_its_preprocessing():
 
 
 def test_a_model_of_ours_as_base_is_not_preprocessed_twice():
-    images = raw_pictures()
+    images = raw_images()
     for base in (small_similar(make_tiny(), 3, preprocessing="torch"), small_similar(mobilenet(), 3)):
         again = small_similar(base, 4)
         assert sum("preprocess" in layer.name for layer in again.layers) == 1
-        trunks = surgery.trunk_of(base), surgery.trunk_of(again)
-        assert_same_function(*(calibrated(trunk, images) for trunk in trunks), images)
-        with pytest.raises(InputError, match="scales raw pictures itself"):
+        trunks = surgery.feature_extractor_of(base), surgery.feature_extractor_of(again)
+        assert_same_function(*(calibrated(extractor, images) for extractor in trunks), images)
+        with pytest.raises(InputError, match="scales raw images itself"):
             small_similar(base, 4, preprocessing="tf")
 
 
@@ -380,7 +380,7 @@ def efficientnet_file(tmp_path_factory):
     # What makes the single division by the deviation's root come out as the two of the published graph.
     root = np.sqrt(IMAGENET_STD)
     calibrate(
-        model, (raw_pictures(8, 64) - 255 * np.array(IMAGENET_MEAN)) / root + 255 * np.array(IMAGENET_MEAN)
+        model, (raw_images(8, 64) - 255 * np.array(IMAGENET_MEAN)) / root + 255 * np.array(IMAGENET_MEAN)
     )
     path = tmp_path_factory.mktemp("efficientnet") / "imagenet.h5"
     save_legacy(model, path)
@@ -391,7 +391,7 @@ def test_imagenet_weights_from_a_file_give_what_keras_makes_of_them_itself(effic
     module = importlib.import_module("keras.src.applications.efficientnet")
     monkeypatch.setattr(module.file_utils, "get_file", lambda *_, **__: str(efficientnet_file))
     whole = keras.applications.EfficientNetB0(weights="imagenet", **TOPLESS)
-    images = raw_pictures(3, 64)
+    images = raw_images(3, 64)
     loaded = load_backbone("EfficientNetB0", weights=efficientnet_file, image_size=64)
     for base in (whole, loaded):
         ours = surgery.slice_at(small_similar(base, 3), "top_activation")
@@ -404,7 +404,7 @@ def test_imagenet_weights_from_a_file_give_what_keras_makes_of_them_itself(effic
 
 def test_an_efficientnet_whose_normalization_is_untouched_is_left_alone():
     base = load_backbone("EfficientNetB0", weights="none", image_size=32, include_top=False)
-    raw = raw_pictures(1)
+    raw = raw_images(1)
     assert preprocessing_of(base)(raw) is raw
     assert not any(layer.name == "preprocess_scale" for layer in small_similar(base, 2).layers)
 
@@ -576,9 +576,9 @@ def test_weights_of_a_network_of_another_depth_are_refused_with_both_counts(tmp_
 def test_weights_with_another_number_of_classes_keep_the_trunk(tmp_path):
     seven = mobilenet(classes=7)
     seven.save_weights(tmp_path / "seven.weights.h5")
-    trunk = load_mobilenet(tmp_path / "seven.weights.h5")
-    assert trunk.output_shape == (None, 1, 1, 256)
-    assert_bit_equal(trunk.get_weights(), seven.get_weights()[:-2])
+    extractor = load_mobilenet(tmp_path / "seven.weights.h5")
+    assert extractor.output_shape == (None, 1, 1, 256)
+    assert_bit_equal(extractor.get_weights(), seven.get_weights()[:-2])
     whole = load_mobilenet(tmp_path / "seven.weights.h5", classes=7)
     assert_bit_equal(whole.get_weights(), seven.get_weights())
 
@@ -617,9 +617,9 @@ def test_a_vgg_file_with_the_top_serves_another_size_without_it(tmp_path, monkey
     monkeypatch.setitem(FAMILIES["VGG"].builders, "VGG16", 32)
     whole = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3))
     save_legacy(whole, tmp_path / "vgg.h5")
-    trunk = load_backbone("VGG16", weights=tmp_path / "vgg.h5", image_size=48)
-    assert trunk.input_shape == (None, 48, 48, 3)
-    assert_bit_equal(trunk.get_weights(), whole.get_weights()[:-6])
+    extractor = load_backbone("VGG16", weights=tmp_path / "vgg.h5", image_size=48)
+    assert extractor.input_shape == (None, 48, 48, 3)
+    assert_bit_equal(extractor.get_weights(), whole.get_weights()[:-6])
 
 
 def test_the_lites_take_files_of_pytorch():
@@ -661,16 +661,16 @@ def test_the_demonstration_network_takes_files(ending, tmp_path):
     again = load_backbone("DemoCNN", weights=path)
     for one, other in zip(mine.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)  # half precision
-    trunk = load_backbone("DemoCNN", weights=path, image_size=32)
-    assert trunk.output_shape == (None, 2, 2, 128)
-    assert_bit_equal(trunk.get_weights(), again.get_weights()[:6])
+    extractor = load_backbone("DemoCNN", weights=path, image_size=32)
+    assert extractor.output_shape == (None, 2, 2, 128)
+    assert_bit_equal(extractor.get_weights(), again.get_weights()[:6])
 
 
 # Models of one's own
 
 
 def test_a_saved_model_of_ones_own_is_loaded_as_it_is(tmp_path):
-    tiny, images = make_tiny(), raw_pictures() / 127.5 - 1
+    tiny, images = make_tiny(), raw_images() / 127.5 - 1
     tiny.save(tmp_path / "own.keras")
     own = load_backbone(tmp_path / "own.keras")
     assert_same_function(tiny, own, images, tolerance=0)

@@ -37,7 +37,7 @@ def demo() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Pictures that it was not trained on."""
+    """Images that it was not trained on."""
     return make_shapes(200, seed=2_000_000)
 
 
@@ -109,7 +109,7 @@ def test_it_can_be_cut_at_each_layer(cut, demo, fresh):
     assert model.plan.cut == cut
     images = fresh[0][:4]
     whole = np.asarray(surgery.slice_at(demo, cut)(ready(images)))
-    features = surgery.trunk_of(model)(images.astype("float32"))
+    features = surgery.feature_extractor_of(model)(images.astype("float32"))
     whole = whole.mean(axis=(1, 2)) if whole.ndim == 4 else whole
     np.testing.assert_allclose(np.asarray(features), whole, atol=1e-4)
 
@@ -130,7 +130,7 @@ def test_ways_to_build_it():
 
 
 def test_it_is_built_on_a_tensor():
-    image = keras.Input((48, 48, 3), name="picture")
+    image = keras.Input((48, 48, 3), name="image")
     model = DemoCNN(input_tensor=keras.layers.Rescaling(1 / 127.5, -1)(image))
     assert model.inputs[0] is image
     images = make_shapes(3)[0]
@@ -223,5 +223,5 @@ def test_the_lesson_drawing_shows_what_trains(demo):
 
 def test_filters_are_drawn(demo):
     assert len(filters_plot(demo.get_layer("conv1").kernel).axes) == len(SHAPES) - 8
-    with pytest.raises(InputError, match="see no colours"):
+    with pytest.raises(InputError, match="see no colors"):
         filters_plot(demo.get_layer("conv2").kernel)

@@ -19,7 +19,7 @@ from transfer.networks.torch_weights import read_state_dict
 NETWORKS = EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
 EMOJI = Path(__file__).parents[2] / "data" / "emoji"
 
-# Pictures that no network has seen in training and that one with the right weights knows.
+# Images that no network has seen in training and that one with the right weights knows.
 KNOWN = {
     "running-shoe": 770,
     "kimono": 614,
@@ -65,14 +65,14 @@ def from_state(tmp_path, monkeypatch):
     return build
 
 
-def pictures() -> tuple[np.ndarray, np.ndarray]:
-    """Give the known pictures, RGB from 0 to 255 on white, and their ImageNet classes."""
+def known_images() -> tuple[np.ndarray, np.ndarray]:
+    """Give the known images, RGB from 0 to 255 on white, and their ImageNet classes."""
     values = []
     for name in KNOWN:
         (path,) = EMOJI.rglob(f"u*[0-9a-f]-{name}.png")
-        picture = Image.open(path).convert("RGBA").resize((224, 224), Image.Resampling.BICUBIC)
-        white = Image.new("RGBA", picture.size, "white")
-        values.append(np.asarray(Image.alpha_composite(white, picture).convert("RGB"), "float32"))
+        image = Image.open(path).convert("RGBA").resize((224, 224), Image.Resampling.BICUBIC)
+        white = Image.new("RGBA", image.size, "white")
+        values.append(np.asarray(Image.alpha_composite(white, image).convert("RGB"), "float32"))
     return np.stack(values), np.array(list(KNOWN.values()))
 
 
@@ -199,8 +199,8 @@ def test_every_tensor_is_in_the_network_once(lite0, packaged):
 
 
 @needs_weights(0)
-def test_knows_what_is_on_pictures(lite0):
-    images, classes = pictures()
+def test_knows_what_is_on_images(lite0):
+    images, classes = known_images()
     assert among_the_first_five(lite0, (images - 127) / 128, classes) == len(KNOWN)
     assert among_the_first_five(lite0, images, classes) <= 3
     assert among_the_first_five(EfficientNetLite0(weights=None), (images - 127) / 128, classes) <= 3

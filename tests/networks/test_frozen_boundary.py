@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from helpers.networks import assert_bit_equal, calibrate, infer, make_tiny, policy, raw_pictures, snapshot
+from helpers.networks import assert_bit_equal, calibrate, infer, make_tiny, policy, raw_images, snapshot
 
 from transfer.common.errors import InputError
 from transfer.networks import graphs, surgery
@@ -13,7 +13,7 @@ from transfer.networks.backbones import FAMILIES, load_backbone, preprocessing_o
 from transfer.networks.frozen_boundary import frozen_bytes, split_at_frozen_boundary
 
 layers = keras.layers
-IMAGES, LABELS = raw_pictures(8) / 255.0, np.arange(8) % 5
+IMAGES, LABELS = raw_images(8) / 255.0, np.arange(8) % 5
 
 
 def functional(call, *, shape=(32, 32, 3)) -> keras.Model:
@@ -38,17 +38,17 @@ def train_only(model: keras.Model, *names: str, **options) -> keras.Model:
 
 def crossing(model: keras.Model, **options) -> list[str]:
     """Which tensors cross the boundary, by their layers; what must hold of any split is checked on the way."""
-    trunk, tail = split_at_frozen_boundary(model, **options)
-    assert not [weight.path for weight in trunk.weights if weight.trainable]
+    extractor, tail = split_at_frozen_boundary(model, **options)
+    assert not [weight.path for weight in extractor.weights if weight.trainable]
     assert [weight.path for weight in tail.trainable_weights] == [w.path for w in model.trainable_weights]
     own = {id(layer) for layer in model.layers if layer.weights}
-    assert {id(layer) for part in (trunk, tail) for layer in part.layers if layer.weights} == own
-    return [tensor._keras_history.operation.name for tensor in trunk.outputs]
+    assert {id(layer) for part in (extractor, tail) for layer in part.layers if layer.weights} == own
+    return [tensor._keras_history.operation.name for tensor in extractor.outputs]
 
 
 def assert_exact(model: keras.Model, images=IMAGES, tolerance: float = 1e-6, **options) -> None:
-    trunk, tail = split_at_frozen_boundary(model, **options)
-    ours, theirs = np.asarray(tail(trunk(images)), "float32"), infer(model, images)
+    extractor, tail = split_at_frozen_boundary(model, **options)
+    ours, theirs = np.asarray(tail(extractor(images)), "float32"), infer(model, images)
     assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
@@ -99,7 +99,7 @@ def test_every_family_splits_where_its_frozen_part_ends(family):
     keras.utils.set_random_seed(0)
     size = FAMILIES[family].min_size
     model = load_backbone(MEMBERS[family], weights="none", image_size=size, include_top=False)
-    images = np.asarray(preprocessing_of(model)(raw_pictures(4, size)))
+    images = np.asarray(preprocessing_of(model)(raw_images(4, size)))
     calibrate(model, images)
     before = snapshot(model)
     for first in boundaries(model):
@@ -107,11 +107,11 @@ def test_every_family_splits_where_its_frozen_part_ends(family):
         for ignore_noise in (False, True) if "EfficientNet" in family else (False,):
             crossing(model, ignore_noise=ignore_noise)
             assert_exact(model, images, ignore_noise=ignore_noise)
-            trunk, tail = split_at_frozen_boundary(model, ignore_noise=ignore_noise)
+            extractor, tail = split_at_frozen_boundary(model, ignore_noise=ignore_noise)
             if not ignore_noise:
-                assert frozen_kernels(model) <= {layer.name for layer in trunk.layers}, first
+                assert frozen_kernels(model) <= {layer.name for layer in extractor.layers}, first
                 assert not frozen_kernels(model) & {layer.name for layer in tail.layers}, first
-            assert frozen_bytes(trunk) == sum(2 * int(np.prod(t.shape[1:])) for t in trunk.outputs)
+            assert frozen_bytes(extractor) == sum(2 * int(np.prod(t.shape[1:])) for t in extractor.outputs)
     assert_bit_equal(snapshot(model), before)
 
 
@@ -131,8 +131,8 @@ def test_training_the_tail_is_training_the_model(first, pinned):
     whole = train_from(make_tiny(), first, pin_batchnorm=pinned)
     parted = train_from(make_tiny(), first, pin_batchnorm=pinned)
     before = {layer.name: snapshot(layer) for layer in parted.layers}
-    trunk, tail = split_at_frozen_boundary(parted)
-    features = trunk.predict(IMAGES, verbose=0)
+    extractor, tail = split_at_frozen_boundary(parted)
+    features = extractor.predict(IMAGES, verbose=0)
     for model in (whole, tail):
         model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
     for batch in (slice(0, 4), slice(4, 8)):
@@ -159,8 +159,8 @@ def test_training_the_tail_draws_the_same_dropout_as_training_the_model():
         return train_from(model, "second")
 
     whole, parted = network(), network()
-    trunk, tail = split_at_frozen_boundary(parted)
-    for model, x in ((whole, IMAGES), (tail, trunk(IMAGES))):
+    extractor, tail = split_at_frozen_boundary(parted)
+    for model, x in ((whole, IMAGES), (tail, extractor(IMAGES))):
         model.compile("sgd", "sparse_categorical_crossentropy")
         for _ in range(2):
             model.train_on_batch(x, LABELS)
@@ -243,7 +243,7 @@ def test_the_latest_of_equally_large_tensors_crosses():
     assert crossing(train_from(functional(call), "last")) == ["relu"]
 
 
-def test_pictures_cross_where_something_behind_the_boundary_reads_them():
+def test_images_cross_where_something_behind_the_boundary_reads_them():
     def call(x):
         return conv(2, "last")(layers.Concatenate()([conv(4, "middle")(conv(4, "first")(x)), x]))
 
@@ -258,15 +258,15 @@ def test_scaling_in_front_of_a_network_that_trains_is_a_trunk():
     assert_exact(model)
 
 
-def test_pictures_do_not_cross_by_themselves():
+def test_images_do_not_cross_by_themselves():
     model = train_only(functional(lambda x: conv(2, "last")(layers.ZeroPadding2D(name="pad")(x))), "last")
     assert crossing(model) == ["pad"]
 
 
 def test_everything_but_the_head_frozen_leaves_vectors_and_the_head():
     model = train_only(make_tiny(), "classes")
-    trunk, tail = split_at_frozen_boundary(model)
-    assert trunk.output_shape == (None, 16)
+    extractor, tail = split_at_frozen_boundary(model)
+    assert extractor.output_shape == (None, 16)
     assert [layer.name for layer in tail.layers[1:]] == ["classes"]
     assert_exact(model, tolerance=0)
 
@@ -279,9 +279,9 @@ def double_use(x):
 
 def test_a_frozen_layer_that_is_used_on_both_sides_is_in_both():
     model = train_only(functional(double_use), "middle", "last")
-    trunk, tail = split_at_frozen_boundary(model)
+    extractor, tail = split_at_frozen_boundary(model)
     shared = model.get_layer("shared")
-    assert shared in trunk.layers and shared in tail.layers
+    assert shared in extractor.layers and shared in tail.layers
     assert_exact(model)
 
 
@@ -307,8 +307,8 @@ def test_a_nested_model_is_frozen_as_a_whole_or_not_at_all():
 def test_tensors_keep_their_type_under_mixed_precision():
     with policy("mixed_bfloat16"):
         model = train_from(functional(residual), "third")
-        trunk, tail = split_at_frozen_boundary(model)
-        assert {tensor.dtype for tensor in (*trunk.outputs, *tail.inputs)} == {"bfloat16"}
+        extractor, tail = split_at_frozen_boundary(model)
+        assert {tensor.dtype for tensor in (*extractor.outputs, *tail.inputs)} == {"bfloat16"}
         assert_exact(model, tolerance=0)
 
 
@@ -316,8 +316,8 @@ def test_trunks_and_tails_save_and_load(tmp_path):
     model = train_from(make_tiny(), "block2_branch")
     for number, part in enumerate(split_at_frozen_boundary(model)):
         part.save(tmp_path / f"{number}.keras")
-    trunk, tail = (keras.models.load_model(tmp_path / f"{number}.keras") for number in (0, 1))
-    np.testing.assert_allclose(tail(trunk(IMAGES)), model(IMAGES), atol=1e-6)
+    extractor, tail = (keras.models.load_model(tmp_path / f"{number}.keras") for number in (0, 1))
+    np.testing.assert_allclose(tail(extractor(IMAGES)), model(IMAGES), atol=1e-6)
 
 
 # What is not frozen
@@ -356,8 +356,8 @@ def test_noise_that_is_ignored_is_silent_also_where_the_tail_trains():
     model = train_from(functional(call), "last")
     assert crossing(model) == ["first"]
     assert crossing(model, ignore_noise=True) == ["drop"]
-    trunk, tail = split_at_frozen_boundary(model, ignore_noise=True)
-    np.testing.assert_array_equal(tail(trunk(IMAGES), training=True), model(IMAGES, training=False))
+    extractor, tail = split_at_frozen_boundary(model, ignore_noise=True)
+    np.testing.assert_array_equal(tail(extractor(IMAGES), training=True), model(IMAGES, training=False))
 
 
 def test_a_model_without_a_frozen_part_in_front_is_refused():
@@ -405,9 +405,9 @@ def test_of_a_head_on_several_layers_vectors_cross_where_maps_need_not():
     assert_exact(model)
 
 
-def test_bytes_of_pictures_of_any_size_are_not_known():
+def test_bytes_of_images_of_any_size_are_not_known():
     model = train_from(functional(residual, shape=(None, None, 3)), "third")
-    trunk, _ = split_at_frozen_boundary(model)
+    extractor, _ = split_at_frozen_boundary(model)
     assert_exact(model)
-    with pytest.raises(InputError, match="for pictures of one size"):
-        frozen_bytes(trunk)
+    with pytest.raises(InputError, match="for images of one size"):
+        frozen_bytes(extractor)

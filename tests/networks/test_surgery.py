@@ -17,7 +17,7 @@ from helpers.networks import (
     infer,
     make_tiny,
     policy,
-    raw_pictures,
+    raw_images,
     snapshot,
 )
 
@@ -26,7 +26,7 @@ from transfer.networks import graphs, surgery
 from transfer.networks.backbones import load_backbone
 
 layers = keras.layers
-IMAGES = raw_pictures(size=16) / 255.0
+IMAGES = raw_images(size=16) / 255.0
 
 
 def chain(*inside, name="chain", shape=(16, 16, 3)) -> keras.Sequential:
@@ -44,7 +44,7 @@ def normalizing_efficientnet() -> keras.Model:
     normalization.adapt_mean.assign([0.4, 0.5, 0.6])
     normalization.adapt_variance.assign([0.1, 0.2, 0.3])
     normalization.finalize_state()
-    calibrate(model, raw_pictures())
+    calibrate(model, raw_images())
     return model
 
 
@@ -121,7 +121,7 @@ def test_a_clone_knows_what_normalization_has_learned():
         normalization = next(x for x in clone.layers if isinstance(x, layers.Normalization))
         np.testing.assert_allclose(np.ravel(normalization.mean), [0.4, 0.5, 0.6], rtol=1e-6)
         np.testing.assert_allclose(np.ravel(normalization.variance), [0.1, 0.2, 0.3], rtol=1e-6)
-    assert_same_function(model, surgery.clone(model), raw_pictures())
+    assert_same_function(model, surgery.clone(model), raw_images())
 
 
 def test_random_weights_keep_what_a_nested_normalization_has_learned():
@@ -168,12 +168,10 @@ def test_a_clone_takes_another_image_size():
 
 def test_an_image_size_that_does_not_fit_is_refused_in_a_sentence():
     flat = chain(layers.Flatten(), layers.Dense(2, name="wide"))
-    with pytest.raises(
-        InputError, match=r"'chain' cannot take pictures of shape \(8, 8, 3\): .*layer 'wide'"
-    ):
+    with pytest.raises(InputError, match=r"'chain' cannot take images of shape \(8, 8, 3\): .*layer 'wide'"):
         surgery.clone(flat, image_size=(8, 8))
     valid = chain(layers.Conv2D(2, 9))
-    with pytest.raises(InputError, match=r"cannot take pictures of shape \(4, 4, 3\)"):
+    with pytest.raises(InputError, match=r"cannot take images of shape \(4, 4, 3\)"):
         surgery.clone(valid, image_size=(4, 4))
 
 
@@ -277,7 +275,7 @@ def test_a_network_slices_at_every_layer():
     for node in graphs.graph(model)[1:]:
         sliced = surgery.slice_at(model, node.op.name)
         assert sliced.output.shape == node.tensor.shape
-        assert np.isfinite(np.asarray(sliced(raw_pictures()))).all()
+        assert np.isfinite(np.asarray(sliced(raw_images()))).all()
 
 
 def test_slices_share_layers_with_their_model():
@@ -383,10 +381,10 @@ def test_pinned_batchnorm_keeps_weights_and_statistics_in_training_mode():
     model = surgery.set_trainable(make_tiny(), True)
     norm = model.get_layer("block1_bn")
     before = snapshot(norm)
-    model(raw_pictures(), training=True)
+    model(raw_images(), training=True)
     assert_bit_equal(snapshot(norm), before)
     surgery.set_trainable(model, True, pin_batchnorm=False)
-    model(raw_pictures(), training=True)
+    model(raw_images(), training=True)
     assert (snapshot(norm)[2] != before[2]).any()
 
 
@@ -424,7 +422,7 @@ def test_a_head_pools_maps_and_takes_vectors_as_they_are():
     assert [layer.name for layer in vectors.layers[-2:]] == ["pool", "head"]
     for model in (maps, vectors):
         assert model.output_shape == (None, 4)
-        np.testing.assert_allclose(np.asarray(model(raw_pictures())).sum(axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(model(raw_images())).sum(axis=1), 1, atol=1e-5)
 
 
 def test_a_head_on_a_sequence_is_refused():
@@ -452,10 +450,10 @@ def test_a_head_follows_its_seed():
 
 def test_a_head_computes_in_float32_under_mixed_precision():
     with policy("mixed_bfloat16"):
-        trunk = chain(layers.Conv2D(4, 3))
-        model = surgery.attach_head(trunk, 4)
+        extractor = chain(layers.Conv2D(4, 3))
+        model = surgery.attach_head(extractor, 4)
         probabilities = np.asarray(model(IMAGES))
-    assert trunk.layers[-1].compute_dtype == "bfloat16"
+    assert extractor.layers[-1].compute_dtype == "bfloat16"
     assert model.layers[-1].compute_dtype == "float32"
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
@@ -469,8 +467,8 @@ def test_a_second_head_gets_a_name_of_its_own():
 
 def test_the_trunk_is_what_the_head_sees():
     model = surgery.attach_head(make_tiny(top=False), 4)
-    features = surgery.trunk_of(model)(raw_pictures())
-    np.testing.assert_array_equal(model.layers[-1](features), model(raw_pictures()))
+    features = surgery.feature_extractor_of(model)(raw_images())
+    np.testing.assert_array_equal(model.layers[-1](features), model(raw_images()))
 
 
 # Several layers at once
@@ -495,7 +493,7 @@ def expected_join(model, names, images) -> np.ndarray:
 )
 def test_a_join_gives_each_layers_average_at_unit_length(network, names):
     size = 16 if network == "tiny" else 32
-    images = raw_pictures(4, size) / 127.5 - 1
+    images = raw_images(4, size) / 127.5 - 1
     model = (
         make_tiny(image_size=16)
         if network == "tiny"

@@ -24,7 +24,7 @@ def run(strange_run, tmp_path):
     return Path(shutil.copytree(strange_run, tmp_path / "run"))
 
 
-def test_a_run_gives_its_model_names_options_and_pictures(run, strange_folder):
+def test_a_run_gives_its_model_names_options_and_images(run, strange_folder):
     found = load_run(run)
     assert found.class_names == tuple(sorted(STRANGE)) and found.image_size == (32, 32)
     assert found.config.data == str(strange_folder) and found.metrics["num_train"] > 0
@@ -44,7 +44,7 @@ def test_the_model_alone_knows_its_names(run, tmp_path):
         found.data()
 
 
-def test_other_pictures_become_the_test_set(run, strange_folder, tmp_path):
+def test_other_images_become_the_test_set(run, strange_folder, tmp_path):
     some = tmp_path / "new"
     shutil.copytree(strange_folder / STRANGE[1], some / STRANGE[1])
     data = load_run(run).data(some)
@@ -154,7 +154,7 @@ def test_links_out_of_the_run_are_not_followed(run, tmp_path):
         read_record(run)
 
 
-def test_a_text_in_place_of_a_picture_is_not_put_on_a_page(run):
+def test_a_text_in_place_of_a_image_is_not_put_on_a_page(run):
     (run / "network.png").write_text("<script>")
     with pytest.raises(InputError, match="Expected a PNG"):
         read_record(run)
@@ -176,16 +176,16 @@ def test_yaml_and_pickles_run_nothing(run):
 
 
 def test_the_model_loads_in_a_plain_keras_without_this_package(run):
-    pictures = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
-    np.save(run / "pictures.npy", pictures)
+    images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
+    np.save(run / "images.npy", images)
     code = (
         "import sys; sys.modules['transfer'] = None\n"
         "import keras, numpy as np\n"
         "model = keras.models.load_model('model.keras', safe_mode=True)\n"
-        "np.save('given.npy', model.predict(np.load('pictures.npy'), verbose=0))\n"
+        "np.save('given.npy', model.predict(np.load('images.npy'), verbose=0))\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=run, check=True, capture_output=True)
-    expected = load_run(run).model.predict(pictures, verbose=0)
+    expected = load_run(run).model.predict(images, verbose=0)
     np.testing.assert_allclose(np.load(run / "given.npy"), expected, atol=1e-6)
 
 

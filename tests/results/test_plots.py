@@ -19,12 +19,12 @@ def texts(figure):
     return " | ".join(t.get_text() for t in figure.findobj(Text))
 
 
-def evaluation(classes=3, pictures=12):
-    labels = np.arange(pictures) % classes
-    probabilities = np.full((pictures, classes), 0.1 / max(1, classes - 1))
-    probabilities[np.arange(pictures), (labels + (np.arange(pictures) == 1)) % classes] = 0.9
+def evaluation(classes=3, images=12):
+    labels = np.arange(images) % classes
+    probabilities = np.full((images, classes), 0.1 / max(1, classes - 1))
+    probabilities[np.arange(images), (labels + (np.arange(images) == 1)) % classes] = 0.9
     names = tuple(f"class {i}" for i in range(classes))
-    return Evaluation(names, labels, probabilities, tuple(map(str, range(pictures))))
+    return Evaluation(names, labels, probabilities, tuple(map(str, range(images))))
 
 
 def test_learning_curves_show_both_phases_and_cope_with_no_validation():
@@ -48,9 +48,9 @@ def test_confusion_matrix_of_few_and_many_classes_can_be_saved(classes, tmp_path
     assert (tmp_path / "matrix.png").stat().st_size > 5000
 
 
-def test_prediction_sheet_says_what_wrong_pictures_really_are():
-    picture = np.zeros((8, 8, 3), "uint8")
-    shown = texts(plots.prediction_sheet(evaluation(), {0: picture, 1: picture}))
+def test_prediction_sheet_says_what_wrong_images_really_are():
+    image = np.zeros((8, 8, 3), "uint8")
+    shown = texts(plots.prediction_sheet(evaluation(), {0: image, 1: image}))
     assert "class 0 90%" in shown and "class 2 90%\n(is class 1)" in shown
 
 
@@ -59,7 +59,7 @@ def test_the_network_is_drawn_with_all_states_whatever_its_depth(count, tmp_path
     cut = count * 4 // 5
     blocks = [(f"block{i}_add", "frozen" if i < cut else "cut") for i in range(count)]
     blocks = [*blocks[:cut], ("softmax", "new"), *blocks[cut:], ("old classifier", "cut")]
-    figure = plots.network_by_blocks("Case 2", blocks, input_text="picture", output_text="4 classes")
+    figure = plots.network_by_blocks("Case 2", blocks, input_text="image", output_text="4 classes")
     shown = texts(figure)
     for text in ("block0", "softmax", "old classifier", "cut away", "frozen", "4 classes"):
         assert text in shown

@@ -78,7 +78,7 @@ def test_names_are_text_and_never_markup(page, strange_run):
     assert "<b onmouseover" not in card and "&lt;b onmouseover" in card
 
 
-def test_every_picture_has_words_and_every_table_heads(page):
+def test_every_image_has_words_and_every_table_heads(page):
     assert len(page.all("img")) >= len(FIGURES) - 1
     assert all(len(image.get("alt", "")) > 10 for image in page.all("img"))
     assert all(head.get("scope") in ("row", "col") for head in page.all("th"))
@@ -109,7 +109,7 @@ def test_csv_files_hold_no_formulas(strange_run):
 def test_wrong_labels_are_suspected(strange_run):
     found = json.loads((strange_run / "evaluation.json").read_text())
     assert found["accuracy"] == json.loads((strange_run / "metrics.json").read_text())["test_accuracy"]
-    for one in found["suspected_labels"]:
+    for one in found["label_issues"]:
         number = int(re.findall(r"\d+", one["name"])[-1])
         assert number % 9 == 4  # those are mislabelled
 
@@ -127,7 +127,7 @@ def test_the_report_is_made_again_from_the_files_alone(strange_run, tmp_path, ca
     assert "advice" not in ids and "blocks" not in ids and "test" in ids
 
 
-def test_pictures_of_data_that_are_gone_are_left_out(strange_run, tmp_path, capsys):
+def test_images_of_data_that_are_gone_are_left_out(strange_run, tmp_path, capsys):
     copy = Path(shutil.copytree(strange_run, tmp_path / "strange"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
     (copy / "config.yaml").write_text(yaml.safe_dump({**config, "data": "gone"}))
@@ -166,8 +166,8 @@ def test_what_is_no_run_gets_no_report(tmp_path, capsys):
         ("metrics.json", {"case": "small-similar", "cut": 3}),
         ("data.json", {"name": "x"}),
         ("advice.json", {"reason": ""}),
-        ("evaluation.json", {"suspected_labels": 7}),
-        ("evaluation.json", {"suspected_labels": [{"name": "x"}]}),
+        ("evaluation.json", {"label_issues": 7}),
+        ("evaluation.json", {"label_issues": [{"name": "x"}]}),
     ],
 )
 def test_files_that_do_not_fit_are_told_and_change_nothing(name, content, strange_run, tmp_path, capsys):
@@ -190,8 +190,8 @@ def test_a_run_without_a_test_has_a_page_and_a_card(color_folder, tmp_path):
     page = Page((tmp_path / "run" / "report.html").read_text())
     ids = {attributes.get("id") for attributes in page.all("section")}
     assert ids == {"network", "training", "data", "again"}
-    assert "no test pictures" in (tmp_path / "run" / "README.md").read_text()
-    assert "no test pictures" in comparison_page([read_record(tmp_path / "run")] * 2)
+    assert "no test images" in (tmp_path / "run" / "README.md").read_text()
+    assert "no test images" in comparison_page([read_record(tmp_path / "run")] * 2)
 
 
 def test_the_card_has_the_header_that_hubs_read(strange_run):

@@ -3,7 +3,7 @@
     python tests/scripts/kill_training.py --kills 50
 
 A line per kill says where the run was; a line per finished run whether its weights are equal to the last bit. The
-pictures and networks are made up and tiny, so that most of the time goes into starting; the moments are spread from the
+images and networks are made up and tiny, so that most of the time goes into starting; the moments are spread from the
 first import to the end, over both phases, head and everything. What a run computes is kept for that run alone.
 """
 
@@ -38,7 +38,7 @@ KINDS = {
     ],
     "from scratch, mixed": [
         *("--case", "large-different", "--init", "random", "--epochs", "60", "--mix", "cutmix"),
-        *("--ema", "0.9", "--thaw", "0.3", "--label-smoothing", "0.1"),
+        *("--ema", "0.9", "--gradual-unfreezing", "0.3", "--label-smoothing", "0.1"),
     ],
     "a head in epochs": ["--case", "small-similar", "--solver", "sgd", "--epochs", "60", "--dropout", "0.2"],
 }
@@ -62,12 +62,12 @@ def kill_often(
     folder: Path, kills: int, *, seed: int = 0, kinds: dict[str, list[str]] = KINDS
 ) -> dict[str, int]:
     """Kill so many times, spread over the kinds of training; say how many runs ended with other weights."""
-    from helpers.images import COLORS, write_picture
+    from helpers.images import COLORS, write_image
     from helpers.networks import make_tiny
 
     for number, (name, color) in enumerate(COLORS.items()):
         for i in range(40):
-            write_picture(folder / "colors" / name / f"{i:02}.png", color, seed=100 * number + i)
+            write_image(folder / "colors" / name / f"{i:02}.png", color, seed=100 * number + i)
     make_tiny().save(folder / "tiny.keras")
     rng = np.random.default_rng(seed)
     expected, seconds = {}, {}

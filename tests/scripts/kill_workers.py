@@ -41,13 +41,13 @@ def main() -> int:
 
 
 def make_inputs(folder: Path) -> None:
-    """Made-up pictures and a tiny network."""
-    from helpers.images import COLORS, write_picture
+    """Made-up images and a tiny network."""
+    from helpers.images import COLORS, write_image
     from helpers.networks import make_tiny
 
     for number, (name, color) in enumerate(COLORS.items()):
         for i in range(40):
-            write_picture(folder / "colors" / name / f"{i:02}.png", color, seed=100 * number + i)
+            write_image(folder / "colors" / name / f"{i:02}.png", color, seed=100 * number + i)
     make_tiny().save(folder / "tiny.keras")
 
 

@@ -29,8 +29,8 @@ KINDS = {
         {},
         {
             "recipe": Recipe(
-                depth_rate=0.3,
-                thaw=0.5,
+                layer_decay=0.3,
+                gradual_unfreezing=0.5,
                 weight_decay=0.01,
                 clip_norm=1.0,
                 ema=0.9,
@@ -143,7 +143,9 @@ def test_a_fallback_that_is_done_is_found_again_whichever_weights_were_kept(
         lambda run, done, *_, **__: done.rows.append({"phase": "head", "val_loss": 9.0}),
     )
     monkeypatch.setitem(
-        KINDS, "auto", (Case.LARGE_DIFFERENT, {"init": "auto"}, {"recipe": Recipe(ema=0.9, thaw=0.2)})
+        KINDS,
+        "auto",
+        (Case.LARGE_DIFFERENT, {"init": "auto"}, {"recipe": Recipe(ema=0.9, gradual_unfreezing=0.2)}),
     )
     one, done = train("auto", colors, tmp_path / "x", cache)
     other, again = train("auto", colors, tmp_path / "x", cache)
@@ -177,7 +179,7 @@ def test_a_head_that_is_done_is_not_done_again_whatever_the_recipe_says(colors, 
     models = []
     for _ in range(2):
         model = build(Case.SMALL_SIMILAR, base_with_dropout(), colors.num_classes, preprocessing="tf")
-        recipe = Recipe(ema=0.9, depth_rate=0.1)
+        recipe = Recipe(ema=0.9, layer_decay=0.1)
         fit(model, colors, recipe=recipe, checkpoints=tmp_path / "x", cache=cache, verbose=0)
         models.append(model)
     assert_bit_equal(snapshot(models[0]), snapshot(models[1]))
@@ -190,12 +192,12 @@ def test_another_training_is_refused_and_what_differs_is_shown(colors, tmp_path,
     for more, shown in (
         ({"seed": 5}, "seed was 0, now 5"),
         ({"augment": "none"}, "augment was 'light', now 'none'"),
-        ({"recipe": Recipe(thaw=0.1)}, "thaw was 0.0, now 0.1"),
+        ({"recipe": Recipe(gradual_unfreezing=0.1)}, "gradual_unfreezing was 0.0, now 0.1"),
     ):
         with pytest.raises(InputError, match=shown):
             train("everything", colors, tmp_path / "x", cache, **more)
     for other, shown in (
-        (colors.train.take(range(30)), "pictures was"),
+        (colors.train.take(range(30)), "images was"),
         (dataclasses.replace(colors.train, resize="crop"), "resize was 'stretch', now 'crop'"),
     ):
         with pytest.raises(InputError, match=shown):

@@ -48,7 +48,7 @@ def one_step(model, recipe, optimizer=None, progress=None):
 def test_each_block_steps_at_its_own_rate_under_any_optimizer(name, colors):
     plain = one_step(built(colors), Recipe(), getattr(keras.optimizers, name)(0.01))
     model = built(colors)
-    scaled = one_step(model, Recipe(depth_rate=0.125), getattr(keras.optimizers, name)(0.01))
+    scaled = one_step(model, Recipe(layer_decay=0.125), getattr(keras.optimizers, name)(0.01))
     numbers, count = blocks_of(model)
     assert count == 4 and set(numbers) == {0, 1, 2, 3}
     wanted = np.array([0.5 ** (count - 1 - number) for number in numbers])
@@ -57,7 +57,9 @@ def test_each_block_steps_at_its_own_rate_under_any_optimizer(name, colors):
 
 def test_blocks_that_are_not_thawed_stay_to_the_bit(colors):
     model = built(colors)
-    far = one_step(model, Recipe(thaw=0.6, weight_decay=0.1), keras.optimizers.Adam(0.01), progress=0.3)
+    far = one_step(
+        model, Recipe(gradual_unfreezing=0.6, weight_decay=0.1), keras.optimizers.Adam(0.01), progress=0.3
+    )
     numbers, _ = blocks_of(model)
     assert [step > 0 for step in far] == [number >= 2 for number in numbers]
 
@@ -80,7 +82,7 @@ def test_the_optimizer_is_its_own_again_and_the_model_loads_without_this_package
         model,
         colors,
         epochs=2,
-        recipe=Recipe(depth_rate=0.3, weight_decay=0.01, clip_norm=1.0, ema=0.9),
+        recipe=Recipe(layer_decay=0.3, weight_decay=0.01, clip_norm=1.0, ema=0.9),
         verbose=0,
     )
     assert "update_step" not in vars(model.optimizer)
@@ -129,7 +131,7 @@ def test_soft_labels_train_and_leave_the_model_compiled_for_hard_ones(options, f
         assert model.predict(images, verbose=0).max() < plain.predict(images, verbose=0).max()
 
 
-def test_statistics_are_taken_from_the_pictures_and_nothing_else_changes(colors):
+def test_statistics_are_taken_from_the_images_and_nothing_else_changes(colors):
     model = built(colors)
     names = [weight.path for weight in model.weights]
     before, flags = snapshot(model), [layer.trainable for layer in model.layers]
@@ -184,7 +186,7 @@ def test_lower_precision_keeps_weights_scaling_and_softmax_in_full_precision(nam
         if isinstance(layer, keras.layers.Rescaling):
             assert layer.compute_dtype == "float32"
     done = fit(
-        model, colors, epochs=2, recipe=Recipe(depth_rate=0.5, clip_norm=1.0), label_smoothing=0.1, verbose=0
+        model, colors, epochs=2, recipe=Recipe(layer_decay=0.5, clip_norm=1.0), label_smoothing=0.1, verbose=0
     )
     assert done.rows[-1]["val_accuracy"] > 0.8
 

@@ -54,12 +54,12 @@ def test_frozen_weights_and_statistics_are_bit_equal_after_fit(case, colors):
 def test_the_model_is_the_trunk_with_the_head_that_was_trained_on_its_features(colors):
     model = built("small-similar")
     fit(model, colors, epochs=3, verbose=0)
-    pictures = np.stack([colors.test.picture(i, (32, 32)) for i in range(6)])
-    features = surgery.trunk_of(model).predict(pictures, verbose=0)
+    images = np.stack([colors.test.image(i, (32, 32)) for i in range(6)])
+    features = surgery.feature_extractor_of(model).predict(images, verbose=0)
     assert features.std(axis=0).max() > 1e-3
     logits = features @ to_numpy(model.layers[-1].kernel) + to_numpy(model.layers[-1].bias)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(model.predict(pictures, verbose=0), expected, atol=1e-5)
+    np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-5)
 
 
 def test_colors_are_learnt_from_cached_features(colors):
@@ -96,7 +96,7 @@ def test_from_random_weights_batchnorm_is_live(colors):
 
 def test_init_auto_falls_back_on_random_weights_when_the_pre_trained_ones_are_dead(colors, caplog):
     base = make_tiny()
-    for layer in base.layers:  # every picture looks the same to it, and no gradient comes through
+    for layer in base.layers:  # every image looks the same to it, and no gradient comes through
         if layer.name.startswith("block1"):
             layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
     model = large_different(base, 3, init="auto", preprocessing="tf")
@@ -134,12 +134,12 @@ def test_one_seed_gives_one_result_and_another_seed_another(colors):
     assert not np.array_equal(first, weights(2))
 
 
-def test_fit_works_without_validation_pictures(color_folder, caplog):
+def test_fit_works_without_validation_images(color_folder, caplog):
     data = load_data(color_folder, val=0.0)
     model = built("small-similar")
     done = fit(model, data, epochs=2, verbose=0)
     assert len(done.rows) == 2 and "val_loss" not in done.history
-    assert "no validation pictures" in caplog.text
+    assert "no validation images" in caplog.text
 
 
 def test_the_log_has_a_row_per_epoch_and_the_seconds(colors):
@@ -154,16 +154,16 @@ def test_a_saved_model_loads_without_warnings_and_predicts_the_same(colors, tmp_
     fit(model, colors, epochs=1, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    pictures = np.stack([colors.test.picture(i, (32, 32)) for i in range(4)])
-    np.testing.assert_array_equal(loaded.predict(pictures, verbose=0), model.predict(pictures, verbose=0))
+    images = np.stack([colors.test.image(i, (32, 32)) for i in range(4)])
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0), model.predict(images, verbose=0))
     assert not [w for w in recwarn if "variable" in str(w.message)]
 
 
 def test_a_user_can_call_keras_own_fit_on_a_built_model(colors):
     model = built("small-different")
     before = state(model)
-    pictures = np.stack([colors.train.picture(i, (32, 32)) for i in range(20)])
-    model.fit(pictures, colors.train.labels[:20], epochs=1, verbose=0)
+    images = np.stack([colors.train.image(i, (32, 32)) for i in range(20)])
+    model.fit(images, colors.train.labels[:20], epochs=1, verbose=0)
     assert equal(before, state(model)) == set(before)
 
 
@@ -181,13 +181,13 @@ def test_two_replicas_train_a_base_that_was_made_outside_their_scope(case, color
 
 @pytest.mark.parametrize("options", [{}, {"class_weights": True}, {"recipe": Recipe(mix="mixup")}])
 def test_two_replicas_end_with_the_weights_of_one_with_uneven_batches_too(options):
-    """77 pictures in batches of 8: the last has 5, of which one replica sees 3."""
+    """77 images in batches of 8: the last has 5, of which one replica sees 3."""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
     labels = np.arange(110) % 3
     noise = np.clip(rng.normal(120, 60, (110, 32, 32, 3)) + 12 * np.eye(3)[labels][:, None, None], 0, 255)
-    data = load_data((noise.astype("uint8"), labels), val=0.2, test=0.1, look_alikes=False)
+    data = load_data((noise.astype("uint8"), labels), val=0.2, test=0.1, near_duplicates=False)
     assert len(data.train) % 8 == 5
     found = []
     for strategy in ("default", tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
@@ -201,12 +201,12 @@ def test_two_replicas_end_with_the_weights_of_one_with_uneven_batches_too(option
         np.testing.assert_allclose(others, some, atol=1e-5 * np.abs(some).max())
 
 
-def test_fewer_pictures_than_devices_are_refused(colors):
+def test_fewer_images_than_devices_are_refused(colors):
     import tensorflow as tf
 
     model = built("large-similar", strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
     few = replace(colors, val=colors.val.take([0]))
-    with pytest.raises(InputError, match=r"a picture for each of the 2 devices.*and 1\. Use fewer devices"):
+    with pytest.raises(InputError, match=r"an image for each of the 2 devices.*and 1\. Use fewer devices"):
         fit(model, few, epochs=1, verbose=0)
 
 
@@ -233,10 +233,10 @@ def test_class_weights_make_small_classes_count_as_much_as_large_ones(case):
     assert plain < weighted - 0.08 and abs(weighted - 0.5) < 0.1
 
 
-def test_that_pictures_are_not_mirrored_is_said(colors, caplog):
+def test_that_images_are_not_mirrored_is_said(colors, caplog):
     caplog.set_level("INFO", logger="transfer")
     fit(built("large-similar"), colors, epochs=1, flip=False, verbose=0)
-    assert "mirrors no pictures" in caplog.text
+    assert "mirrors no images" in caplog.text
 
 
 def test_nothing_is_looked_at_in_the_test_split(colors):
@@ -246,9 +246,9 @@ def test_nothing_is_looked_at_in_the_test_split(colors):
 
     class Untouchable(list):
         def __getitem__(self, _):
-            raise AssertionError("the test pictures were read")
+            raise AssertionError("the test images were read")
 
-    hidden = Split(Untouchable(colors.test.pictures), colors.test.labels, colors.test.names)
+    hidden = Split(Untouchable(colors.test.images), colors.test.labels, colors.test.names)
     fit(built("large-similar"), replace(colors, test=hidden), epochs=1, verbose=0)
 
 
@@ -282,7 +282,7 @@ def test_a_head_on_several_views_learns_from_all_of_them(colors, tmp_path):
     assert log.views == 3 and log.computed == 3 * len(colors.train) + len(colors.val)
     assert evaluate(model, colors, cache=cache).accuracy > 0.8
     alone = fit(built("small-similar"), colors, cache=cache, verbose=0)
-    assert alone.computed == 0, "the first view is the picture as it is"
+    assert alone.computed == 0, "the first view is the image as it is"
     assert alone.rows[0]["loss"] != log.rows[0]["loss"]
 
 

@@ -13,7 +13,7 @@ from transfer.training.recipes import Recipe
 def test_the_loss_falls_then_is_lost_and_the_model_is_as_before(colors):
     model = large_similar(make_tiny(), colors.num_classes, preprocessing="tf")
     before, rate = snapshot(model), float(model.optimizer.learning_rate)
-    recipe = Recipe(ema=0.9, depth_rate=0.5)  # averages want an optimizer that is new
+    recipe = Recipe(ema=0.9, layer_decay=0.5)  # averages want an optimizer that is new
     curve = find_learning_rate(model, colors, steps=60, batch_size=16, recipe=recipe)
     assert_bit_equal(before, snapshot(model))
     assert float(model.optimizer.learning_rate) == pytest.approx(rate)

@@ -11,9 +11,9 @@ from transfer.training.recipes import Recipe, block_rates
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"depth_rate": 0.0}, "depth_rate above 0"),
-        ({"depth_rate": 1.5}, "depth_rate above 0"),
-        ({"thaw": 1.0}, "thaw from 0"),
+        ({"layer_decay": 0.0}, "layer_decay above 0"),
+        ({"layer_decay": 1.5}, "layer_decay above 0"),
+        ({"gradual_unfreezing": 1.0}, "gradual_unfreezing from 0"),
         ({"ema": -0.1}, "ema from 0"),
         ({"weight_decay": -1.0}, "weight_decay of 0"),
         ({"weight_decay": float("nan")}, "weight_decay of 0"),
@@ -32,14 +32,14 @@ def test_what_cannot_be_is_refused(options, said):
 
 
 def test_rates_fall_by_the_same_factor_from_block_to_block():
-    rates = block_rates(Recipe(depth_rate=0.01), 5, 0.0)
+    rates = block_rates(Recipe(layer_decay=0.01), 5, 0.0)
     assert rates[0] == pytest.approx(0.01) and rates[-1] == 1.0
     factors = [a / b for a, b in zip(rates[1:], rates, strict=False)]
     assert factors == pytest.approx([factors[0]] * 4)
 
 
 def test_blocks_thaw_one_after_the_other_the_last_first_and_stay_so():
-    recipe = Recipe(thaw=0.8)
+    recipe = Recipe(gradual_unfreezing=0.8)
     awake = [[rate > 0 for rate in block_rates(recipe, 5, step / 20)] for step in range(21)]
     assert awake[0] == [False] * 4 + [True] and awake[-1] == [True] * 5
     counts = [sum(row) for row in awake]

@@ -21,7 +21,7 @@ from transfer.training.schedules import (
 
 
 @pytest.mark.parametrize("init", STEPS)
-def test_fewer_pictures_are_seen_more_often(init):
+def test_fewer_images_are_seen_more_often(init):
     epochs = [epochs_for(count, 32, init=init) for count in (1, 300, 1000, 3000, 10**6)]
     assert epochs == sorted(epochs, reverse=True)
     assert epochs[0] == MOST_EPOCHS and epochs[-1] == FEWEST_EPOCHS[init]
@@ -95,7 +95,7 @@ class Model:
     ("start", "accuracies", "kept"),
     [
         (None, [0.5, 0.9, 0.6], 2),  # clearly worse at the end
-        (None, [0.5, 0.82, 0.8], 3),  # worse within the error of 100 pictures
+        (None, [0.5, 0.82, 0.8], 3),  # worse within the error of 100 images
         (0.9, [0.6, 0.6, 0.6], 0),  # worse than before training
         (0.8, [0.7, 0.78, 0.79], 3),
         (None, [0.6, 0.9, 0.9], 3),

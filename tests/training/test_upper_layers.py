@@ -61,15 +61,15 @@ def test_what_is_frozen_is_bit_equal_afterwards_and_what_is_not_has_moved(colors
     assert log.views == 3
 
 
-def test_without_views_no_picture_changes_and_that_is_said(colors, cache, caplog):
+def test_without_views_no_image_changes_and_that_is_said(colors, cache, caplog):
     caplog.set_level(logging.INFO, "transfer")
     changed, unchanged = built(), built()
     log = train(changed, colors, cache, augment="light")
-    assert log.views == 1 and "sees each picture once, as it is" in caplog.text
+    assert log.views == 1 and "sees each image once, as it is" in caplog.text
     caplog.clear()
     train(unchanged, colors, cache, augment="none")
     assert_bit_equal(snapshot(changed), snapshot(unchanged))
-    assert "sees each picture once" not in caplog.text
+    assert "sees each image once" not in caplog.text
 
 
 def test_views_differ_from_each_other_and_are_kept(colors, cache):
@@ -82,7 +82,7 @@ def test_views_differ_from_each_other_and_are_kept(colors, cache):
     assert again.computed == 0
     assert again.history["val_loss"] == first.history["val_loss"]
     other = train(built(), colors, cache, augment="light", views=2, seed=1)
-    assert other.computed > 0, "another seed changes pictures otherwise"
+    assert other.computed > 0, "another seed changes images otherwise"
 
 
 def test_a_model_that_trains_throughout_or_runs_on_replicas_is_not_parted(colors):
@@ -96,7 +96,7 @@ def test_where_the_disk_has_no_room_the_model_trains_as_a_whole(colors, tmp_path
     model = built()
     caplog.set_level(logging.INFO, "transfer")
     log = train(model, colors, small, augment="light")
-    assert "sees each picture once" not in caplog.text
+    assert "sees each image once" not in caplog.text
     assert log.history["phase"][-1] == "fine-tune"
     assert "more than the 0.0 GB that may be kept" in caplog.text
     assert log.views == 1
@@ -119,10 +119,8 @@ def test_the_saved_model_predicts_the_same_and_trains_on(colors, cache, tmp_path
     train(model, colors, cache)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    pictures = np.stack([colors.test.picture(i, (32, 32)) for i in range(6)])
-    np.testing.assert_allclose(
-        loaded.predict(pictures, verbose=0), model.predict(pictures, verbose=0), atol=1e-6
-    )
+    images = np.stack([colors.test.image(i, (32, 32)) for i in range(6)])
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
     shapes = [[tuple(v.shape) for v in m.optimizer.variables] for m in (loaded, model)]
     assert shapes[0] == shapes[1]
     for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):

@@ -20,7 +20,7 @@ MOST_LAYERS = 12
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """What to do with some pictures, and all that it rests on.
+    """What to do with some images, and all that it rests on.
 
     Attributes:
         data: its name.
@@ -30,9 +30,9 @@ class Advice:
         choices: what there is to choose from, from the cheapest to the costliest.
         time_budget: seconds that training may take; None is as much as it takes.
         similarity: to what the network was trained on; None where it could not be measured.
-        images_per_class: counts of pictures to train on.
-        curve: left-out accuracy by layer; None where there are too few pictures.
-        sizes: left-out accuracy by number of pictures.
+        images_per_class: counts of images to train on.
+        curve: left-out accuracy by layer; None where there are too few images.
+        sizes: left-out accuracy by number of images.
         trial: a few steps of fine-tuning, timed; None where there were none.
         warnings: what may be wrong with the data.
         notes: what could not be measured, and what that means.
@@ -68,7 +68,7 @@ class Advice:
 
     @property
     def signal(self) -> bool:
-        """Whether labels have to do with pictures, as far as the network sees."""
+        """Whether labels have to do with images, as far as the network sees."""
         return self.evidence.signal
 
     @property
@@ -80,7 +80,7 @@ class Advice:
         like = "" if self.similarity is None else ", similar" if self.similarity.similar else ", different"
         low, high = self.choice.interval
         text = (
-            f"{size}{like}: {deed(self.choice)}; expected {self.choice.expected_accuracy:.0%} "
+            f"{size}{like}: {action(self.choice)}; expected {self.choice.expected_accuracy:.0%} "
             f"({low:.0%} to {high:.0%}) in {in_words(self.choice.seconds)}"
         )
         return text + "".join(f". {other}" for other in self._others()) + "."
@@ -103,7 +103,7 @@ class Advice:
         counts = list(self.images_per_class.values())
         height, width = self.image_size
         lines = [
-            f"{self.data} through {self.model} at {width} x {height} pixels: {sum(counts):,} pictures to train on, "
+            f"{self.data} through {self.model} at {width} x {height} pixels: {sum(counts):,} images to train on, "
             f"{len(counts)} classes of {min(counts):,} to {max(counts):,}",
             "",
             self.reason[0].upper() + self.reason[1:],
@@ -122,7 +122,7 @@ class Advice:
     def _line(self, choice: Choice) -> str:
         low, high = choice.interval
         mark = "->" if choice is self.choice else "  "
-        name = f"{mark} {POLICIES[choice.case].number} {deed(choice)}"
+        name = f"{mark} {POLICIES[choice.case].number} {action(choice)}"
         interval = f"{low:.0%} to {high:.0%}"
         return f"{name:50}{choice.expected_accuracy:>9.1%}{interval:>14}{in_words(choice.seconds):>14}"
 
@@ -144,7 +144,7 @@ class Advice:
             return []
         points = ", ".join(f"{point.accuracy:.0%} with {point.count:,}" for point in self.sizes)
         return [
-            f"Size: {points} pictures; twice as many would bring about {100 * self.evidence.growth:+.1f} points"
+            f"Size: {points} images; twice as many would bring about {100 * self.evidence.growth:+.1f} points"
         ]
 
     def _layer_lines(self) -> list[str]:
@@ -155,7 +155,7 @@ class Advice:
             i for i in range(len(names)) if (len(names) - 1 - i) % step == 0 or names[i] == self.curve.cut
         ]
         width = max(len(names[i]) for i in shown)
-        lines = ["Layers, each picture judged by a head that never saw it:"]
+        lines = ["Layers, each image judged by a head that never saw it:"]
         for i in shown:
             accuracy, error = self.curve.accuracy[i], self.curve.standard_error[i]
             bar = "#" * round(30 * float(accuracy))
@@ -199,7 +199,7 @@ class Advice:
             },
             "size_curve": [asdict(point) for point in self.sizes],
             "cases": [
-                {**asdict(c), "case": str(c.case), "interval": list(c.interval), "deed": deed(c)}
+                {**asdict(c), "case": str(c.case), "interval": list(c.interval), "action": action(c)}
                 for c in self.choices
             ],
             "trial": None if self.trial is None else asdict(self.trial),
@@ -215,7 +215,7 @@ class Advice:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
 
-def deed(choice: Choice) -> str:
+def action(choice: Choice) -> str:
     """Say what is done in a choice."""
     if choice.cut is None:
         return "train everything from the pre-trained weights"

@@ -1,4 +1,4 @@
-"""Which network is best for some pictures: each judged by what a head on it would give, and by its cost."""
+"""Which network is best for some images: each judged by what a head on it would give, and by its cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import keras
 
 from transfer.adviser.advise import FEWEST_IMAGES, curves_of, heads_of
-from transfer.adviser.sample_features import take_look
+from transfer.adviser.sample_features import extract_sample
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import ImageData
@@ -28,7 +28,7 @@ class Candidate:
     accuracy: float
     error: float
     # Of the forward pass on this machine.
-    seconds_per_picture: float | None
+    seconds_per_image: float | None
     parameters: int
 
 
@@ -46,20 +46,20 @@ def compare(
     """Rank networks by what a head on each would give.
 
     Args:
-        data: of `load_data`; the test pictures are not looked at.
+        data: of `load_data`; the test images are not looked at.
         models: names, as `load_backbone` takes them.
         weights: of each, by name; `"pretrained"` where there is none.
         image_size: pixels; None is what each was trained for.
-        max_images: pictures to look at, at most.
+        max_images: images to look at, at most.
         engine: what runs the networks.
         cache: where features are kept; None is the user's own cache.
-        seed: of the choice of pictures.
+        seed: of the choice of images.
 
     Returns:
         The most accurate first; of those no more than a standard error behind it, the quickest come first.
 
     Raises:
-        InputError: a name is unknown, or there are too few pictures to leave some out.
+        InputError: a name is unknown, or there are too few images to leave some out.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -70,20 +70,20 @@ def compare(
     found = []
     for name in dict.fromkeys(models):
         base = load_backbone(name, weights=(weights or {}).get(name, "pretrained"), image_size=image_size)
-        look = take_look(data, base, max_images=max_images, engine=engine, cache=cache, seed=seed)
-        curve, _ = curves_of(look, seed)
+        sample = extract_sample(data, base, max_images=max_images, engine=engine, cache=cache, seed=seed)
+        curve, _ = curves_of(sample, seed)
         if curve is None:
             raise InputError(
-                f"Expected {FEWEST_IMAGES} pictures to train on or more, so that some can be left out. Received: "
-                f"{len(look.labels)}. Add some."
+                f"Expected {FEWEST_IMAGES} images to train on or more, so that some can be left out. Received: "
+                f"{len(sample.labels)}. Add some."
             )
         head = max(heads_of(curve), key=lambda head: head.accuracy)
         last = graphs.find(base, graphs.layer_before_classifier(base))
         kept = keras.Model(base.inputs, last.tensor)
-        size = look.image_size[0]
+        size = sample.image_size[0]
         found.append(
             Candidate(
-                name, size, head.cut, head.accuracy, head.error, look.seconds_per_picture, kept.count_params()
+                name, size, head.cut, head.accuracy, head.error, sample.seconds_per_image, kept.count_params()
             )
         )
     return _ranked(found)
@@ -94,16 +94,16 @@ def _ranked(found: Sequence[Candidate]) -> list[Candidate]:
     near = [one for one in found if best.accuracy - one.accuracy <= best.error]
     rest = [one for one in found if one not in near]
     return [
-        *sorted(near, key=lambda one: (one.seconds_per_picture or 0.0, -one.accuracy)),
+        *sorted(near, key=lambda one: (one.seconds_per_image or 0.0, -one.accuracy)),
         *sorted(rest, key=lambda one: -one.accuracy),
     ]
 
 
 def comparison_text(found: Sequence[Candidate]) -> str:
     """Give candidates as a table."""
-    lines = [f"{'network':22}{'pixels':>6}{'accuracy':>10}{'parameters':>21}{'ms per picture':>17}  head at"]
+    lines = [f"{'network':22}{'pixels':>6}{'accuracy':>10}{'parameters':>21}{'ms per image':>17}  head at"]
     for one in found:
-        milliseconds = "kept" if one.seconds_per_picture is None else f"{1000 * one.seconds_per_picture:.1f}"
+        milliseconds = "kept" if one.seconds_per_image is None else f"{1000 * one.seconds_per_image:.1f}"
         accuracy = f"{one.accuracy:.1%} +- {one.error:.1%}"
         size = f"{one.parameters / 1e6:.1f} M"
         lines.append(

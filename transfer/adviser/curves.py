@@ -1,4 +1,4 @@
-"""What probes say of layers and of more pictures: curves of left-out accuracy, and where to cut by them."""
+"""What probes say of layers and of more images: curves of left-out accuracy, and where to cut by them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from transfer.adviser.probes import RidgeProbe, chance_accuracy, one_of_each, ri
 from transfer.common.errors import InputError
 
 CLEAR = 4.0
-"""Standard deviations above what shuffled labels give, from which on labels have to do with pictures."""
+"""Standard deviations above what shuffled labels give, from which on labels have to do with images."""
 
 
 MANY = 1000
-"""Pictures with which shuffled labels give nearly the same each time, so that fewer draws tell."""
+"""Images with which shuffled labels give nearly the same each time, so that fewer draws tell."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerCurve:
-    """How well each layer's features tell the classes, each picture predicted by all others."""
+    """How well each layer's features tell the classes, each image predicted by all others."""
 
     names: tuple[str, ...]
     probes: tuple[RidgeProbe, ...]
     together: RidgeProbe
-    # Of the pictures, shape (N,).
+    # Of the images, shape (N,).
     labels: np.ndarray
     chance: tuple[float, float]
 
@@ -52,7 +52,7 @@ class LayerCurve:
 
     @property
     def signal(self) -> bool:
-        """Whether the labels have to do with the pictures, as far as this network sees (see `CLEAR`)."""
+        """Whether the labels have to do with the images, as far as this network sees (see `CLEAR`)."""
         mean, deviation = self.chance
         return bool(self.together.accuracy > mean + CLEAR * max(deviation, 1 / len(self.labels)))
 
@@ -60,7 +60,7 @@ class LayerCurve:
 def layer_curve(
     taps: Mapping[str, np.ndarray], labels: np.ndarray, num_classes: int, *, groups: Sequence[Any] = ()
 ) -> LayerCurve:
-    """Judge layers by ridge regression on what they see, one picture of each class left out at a time."""
+    """Judge layers by ridge regression on what they see, one image of each class left out at a time."""
     if not taps:
         raise InputError("Expected the features of one layer or more. Received: none.")
     parts = groups if len(groups) else one_of_each(labels)
@@ -73,7 +73,7 @@ def layer_curve(
 
 
 def side_by_side(taps: Sequence[np.ndarray]) -> np.ndarray:
-    """Join the features of several layers, each picture's vector of each layer scaled to unit length."""
+    """Join the features of several layers, each image's vector of each layer scaled to unit length."""
     lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in taps]
     units = [x / np.where(length > 0, length, 1) for x, length in zip(taps, lengths, strict=True)]
     return np.concatenate(units, axis=1).astype("float32")
@@ -81,7 +81,7 @@ def side_by_side(taps: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SizePoint:
-    """Left-out accuracy with so many pictures."""
+    """Left-out accuracy with so many images."""
 
     count: int
     accuracy: float
@@ -91,7 +91,7 @@ class SizePoint:
 def size_curve(
     features: np.ndarray, labels: np.ndarray, num_classes: int, *, groups: Sequence[Any] = (), seed: int = 0
 ) -> list[SizePoint]:
-    """Say how the accuracy grows with the number of pictures: with a quarter, half and all of them."""
+    """Say how the accuracy grows with the number of images: with a quarter, half and all of them."""
     order = _spread(np.asarray(labels), seed)
     points = []
     for share in (4, 2, 1):
@@ -114,7 +114,7 @@ def size_curve(
 
 
 def _spread(labels: np.ndarray, seed: int) -> np.ndarray:
-    """An order of the pictures in which every k-th is stratified: shuffled within classes, class after
+    """An order of the images in which every k-th is stratified: shuffled within classes, class after
     class."""
     order = np.random.default_rng(seed).permutation(len(labels))
     return order[np.argsort(labels[order], kind="stable")]

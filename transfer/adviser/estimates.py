@@ -20,7 +20,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class HeadEvidence:
-    """How a head did on pictures that were left out."""
+    """How a head did on images that were left out."""
 
     cut: str
     accuracy: float
@@ -33,7 +33,7 @@ class Evidence:
 
     num_train: int
     num_looked: int
-    # Pictures of the test, whose accuracy is to be foretold.
+    # Images of the test, whose accuracy is to be foretold.
     num_test: int
     num_classes: int
     # The last layer's, that of the advised cut where it is another, and of all layers together.
@@ -43,11 +43,11 @@ class Evidence:
     signal: bool
     # Accuracy of a head on the bare pixels, left out.
     pixels: float | None
-    # To the pre-training's pictures.
+    # To the pre-training's images.
     similar: bool | None
     # Of fine-tuning.
     trial: Trial | None
-    seconds_per_picture: float
+    seconds_per_image: float
     steps: int
     steps_scratch: int
 
@@ -69,7 +69,7 @@ class Choice:
 # The first four of these, and `SURELY`, are from what `tests/benchmarks/advice.py fit` prints of its tuning sets.
 
 HEAD_GAIN = 0.02
-"""What a head on a test has beyond what leaving out foretells: it is trained on all pictures."""
+"""What a head on a test has beyond what leaving out foretells: it is trained on all images."""
 
 HEAD_ERROR = 0.035
 """Standard deviation of that, with the errors of counting."""
@@ -92,7 +92,7 @@ SCRATCH_GAIN = 0.0
 """What training from random weights gives beyond a linear head on bare pixels."""
 
 FORWARD_PASSES = 3.0
-"""A training step costs at least so many forward passes over its pictures: one forward, and two of its size back."""
+"""A training step costs at least so many forward passes over its images: one forward, and two of its size back."""
 
 SURELY = 0.03
 """Accuracy that a head on a single layer must be expected to have beyond one on all layers, to be taken: heads
@@ -115,8 +115,8 @@ def choices_of(evidence: Evidence) -> tuple[Choice, ...]:
             head.cut,
             head.accuracy + HEAD_GAIN + more,
             (head.error, HEAD_ERROR),
-            evidence.seconds_per_picture * evidence.num_train,
-            "pictures left out",
+            evidence.seconds_per_image * evidence.num_train,
+            "images left out",
         )
         for head in evidence.heads
     ]
@@ -124,7 +124,7 @@ def choices_of(evidence: Evidence) -> tuple[Choice, ...]:
 
 
 def _similar_all(evidence: Evidence, head: HeadEvidence) -> bool:
-    """Nothing is sliced off for a head on all layers: with similar pictures that is the first case."""
+    """Nothing is sliced off for a head on all layers: with similar images that is the first case."""
     return head.cut == ALL_LAYERS and bool(evidence.similar)
 
 
@@ -153,13 +153,13 @@ def _seconds(evidence: Evidence, steps: int) -> float | None:
     """As measured in the trial; without one, the least that it can be."""
     trial = evidence.trial
     if trial is None:
-        return least_seconds(evidence.seconds_per_picture, steps) or None
+        return least_seconds(evidence.seconds_per_image, steps) or None
     return trial.seconds_start + steps * trial.seconds_per_step
 
 
-def least_seconds(seconds_per_picture: float, steps: int) -> float:
+def least_seconds(seconds_per_image: float, steps: int) -> float:
     """Say how long training everything takes at least."""
-    return FORWARD_PASSES * seconds_per_picture * BATCH_SIZE * steps
+    return FORWARD_PASSES * seconds_per_image * BATCH_SIZE * steps
 
 
 def _choice(
@@ -180,7 +180,7 @@ def interval_of(
     expected: float, errors: Sequence[float], *, num_test: int = 0, width: float = NINETY_PERCENT
 ) -> tuple[float, float]:
     """Say where the accuracy on a test lies, with its own errors of counting."""
-    # Not 0 for an accuracy of 1: half a picture is added to either side (Agresti and Coull 1998).
+    # Not 0 for an accuracy of 1: half an image is added to either side (Agresti and Coull 1998).
     share = (expected * num_test + 0.5) / (num_test + 1) if num_test else expected
     counting = share * (1 - share) / num_test if num_test else 0.0
     half = width * math.sqrt(sum(error**2 for error in errors) + counting)

@@ -1,4 +1,4 @@
-"""What is wrong with labels and pictures, said before anything is trained on them."""
+"""What is wrong with labels and images, said before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from transfer.adviser.curves import LayerCurve
 from transfer.adviser.probes import RidgeProbe
-from transfer.adviser.sample_features import Look
+from transfer.adviser.sample_features import SampleFeatures
 from transfer.common.errors import InputError
 from transfer.images.datasets import ImageData
 
@@ -21,48 +21,48 @@ degree of freedom, halved since a share is not below 0: one clean set in a hundr
 
 NOTABLE_NOISE = 0.02
 """Share of wrong labels from which on a warning is due. CIFAR-10, Fashion-MNIST, ants and bees, emoji and hand signs,
-as they are, gave at most 0.006 with evidence (EfficientNet-Lite0 at 96 px, 120 to 1,000 pictures), but for one draw of
+as they are, gave at most 0.006 with evidence (EfficientNet-Lite0 at 96 px, 120 to 1,000 images), but for one draw of
 120 signs (0.024); with 5% of the labels flipped, 0.036 to 0.065."""
 
 WRONG = 0.5
-"""Probability of a wrong label from which on a picture is suspected."""
+"""Probability of a wrong label from which on an image is suspected."""
 
 COMPARABLE = 4
-"""Other pictures that a class must have for one of its own to be judged: one alone always contradicts its label."""
+"""Other images that a class must have for one of its own to be judged: one alone always contradicts its label."""
 
 APART = 0.75
 """Accuracy within a pair of classes, 0.5 for guessing, below which a network can hardly tell them apart. Cats and dogs
 of CIFAR-10 have 0.83, shirts and T-shirts of Fashion-MNIST 0.78."""
 
 FEWEST_TO_CONFUSE = 8
-"""Pictures of each of two classes to call them confusable; as many as `looks` takes of each of many classes."""
+"""Images of each of two classes to call them confusable; as many as `looks` takes of each of many classes."""
 
 MOST_PAIRS = 10
 """Confusable pairs that are named."""
 
 MOST_NAMED = 24
-"""Pictures that a warning names."""
+"""Images that a warning names."""
 
 LEAST_SIDE = 64
-"""Pixels below which a network's last maps, a 32nd of the picture, are a single place."""
+"""Pixels below which a network's last maps, a 32nd of the image, are a single place."""
 
 LEAST_SHARE = 0.5
-"""Of the network's image size: smaller pictures are enlarged, and the network sees blur where it looks for detail."""
+"""Of the network's image size: smaller images are enlarged, and the network sees blur where it looks for detail."""
 
 FEWEST_OF_A_CLASS = 10
-"""Training pictures of a class: of fewer, its accuracy is not even known to within 30 points."""
+"""Training images of a class: of fewer, its accuracy is not even known to within 30 points."""
 
 _SCALES = np.exp(np.linspace(np.log(0.5), np.log(64), 29))
 _SHARES = np.concatenate([[0.0], np.geomspace(0.002, 0.4, 36)])  # with more, two classes would change names
 
 
 class LeftOut(Protocol):
-    """What `ridge_leave_one_out` gives, or anything else that judged pictures without having learnt from
+    """What `ridge_leave_one_out` gives, or anything else that judged images without having learnt from
     them."""
 
     @property
     def scores(self) -> np.ndarray:
-        """Of each picture and class."""
+        """Of each image and class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,8 @@ class LabelNoise:
         return self.evidence >= EVIDENCE and self.share >= NOTABLE_NOISE
 
 
-class Suspect(NamedTuple):
-    """A picture whose label contradicts what all others say of it."""
+class LabelIssue(NamedTuple):
+    """An image whose label contradicts what all others say of it."""
 
     name: str
     label: str
@@ -106,12 +106,12 @@ class DataWarning(NamedTuple):
 
     kind: str
     text: str
-    # Names of pictures concerned, at most `MOST_NAMED`.
-    pictures: tuple[str, ...] = ()
+    # Names of images concerned, at most `MOST_NAMED`.
+    images: tuple[str, ...] = ()
 
 
 def label_noise(probe: LeftOut, labels: np.ndarray, *, groups: Sequence[Any] = ()) -> LabelNoise:
-    """Estimate how many labels are wrong, from what each picture looks like to all others."""
+    """Estimate how many labels are wrong, from what each image looks like to all others."""
     labels = _checked(probe, labels, groups)
     count, classes = probe.scores.shape
     others = np.where(np.arange(classes) == labels[:, None], -np.inf, probe.scores)
@@ -132,28 +132,28 @@ def label_noise(probe: LeftOut, labels: np.ndarray, *, groups: Sequence[Any] = (
     return LabelNoise(share, float(total.max() - total[:, 0].max()), wrong, likely)
 
 
-def suspected_labels(
+def find_label_issues(
     probe: LeftOut,
     labels: np.ndarray,
     names: Sequence[str],
     class_names: Sequence[str],
     *,
     groups: Sequence[Any] = (),
-) -> tuple[Suspect, ...]:
-    """Name the pictures whose label is more probably wrong than right."""
+) -> tuple[LabelIssue, ...]:
+    """Name the images whose label is more probably wrong than right."""
     noise = label_noise(probe, labels, groups=groups)
     _check_names(probe, names, class_names)
-    return _suspects(noise, labels, names, class_names)
+    return _label_issues(noise, labels, names, class_names)
 
 
-def _suspects(
+def _label_issues(
     noise: LabelNoise, labels: np.ndarray, names: Sequence[str], class_names: Sequence[str]
-) -> tuple[Suspect, ...]:
+) -> tuple[LabelIssue, ...]:
     if noise.evidence < EVIDENCE:
         return ()
     order = np.argsort(-noise.wrong, kind="stable")
     return tuple(
-        Suspect(str(names[i]), class_names[labels[i]], class_names[noise.likely[i]], float(noise.wrong[i]))
+        LabelIssue(str(names[i]), class_names[labels[i]], class_names[noise.likely[i]], float(noise.wrong[i]))
         for i in order[noise.wrong[order] > WRONG]
     )
 
@@ -166,7 +166,7 @@ def _log_likelihood(own: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _others_of_class(labels: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
-    """How many pictures of its class each picture was judged by: none of its own group was."""
+    """How many images of its class each image was judged by: none of its own group was."""
     of_class = np.bincount(labels)[labels]
     if not len(groups):
         return of_class - 1
@@ -203,39 +203,39 @@ def confusable_classes(
 
 
 def warnings_of(
-    data: ImageData, look: Look, curve: LayerCurve, *, image_size: int | tuple[int, int]
+    data: ImageData, sample: SampleFeatures, curve: LayerCurve, *, image_size: int | tuple[int, int]
 ) -> tuple[DataWarning, ...]:
     """Say what should be mended before anything is trained."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    told = _of_labels(data, look, curve) if curve.signal else _no_signal(curve)
-    found = [*told, *_duplicates(data), *_low_resolution(data, height, width), *_few_pictures(data)]
-    order = ("no-signal", "duplicates", "label-noise", "confusable", "low-resolution", "few-pictures")
+    told = _of_labels(data, sample, curve) if curve.signal else _no_signal(curve)
+    found = [*told, *_duplicates(data), *_low_resolution(data, height, width), *_few_images(data)]
+    order = ("no-signal", "duplicates", "label-noise", "confusable", "low-resolution", "few-images")
     return tuple(sorted(found, key=lambda warning: order.index(warning.kind)))
 
 
 def _no_signal(curve: LayerCurve) -> Iterable[DataWarning]:
     yield DataWarning(
         "no-signal",
-        f"The labels look shuffled: the network tells {curve.together.accuracy:.0%} of the pictures, and "
-        f"{curve.chance[0]:.0%} when the labels are shuffled on purpose. Check how pictures got their labels; if they "
-        "are right, this needs more pictures or another network.",
+        f"The labels look shuffled: the network tells {curve.together.accuracy:.0%} of the images, and "
+        f"{curve.chance[0]:.0%} when the labels are shuffled on purpose. Check how images got their labels; if they "
+        "are right, this needs more images or another network.",
     )
 
 
-def _of_labels(data: ImageData, look: Look, curve: LayerCurve) -> Iterable[DataWarning]:
-    probe, names = curve.best, [data.class_names[k] for k in np.unique(look.pictures.labels)]
-    noise = label_noise(probe, look.labels, groups=look.pictures.groups)
-    suspects = _suspects(noise, look.labels, look.pictures.names, names)
-    if noise.notable and suspects:
-        first = suspects[0]
+def _of_labels(data: ImageData, sample: SampleFeatures, curve: LayerCurve) -> Iterable[DataWarning]:
+    probe, names = curve.best, [data.class_names[k] for k in np.unique(sample.images.labels)]
+    noise = label_noise(probe, sample.labels, groups=sample.images.groups)
+    label_issues = _label_issues(noise, sample.labels, sample.images.names, names)
+    if noise.notable and label_issues:
+        first = label_issues[0]
         yield DataWarning(
             "label-noise",
-            f"About {noise.share:.0%} of the labels seem wrong. {_pictures(suspects, 'contradicts', 'contradict')} "
+            f"About {noise.share:.0%} of the labels seem wrong. {_images(label_issues, 'contradicts', 'contradict')} "
             f"the label with confidence, such as {first.name}: labelled {first.label}, looks like {first.likely}. "
             "Look at these before training.",
-            tuple(suspect.name for suspect in suspects[:MOST_NAMED]),
+            tuple(label_issue.name for label_issue in label_issues[:MOST_NAMED]),
         )
-    pairs = confusable_classes(probe, look.labels, names)
+    pairs = confusable_classes(probe, sample.labels, names)
     if pairs:
         worst = pairs[0]
         more = (
@@ -246,7 +246,7 @@ def _of_labels(data: ImageData, look: Look, curve: LayerCurve) -> Iterable[DataW
         yield DataWarning(
             "confusable",
             f"The network can hardly tell {worst.first} from {worst.second} ({worst.accuracy:.0%} of the two, where "
-            f"guessing gives 50%){more}. Merge what is one class, or add pictures that show the difference.",
+            f"guessing gives 50%){more}. Merge what is one class, or add images that show the difference.",
         )
 
 
@@ -255,8 +255,8 @@ def _duplicates(data: ImageData) -> Iterable[DataWarning]:
     if shared:
         yield DataWarning(
             "duplicates",
-            f"{_pictures(shared, 'is', 'are')} in two or more of the splits that the data came with, so what is "
-            "measured flatters. Take them out of the training pictures, or let the split be drawn.",
+            f"{_images(shared, 'is', 'are')} in two or more of the splits that the data came with, so what is "
+            "measured flatters. Take them out of the training images, or let the split be drawn.",
             tuple(str(name) for same in shared for name in same.names)[:MOST_NAMED],
         )
 
@@ -266,31 +266,31 @@ def _low_resolution(data: ImageData, height: int, width: int) -> Iterable[DataWa
     if min(height, width) < LEAST_SIDE:
         yield DataWarning(
             "low-resolution",
-            f"At {width} x {height} pixels the network's last layers see hardly more than one place of a picture. Take "
-            f"an image size of {LEAST_SIDE} or more, better 96, even if pictures have to be enlarged.",
+            f"At {width} x {height} pixels the network's last layers see hardly more than one place of an image. Take "
+            f"an image size of {LEAST_SIDE} or more, better 96, even if images have to be enlarged.",
         )
     elif 0 < min(tall / height, wide / width) < LEAST_SHARE:
         yield DataWarning(
             "low-resolution",
-            f"Pictures of {wide} x {tall} pixels (median) are enlarged to {width} x {height}: the network sees blur "
+            f"Images of {wide} x {tall} pixels (median) are enlarged to {width} x {height}: the network sees blur "
             "where it looks for detail. Take larger originals, if there are any.",
         )
 
 
-def _few_pictures(data: ImageData) -> Iterable[DataWarning]:
+def _few_images(data: ImageData) -> Iterable[DataWarning]:
     counts = np.bincount(data.train.labels, minlength=data.num_classes)
     few = [int(k) for k in np.argsort(counts, kind="stable") if counts[k] < FEWEST_OF_A_CLASS]
     if few:
         listed = ", ".join(f"{data.class_names[k]} {counts[k]}" for k in few[:3]) + ", ..." * (len(few) > 3)
         yield DataWarning(
-            "few-pictures",
-            f"{len(few)} of {data.num_classes} classes have fewer than {FEWEST_OF_A_CLASS} pictures to train on "
+            "few-images",
+            f"{len(few)} of {data.num_classes} classes have fewer than {FEWEST_OF_A_CLASS} images to train on "
             f"({listed}): what is expected of them is a guess. Add some.",
         )
 
 
-def _pictures(items: Sequence[Any], one: str, many: str) -> str:
-    return f"1 picture {one}" if len(items) == 1 else f"{len(items):,} pictures {many}"
+def _images(items: Sequence[Any], one: str, many: str) -> str:
+    return f"1 image {one}" if len(items) == 1 else f"{len(items):,} images {many}"
 
 
 def _checked(probe: LeftOut, labels: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
@@ -303,7 +303,7 @@ def _checked(probe: LeftOut, labels: np.ndarray, groups: Sequence[Any]) -> np.nd
             f"{labels.shape} of {labels.dtype}. Take both from the same look."
         )
     if len(groups) not in (0, count):
-        raise InputError(f"Expected a group for each of {count} pictures, or none. Received: {len(groups)}.")
+        raise InputError(f"Expected a group for each of {count} images, or none. Received: {len(groups)}.")
     return labels
 
 
@@ -311,6 +311,6 @@ def _check_names(probe: LeftOut, names: Sequence[Any], class_names: Sequence[str
     count, classes = probe.scores.shape
     if len(names) != count or len(class_names) != classes:
         raise InputError(
-            f"Expected names of {count} pictures and {classes} classes. Received: {len(names)} and "
+            f"Expected names of {count} images and {classes} classes. Received: {len(names)} and "
             f"{len(class_names)}. Take them from the look that the probe is of."
         )

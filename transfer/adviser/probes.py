@@ -12,8 +12,8 @@ from threadpoolctl import threadpool_limits
 from transfer.common.errors import InputError
 
 _PSEUDO_COUNT = 0.1
-"""Pictures added to each old class, spread like the labels, so that an unseen pair is not log(0). At 0.1 the
-measure of four data sets moved by 0.06 at most from 256 to 1,000 pictures; at 1 it was drawn to 0."""
+"""Images added to each old class, spread like the labels, so that an unseen pair is not log(0). At 0.1 the
+measure of four data sets moved by 0.06 at most from 256 to 1,000 images; at 1 it was drawn to 0."""
 
 
 LAMBDAS = tuple(float(c) for c in 10.0 ** np.arange(-3, 3.5, 0.5))
@@ -22,7 +22,7 @@ LAMBDAS = tuple(float(c) for c in 10.0 ** np.arange(-3, 3.5, 0.5))
 
 @dataclass(frozen=True, eq=False)
 class RidgeProbe:
-    """What leaving each picture out in turn says of features."""
+    """What leaving each image out in turn says of features."""
 
     accuracy_by_lambda: dict[float, float]
     best_lambda: float
@@ -48,7 +48,7 @@ def ridge_leave_one_out(
     lambdas: Sequence[float] | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
 ) -> RidgeProbe:
-    """Judge features by ridge regression on targets of 1 and -1, each picture predicted by all others."""
+    """Judge features by ridge regression on targets of 1 and -1, each image predicted by all others."""
     labels = _check_probe(features, labels, num_classes, lambdas, groups)
     targets = np.where(np.arange(num_classes) == labels[:, None], 1.0, -1.0)
     members = _members(groups)
@@ -60,7 +60,7 @@ def ridge_leave_one_out(
 
 
 def unselected_accuracy(correct: np.ndarray, *, draws: int = 50, seed: int = 0) -> float:
-    """Say how accurate the best of several ways is on pictures that it was not chosen by."""
+    """Say how accurate the best of several ways is on images that it was not chosen by."""
     correct = np.asarray(correct, bool)
     ways, count = correct.shape
     if ways == 1 or count < 4:
@@ -74,7 +74,7 @@ def unselected_accuracy(correct: np.ndarray, *, draws: int = 50, seed: int = 0) 
 
 
 def one_of_each(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Deal pictures into parts that hold one of each class, or as near to that as their counts allow."""
+    """Deal images into parts that hold one of each class, or as near to that as their counts allow."""
     counts = np.bincount(labels)
     parts = max(int(counts.max()), min(10, len(labels)))
     rng, found, start = np.random.default_rng(seed), np.empty(len(labels), "int64"), 0
@@ -94,7 +94,7 @@ def chance_accuracy(
     draws: int = 20,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Say what `ridge_leave_one_out` gives where labels have nothing to do with pictures: where they are
+    """Say what `ridge_leave_one_out` gives where labels have nothing to do with images: where they are
     shuffled."""
     labels = _check_probe(features, labels, num_classes, None, groups)
     rng, found = np.random.default_rng(seed), []
@@ -154,7 +154,7 @@ def _left_singular(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _members(groups: Sequence[Any] | np.ndarray | None) -> list[np.ndarray] | None:
-    """The positions of each group's pictures; None where every picture is its own."""
+    """The positions of each group's images; None where every image is its own."""
     if groups is None or not len(groups):
         return None
     _, numbers = np.unique(np.asarray(groups), return_inverse=True)
@@ -177,7 +177,7 @@ def _left_out_residuals(
 
 
 def _standard_error(correct: np.ndarray, members: list[np.ndarray] | None) -> float:
-    """Of a share of pictures; pictures of one group are right or wrong together, so groups count as
+    """Of a share of images; images of one group are right or wrong together, so groups count as
     draws."""
     off = correct - correct.mean()
     sums = off if members is None else np.array([off[group].sum() for group in members])
@@ -195,13 +195,13 @@ def _check_probe(
     features, labels = np.asarray(features), np.asarray(labels)
     if features.ndim != 2 or not features.shape[1] or labels.shape != features.shape[:1]:
         raise InputError(
-            "Expected features of shape (pictures, features) and a label for each picture. Received: "
+            "Expected features of shape (images, features) and a label for each image. Received: "
             f"{features.shape} and {labels.shape}. Pool feature maps first."
         )
     if labels.dtype.kind not in "iu" or len(np.unique(labels)) < 2 or not 0 <= labels.min() < num_classes:
         raise InputError(
             f"Expected labels that are whole numbers from 0 to {num_classes - 1}, of 2 classes or more. Received: "
-            f"{len(labels)} of {labels.dtype}, {len(np.unique(labels))} different. Add pictures of another class."
+            f"{len(labels)} of {labels.dtype}, {len(np.unique(labels))} different. Add images of another class."
         )
     if labels.max() >= num_classes:
         raise InputError(
@@ -210,14 +210,14 @@ def _check_probe(
     if not np.isfinite(features).all():
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         raise InputError(
-            f"Expected finite features. Received: NaN or infinity in {len(bad)} of {len(labels)} pictures, the first "
-            f"at {bad[0]}. Look at these pictures and at the network's weights; in float16, values end at 65504."
+            f"Expected finite features. Received: NaN or infinity in {len(bad)} of {len(labels)} images, the first "
+            f"at {bad[0]}. Look at these images and at the network's weights; in float16, values end at 65504."
         )
     if lambdas is not None and (not len(lambdas) or not np.all(np.isfinite(lambdas)) or min(lambdas) <= 0):
         raise InputError(f"Expected lambdas above 0. Received: {list(lambdas)}. None takes a grid that fits.")
     if groups is not None and len(groups) and (len(groups) != len(labels) or len(set(groups)) < 2):
         raise InputError(
-            f"Expected a group for each of {len(labels)} pictures, 2 different ones or more. Received: {len(groups)}, "
+            f"Expected a group for each of {len(labels)} images, 2 different ones or more. Received: {len(groups)}, "
             f"{len(set(groups))} different. Leave groups out where there are none."
         )
     return labels.astype("int64")

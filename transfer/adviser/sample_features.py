@@ -1,4 +1,4 @@
-"""One forward pass over some pictures, from which all of the advice is computed: what each block sees of them."""
+"""One forward pass over some images, from which all of the advice is computed: what each block sees of them."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from transfer.networks import graphs, surgery
 from transfer.networks.backbones import block_ends, preprocessing_of
 
 MOST_IMAGES = 2000
-"""Pictures to look at: the accuracy of a probe is known to within a point then."""
+"""Images to look at: the accuracy of a probe is known to within a point then."""
 
 FEWEST_OF_A_CLASS = 8
-"""Pictures to look at of each class; where there are too many classes for that, some of them will do."""
+"""Images to look at of each class; where there are too many classes for that, some of them will do."""
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """What a network makes of some training pictures."""
+class SampleFeatures:
+    """What a network makes of some training images."""
 
-    pictures: Split
+    images: Split
     # Their classes, numbered from 0 among those that were looked at, shape (N,).
     labels: np.ndarray
     num_classes: int
-    # Of each block's end, averaged over the picture, float32 of shape (N, channels).
+    # Of each block's end, averaged over the image, float32 of shape (N, channels).
     taps: dict[str, np.ndarray]
     # Probabilities of the network's own classes, shape (N, old classes).
     old: np.ndarray | None
-    # How far the pictures' statistics are from those of the pre-training, by BatchNormalization in the
+    # How far the images' statistics are from those of the pre-training, by BatchNormalization in the
     # order of the network (see `batchnorm_shift`).
     shifts: dict[str, float]
     image_size: tuple[int, int] = (0, 0)
     # That this took (see `features.Features`).
-    seconds_per_picture: float | None = None
+    seconds_per_image: float | None = None
 
 
-def take_look(
+def extract_sample(
     data: ImageData,
     base: keras.Model,
     *,
@@ -52,56 +52,56 @@ def take_look(
     engine: str = "auto",
     cache: FeatureCache | None = None,
     seed: int = 0,
-) -> Look:
-    """Run a network once over at most so many training pictures, spread over the classes."""
+) -> SampleFeatures:
+    """Run a network once over at most so many training images, spread over the classes."""
     chosen = some_of_each(data.train.labels, max_images, seed)
     some = data.train.take(chosen.tolist())
-    return look_at(
+    return extract_sample_features(
         some, base, image_size=data.image_size, preprocessing=preprocessing, engine=engine, cache=cache
     )
 
 
-def look_at(
-    pictures: Split,
+def extract_sample_features(
+    images: Split,
     base: keras.Model,
     *,
     image_size: tuple[int, int] | None = None,
     preprocessing: str | None = None,
     engine: str = "auto",
     cache: FeatureCache | None = None,
-) -> Look:
-    """Run a network once over pictures."""
-    classes, labels = np.unique(pictures.labels, return_inverse=True)
+) -> SampleFeatures:
+    """Run a network once over images."""
+    classes, labels = np.unique(images.labels, return_inverse=True)
     height, width = base.input_shape[1:3]
     size = (height, width) if height and width else image_size or (224, 224)
     whole = surgery.clone(base, image_size=size, preprocess=preprocessing_of(base, preprocessing))
     tapped, names = _tapped(base, whole)
     # In full precision: differences between layers are small.
     options: dict[str, Any] = {"image_size": size, "engine": engine, "precision": "float32", "cache": cache}
-    seen = extract(tapped, pictures, name="looking", **options)
-    parts = dict(zip(names, seen.parts(range(len(pictures))), strict=True))
+    seen = extract(tapped, images, name="looking", **options)
+    parts = dict(zip(names, seen.parts(range(len(images))), strict=True))
     old = as_probabilities(parts.pop("old")) if "old" in parts else None
     shifts = {
         layer.name: batchnorm_shift(layer, parts.pop(f"{layer.name}/mean"), parts.pop(f"{layer.name}/square"))
         for layer in _watched(whole)
     }
-    taps = {name: part.reshape(len(pictures), -1) for name, part in parts.items()}
-    return Look(pictures, labels, len(classes), taps, old, shifts, size, seen.seconds_per_picture)
+    taps = {name: part.reshape(len(images), -1) for name, part in parts.items()}
+    return SampleFeatures(images, labels, len(classes), taps, old, shifts, size, seen.seconds_per_image)
 
 
-def hand_on(
-    look: Look, model: keras.Model, *, engine: str = "auto", cache: FeatureCache | None = None
+def keep_for_training(
+    sample: SampleFeatures, model: keras.Model, *, engine: str = "auto", cache: FeatureCache | None = None
 ) -> bool:
     """Keep what was seen as features of a model's frozen part, so that `fit` need not run it over these
-    pictures again."""
+    images again."""
     cuts = model.plan.cuts
-    if not set(cuts) <= set(look.taps):
+    if not set(cuts) <= set(sample.taps):
         return False
-    parts = [look.taps[cut] for cut in cuts]
+    parts = [sample.taps[cut] for cut in cuts]
     values = side_by_side(parts) if len(parts) > 1 else parts[0]
     with scope_of(model):
-        trunk = surgery.trunk_of(model)
-    return keep(trunk, look.pictures, values, image_size=look.image_size, engine=engine, cache=cache)
+        extractor = surgery.feature_extractor_of(model)
+    return keep(extractor, sample.images, values, image_size=sample.image_size, engine=engine, cache=cache)
 
 
 def _tapped(base: keras.Model, whole: keras.Model) -> tuple[keras.Model, list[str]]:
@@ -133,7 +133,7 @@ def _pooled(tensor: Any) -> Any:
 
 
 def batchnorm_shift(layer: keras.layers.BatchNormalization, mean: np.ndarray, square: np.ndarray) -> float:
-    """Measure how far pictures are from those that a network was trained on, at one BatchNormalization."""
+    """Measure how far images are from those that a network was trained on, at one BatchNormalization."""
     kept_mean = np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), "float64")
     kept_variance = np.asarray(keras.ops.convert_to_numpy(layer.moving_variance), "float64") + layer.epsilon
     now = mean.mean(axis=0, dtype="float64")

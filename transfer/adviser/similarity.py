@@ -1,4 +1,4 @@
-"""How much pictures resemble those of a network's pre-training: three measures, each placed among known sets."""
+"""How much images resemble those of a network's pre-training: three measures, each placed among known sets."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import keras
 import numpy as np
 
 from transfer.adviser.probes import label_information
-from transfer.adviser.sample_features import Look
+from transfer.adviser.sample_features import SampleFeatures
 from transfer.common.errors import InputError
 
 WEIGHTS = {"information": 2.0, "confidence": 1.0, "shift": 3.0}
 """How much each percentile counts. The information counts double the confidence, which is high on hand signs and
 drawings as well. It does not count double the shift, for it says how well the old classes tell the new ones apart, not
-how alike the pictures are: EfficientNet-Lite0 at 128 px gave random patterns 0.55, clothes 0.45, and CIFAR-10 0.39,
+how alike the images are: EfficientNet-Lite0 at 128 px gave random patterns 0.55, clothes 0.45, and CIFAR-10 0.39,
 and the shift had these the other way round (see `references.json`). Weighted 2, 1, 1, CIFAR-10 and clothes had means
 of 0.72 and 0.72 at 96 px, and 0.73 and 0.63 at 128 px; weighted like this, 0.75 and 0.62, and 0.77 and 0.53."""
 
 BORDERS = {True: 0.64, False: 0.9}
-"""The mean percentile from which on pictures count as similar, where the shift counts, and where it does not; chosen on
-the known sets themselves. EfficientNet-Lite0, at 96 to 224 px and from 50 to 1,000 pictures, had ants and bees at 0.82
+"""The mean percentile from which on images count as similar, where the shift counts, and where it does not; chosen on
+the known sets themselves. EfficientNet-Lite0, at 96 to 224 px and from 50 to 1,000 images, had ants and bees at 0.82
 to 1, CIFAR-10 at 0.65 to 0.78, clothes at 0.62 at most, hand signs at 0.50 at most, and drawings at 0.45 to 0.73.
 Without the shift no border tells CIFAR-10 from clothes, which MobileNetV2 placed before it in the mean at each size, at
 up to 0.87; there only ants and bees, at 128 px or more, are similar: 0.97 to 1."""
@@ -41,7 +41,7 @@ Shift = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Reference:
-    """What a network made of a set of pictures that is known (see `tests/benchmarks/references.py`)."""
+    """What a network made of a set of images that is known (see `tests/benchmarks/references.py`)."""
 
     name: str
     model: str
@@ -50,7 +50,7 @@ class Reference:
     num_available: int
     num_images: int
     num_classes: int
-    # Label information of the old classifier, by the number of pictures that it was taken from.
+    # Label information of the old classifier, by the number of images that it was taken from.
     information: Mapping[int, float]
     confidence: float
     # See `shift_by_depth`.
@@ -58,7 +58,7 @@ class Reference:
 
     @property
     def images_per_class(self) -> float:
-        """Pictures that were looked at, per class."""
+        """Images that were looked at, per class."""
         return self.num_images / self.num_classes
 
 
@@ -72,12 +72,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Similarity:
-    """How much pictures resemble those of the pre-training, and what that rests on."""
+    """How much images resemble those of the pre-training, and what that rests on."""
 
     score: float
     # What the old classes tell of the new ones (see `probes.label_information`).
     information: float | None
-    # Largest probability of the old classifier, mean over pictures.
+    # Largest probability of the old classifier, mean over images.
     confidence: float | None
     # See `shift_by_depth`.
     shift: Shift | None
@@ -91,14 +91,14 @@ class Similarity:
 
     @property
     def similar(self) -> bool:
-        """Whether the pictures count as similar."""
+        """Whether the images count as similar."""
         return self.score >= SIMILAR_FROM
 
 
 @dataclass(frozen=True)
 class _Measures:
     """The measures of a set, those of a known one as they would be at some size and from so many
-    pictures."""
+    images."""
 
     information: float | None
     confidence: float | None
@@ -107,12 +107,14 @@ class _Measures:
     num_images: int = 0
 
 
-def measure_similarity(look: Look, model_name: str, *, base: keras.Model | None = None) -> Similarity | None:
-    """Compare what a network makes of pictures with what it made of known sets of pictures."""
+def measure_similarity(
+    sample: SampleFeatures, model_name: str, *, base: keras.Model | None = None
+) -> Similarity | None:
+    """Compare what a network makes of images with what it made of known sets of images."""
     own = references(model_name)
-    size = float(np.sqrt(np.prod(look.image_size))) or _USUAL_SIZE
-    measured, missing = _measure(look, base)
-    known = _known(own or _shipped(), size=size, count=len(look.labels))
+    size = float(np.sqrt(np.prod(sample.image_size))) or _USUAL_SIZE
+    measured, missing = _measure(sample, base)
+    known = _known(own or _shipped(), size=size, count=len(sample.labels))
     comparable = bool(own) and all(one.shift for one in known)  # statistics are of one network alone
     if measured.shift and not comparable:
         missing["shift"] = f"it is not known what that of {model_name} is on the known sets"
@@ -186,40 +188,40 @@ def percentile(value: float, known: Sequence[float]) -> float:
     return float(np.interp(value, np.sort(known), np.linspace(0, 1, len(known))))
 
 
-def _measure(look: Look, base: keras.Model | None) -> tuple[_Measures, dict[str, str]]:
+def _measure(sample: SampleFeatures, base: keras.Model | None) -> tuple[_Measures, dict[str, str]]:
     """Take what can be taken, and say why the rest cannot."""
-    if not len(look.labels):
-        raise InputError("Expected a look at one picture or more. Received: none.")
-    given = [*([] if look.old is None else [look.old]), np.array(list(look.shifts.values()))]
+    if not len(sample.labels):
+        raise InputError("Expected a look at one image or more. Received: none.")
+    given = [*([] if sample.old is None else [sample.old]), np.array(list(sample.shifts.values()))]
     if not all(np.isfinite(values).all() for values in given):
         raise InputError(
             "Expected finite numbers in the look. Received: NaN or infinity. Look at the network's weights."
         )
     information = confidence = shift = None
     missing = {}
-    if look.old is None:
+    if sample.old is None:
         missing["information"] = missing["confidence"] = "the network has no classifier of its own"
     else:
-        confidence = float(look.old.max(axis=1).mean())
-        if look.num_classes > 1:
-            information = float(label_information(look.old, look.labels))
+        confidence = float(sample.old.max(axis=1).mean())
+        if sample.num_classes > 1:
+            information = float(label_information(sample.old, sample.labels))
         else:
-            missing["information"] = "all pictures are of one class"
-    if not look.shifts:
+            missing["information"] = "all images are of one class"
+    if not sample.shifts:
         missing["shift"] = "the network has no BatchNormalization"
     elif base is not None and not keeps_statistics(base):
         missing["shift"] = (
             "the network's BatchNormalizations keep no statistics (all means 0, all variances 1)"
         )
     else:
-        shift = shift_by_depth(look.shifts)
+        shift = shift_by_depth(sample.shifts)
         if shift is None:
-            missing["shift"] = f"{len(look.shifts)} BatchNormalizations are too few"
+            missing["shift"] = f"{len(sample.shifts)} BatchNormalizations are too few"
     return _Measures(information, confidence, shift), missing
 
 
 def _known(given: Sequence[Reference], *, size: float, count: int) -> list[_Measures]:
-    """Give each known set as it would be at an image size and from so many pictures, linear in the
+    """Give each known set as it would be at an image size and from so many images, linear in the
     logarithms."""
     by_set: dict[tuple[str, str], list[Reference]] = {}
     for one in sorted(given, key=lambda one: one.image_size):

@@ -13,7 +13,7 @@ from transfer.cases import builders
 from transfer.cases.policies import POLICIES, Case
 from transfer.common.allocator import kept_memory
 from transfer.common.errors import InputError
-from transfer.distributed.process_group import crew
+from transfer.distributed.process_group import current_group
 from transfer.images.datasets import Split
 from transfer.images.pipeline import make_dataset
 from transfer.training.schedules import BATCH_SIZE, WarmupCosine
@@ -35,7 +35,7 @@ class Trial:
 
 
 def time_fine_tuning(
-    pictures: Split,
+    images: Split,
     base: keras.Model,
     *,
     image_size: tuple[int, int],
@@ -48,11 +48,11 @@ def time_fine_tuning(
         raise InputError(f"Expected {_UNTIMED + _FEWEST} steps or more. Received: {steps}.")
     options: dict[str, Any] = {"image_size": image_size, "preprocessing": preprocessing, "seed": seed}
     options["strategy"] = (
-        "default" if crew().count > 1 else None
+        "default" if current_group().count > 1 else None
     )  # of several workers, the chief tries by itself
-    model = builders.build(Case.LARGE_SIMILAR, base, int(pictures.labels.max()) + 1, **options)
+    model = builders.build(Case.LARGE_SIMILAR, base, int(images.labels.max()) + 1, **options)
     dataset = make_dataset(
-        pictures, image_size=image_size, batch_size=BATCH_SIZE, training=True, augment="light", seed=seed
+        images, image_size=image_size, batch_size=BATCH_SIZE, training=True, augment="light", seed=seed
     )
     clock = _Clock(peak=POLICIES[Case.LARGE_SIMILAR].learning_rate, steps=steps)
     began = time.perf_counter()

@@ -29,7 +29,7 @@ INITS = ("pretrained", "random", "auto")
 
 
 @dataclass(frozen=True)
-class Plan:
+class CaseDecision:
     """What a builder did; it stays on the model as `model.plan` while the process lives."""
 
     case: Case
@@ -98,7 +98,7 @@ def build(
         seed: of the new head's weights, and of all weights where they start random.
 
     Returns:
-        A plain compiled `keras.Model`: raw RGB pictures, 0 to 255, in; class probabilities out; labels are
+        A plain compiled `keras.Model`: raw RGB images, 0 to 255, in; class probabilities out; labels are
         whole numbers. Its last layer is the new Dense softmax.
 
     Raises:
@@ -125,7 +125,7 @@ def build(
     plan = replace(plan, optimizer=optimizer, pin_batchnorm=pinned)
     devices = get_strategy(strategy)
     with devices.scope():
-        trunk = surgery.clone(
+        extractor = surgery.clone(
             sliced,
             image_size=as_size(image_size),
             preprocess=preprocessing_of(base, preprocessing),
@@ -133,7 +133,7 @@ def build(
             precision=None if precision == "float32" else precision,
             seed=seed,
         )
-        model = settle(surgery.attach_head(trunk, num_classes, seed=seed), devices)
+        model = settle(surgery.attach_head(extractor, num_classes, seed=seed), devices)
         head = model.layers[-1].name
         own = SCRATCH_LEARNING_RATE if init == "random" else policy.learning_rate
         _prepare(
@@ -337,8 +337,8 @@ def _check_base(base: Any) -> None:
     shape = tuple(graphs.graph(base)[0].tensor.shape)
     if len(shape) != 4 or shape[-1] != 3:
         raise InputError(
-            f"Expected a network of color pictures, with an input of shape (batch, height, width, 3). Received: "
-            f"{base.name!r} with {shape}. Grey pictures are read as color ones."
+            f"Expected a network of color images, with an input of shape (batch, height, width, 3). Received: "
+            f"{base.name!r} with {shape}. Grey images are read as color ones."
         )
 
 
@@ -361,7 +361,7 @@ def _check_learning_rate(learning_rate: float) -> None:
         raise InputError(f"Expected a learning rate, a number above 0. Received: {learning_rate!r}.")
 
 
-def _slice(case: Case, base: keras.Model, cut: Cut | None, init: str) -> tuple[keras.Model, Plan]:
+def _slice(case: Case, base: keras.Model, cut: Cut | None, init: str) -> tuple[keras.Model, CaseDecision]:
     ends = block_ends(base)
     before = graphs.layer_before_classifier(base)
     if cut is None:
@@ -369,7 +369,7 @@ def _slice(case: Case, base: keras.Model, cut: Cut | None, init: str) -> tuple[k
     cuts = cuts_of(base, cut)
     sliced = surgery.join_at(base, cuts)
     kept = {node.op.name for node in graphs.graph(sliced)}
-    return sliced, Plan(
+    return sliced, CaseDecision(
         case=case,
         cut=cuts[-1],
         cuts=cuts,

@@ -44,8 +44,8 @@ def _everywhere(base: keras.Model, ends: list[str]) -> list[str]:
 
 
 def _averages(node: graphs.Node, shape: tuple[int | None, ...]) -> bool:
-    """Say whether an operation's output, averaged over the picture, is its input, averaged over the
-    picture."""
+    """Say whether an operation's output, averaged over the image, is its input, averaged over the
+    image."""
     if isinstance(node.op, keras.layers.Flatten | keras.layers.Reshape):
         return math.prod(size or 0 for size in shape[1:]) == shape[-1]  # of one pixel
     return isinstance(node.op, keras.layers.Dropout | keras.layers.GlobalAveragePooling2D)

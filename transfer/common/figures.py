@@ -1,4 +1,4 @@
-"""What all pictures are drawn on."""
+"""What all images are drawn on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLORS = {"frozen": "#8fb8de", "trained": "#f4a261", "new": "#e76f51", "cut": "#
 """Of the blocks of a network; the same in every drawing."""
 
 
-class _Picture(Figure):
+class _Image(Figure):
     """A figure that notebooks show without having been told to draw inline."""
 
     def _repr_png_(self) -> bytes:
@@ -20,13 +20,13 @@ class _Picture(Figure):
 
 def new_figure(width: float, height: float) -> Figure:
     """Make a figure that no window manager knows of, so that a run draws the same everywhere."""
-    figure = _Picture(figsize=(width, height), layout="constrained")
+    figure = _Image(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def png_of(figure: Figure, *, dpi: int = 110) -> bytes:
     """Draw a figure."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=dpi)
-    return picture.getvalue()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=dpi)
+    return image.getvalue()

@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: templates filled in, pictures inside."""
+"""Pages that need nothing but themselves: templates filled in, images inside."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def render(template: str, **values: Any) -> str:
         raise ValueError(f"a page wants what is not there: {error}") from error
 
 
-def data_uri(picture: np.ndarray | bytes) -> str:
-    """Put a picture into an address, so that a page carries it along."""
+def data_uri(image: np.ndarray | bytes) -> str:
+    """Put an image into an address, so that a page carries it along."""
     from PIL import Image
 
-    if not isinstance(picture, bytes):
+    if not isinstance(image, bytes):
         stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, "PNG")
-        picture = stream.getvalue()
-    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
+        Image.fromarray(image).save(stream, "PNG")
+        image = stream.getvalue()
+    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")

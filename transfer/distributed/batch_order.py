@@ -1,4 +1,4 @@
-"""The order in which pictures are seen, and from where it goes on."""
+"""The order in which images are seen, and from where it goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transfer.distributed.process_group import Share
+from transfer.distributed.process_group import BatchPart
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Position:
 
 @dataclass
 class Order:
-    """Which pictures come when, a batch at a time, with a key for each (two int32): shuffled anew each
+    """Which images come when, a batch at a time, with a key for each (two int32): shuffled anew each
     epoch where there is a seed."""
 
     count: int
@@ -32,7 +32,7 @@ class Order:
     # Its epoch is looked at when a pass begins.
     position: Position | None = None
     # Of one process among several replicas.
-    share: Share | None = None
+    batch_part: BatchPart | None = None
     # Is called with the number of the epoch when a pass begins.
     begin: Callable[[int], None] | None = None
     arrange: Callable[[int], np.ndarray] | None = None
@@ -59,24 +59,24 @@ class Order:
 
     def _split(self, order: np.ndarray, first: int) -> list[np.ndarray]:
         whole = [order[i : i + self.batch_size] for i in range(first, len(order), self.batch_size)]
-        if self.share is None:
+        if self.batch_part is None:
             return whole
-        if self.share.whole:
+        if self.batch_part.whole:
             filled = [np.concatenate([b, np.resize(order, self.batch_size - len(b))]) for b in whole]
-            return [self.share.of_filled(batch) for batch in filled]
+            return [self.batch_part.of_filled(batch) for batch in filled]
         if self.seed is None:
-            return self.share.of_all(order[first:], self.batch_size)
-        return [part for batch in whole for part in self.share.of_batch(batch)]
+            return self.batch_part.of_all(order[first:], self.batch_size)
+        return [part for batch in whole for part in self.batch_part.of_batch(batch)]
 
     def weights(self, number: int) -> np.ndarray | None:
-        """Say how much each picture of a batch counts, where the last one is filled up; None is all the
+        """Say how much each image of a batch counts, where the last one is filled up; None is all the
         same."""
-        if self.share is None or not self.share.whole:
+        if self.batch_part is None or not self.batch_part.whole:
             return None
         first = self.position.done if self.position is not None else 0
         real = min(self.batch_size, self.count - first - number * self.batch_size)
         weights = np.where(np.arange(self.batch_size) < real, self.batch_size / real, 0.0)
-        return self.share.of_filled(weights.astype("float32"))
+        return self.batch_part.of_filled(weights.astype("float32"))
 
     def __len__(self) -> int:
         first = self.position.done if self.position is not None else 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from transfer.common.errors import InputError
 from transfer.distributed.cluster import wait_for
-from transfer.distributed.process_group import Crew, crew, join
+from transfer.distributed.process_group import ProcessGroup, current_group, join
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def devices(
 
     if name == "multiworker" and len(addresses) < 2:
         raise InputError("Expected a TF_CONFIG, or a Slurm step, that names several workers. There is none.")
-    if len(addresses) > 1 and crew().count == 1:
+    if len(addresses) > 1 and current_group().count == 1:
         _meet(addresses, index, patience)
     found = keras.distribution.list_devices()
     if name == "tpu" and not found[0].startswith("tpu"):
@@ -62,7 +62,7 @@ def _meet(addresses: tuple[str, ...], index: int, patience: float) -> None:
             f"JAX could not bring {len(addresses)} processes together, {', '.join(addresses)}: "
             f"{str(error).splitlines()[0]}. Ask for them before anything else is computed, and on each machine."
         ) from None
-    join(Crew(index, addresses, _all_gather))
+    join(ProcessGroup(index, addresses, _all_gather))
 
 
 def _all_gather(own: np.ndarray) -> np.ndarray:

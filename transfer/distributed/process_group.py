@@ -31,7 +31,7 @@ LEAVING = 30.0
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchPart:
     """Which part of each batch a process reads, where several replicas of a model train on one batch
     together."""
 
@@ -39,36 +39,39 @@ class Share:
     first: int
     replicas: int
     of: int
-    # Batches are all of one size, the last filled up with pictures that count nothing.
+    # Batches are all of one size, the last filled up with images that count nothing.
     whole: bool = False
 
-    def undivided(self) -> Share | None:
+    def undivided(self) -> BatchPart | None:
         """The whole of each batch, filled up where it would be."""
         return replace(self, first=0, of=1) if self.whole else None
 
     def of_filled(self, rows: Any) -> Any:
-        """Split rows of a batch that is filled up, pictures or whatever belongs to them."""
+        """Split rows of a batch that is filled up, images or whatever belongs to them."""
         size = len(rows) // self.of
         return rows[self.first * size : (self.first + 1) * size]
 
     def of_batch(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Split a batch to train on: nearly equal parts; where there are fewer pictures than replicas, all
+        """Split a batch to train on: nearly equal parts; where there are fewer images than replicas, all
         of them for each, so that none sees nothing, and means over the replicas stay what they are."""
         if len(positions) < self.of:
             return [positions] * self.replicas
         return np.array_split(positions, self.of)[self.first : self.first + self.replicas]
 
     def of_all(self, positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
-        """Split pictures, not fewer than replicas, to test on: each once, in as many batches for each
+        """Split images, not fewer than replicas, to test on: each once, in as many batches for each
         replica."""
-        shares = np.array_split(positions, self.of)
-        steps = -(-len(shares[0]) // batch_size)
-        own = [np.array_split(share, steps) for share in shares[self.first : self.first + self.replicas]]
+        batch_parts = np.array_split(positions, self.of)
+        steps = -(-len(batch_parts[0]) // batch_size)
+        own = [
+            np.array_split(batch_part, steps)
+            for batch_part in batch_parts[self.first : self.first + self.replicas]
+        ]
         return [part for step in zip(*own, strict=True) for part in step]
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessGroup:
     """The processes that train together, as one of them sees it."""
 
     # Its own number.
@@ -170,18 +173,18 @@ class Crew:
                 )
 
 
-_crew = Crew()
+_group = ProcessGroup()
 
 
-def crew() -> Crew:
-    """Give the crew that this process is in: by itself, unless a strategy of several workers was made."""
-    return _crew
+def current_group() -> ProcessGroup:
+    """Give the process group of this process: by itself, unless a strategy of several workers was made."""
+    return _group
 
 
-def join(new: Crew) -> None:
+def join(new: ProcessGroup) -> None:
     """Make this process one of several, from now on."""
-    global _crew
-    _crew = new
+    global _group
+    _group = new
 
 
 def versions() -> dict[str, str]:
@@ -195,19 +198,19 @@ def versions() -> dict[str, str]:
 
 def lost(error: BaseException) -> str | None:
     """Say which worker is gone, where that is what an error means."""
-    if crew().count == 1 or not _about_peers(error):
+    if current_group().count == 1 or not _about_peers(error):
         return None
     text = str(error)
     numbers = {int(n) for n in re.findall(r"/job:worker/(?:replica:0/)?task:(\d+)", text)}
     unhealthy = re.search(r"unhealthy.*?\n((?:\s*/job:\S+\n?)+)", text)
     if unhealthy:
         numbers = {int(n) for n in re.findall(r"task:(\d+)", unhealthy.group(1))}
-    gone = sorted(n for n in numbers if n != crew().index and n < crew().count)
-    if len(gone) != 1 and crew().count == 2:
-        gone = [1 - crew().index]
+    gone = sorted(n for n in numbers if n != current_group().index and n < current_group().count)
+    if len(gone) != 1 and current_group().count == 2:
+        gone = [1 - current_group().index]
     if not gone:
         return "Another worker is gone."
-    named = ", ".join(f"{n} ({crew().addresses[n]})" for n in gone)
+    named = ", ".join(f"{n} ({current_group().addresses[n]})" for n in gone)
     return f"Worker {named} is gone." if len(gone) == 1 else f"Workers {named} are gone."
 
 

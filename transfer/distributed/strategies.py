@@ -1,7 +1,7 @@
 """Names of devices to `tf.distribute` strategies, what several replicas need to train exactly, and the only place that
 makes or mends any of it.
 
-Whatever the devices, a batch is one batch: `batch_size` counts the pictures of all replicas together, and learning
+Whatever the devices, a batch is one batch: `batch_size` counts the images of all replicas together, and learning
 rates are those of one device, unscaled. So the number of devices changes how long training takes, and nothing else.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.distributed.cluster import as_workers, names_several, read_cluster, wait_for
-from transfer.distributed.process_group import Crew, Share, crew, join
+from transfer.distributed.process_group import BatchPart, ProcessGroup, current_group, join
 
 STRATEGIES = ("auto", "default", "mirrored", "multiworker", "tpu")
 
@@ -151,7 +151,7 @@ def _multiworker(patience: float) -> Any:
             f"the same command running on each, and can they reach one another? ({error.message.splitlines()[0]})"
         ) from None
     tf.get_logger().setLevel("ERROR")  # each exchange would be said to retrace
-    join(Crew(index, addresses, functools.partial(_all_gather, strategy)))
+    join(ProcessGroup(index, addresses, functools.partial(_all_gather, strategy)))
     _met.append(strategy)
     return strategy
 
@@ -177,7 +177,7 @@ def _all_gather(strategy: Any, own: np.ndarray) -> np.ndarray:
     """Join arrays of all workers; of each, its first replica speaks."""
     import tensorflow as tf
 
-    replicas = strategy.num_replicas_in_sync // crew().count
+    replicas = strategy.num_replicas_in_sync // current_group().count
 
     def value(context: Any) -> Any:
         return tf.constant(own if context.replica_id_in_sync_group % replicas == 0 else own[:0])
@@ -224,20 +224,22 @@ def while_training(model: Any) -> Any:
     return contextlib.nullcontext() if on_tensorflow() else scope_of(model)
 
 
-def share_of(model: Any) -> Share | None:
+def batch_part_of(model: Any) -> BatchPart | None:
     """Say which part of each batch this process reads for a model."""
     if not on_tensorflow():  # JAX splits a part over devices itself, and compiles for each size of it
-        return Share(crew().index, 1, crew().count, whole=True)
+        return BatchPart(current_group().index, 1, current_group().count, whole=True)
     total = replicas_of(model)
     if total == 1:
         return None
-    return Share(crew().index * (total // crew().count), total // crew().count, total)
+    return BatchPart(
+        current_group().index * (total // current_group().count), total // current_group().count, total
+    )
 
 
 def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | None = None) -> Any:
     """Give a model's replicas the batches that this process reads for them."""
-    share = share_of(model)
-    if share is None:
+    batch_part = batch_part_of(model)
+    if batch_part is None:
         return dataset
     if not on_tensorflow():
         if class_weights:
@@ -254,7 +256,7 @@ def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | N
 
         dataset = dataset.map(weigh)
     found = model.distribute_strategy.distribute_datasets_from_function(lambda context: dataset)
-    found._cardinality //= share.replicas  # TensorFlow counts batches, Keras steps
+    found._cardinality //= batch_part.replicas  # TensorFlow counts batches, Keras steps
     return found
 
 
@@ -274,7 +276,11 @@ def make_exact(model: Any, *, soft_labels: bool = False) -> None:
             model._symbolic_build(data_batch=made_up)
 
     def rows(logs: dict[str, Any]) -> dict[str, Any]:
-        return {name: tf.reshape(value, (1,)) for name, value in logs.items()} if crew().count > 1 else logs
+        return (
+            {name: tf.reshape(value, (1,)) for name, value in logs.items()}
+            if current_group().count > 1
+            else logs
+        )
 
     def train_step(data: Any) -> dict[str, Any]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)

@@ -28,7 +28,7 @@ def merge(found: Evaluation, parents: Mapping[str, str], *, to: Sequence[str] | 
         to: where to stop on the way up; None goes up to the classes that belong to none.
 
     Returns:
-        The evaluation of the coarse classes, sorted by name; pictures and groups are the same.
+        The evaluation of the coarse classes, sorted by name; images and groups are the same.
 
     Raises:
         InputError: a fine class is not in the tree, or leads to none of `to`; the tree has a class that there is not,
@@ -56,16 +56,16 @@ def merge(found: Evaluation, parents: Mapping[str, str], *, to: Sequence[str] | 
 def training_classes(
     counts: Mapping[str, int], parents: Mapping[str, str], *, most: int = 1000
 ) -> dict[str, str]:
-    """Say on which classes to train: the largest parts of the tree that have no more than so many pictures.
+    """Say on which classes to train: the largest parts of the tree that have no more than so many images.
 
     Every class from the top down that has few enough is one class with all that belongs to it; others are taken
-    apart. That is the idea of the partition of Esteva et al. 2017, whose limit was 1,000 pictures: classes as fine as
+    apart. That is the idea of the partition of Esteva et al. 2017, whose limit was 1,000 images: classes as fine as
     they can be learnt, and of like sizes.
 
     Args:
-        counts: pictures of each class that has some.
+        counts: images of each class that has some.
         parents: what each class belongs to, as for `merge`.
-        most: pictures of a training class, 1 or more; a class that cannot be taken apart may have more.
+        most: images of a training class, 1 or more; a class that cannot be taken apart may have more.
 
     Returns:
         For each class of `counts`, the one to train on: itself, or one above it.
@@ -79,7 +79,7 @@ def training_classes(
         {'ant': 'insect', 'bee': 'insect', 'cat': 'cat', 'dog': 'dog'}
     """
     if most < 1:
-        raise InputError(f"Expected most of 1 picture or more. Received: {most!r}.")
+        raise InputError(f"Expected most of 1 image or more. Received: {most!r}.")
     _check(tuple(counts), parents, None)
     ways = {name: _way(name, parents) for name in counts}
     sums: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Figures of merit on pictures, in the main on those that training never saw."""
+"""Figures of merit on images, in the main on those that training never saw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.special import softmax
 from sklearn import metrics
 
 from transfer.common.errors import InputError
-from transfer.distributed.process_group import crew
+from transfer.distributed.process_group import current_group
 from transfer.evaluation.metrics import (
     Calibration,
     ClassScore,
@@ -25,7 +25,7 @@ from transfer.evaluation.metrics import (
     fit_temperature,
     top_k,
 )
-from transfer.frozen.extraction import BATCH_SIZE, check_views, extract, frozen_trunk, input_size
+from transfer.frozen.extraction import BATCH_SIZE, check_views, extract, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData, Split, flips_are_safe
@@ -35,7 +35,7 @@ MOST_CONFUSED = 10
 """Pairs of classes that are listed."""
 
 FEWEST_TO_CALIBRATE = 30
-"""Pictures for validation from which on a temperature is fitted: of fewer, the few wrong ones alone would set it."""
+"""Images for validation from which on a temperature is fitted: of fewer, the few wrong ones alone would set it."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Evaluation:
 
     Attributes:
         class_names: in the order of the labels.
-        labels: true class of each picture, shape (N,).
+        labels: true class of each image, shape (N,).
         probabilities: the model's, shape (N, classes).
-        names: what each picture is called.
-        groups: of each picture, such as its patient; empty where there are none.
-        seen: how many of the pictures were trained or validated on.
+        names: what each image is called.
+        groups: of each image, such as its patient; empty where there are none.
+        seen: how many of the images were trained or validated on.
     """
 
     class_names: tuple[str, ...]
@@ -60,12 +60,12 @@ class Evaluation:
 
     @property
     def predictions(self) -> np.ndarray:
-        """The most probable class of each picture, shape (N,)."""
+        """The most probable class of each image, shape (N,)."""
         return self.probabilities.argmax(axis=1)
 
     @property
     def accuracy(self) -> float:
-        """Share of pictures named rightly, 0 to 1."""
+        """Share of images named rightly, 0 to 1."""
         return float(metrics.accuracy_score(self.labels, self.predictions))
 
     @property
@@ -82,11 +82,11 @@ class Evaluation:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """Between what the accuracy lies with 95% confidence, by the bootstrap over pictures, or over groups."""
+        """Between what the accuracy lies with 95% confidence, by the bootstrap over images, or over groups."""
         return accuracy_interval(self.labels == self.predictions, groups=self.groups)
 
     def top_k(self, k: int) -> float:
-        """Share of pictures whose class is among the `k` most probable ones, 0 to 1."""
+        """Share of images whose class is among the `k` most probable ones, 0 to 1."""
         return top_k(self.labels, self.probabilities, k)
 
     @cached_property
@@ -96,8 +96,8 @@ class Evaluation:
 
     @property
     def macro(self) -> ClassScore:
-        """Their means, in which every class that has pictures counts the same."""
-        there = [one for one in self.by_class if one.pictures]
+        """Their means, in which every class that has images counts the same."""
+        there = [one for one in self.by_class if one.images]
         precision, recall, f1 = (float(np.mean([one[i] for one in there])) for i in (1, 2, 3))
         return ClassScore("mean of classes", precision, recall, f1, len(self.labels))
 
@@ -113,7 +113,7 @@ class Evaluation:
 
     @property
     def mistakes(self) -> np.ndarray:
-        """Positions of the pictures that are named wrongly, the surest mistakes first."""
+        """Positions of the images that are named wrongly, the surest mistakes first."""
         wrong = np.flatnonzero(self.labels != self.predictions)
         return wrong[np.argsort(self.probabilities[wrong, self.labels[wrong]], kind="stable")]
 
@@ -121,7 +121,7 @@ class Evaluation:
         """Give the figures, for programs."""
         macro, most = self.macro, range(1, min(5, len(self.class_names)) + 1)
         return {
-            "num_pictures": len(self.labels),
+            "num_images": len(self.labels),
             "num_seen": self.seen,
             "accuracy": self.accuracy,
             "interval": list(self.interval),
@@ -137,12 +137,12 @@ class Evaluation:
         """Give the figures as lines for people."""
         low, high = self.interval
         k = min(5, len(self.class_names) - 1)
-        unit = f"groups of {len(self.labels):,} pictures" if len(self.groups) else "pictures"
+        unit = f"groups of {len(self.labels):,} images" if len(self.groups) else "images"
         count = len(set(self.groups)) if len(self.groups) else len(self.labels)
         lines = [
             f"Accuracy {self.accuracy:.1%}, {low:.1%} to {high:.1%} with 95% confidence, on {count:,} {unit}",
             *(
-                [f"Figures flatter: {self.seen:,} of the pictures were trained or validated on"]
+                [f"Figures flatter: {self.seen:,} of the images were trained or validated on"]
                 if self.seen
                 else []
             ),
@@ -151,15 +151,15 @@ class Evaluation:
             "",
         ]
         width = max(len(one.name) for one in (*self.by_class, self.macro))
-        lines.append(f"{'':{width}} {'precision':>10} {'recall':>8} {'F1':>8} {'pictures':>9}")
+        lines.append(f"{'':{width}} {'precision':>10} {'recall':>8} {'F1':>8} {'images':>9}")
         lines += [
-            f"{one.name:{width}} {one.precision:>10.1%} {one.recall:>8.1%} {one.f1:>8.1%} {one.pictures:>9,}"
+            f"{one.name:{width}} {one.precision:>10.1%} {one.recall:>8.1%} {one.f1:>8.1%} {one.images:>9,}"
             for one in (*self.by_class, self.macro)
         ]
         if self.confused:
             lines += ["", "Most often taken for another:"]
             lines += [
-                f"  {c.label} for {c.predicted}: {c.pictures:,} ({c.share:.0%})" for c in self.confused[:5]
+                f"  {c.label} for {c.predicted}: {c.images:,} ({c.share:.0%})" for c in self.confused[:5]
             ]
         return "\n".join([*lines, ""])
 
@@ -185,10 +185,10 @@ def evaluate(
         model: eats raw RGB, gives class probabilities.
         data: of `load_data`.
         split: `"train"`, `"val"` or `"test"`.
-        views: how often the model sees each picture: first as it is, then changed by `augment`, each time otherwise.
+        views: how often the model sees each image: first as it is, then changed by `augment`, each time otherwise.
             The probabilities are their mean.
         augment: a level of `augmentation.AUGMENTATIONS`, for the views after the first.
-        flip: whether augmentation mirrors pictures; None does, but where the classes are digits or letters.
+        flip: whether augmentation mirrors images; None does, but where the classes are digits or letters.
         engine: what runs the frozen part, one of `engines.ENGINES`.
         cache: where its features are kept; None is the user's own cache.
         seed: of the views.
@@ -197,7 +197,7 @@ def evaluate(
         The evaluation, with `accuracy`, `loss`, `confusion` and the probabilities.
 
     Raises:
-        InputError: no such split, no pictures in it, another number of classes, or several views without
+        InputError: no such split, no images in it, another number of classes, or several views without
             augmentation.
 
     Example:
@@ -209,7 +209,7 @@ def evaluate(
     """
     part = getattr(data, split, None)
     if not isinstance(part, Split) or not len(part):
-        raise InputError(f"Expected a split with pictures: train, val or test. Received: {split!r}.")
+        raise InputError(f"Expected a split with images: train, val or test. Received: {split!r}.")
     if model.output_shape[-1] != data.num_classes:
         raise InputError(f"The model has {model.output_shape[-1]} classes, the data have {data.num_classes}.")
     check_views(views, augment)
@@ -217,9 +217,9 @@ def evaluate(
     options: dict[str, Any] = {"image_size": input_size(model, data), "views": views, "augment": augment}
     options |= {"flip": flip, "seed": seed, "engine": engine, "cache": cache}
     # In full precision: figures are those of the model that is saved.
-    trunk, known = frozen_trunk(model), getattr(model.layers[-1], "activation", None)
-    if trunk is not None and getattr(known, "__name__", "") == "softmax":
-        cached = extract(trunk, part, name=f"{split} features", precision="float32", **options)
+    extractor, known = frozen_feature_extractor(model), getattr(model.layers[-1], "activation", None)
+    if extractor is not None and getattr(known, "__name__", "") == "softmax":
+        cached = extract(extractor, part, name=f"{split} features", precision="float32", **options)
         kernel, bias = model.layers[-1].get_weights()
         probabilities = softmax(cached.load().astype("float64") @ kernel + bias, axis=1)
         probabilities = probabilities.reshape(views, len(part), -1).mean(axis=0)
@@ -227,10 +227,10 @@ def evaluate(
         cached = extract(model, part, name=f"{split} predictions", precision="float32", **options)
         probabilities = cached.load().astype("float64").reshape(views, len(part), -1).mean(axis=0)
     else:
-        own = part.take(crew().part(len(part)).tolist())  # of several workers, each its part
+        own = part.take(current_group().part(len(part)).tolist())  # of several workers, each its part
         dataset = make_dataset(own, image_size=options["image_size"], batch_size=BATCH_SIZE)
         given = local_copy(model).predict(dataset, verbose=0) if len(own) else np.zeros((0, data.num_classes))
-        probabilities = crew().rows(np.asarray(given, "float32")).astype("float64")
+        probabilities = current_group().rows(np.asarray(given, "float32")).astype("float64")
     # float32 sums miss 1 by 1e-7, of which scikit-learn would warn.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     seen = 0 if split == "test" else len(part)
@@ -239,30 +239,30 @@ def evaluate(
 
 
 def check_calibration(data: ImageData) -> None:
-    """Refuse data with too few pictures for validation to calibrate on; better before the training than
+    """Refuse data with too few images for validation to calibrate on; better before the training than
     after."""
     if len(data.val) < FEWEST_TO_CALIBRATE:
         raise InputError(
-            f"Expected {FEWEST_TO_CALIBRATE} pictures for validation or more, to fit a temperature on. Received: "
+            f"Expected {FEWEST_TO_CALIBRATE} images for validation or more, to fit a temperature on. Received: "
             f"{len(data.val)}. Set more aside with val=..., or leave the probabilities as they are."
         )
 
 
 def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
-    """Make a model's probabilities honest, by a temperature that is fitted on the validation pictures.
+    """Make a model's probabilities honest, by a temperature that is fitted on the validation images.
 
     The head's weights are divided by it: which class is the most probable stays, and so does the model's form.
 
     Args:
         model: ends in a Dense softmax; the weights of that are changed.
-        data: of `load_data`, with pictures for validation.
+        data: of `load_data`, with images for validation.
         options: of `evaluate`.
 
     Returns:
         The temperature: above 1 where the model was too sure.
 
     Raises:
-        InputError: no Dense softmax at the end, or too few pictures for validation.
+        InputError: no Dense softmax at the end, or too few images for validation.
 
     Example:
         >>> from transfer.cases.builders import small_similar

@@ -1,4 +1,4 @@
-"""Pictures of how well a model does: whether its confidence is honest, and how each class fares."""
+"""Images of how well a model does: whether its confidence is honest, and how each class fares."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def calibration_plot(found: Calibration) -> Figure:
     above.legend(frameon=False, loc="upper left", fontsize=9)
     above.set_title("Is it as right as it is sure?", loc="left", fontsize=11)
     below.bar(found.confidence, found.counts, width=0.04, color=COLORS["frozen"])
-    below.set(xlabel="how sure the model is", ylabel="pictures")
+    below.set(xlabel="how sure the model is", ylabel="images")
     below.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
@@ -39,7 +39,7 @@ def calibration_plot(found: Calibration) -> Figure:
 
 def class_plot(scores: Sequence[ClassScore]) -> Figure:
     """Draw precision and recall of each class, the worst at the top."""
-    worst = sorted((one for one in scores if one.pictures), key=lambda one: one.f1)[:MOST_CLASSES]
+    worst = sorted((one for one in scores if one.images), key=lambda one: one.f1)[:MOST_CLASSES]
     figure = new_figure(7, 1.3 + 0.28 * len(worst))
     axes = figure.add_subplot()
     places = np.arange(len(worst))
@@ -47,7 +47,7 @@ def class_plot(scores: Sequence[ClassScore]) -> Figure:
     axes.hlines(
         places, np.minimum(recall, precision), np.maximum(recall, precision), color="#999999", zorder=1
     )
-    axes.scatter(recall, places, color=COLORS["new"], label="recall: of its pictures, found", zorder=2)
+    axes.scatter(recall, places, color=COLORS["new"], label="recall: of its images, found", zorder=2)
     axes.scatter(
         precision,
         places,

@@ -1,4 +1,4 @@
-"""Pictures of what a model looks at and of what its layers see."""
+"""Images of what a model looks at and of what its layers see."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ HEAT = "inferno"
 """Perceptually uniform: equal steps of heat look equal, in grey too."""
 
 
-def heat_sheet(pictures: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> Figure:
-    """Lay out pictures, each beside itself under its heat map."""
-    across = min(3, max(1, len(pictures)))
-    rows = max(1, -(-len(pictures) // across))
-    height = 2.1 * (pictures.shape[1] / pictures.shape[2] if len(pictures) else 1)
+def heat_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> Figure:
+    """Lay out images, each beside itself under its heat map."""
+    across = min(3, max(1, len(images)))
+    rows = max(1, -(-len(images) // across))
+    height = 2.1 * (images.shape[1] / images.shape[2] if len(images) else 1)
     figure = new_figure(4.5 * across + 0.8, (height + 0.4) * rows)
     grid = figure.add_gridspec(rows, across, wspace=0.06)
-    for place, (picture, heat, title) in enumerate(zip(pictures, maps, titles, strict=True)):
-        plain = np.clip(np.asarray(picture, "float64") / 255, 0, 1)
+    for place, (image, heat, title) in enumerate(zip(images, maps, titles, strict=True)):
+        plain = np.clip(np.asarray(image, "float64") / 255, 0, 1)
         axes = figure.add_subplot(grid[divmod(place, across)])
         gap = np.ones((len(plain), max(1, plain.shape[1] // 40), 3))
         axes.imshow(np.concatenate([plain, gap, overlay(plain, heat)], axis=1))
         axes.set_axis_off()
         axes.set_title(_cut_short(title), fontsize=10, loc="left", parse_math=False)
     if figure.axes:
-        bar = figure.axes[min(across, len(pictures)) - 1].inset_axes((1.03, 0, 0.03, 1))
+        bar = figure.axes[min(across, len(images)) - 1].inset_axes((1.03, 0, 0.03, 1))
         scale = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=bar, ticks=[0, 1])
         scale.ax.set_yticklabels(["nothing", "most"], fontsize=9)
     return figure
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay a heat map over a picture, which is grey there, so that all color is heat."""
-    grey = picture @ np.array([0.299, 0.587, 0.114])
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lay a heat map over an image, which is grey there, so that all color is heat."""
+    grey = image @ np.array([0.299, 0.587, 0.114])
     return 0.45 * grey[..., None] + 0.55 * colormaps[HEAT](np.clip(heat, 0, 1))[..., :3]
 
 
@@ -74,9 +74,9 @@ def response_sheet(responses: Sequence[Response]) -> Figure:
 
 
 def _seen(one: Response) -> str:
-    """Say how much of a picture a layer's places see, and how much of that is shown."""
+    """Say how much of an image a layer's places see, and how much of that is shown."""
     side = one.crops[0].shape[0]
-    field = "the whole picture" if math.isinf(one.field) else f"{one.field:.0f} px"
+    field = "the whole image" if math.isinf(one.field) else f"{one.field:.0f} px"
     return f"each place sees {field}" + (f"; {side} px shown" if side != one.field else "")
 
 

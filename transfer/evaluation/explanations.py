@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from transfer.common.errors import InputError
 from transfer.networks.gradients import (
-    Head,
+    ClassifierHead,
     find_maps,
     gradient_at,
     head_of,
@@ -30,7 +30,7 @@ _SMALLEST_CROP = 8  # pixels along a side; less shows no more than a color
 
 def grad_cam(
     model: keras.Model,
-    pictures: np.ndarray,
+    images: np.ndarray,
     *,
     classes: int | Sequence[int] | np.ndarray | None = None,
     layer: str | None = None,
@@ -45,17 +45,17 @@ def grad_cam(
     Args:
         model: raw RGB in, a number for each class out, or one number for the second of two classes. It may hold its
             base as one layer. It is not changed.
-        pictures: RGB from 0 to 255, shape (N, height, width, 3), uint8 or float.
-        classes: for each picture, or one for all; None is what the model predicts.
+        images: RGB from 0 to 255, shape (N, height, width, 3), uint8 or float.
+        classes: for each image, or one for all; None is what the model predicts.
         layer: whose maps count, also one inside a model in the model; None is the last that gives maps.
-        batch_size: pictures at once.
+        batch_size: images at once.
 
     Returns:
         float32 array of shape (N, height, width); each map's largest value is 1, or all are 0 where nothing there
         speaks for the class.
 
     Raises:
-        InputError: no such layer, class or maps, or pictures that the model does not take.
+        InputError: no such layer, class or maps, or images that the model does not take.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(64, 64, 3))
@@ -63,7 +63,7 @@ def grad_cam(
         (2, 64, 64)
     """
     nodes = unnested(model)
-    head, images = head_of(nodes), _checked(model, nodes, pictures)
+    head, images = head_of(nodes), _checked(model, nodes, images)
     place = find_maps(nodes, layer)
     wanted = _checked_classes(classes, len(images), head.classes)
     heat = np.zeros(images.shape[:3], "float32")
@@ -87,7 +87,7 @@ def grad_cam(
 
 def occlusion(
     model: keras.Model,
-    pictures: np.ndarray,
+    images: np.ndarray,
     *,
     classes: int | Sequence[int] | np.ndarray | None = None,
     patch: int | None = None,
@@ -97,23 +97,23 @@ def occlusion(
 ) -> np.ndarray:
     """Map how much a class's probability falls when a patch hides each place (Zeiler & Fergus 2014, arXiv:1311.2901).
 
-    It asks the model itself, some fifty times per picture, and so tells whether Grad-CAM is right.
+    It asks the model itself, some fifty times per image, and so tells whether Grad-CAM is right.
 
     Args:
         model: as `grad_cam` takes it.
-        pictures: RGB from 0 to 255, shape (N, height, width, 3), uint8 or float.
-        classes: for each picture, or one for all; None is what the model predicts.
-        patch: side of the square in pixels; None is a quarter of the picture's shorter side.
+        images: RGB from 0 to 255, shape (N, height, width, 3), uint8 or float.
+        classes: for each image, or one for all; None is what the model predicts.
+        patch: side of the square in pixels; None is a quarter of the image's shorter side.
         stride: pixels between one patch and the next, at most `patch`; None is half of it.
-        fill: the patch's color, a grey value or RGB, 0 to 255; None is each picture's own mean color.
-        batch_size: pictures at once.
+        fill: the patch's color, a grey value or RGB, 0 to 255; None is each image's own mean color.
+        batch_size: images at once.
 
     Returns:
         float32 array of shape (N, height, width), -1 to 1: the fall, averaged over the patches that cover a place;
         below 0 where the class is more probable without what is there.
 
     Raises:
-        InputError: no such class, a patch, stride or color that cannot be, or pictures that the model does not take.
+        InputError: no such class, a patch, stride or color that cannot be, or images that the model does not take.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
@@ -121,13 +121,13 @@ def occlusion(
         (1, 32, 32)
     """
     nodes = unnested(model)
-    head, images = head_of(nodes), _checked(model, nodes, pictures)
+    head, images = head_of(nodes), _checked(model, nodes, images)
     size = images.shape[1:3]
     patch = max(1, min(size) // 4) if patch is None else patch
     stride = max(1, patch // 2) if stride is None else stride
     if not 1 <= stride <= patch <= min(size):
         raise InputError(
-            f"Expected 1 <= stride <= patch <= {min(size)}, the picture's shorter side, so that each place is "
+            f"Expected 1 <= stride <= patch <= {min(size)}, the image's shorter side, so that each place is "
             f"covered. Received: patch={patch!r}, stride={stride!r}."
         )
     colors = _fill(images, fill)
@@ -138,24 +138,24 @@ def occlusion(
     pairs = list(itertools.product(range(len(images)), *starts))
     falls, covered = np.zeros((2, *images.shape[:3]), "float32")
     for part in _parts(len(pairs), batch_size):
-        hidden = images[[picture for picture, _, _ in pairs[part]]].astype("float32")
-        for one, (picture, y, x) in zip(hidden, pairs[part], strict=True):
-            one[y : y + patch, x : x + patch] = colors[picture]
+        hidden = images[[image for image, _, _ in pairs[part]]].astype("float32")
+        for one, (image, y, x) in zip(hidden, pairs[part], strict=True):
+            one[y : y + patch, x : x + patch] = colors[image]
         left = _probabilities(model, nodes, head, hidden, batch_size)
-        for one, (picture, y, x) in zip(left, pairs[part], strict=True):
-            area = (picture, slice(y, y + patch), slice(x, x + patch))
-            falls[area] += whole[picture, chosen[picture]] - one[chosen[picture]]
+        for one, (image, y, x) in zip(left, pairs[part], strict=True):
+            area = (image, slice(y, y + patch), slice(x, x + patch))
+            falls[area] += whole[image, chosen[image]] - one[chosen[image]]
             covered[area] += 1
     return falls / np.maximum(covered, 1)
 
 
 def agreement(first: np.ndarray, second: np.ndarray, *, grid: int = 7) -> float:
-    """Say how far two maps of a picture rank its places alike: Spearman's rank correlation over a coarse
+    """Say how far two maps of an image rank its places alike: Spearman's rank correlation over a coarse
     grid."""
     first, second = np.asarray(first, "float64"), np.asarray(second, "float64")
     if first.ndim != 2 or first.shape != second.shape or not first.size:
         raise InputError(
-            f"Expected two maps of one picture, of the same shape (height, width). Received: {first.shape} and "
+            f"Expected two maps of one image, of the same shape (height, width). Received: {first.shape} and "
             f"{second.shape}."
         )
     one, two = _coarse(first, grid), _coarse(second, grid)
@@ -173,9 +173,9 @@ class Response:
     filter: int
     # Side in pixels of what one place of the layer's maps depends on (see `receptive_field`).
     field: float
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
     strengths: tuple[float, ...]
-    # (row, column) in pixels of the picture, at the middle of what the filter looked at.
+    # (row, column) in pixels of the image, at the middle of what the filter looked at.
     places: tuple[tuple[int, int], ...]
     # Uint8 arrays (side, side, 3) around these places.
     crops: tuple[np.ndarray, ...]
@@ -183,34 +183,34 @@ class Response:
 
 def strongest_responses(
     model: keras.Model,
-    pictures: np.ndarray,
+    images: np.ndarray,
     *,
     layers: Sequence[str] | None = None,
     filters: int = 6,
     count: int = 5,
     batch_size: int = 32,
 ) -> list[Response]:
-    """Show what layers see: for some filters the parts of pictures that they respond to most.
+    """Show what layers see: for some filters the parts of images that they respond to most.
 
     As Zeiler & Fergus (2014, arXiv:1311.2901) show them, without the way back to pixels. The filters are those whose
-    strongest pictures stand out most from the others, in standard deviations: they look for something in
+    strongest images stand out most from the others, in standard deviations: they look for something in
     particular, and their crops look alike. One that barely responds at all, whose deviations mean nothing, is left
-    out: one whose standard deviation is below half the layer's median. So is one whose strongest pictures are
+    out: one whose standard deviation is below half the layer's median. So is one whose strongest images are
     mostly those of filters chosen before, while there are others.
 
     Args:
         model: as `grad_cam` takes it.
-        pictures: RGB from 0 to 255, shape (N, height, width, 3); some hundreds show more than a few.
+        images: RGB from 0 to 255, shape (N, height, width, 3); some hundreds show more than a few.
         layers: names; None is `shown_layers(model)`.
         filters: how many of each layer, at most.
-        count: pictures for each filter, at most; of each picture its strongest place.
-        batch_size: pictures at once; of the maps only the maxima are kept.
+        count: images for each filter, at most; of each image its strongest place.
+        batch_size: images at once; of the maps only the maxima are kept.
 
     Returns:
         For each layer in turn its filters, the one that stands out most first.
 
     Raises:
-        InputError: no such layer, or pictures that the model does not take.
+        InputError: no such layer, or images that the model does not take.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
@@ -220,7 +220,7 @@ def strongest_responses(
         ('Conv1_relu', 3, (8, 8, 3))
     """
     nodes = unnested(model)
-    images, fields = _checked(model, nodes, pictures), receptive_fields(nodes)
+    images, fields = _checked(model, nodes, images), receptive_fields(nodes)
     names = shown_layers(model) if layers is None else list(layers)
     places = [find_maps(nodes, name) for name in names]
     if not len(images) or not places:
@@ -234,7 +234,7 @@ def strongest_responses(
 
 
 class _Maxima:
-    """The strongest response of each filter of a layer to each picture, and where it was."""
+    """The strongest response of each filter of a layer to each image, and where it was."""
 
     def __init__(self, layer: str, field: float) -> None:
         self.layer, self.field, self.size = layer, field, (1, 1)
@@ -265,20 +265,20 @@ class _Maxima:
             layer=self.layer,
             filter=one,
             field=self.field,
-            pictures=tuple(rows.tolist()),
+            images=tuple(rows.tolist()),
             strengths=tuple(values[rows, one].tolist()),
             places=places,
             crops=tuple(_crop(images[row], at, self.field) for row, at in zip(rows, places, strict=True)),
         )
 
     def _pixel(self, spot: int, size: tuple[int, ...]) -> tuple[int, int]:
-        """The middle of what a place of the maps looks at, as if they covered the picture evenly."""
+        """The middle of what a place of the maps looks at, as if they covered the image evenly."""
         row, column = (np.array(np.unravel_index(spot, self.size)) + 0.5) * size / self.size
         return int(row), int(column)
 
 
 def _standing_out(values: np.ndarray, best: np.ndarray) -> list[int]:
-    """Rank filters by how far their best pictures stand out; those that look at the same pictures come
+    """Rank filters by how far their best images stand out; those that look at the same images come
     last."""
     spread = values.std(axis=0)
     alive = (spread >= np.median(spread) / 2) & (spread > 0)
@@ -296,7 +296,7 @@ def _standing_out(values: np.ndarray, best: np.ndarray) -> list[int]:
 
 
 def _crop(image: np.ndarray, place: tuple[int, int], field: float) -> np.ndarray:
-    """Cut out a square around a place, moved into the picture where it would reach beyond its edge."""
+    """Cut out a square around a place, moved into the image where it would reach beyond its edge."""
     shorter = min(image.shape[:2])
     side = int(min(max(_SMALLEST_CROP, min(field, shorter // 2)), shorter))
     row, column = np.clip(np.array(place) - side // 2, 0, np.array(image.shape[:2]) - side)
@@ -304,7 +304,7 @@ def _crop(image: np.ndarray, place: tuple[int, int], field: float) -> np.ndarray
 
 
 def _probabilities(
-    model: keras.Model, nodes: Sequence[Node], head: Head, images: np.ndarray, batch_size: int
+    model: keras.Model, nodes: Sequence[Node], head: ClassifierHead, images: np.ndarray, batch_size: int
 ) -> np.ndarray:
     found = [np.zeros((0, head.classes), "float32")]
     for part in _parts(len(images), batch_size):
@@ -317,17 +317,17 @@ def _probabilities(
 def _require_finite(model: keras.Model, logits: Any) -> None:
     if not np.isfinite(_numpy(logits)).all():
         raise InputError(
-            f"The network {model.name!r} gives NaN or infinity on these pictures. Its weights may be broken, or it "
-            "expects other pictures than raw RGB from 0 to 255."
+            f"The network {model.name!r} gives NaN or infinity on these images. Its weights may be broken, or it "
+            "expects other images than raw RGB from 0 to 255."
         )
 
 
-def _checked(model: keras.Model, nodes: Sequence[Node], pictures: Any) -> np.ndarray:
-    images, expected = np.asarray(pictures), tuple(nodes[0].tensor.shape[1:])
+def _checked(model: keras.Model, nodes: Sequence[Node], images: Any) -> np.ndarray:
+    images, expected = np.asarray(images), tuple(nodes[0].tensor.shape[1:])
     fits = images.ndim == 4 == len(expected) + 1 and images.dtype.kind in "uif"
     if not fits or any(want not in (None, got) for want, got in zip(expected, images.shape[1:], strict=True)):
         raise InputError(
-            f"Expected pictures of shape (N, {', '.join(map(str, expected))}), as {model.name!r} takes them, as uint8 "
+            f"Expected images of shape (N, {', '.join(map(str, expected))}), as {model.name!r} takes them, as uint8 "
             f"or float32. Received: shape {images.shape}, {images.dtype}. Resize them, or add a first axis to one."
         )
     return images
@@ -339,7 +339,7 @@ def _checked_classes(classes: Any, count: int, most: int) -> np.ndarray | None:
     given = np.asarray(classes)
     if given.shape not in ((), (count,)) or (given.size and given.dtype.kind not in "iu"):
         raise InputError(
-            f"Expected classes as one whole number, or one for each of {count} pictures. Received: {classes!r}."
+            f"Expected classes as one whole number, or one for each of {count} images. Received: {classes!r}."
         )
     if given.size and (given.min() < 0 or given.max() >= most):
         raise InputError(f"Expected classes of 0 to {most - 1}. Received: {given.min()} to {given.max()}.")
@@ -347,7 +347,7 @@ def _checked_classes(classes: Any, count: int, most: int) -> np.ndarray | None:
 
 
 def _fill(images: np.ndarray, fill: Any) -> np.ndarray:
-    """A color for each picture, shape (N, channels)."""
+    """A color for each image, shape (N, channels)."""
     if fill is None:
         return images.mean(axis=(1, 2), dtype="float64").astype("float32")
     color = np.asarray(fill, "float32")

@@ -26,12 +26,12 @@ class ClassScore(NamedTuple):
     """How a class fares."""
 
     name: str
-    # Of the pictures that are called so, the share that are.
+    # Of the images that are called so, the share that are.
     precision: float
-    # Of its pictures, the share that are called so.
+    # Of its images, the share that are called so.
     recall: float
     f1: float
-    pictures: int
+    images: int
 
 
 class Confused(NamedTuple):
@@ -39,12 +39,12 @@ class Confused(NamedTuple):
 
     label: str
     predicted: str
-    pictures: int
+    images: int
     share: float
 
 
 class Calibration(NamedTuple):
-    """Whether pictures that are named with a confidence of 80% are right in 80% of cases."""
+    """Whether images that are named with a confidence of 80% are right in 80% of cases."""
 
     confidence: tuple[float, ...]
     accuracy: tuple[float, ...]
@@ -56,7 +56,7 @@ class Calibration(NamedTuple):
 def accuracy_interval(
     right: np.ndarray, *, groups: Sequence[Any] = (), confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Say between what an accuracy lies, by the bootstrap (Efron 1979): pictures are drawn anew, with
+    """Say between what an accuracy lies, by the bootstrap (Efron 1979): images are drawn anew, with
     replacement."""
     right = np.asarray(right, bool)
     names = np.asarray(groups) if len(groups) else np.arange(len(right))
@@ -66,7 +66,7 @@ def accuracy_interval(
         exact = binomtest(int(np.sum(hits > 0)), len(sizes)).proportion_ci(confidence, method="exact")
         return float(exact.low), float(exact.high)
     rng = np.random.default_rng(seed)
-    if len(sizes) == len(right):  # a sum of draws of single pictures is binomial
+    if len(sizes) == len(right):  # a sum of draws of single images is binomial
         drawn = rng.binomial(len(right), right.mean(), RESAMPLES) / len(right)
     else:
         picks = (rng.integers(0, len(sizes), len(sizes)) for _ in range(RESAMPLES))
@@ -76,7 +76,7 @@ def accuracy_interval(
 
 
 def top_k(labels: np.ndarray, probabilities: np.ndarray, k: int) -> float:
-    """Give the share of pictures whose class is among the most probable ones."""
+    """Give the share of images whose class is among the most probable ones."""
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(axis=1).mean())
 
@@ -129,7 +129,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def compare_right(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """Compare two models on the same pictures, by McNemar's exact test (1947)."""
+    """Compare two models on the same images, by McNemar's exact test (1947)."""
     gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     if not gained + lost:
         return 0, 0, 1.0

@@ -17,7 +17,7 @@ from transfer.evaluation.metrics import RESAMPLES, accuracy_interval
 
 
 class OperatingPoint(NamedTuple):
-    """What comes of calling pictures positive from a probability on."""
+    """What comes of calling images positive from a probability on."""
 
     threshold: float
     sensitivity: float
@@ -28,13 +28,13 @@ class OperatingPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Screening:
-    """Positive pictures against all others.
+    """Positive images against all others.
 
     Attributes:
         positive: the classes that are looked for.
-        truth: of each picture, whether it is positive, shape (N,).
+        truth: of each image, whether it is positive, shape (N,).
         scores: how probable the model says it is, shape (N,), 0 to 1.
-        groups: of each picture, such as its patient; empty where there are none.
+        groups: of each image, such as its patient; empty where there are none.
         confidence: of all intervals, between 0 and 1.
         seed: of the draws of the bootstrap.
     """
@@ -64,13 +64,13 @@ class Screening:
 
     @cached_property
     def auc(self) -> float:
-        """How often a positive picture is more probable than a negative one; equal ones count half."""
+        """How often a positive image is more probable than a negative one; equal ones count half."""
         return float(metrics.roc_auc_score(self.truth, self.scores))
 
     @cached_property
     def auc_interval(self) -> tuple[float, float]:
-        """Between what the area lies, by the bootstrap over pictures or groups (Efron 1979). Where the order is
-        perfect every draw is the same; then by Clopper and Pearson (1934), for pairs of which none shares a picture.
+        """Between what the area lies, by the bootstrap over images or groups (Efron 1979). Where the order is
+        perfect every draw is the same; then by Clopper and Pearson (1934), for pairs of which none shares an image.
         """
         if 0 < self.auc < 1:
             return self._bootstrap(_area)
@@ -79,9 +79,9 @@ class Screening:
         return float(exact.low), float(exact.high)
 
     def at(self, threshold: float) -> OperatingPoint:
-        """Say what comes of a threshold that was chosen elsewhere, such as on the validation pictures.
+        """Say what comes of a threshold that was chosen elsewhere, such as on the validation images.
 
-        The intervals are those of two shares, of the positive and of the negative pictures: see
+        The intervals are those of two shares, of the positive and of the negative images: see
         `scores.accuracy_interval`.
         """
         called = self.scores >= threshold
@@ -97,7 +97,7 @@ class Screening:
     def sensitivity_at(self, specificity: float = 0.9) -> OperatingPoint:
         """Give the best sensitivity whose specificity is this or more; nothing is interpolated between thresholds.
 
-        The threshold is chosen on these very pictures, and so on each draw of the bootstrap; on new pictures the
+        The threshold is chosen on these very images, and so on each draw of the bootstrap; on new images the
         specificity will be another. Choose it on others, and ask `at`, for what may be expected.
         """
         _check_share("specificity", specificity)
@@ -151,7 +151,7 @@ class Screening:
         unit = f", in {len(set(self.groups)):,} groups" if len(self.groups) else ""
         low, high = self.auc_interval
         lines = [
-            f"{', '.join(self.positive)}: {self.truth.sum():,} pictures against {np.sum(~self.truth):,}{unit}",
+            f"{', '.join(self.positive)}: {self.truth.sum():,} images against {np.sum(~self.truth):,}{unit}",
             f"Area under the curve {self.auc:.3f} ({low:.3f} to {high:.3f} with {self.confidence:.0%} confidence)",
             f"Sensitivity {_said(one.sensitivity, one.sensitivity_interval)} at a specificity of "
             f"{one.specificity:.1%} ({specificity:.0%} or more): from a probability of {one.threshold:.3f} on",
@@ -162,18 +162,18 @@ class Screening:
 
     @cached_property
     def _counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positive and negative pictures that are called positive, at each threshold."""
+        """Positive and negative images that are called positive, at each threshold."""
         return self._weighed(np.ones(len(self.truth), "int64"))
 
     @cached_property
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """The pictures by falling probability, and how many of them each threshold takes."""
+        """The images by falling probability, and how many of them each threshold takes."""
         order = np.argsort(-self.scores, kind="stable")
         return order, np.searchsorted(-self.scores[order], -self.thresholds, side="right")
 
     @cached_property
     def _units(self) -> np.ndarray:
-        """Number of what is drawn together: of each picture's group, or of the picture."""
+        """Number of what is drawn together: of each image's group, or of the image."""
         names = np.asarray(self.groups) if len(self.groups) else np.arange(len(self.truth))
         return np.unique(names, return_inverse=True)[1]
 
@@ -218,7 +218,7 @@ def screening(
         as patients where there are any.
 
     Raises:
-        InputError: no such class, all of them, no picture on one side, or a confidence out of range.
+        InputError: no such class, all of them, no image on one side, or a confidence out of range.
 
     Example:
         >>> probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]])
@@ -239,7 +239,7 @@ def screening(
     truth = np.isin(found.labels, places)
     if not truth.any() or truth.all() or len(chosen) == len(found.class_names):
         raise InputError(
-            "Expected pictures of the positive classes and of others. Received: "
+            "Expected images of the positive classes and of others. Received: "
             f"{truth.sum()} of {', '.join(chosen) or 'no class'}, and {np.sum(~truth)} others."
         )
     return Screening(
@@ -253,7 +253,7 @@ def _check_share(name: str, asked: float) -> None:
 
 
 def _area(called: np.ndarray, wrongly: np.ndarray) -> float:
-    """The area under the curve from counts, by trapezoids: pictures that are equally probable count
+    """The area under the curve from counts, by trapezoids: images that are equally probable count
     half."""
     twice = np.sum(np.diff(wrongly) * (called[1:] + called[:-1]))
     return float(twice / (2 * called[-1] * wrongly[-1]))

@@ -1,4 +1,4 @@
-"""Pictures of screening: sensitivity against specificity, beside points of reference."""
+"""Images of screening: sensitivity against specificity, beside points of reference."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def sensitivity_plot(
     axes.grid(color="#dddddd")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    sides = f"{found.truth.sum():,} pictures against {(~found.truth).sum():,}"
+    sides = f"{found.truth.sum():,} images against {(~found.truth).sum():,}"
     axes.set_title(title or f"{', '.join(found.positive)}: {sides}", loc="left", fontsize=11)
     axes.legend(frameon=False, loc="lower left", fontsize=9)
     for text in figure.findobj(Text):

@@ -38,10 +38,10 @@ KINDS: dict[str, tuple[str | None, ...]] = {
 """File formats, and how each can be quantized. A SavedModel is for servers, which have room."""
 
 MAX_IMAGES = 500
-"""Held-out pictures to check a file on at most: enough to tell 99% of agreement from 97%."""
+"""Held-out images to check a file on at most: enough to tell 99% of agreement from 97%."""
 
 MAX_CALIBRATION = 200
-"""Training pictures that set the ranges of int8, at most: more change them little."""
+"""Training images that set the ranges of int8, at most: more change them little."""
 
 
 def export(
@@ -53,27 +53,27 @@ def export(
     data: Any = None,
     max_images: int = MAX_IMAGES,
 ) -> Exported:
-    """Write a trained run for another runtime, and run the file there, beside Keras, on pictures of the test.
+    """Write a trained run for another runtime, and run the file there, beside Keras, on images of the test.
 
     A file that does not say what Keras says is not kept, and an earlier one stays. Every file takes raw RGB, 0 to 255,
-    as `float32`, of the run's size, any number of pictures at once; a SavedModel takes any size, as `uint8`, and
-    encoded pictures too (see `export_serving.write_saved_model`).
+    as `float32`, of the run's size, any number of images at once; a SavedModel takes any size, as `uint8`, and
+    encoded images too (see `export_serving.write_saved_model`).
 
     Args:
         run: the folder of a run, a `.keras` file that `python -m transfer.train` wrote, or of `load_run`.
         to: one of `KINDS`.
-        quantize: None, `"float16"` or `"int8"`, which is set by training pictures.
+        quantize: None, `"float16"` or `"int8"`, which is set by training images.
         output: folder to write; None is a folder of that kind under `exported` in the run's own. An earlier export of
             the same kind in it is replaced.
-        data: pictures to check on where the run's own are gone, as for `load_test`. Where its training pictures are
+        data: images to check on where the run's own are gone, as for `load_test`. Where its training images are
             gone too, int8 is set by half of these and checked on the others.
-        max_images: pictures to check on, at most, 1 or more; int8 is set by as many at most, or `MAX_CALIBRATION`.
+        max_images: images to check on, at most, 1 or more; int8 is set by as many at most, or `MAX_CALIBRATION`.
 
     Returns:
         What was written, and what the check found.
 
     Raises:
-        InputError: an unknown format, a package that is not installed, no pictures, an output that is something else,
+        InputError: an unknown format, a package that is not installed, no images, an output that is something else,
             or a file that does not say what Keras says.
 
     Example:
@@ -94,7 +94,7 @@ def export(
     run = load_run(run) if isinstance(run, str | Path) else run
     final = Path(output) if output is not None else own_folder(run.folder, to, quantize)
     refuse_other(final, to, quantize)
-    test, train = _pictures(run, data, max_images, quantize)
+    test, train = _images(run, data, max_images, quantize)
     calibration = None if train is None else _pixels(train, run.image_size, MAX_CALIBRATION)
     # What a file computes: in float32, at one size. A run in bfloat16 differs from itself by more than a file may.
     model = surgery.clone(run.model, image_size=run.image_size, precision="float32")
@@ -104,7 +104,7 @@ def export(
         notes = notes_of(run, to, quantize)
         with _told(what):
             path = _convert(model, run, notes, partial, calibration)
-        log.info("Running it beside Keras on %s held-out pictures", f"{len(test):,}")
+        log.info("Running it beside Keras on %s held-out images", f"{len(test):,}")
         images = _pixels(test, run.image_size, max_images)
         with _told(what):
             exported = _checked(model, path, notes, images, np.asarray(test.labels))
@@ -136,18 +136,18 @@ def _check_arguments(to: str, quantize: str | None, output: Any, max_images: int
         )
 
 
-def _pictures(run: FinishedRun, data: Any, most: int, quantize: str | None) -> tuple[Split, Split | None]:
-    """Give held-out pictures, and those to set int8 by."""
+def _images(run: FinishedRun, data: Any, most: int, quantize: str | None) -> tuple[Split, Split | None]:
+    """Give held-out images, and those to set int8 by."""
     train = None
     if data is None:
         try:
             loaded = run.data()
         except InputError as error:
-            raise InputError(f"{error} Name pictures to check the file on: --data DIR.") from None
+            raise InputError(f"{error} Name images to check the file on: --data DIR.") from None
         test = next(part for part in (loaded.test, loaded.val, loaded.train) if len(part))
         train = loaded.train
         if test is train:
-            log.warning("The run held no pictures out: the file is checked on those that it was trained on.")
+            log.warning("The run held no images out: the file is checked on those that it was trained on.")
     else:
         test = run.data(data).test
         if quantize == "int8":
@@ -155,9 +155,7 @@ def _pictures(run: FinishedRun, data: Any, most: int, quantize: str | None) -> t
                 train = run.data().train
     if quantize == "int8" and train is None:
         if len(test) < 2:
-            raise InputError(
-                "int8 needs pictures to set its ranges by and others to check it on. Received 1."
-            )
+            raise InputError("int8 needs images to set its ranges by and others to check it on. Received 1.")
         half = _some(test, 2 * most)
         train, test = half.take(range(0, len(half), 2)), half.take(range(1, len(half), 2))
     calibration = None if quantize != "int8" or train is None else _some(train, min(most, MAX_CALIBRATION))
@@ -165,7 +163,7 @@ def _pictures(run: FinishedRun, data: Any, most: int, quantize: str | None) -> t
 
 
 def _some(split: Split, most: int) -> Split:
-    """Draw some pictures, the same each time."""
+    """Draw some images, the same each time."""
     import numpy as np
 
     return split.take(np.random.default_rng(0).permutation(len(split))[:most])
@@ -174,7 +172,7 @@ def _some(split: Split, most: int) -> Split:
 def _pixels(split: Split, size: tuple[int, int], most: int) -> np.ndarray:
     import numpy as np
 
-    return np.stack([split.picture(i, size) for i in range(min(len(split), most))])
+    return np.stack([split.image(i, size) for i in range(min(len(split), most))])
 
 
 @contextlib.contextmanager
@@ -245,10 +243,10 @@ def _refusal(exported: Exported, final: Path) -> str:
     what = f"{exported.kind} {exported.quantize}" if exported.quantize else exported.kind
     kept = "The earlier one stays" if final.exists() else "Nothing was kept"
     instead = {
-        "int8": "Try --quantize float16, or more training pictures for its ranges (--max-images)",
+        "int8": "Try --quantize float16, or more training images for its ranges (--max-images)",
         "float16": "Try it without --quantize",
     }.get(exported.quantize or "", "Try another format")
     return (
-        f"The {what} file is no good: {exported.problem}, on {exported.num_pictures:,} held-out pictures. {kept} at "
+        f"The {what} file is no good: {exported.problem}, on {exported.num_images:,} held-out images. {kept} at "
         f"{final}. {instead}."
     )

@@ -30,7 +30,7 @@ OPSET = 17
 """Of ONNX: the newest that runtimes of the last three years read, those in browsers too."""
 
 _ONNX = ("tf2onnx", "onnx", "onnxruntime")
-_CALIBRATED_AT_ONCE = 16  # pictures in a batch
+_CALIBRATED_AT_ONCE = 16  # images in a batch
 
 
 def load_packages(kind: str, quantize: str | None) -> None:
@@ -109,7 +109,7 @@ def write_litert(
     quantize: str | None,
     calibration: np.ndarray | None,
 ) -> None:
-    """Write a `.tflite` file; float32 pictures in and float32 probabilities out, quantized or not."""
+    """Write a `.tflite` file; float32 images in and float32 probabilities out, quantized or not."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         # Gradients of swish and others cannot be written, and nobody asks for them.
         plain = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
@@ -125,10 +125,8 @@ def _to_litert(folder: str, quantize: str | None, calibration: np.ndarray | None
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8" and calibration is not None:
-        pictures = calibration.astype("float32")
-        converter.representative_dataset = lambda: (
-            {INPUT: pictures[i : i + 1]} for i in range(len(pictures))
-        )
+        images = calibration.astype("float32")
+        converter.representative_dataset = lambda: ({INPUT: images[i : i + 1]} for i in range(len(images)))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converted: bytes = converter.convert()
     return converted
@@ -142,7 +140,7 @@ def write_onnx(
     quantize: str | None,
     calibration: np.ndarray | None,
 ) -> None:
-    """Write an `.onnx` file; float32 pictures in and float32 probabilities out, quantized or not."""
+    """Write an `.onnx` file; float32 images in and float32 probabilities out, quantized or not."""
     import onnx
     import tf2onnx
 
@@ -168,7 +166,7 @@ def _in_int8(proto: Any, file: Path, calibration: np.ndarray) -> Any:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Pictures(quantization.CalibrationDataReader):
+    class Images(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             size = _CALIBRATED_AT_ONCE
             batches = [calibration[i : i + size] for i in range(0, len(calibration), size)]
@@ -186,7 +184,7 @@ def _in_int8(proto: Any, file: Path, calibration: np.ndarray) -> Any:
         quantization.quantize_static(
             str(ready),
             str(done),
-            Pictures(),
+            Images(),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             # Four times as fast on CPUs as signed activations, and as exact.
@@ -207,7 +205,7 @@ def write_openvino(
     quantize: str | None,
     calibration: np.ndarray | None,
 ) -> None:
-    """Write an `.xml` file and its `.bin`; float32 pictures in and float32 probabilities out, quantized or
+    """Write an `.xml` file and its `.bin`; float32 images in and float32 probabilities out, quantized or
     not."""
     openvino = import_openvino()
     if openvino is None:

@@ -14,10 +14,10 @@ import numpy as np
 
 from transfer.frozen.openvino_engine import import_openvino, padded
 
-Run = Callable[[np.ndarray], np.ndarray]
+RunFunction = Callable[[np.ndarray], np.ndarray]
 
 BATCH = 32
-"""Pictures at once, but for LiteRT, whose place is a telephone: there it is one."""
+"""Images at once, but for LiteRT, whose place is a telephone: there it is one."""
 
 
 @contextlib.contextmanager
@@ -33,14 +33,14 @@ def in_full() -> Iterator[None]:
         experimental.enable_tensor_float_32_execution(before)
 
 
-def open_exported(kind: str, path: Path) -> tuple[Run, int]:
+def open_exported(kind: str, path: Path) -> tuple[RunFunction, int]:
     """Load an exported file with its runtime."""
     opened = {"saved-model": _saved_model, "litert": _litert, "onnx": _onnx, "openvino": _openvino}[kind]
     return opened(path), 1 if kind == "litert" else BATCH
 
 
-def run_all(run: Run, images: np.ndarray, batch: int) -> tuple[np.ndarray, float]:
-    """Run pictures through a network, and measure how fast it is when warm."""
+def run_all(run: RunFunction, images: np.ndarray, batch: int) -> tuple[np.ndarray, float]:
+    """Run images through a network, and measure how fast it is when warm."""
     # Always the same number at once: for another, runtimes would prepare anew.
     batches = [padded(images[start : start + batch], batch) for start in range(0, len(images), batch)]
     run(batches[0])
@@ -50,7 +50,7 @@ def run_all(run: Run, images: np.ndarray, batch: int) -> tuple[np.ndarray, float
     return np.concatenate(results)[: len(images)], len(batches) * batch / seconds
 
 
-def _saved_model(path: Path) -> Run:
+def _saved_model(path: Path) -> RunFunction:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
@@ -62,7 +62,7 @@ def _saved_model(path: Path) -> Run:
     return run
 
 
-def _litert(path: Path) -> Run:
+def _litert(path: Path) -> RunFunction:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -77,14 +77,14 @@ def _litert(path: Path) -> Run:
     return lambda images: np.array(runner(images=images.astype("float32"))["probabilities"])
 
 
-def _onnx(path: Path) -> Run:
+def _onnx(path: Path) -> RunFunction:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: session.run(["probabilities"], {"images": images.astype("float32")})[0]
 
 
-def _openvino(path: Path) -> Run:
+def _openvino(path: Path) -> RunFunction:
     openvino = import_openvino()
     if openvino is None:
         raise ImportError("OpenVINO is not installed")

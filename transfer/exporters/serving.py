@@ -1,4 +1,4 @@
-"""A SavedModel that takes pictures as they come: of any size, or still encoded, a batch at a time."""
+"""A SavedModel that takes images as they come: of any size, or still encoded, a batch at a time."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def write_saved_model(
         raise unknown("resize", resize, RESIZES)
     names = tf.constant(list(class_names))
 
-    def answer(pictures: Any) -> dict[str, Any]:
-        probabilities = tf.cast(model(pictures, training=False), tf.float32)
+    def answer(images: Any) -> dict[str, Any]:
+        probabilities = tf.cast(model(images, training=False), tf.float32)
         return {
             "probabilities": probabilities,
             "classes": tf.tile(names[tf.newaxis], [tf.shape(probabilities)[0], 1]),
@@ -62,7 +62,7 @@ def write_saved_model(
 
 
 def fitted(images: Any, size: tuple[int, int], *, resize: str = RESIZES[0]) -> Any:
-    """Bring pictures to a size inside a graph, as `pictures.decode` does outside, to about one step of
+    """Bring images to a size inside a graph, as `images.decode` does outside, to about one step of
     255."""
     images = tf.cast(images, tf.float32)
     if resize == "crop":
@@ -75,7 +75,7 @@ def fitted(images: Any, size: tuple[int, int], *, resize: str = RESIZES[0]) -> A
 
 
 def _cropped(images: Any, size: tuple[int, int]) -> Any:
-    """The middle at the scale at which the picture covers the size; the box may begin between two
+    """The middle at the scale at which the image covers the size; the box may begin between two
     pixels."""
     sides = tf.cast(tf.shape(images)[1:3], tf.float32)
     scale = tf.reduce_max(size / sides)
@@ -90,7 +90,7 @@ def _cropped(images: Any, size: tuple[int, int]) -> Any:
 
 
 def _padded(images: Any, size: tuple[int, int]) -> Any:
-    """The whole picture in the middle, black around it."""
+    """The whole image in the middle, black around it."""
     sides = tf.cast(tf.shape(images)[1:3], tf.float64)  # float32 would round other halves than Python does
     scale = tf.reduce_min(size / sides)
     inner = tf.maximum(1, tf.cast(tf.round(sides * scale), tf.int32))
@@ -100,7 +100,7 @@ def _padded(images: Any, size: tuple[int, int]) -> Any:
 
 
 def decoded(data: Any) -> Any:
-    """Decode one picture inside a graph, as `pictures.decode` does outside, but for two things."""
+    """Decode one image inside a graph, as `images.decode` does outside, but for two things."""
     is_jpeg = tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"
     is_png = tf.strings.substr(data, 0, 8) == b"\x89PNG\r\n\x1a\n"
     pixels = tf.cond(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 LEAST_AGREEMENT = 0.99
-"""Share of pictures of which a float file must name the class that Keras names. One in a hundred, since a picture may
+"""Share of images of which a float file must name the class that Keras names. One in a hundred, since an image may
 lie between two classes; those closer than `TIE` count as agreeing in any case."""
 
 TIE = 1e-3
@@ -18,7 +18,7 @@ TIE = 1e-3
 
 MOST_DIFFERENCE = {None: 1e-3, "float16": 0.2}
 """Most that a probability may differ. In float32 rounding moved it by 1.4e-5 at most. float16 has three digits, and
-weights rounded so moved it by up to 0.06 where two classes were close. A mistake, such as pictures scaled twice, moves
+weights rounded so moved it by up to 0.06 where two classes were close. A mistake, such as images scaled twice, moves
 most of them by more, and names other classes too."""
 
 MOST_LOST = 0.01
@@ -26,7 +26,7 @@ MOST_LOST = 0.01
 
 DOUBT = 1.64
 """Standard deviations of chance that int8 is given besides, so that of files that lose exactly `MOST_LOST`, 5% are
-refused and not half. Chance is in the pictures that one names rightly and the other does not."""
+refused and not half. Chance is in the images that one names rightly and the other does not."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Exported:
     quantize: str | None
     # Bytes on disk of all that the runtime loads.
     size: int
-    num_pictures: int
+    num_images: int
     # Of a probability from Keras', 0 to 1.
     largest_difference: float
-    # Share of pictures of which it names the same class as Keras, 0 to 1.
+    # Share of images of which it names the same class as Keras, 0 to 1.
     agreement: float
     # Of the file, 0 to 1.
     accuracy: float
@@ -59,7 +59,7 @@ class Exported:
             return "it gives NaN or infinity"
         if self.quantize == "int8":
             chance = DOUBT * math.sqrt(self.num_lost + self.num_gained)
-            if self.num_lost - self.num_gained > MOST_LOST * self.num_pictures + chance:
+            if self.num_lost - self.num_gained > MOST_LOST * self.num_images + chance:
                 return (
                     f"its accuracy is {self.accuracy:.1%}, Keras' {self.keras_accuracy:.1%}: more than "
                     f"{MOST_LOST:.0%} and chance below"
@@ -81,7 +81,7 @@ class Exported:
         """Give it as a line for people."""
         what = f"{self.kind} {self.quantize}" if self.quantize else self.kind
         return (
-            f"{what}: {self.path}, {self.size / 1e6:.1f} MB. On {self.num_pictures:,} held-out pictures it names the "
+            f"{what}: {self.path}, {self.size / 1e6:.1f} MB. On {self.num_images:,} held-out images it names the "
             f"class that Keras names for {self.agreement:.1%}; a probability differs by {self.largest_difference:.2g} "
             f"at most; accuracy {self.accuracy:.1%} (Keras {self.keras_accuracy:.1%}); "
             f"{self.images_per_second:,.0f} images/s (Keras {self.keras_images_per_second:,.0f})."
@@ -95,7 +95,7 @@ def compare(found: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict
     right, was_right = found.argmax(axis=1) == labels, expected.argmax(axis=1) == labels
     difference = float(np.abs(found - expected).max())
     return {
-        "num_pictures": len(labels),
+        "num_images": len(labels),
         "largest_difference": difference if np.isfinite(found).all() else math.inf,
         "agreement": float(np.mean(tie | (found.argmax(axis=1) == expected.argmax(axis=1)))),
         "accuracy": float(right.mean()),

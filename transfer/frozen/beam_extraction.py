@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHARD_SIZE = 4096
-"""Pictures: so many are lost at most, for each worker, when a pass is killed. A hundred million are 24,000 files."""
+"""Images: so many are lost at most, for each worker, when a pass is killed. A hundred million are 24,000 files."""
 
 SHARD_BYTES = 64 * 2**20
 """Of rows: what a worker holds of a shard."""
 
 BATCH_SIZE = 32
-"""Pictures per step, as in the pass without Beam."""
+"""Images per step, as in the pass without Beam."""
 
 _LOOKING = 2.0  # seconds between looks at what is done
 
 
 def extract_with_beam(
-    trunk: keras.Model,
+    extractor: keras.Model,
     split: Split,
     *,
     image_size: tuple[int, int],
@@ -60,20 +60,20 @@ def extract_with_beam(
     from transfer.frozen.extraction import Features
     from transfer.frozen.feature_cache import FeatureCache
     from transfer.frozen.shared_pass import missing_rows
-    from transfer.frozen.store_keys import digests_of, open_shelf
+    from transfer.frozen.store_keys import digests_of, open_store
 
     if not len(split):
-        raise InputError("Expected pictures to run the network over. Received: an empty split.")
+        raise InputError("Expected images to run the network over. Received: an empty split.")
     if shard_size < 1:
-        raise InputError(f"Expected a shard_size of 1 picture or more. Received: {shard_size}.")
-    run = make_engine(trunk, engine=engine, precision=precision, batch_size=batch_size)
-    shelf = open_shelf(run, image_size=image_size, resize=split.resize, dtype=dtype, cache=cache)
+        raise InputError(f"Expected a shard_size of 1 image or more. Received: {shard_size}.")
+    run = make_engine(extractor, engine=engine, precision=precision, batch_size=batch_size)
+    store = open_store(run, image_size=image_size, resize=split.resize, dtype=dtype, cache=cache)
     digests = digests_of(split)
-    missing = missing_rows(shelf, digests)
-    per_picture = None
+    missing = missing_rows(store, digests)
+    per_image = None
     if len(missing):
-        plan = feature_shards.Plan(
-            shelf=shelf.folder.name,
+        plan = feature_shards.PassSettings(
+            store=store.folder.name,
             image_size=image_size,
             resize=split.resize,
             dtype=dtype,
@@ -83,13 +83,13 @@ def extract_with_beam(
             threads=beam_runner.threads_of_each(flags),
         )
         wanted = replace(split.take(missing), digests=[digests[i] for i in missing])
-        size = min(shard_size, max(1, SHARD_BYTES // (4 * math.prod(shelf.shape))))
-        per_picture = _pass(shelf.folder.parent, trunk, plan, wanted, size, flags, name)
-        shelf.refresh()
-    rows = shelf.find(digests)
-    _refuse_lost(int((rows < 0).sum()), shelf.folder)
-    shapes = tuple(tuple(tensor.shape[1:]) for tensor in trunk.outputs)
-    return Features(shelf, rows, len(missing), run.name if len(missing) else "", shapes, per_picture)
+        size = min(shard_size, max(1, SHARD_BYTES // (4 * math.prod(store.shape))))
+        per_image = _pass(store.folder.parent, extractor, plan, wanted, size, flags, name)
+        store.refresh()
+    rows = store.find(digests)
+    _refuse_lost(int((rows < 0).sum()), store.folder)
+    shapes = tuple(tuple(tensor.shape[1:]) for tensor in extractor.outputs)
+    return Features(store, rows, len(missing), run.name if len(missing) else "", shapes, per_image)
 
 
 def _same_engine(name: str) -> dict[str, str]:
@@ -101,32 +101,32 @@ def _same_engine(name: str) -> dict[str, str]:
 def _refuse_lost(lost: int, folder: Path) -> None:
     if lost:
         raise InputError(
-            f"The workers are done, but {lost} pictures are not in {str(folder)!r} here. Set the environment variable "
+            f"The workers are done, but {lost} images are not in {str(folder)!r} here. Set the environment variable "
             "TRANSFER_CACHE to a folder on a disk that all workers see under one name."
         )
 
 
 def _pass(
     cache: Path,
-    trunk: keras.Model,
-    plan: feature_shards.Plan,
+    extractor: keras.Model,
+    plan: feature_shards.PassSettings,
     wanted: Split,
     size: int,
     flags: Any,
     name: str,
 ) -> float | None:
-    """Lay the shards out, let Beam work them off, and say how it went; give the seconds per picture."""
+    """Lay the shards out, let Beam work them off, and say how it went; give the seconds per image."""
     began = time.perf_counter()
     with feature_shards.pass_folder(cache) as folder:
         count = _shards(len(wanted), size, beam_runner.count_workers(flags))
-        feature_shards.lay_out(folder, trunk, plan, wanted, count=count)
+        feature_shards.lay_out(folder, extractor, plan, wanted, count=count)
         with _bar(folder, count, name):
-            beam_runner.work_off(folder, count, flags)
+            beam_runner.run_shards(folder, count, flags)
         done = feature_shards.reports(folder)
     seconds = time.perf_counter() - began
-    per_picture = feature_shards.per_picture(done)
+    per_image = feature_shards.per_image(done)
     log.info(
-        "%s: %d pictures in %d shards, %.1f s, %.1f pictures/s; %.1f s to start each of %d workers, %s afterwards.",
+        "%s: %d images in %d shards, %.1f s, %.1f images/s; %.1f s to start each of %d workers, %s afterwards.",
         name,
         len(wanted),
         count,
@@ -134,15 +134,15 @@ def _pass(
         len(wanted) / seconds,
         max((report.setup for report in done), default=0.0),
         len({report.worker for report in done}),
-        f"{1 / per_picture:.1f} pictures/s" if per_picture else "a batch each",
+        f"{1 / per_image:.1f} images/s" if per_image else "a batch each",
     )
-    return per_picture
+    return per_image
 
 
-def _shards(pictures: int, size: int, workers: int) -> int:
+def _shards(images: int, size: int, workers: int) -> int:
     """How many shards there are: as many for each worker, since the local runner gives each as many."""
-    count = -(-pictures // size)
-    return min(pictures, -(-count // workers) * workers)
+    count = -(-images // size)
+    return min(images, -(-count // workers) * workers)
 
 
 @contextlib.contextmanager

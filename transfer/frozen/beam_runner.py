@@ -47,14 +47,14 @@ def threads_of_each(flags: Any) -> int:
     return max(1, (os.cpu_count() or 1) // count_workers(flags)) if _several(flags) else 0
 
 
-def work_off(folder: Path, count: int, flags: Any) -> None:
+def run_shards(folder: Path, count: int, flags: Any) -> None:
     """Let workers run the network over all shards of a pass."""
     beam = _beam()
     try:
         with _quiet("apache_beam"):
             pipeline = beam.Pipeline(runner=_runner(flags, folder), options=flags)
             numbers = pipeline | beam.Create(range(count), reshuffle=False) | beam.Reshuffle()
-            _ = numbers | beam.Map(feature_shards.work_off, str(folder))
+            _ = numbers | beam.Map(feature_shards.run_shards, str(folder))
             pipeline.run().wait_until_finish()
     except Exception as error:  # whatever a runner makes of it
         problem = feature_shards.failure(folder) or feature_shards.problem_in(error)

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError, one_line, unknown
-from transfer.frozen.openvino_engine import Run, compile_graph, has_bfloat16, import_openvino, padded
+from transfer.frozen.openvino_engine import RunFunction, compile_graph, has_bfloat16, import_openvino, padded
 from transfer.networks.graphs import bottlenecks, graph
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -30,10 +30,10 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 """Most that an engine may differ from Keras, see `relative_error`."""
 
 CHUNK = {"float32": 2, "bfloat16": 4, "keras": 8}
-"""Pictures per request. A batch is cut into small ones, which the cores work at side by side: what a layer
+"""Images per request. A batch is cut into small ones, which the cores work at side by side: what a layer
 hands to the next then stays in a core's cache."""
 
-_CHECKED = 8  # pictures of the first batch that plain Keras runs too; more would take longer than the rest
+_CHECKED = 8  # images of the first batch that plain Keras runs too; more would take longer than the rest
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _sections(model: keras.Model) -> tuple[int, ...]:
         return ()
     if any(None in shape for shape in shapes):
         raise InputError(
-            f"Expected a network for pictures of one size. Received: {model.name!r}, which gives {shapes}. Build it "
+            f"Expected a network for images of one size. Received: {model.name!r}, which gives {shapes}. Build it "
             "with image_size=..."
         )
     return tuple(math.prod(shape) for shape in shapes)
@@ -128,14 +128,14 @@ def engine_names(
 
 
 class Engine:
-    """A frozen network, ready to run over batches of pictures; for one thread at a time."""
+    """A frozen network, ready to run over batches of images; for one thread at a time."""
 
     def __init__(
         self, model: keras.Model, names: list[str], batch_size: int, sections: tuple[int, ...] = ()
     ) -> None:
         self.batch_size, self.model, self.sections = batch_size, model, sections
         self._names = list(names)
-        self._run: Run | None = None
+        self._run: RunFunction | None = None
         self._shape: tuple[int, ...] | None = None
         self._trusted = False
 
@@ -174,7 +174,7 @@ class Engine:
         )
         if not fits or not 1 <= len(images) <= self.batch_size or images.dtype.kind not in "uif":
             raise InputError(
-                f"Expected 1 to {self.batch_size} pictures of shape {expected} as uint8 or float32. Received: "
+                f"Expected 1 to {self.batch_size} images of shape {expected} as uint8 or float32. Received: "
                 f"shape {images.shape}, {images.dtype}."
             )
         self._shape = images.shape[1:]
@@ -189,8 +189,8 @@ class Engine:
         expected = _output(self.model(images[rows], training=False))
         if not np.isfinite(expected).all():
             raise InputError(
-                f"The network {self.model.name!r} gives NaN or infinity on these pictures. Its weights may be "
-                "broken, or it expects other pictures than raw RGB from 0 to 255."
+                f"The network {self.model.name!r} gives NaN or infinity on these images. Its weights may be "
+                "broken, or it expects other images than raw RGB from 0 to 255."
             )
         ends = np.cumsum(self.sections)[:-1]
         pairs = zip(*(np.split(part, ends, axis=-1) for part in (result[rows], expected)), strict=True)
@@ -226,8 +226,8 @@ def _replicas(model: keras.Model) -> int:
     return strategy.num_replicas_in_sync if strategy is not None else 1
 
 
-def _make(name: str, model: keras.Model, shape: tuple[int, ...], batch_size: int) -> Run:
-    """Make the engine of that name for pictures of one shape."""
+def _make(name: str, model: keras.Model, shape: tuple[int, ...], batch_size: int) -> RunFunction:
+    """Make the engine of that name for images of one shape."""
     if name == "keras predict":
         return _predict(model, batch_size)
     if name == "keras":
@@ -235,7 +235,7 @@ def _make(name: str, model: keras.Model, shape: tuple[int, ...], batch_size: int
     return _openvino(model, shape, batch_size, name.split()[1])
 
 
-def _predict(model: keras.Model, batch_size: int) -> Run:
+def _predict(model: keras.Model, batch_size: int) -> RunFunction:
     """Plain Keras, which knows of devices, strategies and jit_compile itself."""
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -266,7 +266,7 @@ def _constant_function(model: keras.Model, shape: tuple[int, ...]) -> Any:
     return function
 
 
-def _keras(model: keras.Model, shape: tuple[int, ...], batch_size: int) -> Run:
+def _keras(model: keras.Model, shape: tuple[int, ...], batch_size: int) -> RunFunction:
     """The graph with constants, without XLA, which is ten times slower with depthwise convolutions on a
     CPU."""
     chunk = min(CHUNK["keras"], batch_size)
@@ -286,7 +286,7 @@ def _chunks(images: np.ndarray, size: int) -> list[np.ndarray]:
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def _openvino(model: keras.Model, shape: tuple[int, ...], batch_size: int, precision: str) -> Run:
+def _openvino(model: keras.Model, shape: tuple[int, ...], batch_size: int, precision: str) -> RunFunction:
     """The same graph with constants, compiled by OpenVINO."""
     chunk = max(1, min(CHUNK[precision], batch_size // (os.cpu_count() or 1)))
     maps = _small_maps(model) if precision == "bfloat16" else None
@@ -326,7 +326,7 @@ def _graph_behind(output: Any, function: Any) -> tuple[Any, Any, Any]:
 
 
 def _small_maps(model: keras.Model) -> Any | None:
-    """Find where all that comes later is computed from maps of an eighth of the picture's size or less."""
+    """Find where all that comes later is computed from maps of an eighth of the image's size or less."""
     nodes = graph(model)
     size = nodes[0].tensor.shape[1:3]
     folded = (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU)

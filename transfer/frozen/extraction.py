@@ -1,4 +1,4 @@
-"""One forward pass over the pictures: what a frozen network makes of them, computed once and kept on disk.
+"""One forward pass over the images: what a frozen network makes of them, computed once and kept on disk.
 
 `python -m transfer.features --list` shows what is kept, `--clear` removes it.
 """
@@ -18,11 +18,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from transfer.common.errors import InputError
-from transfer.distributed.process_group import crew
+from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.engines import Engine, make_engine, relative_error
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.frozen.feature_store import Shelf
+from transfer.frozen.feature_store import FeatureStore
 from transfer.frozen.shared_pass import (
     BATCH_SIZE,
     CHUNK_BYTES,
@@ -31,41 +31,41 @@ from transfer.frozen.shared_pass import (
     local_copy,
     missing_rows,
 )
-from transfer.frozen.store_keys import digests_of, open_shelf
+from transfer.frozen.store_keys import digests_of, open_store
 from transfer.images.datasets import ImageData, Split
 from transfer.images.pipeline import make_dataset
 from transfer.networks import surgery
 
 log = logging.getLogger(__name__)
 
-_CHECKED = 4  # pictures
+_CHECKED = 4  # images
 _SAME = 1e-3  # relative error between engines of full precision, and no more
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a network makes of the pictures of a split, on disk."""
+    """What a network makes of the images of a split, on disk."""
 
-    shelf: Shelf
+    store: FeatureStore
     rows: np.ndarray
     computed: int
     # What ran it, such as `"openvino bfloat16"`.
     engine: str
     shapes: tuple[tuple[int, ...], ...]
     # Of reading and running the network, after the first batch, which waits for what is done once.
-    seconds_per_picture: float | None = None
+    seconds_per_image: float | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all of it, pictures first."""
-        return (len(self), *self.shelf.shape)
+        """Of all of it, images first."""
+        return (len(self), *self.store.shape)
 
     def take(self, positions: np.ndarray | Sequence[int]) -> np.ndarray:
         """Read the rows at positions of the split."""
-        return self.shelf.take(self.rows[np.asarray(positions, "int64")])
+        return self.store.take(self.rows[np.asarray(positions, "int64")])
 
     def parts(self, positions: np.ndarray | Sequence[int]) -> list[np.ndarray]:
         """Read the rows at positions, an array for each output of the network, of shape (n, *its shape)."""
@@ -78,11 +78,11 @@ class Features:
 
     def load(self) -> np.ndarray:
         """Read all rows into memory, as float32."""
-        return self.shelf.take(self.rows).astype("float32", copy=False)
+        return self.store.take(self.rows).astype("float32", copy=False)
 
 
 def extract(
-    trunk: keras.Model,
+    extractor: keras.Model,
     split: Split,
     *,
     image_size: tuple[int, int],
@@ -97,22 +97,22 @@ def extract(
     cache: FeatureCache | None = None,
     name: str = "features",
 ) -> Features:
-    """Run a network once over the pictures of a split, in inference mode, and keep what it gives."""
+    """Run a network once over the images of a split, in inference mode, and keep what it gives."""
     if not len(split):
-        raise InputError("Expected pictures to run the network over. Received: an empty split.")
+        raise InputError("Expected images to run the network over. Received: an empty split.")
     check_views(views, augment)
     run = engine
     if not isinstance(run, Engine):
-        run = make_engine(local_copy(trunk), engine=run, precision=precision, batch_size=batch_size)
-    shelf = open_shelf(run, image_size=image_size, resize=split.resize, dtype=dtype, cache=cache)
-    pictures = digests_of(split)
-    digests = [*pictures]
+        run = make_engine(local_copy(extractor), engine=run, precision=precision, batch_size=batch_size)
+    store = open_store(run, image_size=image_size, resize=split.resize, dtype=dtype, cache=cache)
+    images = digests_of(split)
+    digests = [*images]
     for view in range(1, views):
-        digests += [_changed(picture, f"{augment} {flip} {seed} {view}") for picture in pictures]
-    missing = missing_rows(shelf, digests)
-    parts = np.array_split(missing, crew().count)
-    own = parts[crew().index]
-    own = own[shelf.find([digests[i] for i in own]) < 0]  # what others miss may be here
+        digests += [_changed(image, f"{augment} {flip} {seed} {view}") for image in images]
+    missing = missing_rows(store, digests)
+    parts = np.array_split(missing, current_group().count)
+    own = parts[current_group().index]
+    own = own[store.find([digests[i] for i in own]) < 0]  # what others miss may be here
     clock: list[tuple[float, int]] = []
     for view in range(views):
         wanted = own[own // len(split) == view]
@@ -128,15 +128,15 @@ def extract(
             )
             title = f"{name}, view {view + 1} of {views}" if views > 1 else name
             for places, values in _chunks(run, batches, len(wanted), title, clock):
-                shelf.append([digests[i] for i in wanted[places]], values)
-    exchange(shelf, digests, parts)
-    shapes = tuple(tuple(tensor.shape[1:]) for tensor in trunk.outputs)
+                store.append([digests[i] for i in wanted[places]], values)
+    exchange(store, digests, parts)
+    shapes = tuple(tuple(tensor.shape[1:]) for tensor in extractor.outputs)
     ran_by = run.name if len(missing) else ""
-    return Features(shelf, shelf.find(digests), len(missing), ran_by, shapes, _per_picture(clock))
+    return Features(store, store.find(digests), len(missing), ran_by, shapes, _per_image(clock))
 
 
 def keep(
-    trunk: keras.Model,
+    extractor: keras.Model,
     split: Split,
     values: np.ndarray,
     *,
@@ -145,22 +145,22 @@ def keep(
     cache: FeatureCache | None = None,
 ) -> bool:
     """Keep what is known already of what a network gives, so that `extract` need not compute it again."""
-    if tuple(trunk.output_shape[1:]) != values.shape[1:] or not len(split):
+    if tuple(extractor.output_shape[1:]) != values.shape[1:] or not len(split):
         return False
-    trunk = local_copy(trunk)
+    extractor = local_copy(extractor)
     some = split.take(range(min(_CHECKED, len(split))))
     images, _ = next(iter(make_dataset(some, image_size=image_size, batch_size=_CHECKED)))
-    if relative_error(values[: len(some)], np.asarray(trunk(images, training=False))) > _SAME:
+    if relative_error(values[: len(some)], np.asarray(extractor(images, training=False))) > _SAME:
         return False
-    run = make_engine(trunk, engine=engine)
-    shelf = open_shelf(run, image_size=image_size, resize=split.resize, dtype="float32", cache=cache)
+    run = make_engine(extractor, engine=engine)
+    store = open_store(run, image_size=image_size, resize=split.resize, dtype="float32", cache=cache)
     digests = digests_of(split)
-    missing = first_of_each(digests, shelf.find(digests) < 0)
-    shelf.append([digests[i] for i in missing], values[missing].astype("float32"))
+    missing = first_of_each(digests, store.find(digests) < 0)
+    store.append([digests[i] for i in missing], values[missing].astype("float32"))
     return True
 
 
-def _per_picture(clock: Sequence[tuple[float, int]]) -> float | None:
+def _per_image(clock: Sequence[tuple[float, int]]) -> float | None:
     if len(clock) < 2:
         return None
     return (clock[-1][0] - clock[0][0]) / sum(count for _, count in clock[1:])
@@ -175,24 +175,24 @@ def check_views(views: int, augment: str) -> None:
         )
 
 
-def _changed(picture: str, how: str) -> str:
-    """The digest of a picture that is changed in a certain way."""
-    return hashlib.sha256(f"{picture} {how}".encode()).hexdigest()
+def _changed(image: str, how: str) -> str:
+    """The digest of an image that is changed in a certain way."""
+    return hashlib.sha256(f"{image} {how}".encode()).hexdigest()
 
 
 def _keys(digests: Sequence[str]) -> np.ndarray:
-    """Seeds of augmentation, two int32 for each picture."""
+    """Seeds of augmentation, two int32 for each image."""
     return np.array([[int(d[:7], 16), int(d[7:14], 16)] for d in digests], "int32")
 
 
 def _chunks(
     run: Engine, batches: Any, count: int, name: str, clock: list[tuple[float, int]]
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Run the network; give the values of some pictures at a time, with their places."""
+    """Run the network; give the values of some images at a time, with their places."""
     held: list[np.ndarray] = []
     start, size = 0, 0
-    quiet = None if crew().is_chief else True
-    with tqdm(total=count, desc=name, unit=" pictures", leave=False, disable=quiet) as bar:
+    quiet = None if current_group().is_chief else True
+    with tqdm(total=count, desc=name, unit=" images", leave=False, disable=quiet) as bar:
         for images, _ in batches:
             held.append(run(np.asarray(images)))
             size += held[-1].nbytes
@@ -210,7 +210,7 @@ def _joined(held: Sequence[np.ndarray], start: int) -> tuple[slice, np.ndarray]:
     return slice(start, start + len(values)), values
 
 
-def frozen_trunk(model: keras.Model) -> keras.Model | None:
+def frozen_feature_extractor(model: keras.Model) -> keras.Model | None:
     """Give a model without its head where the head alone trains, so that the rest need run but once."""
     head = model.layers[-1]
     alone = (
@@ -222,11 +222,11 @@ def frozen_trunk(model: keras.Model) -> keras.Model | None:
     if not alone:
         return None
     with scope_of(model):
-        return surgery.trunk_of(model)
+        return surgery.feature_extractor_of(model)
 
 
 def input_size(model: keras.Model, data: ImageData) -> tuple[int, int]:
-    """Say at what size a model is to see the pictures."""
+    """Say at what size a model is to see the images."""
     height, width = model.input_shape[1:3]
     if height is None or width is None:
         if data.image_size is None:
@@ -234,7 +234,7 @@ def input_size(model: keras.Model, data: ImageData) -> tuple[int, int]:
         return data.image_size
     if data.image_size not in (None, (height, width)):
         raise InputError(
-            f"The model takes pictures of {height}x{width}, the data were asked for at "
+            f"The model takes images of {height}x{width}, the data were asked for at "
             f"{data.image_size[0]}x{data.image_size[1]}. Leave image_size out of load_data, or build the model "
             "for that size."
         )

@@ -1,4 +1,4 @@
-"""What frozen networks made of pictures, kept on disk from run to run: a folder of shelves, within a limit."""
+"""What frozen networks made of images, kept on disk from run to run: a folder of stores, within a limit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from transfer.common.cache_folder import default_folder
 from transfer.common.errors import InputError, unknown
-from transfer.frozen.feature_store import Shelf
+from transfer.frozen.feature_store import FeatureStore
 from transfer.frozen.row_files import SUFFIX, count_rows
 
 log = logging.getLogger(__name__)
 
 LIMIT = 20 * 2**30
-"""Bytes on disk: 8 million pictures at EfficientNet's 1,280 numbers in float16, and a twelfth of a laptop's 256 GB."""
+"""Bytes on disk: 8 million images at EfficientNet's 1,280 numbers in float16, and a twelfth of a laptop's 256 GB."""
 
 HOUR = 3600.0
 """Seconds after which a temporary file belongs to no living run: each is written in seconds."""
@@ -31,8 +31,8 @@ _OURS = re.compile(r"used|about\.json|.+\.rows\d+|\..+\.partial")
 
 
 @dataclass(frozen=True)
-class ShelfInfo:
-    """What there is to know of a shelf without opening it."""
+class StoreInfo:
+    """What there is to know of a store without opening it."""
 
     # Of what made its rows.
     key: str
@@ -43,15 +43,17 @@ class ShelfInfo:
 
 
 class FeatureCache:
-    """A folder of shelves, one for each network, preprocessing and image size."""
+    """A folder of stores, one for each network, preprocessing and image size."""
 
     def __init__(self, folder: Path | None = None, *, limit: int = LIMIT) -> None:
         self.folder = (default_folder() if folder is None else Path(folder)).absolute()
         self.limit = limit
         self._unseen = float("inf")  # bytes appended by this process since the sizes were summed
 
-    def shelf(self, key: str, *, shape: tuple[int, ...], dtype: str, about: Mapping[str, str]) -> Shelf:
-        """Open the shelf of one network, and make it where there is none."""
+    def store(
+        self, key: str, *, shape: tuple[int, ...], dtype: str, about: Mapping[str, str]
+    ) -> FeatureStore:
+        """Open the store of one network, and make it where there is none."""
         shape = tuple(shape)
         if not re.fullmatch("[0-9a-f]{8,64}", key) or dtype not in ("float16", "float32") or 0 in shape:
             raise InputError(
@@ -59,12 +61,12 @@ class FeatureCache:
                 f"float32. Received: key={key!r}, shape={shape}, dtype={dtype!r}."
             )
         folder = self.folder / f"{key}-{dtype}-{'x'.join(map(str, shape))}.shelf"
-        return Shelf(folder, shape=shape, dtype=dtype, about=about, grown=self._grown)
+        return FeatureStore(folder, shape=shape, dtype=dtype, about=about, grown=self._grown)
 
-    def shelves(self) -> list[ShelfInfo]:
-        """List the shelves in the order in which they would be evicted."""
+    def stores(self) -> list[StoreInfo]:
+        """List the stores in the order in which they would be evicted."""
         return [
-            ShelfInfo(
+            StoreInfo(
                 key=_key(folder),
                 about=_read_about(folder),
                 rows=sum(count_rows(path) for path in _files(folder) if path.name.endswith(SUFFIX)),
@@ -75,7 +77,7 @@ class FeatureCache:
         ]
 
     def clear(self, keys: Sequence[str] | None = None) -> int:
-        """Delete shelves, also those that are open somewhere: what a run has not read yet, it has lost."""
+        """Delete stores, also those that are open somewhere: what a run has not read yet, it has lost."""
         folders = self._folders()
         valid = list(dict.fromkeys(map(_key, folders)))
         for key in keys or ():
@@ -90,7 +92,7 @@ class FeatureCache:
             ) from None
 
     def evict(self) -> int:
-        """Delete the shelves opened longest ago until the rest is within the limit, and what killed runs
+        """Delete the stores opened longest ago until the rest is within the limit, and what killed runs
         left."""
         self._unseen = 0
         folders = self._folders()
@@ -156,7 +158,7 @@ def _size(folder: Path) -> int:
 
 
 def _is_open(folder: Path) -> bool:
-    """Tell whether a living process has the shelf open; or may have, where the disk knows no locks."""
+    """Tell whether a living process has the store open; or may have, where the disk knows no locks."""
     try:
         place = os.open(folder / "used", os.O_RDWR)
     except OSError as error:
@@ -173,7 +175,7 @@ def _is_open(folder: Path) -> bool:
 
 
 def _delete(folder: Path) -> int:
-    """Delete a shelf, but for files that are not ours and for what another process is writing just now."""
+    """Delete a store, but for files that are not ours and for what another process is writing just now."""
     freed = _delete_leftovers(folder)
     for path in _files(folder):
         if _OURS.fullmatch(path.name) and not path.name.endswith(".partial"):

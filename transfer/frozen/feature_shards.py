@@ -1,6 +1,6 @@
-"""One forward pass in shards: pictures laid out on a disk that all workers see, and what a worker does with a shard.
+"""One forward pass in shards: images laid out on a disk that all workers see, and what a worker does with a shard.
 
-A pass is a folder beside the shelves: the network, what to do with it, and a file for each shard. A worker needs to be
+A pass is a folder beside the stores: the network, what to do with it, and a file for each shard. A worker needs to be
 told nothing but the folder and the number of a shard, and answers with a file. Nothing here knows who starts workers.
 """
 
@@ -32,19 +32,19 @@ from transfer.images.splitting import Split
 FORGOTTEN = 7 * 24 * 3600.0
 """Seconds after which what a killed pass left is removed; no shard takes so long."""
 
-_PATH, _ENCODED = -2, -1  # instead of a height, for pictures that are no pixels yet
+_PATH, _ENCODED = -2, -1  # instead of a height, for images that are no pixels yet
 _PREFIX = "pass-"
 
 
 @dataclass(frozen=True)
-class Plan:
+class PassSettings:
     """What every worker of a pass does."""
 
-    # Name of the shelf's folder, beside that of the pass.
-    shelf: str
+    # Name of the store's folder, beside that of the pass.
+    store: str
     # Height and width in pixels.
     image_size: tuple[int, int]
-    # How pictures get that shape.
+    # How images get that shape.
     resize: str
     dtype: str
     engine: str
@@ -61,7 +61,7 @@ class Done:
     """What a worker says of a shard."""
 
     worker: str
-    pictures: int
+    images: int
     # When it took the shard, in seconds since 1970.
     began: float
     first: float
@@ -95,30 +95,30 @@ def pass_folder(cache: Path) -> Iterator[Path]:
             _workers.pop(str(folder), None)
 
 
-def lay_out(folder: Path, trunk: Any, plan: Plan, split: Split, *, count: int) -> None:
+def lay_out(folder: Path, extractor: Any, plan: PassSettings, split: Split, *, count: int) -> None:
     """Write all that workers need."""
-    _save(trunk, folder / "trunk.keras")
+    _save(extractor, folder / "trunk.keras")
     write_text(folder / "plan.json", json.dumps(asdict(plan)))
     order = np.random.default_rng(0).permutation(len(split))
     for number, positions in enumerate(np.array_split(order, count)):
         write_shard(folder / f"{number}.shard", split.take(positions))
 
 
-def _save(trunk: Any, path: Path) -> None:
+def _save(extractor: Any, path: Path) -> None:
     try:
-        trunk.save(path)
+        extractor.save(path)
     except OSError as error:
         raise InputError(f"Cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}.") from None
     except Exception as error:  # the layers' own code runs, and may raise anything
         raise InputError(
-            f"{trunk.name!r} cannot be saved for the workers: {one_line(error, most=200)}. Let each of its "
+            f"{extractor.name!r} cannot be saved for the workers: {one_line(error, most=200)}. Let each of its "
             "layers give all arguments of __init__ in get_config()."
         ) from error
 
 
-def write_shard(path: Path, pictures: Split) -> None:
-    """Write which pictures are in a shard: the paths of files, and the content of others."""
-    parts = [_written(picture) for picture in pictures.pictures]
+def write_shard(path: Path, images: Split) -> None:
+    """Write which images are in a shard: the paths of files, and the content of others."""
+    parts = [_written(image) for image in images.images]
     content = np.frombuffer(b"".join(part for part, _ in parts), "uint8")
     sizes, shapes = [len(part) for part, _ in parts], [shape for _, shape in parts]
     with replacing(path) as partial, open(partial, "wb") as file:
@@ -127,32 +127,32 @@ def write_shard(path: Path, pictures: Split) -> None:
             content=content,
             sizes=np.array(sizes, "int64"),
             shapes=np.array(shapes, "int32").reshape(-1, 2),
-            digests=np.array(list(pictures.digests), "S"),
+            digests=np.array(list(images.digests), "S"),
         )
 
 
-def _written(picture: Any) -> tuple[bytes, tuple[int, int]]:
-    if isinstance(picture, bytes):
-        return picture, (_ENCODED, 0)
-    if isinstance(picture, np.ndarray):
-        pixels = to_rgb_array(picture)
+def _written(image: Any) -> tuple[bytes, tuple[int, int]]:
+    if isinstance(image, bytes):
+        return image, (_ENCODED, 0)
+    if isinstance(image, np.ndarray):
+        pixels = to_rgb_array(image)
         return pixels.tobytes(), pixels.shape[:2]
-    return os.fsencode(os.path.abspath(picture)), (_PATH, 0)  # a worker may be in another folder
+    return os.fsencode(os.path.abspath(image)), (_PATH, 0)  # a worker may be in another folder
 
 
 def read_shard(path: Path, resize: str) -> Split:
-    """Read which pictures are in a shard."""
+    """Read which images are in a shard."""
     with np.load(path, allow_pickle=False) as found:
         content, sizes, shapes = (found[name] for name in ("content", "sizes", "shapes"))
         digests = [digest.decode() for digest in found["digests"].tolist()]
     parts = np.split(content, np.cumsum(sizes)[:-1])
-    pictures: list[Any] = []
+    images: list[Any] = []
     for part, (height, width) in zip(parts, shapes.tolist(), strict=True):
         if height in (_PATH, _ENCODED):
-            pictures.append(os.fsdecode(part.tobytes()) if height == _PATH else part.tobytes())
+            images.append(os.fsdecode(part.tobytes()) if height == _PATH else part.tobytes())
         else:
-            pictures.append(part.reshape(height, width, 3))
-    return Split(pictures, np.zeros(len(pictures), "int64"), digests, digests=digests, resize=resize)
+            images.append(part.reshape(height, width, 3))
+    return Split(images, np.zeros(len(images), "int64"), digests, digests=digests, resize=resize)
 
 
 class Worker:
@@ -162,7 +162,7 @@ class Worker:
         began = time.time()
         self.folder = folder
         try:
-            self.plan = Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+            self.plan = PassSettings(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise InputError(
                 f"Expected a worker on {socket.gethostname()} to see {str(folder)!r}. Set the environment variable "
@@ -183,11 +183,11 @@ class Worker:
         import keras
 
         from transfer.frozen.engines import make_engine
-        from transfer.frozen.store_keys import open_shelf
+        from transfer.frozen.store_keys import open_store
 
         plan = self.plan
         try:
-            trunk = keras.models.load_model(self.folder / "trunk.keras", compile=False)
+            extractor = keras.models.load_model(self.folder / "trunk.keras", compile=False)
         except Exception as error:  # the layers' own code runs, if it may
             raise InputError(
                 f"The network cannot be loaded by the worker on {socket.gethostname()}: "
@@ -195,17 +195,17 @@ class Worker:
                 "features.extract."
             ) from None
         self.run = make_engine(
-            trunk, engine=plan.engine, precision=plan.precision, batch_size=plan.batch_size
+            extractor, engine=plan.engine, precision=plan.precision, batch_size=plan.batch_size
         )
         self.size = (plan.image_size[0], plan.image_size[1])
-        self.shelf = open_shelf(
+        self.store = open_store(
             self.run,
             image_size=self.size,
             resize=plan.resize,
             dtype=plan.dtype,
             cache=FeatureCache(self.folder.parent, limit=plan.limit),
         )
-        if self.shelf.folder.name != plan.shelf:
+        if self.store.folder.name != plan.store:
             raise InputError(
                 f"A worker on {socket.gethostname()} runs the network as {self.run.name}, which gives other numbers "
                 f"than were asked for. Say engine='keras', or precision='float32', which all workers can."
@@ -215,11 +215,11 @@ class Worker:
         """Run the network over a shard and write what it gives, all of it at once."""
         with self._lock:  # an engine is for one thread
             shard = read_shard(self.folder / f"{number}.shard", self.plan.resize)
-            left = np.flatnonzero(self.shelf.find(shard.digests) < 0)  # it may have been begun before
+            left = np.flatnonzero(self.store.find(shard.digests) < 0)  # it may have been begun before
             if not len(left):
                 return None
-            with suppress(OSError):  # disks without locks see by this that the shelf is in use
-                os.utime(self.shelf.folder / "used")
+            with suppress(OSError):  # disks without locks see by this that the store is in use
+                os.utime(self.store.folder / "used")
             return self._computed(shard.take(left))
 
     def _computed(self, shard: Split) -> Done:
@@ -230,7 +230,7 @@ class Worker:
         for images, _ in make_dataset(shard, image_size=self.size, batch_size=self.run.batch_size):
             held.append(self.run(np.asarray(images)))
             first = first if len(held) > 1 else time.time()
-        self.shelf.append(list(shard.digests), np.concatenate(held))
+        self.store.append(list(shard.digests), np.concatenate(held))
         me = f"{socket.gethostname()} {os.getpid()}"
         return Done(me, len(shard), began, first, len(held[0]), time.time(), self.setup)
 
@@ -239,7 +239,7 @@ _workers: dict[str, Worker] = {}
 _lock = threading.Lock()
 
 
-def work_off(number: int, folder: str) -> None:
+def run_shards(number: int, folder: str) -> None:
     """Do what a worker does with a shard; the process's first makes the worker."""
     place = Path(folder)
     if failure(place) is not None:
@@ -279,12 +279,12 @@ def reports(folder: Path) -> list[Done]:
     return [Done(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.done"))]
 
 
-def per_picture(done: Sequence[Done]) -> float | None:
-    """Say what a picture took, workers side by side, from when the first batches of all were there."""
+def per_image(done: Sequence[Done]) -> float | None:
+    """Say what an image took, workers side by side, from when the first batches of all were there."""
     rates = []
     for worker in {report.worker for report in done}:
         own = sorted((report for report in done if report.worker == worker), key=lambda report: report.began)
-        pictures = sum(report.pictures for report in own) - own[0].first_batch
-        if pictures and own[-1].ended > own[0].first:
-            rates.append(pictures / (own[-1].ended - own[0].first))
+        images = sum(report.images for report in own) - own[0].first_batch
+        if images and own[-1].ended > own[0].first:
+            rates.append(images / (own[-1].ended - own[0].first))
     return 1 / sum(rates) if rates else None

@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 _LOOKUP = 2**16  # digests that are looked up together
 _LONGEST = 2**22  # rows of a merged run: to merge 10 million would take 700 MB for a moment
 _ATTEMPTS = 20
-_MOST_OPEN = 64  # files of a shelf; macOS allows a process 256
+_MOST_OPEN = 64  # files of a store; macOS allows a process 256
 
 
-class Shelf:
-    """Rows of one shape, one for each picture, found by the digest of the picture's content."""
+class FeatureStore:
+    """Rows of one shape, one for each image, found by the digest of the image's content."""
 
     def __init__(
         self,
@@ -59,17 +59,17 @@ class Shelf:
         return sum(len(file) for file in self._files if not file.gone)
 
     def find(self, digests: Sequence[str]) -> np.ndarray:
-        """Say which rows are those of some pictures; each is read and checked when it is found first."""
+        """Say which rows are those of some images; each is read and checked when it is found first."""
         parts = [pack(digests[i : i + _LOOKUP]) for i in range(0, len(digests), _LOOKUP)]
         with self._lock:
-            while True:  # until nothing that was found is broken: another file may hold the same picture
+            while True:  # until nothing that was found is broken: another file may hold the same image
                 ids = np.concatenate([np.zeros(0, "int64"), *map(self._index.find, parts)])
                 by_file = self._by_file(ids)
                 if all([self._is_sound(file, ids[places] - file.start) for file, places in by_file]):
                     return ids
 
     def refresh(self) -> None:
-        """See what others have appended since the shelf was opened."""
+        """See what others have appended since the store was opened."""
         with self._lock:
             self._load()
 
@@ -117,7 +117,7 @@ class Shelf:
             if not about.exists():
                 write_text(about, json.dumps(self._about, ensure_ascii=False, indent=1))
         except InputError:
-            if not os.access(used, os.R_OK):  # a shelf that can only be read is good for that
+            if not os.access(used, os.R_OK):  # a store that can only be read is good for that
                 raise
         with _explained(self.folder):
             place = os.open(used, os.O_RDONLY)
@@ -244,7 +244,7 @@ class _Index:
 
 
 def _check_rows(rows: np.ndarray, count: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Bring rows to the shelf's dtype, and refuse those that could not be used."""
+    """Bring rows to the store's dtype, and refuse those that could not be used."""
     if rows.shape != (count, *shape):
         raise InputError(f"Expected features of shape {(count, *shape)}. Received: {rows.shape}.")
     with np.errstate(over="ignore"):
@@ -253,11 +253,11 @@ def _check_rows(rows: np.ndarray, count: int, shape: tuple[int, ...], dtype: np.
     if bad.any() and np.isfinite(rows[bad]).all():
         raise InputError(
             f"The network gave values beyond {np.finfo(dtype).max:g}, the most that {dtype.name} holds, for "
-            f"{bad.sum()} of {count} pictures. Keep its features in float32."
+            f"{bad.sum()} of {count} images. Keep its features in float32."
         )
     if bad.any():
         raise InputError(
-            f"The network gave NaN or infinite values for {bad.sum()} of {count} pictures: no head can be trained on "
+            f"The network gave NaN or infinite values for {bad.sum()} of {count} images: no head can be trained on "
             "these. Check its weights, and that it takes raw RGB, 0 to 255."
         )
     return cast
@@ -286,13 +286,13 @@ def _explained(folder: Path) -> Iterator[None]:
 def _set_aside(path: Path, error: Exception) -> None:
     """Say what is wrong with a file, and delete it where it can never be used."""
     if isinstance(error, FileNotFoundError):
-        log.info("%s was deleted by another process; its pictures are computed anew.", path)
+        log.info("%s was deleted by another process; its images are computed anew.", path)
     elif isinstance(error, BrokenError):
-        log.warning("%s cannot be used: %s. It is deleted, and its pictures are computed anew.", path, error)
+        log.warning("%s cannot be used: %s. It is deleted, and its images are computed anew.", path, error)
         with suppress(OSError):
             path.unlink()
     else:
-        log.warning("%s cannot be read: %s. Its pictures are computed anew.", path, _reason(error))
+        log.warning("%s cannot be read: %s. Its images are computed anew.", path, _reason(error))
 
 
 def _close_all(places: OrderedDict[Path, int]) -> None:

@@ -14,27 +14,27 @@ from transfer.common.errors import InputError
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
-"""Values of C that may be chosen, strong regularisation first: wide enough for noise and for separable classes."""
+"""Values of C that may be chosen, strong regularization first: wide enough for noise and for separable classes."""
 
 START = GRID[5]
-"""Where the search begins, about 3: below `DEFAULT_C`, since the search tries weaker regularisation first."""
+"""Where the search begins, about 3: below `DEFAULT_C`, since the search tries weaker regularization first."""
 
 DEFAULT_C = 10.0
-"""Where nothing can be left out to choose by, as with one picture per class: the middle of what photos want."""
+"""Where nothing can be left out to choose by, as with one image per class: the middle of what photos want."""
 
 FOLDS = 3
 """Of the cross-validation: each more costs as much again."""
 
 ENOUGH = {"validation": 200, "cross-validation": 1000}
-"""Pictures whose loss tells enough. Fewer validation pictures are left aside for cross-validation, which has more to
-go by; folds beyond so many pictures are not computed."""
+"""Images whose loss tells enough. Fewer validation images are left aside for cross-validation, which has more to
+go by; folds beyond so many images are not computed."""
 
 _TOLERANCE = {"choice": 1e-4, "head": 1e-5}
 """Largest slope of the mean loss at which L-BFGS stops; finer for the head that is kept than for the choice."""
 
 
 class Tried(NamedTuple):
-    """One value of the regularisation."""
+    """One value of the regularization."""
 
     C: float
     loss: float
@@ -42,16 +42,16 @@ class Tried(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class SolvedHead:
     """A Dense softmax for raw features."""
 
     # Float32 of shape (D, K).
     kernel: np.ndarray
     # Float32 of shape (K,).
     bias: np.ndarray
-    regularisation: float
+    regularization: float
     scale: float
-    # What was compared, strong regularisation first.
+    # What was compared, strong regularization first.
     tried: tuple[Tried, ...]
     chosen_by: str
 
@@ -65,13 +65,13 @@ def solve(
     class_weights: Mapping[int, float] | None = None,
     groups: Sequence[Any] | np.ndarray = (),
     seed: int = 0,
-) -> Head:
-    """Train a head to the optimum: multinomial logistic regression by L-BFGS, its regularisation chosen."""
+) -> SolvedHead:
+    """Train a head to the optimum: multinomial logistic regression by L-BFGS, its regularization chosen."""
     features, labels = _checked("features", features, labels, num_classes)
     _check_classes(labels, num_classes)
     if len(groups) not in (0, len(labels)):
         raise InputError(
-            f"Expected a group for each of {len(labels)} pictures. Received: {len(groups)} groups."
+            f"Expected a group for each of {len(labels)} images. Received: {len(groups)} groups."
         )
     weights = _weight_by_class(class_weights, num_classes)
     mean = features.mean(axis=0, dtype="float64").astype("float32")
@@ -95,7 +95,7 @@ def solve(
     kernel = (kernel if rotation is None else rotation @ kernel).astype("float64") / scale
     bias = bias - mean @ kernel
     chosen_by = chosen_by if tried else "default"
-    return Head(kernel.astype("float32"), bias.astype("float32"), best, scale, tuple(tried), chosen_by)
+    return SolvedHead(kernel.astype("float32"), bias.astype("float32"), best, scale, tuple(tried), chosen_by)
 
 
 def _check_classes(labels: np.ndarray, num_classes: int) -> None:
@@ -103,8 +103,8 @@ def _check_classes(labels: np.ndarray, num_classes: int) -> None:
     if num_classes < 2 or absent:
         none_of = f", none of {absent[:10]}" if absent else ""
         raise InputError(
-            f"Expected 2 classes or more, each with a picture to train on. Received: num_classes={num_classes}, "
-            f"pictures of {len(np.unique(labels))}{none_of}. Add pictures, or number the classes that there are from 0."
+            f"Expected 2 classes or more, each with an image to train on. Received: num_classes={num_classes}, "
+            f"images of {len(np.unique(labels))}{none_of}. Add images, or number the classes that there are from 0."
         )
 
 
@@ -115,7 +115,7 @@ def _checked(
     fits = features.ndim == 2 and labels.shape == features.shape[:1] and features.size
     if not fits or width not in (None, features.shape[1]):
         raise InputError(
-            f"Expected {name} of shape (pictures, {width or 'features'}) and a label for each picture. Received: "
+            f"Expected {name} of shape (images, {width or 'features'}) and a label for each image. Received: "
             f"{features.shape} and {labels.shape}. Pool feature maps first; give the same layers' features everywhere."
         )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_classes:
@@ -127,8 +127,8 @@ def _checked(
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise InputError(
-            f"Expected finite {name}. Received: NaN or infinity in {len(bad)} of {len(features)} pictures, the first "
-            f"at {bad[0]}. Look at these pictures and at the network's weights; in float16, values end at 65504."
+            f"Expected finite {name}. Received: NaN or infinity in {len(bad)} of {len(features)} images, the first "
+            f"at {bad[0]}. Look at these images and at the network's weights; in float16, values end at 65504."
         )
     return features, labels.astype("int64")
 
@@ -146,7 +146,7 @@ def _weight_by_class(class_weights: Mapping[int, float] | None, num_classes: int
 
 
 def _span(x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """Rotate fewer pictures than features into the space that they span: the optimum lies there, so this is
+    """Rotate fewer images than features into the space that they span: the optimum lies there, so this is
     exact."""
     if x.shape[0] >= x.shape[1]:
         return None, x
@@ -157,9 +157,9 @@ def _span(x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
 def _folds(
     features: np.ndarray, labels: np.ndarray, groups: Sequence[Any] | np.ndarray, seed: int
 ) -> np.ndarray:
-    """Give each picture a fold, each class spread evenly, groups whole; by the features, not by their
+    """Give each image a fold, each class spread evenly, groups whole; by the features, not by their
     order."""
-    # A projection, and not a checksum: where another device rounds otherwise, hardly any picture changes its place.
+    # A projection, and not a checksum: where another device rounds otherwise, hardly any image changes its place.
     keys = features.reshape(len(features), -1) @ np.random.default_rng(0).normal(size=features[0].size)
     order = np.lexsort((keys, labels))
     order = order[np.random.default_rng(seed).permutation(len(order))]
@@ -176,20 +176,20 @@ def _folds(
 
 
 class _Trial:
-    """Pictures to train on and others to judge by; each fit starts from the last."""
+    """Images to train on and others to judge by; each fit starts from the last."""
 
     def __init__(
         self, x: np.ndarray, labels: np.ndarray, other: np.ndarray, truth: np.ndarray, weights: np.ndarray
     ) -> None:
         self.classes, self.labels = np.unique(labels, return_inverse=True)
-        known = np.isin(truth, self.classes)  # a class of one picture that is left out cannot be learnt
+        known = np.isin(truth, self.classes)  # a class of one image that is left out cannot be learnt
         self.x, self.other, self.weights = x, other[known], weights[self.classes]
         self.truth = np.searchsorted(self.classes, truth[known])
         self.regression = SoftmaxRegression(x, self.labels, self.weights)
         self.solutions: dict[float, Solution] = {}
 
     def judge(self, c: float) -> np.ndarray:
-        """Sums over the left-out pictures: of loss, of right ones, and of weights."""
+        """Sums over the left-out images: of loss, of right ones, and of weights."""
         start = (
             self.solutions[min(self.solutions, key=lambda d: abs(np.log(d / c)))] if self.solutions else None
         )
@@ -213,7 +213,7 @@ def _left_out(x: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.
 
 
 def _try(trials: Sequence[_Trial]) -> list[Tried]:
-    """Walk from `START` along the grid while that helps, first to weaker regularisation; the loss has one
+    """Walk from `START` along the grid while that helps, first to weaker regularization; the loss has one
     valley."""
     if not trials:
         return []
@@ -239,7 +239,7 @@ def _judge(trials: Sequence[_Trial], c: float) -> Tried:
 def _finish(
     trials: Sequence[_Trial], c: float, x: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> Solution:
-    """Solve for all pictures, from a trial's solution where it knows all classes; in float32 for most of
+    """Solve for all images, from a trial's solution where it knows all classes; in float32 for most of
     the way, whose rounding may stop it early, and to the end in float64."""
     near = [trial for trial in trials if len(trial.classes) == len(weights) and c in trial.solutions]
     start = near[0].solutions[c] if near else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-Run = Callable[[np.ndarray], np.ndarray]
+RunFunction = Callable[[np.ndarray], np.ndarray]
 
 
 def import_openvino() -> Any | None:
@@ -37,7 +37,7 @@ def has_bfloat16() -> bool:
 
 def compile_graph(
     definition: bytes, ends: tuple[str, str], *, precision: str, chunk: int, batch_size: int
-) -> Run:
+) -> RunFunction:
     """Compile a graph of TensorFlow for the CPU."""
     openvino = import_openvino()
     if openvino is None:
@@ -58,8 +58,8 @@ def compile_graph(
         return _requests(core.compile_model(part, "CPU", hints), chunk, batch_size)
 
 
-def _requests(compiled: Any, chunk: int, batch_size: int) -> Run:
-    """Run a few pictures per request, as many requests side by side as the CPU has streams."""
+def _requests(compiled: Any, chunk: int, batch_size: int) -> RunFunction:
+    """Run a few images per request, as many requests side by side as the CPU has streams."""
     count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), -(-batch_size // chunk))
     requests = [compiled.create_infer_request() for _ in range(count)]
 
@@ -84,6 +84,6 @@ def _requests(compiled: Any, chunk: int, batch_size: int) -> Run:
 
 
 def padded(images: np.ndarray, count: int) -> np.ndarray:
-    """Repeat the last picture until there are `count`, since another shape would be compiled anew."""
+    """Repeat the last image until there are `count`, since another shape would be compiled anew."""
     missing = count - len(images)
     return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images

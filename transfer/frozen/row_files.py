@@ -1,4 +1,4 @@
-"""A file of features: the pictures' digests, a row for each, and checksums of everything."""
+"""A file of features: the images' digests, a row for each, and checksums of everything."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SUFFIX = f".rows{VERSION}"
 """The version is in the name, too, so that two versions of the package leave each other's files alone."""
 
 _MAGIC = b"\x93feature"
-_HEAD = struct.Struct("<8sI16sQQ")  # magic, version, shelf, number of rows, bytes of each
-_DIGEST = 16  # bytes kept of 32: that two of 10 million pictures share them has a chance of 1e-25
+_HEAD = struct.Struct("<8sI16sQQ")  # magic, version, store, number of rows, bytes of each
+_DIGEST = 16  # bytes kept of 32: that two of 10 million images share them has a chance of 1e-25
 _PIECE = 2**23  # bytes that are read together
 
 
@@ -31,7 +31,7 @@ class BrokenError(Exception):
 
 @dataclass(slots=True, eq=False)
 class RowFile:
-    """One file of rows, as a shelf knows it."""
+    """One file of rows, as a store knows it."""
 
     path: Path
     start: int
@@ -79,24 +79,24 @@ def pack(digests: Sequence[str]) -> np.ndarray:
     return np.frombuffer(content, f"S{_DIGEST}")
 
 
-def make_head(shelf: bytes, digests: np.ndarray, content: np.ndarray) -> tuple[bytes, np.ndarray]:
+def make_head(store: bytes, digests: np.ndarray, content: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Make what stands in a file before its rows."""
     sums = _sums(content)
-    head = _HEAD.pack(_MAGIC, VERSION, shelf, *content.shape) + digests.tobytes() + sums.tobytes()
+    head = _HEAD.pack(_MAGIC, VERSION, store, *content.shape) + digests.tobytes() + sums.tobytes()
     return head + struct.pack("<I", zlib.crc32(head)), sums
 
 
-def read_head(path: Path, shelf: bytes, row_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+def read_head(path: Path, store: bytes, row_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Read and check what stands before the rows."""
     with open(path, "rb") as file:
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size or not head.startswith(_MAGIC):
             raise BrokenError("it is no file of features")
-        _, version, of_shelf, count, of_row = _HEAD.unpack(head)
+        _, version, of_store, count, of_row = _HEAD.unpack(head)
         if version != VERSION:
             raise BrokenError(f"it is of version {version}, expected {VERSION}")
-        if (of_shelf, of_row) != (shelf, row_bytes):
-            raise BrokenError("it belongs to another shelf")
+        if (of_store, of_row) != (store, row_bytes):
+            raise BrokenError("it belongs to another store")
         if os.fstat(file.fileno()).st_size != _offset(count) + count * row_bytes:
             raise BrokenError("it was cut short")
         head += file.read(_offset(count) - len(head))

@@ -9,14 +9,14 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
 
 _MOST_STEPS = 5000
-_MEMORY = 20  # steps that L-BFGS remembers; a step back costs little beside a look at all pictures
+_MEMORY = 20  # steps that L-BFGS remembers; a step back costs little beside a look at all images
 _LEAST = 1e-7  # of the ridge in the preconditioner: below it float32 knows no difference
 
 Solution = tuple[np.ndarray, np.ndarray]
 
 
 class SoftmaxRegression:
-    """A convex problem: the sum of the pictures' weighted cross-entropies plus |kernel|^2 / (2 C)."""
+    """A convex problem: the sum of the images' weighted cross-entropies plus |kernel|^2 / (2 C)."""
 
     def __init__(
         self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, moments: np.ndarray | None = None

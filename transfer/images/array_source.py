@@ -1,4 +1,4 @@
-"""Pictures that a program has already: arrays, and `tf.data.Dataset`s of (image, label)."""
+"""Images that a program has already: arrays, and `tf.data.Dataset`s of (image, label)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transfer.common.errors import InputError, unknown
 from transfer.images.splitting import Found, Split
 from transfer.images.tables import SPLITS
-from transfer.images.temporary_store import Spool
+from transfer.images.temporary_store import TemporaryStore
 
 _FORMS = (
     "(images, labels), a tf.data.Dataset of (image, label), a pair of either for train and test, or a dict of them "
@@ -22,7 +22,7 @@ _INFINITE = -1  # tf.data.INFINITE_CARDINALITY; TensorFlow is not imported here
 
 
 def read_arrays(source: Any, class_names: Sequence[str] | None = None) -> Found:
-    """Check pictures and labels in memory, or read data sets of them once."""
+    """Check images and labels in memory, or read data sets of them once."""
     given = _by_split(source)
     if class_names is None:
         class_names = _own_names(given)
@@ -40,14 +40,14 @@ def _is_dataset(source: Any) -> bool:
 
 
 def _by_split(source: Any) -> dict[str, Any]:
-    """Sort out which pictures are for which split: data sets as they are, arrays as pairs of arrays."""
+    """Sort out which images are for which split: data sets as they are, arrays as pairs of arrays."""
     if isinstance(source, Mapping):
         for name in source:
             if name not in SPLITS:
                 raise unknown("split", name, SPLITS, hint=f"Expected {_FORMS}.")
         if "train" not in source:
             listed = ", ".join(map(repr, source)) or "none"
-            raise InputError(f"Expected pictures for 'train'. Received: {listed}. Name those to train on.")
+            raise InputError(f"Expected images for 'train'. Received: {listed}. Name those to train on.")
         given = {name: source[name] for name in SPLITS if name in source}
     elif _is_dataset(source):
         given = {"train": source}
@@ -79,7 +79,7 @@ def _as_arrays(pair: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _strange(source: Any) -> InputError:
     return InputError(
-        f"Expected a folder, 'tfds:NAME', {_FORMS}. Received: {type(source).__name__}. Pictures of different sizes "
+        f"Expected a folder, 'tfds:NAME', {_FORMS}. Received: {type(source).__name__}. Images of different sizes "
         "fit into no array: use a folder, or a data set."
     )
 
@@ -104,13 +104,13 @@ def _class_names(parts: Mapping[str, Split], class_names: Sequence[str] | None) 
     highest = max(int(part.labels.max()) for part in parts.values())
     if class_names is not None:
         names = [str(n) for n in class_names]
-    else:  # no more than there are pictures, since a stray label may be huge
+    else:  # no more than there are images, since a stray label may be huge
         names = [str(n) for n in range(min(highest + 1, len(parts["train"])))]
     if len(set(names)) < len(names):
         raise InputError(f"Expected a different name for each class. Received: {', '.join(names)}.")
     if highest >= len(names):
         raise InputError(
-            f"Expected labels from 0 to {len(names) - 1}, each with pictures to train on. Received a label "
+            f"Expected labels from 0 to {len(names) - 1}, each with images to train on. Received a label "
             f"{highest}. Number the classes from 0 on, without gaps."
         )
     return names
@@ -123,7 +123,7 @@ def _array_split(pair: tuple[np.ndarray, np.ndarray], prefix: str) -> Split:
 
 
 def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Give pictures, labels as int64 of shape (N,), and the highest pixel, where all are what they should
+    """Give images, labels as int64 of shape (N,), and the highest pixel, where all are what they should
     be."""
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]  # as keras.datasets.cifar10 gives them
@@ -162,19 +162,19 @@ def _refuse_dark(high: Any) -> None:
 
 def _dataset_split(dataset: Any, prefix: str) -> Split:
     """Read a data set once, into a file."""
-    pictures, labels, highest = Spool(), array("q"), 0
-    with tqdm(desc="reading", unit=" pictures", delay=2) as bar:
+    images, labels, highest = TemporaryStore(), array("q"), 0
+    with tqdm(desc="reading", unit=" images", delay=2) as bar:
         for batch in dataset.as_numpy_iterator():
             x, y, high = _checked(*_as_batch(*map(np.asarray, batch)))
             for image in x if x.dtype == np.uint8 else np.rint(x).astype("uint8"):
-                pictures.append(image)
+                images.append(image)
             labels.extend(y.tolist())
             highest = max(highest, high)
             bar.update(len(y))
     if not labels:
-        raise InputError("Expected a data set with at least one picture. Received: an empty one.")
+        raise InputError("Expected a data set with at least one image. Received: an empty one.")
     _refuse_dark(highest)
-    return Split(pictures, np.frombuffer(labels, "int64"), [f"{prefix}{i}" for i in range(len(labels))])
+    return Split(images, np.frombuffer(labels, "int64"), [f"{prefix}{i}" for i in range(len(labels))])
 
 
 def _refuse_dataset(dataset: Any) -> None:
@@ -193,6 +193,6 @@ def _refuse_dataset(dataset: Any) -> None:
 
 
 def _as_batch(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Make a batch of one from a picture on its own, whose label may be of shape (1,) as in cifar10."""
+    """Make a batch of one from an image on its own, whose label may be of shape (1,) as in cifar10."""
     alone = y.ndim == 0 or (y.shape == (1,) and x.ndim in (2, 3) and len(x) != 1)
     return (x[None], y.reshape(1)) if alone else (x, y)

@@ -1,4 +1,4 @@
-"""Changes to training pictures, by Keras' own layers, from a seed per picture."""
+"""Changes to training images, by Keras' own layers, from a seed per image."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 from transfer.common.errors import unknown
 
 AUGMENTATIONS = ("none", "light", "standard", "strong")
-"""How much training pictures change:
+"""How much training images change:
 
 - `light`: shifted by up to 10%, half of them mirrored;
 - `standard`: also zoomed, and their brightness, contrast and saturation changed;
 - `strong`: shifted, zoomed, mirrored, then RandAugment and, for a quarter of them, RandomErasing.
 
-Hues stay as they are at every level, for colour is what tells many classes apart.
+Hues stay as they are at every level, for color is what tells many classes apart.
 """
 
 MIXES = ("none", "mixup", "cutmix")
-"""How the pictures of a batch are mixed, labels and all: MixUp (Zhang et al. 2018, arXiv:1710.09412) blends two
-pictures, CutMix (Yun et al. 2019, arXiv:1905.04899) lays a piece of one on the other."""
+"""How the images of a batch are mixed, labels and all: MixUp (Zhang et al. 2018, arXiv:1710.09412) blends two
+images, CutMix (Yun et al. 2019, arXiv:1905.04899) lays a piece of one on the other."""
 
 MIXUP_ALPHA = 0.2
 """Of MixUp's Beta distribution: the least of what its authors recommend for photographs, 0.2 to 0.4."""
 
 ERASED = 0.25
-"""The share of pictures that `strong` erases a piece of (Zhong et al. 2020, arXiv:1708.04896, take a half)."""
+"""The share of images that `strong` erases a piece of (Zhong et al. 2020, arXiv:1708.04896, take a half)."""
 
 RANDAUGMENT_OPS = 2
-"""Changes of RandAugment per picture (Cubuk et al. 2020, arXiv:1909.13719)."""
+"""Changes of RandAugment per image (Cubuk et al. 2020, arXiv:1909.13719)."""
 
 
 def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:
-    """Make the function that changes a training picture."""
+    """Make the function that changes a training image."""
     from keras import ops
 
     if level not in AUGMENTATIONS:
@@ -43,14 +43,14 @@ def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:
         images = ops.cast(image, "float32")[None]
         for number, layers in enumerate(steps):
             images = _one_of(layers, images, _fold_in(seed, number))
-        # Sampling between pixels and conversions of colour may round past the ends.
+        # Sampling between pixels and conversions of color may round past the ends.
         return ops.clip(images[0], 0.0, 255.0)
 
     return change
 
 
 def mixing(kind: str, num_classes: int, *, alpha: float = MIXUP_ALPHA) -> Callable[[Any, Any, Any], Any]:
-    """Make the function that mixes the pictures of a batch with one another, and their labels alike."""
+    """Make the function that mixes the images of a batch with one another, and their labels alike."""
     import keras
 
     ops = keras.ops
@@ -123,7 +123,7 @@ def _randaugment() -> list[Any]:
 
 
 def _one_of(layers: Sequence[Any], images: Any, seed: Any) -> Any:
-    """Change a batch of one picture by one of the layers; the others are not computed."""
+    """Change a batch of one image by one of the layers; the others are not computed."""
     import keras
 
     def branch(layer: Any) -> Callable[[], Any]:
@@ -156,11 +156,11 @@ def _fold_in(seed: Any, number: int) -> Any:
 
 
 def _generator(seed: Any) -> Any:
-    """Draws for one layer and picture; Keras' own generator keeps a variable, which threads would race
+    """Draws for one layer and image; Keras' own generator keeps a variable, which threads would race
     on."""
     import keras
 
-    class SeedFromPicture(keras.random.SeedGenerator):
+    class SeedFromImage(keras.random.SeedGenerator):
         def __init__(self) -> None:
             self.draws = 0
 
@@ -168,4 +168,4 @@ def _generator(seed: Any) -> Any:
             self.draws += 1
             return _fold_in(seed, self.draws)
 
-    return SeedFromPicture()
+    return SeedFromImage()

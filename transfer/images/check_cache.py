@@ -48,7 +48,7 @@ class Stamp(NamedTuple):
     settled: bool
 
 
-class CheckMemory:
+class CheckCache:
     """Rows of a check of files, each found again while its file has the same path, size, times and
     inode."""
 
@@ -59,7 +59,7 @@ class CheckMemory:
         self._readable = self._writable = sqlite3 is not None
         self._renewed = False
 
-    def __enter__(self) -> CheckMemory:
+    def __enter__(self) -> CheckCache:
         return self
 
     def __exit__(self, *error: object) -> None:

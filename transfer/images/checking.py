@@ -1,4 +1,4 @@
-"""The check before training: every picture is read once, small, so that bad ones are known by name."""
+"""The check before training: every image is read once, small, so that bad ones are known by name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from transfer.common.cache_folder import default_folder
-from transfer.images.check_cache import CheckMemory
+from transfer.images.check_cache import CheckCache
 from transfer.images.data_report import FEWEST, DataReport, Same
-from transfer.images.decoding import MOST_PIXELS, BadPictureError, is_picture, look, reason, to_rgb_array
+from transfer.images.decoding import MOST_PIXELS, BadImageError, inspect_image, is_image, reason, to_rgb_array
 from transfer.images.duplicates import perceptual_hash
 from transfer.images.splitting import Found, Split
 
@@ -29,22 +29,20 @@ MOST_BYTES = 2**30
 _MUCH = 2**26  # bytes, from which a file is looked at before it is read
 
 ODD_SHARE = 0.01
-"""Of all pictures; a format that fewer than these have is odd, since it is often a stray file."""
+"""Of all images; a format that fewer than these have is odd, since it is often a stray file."""
 
 ODD_SIZE = 16.0
-"""Times as many pixels as the median picture, or as few, from which a size is odd."""
+"""Times as many pixels as the median image, or as few, from which a size is odd."""
 
-_RULES = (
-    1  # count up when the check finds out something else about the same picture: then all are checked anew
-)
+_RULES = 1  # count up when the check finds out something else about the same image: then all are checked anew
 _SIZE = (64, 64)  # what the perceptual hash looks at
 _THREADS = os.cpu_count() or 1
 _SLICE = 128  # files that a thread looks at from outside at a time
-_CHUNK = 2048  # pictures handed to the threads at a time: a job for each of a million would cost gigabytes
+_CHUNK = 2048  # images handed to the threads at a time: a job for each of a million would cost gigabytes
 
 
 class Checked(NamedTuple):
-    """What the check found out about one picture."""
+    """What the check found out about one image."""
 
     # Why it cannot be used.
     problem: str
@@ -61,30 +59,28 @@ class Checked(NamedTuple):
     turned: bool = False
 
 
-def check_all(pictures: Sequence[Any], *, progress: bool = True) -> list[Checked]:
-    """Check every picture, some at a time."""
-    bar = tqdm(
-        total=len(pictures), desc="checking", unit=" pictures", disable=not progress or len(pictures) < 2000
-    )
+def check_all(images: Sequence[Any], *, progress: bool = True) -> list[Checked]:
+    """Check every image, some at a time."""
+    bar = tqdm(total=len(images), desc="checking", unit=" images", disable=not progress or len(images) < 2000)
     found: list[Checked] = []
     with (
         bar,
-        CheckMemory(default_folder(), rules=_rules()) as memory,
+        CheckCache(default_folder(), rules=_rules()) as memory,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
-        for start in range(0, len(pictures), _CHUNK):
-            places = range(start, min(start + _CHUNK, len(pictures)))
+        for start in range(0, len(images), _CHUNK):
+            places = range(start, min(start + _CHUNK, len(images)))
             # Others are read by the threads: all of these at once may not fit into memory.
-            paths = [pictures[i] for i in places] if isinstance(pictures[start], str) else []
+            paths = [images[i] for i in places] if isinstance(images[start], str) else []
             if paths and all(isinstance(path, str) for path in paths):
                 found += _check_files(paths, memory, pool)
             else:
-                found += pool.map(lambda i: check(pictures[i]), places)
+                found += pool.map(lambda i: check(images[i]), places)
             bar.update(len(places))
     return found
 
 
-def _check_files(paths: Sequence[str], memory: CheckMemory, pool: ThreadPoolExecutor) -> list[Checked]:
+def _check_files(paths: Sequence[str], memory: CheckCache, pool: ThreadPoolExecutor) -> list[Checked]:
     """Check those files that have changed since they were checked last, or were bad then."""
     slices = [paths[i : i + _SLICE] for i in range(0, len(paths), _SLICE)]
     stamps = [stamp for some in pool.map(memory.stamp, slices) for stamp in some]
@@ -106,13 +102,13 @@ def _from_row(digest: str, hash: str, *rest: Any) -> Checked:
 
 
 def _rules() -> str:
-    """Name all that the check's answer depends on but the picture."""
+    """Name all that the check's answer depends on but the image."""
     return repr((_RULES, Checked._fields, _SIZE, MOST_BYTES, MOST_PIXELS, *_libraries()))
 
 
 @cache
 def _libraries() -> tuple[str, ...]:
-    """Their versions, read without loading those that only new pictures need."""
+    """Their versions, read without loading those that only new images need."""
     from importlib.metadata import PackageNotFoundError, version
 
     from PIL import features
@@ -126,19 +122,19 @@ def _libraries() -> tuple[str, ...]:
     return tuple(found)
 
 
-def check(picture: str | bytes | np.ndarray) -> Checked:
-    """Say whether one picture can be read to its last byte, and what it is."""
-    if isinstance(picture, np.ndarray):
-        height, width = picture.shape[:2]
-        mode = "L" if picture.ndim == 2 or picture.shape[2] == 1 else "RGB"
-        pixels = to_rgb_array(picture, _SIZE)
-        return Checked("", _digest(picture.tobytes()), perceptual_hash(pixels), "array", mode, width, height)
+def check(image: str | bytes | np.ndarray) -> Checked:
+    """Say whether one image can be read to its last byte, and what it is."""
+    if isinstance(image, np.ndarray):
+        height, width = image.shape[:2]
+        mode = "L" if image.ndim == 2 or image.shape[2] == 1 else "RGB"
+        pixels = to_rgb_array(image, _SIZE)
+        return Checked("", _digest(image.tobytes()), perceptual_hash(pixels), "array", mode, width, height)
     try:
-        content = picture if isinstance(picture, bytes) else _content(picture)
+        content = image if isinstance(image, bytes) else _content(image)
         if not content:
             return Checked("empty")
-        seen = look(content, _SIZE)
-    except BadPictureError as error:
+        seen = inspect_image(content, _SIZE)
+    except BadImageError as error:
         return Checked(str(error))
     except OSError as error:
         return Checked(reason(error))
@@ -148,12 +144,12 @@ def check(picture: str | bytes | np.ndarray) -> Checked:
 def _content(path: str) -> bytes:
     kind = os.stat(path)
     if not stat.S_ISREG(kind.st_mode):  # a pipe would never end
-        raise BadPictureError("not a file")
+        raise BadImageError("not a file")
     if kind.st_size > MOST_BYTES:
-        raise BadPictureError(f"{kind.st_size:,} bytes are more than {MOST_BYTES:,}")
+        raise BadImageError(f"{kind.st_size:,} bytes are more than {MOST_BYTES:,}")
     with open(path, "rb") as stream:
-        if kind.st_size > _MUCH and not is_picture(stream.read(16)):  # a film or an archive, say
-            raise BadPictureError("not a picture of a known format")
+        if kind.st_size > _MUCH and not is_image(stream.read(16)):  # a film or an archive, say
+            raise BadImageError("not an image of a known format")
         stream.seek(0)
         return stream.read()
 
@@ -172,7 +168,7 @@ def make_report(
 ) -> DataReport:
     """Sum up what the check found out."""
     every = [c for part in checked.values() for c in part]
-    names = [picture for part in checked for picture in found.parts[part].names]
+    names = [image for part in checked for image in found.parts[part].names]
     where = [part for part, of_part in checked.items() for _ in of_part]
     labels = np.concatenate([found.parts[part].labels for part in checked])
     numbers = np.concatenate([same[part] for part in checked])
@@ -197,7 +193,7 @@ def make_report(
         groups=len(groups),
         split_groups=tuple(sorted(group for group, count in groups.items() if count > 1)),
         odd=_odd(formats, sizes, names),
-        blank=tuple(picture for picture, c in zip(names, every, strict=True) if not c.hash),
+        blank=tuple(image for image, c in zip(names, every, strict=True) if not c.hash),
         format_tells=_format_tells(formats, labels, found.class_names),
         few=_few(labels, numbers, found.class_names) if list(checked) == ["train"] else (),
     )
@@ -238,7 +234,7 @@ def _same(
 
 
 def _odd(formats: Sequence[str], sizes: np.ndarray, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Find pictures unlike the others: stray thumbnails, placeholders, originals of a camera."""
+    """Find images unlike the others: stray thumbnails, placeholders, originals of a camera."""
     if not names:
         return ()
     counts = Counter(formats)

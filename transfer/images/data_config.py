@@ -11,29 +11,29 @@ from transfer.images.decoding import RESIZES
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Check labelled pictures before anything is trained on them."""
+    """Check labelled images before anything is trained on them."""
 
-    # Pictures: a folder with a sub-folder per class, a CSV or Parquet list, tfds:NAME, or 'emoji', which comes along.
+    # Images: a folder with a sub-folder per class, a CSV or Parquet list, tfds:NAME, or 'emoji', which comes along.
     data: str = "emoji"
     # Where tensorflow_datasets keeps its data; by default its own place.
     data_dir: str | None = None
     # For tfds:NAME, in its own syntax: 'train[:1000]', or 'train=train[:1000],test=test'.
     tfds_split: str | None = None
-    # Pictures for validation where the data have no such split: a share, below 1, or a count.
+    # Images for validation where the data have no such split: a share, below 1, or a count.
     val: int | float = 0.1
-    # The same for the test set: 100 pictures tell the accuracy to within 10 points, 1000 to within 3.
+    # The same for the test set: 100 images tell the accuracy to within 10 points, 1000 to within 3.
     test: int | float = 0.2
-    # Train on so many different pictures of each class, for experiments; by default on all.
+    # Train on so many different images of each class, for experiments; by default on all.
     few_shot: int | None = None
-    # Keep look-alikes, one picture saved in two forms, on one side of the split, as exact copies always are.
-    look_alikes: bool = True
+    # Keep near-duplicates, one image saved in two forms, on one side of the split, as exact copies always are.
+    near_duplicates: bool = True
     # Use the split of an earlier run: its split.csv.
     split: str | None = None
-    # How pictures get another shape: stretch (nothing is lost), crop (the middle) or pad (with black).
+    # How images get another shape: stretch (nothing is lost), crop (the middle) or pad (with black).
     resize: str = "stretch"
     # Of the split, the order, the augmentation and the new weights.
     seed: int = 0
-    # Stop at pictures that cannot be used, instead of skipping them.
+    # Stop at images that cannot be used, instead of skipping them.
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class DataConfig:
             "val": self.val,
             "test": self.test,
             "few_shot": self.few_shot,
-            "look_alikes": self.look_alikes,
+            "near_duplicates": self.near_duplicates,
             "split_file": self.split,
             "resize": self.resize,
             "seed": self.seed,

@@ -13,17 +13,17 @@ from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
 
 FEWEST = 3
-"""Different pictures that a class needs to be in train, val and test."""
+"""Different images that a class needs to be in train, val and test."""
 
 IMBALANCE = 5.0
-"""Times as many pictures to train on in the largest class as in the smallest, from which class weights are advised."""
+"""Times as many images to train on in the largest class as in the smallest, from which class weights are advised."""
 
 MOST_SHOWN = 5
-"""Names or pairs of pictures that a finding shows where space is short."""
+"""Names or pairs of images that a finding shows where space is short."""
 
 
 class Same(NamedTuple):
-    """Pictures that show the same."""
+    """Images that show the same."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -53,22 +53,22 @@ class DataReport:
     Attributes:
         name: of the data.
         class_names: in the order of the labels.
-        counts: pictures of each class that are used, per split.
-        total: pictures that can be read.
+        counts: images of each class that are used, per split.
+        total: images that can be read.
         skipped: what cannot be used, by name, with the reason.
-        ignored: files that are no pictures.
+        ignored: files that are no images.
         formats: how many there are of each format.
         modes: how many of each kind of channels, in Pillow's words.
         turned: how many are stored on their side, mirrored or upside down, as their EXIF data say.
         widths: least, median and most, in pixels.
         heights: the same.
-        same: pictures that show the same.
-        groups: how many groups, such as patients, there are; 0 where pictures have none.
+        same: images that show the same.
+        groups: how many groups, such as patients, there are; 0 where images have none.
         split_groups: groups that the source has in several splits.
-        odd: pictures whose format or size is unlike the others', with what is odd.
-        blank: pictures of one colour.
+        odd: images whose format or size is unlike the others', with what is odd.
+        blank: images of one color.
         format_tells: a sentence where a class can be told by its files' format; else empty.
-        few: classes with fewer than `FEWEST` different pictures, where splits are drawn.
+        few: classes with fewer than `FEWEST` different images, where splits are drawn.
     """
 
     name: str
@@ -126,23 +126,23 @@ class DataReport:
         verdict = "\n".join(lines) or "Nothing to complain about."
         return f"{_table(self)}\n\n{facts}\n\n{verdict}\n"
 
-    def to_html(self, picture: Callable[[str], np.ndarray | None] | None = None) -> str:
+    def to_html(self, image: Callable[[str], np.ndarray | None] | None = None) -> str:
         """Give a page that needs nothing else.
 
         Args:
-            picture: gives a small picture by its name, uint8 of shape (height, width, 3), or None; those of
+            image: gives a small image by its name, uint8 of shape (height, width, 3), or None; those of
                 interest are shown.
         """
-        return str(render("page.html", title=f"Data: {self.name}", parts=[self.to_part(picture)]))
+        return str(render("page.html", title=f"Data: {self.name}", parts=[self.to_part(image)]))
 
-    def to_part(self, picture: Callable[[str], np.ndarray | None] | None = None) -> str:
+    def to_part(self, image: Callable[[str], np.ndarray | None] | None = None) -> str:
         """Give the part of a page that `to_html` is made of; its argument is the same."""
         galleries = []
         for title, names, captions in _galleries(self):
             shown = [
                 (data_uri(pixels), caption)
                 for name, caption in zip(names, captions, strict=True)
-                if picture is not None and (pixels := picture(name)) is not None
+                if image is not None and (pixels := image(name)) is not None
             ]
             if shown:
                 galleries.append((title, shown))
@@ -174,7 +174,7 @@ def _serious(report: DataReport) -> Iterable[Finding]:
     if report.skipped:
         yield Finding(
             "skipped",
-            f"{_pictures(report.skipped)} skipped: cannot be used.",
+            f"{_images(report.skipped)} skipped: cannot be used.",
             tuple(f"{name} ({why})" for name, why in report.skipped),
             True,
         )
@@ -182,7 +182,7 @@ def _serious(report: DataReport) -> Iterable[Finding]:
     if conflicts:
         yield Finding(
             "conflict",
-            f"{_pictures(conflicts)} under two labels or more: only trained on, never measured on. Decide on one.",
+            f"{_images(conflicts)} under two labels or more: only trained on, never measured on. Decide on one.",
             tuple(" = ".join(one.names) for one in conflicts),
             True,
         )
@@ -190,7 +190,7 @@ def _serious(report: DataReport) -> Iterable[Finding]:
     if shared:
         yield Finding(
             "shared",
-            f"{_pictures(shared)} in several of the splits that the data came with: figures measured so flatter. "
+            f"{_images(shared)} in several of the splits that the data came with: figures measured so flatter. "
             "Take them out of train, or let the split be drawn.",
             tuple(" = ".join(one.names) for one in shared),
             True,
@@ -206,7 +206,7 @@ def _serious(report: DataReport) -> Iterable[Finding]:
     if report.few:
         yield Finding(
             "few",
-            f"{len(report.few)} of {len(report.class_names)} classes have fewer than {FEWEST} different pictures, too "
+            f"{len(report.few)} of {len(report.class_names)} classes have fewer than {FEWEST} different images, too "
             "few to train, validate and test on each. Add some.",
             report.few,
             True,
@@ -234,7 +234,7 @@ def _hints(report: DataReport) -> Iterable[Finding]:
         least, most = (report.class_names[i] for i in (train.argmin(), train.argmax()))
         yield Finding(
             "imbalance",
-            f"{most} has {train.max() / max(train.min(), 1):.0f} times as many pictures to train on as {least}. "
+            f"{most} has {train.max() / max(train.min(), 1):.0f} times as many images to train on as {least}. "
             "--class-weights makes up for it.",
             (),
             False,
@@ -246,19 +246,19 @@ def _hints(report: DataReport) -> Iterable[Finding]:
         if found:
             yield Finding(
                 kind,
-                f"{_pictures(found)} {what}: kept on one side of a split that is drawn.",
+                f"{_images(found)} {what}: kept on one side of a split that is drawn.",
                 tuple(" = ".join(one.names) for one in found),
                 False,
             )
     if report.odd:
         yield Finding(
             "odd",
-            f"{_pictures(report.odd)} unlike the others: worth a look.",
+            f"{_images(report.odd)} unlike the others: worth a look.",
             tuple(f"{name} ({what})" for name, what in report.odd),
             False,
         )
     if report.blank:
-        yield Finding("blank", f"{_pictures(report.blank)} of one colour.", report.blank, False)
+        yield Finding("blank", f"{_images(report.blank)} of one color.", report.blank, False)
     if report.format_tells:
         yield Finding(
             "format",
@@ -269,8 +269,8 @@ def _hints(report: DataReport) -> Iterable[Finding]:
         )
 
 
-def _pictures(items: Sequence[Any]) -> str:
-    return "1 picture is" if len(items) == 1 else f"{len(items):,} pictures are"
+def _images(items: Sequence[Any]) -> str:
+    return "1 image is" if len(items) == 1 else f"{len(items):,} images are"
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -278,7 +278,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _table(report: DataReport) -> str:
-    """Pictures by class and split; of many classes the largest and the smallest."""
+    """Images by class and split; of many classes the largest and the smallest."""
     splits = list(report.counts)
     totals = np.array([report.counts[split] for split in splits]).sum(axis=0)
     rows = [
@@ -300,11 +300,11 @@ def _table(report: DataReport) -> str:
 
 
 def _galleries(report: DataReport) -> Iterable[tuple[str, list[str], list[str]]]:
-    """Which pictures are worth seeing: title, names, captions."""
+    """Which images are worth seeing: title, names, captions."""
     for title, chosen in (
-        ("The same picture under two labels", [s for s in report.same if len(set(s.classes)) > 1]),
-        ("The same picture in two splits", [s for s in report.same if len(set(s.splits)) > 1]),
-        ("The same picture more than once", [s for s in report.same if len(set(s.classes)) == 1]),
+        ("The same image under two labels", [s for s in report.same if len(set(s.classes)) > 1]),
+        ("The same image in two splits", [s for s in report.same if len(set(s.splits)) > 1]),
+        ("The same image more than once", [s for s in report.same if len(set(s.classes)) == 1]),
     ):
         some = chosen[:MOST_SHOWN]
         names = [name for one in some for name in one.names[:2]]

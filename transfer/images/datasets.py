@@ -31,12 +31,12 @@ from transfer.images.splitting import Found, Split, complete_splits, few_per_cla
 log = logging.getLogger(__name__)
 
 THUMBNAIL = (128, 128)
-"""Height and width of the pictures on pages, in pixels."""
+"""Height and width of the images on pages, in pixels."""
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Labelled pictures in three disjoint splits.
+    """Labelled images in three disjoint splits.
 
     Attributes:
         name: a short name, for titles and folders.
@@ -63,7 +63,7 @@ class ImageData:
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
-        """Pictures that could not be used, by name, with the reason."""
+        """Images that could not be used, by name, with the reason."""
         return self.report.skipped
 
     @property
@@ -72,10 +72,10 @@ class ImageData:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def thumbnail(self, name: str) -> np.ndarray | None:
-        """Give one picture by its name, small: uint8 of shape (128, 128, 3); None where no split has it."""
+        """Give one image by its name, small: uint8 of shape (128, 128, 3); None where no split has it."""
         for part in self.splits.values():
             if name in part.names:
-                return part.picture(list(part.names).index(name), THUMBNAIL)
+                return part.image(list(part.names).index(name), THUMBNAIL)
         return None
 
 
@@ -88,7 +88,7 @@ def load_data(
     val: float | int = DataConfig.val,
     test: float | int = DataConfig.test,
     few_shot: int | None = None,
-    look_alikes: bool = True,
+    near_duplicates: bool = True,
     split_file: str | Path | None = None,
     class_names: Sequence[str] | None = None,
     strict: bool = False,
@@ -96,46 +96,46 @@ def load_data(
     tfds_split: str | Mapping[str, str] | None = None,
     download: bool = True,
 ) -> ImageData:
-    """Load labelled pictures, check every one of them, and split them into train, val and test.
+    """Load labelled images, check every one of them, and split them into train, val and test.
 
-    The split is stratified by class and depends on the seed and the pictures' names alone, not on the
-    file system's order. Pictures that show the same, byte for byte or saved in another form, always stay on the
+    The split is stratified by class and depends on the seed and the images' names alone, not on the
+    file system's order. Images that show the same, byte for byte or saved in another form, always stay on the
     same side, and so do those of one group. Splits that the source has already are kept, with a warning where they
-    share pictures; where it has `val` but no `test`, its `val` becomes the test set and a new validation set is drawn
-    from `train`, so that stopping and measuring never use the same pictures.
+    share images; where it has `val` but no `test`, its `val` becomes the test set and a new validation set is drawn
+    from `train`, so that stopping and measuring never use the same images.
 
-    A class keeps at least one picture to train on: of two different pictures the other is for the test,
-    and a third for validation. A picture that is in several classes is only trained on.
+    A class keeps at least one image to train on: of two different images the other is for the test,
+    and a third for validation. An image that is in several classes is only trained on.
 
     Args:
-        source: one of: a folder with a sub-folder of pictures per class, with or without `train`
+        source: one of: a folder with a sub-folder of images per class, with or without `train`
             (`training`), `val` (`valid`, `validation`) and `test` (`testing`) above them, in any letter
             case; `"emoji"`, the data set that comes along; a manifest, CSV or Parquet (see
             `manifest.read_manifest`); `"tfds:NAME[/CONFIG][:VERSION]"` for a tensorflow_datasets name; arrays
             `(images, labels)` or, as `keras.datasets` gives them, `((x_train, y_train), (x_test, y_test))`, images of
             shape (N, H, W[, C]), 0 to 255; a `tf.data.Dataset` of (image, label), or several (see
             `array_source.read_arrays`).
-        image_size: pixels, one number or (height, width), to bring the pictures to; None takes the model's.
+        image_size: pixels, one number or (height, width), to bring the images to; None takes the model's.
         resize: how they get another shape: `"stretch"`, `"crop"` the middle, or `"pad"` with black.
         seed: of the split.
-        val: pictures for validation, where the source has no such split: a share, below 1, or a count.
+        val: images for validation, where the source has no such split: a share, below 1, or a count.
         test: the same for the test set.
-        few_shot: so many different pictures of each class to train on, for experiments; None takes all.
-        look_alikes: count pictures as the same that look alike, as one does that was saved again in another form;
-            otherwise only copies byte for byte. Turn it off where all pictures look alike by nature.
+        few_shot: so many different images of each class to train on, for experiments; None takes all.
+        near_duplicates: count images as the same that look alike, as one does that was saved again in another form;
+            otherwise only copies byte for byte. Turn it off where all images look alike by nature.
         split_file: a split that an earlier run wrote (`split.csv`), to be used again.
         class_names: for arrays: one name per label; otherwise numbers are the names.
-        strict: stop at pictures that cannot be used instead of skipping and counting them.
+        strict: stop at images that cannot be used instead of skipping and counting them.
         data_dir: where tensorflow_datasets keeps prepared data.
         tfds_split: for tensorflow_datasets, in its own syntax: `"train[:80%]"`, of which the splits are drawn, or
             `"train=train[:80%],val=train[80%:],test=test"`.
         download: let tensorflow_datasets download what is not prepared.
 
     Returns:
-        The data, with the report of the check; pictures in files are decoded when they are used.
+        The data, with the report of the check; images in files are decoded when they are used.
 
     Raises:
-        InputError: there is no such source, or it has fewer than two classes, unusable pictures under
+        InputError: there is no such source, or it has fewer than two classes, unusable images under
             `strict`, labels that do not fit, or sizes of splits that leave nothing to train on.
 
     Example:
@@ -147,14 +147,14 @@ def load_data(
     if seed < 0:
         raise InputError(f"Expected a seed of 0 or more. Received: {seed}. Any other number will do.")
     if few_shot is not None and few_shot < 1:
-        raise InputError(f"Expected few_shot of 1 picture per class or more. Received: {few_shot}.")
+        raise InputError(f"Expected few_shot of 1 image per class or more. Received: {few_shot}.")
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
     size = as_size(image_size)
     rows = read_split(Path(split_file)) if split_file is not None else None  # before anything slow
     name, found = _read(source, class_names, data_dir, tfds_split, download)
     found, checked = _check(_tidy(found, resize), strict=strict)
-    same = _find_same(checked, look_alikes=look_alikes)
+    same = _find_same(checked, near_duplicates=near_duplicates)
     if rows is not None:
         splits = apply_split(
             rows, found.parts, found.class_names, skipped_names=[skipped for skipped, _ in found.skipped]
@@ -164,11 +164,11 @@ def load_data(
         splits = complete_splits(found.parts, same, found.class_names, seed=seed, **sizes)
     if few_shot is not None:
         numbers = {
-            picture: number
+            image: number
             for part, of_part in same.items()
-            for picture, number in zip(found.parts[part].names, of_part.tolist(), strict=True)
+            for image, number in zip(found.parts[part].names, of_part.tolist(), strict=True)
         }
-        of_train = np.array([numbers[picture] for picture in splits["train"].names], "int64")
+        of_train = np.array([numbers[image] for image in splits["train"].names], "int64")
         splits["train"] = few_per_class(splits["train"], of_train, few_shot, seed=seed)
     report = make_report(name, found, checked=checked, same=same, splits=splits)
     for finding in report.findings:
@@ -187,12 +187,12 @@ def load_test(
     tfds_split: str | Mapping[str, str] | None = None,
     download: bool = True,
 ) -> ImageData:
-    """Load labelled pictures to measure a model on, all of them, with the labels that the model knows."""
+    """Load labelled images to measure a model on, all of them, with the labels that the model knows."""
     given = class_names if not isinstance(source, str | Path) else None
     name, found = _read(source, given, data_dir, tfds_split, download)
     chosen = next(split for split in ("test", "val", "train") if split in found.parts)
     if len(found.parts) > 1:
-        log.info("Of %s, its pictures for %s are taken.", name, chosen)
+        log.info("Of %s, its images for %s are taken.", name, chosen)
     known = {label: position for position, label in enumerate(class_names)}
     for label in found.class_names:
         if label not in known:
@@ -204,10 +204,10 @@ def load_test(
     found = replace(found, parts={"test": replace(part, labels=labels)}, class_names=[*class_names])
     found, checked = _check(_tidy(found, resize), strict=strict)
     if not len(found.parts["test"]):
-        raise InputError(f"Expected pictures in {name!r}. Received none.{skipped_in_words(found.skipped)}")
+        raise InputError(f"Expected images in {name!r}. Received none.{skipped_in_words(found.skipped)}")
     none = found.parts["test"].take([])
     splits = {"train": none, "val": none, "test": found.parts["test"]}
-    same = _find_same(checked, look_alikes=False)
+    same = _find_same(checked, near_duplicates=False)
     report = make_report(name, found, checked=checked, same=same, splits=splits)
     return ImageData(name, tuple(class_names), **splits, report=report, image_size=as_size(image_size))
 
@@ -219,8 +219,8 @@ def _sizes(val: float | int, test: float | int) -> dict[str, float | int]:
     shares = {name: float(size) for name, size in sizes.items() if name not in counts}
     if not all(size >= 0 for size in sizes.values()) or not sum(shares.values()) < 1:
         raise InputError(
-            "Expected a share of the pictures, 0 or more and together below 1, or a count of them, a whole number. "
-            f"Received: val={val}, test={test}. Leave some pictures to train on."
+            "Expected a share of the images, 0 or more and together below 1, or a count of them, a whole number. "
+            f"Received: val={val}, test={test}. Leave some images to train on."
         )
     return {**shares, **counts}
 
@@ -252,7 +252,7 @@ def _read(
 
 
 def _tidy(found: Found, resize: str) -> Found:
-    """Give every picture a name that can be written anywhere and is its own, and say how it is resized."""
+    """Give every image a name that can be written anywhere and is its own, and say how it is resized."""
     taken: set[str] = set()
     parts = {}
     for split, part in found.parts.items():
@@ -270,7 +270,7 @@ def _tidy(found: Found, resize: str) -> Found:
 
 
 def _numbered(name: str) -> Iterator[str]:
-    """Give the name, and then others for pictures that are called the same."""
+    """Give the name, and then others for images that are called the same."""
     yield name
     for number in count(2):
         yield f"{name}#{number}"
@@ -280,7 +280,7 @@ def _check(found: Found, *, strict: bool) -> tuple[Found, dict[str, list[Checked
     """Drop what cannot be read."""
     good, checked, skipped = {}, {}, list(found.skipped)
     for name, part in found.parts.items():
-        every = check_all(part.pictures)
+        every = check_all(part.images)
         keep = [i for i, c in enumerate(every) if not c.problem]
         skipped += [(part.names[i], c.problem) for i, c in enumerate(every) if c.problem]
         checked[name] = [every[i] for i in keep]
@@ -290,15 +290,15 @@ def _check(found: Found, *, strict: bool) -> tuple[Found, dict[str, list[Checked
         shown = "; ".join(f"{name}: {problem}" for name, problem in skipped[:10])
         more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
         raise InputError(
-            f"Expected pictures that can be used. Received {len(skipped)} that cannot: {shown}{more}. Mend "
+            f"Expected images that can be used. Received {len(skipped)} that cannot: {shown}{more}. Mend "
             "them or take them away; without strict they are skipped."
         )
     return replace(found, parts=good, skipped=skipped), checked
 
 
-def _find_same(checked: Mapping[str, Sequence[Checked]], *, look_alikes: bool) -> dict[str, np.ndarray]:
+def _find_same(checked: Mapping[str, Sequence[Checked]], *, near_duplicates: bool) -> dict[str, np.ndarray]:
     every = [c for part in checked.values() for c in part]
-    numbers = find_same([c.digest for c in every], [c.hash if look_alikes else b"" for c in every])
+    numbers = find_same([c.digest for c in every], [c.hash if near_duplicates else b"" for c in every])
     ends = np.cumsum([len(part) for part in checked.values()])
     return dict(zip(checked, np.split(numbers, ends[:-1]), strict=True))
 
@@ -309,17 +309,17 @@ def _refuse_too_few(name: str, found: Found) -> None:
     if len(present) < 2:
         have = f"{len(present)}" + (f" ({names[present[0]]})" if len(present) else "")
         raise InputError(
-            f"Expected pictures of at least 2 classes in {name!r}. Received: {have}. "
-            "Put each class' pictures into a sub-folder of its own."
+            f"Expected images of at least 2 classes in {name!r}. Received: {have}. "
+            "Put each class' images into a sub-folder of its own."
         )
     missing = [names[i] for i in range(len(names)) if i not in present]
     if missing:
         raise InputError(
-            f"Expected pictures of every class in {name!r}. None to train on for: {', '.join(missing)}."
+            f"Expected images of every class in {name!r}. None to train on for: {', '.join(missing)}."
             f"{skipped_in_words(found.skipped)}"
         )
 
 
 def flips_are_safe(class_names: Sequence[str]) -> bool:
-    """Say whether mirrored pictures keep their class: not where the classes are letters or digits."""
+    """Say whether mirrored images keep their class: not where the classes are letters or digits."""
     return not all(re.fullmatch(r"\d+|\w", name) for name in class_names)

@@ -1,4 +1,4 @@
-"""Reading pictures: one decoder for every place that needs pixels."""
+"""Reading images: one decoder for every place that needs pixels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from transfer.common.errors import InputError
 
 MOST_PIXELS = 180_000_000
-"""Larger pictures are refused as decompression bombs (Pillow's own error line, twice its warning)."""
+"""Larger images are refused as decompression bombs (Pillow's own error line, twice its warning)."""
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 RESIZES = ("stretch", "crop", "pad")
-"""How a picture gets another shape: `stretch` both sides, `crop` the middle, or `pad` with black."""
+"""How an image gets another shape: `stretch` both sides, `crop` the middle, or `pad` with black."""
 
 _LARGE = 50_000_000  # pixels; with transparency they take 800 MB while they are decoded
 _one_at_a_time = threading.Lock()  # of the large ones, or as many as there are threads could fill the memory
@@ -33,7 +33,7 @@ _OTHERS = {
     "a web page": (b"<!doctype html", b"<html"),
     "SVG": (b"<svg",),
 }
-"""How other files begin that are often named like pictures, in small letters."""
+"""How other files begin that are often named like images, in small letters."""
 
 _PLAINLY = {
     "Truncated File Read": "image file is truncated",
@@ -58,8 +58,8 @@ _UPRIGHT = {
 _ON_ITS_SIDE = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 
-class Look(NamedTuple):
-    """What one picture is."""
+class DecodedImage(NamedTuple):
+    """What one image is."""
 
     # Small, upright, uint8 of shape (height, width, 3).
     pixels: np.ndarray
@@ -88,26 +88,26 @@ def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return height, width
 
 
-def is_picture(head: bytes) -> bool:
+def is_image(head: bytes) -> bool:
     """Tell by its first bytes, not by its name, whether a file is of a format that `decode` reads."""
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     bmp = head[:2] == b"BM" and head[6:10] == bytes(4)  # reserved bytes, for text may begin so too
     return head.startswith(_HEADS) or webp or bmp
 
 
-def decode(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch") -> np.ndarray:
-    """Decode one picture to RGB as a person sees it: EXIF rotation applied, transparency on white."""
+def decode(image: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch") -> np.ndarray:
+    """Decode one image to RGB as a person sees it: EXIF rotation applied, transparency on white."""
     try:
-        return look(picture, size, resize=resize).pixels
-    except BadPictureError as error:
-        name = "the picture" if isinstance(picture, bytes) else str(picture)
+        return inspect_image(image, size, resize=resize).pixels
+    except BadImageError as error:
+        name = "the image" if isinstance(image, bytes) else str(image)
         raise InputError(f"Cannot read {name}: {error}. Expected JPEG, PNG, GIF, BMP or WebP.") from None
 
 
 def to_rgb_array(
     pixels: np.ndarray, size: tuple[int, int] | None = None, *, resize: str = "stretch"
 ) -> np.ndarray:
-    """Bring one picture that is an array already to the form that `decode` gives."""
+    """Bring one image that is an array already to the form that `decode` gives."""
     pixels = np.clip(np.rint(pixels), 0, 255).astype("uint8") if pixels.dtype != np.uint8 else pixels
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
@@ -115,37 +115,39 @@ def to_rgb_array(
     return np.asarray(rgb if size is None else _resized(rgb, size, resize))
 
 
-class BadPictureError(Exception):
-    """A picture that cannot be read; the message is the reason alone, without the picture's name."""
+class BadImageError(Exception):
+    """An image that cannot be read; the message is the reason alone, without the image's name."""
 
 
-def look(picture: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch") -> Look:
-    """Decode one picture as `decode` does, and say what it is."""
-    source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+def inspect_image(
+    image: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch"
+) -> DecodedImage:
+    """Decode one image as `decode` does, and say what it is."""
+    source = io.BytesIO(image) if isinstance(image, bytes) else image
     try:
-        with Image.open(source, formats=_FORMATS) as image:
-            width, height, mode = image.width, image.height, image.mode
+        with Image.open(source, formats=_FORMATS) as opened:
+            width, height, mode = opened.width, opened.height, opened.mode
             if width * height > MOST_PIXELS:
-                raise BadPictureError(f"{width}x{height} is more than {MOST_PIXELS:,} pixels")
-            longer = max(size)  # both ways, since the picture may lie on its side
-            image.draft("RGB", (longer, longer))
-            with _one_at_a_time if image.width * image.height > _LARGE else nullcontext():
-                image.load()  # here, where a broken file is an error
-                turn = _UPRIGHT.get(_orientation(image))
-                small = _resized(_to_rgb(image, turn), size, resize)
-            kind = "JPEG" if image.format == "MPO" else image.format or ""
+                raise BadImageError(f"{width}x{height} is more than {MOST_PIXELS:,} pixels")
+            longer = max(size)  # both ways, since the image may lie on its side
+            opened.draft("RGB", (longer, longer))
+            with _one_at_a_time if opened.width * opened.height > _LARGE else nullcontext():
+                opened.load()  # here, where a broken file is an error
+                turn = _UPRIGHT.get(_orientation(opened))
+                small = _resized(_to_rgb(opened, turn), size, resize)
+            kind = "JPEG" if opened.format == "MPO" else opened.format or ""
         if turn in _ON_ITS_SIDE:
             width, height = height, width
-        return Look(np.asarray(small), kind, mode, width, height, turn is not None)
-    except BadPictureError:
+        return DecodedImage(np.asarray(small), kind, mode, width, height, turn is not None)
+    except BadImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise BadPictureError(_unknown(picture)) from None
+        raise BadImageError(_unknown(image)) from None
     except Image.DecompressionBombError:
-        raise BadPictureError(f"more than {MOST_PIXELS:,} pixels") from None
+        raise BadImageError(f"more than {MOST_PIXELS:,} pixels") from None
     # Pillow's decoders throw many kinds for broken files, struct.error among them; all mean the same.
     except Exception as error:
-        raise BadPictureError(reason(error)) from error
+        raise BadImageError(reason(error)) from error
 
 
 def _resized(rgb: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
@@ -165,24 +167,24 @@ def _resized(rgb: Image.Image, size: tuple[int, int], resize: str) -> Image.Imag
 
 
 def reason(error: BaseException) -> str:
-    """Say in a few words why a picture could not be read."""
+    """Say in a few words why an image could not be read."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = str(error) or type(error).__name__
     return _PLAINLY.get(text, text.split(" (")[0] if "truncated" in text else text)
 
 
-def _unknown(picture: str | Path | bytes) -> str:
+def _unknown(image: str | Path | bytes) -> str:
     """Say what a file may be that Pillow does not read."""
-    if isinstance(picture, bytes):
-        head = picture[:512]
+    if isinstance(image, bytes):
+        head = image[:512]
     else:
-        with open(picture, "rb") as stream:
+        with open(image, "rb") as stream:
             head = stream.read(512)
-    if is_picture(head):
+    if is_image(head):
         return "broken at its beginning"
     found = [name for name, marks in _OTHERS.items() if any(mark in head.lower() for mark in marks)]
-    return "not a picture of a known format" + (f" but {found[0]}" if found else "")
+    return "not an image of a known format" + (f" but {found[0]}" if found else "")
 
 
 def _to_rgb(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
@@ -201,7 +203,7 @@ def _to_rgb(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Read how the picture was held; broken EXIF in a good picture counts as none."""
+    """Read how the image was held; broken EXIF in a good image counts as none."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:

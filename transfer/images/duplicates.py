@@ -1,4 +1,4 @@
-"""Which pictures are the same: copies byte for byte, and the same picture saved another way."""
+"""Which images are the same: copies byte for byte, and the same image saved another way."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 MOST_BITS = 24
-"""Of 256, in which the perceptual hashes of the same picture may differ. Of photos saved again as JPEG or WebP, at half
+"""Of 256, in which the perceptual hashes of the same image may differ. Of photos saved again as JPEG or WebP, at half
 or a quarter of the size, grey, brighter or more contrast, 99.7 to 100 of 100 were within it, and no two different ones
-of the same data (`tests/benchmarks/check.py likeness`). Pictures cropped, turned or mirrored are not found."""
+of the same data (`tests/benchmarks/check.py likeness`). Images cropped, turned or mirrored are not found."""
 
 BITS = 256
 _BAND = np.uint16  # 16 bands of 16 bits: up to 15 bits apart, two hashes share a band for certain
-_REACH = 256  # neighbours in a band that are compared at most, so that the time grows with the pictures alone
+_REACH = 256  # neighbours in a band that are compared at most, so that the time grows with the images alone
 
 
 def perceptual_hash(pixels: np.ndarray) -> bytes:
-    """Describe what a picture looks like, so that the same picture saved another way gives nearly the
+    """Describe what an image looks like, so that the same image saved another way gives nearly the
     same."""
     import imagehash
     from PIL import Image
@@ -28,7 +28,7 @@ def perceptual_hash(pixels: np.ndarray) -> bytes:
 
 
 def find_same(digests: Sequence[str], hashes: Sequence[bytes]) -> np.ndarray:
-    """Number the pictures so that those that show the same have the same number."""
+    """Number the images so that those that show the same have the same number."""
     first: dict[str, int] = {}
     copies = [(i, first.setdefault(digest, i)) for i, digest in enumerate(digests)]
     pairs = np.array(copies, "int64").reshape(-1, 2)

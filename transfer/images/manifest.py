@@ -1,4 +1,4 @@
-"""Manifests as a source: a list of pictures and their labels in a file."""
+"""Manifests as a source: a list of images and their labels in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def read_manifest(path: Path) -> Found:
-    """Read a list of pictures and their labels; no picture is opened yet."""
+    """Read a list of images and their labels; no image is opened yet."""
     table = Table(path)
     folder = str(table.path.parent)
     written: list[str] = []
@@ -64,7 +64,7 @@ def _problem(where: str, label: str) -> str:
     if not label.strip():
         return "the label is empty"
     if _URL.match(where):
-        return f"{short(where)} is a URL; download the pictures first"
+        return f"{short(where)} is a URL; download the images first"
     return ""
 
 
@@ -111,7 +111,7 @@ def _resolved(folder: str, written: str) -> str:
 
 
 def _refuse_all_missing(place: str, folder: str, written: list[str]) -> None:
-    """Single missing pictures are skipped later, but a whole list that leads nowhere is one mistake."""
+    """Single missing images are skipped later, but a whole list that leads nowhere is one mistake."""
     if any(os.path.isfile(_resolved(folder, one)) for one in written):
         return
     raise InputError(

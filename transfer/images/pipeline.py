@@ -1,4 +1,4 @@
-"""Splits of pictures become batches: cached decoded, shuffled, augmented, batched, prefetched."""
+"""Splits of images become batches: cached decoded, shuffled, augmented, batched, prefetched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.distributed.batch_order import Order, Position
-from transfer.distributed.process_group import Share
+from transfer.distributed.process_group import BatchPart
 from transfer.images.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
 from transfer.images.splitting import Split
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CACHE_BUDGET = 4 * 2**30
-"""Bytes of decoded pictures to hold in memory at most, and never more than a quarter of the machine's; a larger
+"""Bytes of decoded images to hold in memory at most, and never more than a quarter of the machine's; a larger
 split is cached on disk."""
 
 
@@ -45,31 +45,31 @@ def make_dataset(
     seed: int = 0,
     keys: np.ndarray | None = None,
     position: Position | None = None,
-    share: Share | None = None,
+    batch_part: BatchPart | None = None,
 ) -> tf.data.Dataset:
     """Turn a split into batches: cached decoded, then shuffled, augmented, batched, mixed, prefetched.
 
     Args:
-        split: the pictures.
+        split: the images.
         image_size: height and width in pixels.
-        batch_size: pictures per batch, over all devices together; the last batch may be smaller.
+        batch_size: images per batch, over all devices together; the last batch may be smaller.
         training: shuffle, anew each epoch, and augment and mix. Otherwise the order is the split's.
-        augment: one of `AUGMENTATIONS`; each picture changes differently, and differently each epoch. Ignored
+        augment: one of `AUGMENTATIONS`; each image changes differently, and differently each epoch. Ignored
             unless `training`.
         flip: whether augmentation may flip (see `flips_are_safe`).
         mix: one of `MIXES`. All but `"none"` make the labels one-hot, for a loss that takes such; without
             `training` that is all they do.
         num_classes: of the one-hot labels, where there is a `mix`.
-        cache: keep the decoded pictures for the next epoch; None does so for `training` alone.
+        cache: keep the decoded images for the next epoch; None does so for `training` alone.
         cache_budget: bytes to keep in memory at most, past which they go to a temporary file (in `TMPDIR`);
             None is `CACHE_BUDGET`, or a quarter of the machine's memory where that is less.
         seed: of order, augmentation and mixing, 0 or more. They depend on it and on the number of the epoch
             alone: how often the data set has been gone through.
-        keys: seeds of the augmentation, int32 of shape (N, 2): each picture changes by its own, without
+        keys: seeds of the augmentation, int32 of shape (N, 2): each image changes by its own, without
             `training` too. None draws them, for `training`.
         position: its epoch is looked at when a pass begins; None counts the passes.
         share: of one process among several replicas: a batch of the data set is a part of each batch then. With a
-            `mix`, whose pictures come from the whole batch, all of it is read, and then split.
+            `mix`, whose images come from the whole batch, all of it is read, and then split.
 
     Returns:
         A `tf.data.Dataset`, or with another backend than TensorFlow a `keras.utils.PyDataset`, of float32 images
@@ -93,8 +93,8 @@ def make_dataset(
     store = None
     if training if cache is None else cache:
         store = _store(len(split), image_size, _budget() if cache_budget is None else cache_budget)
-    after = share if training and mix != "none" else None  # who mixes reads all of a batch
-    before = share if after is None else after.undivided()
+    after = batch_part if training and mix != "none" else None  # who mixes reads all of a batch
+    before = batch_part if after is None else after.undivided()
     order = Order(len(split), batch_size, seed if training else None, keys, position, before)
     changes = (training or keys is not None) and augment != "none"
     if not _tensorflow():
@@ -102,7 +102,7 @@ def make_dataset(
 
         read = _reader(split, image_size, store)
         own = finish if mix != "none" else None
-        return python_batches.pictures(order, read, change if changes else None, own, share=after)
+        return python_batches.image_batches(order, read, change if changes else None, own, batch_part=after)
     import tensorflow as tf
 
     def change_all(images: Any, labels: Any, keys: Any) -> Any:
@@ -126,19 +126,19 @@ def make_dataset(
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def _parts(share: Share, images: Any, labels: Any) -> tf.data.Dataset:
-    """A mixed batch, split as `Share.of_batch` splits positions."""
+def _parts(batch_part: BatchPart, images: Any, labels: Any) -> tf.data.Dataset:
+    """A mixed batch, split as `BatchPart.of_batch` splits positions."""
     import tensorflow as tf
 
     def split(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = share.of_batch(positions)
+        parts = batch_part.of_batch(positions)
         return np.concatenate(parts), np.array([len(part) for part in parts])
 
     positions, sizes = tf.numpy_function(split, [tf.range(len(images), dtype=tf.int64)], (tf.int64, tf.int64))
     parts = tf.RaggedTensor.from_row_lengths(
         tf.ensure_shape(positions, (None,)), tf.ensure_shape(sizes, (None,))
     )
-    chosen = tf.data.Dataset.range(share.replicas).map(lambda number: parts[number])
+    chosen = tf.data.Dataset.range(batch_part.replicas).map(lambda number: parts[number])
     return chosen.map(lambda rows: (tf.gather(images, rows), tf.gather(labels, rows)))
 
 
@@ -169,18 +169,18 @@ def batch_rows(
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> dict[int, float]:
-    """Say how much a picture of each class must count for all classes to count the same: N / (K n).
+    """Say how much an image of each class must count for all classes to count the same: N / (K n).
 
     Args:
-        labels: int array of shape (N,), of the pictures to train on.
+        labels: int array of shape (N,), of the images to train on.
         num_classes: K.
 
     Returns:
-        Weight by class, as Keras' `fit(class_weight=...)` takes them. Their mean over the pictures is 1, so that
+        Weight by class, as Keras' `fit(class_weight=...)` takes them. Their mean over the images is 1, so that
         the learning rate needs no change.
 
     Raises:
-        InputError: a class has no picture.
+        InputError: a class has no image.
 
     Example:
         >>> class_weights(np.array([0, 0, 0, 1]), 2)
@@ -189,8 +189,8 @@ def class_weights(labels: np.ndarray, num_classes: int) -> dict[int, float]:
     counts = np.bincount(labels, minlength=num_classes)
     if len(counts) != num_classes or not counts.all():
         raise InputError(
-            f"Expected labels of {num_classes} classes, each with a picture or more, for class weights. Received: "
-            f"{len(labels)} pictures, by class {counts.tolist()}. Leave out the empty classes, or the weights."
+            f"Expected labels of {num_classes} classes, each with an image or more, for class weights. Received: "
+            f"{len(labels)} images, by class {counts.tolist()}. Leave out the empty classes, or the weights."
         )
     return {label: len(labels) / (num_classes * int(n)) for label, n in enumerate(counts)}
 
@@ -208,7 +208,7 @@ def _checked_classes(split: Split, mix: str, num_classes: int | None) -> int:
 
 
 def _tensorflow() -> bool:
-    """Whether Keras runs on TensorFlow, which reads and changes pictures on many threads then."""
+    """Whether Keras runs on TensorFlow, which reads and changes images on many threads then."""
     import keras
 
     return bool(keras.backend.backend() == "tensorflow")
@@ -223,7 +223,7 @@ def _positions(order: Order) -> tf.data.Dataset:
 
 
 def _reading(split: Split, size: tuple[int, int], store: _Store | None) -> Callable[[Any, Any], Any]:
-    """The function that turns positions into pictures and labels, for `tf.data`."""
+    """The function that turns positions into images and labels, for `tf.data`."""
     import tensorflow as tf
 
     read_all = _reader(split, size, store)
@@ -238,38 +238,38 @@ def _reading(split: Split, size: tuple[int, int], store: _Store | None) -> Calla
 def _reader(
     split: Split, size: tuple[int, int], store: _Store | None
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """The function that turns positions into pictures, uint8, and labels, int64."""
+    """The function that turns positions into images, uint8, and labels, int64."""
     kept = np.zeros(len(split), bool)
 
-    def picture(position: int) -> np.ndarray:
+    def image(position: int) -> np.ndarray:
         if store is None:
-            return split.picture(position, size)
+            return split.image(position, size)
         if kept[position]:
             return store.load(position)
-        pixels = split.picture(position, size)
+        pixels = split.image(position, size)
         kept[position] = store.save(position, pixels)
         return pixels
 
     def read_all(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         read = map if kept[positions].all() else _readers().map  # decoding leaves Python to other threads
-        return np.stack([*read(picture, positions.tolist())]), split.labels[positions].astype("int64")
+        return np.stack([*read(image, positions.tolist())]), split.labels[positions].astype("int64")
 
     return read_all
 
 
 @functools.cache
 def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pictures")
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
 
 
 class _Store(Protocol):
-    """Where decoded pictures are kept; several threads use it at once."""
+    """Where decoded images are kept; several threads use it at once."""
 
     def save(self, position: int, pixels: np.ndarray) -> bool:
-        """Keep a picture; False where that failed."""
+        """Keep an image; False where that failed."""
 
     def load(self, position: int) -> np.ndarray:
-        """Give a picture that was kept."""
+        """Give an image that was kept."""
 
 
 class _Memory:
@@ -301,7 +301,7 @@ class _File:
                 return self.file.write(np.ascontiguousarray(pixels).data) == self.bytes
             except OSError as error:
                 if not self.full:  # under the lock: several threads meet the full disk at once
-                    log.warning("Decoded pictures are no longer cached, but read anew each epoch: %s.", error)
+                    log.warning("Decoded images are no longer cached, but read anew each epoch: %s.", error)
                 self.full = True
                 return False
 
@@ -314,16 +314,16 @@ class _File:
 
 
 def _store(count: int, size: tuple[int, int], budget: int) -> _Store | None:
-    """Memory while the decoded pictures fit the budget, a temporary file past it, nothing past the disk."""
+    """Memory while the decoded images fit the budget, a temporary file past it, nothing past the disk."""
     needed, folder = count * size[0] * size[1] * 3, tempfile.gettempdir()
     if needed <= budget:
         return _Memory(count, size)
     free = shutil.disk_usage(folder).free
     if needed <= free:
-        log.info("Caching %.1f GB of decoded pictures in %s.", needed / 1e9, folder)
+        log.info("Caching %.1f GB of decoded images in %s.", needed / 1e9, folder)
         return _File(size)
     log.warning(
-        "Decoded pictures are not cached, but read anew each epoch: they take %.1f GB, more than the %.1f GB of "
+        "Decoded images are not cached, but read anew each epoch: they take %.1f GB, more than the %.1f GB of "
         "memory and the %.1f GB of disk in %s. Set TMPDIR to a folder with more room.",
         needed / 1e9, budget / 1e9, free / 1e9, folder,
     )  # fmt: skip

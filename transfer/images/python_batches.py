@@ -1,4 +1,4 @@
-"""Batches by Python alone, for Keras' other backends than TensorFlow: the same pictures in the same order as `pipeline`
+"""Batches by Python alone, for Keras' other backends than TensorFlow: the same images in the same order as `pipeline`
 gives them there, changed by the same layers."""
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import keras
 import numpy as np
 
 from transfer.distributed.batch_order import Order
-from transfer.distributed.process_group import Share
+from transfer.distributed.process_group import BatchPart
 
 Read = Callable[[np.ndarray, np.ndarray], tuple[Any, ...]]
-"""What turns positions and keys into what `fit` takes: pictures, labels and weights."""
+"""What turns positions and keys into what `fit` takes: images, labels and weights."""
 
 
 class Batches(keras.utils.PyDataset):
     """Batches in an order, the next one read while the network has this one."""
 
-    def __init__(self, order: Order, read: Read, share: Share | None = None) -> None:
+    def __init__(self, order: Order, read: Read, batch_part: BatchPart | None = None) -> None:
         super().__init__()
-        self.order, self.read, self.share = order, read, share
+        self.order, self.read, self.batch_part = order, read, batch_part
         self.class_weights: np.ndarray | None = None
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
         self._next: tuple[int, Future[tuple[Any, ...]]] | None = None
@@ -49,7 +49,7 @@ class Batches(keras.utils.PyDataset):
             numbers = np.asarray(y).argmax(axis=1) if np.ndim(y) > 1 else y
             weights = weights * self.class_weights[numbers]
         batch = (x, y, weights)
-        return batch if self.share is None else tuple(self.share.of_filled(part) for part in batch)
+        return batch if self.batch_part is None else tuple(self.batch_part.of_filled(part) for part in batch)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return (self[i] for i in range(len(self)))
@@ -60,15 +60,15 @@ class Batches(keras.utils.PyDataset):
             yield from self
 
 
-def pictures(
+def image_batches(
     order: Order,
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     change: Callable[[Any, Any], Any] | None,
     finish: Callable[[Any, Any, Any], Any] | None,
     *,
-    share: Share | None = None,
+    batch_part: BatchPart | None = None,
 ) -> Batches:
-    """Give batches of pictures: read, changed one by one, mixed."""
+    """Give batches of images: read, changed one by one, mixed."""
     change_all = (
         compiled(lambda images, keys: keras.ops.map(lambda one: change(*one), (images, keys)))
         if change
@@ -83,7 +83,7 @@ def pictures(
             x = change_all(x, keys.astype("uint32"))
         return (x, labels) if mix is None else mix(x, labels, keys[0].astype("uint32"))
 
-    return Batches(order, make, share)
+    return Batches(order, make, batch_part)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Where pictures come from: folders, read into splits without decoding a picture yet."""
+"""Where images come from: folders, read into splits without decoding an image yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer.common.errors import InputError, nearest, unknown
-from transfer.images.decoding import EXTENSIONS, is_picture, reason
+from transfer.images.decoding import EXTENSIONS, is_image, reason
 from transfer.images.splitting import Found, Split
 from transfer.images.tables import SPLIT_WORDS
 
@@ -26,7 +26,7 @@ _SYSTEM = frozenset(
 )
 """What operating systems and their archives leave beside files, beyond hidden ones; in small letters."""
 
-_OTHER_PICTURES = frozenset(
+_OTHER_IMAGES = frozenset(
     {
         ".tif",
         ".tiff",
@@ -44,25 +44,25 @@ _OTHER_PICTURES = frozenset(
     }
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".dcm"}
 )
-"""Pictures that are not read; whoever has some among the others wants to know."""
+"""Images that are not read; whoever has some among the others wants to know."""
 
 
 def embedded_folder() -> Path:
-    """Find the pictures that come with the package, installed or in a clone."""
+    """Find the images that come with the package, installed or in a clone."""
     package = Path(__file__).parents[1]
     for folder in (package / "data" / EMBEDDED, package.parent / "data" / EMBEDDED):
         if folder.is_dir():
             return folder
-    raise InputError("The emoji pictures are missing from this installation. Install the package again.")
+    raise InputError("The emoji images are missing from this installation. Install the package again.")
 
 
 def find_source(text: str) -> Path:
-    """Find the folder or the list of pictures that a user named."""
+    """Find the folder or the list of images that a user named."""
     place = Path(text).expanduser()
-    wanted = "a folder with a sub-folder of pictures per class, a CSV or Parquet list, tfds:NAME, or 'emoji'"
+    wanted = "a folder with a sub-folder of images per class, a CSV or Parquet list, tfds:NAME, or 'emoji'"
     try:
         if place.is_file() and place.suffix.lower() in EXTENSIONS:
-            raise InputError(f"Expected {wanted}. Received a picture: {text}. Name the folder that it is in.")
+            raise InputError(f"Expected {wanted}. Received an image: {text}. Name the folder that it is in.")
         if place.exists():
             return place
         if text == EMBEDDED:
@@ -81,7 +81,7 @@ def find_source(text: str) -> Path:
 
 
 def read_folder(folder: Path) -> Found:
-    """Collect the paths of pictures and their labels; of files with strange names, the first bytes are
+    """Collect the paths of images and their labels; of files with strange names, the first bytes are
     read."""
     walk = _Walk(folder)
     roots = _split_roots(folder, walk)
@@ -155,8 +155,8 @@ class _Walk:
                 self.skip(path, "not a file")
         return folders, files
 
-    def pictures(self, folder: Path) -> list[str]:
-        """Give the pictures in a folder, however deep, sorted; links may lead in circles."""
+    def images(self, folder: Path) -> list[str]:
+        """Give the images in a folder, however deep, sorted; links may lead in circles."""
         found: list[str] = []
         seen, waiting = set(), [folder]
         while waiting:
@@ -165,22 +165,22 @@ class _Walk:
                 seen.add(identity)
                 folders, files = self.listed(here)
                 waiting += reversed(folders)
-                found += [file for file in files if self.is_picture(file)]
+                found += [file for file in files if self.is_image(file)]
         return sorted(found, key=lambda file: file.split(os.sep))  # folder by folder
 
-    def is_picture(self, file: str) -> bool:
-        """Tell whether a file is meant to be a picture that can be read; note what else it is."""
+    def is_image(self, file: str) -> bool:
+        """Tell whether a file is meant to be an image that can be read; note what else it is."""
         kind = os.path.splitext(file)[1].lower()
         if kind in EXTENSIONS:
             return True
         try:
             with open(file, "rb") as stream:
-                if is_picture(stream.read(16)):
+                if is_image(stream.read(16)):
                     return True
         except OSError as error:
             self.skip(file, reason(error))
             return False
-        if kind in _OTHER_PICTURES:
+        if kind in _OTHER_IMAGES:
             self.skip(file, f"{kind[1:].upper()} is not read: save it as JPEG or PNG")
         else:
             self.ignored.append(self.name(file))
@@ -198,7 +198,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 
 def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
-    """Find the folder of each split; a folder that holds pictures itself is a class, whatever its name."""
+    """Find the folder of each split; a folder that holds images itself is a class, whatever its name."""
     folders, files = walk.listed(folder)
     inside = {path.name: path for path in folders}
     called = {
@@ -210,7 +210,7 @@ def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
         if inside and all(name.lower() in SPLIT_WORDS for name in inside):
             raise InputError(
                 f"Expected a folder 'train' in {folder}, with a sub-folder per class. Received: "
-                f"{', '.join(inside)}. Sort the pictures into folders by class."
+                f"{', '.join(inside)}. Sort the images into folders by class."
             )
         _skip_loose(files, walk)
         return {"train": folder}
@@ -220,8 +220,8 @@ def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
             f"Expected one folder per split in {folder}. Received: {', '.join(called)}. Merge or rename one."
         )
     for name in [name for name in inside if name not in called]:
-        if count := len(walk.pictures(inside[name])):
-            what = "1 picture" if count == 1 else f"{count:,} pictures"
+        if count := len(walk.images(inside[name])):
+            what = "1 image" if count == 1 else f"{count:,} images"
             walk.skip(inside[name], f"{what} in no folder of a split and a class")
     for name in called:
         _skip_loose(walk.listed(inside[name])[1], walk)
@@ -230,16 +230,16 @@ def _split_roots(folder: Path, walk: _Walk) -> dict[str, Path]:
 
 def _skip_loose(files: Sequence[str], walk: _Walk) -> None:
     for file in files:
-        if walk.is_picture(file):
+        if walk.is_image(file):
             walk.skip(file, "lies in no folder of a class")
 
 
 def _classes(root: Path, walk: _Walk) -> dict[str, list[str]]:
-    """Give the pictures by class; two folders that are called the same but for Unicode's form are one
+    """Give the images by class; two folders that are called the same but for Unicode's form are one
     class."""
     found: dict[str, list[str]] = {}
     for folder in walk.listed(root)[0]:
-        found.setdefault(printable(folder.name), []).extend(walk.pictures(folder))
+        found.setdefault(printable(folder.name), []).extend(walk.images(folder))
     return found
 
 
@@ -249,7 +249,7 @@ def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[str]
     empty = [name for name in names if not found["train"][name]]
     if empty:
         raise InputError(
-            f"Expected pictures ({kinds}) in every sub-folder of {roots['train']}. Received none in: "
+            f"Expected images ({kinds}) in every sub-folder of {roots['train']}. Received none in: "
             f"{', '.join(empty)}. Add some, or take the folder away.{skipped_in_words(walk.skipped)}"
         )
     for split, classes in found.items():
@@ -260,7 +260,7 @@ def _refuse_misfits(roots: dict[str, Path], found: dict[str, dict[str, list[str]
             )
         if names and not any(classes.values()):
             raise InputError(
-                f"Expected pictures ({kinds}) in {roots[split]}. Received none. Add some, or take the folder "
+                f"Expected images ({kinds}) in {roots[split]}. Received none. Add some, or take the folder "
                 f"away, and they are drawn from train.{skipped_in_words(walk.skipped)}"
             )
 
@@ -270,7 +270,7 @@ def _refuse_wrapper(root: Path, walk: _Walk) -> None:
     folders = walk.listed(root)[0]
     if len(folders) == 1 and len(walk.listed(folders[0])[0]) > 1:
         raise InputError(
-            f"Expected a sub-folder of pictures per class in {root}. Received one alone, {folders[0].name!r}, with "
+            f"Expected a sub-folder of images per class in {root}. Received one alone, {folders[0].name!r}, with "
             f"sub-folders of its own. Did you mean '{folders[0]}'?"
         )
 

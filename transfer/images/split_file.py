@@ -1,4 +1,4 @@
-"""The split as a file: which picture is in which split, written and given back."""
+"""The split as a file: which image is in which split, written and given back."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from transfer.images.tables import SPLITS, Table, is_lone, listed, lone_group, s
 log = logging.getLogger(__name__)
 
 DIGEST = "sha256"
-"""The column of the pictures' contents, where they are known: what was trained on is known again under any name."""
+"""The column of the images' contents, where they are known: what was trained on is known again under any name."""
 
 _nfc = partial(normalize, "NFC")  # file systems differ in how they write accents
 
 
 def write_split(path: Path, splits: Mapping[str, Split], class_names: Sequence[str]) -> None:
-    """Write which picture is in which split, as CSV; `read_split` and `apply_split` give it back."""
+    """Write which image is in which split, as CSV; `read_split` and `apply_split` give it back."""
     for split in splits:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
     parts = {split: splits[split] for split in SPLITS if split in splits}
-    _positions(chain.from_iterable(p.names for p in parts.values()), lambda i: f"picture {i + 1} of the data")
+    _positions(chain.from_iterable(p.names for p in parts.values()), lambda i: f"image {i + 1} of the data")
     try:
         with (
             replacing(path) as unfinished,
@@ -43,7 +43,7 @@ def write_split(path: Path, splits: Mapping[str, Split], class_names: Sequence[s
         ):
             csv.writer(file).writerows(_lines(parts, class_names))
     except UnicodeEncodeError as error:
-        raise InputError(f"Cannot write the split to {str(path)!r}: {error}. Rename the picture.") from None
+        raise InputError(f"Cannot write the split to {str(path)!r}: {error}. Rename the image.") from None
 
 
 def _lines(parts: Mapping[str, Split], class_names: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -79,7 +79,7 @@ def read_split(path: Path) -> list[tuple[str, str, str]]:
 
 
 def trained_on(path: Path) -> set[str]:
-    """Read the contents of the pictures that a split trains or validates on."""
+    """Read the contents of the images that a split trains or validates on."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.DictReader(file)
@@ -95,11 +95,11 @@ def apply_split(
     *,
     skipped_names: Collection[str] = (),
 ) -> dict[str, Split]:
-    """Split pictures as a file says."""
+    """Split images as a file says."""
     data = _joined(parts)
     rows = [(_nfc(name), _nfc(label), split) for name, label, split in rows]
     class_names = [*map(_nfc, class_names)]
-    at = _positions(map(_nfc, data.names), lambda i: f"picture {i + 1} of the data")
+    at = _positions(map(_nfc, data.names), lambda i: f"image {i + 1} of the data")
     _positions((name for name, _, _ in rows), lambda i: f"row {i + 1} of the split")
     _refuse_unknown(rows, class_names)
     skipped = set(map(_nfc, skipped_names)) - at.keys()
@@ -111,14 +111,14 @@ def apply_split(
         picked[split].append(at[name])
     if not picked["train"]:
         raise InputError(
-            f"Expected pictures for train in the file of the split. Received {len(rows)} rows, {len(kept)} of them "
-            "of pictures that can be read, and none of these is for train. Name some train."
+            f"Expected images for train in the file of the split. Received {len(rows)} rows, {len(kept)} of them "
+            "of images that can be read, and none of these is for train. Name some train."
         )
     if len(kept) < len(rows):
-        log.warning("The split names %d pictures that cannot be read: left out.", len(rows) - len(kept))
+        log.warning("The split names %d images that cannot be read: left out.", len(rows) - len(kept))
     if len(kept) < len(data):
         log.warning(
-            "The split does not name %d of the %d pictures: left out.", len(data) - len(kept), len(data)
+            "The split does not name %d of the %d images: left out.", len(data) - len(kept), len(data)
         )
     return {split: data.take(positions) for split, positions in picked.items()}
 
@@ -141,7 +141,7 @@ def _refuse_lost(
         named = {name for name, _, _ in rows}
         near = nearest(lost[0], islice((name for name in at if name not in named), 5_000))
         raise InputError(
-            "Expected pictures of these data in the file of the split. Received "
+            "Expected images of these data in the file of the split. Received "
             f"{len(lost)} of {len(rows)} that the data lack: {listed(lost)}. "
             + (f"Did you mean {listed(near)}? " if near else "")
             + "Give the data that the split was made of."
@@ -164,12 +164,12 @@ def _refuse_other_labels(
 
 
 def _positions(names: Iterable[str], place: Callable[[int], str]) -> dict[str, int]:
-    """Give the position of each name; none may be there twice, or its picture could be in two splits."""
+    """Give the position of each name; none may be there twice, or its image could be in two splits."""
     at: dict[str, int] = {}
     for i, name in enumerate(names):
         if at.setdefault(name, i) != i:
             raise InputError(
-                f"Expected every picture once. Received {short(name)} twice: {place(at[name])} and {place(i)}. "
+                f"Expected every image once. Received {short(name)} twice: {place(at[name])} and {place(i)}. "
                 "Take one away."
             )
     return at
@@ -180,7 +180,7 @@ def _joined(parts: Mapping[str, Split]) -> Split:
     each = list(parts.values())
     return replace(
         each[0],
-        pictures=_Joined(each),
+        images=_Joined(each),
         labels=np.concatenate([part.labels for part in each]),
         names=[name for part in each for name in part.names],
         groups=[g for part in each for g in _groups(part)] if any(len(part.groups) for part in each) else (),
@@ -189,7 +189,7 @@ def _joined(parts: Mapping[str, Split]) -> Split:
 
 
 class _Joined(Sequence[Any]):
-    """The pictures of several splits, each read when it is asked for."""
+    """The images of several splits, each read when it is asked for."""
 
     def __init__(self, parts: Sequence[Split]) -> None:
         self.parts = parts
@@ -200,4 +200,4 @@ class _Joined(Sequence[Any]):
 
     def __getitem__(self, i: Any) -> Any:
         part = bisect_right(self.starts, i) - 1
-        return self.parts[part].pictures[i - self.starts[part]]
+        return self.parts[part].images[i - self.starts[part]]

@@ -1,4 +1,4 @@
-"""The one place that splits: seeded, stratified, the same picture and the same group on one side."""
+"""The one place that splits: seeded, stratified, the same image and the same group on one side."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Split:
-    """Some pictures with their labels, not decoded yet unless they came as an array."""
+    """Some images with their labels, not decoded yet unless they came as an array."""
 
-    # Any sequence, read when it is indexed, by several threads at once: of paths, encoded pictures as
+    # Any sequence, read when it is indexed, by several threads at once: of paths, encoded images as
     # bytes, or arrays of shape (H, W[, C]), 0 to 255.
-    pictures: Any
+    images: Any
     # Int64 array of shape (N,), positions in the class names.
     labels: np.ndarray
-    # What to call each picture, each different: paths relative to the data folder, or numbers.
+    # What to call each image, each different: paths relative to the data folder, or numbers.
     names: Sequence[str]
     groups: Sequence[str] = ()
-    # SHA-256 of each picture's content, in hexadecimal.
+    # SHA-256 of each image's content, in hexadecimal.
     digests: Sequence[str] = ()
-    # How pictures are brought to another shape, of `pictures.RESIZES`.
+    # How images are brought to another shape, of `images.RESIZES`.
     resize: str = "stretch"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, positions: Sequence[int] | np.ndarray) -> Split:
-        """Give the pictures at `positions`, in that order, as a new split; none is read."""
+        """Give the images at `positions`, in that order, as a new split; none is read."""
         picked = np.asarray(positions, "int64").reshape(-1)
         each = picked.tolist()
         return replace(
             self,
-            pictures=_Picked(self.pictures, picked),
+            images=_Picked(self.images, picked),
             labels=self.labels[picked],
             names=[self.names[p] for p in each],
             groups=[self.groups[p] for p in each] if len(self.groups) else (),
             digests=[self.digests[p] for p in each] if len(self.digests) else (),
         )
 
-    def picture(self, position: int, size: tuple[int, int]) -> np.ndarray:
-        """Decode one picture: uint8 of shape (height, width, 3)."""
-        item = self.pictures[position]
+    def image(self, position: int, size: tuple[int, int]) -> np.ndarray:
+        """Decode one image: uint8 of shape (height, width, 3)."""
+        item = self.images[position]
         to_pixels = to_rgb_array if isinstance(item, np.ndarray) else decode
         return to_pixels(item, size, resize=self.resize)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a source holds, before any picture is opened."""
+    """What a source holds, before any image is opened."""
 
     parts: dict[str, Split]
     class_names: list[str]
@@ -105,28 +105,26 @@ def complete_splits(
     if any(sizes.values()) and not len(done["val"]) and not len(done["test"]):
         groups = f" in {len(set(train.groups))} groups" if len(train.groups) else ""
         raise InputError(
-            "Expected a class with at least 2 different pictures, to measure on those not trained on. Received: "
-            f"{len(train)} pictures of {len(np.unique(train.labels))} classes{groups}, "
-            f"{len(np.unique(same['train']))} of them different. Add pictures, or ask for val=0 and test=0."
+            "Expected a class with at least 2 different images, to measure on those not trained on. Received: "
+            f"{len(train)} images of {len(np.unique(train.labels))} classes{groups}, "
+            f"{len(np.unique(same['train']))} of them different. Add images, or ask for val=0 and test=0."
         )
     if sizes.get("test"):
         unseen = sorted(set(train.labels.tolist()) - set(done["test"].labels.tolist()))
         if unseen:
             listed = ", ".join(class_names[i] for i in unseen)
-            log.warning("No test pictures of %s: too few different ones to spare any.", listed)
+            log.warning("No test images of %s: too few different ones to spare any.", listed)
     return {name: done[name] for name in SPLITS}
 
 
 def stratified_split(
-    pictures: Split, same: np.ndarray, sizes: Mapping[str, float | int], *, seed: int
+    images: Split, same: np.ndarray, sizes: Mapping[str, float | int], *, seed: int
 ) -> dict[str, list[int]]:
     """Draw disjoint splits, the same share from every class; what belongs together stays on one side."""
-    units = _units(pictures, same)
+    units = _units(images, same)
     if any(unit.contradictory for unit in units):
         count = sum(len(unit.members) for unit in units if unit.contradictory)
-        log.warning(
-            "%d pictures are, or belong to, the same picture in several classes: kept to train.", count
-        )
+        log.warning("%d images are, or belong to, the same image in several classes: kept to train.", count)
     free = [unit for unit in units if not unit.contradictory]
     left = _total(units)  # what train has yet, by class
     wanted = _wanted(_total(free), sizes)
@@ -142,13 +140,13 @@ def stratified_split(
             drawn[name] += [i for unit in picked for i in unit.members]
             gone = {id(unit) for unit in picked}
             home = [unit for unit in home if id(unit) not in gone]
-    rest = set(range(len(pictures))) - {i for positions in drawn.values() for i in positions}
+    rest = set(range(len(images))) - {i for positions in drawn.values() for i in positions}
     return {name: sorted(positions) for name, positions in (*drawn.items(), ("train", rest))}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Unit:
-    """Pictures that must stay together."""
+    """Images that must stay together."""
 
     members: list[int]
     weights: dict[int, int]
@@ -156,20 +154,18 @@ class _Unit:
     contradictory: bool
 
 
-def _units(pictures: Split, same: np.ndarray) -> list[_Unit]:
+def _units(images: Split, same: np.ndarray) -> list[_Unit]:
     """Join what shows the same and what is of one group, over however many steps."""
-    links = [
-        np.unique(numbers, return_inverse=True)[1] for numbers in (same, pictures.groups) if len(numbers)
-    ]
-    count = len(pictures)
+    links = [np.unique(numbers, return_inverse=True)[1] for numbers in (same, images.groups) if len(numbers)]
+    count = len(images)
     pairs = [np.stack([np.arange(count), count * (i + 1) + link], axis=1) for i, link in enumerate(links)]
     together = join(count * (len(links) + 1), np.concatenate(pairs))[:count].tolist()
     members: dict[int, list[int]] = {}
-    for i in sorted(range(count), key=pictures.names.__getitem__):
+    for i in sorted(range(count), key=images.names.__getitem__):
         members.setdefault(together[i], []).append(i)
     numbers, labels = (
         np.asarray(same).tolist(),
-        pictures.labels.tolist(),
+        images.labels.tolist(),
     )  # an array's items one by one are slow
     units = []
     for positions in members.values():
@@ -196,7 +192,7 @@ def _wanted(counts: Mapping[int, int], sizes: Mapping[str, float | int]) -> dict
     if sum(size for size in sizes.values() if not isinstance(size, float)) > most:
         shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise InputError(
-            f"Expected at most {most} pictures for {' and '.join(sizes)}, so that each of {len(counts)} classes "
+            f"Expected at most {most} images for {' and '.join(sizes)}, so that each of {len(counts)} classes "
             f"keeps one of its {sum(counts.values())} different ones to train on. Received: {shown}."
         )
     wanted: dict[str, dict[int, int]] = {name: {} for name in sizes}
@@ -255,15 +251,15 @@ def _draw(
     return drawn
 
 
-def few_per_class(pictures: Split, same: np.ndarray, count: int, *, seed: int) -> Split:
-    """Keep some pictures of each class, all different, for experiments with little data."""
+def few_per_class(images: Split, same: np.ndarray, count: int, *, seed: int) -> Split:
+    """Keep some images of each class, all different, for experiments with little data."""
     chosen: list[int] = []
-    order = sorted(range(len(pictures)), key=lambda i: pictures.names[i])
+    order = sorted(range(len(images)), key=lambda i: images.names[i])
     by_class: dict[int, list[int]] = {}
     for i in order:
-        by_class.setdefault(int(pictures.labels[i]), []).append(i)
+        by_class.setdefault(int(images.labels[i]), []).append(i)
     for label, members in sorted(by_class.items()):
         shuffled = [members[i] for i in np.random.default_rng([seed, label]).permutation(len(members))]
         first = {int(same[i]): i for i in reversed(shuffled)}  # of those that show the same, the first
         chosen += [i for i in shuffled if first[int(same[i])] == i][:count]
-    return pictures.take(sorted(chosen))
+    return images.take(sorted(chosen))

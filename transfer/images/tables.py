@@ -1,4 +1,4 @@
-"""Lists of pictures in files: named columns from CSV or Parquet, every bad row told by its place."""
+"""Lists of images in files: named columns from CSV or Parquet, every bad row told by its place."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _MOST_NAMED = 5
 
 
 class Table:
-    """A list of pictures in a file: CSV in UTF-8, separated by commas, semicolons or tabs; or Parquet."""
+    """A list of images in a file: CSV in UTF-8, separated by commas, semicolons or tabs; or Parquet."""
 
     def __init__(self, path: Path, *, needed: Collection[str] = ("path", "label")) -> None:
         self.path = path.expanduser()
@@ -80,7 +80,7 @@ class Table:
             raise InputError(f"{'; '.join(self._problems)}{more}. Mend these rows, or take them away.")
         if not number:
             raise InputError(
-                f"{self.path.name}: expected rows of pictures. Received none, only the columns' names. Add some."
+                f"{self.path.name}: expected rows of images. Received none, only the columns' names. Add some."
             )
 
     def _problem(self, path: str, label: str, split: str, group: str) -> str:
@@ -157,7 +157,7 @@ class Table:
         if types.is_nested(kind) or "binary" in str(kind):
             raise InputError(
                 f"{self.path.name}: expected text or numbers in the column {name!r}. Received: {str(kind)[:80]}. "
-                "Write the pictures to files, and their paths into the column."
+                "Write the images to files, and their paths into the column."
             )
 
     def _find(self, header: Sequence[str]) -> list[int]:
@@ -202,7 +202,7 @@ def _is_parquet(path: Path) -> bool:
 
     def refusal(what: str, remedy: str) -> InputError:
         return InputError(
-            f"Expected a list of pictures as CSV or Parquet. Received {str(path)!r}, {what}. {remedy}"
+            f"Expected a list of images as CSV or Parquet. Received {str(path)!r}, {what}. {remedy}"
         )
 
     if not path.is_file():
@@ -224,7 +224,7 @@ def _is_parquet(path: Path) -> bool:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise refusal("in UTF-16", AS_UTF8)
     if len(head) == _HEAD and b"\n" not in head and b"\r" not in head:
-        raise refusal("which has no lines", "Put the columns' names and each picture into a line of its own.")
+        raise refusal("which has no lines", "Put the columns' names and each image into a line of its own.")
     return False
 
 
@@ -254,12 +254,12 @@ def _text(value: object) -> str:
 
 
 def lone_group(name: str) -> str:
-    """Make a group for a picture whose row names none."""
+    """Make a group for an image whose row names none."""
     return " " + name
 
 
 def is_lone(group: str) -> bool:
-    """Say whether a group is of `lone_group`, whatever the picture is called since."""
+    """Say whether a group is of `lone_group`, whatever the image is called since."""
     return group.startswith(" ")
 
 

@@ -1,4 +1,4 @@
-"""How the pictures of a prepared tensorflow_datasets data set are read: one by one, from where they are."""
+"""How the images of a prepared tensorflow_datasets data set are read: one by one, from where they are."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 
 from transfer.common.errors import InputError, one_line
 from transfer.images.splitting import Split
-from transfer.images.temporary_store import Spool
+from transfer.images.temporary_store import TemporaryStore
 
 _BATCH = 64  # records in memory at a time
 
 
-class Run(NamedTuple):
+class RecordRun(NamedTuple):
     """Records in a row of one file."""
 
     split: str
@@ -30,9 +30,9 @@ class Run(NamedTuple):
 
 
 def make_reader(
-    tfds: Any, builder: Any, keys: tuple[str, str], runs: Sequence[Run]
-) -> Callable[[str, Sequence[Run]], Split]:
-    """Choose how to read pictures, by the files that there are."""
+    tfds: Any, builder: Any, keys: tuple[str, str], runs: Sequence[RecordRun]
+) -> Callable[[str, Sequence[RecordRun]], Split]:
+    """Choose how to read images, by the files that there are."""
     files = sorted({run.file for run in runs})
     missing = [file for file in files if not os.path.isfile(file)]
     file_format = getattr(builder.info.file_format, "value", "")
@@ -46,8 +46,8 @@ def make_reader(
     return partial(_read_files, _indices(runs, keys[1]), keys[0])
 
 
-class _Pictures(Sequence[bytes]):
-    """The pictures in records, each read when it is asked for."""
+class _Images(Sequence[bytes]):
+    """The images in records, each read when it is asked for."""
 
     def __init__(self, records: Sequence[bytes], image: str) -> None:
         self.records, self.image = records, image
@@ -88,7 +88,7 @@ class _Records(Sequence[bytes]):
             return os.pread(file.fileno(), int(self.where.lengths[i]), int(self.where.starts[i]))
 
 
-def _read_files(indices: Mapping[str, _Index], image: str, _: str, runs: Sequence[Run]) -> Split:
+def _read_files(indices: Mapping[str, _Index], image: str, _: str, runs: Sequence[RecordRun]) -> Split:
     index = _Index(
         *(
             np.concatenate([indices[run.file][column][run.skip : run.skip + run.size] for run in runs])
@@ -96,11 +96,11 @@ def _read_files(indices: Mapping[str, _Index], image: str, _: str, runs: Sequenc
         )
     )
     which = np.repeat(np.arange(len(runs)), [run.size for run in runs])
-    pictures = _Pictures(_Records([run.file for run in runs], which, index), image)
-    return Split(pictures, index.labels, _names(runs))
+    images = _Images(_Records([run.file for run in runs], which, index), image)
+    return Split(images, index.labels, _names(runs))
 
 
-def _indices(runs: Sequence[Run], label: str) -> dict[str, _Index]:
+def _indices(runs: Sequence[RecordRun], label: str) -> dict[str, _Index]:
     """Read every file once, as far as it is needed."""
     needed: dict[str, int] = {}
     for run in runs:
@@ -139,7 +139,7 @@ def _bad_file(file: str, problem: str) -> InputError:
 
 
 def _read_source(
-    tfds: Any, builder: Any, keys: tuple[str, str], expression: str, runs: Sequence[Run]
+    tfds: Any, builder: Any, keys: tuple[str, str], expression: str, runs: Sequence[RecordRun]
 ) -> Split:
     """Read array_record files, which tensorflow_datasets finds any record in."""
     image, label = keys
@@ -154,22 +154,24 @@ def _read_source(
     # The files' library raises RuntimeError and others.
     except Exception as error:
         raise _bad_file(runs[0].file, f"damaged, or a file beside it ({one_line(error)})") from error
-    return Split(_Pictures(records, image), labels, _names(runs))
+    return Split(_Images(records, image), labels, _names(runs))
 
 
-def _read_rows(tfds: Any, builder: Any, keys: tuple[str, str], expression: str, runs: Sequence[Run]) -> Split:
+def _read_rows(
+    tfds: Any, builder: Any, keys: tuple[str, str], expression: str, runs: Sequence[RecordRun]
+) -> Split:
     """Copy what tensorflow_datasets gives row by row to a temporary file."""
     image, label = keys
     names = _names(runs)
     decoders = tfds.decode.PartialDecoding(dict.fromkeys(keys, True), {image: tfds.decode.SkipDecoding()})
     # In the order of the records, and not kept in memory.
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    pictures, labels = Spool(), array("q")
+    images, labels = TemporaryStore(), array("q")
     try:
         rows = builder.as_dataset(split=expression, decoders=decoders, read_config=config)
         with _bar(len(names)) as bar:
             for _, row in zip(names, tfds.as_numpy(rows), strict=False):  # made-up data may be fewer
-                pictures.append(bytes(row[image]))
+                images.append(bytes(row[image]))
                 labels.append(int(row[label]))
                 bar.update()
     except InputError:
@@ -177,12 +179,12 @@ def _read_rows(tfds: Any, builder: Any, keys: tuple[str, str], expression: str, 
     # What the reader of the format raises, if there is one.
     except Exception as error:
         raise _bad_file(runs[0].file, f"not to be read, or a file beside it ({one_line(error)})") from error
-    return Split(pictures, np.array(labels, "int64"), names[: len(labels)])
+    return Split(images, np.array(labels, "int64"), names[: len(labels)])
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def _names(runs: Sequence[RecordRun]) -> list[str]:
     return [f"{run.split}/{i}" for run in runs for i in range(run.first, run.first + run.size)]
 
 
 def _bar(total: int) -> Any:
-    return tqdm(total=total, desc="reading", unit=" pictures", delay=2)
+    return tqdm(total=total, desc="reading", unit=" images", delay=2)

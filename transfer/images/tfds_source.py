@@ -1,4 +1,4 @@
-"""Pictures of `tensorflow_datasets`, read as encoded bytes and never waited for in vain."""
+"""Images of `tensorflow_datasets`, read as encoded bytes and never waited for in vain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from transfer.common.errors import InputError, nearest, one_line, unknown
 from transfer.images.splitting import Found, Split
 from transfer.images.tables import SPLIT_WORDS, SPLITS
-from transfer.images.tfds_records import Run, make_reader
+from transfer.images.tfds_records import RecordRun, make_reader
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +51,16 @@ def read_tfds(
             parts[part] = found
         elif wanted:
             raise InputError(
-                f"Expected pictures with labels in every split of tfds:{name}. Received none in {expression!r}. "
+                f"Expected images with labels in every split of tfds:{name}. Received none in {expression!r}. "
                 "Choose others."
             )
         else:
-            log.warning("Ignored the split %r of tfds:%s: its pictures have no labels.", expression, name)
+            log.warning("Ignored the split %r of tfds:%s: its images have no labels.", expression, name)
     if "train" not in parts:
         raise InputError(
             f"Expected a split 'train' with labels in tfds:{name}. Received: "
             f"{', '.join(builder.info.splits) or 'none'}. Choose another data set or another version of it, or say "
-            "which pictures to train on, such as the split 'test[:80%]'."
+            "which images to train on, such as the split 'test[:80%]'."
         )
     return Found(parts, list(builder.info.features[keys[1]].names))
 
@@ -100,7 +100,7 @@ def _own_splits(builder: Any) -> dict[str, str]:
     return found
 
 
-def _runs(builder: Any, name: str, expression: str) -> list[Run]:
+def _runs(builder: Any, name: str, expression: str) -> list[RecordRun]:
     """Find the records that an expression of tensorflow_datasets chooses."""
     splits = builder.info.splits
     for term in expression.split("+"):
@@ -119,8 +119,8 @@ def _runs(builder: Any, name: str, expression: str) -> list[Run]:
     except Exception as error:  # its parser names no class of its own for what it does not understand
         reason = error
     if not parts or any(part.take < 1 for part in parts):
-        problem = "is none of these" if parts is None else "holds no pictures"
-        sizes = ", ".join(f"{own} ({splits[own].num_examples} pictures)" for own in splits)
+        problem = "is none of these" if parts is None else "holds no images"
+        sizes = ", ".join(f"{own} ({splits[own].num_examples} images)" for own in splits)
         raise InputError(
             f"Expected splits of tfds:{name} or slices of them, such as 'train[:80%]', 'train[100:200]' or "
             f"'train+test'. Received: {expression!r}, which {problem}. There are: {sizes}."
@@ -128,12 +128,12 @@ def _runs(builder: Any, name: str, expression: str) -> list[Run]:
     runs = []
     for part in parts:
         own, start = begins[str(part.filename)]
-        runs.append(Run(own, start + part.skip, part.take, str(part.filename), part.skip))
+        runs.append(RecordRun(own, start + part.skip, part.take, str(part.filename), part.skip))
     return runs
 
 
-def _refuse_shared(chosen: Mapping[str, Sequence[Run]], name: str) -> None:
-    """Refuse pictures that are in two splits, or twice in one."""
+def _refuse_shared(chosen: Mapping[str, Sequence[RecordRun]], name: str) -> None:
+    """Refuse images that are in two splits, or twice in one."""
     files = {file: i for i, file in enumerate({run.file for runs in chosen.values() for run in runs})}
     records = {
         part: np.concatenate([(files[r.file] << 40) + r.skip + np.arange(r.size) for r in runs])
@@ -145,17 +145,17 @@ def _refuse_shared(chosen: Mapping[str, Sequence[Run]], name: str) -> None:
     for where, count in shared.items():
         if count:
             raise InputError(
-                f"Expected different pictures in every split of tfds:{name}. Received {count} that are in {where}. "
+                f"Expected different images in every split of tfds:{name}. Received {count} that are in {where}. "
                 "Choose slices that do not overlap, such as train[:80%] and train[80%:]."
             )
 
 
 def _labelled(found: Split, what: str) -> Split:
-    """Leave out pictures whose label is -1, as in the test sets of contests."""
+    """Leave out images whose label is -1, as in the test sets of contests."""
     labelled = np.flatnonzero(found.labels >= 0)
     missing = len(found) - len(labelled)
     if missing:
-        log.info("Left out %d of %d pictures in %s: they have no label.", missing, len(found), what)
+        log.info("Left out %d of %d images in %s: they have no label.", missing, len(found), what)
     return found.take(labelled) if missing else found
 
 
@@ -178,7 +178,7 @@ def _builder(tfds: Any, name: str, data_dir: str | Path | None) -> Any:
 
 
 def _keys(tfds: Any, builder: Any, name: str) -> tuple[str, str]:
-    """Name the features that hold the picture and its label."""
+    """Name the features that hold the image and its label."""
     features, keys = builder.info.features, builder.info.supervised_keys
     if keys is None:  # not said, as of data that tfds.dataset_builders.store_as_tfds_dataset wrote
         images, labels = (
@@ -188,7 +188,7 @@ def _keys(tfds: Any, builder: Any, name: str) -> tuple[str, str]:
         keys = (images[0], labels[0]) if len(images) == len(labels) == 1 else None
     if isinstance(keys, tuple) and len(keys) == 2 and all(isinstance(key, str) for key in keys):
         image, label = (features[key] for key in keys)
-        # Pictures of floats are stored as bytes that only tensorflow_datasets can read.
+        # Images of floats are stored as bytes that only tensorflow_datasets can read.
         if (
             isinstance(image, tfds.features.Image)
             and np.dtype(image.np_dtype) in (np.uint8, np.uint16)
@@ -196,7 +196,7 @@ def _keys(tfds: Any, builder: Any, name: str) -> tuple[str, str]:
         ):
             return keys
     raise InputError(
-        f"Expected pictures with one label each. Received: tfds:{name} with {keys or 'no labels'}. Choose a data "
+        f"Expected images with one label each. Received: tfds:{name} with {keys or 'no labels'}. Choose a data "
         "set for classification."
     )
 

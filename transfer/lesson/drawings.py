@@ -1,4 +1,4 @@
-"""Pictures for the lesson: the network as slabs, what its first layer looks for, how transferable its layers are."""
+"""Images for the lesson: the network as slabs, what its first layer looks for, how transferable its layers are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Patch, Polygon
 from matplotlib.ticker import PercentFormatter
 
-from transfer.cases.builders import Plan
+from transfer.cases.builders import CaseDecision
 from transfer.cases.policies import POLICIES
 from transfer.common.errors import InputError
 from transfer.common.figures import COLORS, new_figure
@@ -50,7 +50,7 @@ class _Slab(NamedTuple):
 def filters_plot(
     kernels: np.ndarray, *, columns: int = 8, title: str = "What the first layer looks for"
 ) -> Figure:
-    """Draw the filters of a first layer as the patches of colour that they answer to most.
+    """Draw the filters of a first layer as the patches of color that they answer to most.
 
     Each is stretched to the whole range about grey by its own largest weight.
 
@@ -73,7 +73,7 @@ def filters_plot(
     if values.ndim != 4 or values.shape[2] != 3 or columns < 1:
         raise InputError(
             f"Expected kernels of shape (height, width, 3, filters), and 1 column or more. Received: {values.shape}, "
-            f"{columns}. Filters behind the first layer see no colours."
+            f"{columns}. Filters behind the first layer see no colors."
         )
     count = values.shape[3]
     columns = min(columns, count)
@@ -112,7 +112,7 @@ def lesson_drawing(model: keras.Model, base: keras.Model, *, title: str | None =
         'Case 2, small-different: keep only the early layers, freeze them, train a new head'
     """
     plan = getattr(model, "plan", None)
-    if not isinstance(plan, Plan) or plan.base != base.name:
+    if not isinstance(plan, CaseDecision) or plan.base != base.name:
         raise InputError(
             "Expected a model of a builder, and the network that it was built from. Received: "
             f"{getattr(model, 'name', model)!r} of {getattr(plan, 'base', None)!r}, and {base.name!r}."
@@ -120,13 +120,13 @@ def lesson_drawing(model: keras.Model, base: keras.Model, *, title: str | None =
     kept, cut = _slabs(model, base)
     policy = POLICIES[plan.case]
     title = title or f"Case {policy.number}, {plan.case}: {policy.idea}"
-    return _draw(kept, cut, title, picture=model.input_shape[1] or 1)
+    return _draw(kept, cut, title, image=model.input_shape[1] or 1)
 
 
 def network_drawing(base: keras.Model, *, title: str = "") -> Figure:
     """Draw a network as it was pre-trained, in the same manner."""
     slabs = [_slab(node, "frozen") for node in _shown(base)]
-    return _draw(slabs, [], title or base.name, picture=base.input_shape[1] or 1, legend=False)
+    return _draw(slabs, [], title or base.name, image=base.input_shape[1] or 1, legend=False)
 
 
 _MOST_LAYERS = 10  # of a larger network, blocks are drawn
@@ -170,16 +170,16 @@ _BELOW = -4.7  # where the row of what was cut away is
 
 
 def _draw(
-    kept: Sequence[_Slab], cut: Sequence[_Slab], title: str, *, picture: int, legend: bool = True
+    kept: Sequence[_Slab], cut: Sequence[_Slab], title: str, *, image: int, legend: bool = True
 ) -> Figure:
-    """Draw the kept layers in a row from the picture on, what was cut away in a row below, from the cut
+    """Draw the kept layers in a row from the image on, what was cut away in a row below, from the cut
     on."""
-    row = [_Slab("picture", picture, 3, "", ""), *kept]
-    places = _places(row, 0.0, picture)
+    row = [_Slab("image", image, 3, "", ""), *kept]
+    places = _places(row, 0.0, image)
     if cut:
         places[-1] += 0.9  # room for the scissors
     from_cut = places[-1] - 0.75
-    below = _places(cut, from_cut + 0.75, picture)
+    below = _places(cut, from_cut + 0.75, image)
     right = max([places[-1], *below[-1:]]) + 1.3
     low = _BELOW - 3.0 if cut else -2.9
     figure = new_figure(0.85 * right + 0.4, 0.62 * (2.9 - low))
@@ -189,8 +189,8 @@ def _draw(
     for slabs, at, y in ((row, places, 0.0), (cut, below, _BELOW)):
         for i, (slab, x) in enumerate(zip(slabs, at, strict=True)):
             if i:
-                _arrow(axes, at[i - 1] + _width(slabs[i - 1], picture) + 0.08, x - 0.1, y, slab.state)
-            _draw_slab(axes, slab, x, y, picture)
+                _arrow(axes, at[i - 1] + _width(slabs[i - 1], image) + 0.08, x - 0.1, y, slab.state)
+            _draw_slab(axes, slab, x, y, image)
     if cut:
         _draw_cut(axes, from_cut, low, 2.0)
         axes.text(from_cut - 0.25, _BELOW, "cut away", ha="right", va="center", fontsize=9, style="italic")
@@ -208,16 +208,16 @@ def _draw(
     return figure
 
 
-def _places(slabs: Sequence[_Slab], start: float, picture: int) -> list[float]:
+def _places(slabs: Sequence[_Slab], start: float, image: int) -> list[float]:
     places = []
     for slab in slabs:
         places.append(start)
-        start += max(_width(slab, picture) + _GAP, _PITCH)
+        start += max(_width(slab, image) + _GAP, _PITCH)
     return places
 
 
-def _height(slab: _Slab, picture: int) -> float:
-    return 0.75 + 1.9 * (slab.size or 0) / picture
+def _height(slab: _Slab, image: int) -> float:
+    return 0.75 + 1.9 * (slab.size or 0) / image
 
 
 def _sheets(slab: _Slab) -> int:
@@ -225,13 +225,13 @@ def _sheets(slab: _Slab) -> int:
     return max(1, round(np.log2(slab.depth + 1)) + 1) if slab.depth > 3 else 3
 
 
-def _width(slab: _Slab, picture: int) -> float:
+def _width(slab: _Slab, image: int) -> float:
     if slab.size is None:
         return 0.3
-    return 0.34 * _height(slab, picture) + 0.13 * (_sheets(slab) - 1)
+    return 0.34 * _height(slab, image) + 0.13 * (_sheets(slab) - 1)
 
 
-def _draw_slab(axes: Axes, slab: _Slab, x: float, y: float, picture: int) -> None:
+def _draw_slab(axes: Axes, slab: _Slab, x: float, y: float, image: int) -> None:
     gone = slab.state == "cut"
     style: dict[str, Any] = {
         "facecolor": COLORS.get(slab.state, "#eeeeee"),
@@ -242,7 +242,7 @@ def _draw_slab(axes: Axes, slab: _Slab, x: float, y: float, picture: int) -> Non
     if slab.size is None:
         _draw_dots(axes, slab, x + 0.15, y, style)
     else:
-        high = _height(slab, picture)
+        high = _height(slab, image)
         wide = 0.34 * high
         for sheet in range(_sheets(slab)):
             left = x + 0.13 * sheet
@@ -254,7 +254,7 @@ def _draw_slab(axes: Axes, slab: _Slab, x: float, y: float, picture: int) -> Non
                 (left, y + high / 2 - rise),
             ]
             axes.add_patch(Polygon(corners, **style))
-    middle, color = x + _width(slab, picture) / 2, _GONE if gone else "black"
+    middle, color = x + _width(slab, image) / 2, _GONE if gone else "black"
     size = f"{slab.size} x {slab.size} x {slab.depth}" if slab.size is not None else f"{slab.depth:,}"
     for text, below, extra in (
         (slab.name, 1.75, {"weight": "bold", "fontsize": 9}),
@@ -316,7 +316,7 @@ def transferability_plot(found: Transferability) -> Figure:
     if len(found.layers) > _MOST_LAYERS:
         axes.tick_params(axis="x", rotation=90)
     axes.set_xlabel("taken over up to layer n")
-    axes.set_ylabel("right, of B's test pictures")
+    axes.set_ylabel("right, of B's test images")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"How transferable are the layers of {found.network}?", loc="left", fontsize=11)

@@ -1,6 +1,6 @@
-"""Made-up pictures with labels: drawn, seeded, as many as one likes, of forty kinds of shapes.
+"""Made-up images with labels: drawn, seeded, as many as one likes, of forty kinds of shapes.
 
-Telling them apart takes edges first, then corners and curves, then how parts are put together; colour, size, place,
+Telling them apart takes edges first, then corners and curves, then how parts are put together; color, size, place,
 ground and light tell nothing. The demonstration network was pre-trained on them.
 """
 
@@ -16,12 +16,14 @@ from PIL import Image, ImageDraw
 from transfer.common.errors import InputError, unknown
 from transfer.networks.demo_cnn import IMAGE_SIZE
 
-_CHUNK = 64  # pictures that are coloured at once, few enough for the processor's cache, by a generator of their own
+_CHUNK = (
+    64  # images that are colored at once, few enough for the processor's cache, by a generator of their own
+)
 _FINER = 2  # masks are drawn so many times larger, and averaged: smooth edges
 _SMALLEST = 8
 
 # A part of a figure: "fill" or "line", its ink, its points in a square from -1 to 1, y downwards. Ink 1 and 2 are the
-# figure's two colours, 0 is the ground.
+# figure's two colors, 0 is the ground.
 Part = tuple[str, int, np.ndarray]
 Figure = Sequence[Part] | Callable[[np.random.Generator], Sequence[Part]]
 
@@ -77,7 +79,7 @@ def _face(*, happy: bool) -> Figure:
 
 
 def _stripes(angle: float) -> Figure:
-    """Bars across the whole picture; 45 degrees may lean either way."""
+    """Bars across the whole image; 45 degrees may lean either way."""
 
     def draw(rng: np.random.Generator) -> list[Part]:
         step = rng.uniform(0.36, 0.7)
@@ -229,18 +231,18 @@ def make_shapes(
     image_size: int = IMAGE_SIZE,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw labelled pictures of shapes, each with its own colours, size, place, turn, ground, light and blur.
+    """Draw labelled images of shapes, each with its own colors, size, place, turn, ground, light and blur.
 
-    Classes come in equal numbers, up to one, in random order. Colours are drawn without looking at the class.
+    Classes come in equal numbers, up to one, in random order. Colors are drawn without looking at the class.
 
     Args:
         num_images: how many, 1 or more.
         classes: some of `SHAPES`, whose order numbers the labels; None takes all.
         image_size: height and width in pixels, 8 or more.
-        seed: 0 or more; the same gives the same pictures.
+        seed: 0 or more; the same gives the same images.
 
     Returns:
-        Pictures, uint8 of shape (num_images, image_size, image_size, 3), RGB from 0 to 255; and labels, int64 of shape
+        Images, uint8 of shape (num_images, image_size, image_size, 3), RGB from 0 to 255; and labels, int64 of shape
         (num_images,), positions in `classes`.
 
     Raises:
@@ -261,7 +263,7 @@ def make_colored_shapes(
     image_size: int = IMAGE_SIZE,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw what `make_shapes` draws, and tell the colours too."""
+    """Draw what `make_shapes` draws, and tell the colors too."""
     names = _checked(num_images, classes, image_size, seed)
     labels = np.random.default_rng([seed, 0]).permutation(np.arange(num_images) % len(names)).astype("int64")
     images = np.empty((num_images, image_size, image_size, 3), "uint8")
@@ -331,7 +333,7 @@ def _turn(most: float, scale: float, mirrored: bool, rng: np.random.Generator) -
 
 
 def _clutter(rng: np.random.Generator) -> Iterator[Part]:
-    """A few thin lines and specks on the ground, on every third picture."""
+    """A few thin lines and specks on the ground, on every third image."""
     if rng.random() < 0.35:
         for _ in range(rng.integers(1, 4)):
             at = rng.uniform(-1, 1, 2)
@@ -353,15 +355,15 @@ def _draw(draw: ImageDraw.ImageDraw, kind: str, ink: int, points: np.ndarray, wi
 
 
 def _colored(masks: np.ndarray, palettes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Paint a chunk of masks: colours, shading, ground, light, blur and noise, each picture its own."""
+    """Paint a chunk of masks: colors, shading, ground, light, blur and noise, each image its own."""
     count, size = masks.shape[:2]
 
     def some(low: float, high: float, share: float = 1.0) -> np.ndarray:
-        """A random strength for a share of the pictures, 0 for the others."""
+        """A random strength for a share of the images, 0 for the others."""
         values = rng.uniform(low, high, (count, 1, 1, 1)) * (rng.random((count, 1, 1, 1)) < share)
         return values.astype("float32")
 
-    # One plane a colour: numpy is slow where the last axis has three numbers.
+    # One plane a color: numpy is slow where the last axis has three numbers.
     cover = np.ascontiguousarray(masks.transpose(0, 3, 1, 2)).astype("float32") / 255
     colors = palettes[..., None, None]
     image = some(0, 45, 0.5) * _rough(count, size, rng)
@@ -378,7 +380,7 @@ def _colored(masks: np.ndarray, palettes: np.ndarray, rng: np.random.Generator) 
 
 
 def _palettes(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Four colours a picture, of ground, two inks and clutter: float32 (count, 4, 3); inks stand out."""
+    """Four colors an image, of ground, two inks and clutter: float32 (count, 4, 3); inks stand out."""
     palette = rng.uniform(0, 255, (count, 4, 3))
     plain = rng.random(count) < 0.25  # white paper
     palette[plain, 0] = rng.uniform(235, 255, (int(plain.sum()), 1))
@@ -394,14 +396,14 @@ def _palettes(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _ramps(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A plane that rises across each picture in a random direction, about -1 to 1."""
+    """A plane that rises across each image in a random direction, about -1 to 1."""
     angle = rng.uniform(0, 2 * np.pi, (count, 1, 1)).astype("float32")
     line = np.linspace(-1, 1, size, dtype="float32")
     return (np.cos(angle) * line[None, None, :] + np.sin(angle) * line[None, :, None])[:, None]
 
 
 def _rough(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A coarse texture in colour: noise on a grid of 7 by 7, with straight lines between."""
+    """A coarse texture in color: noise on a grid of 7 by 7, with straight lines between."""
     grid = rng.standard_normal((count, 3, 7, 7)).astype("float32")
     at = np.linspace(0, 6, size)[:, None] - np.arange(7)
     weights = np.maximum(0, 1 - np.abs(at)).astype("float32")

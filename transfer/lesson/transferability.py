@@ -43,7 +43,7 @@ class Point:
     kind: str
     layer: str
     seed: int
-    # On the test pictures of B, 0 to 1.
+    # On the test images of B, 0 to 1.
     accuracy: float
 
 
@@ -54,8 +54,8 @@ class Transferability:
     Attributes:
         network: its name.
         layers: the last layer that was taken over, from the first to the last.
-        train: pictures of B to train on, in the mean over the seeds.
-        test: pictures of B that accuracies were measured on, likewise.
+        train: images of B to train on, in the mean over the seeds.
+        test: images of B that accuracies were measured on, likewise.
         chance: accuracy of guessing one of B's classes.
         base: accuracy of the network B itself, by seed.
         points: all others.
@@ -92,7 +92,7 @@ class Transferability:
         wide = max(len("layer n"), *map(len, self.layers))
         seeds = f"{len(self.base)} seed{'s' if len(self.base) > 1 else ''}"
         lines = [
-            f"{self.network}: {self.train:,} pictures to train on, {self.test:,} to measure on, {seeds}. "
+            f"{self.network}: {self.train:,} images to train on, {self.test:,} to measure on, {seeds}. "
             f"The network B itself: {base:.1%}; chance: {self.chance:.1%}.",
             "layer n".ljust(wide) + "".join(f"{kind:>8}" for kind in self.kinds),
         ]
@@ -121,21 +121,21 @@ def transferability(
     with Adam and a rate that falls to 0.
 
     Args:
-        data: the pictures of B, or those of A and B.
-        other: the pictures of A; None draws half of the classes of `data` for A, at random, others for each seed, and
+        data: the images of B, or those of A and B.
+        other: the images of A; None draws half of the classes of `data` for A, at random, others for each seed, and
             leaves the other half to B.
         base: the network, whose weights do not count; it stays as it is. None is the DemoCNN.
         layers: the last layers to take over, such that everything runs through each. None is each layer with weights of
             a small network, but the classifier, and the ends of the blocks of a larger one.
         kinds: some of `KINDS`.
-        epochs: passes over the training pictures, of each network, 1 or more.
-        batch_size: pictures per step, 1 or more.
+        epochs: passes over the training images, of each network, 1 or more.
+        batch_size: images per step, 1 or more.
         learning_rate: of Adam, above 0.
         seeds: one repetition of the experiment for each.
         preprocessing: a key of `backbones.PREPROCESSING`, needed for a network of one's own.
 
     Returns:
-        The accuracies, on the test pictures of B.
+        The accuracies, on the test images of B.
 
     Raises:
         InputError: an unknown kind or layer, a layer that something runs past, fewer than four classes to halve, a
@@ -145,7 +145,7 @@ def transferability(
         >>> from transfer.images.datasets import load_data
         >>> from transfer.lesson.shapes import SHAPES, make_shapes
         >>> images, labels = make_shapes(60, classes=SHAPES[:4])
-        >>> data = load_data((images, labels), class_names=SHAPES[:4], look_alikes=False)
+        >>> data = load_data((images, labels), class_names=SHAPES[:4], near_duplicates=False)
         >>> found = transferability(data, layers=["conv1"], kinds=["AnB"], epochs=1)
         >>> [(point.kind, point.layer) for point in found.points]
         [('AnB', 'conv1')]
@@ -219,7 +219,7 @@ class _Lab:
         return {one.name: one.get_weights() for one in model.layers if one.weights}, float(right)
 
     def _batches(self, data: ImageData, size: tuple[int, int], seed: int) -> tuple[Any, Any]:
-        """Give the training and the test pictures; they are decoded once for all networks of a task."""
+        """Give the training and the test images; they are decoded once for all networks of a task."""
         if id(data) not in self._read:
             batches: dict[str, Any] = {"batch_size": self.batch_size, "training": True, "seed": seed}
             train = make_dataset(data.train, image_size=size, **batches)
@@ -308,7 +308,7 @@ def _check(
     if other is None and data.num_classes < 4:
         raise InputError(
             f"Expected 4 classes or more, two for each half. Received: {data.num_classes}. Give the other task's "
-            "pictures, as a second argument."
+            "images, as a second argument."
         )
 
 

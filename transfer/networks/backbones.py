@@ -28,7 +28,7 @@ DEFAULT_BACKBONE = "EfficientNetLite0"
 
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, in units of 255
 _STD = (0.229, 0.224, 0.225)
-_SCALE = "preprocess_scale"  # the layer by which a model of ours is known to take raw pictures
+_SCALE = "preprocess_scale"  # the layer by which a model of ours is known to take raw images
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,14 @@ PREPROCESSING = {
 
 
 def preprocessing_of(model: keras.Model, preprocessing: str | None = None) -> Callable[[Any], Any]:
-    """Give what turns raw RGB pictures, 0 to 255, into what a network was trained on."""
+    """Give what turns raw RGB images, 0 to 255, into what a network was trained on."""
     done = any(layer.name == _SCALE for layer in model.layers)
     key = preprocessing or ("none" if done else _preprocessing_key(model))
     if key not in PREPROCESSING:
         raise unknown("preprocessing", key, PREPROCESSING, hint=_PREPROCESSING_HELP)
     if done and key not in ("none", "inside"):
         raise InputError(
-            f"{model.name!r} scales raw pictures itself, in its layer {_SCALE!r}. Leave preprocessing={key!r} out."
+            f"{model.name!r} scales raw images itself, in its layer {_SCALE!r}. Leave preprocessing={key!r} out."
         )
     scale = partial(keras.layers.Rescaling, dtype="float32", name=_SCALE)
     if key == "efficientnet" and _lacks_second_scaling(model):

@@ -54,7 +54,7 @@ def DemoCNN(
     """Build the demonstration network: `conv1`, `conv2`, `conv3`, `fc1`, `fc2`, `predictions`.
 
     The convolutions end in ReLU, each is followed by a maximum over 3 x 3 pixels at every second one, and `conv1` looks
-    at 7 x 7 pixels at every second one: the manner of AlexNet (Krizhevsky et al. 2012), in small. Expects pictures that
+    at 7 x 7 pixels at every second one: the manner of AlexNet (Krizhevsky et al. 2012), in small. Expects images that
     are preprocessed already: RGB from 0 to 255 mapped to `x / 127.5 - 1`; the builders put that in front.
 
     Args:
@@ -136,7 +136,7 @@ def _check_shape(shape: Any, include_top: bool) -> None:
     if not fits or not isinstance(shape[2], whole) or shape[2] < 1:
         raise InputError(
             f"Expected input_shape=(height, width, channels), height and width of at least {_SMALLEST} pixels, or None "
-            f"where include_top=False. Received: {shape!r}. Enlarge small pictures."
+            f"where include_top=False. Received: {shape!r}. Enlarge small images."
         )
 
 

@@ -34,18 +34,18 @@ def split_at_frozen_boundary(
         )
     crossing = _narrowest(nodes, frozen)
     tensors = [nodes[place].tensor for place in crossing]
-    trunk = keras.Model(
+    extractor = keras.Model(
         model.inputs[0], tensors if len(tensors) > 1 else tensors[0], name=f"{model.name}_trunk"
     )
-    return trunk, _tail(model.name, nodes, crossing)
+    return extractor, _tail(model.name, nodes, crossing)
 
 
-def frozen_bytes(trunk: keras.Model) -> int:
-    """Say how much one picture takes where all that crosses the boundary is kept as float16."""
-    shapes = [tuple(tensor.shape[1:]) for tensor in trunk.outputs]
+def frozen_bytes(extractor: keras.Model) -> int:
+    """Say how much one image takes where all that crosses the boundary is kept as float16."""
+    shapes = [tuple(tensor.shape[1:]) for tensor in extractor.outputs]
     if any(None in shape for shape in shapes):
         raise InputError(
-            f"Expected a trunk for pictures of one size. Received: {trunk.name!r}, which gives {shapes}. Build the "
+            f"Expected a trunk for images of one size. Received: {extractor.name!r}, which gives {shapes}. Build the "
             "model with image_size=..."
         )
     return sum(np.dtype("float16").itemsize * math.prod(shape) for shape in shapes)
@@ -90,7 +90,7 @@ def _narrowest(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
             edges[source, 2 * place] = uncut
     for read in _read_by_the_rest(nodes, frozen):
         edges[2 * read + 1, sink] = uncut
-    edges[0, 1] = uncut // 2  # pictures themselves cross only where something behind the boundary reads them
+    edges[0, 1] = uncut // 2  # images themselves cross only where something behind the boundary reads them
     rows, columns = zip(*edges, strict=True)
     capacity = coo_array(
         (np.array(list(edges.values()), "int32"), (rows, columns)), (sink + 1, sink + 1)

@@ -1,7 +1,7 @@
 """Networks looked into: what they give inside, what it depends on, and gradients with respect to it.
 
 Nowhere else are gradients of a Keras model taken. Everything runs in inference mode: BatchNorm keeps its statistics,
-and nothing is dropped out. A model's layers are called on pictures, never on symbolic tensors, so that a model bears
+and nothing is dropped out. A model's layers are called on images, never on symbolic tensors, so that a model bears
 no trace of having been looked into.
 """
 
@@ -175,7 +175,7 @@ def _last_of_each_resolution(nodes: Sequence[Node], last: int) -> list[int]:
     return [place for step, place in ends.items() if step != fields[last].step]
 
 
-class Head(NamedTuple):
+class ClassifierHead(NamedTuple):
     """How a network's output becomes logits."""
 
     place: int
@@ -198,27 +198,27 @@ class Head(NamedTuple):
         return given
 
 
-def head_of(nodes: Sequence[Node]) -> Head:
+def head_of(nodes: Sequence[Node]) -> ClassifierHead:
     """Find out how a classifier's logits are got at, which its softmax hides."""
     last, op = nodes[-1], nodes[-1].op
     if len(last.tensor.shape) != 2:
         raise InputError(
-            f"Expected a model that gives each picture a number for each class, shape (batch, classes). Received: "
+            f"Expected a model that gives each image a number for each class, shape (batch, classes). Received: "
             f"{last.op.name!r} gives {tuple(last.tensor.shape)}."
         )
     width = last.tensor.shape[-1]
     known, several = _squashes(op), _squashes(op) == "sigmoid" and width > 1
     if known and isinstance(op, keras.layers.Dense):
-        return Head(last.parents[0], op, False, max(2, width), several)
+        return ClassifierHead(last.parents[0], op, False, max(2, width), several)
     if known and (isinstance(op, keras.layers.Activation) or not hasattr(op, "activation")):
-        return Head(last.parents[0], None, False, max(2, width), several)
+        return ClassifierHead(last.parents[0], None, False, max(2, width), several)
     behind = range(len(nodes))[-1:0:-1]
     for place in behind:  # a softmax that something follows, such as a change of type
         if _squashes(nodes[place].op):
-            return Head(len(nodes) - 1, None, True, max(2, width), False)
+            return ClassifierHead(len(nodes) - 1, None, True, max(2, width), False)
         if isinstance(nodes[place].op, keras.layers.Dense | keras.layers.Conv2D):
             break
-    return Head(len(nodes) - 1, None, False, max(2, width), False)
+    return ClassifierHead(len(nodes) - 1, None, False, max(2, width), False)
 
 
 def _squashes(op: Any) -> str:

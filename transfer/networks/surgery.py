@@ -63,7 +63,7 @@ def clone(
         raise
     except ValueError as error:
         raise InputError(
-            f"{model.name!r} cannot take pictures of shape {shape}: {str(error).splitlines()[0]}"
+            f"{model.name!r} cannot take images of shape {shape}: {str(error).splitlines()[0]}"
         ) from error
     return result
 
@@ -153,7 +153,7 @@ def slice_at(model: keras.Model, name: str) -> keras.Model:
 
 
 def join_at(model: keras.Model, names: Sequence[str]) -> keras.Model:
-    """Give what several layers see as one vector per picture."""
+    """Give what several layers see as one vector per image."""
     wanted = {id(find(model, name).tensor) for name in names}
     chosen = [node for node in graph(model) if id(node.tensor) in wanted]
     if not chosen:
@@ -173,7 +173,7 @@ def join_at(model: keras.Model, names: Sequence[str]) -> keras.Model:
 
 
 def _vector(node: Node, name: str, *, dtype: str | None = None) -> Any:
-    """Average an output over the picture where it is a map, with a layer of that name."""
+    """Average an output over the image where it is a map, with a layer of that name."""
     vector = node.tensor
     if len(vector.shape) == 4:
         vector = keras.layers.GlobalAveragePooling2D(name=name, dtype=dtype)(vector)
@@ -206,14 +206,14 @@ def set_trainable(
     return model
 
 
-def attach_head(trunk: keras.Model, num_classes: int, *, seed: int | None = None) -> keras.Model:
+def attach_head(extractor: keras.Model, num_classes: int, *, seed: int | None = None) -> keras.Model:
     """Put a new Dense softmax on a network, behind global average pooling where it ends in a map."""
     if not isinstance(num_classes, Integral) or num_classes < 2:
         raise InputError(
             f"Expected a whole number of at least 2 classes. Received: num_classes={num_classes!r}."
         )
-    taken = {layer.name for layer in trunk.layers}
-    features = _vector(graph(trunk)[-1], _free_name("head_pool", taken))
+    taken = {layer.name for layer in extractor.layers}
+    features = _vector(graph(extractor)[-1], _free_name("head_pool", taken))
     head = keras.layers.Dense(
         int(num_classes),
         activation="softmax",
@@ -221,14 +221,14 @@ def attach_head(trunk: keras.Model, num_classes: int, *, seed: int | None = None
         kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
         name=_free_name("head", taken),
     )
-    return keras.Model(trunk.inputs[0], head(features), name=trunk.name)
+    return keras.Model(extractor.inputs[0], head(features), name=extractor.name)
 
 
 def _free_name(name: str, taken: set[str]) -> str:
     return name if name not in taken else _free_name(f"new_{name}", taken)
 
 
-def trunk_of(model: keras.Model) -> keras.Model:
+def feature_extractor_of(model: keras.Model) -> keras.Model:
     """Give a model without its last layer, the head."""
     nodes = graph(model)
     return keras.Model(model.inputs[0], nodes[nodes[-1].parents[0]].tensor, name=f"{model.name}_trunk")

@@ -36,7 +36,7 @@ class FinishedRun:
 
     Attributes:
         folder: of the run; for a `.keras` file by itself the folder that it lies in.
-        model: raw RGB pictures, 0 to 255, in; class probabilities out. Not compiled.
+        model: raw RGB images, 0 to 255, in; class probabilities out. Not compiled.
         class_names: in the order of the probabilities.
         config: the options that it was trained with; None where only the model is there.
         metrics: what `metrics.json` says; empty where it is not there.
@@ -70,21 +70,21 @@ class FinishedRun:
 
     @property
     def resize(self) -> str:
-        """How pictures get that size, one of `pictures.RESIZES`."""
+        """How images get that size, one of `images.RESIZES`."""
         return self.config.resize if self.config else RESIZES[0]
 
     def data(self, source: Any = None) -> ImageData:
-        """Load the pictures of the run again, in its own three splits; or others to measure it on.
+        """Load the images of the run again, in its own three splits; or others to measure it on.
 
         Args:
-            source: other labelled pictures, as for `load_test`, all of which become the test set; None takes the run's
+            source: other labelled images, as for `load_test`, all of which become the test set; None takes the run's
                 own.
 
         Returns:
             The data, with the run's class names.
 
         Raises:
-            InputError: there are no such pictures, or they have classes that the model does not know.
+            InputError: there are no such images, or they have classes that the model does not know.
         """
         if source is not None:
             return load_test(source, self.class_names, resize=self.resize)

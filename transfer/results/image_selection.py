@@ -1,4 +1,4 @@
-"""What of a trained model is worth a look: pictures of how it does, where it fails and what it looks at."""
+"""What of a trained model is worth a look: images of how it does, where it fails and what it looks at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer.adviser.label_issues import Suspect, suspected_labels
+from transfer.adviser.label_issues import LabelIssue, find_label_issues
 from transfer.common.errors import InputError
 from transfer.evaluation import evaluation_plots, explanation_plots, explanations
 from transfer.evaluation.evaluate import Evaluation
@@ -21,29 +21,29 @@ from transfer.training import training_plots
 from transfer.training.phases import TrainingLog
 
 SHEET = 24
-"""Pictures on the sheet of predictions."""
+"""Images on the sheet of predictions."""
 
 MOST_MISTAKES = 12
 """The surest mistakes, shown with what the model looked at."""
 
 MOST_SEEN = 64
-"""Test pictures among which those are sought that layers respond to most."""
+"""Test images among which those are sought that layers respond to most."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Scores of pictures by a model that did not learn from them, as `suspects` wants them."""
+    """Scores of images by a model that did not learn from them, as `label_issues` wants them."""
 
     # Shape (N, classes).
     scores: np.ndarray
 
 
-def suspects_of(found: Evaluation) -> tuple[Suspect, ...]:
-    """Name the test pictures whose label is more probably wrong than right."""
+def label_issues_of(found: Evaluation) -> tuple[LabelIssue, ...]:
+    """Name the test images whose label is more probably wrong than right."""
     scores = np.log(np.maximum(found.probabilities, 1e-12))
-    return suspected_labels(
+    return find_label_issues(
         LeftOut(scores), found.labels, found.names, found.class_names, groups=found.groups
     )
 
@@ -57,7 +57,7 @@ def figures_of(
         "network": plots.network_by_blocks(
             title,
             model.plan.blocks,
-            input_text="picture\nRGB, 0 to 255\n(scaled inside)",
+            input_text="image\nRGB, 0 to 255\n(scaled inside)",
             output_text=f"{data.num_classes} classes",
         ),
     }
@@ -65,7 +65,7 @@ def figures_of(
 
 
 def test_figures(model: keras.Model, data: ImageData, found: Evaluation) -> dict[str, Any]:
-    """Draw how a model does on test pictures."""
+    """Draw how a model does on test images."""
     figures = {"confusion_matrix": plots.confusion_matrix(found)}
     figures["classes"] = evaluation_plots.class_plot(found.by_class)
     figures["calibration"] = evaluation_plots.calibration_plot(found.calibration)
@@ -83,13 +83,11 @@ def explained(model: keras.Model, data: ImageData, found: Evaluation) -> dict[st
     figures: dict[str, Any] = {}
     shown = found.mistakes[:MOST_MISTAKES].tolist()
     if shown:
-        pictures = np.stack([data.test.picture(i, size) for i in shown])
-        heat = explanations.grad_cam(model, pictures)
-        figures["mistakes"] = explanation_plots.heat_sheet(
-            pictures, heat, [_mistake(found, i) for i in shown]
-        )
+        images = np.stack([data.test.image(i, size) for i in shown])
+        heat = explanations.grad_cam(model, images)
+        figures["mistakes"] = explanation_plots.heat_sheet(images, heat, [_mistake(found, i) for i in shown])
     some = np.unique(np.linspace(0, len(data.test) - 1, min(MOST_SEEN, len(data.test))).astype(int))
-    seen = np.stack([data.test.picture(int(i), size) for i in some])
+    seen = np.stack([data.test.image(int(i), size) for i in some])
     responses = explanations.strongest_responses(model, seen, layers=explanations.shown_layers(model))
     figures["blocks"] = explanation_plots.response_sheet(responses)
     return figures
@@ -102,14 +100,14 @@ def _mistake(found: Evaluation, i: int) -> str:
 
 def _curves(done: TrainingLog) -> Any:
     """By epoch; where the head was solved at once, by what was tried instead."""
-    if len(done.rows) == 1 and done.tried and done.regularisation is not None:
-        return training_plots.regularisation_path(done.tried, done.regularisation)
+    if len(done.rows) == 1 and done.tried and done.regularization is not None:
+        return training_plots.regularization_path(done.tried, done.regularization)
     return training_plots.learning_curves(done.rows)
 
 
 def _sheet(found: Evaluation, data: ImageData) -> dict[int, np.ndarray]:
-    """Choose pictures evenly over the test set, so that every class is among them."""
+    """Choose images evenly over the test set, so that every class is among them."""
     count = len(found.labels)
     order = np.argsort(found.labels, kind="stable")
     picked = order[np.unique(np.linspace(0, count - 1, min(SHEET, count)).astype(int))]
-    return {int(i): data.test.picture(int(i), (128, 128)) for i in picked}
+    return {int(i): data.test.image(int(i), (128, 128)) for i in picked}

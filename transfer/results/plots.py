@@ -1,4 +1,4 @@
-"""All pictures that we draw; nowhere else is matplotlib imported."""
+"""All images that we draw; nowhere else is matplotlib imported."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def prediction_sheet(evaluation: Evaluation, pictures: Mapping[int, np.ndarray]) -> Figure:
-    """Lay out pictures with what the model takes them for, wrong ones in red with the truth."""
+def prediction_sheet(evaluation: Evaluation, images: Mapping[int, np.ndarray]) -> Figure:
+    """Lay out images with what the model takes them for, wrong ones in red with the truth."""
     columns = 6
-    rows = max(1, -(-len(pictures) // columns))
+    rows = max(1, -(-len(images) // columns))
     figure = new_figure(1.8 * columns, 2.2 * rows)
-    for place, (position, picture) in enumerate(pictures.items()):
+    for place, (position, image) in enumerate(images.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
-        axes.imshow(picture)
+        axes.imshow(image)
         axes.set_axis_off()
         guess, truth = evaluation.predictions[position], evaluation.labels[position]
         name, sure = evaluation.class_names[guess], evaluation.probabilities[position, guess]
@@ -177,7 +177,7 @@ def layer_curve_plot(curve: LayerCurve) -> Figure:
         axes.axvline(cut, color=COLORS["new"], linestyle=":", zorder=0)
     _layer_ticks(axes, names, cut)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylabel(f"right of {len(curve.labels):,} pictures, left out")
+    axes.set_ylabel(f"right of {len(curve.labels):,} images, left out")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left", fontsize=11)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -203,13 +203,13 @@ def _fitting(name: str) -> str:
 
 
 _CORNERS = (
-    # x and y in shares of the axes, colour and how strong, title
+    # x and y in shares of the axes, color and how strong, title
     (0.985, 0.02, "frozen", 0.45, "1  small, similar\nfreeze all, train a new head"),
     (0.015, 0.02, "frozen", 0.2, "2  small, different\nkeep and freeze the early layers"),
     (0.985, 0.98, "trained", 0.4, "3  large, similar\nretrain everything"),
     (0.015, 0.98, "new", 0.35, "4  large, different\nretrain everything, or from scratch"),
 )
-_LEAST, _MOST, _LINE = 1, 7, float(np.log10(SMALL_DATA))  # pictures, as powers of ten
+_LEAST, _MOST, _LINE = 1, 7, float(np.log10(SMALL_DATA))  # images, as powers of ten
 
 
 def four_cases_chart(
@@ -225,7 +225,7 @@ def four_cases_chart(
     for x, y, _, _, title in _CORNERS:
         sides: dict[str, Any] = {"ha": "right" if x > 0.5 else "left", "va": "top" if y > 0.5 else "bottom"}
         axes.text(x, y, title, transform=axes.transAxes, fontsize=9, color="#444444", **sides)
-    axes.set(xlim=(0, 1), ylim=(_LEAST, _MOST), ylabel="training pictures")
+    axes.set(xlim=(0, 1), ylim=(_LEAST, _MOST), ylabel="training images")
     axes.set_xlabel("similarity to what the network was trained on: 0 different, 1 similar")
     axes.set_yticks(range(_LEAST, _MOST + 1), [f"{10**power:,}" for power in range(_LEAST, _MOST + 1)])
     axes.set_title("Which of the four cases: the borders are soft", loc="left", fontsize=11)
@@ -236,13 +236,13 @@ def four_cases_chart(
     if references:  # an empty line would be at the corner of the figure
         axes.plot(across[1:], up[1:], "o", color="#777777", ms=5, clip_on=False)
     axes.plot(across[:1], up[:1], "*", color=COLORS["new"], mec="#333333", ms=22, clip_on=False)
-    names = [f"{_fitting(here[0])}, {here[1]:,.0f} pictures", *(_fitting(one[0]) for one in references)]
+    names = [f"{_fitting(here[0])}, {here[1]:,.0f} images", *(_fitting(one[0]) for one in references)]
     _name_dots(axes, names, np.stack([across, up], axis=1))
     return figure
 
 
 def _soft_tints() -> np.ndarray:
-    """The quadrants' colours, running into each other: RGB from the lower left on."""
+    """The quadrants' colors, running into each other: RGB from the lower left on."""
     x = 1 / (1 + np.exp(-(np.linspace(0, 1, 200) - 0.5) / 0.02))
     y = 1 / (1 + np.exp(-(np.linspace(_LEAST, _MOST, 200) - _LINE) / 0.12))
     parts = [

@@ -1,4 +1,4 @@
-"""`python -m transfer.predict`: names and probabilities for pictures, by a trained run."""
+"""`python -m transfer.predict`: names and probabilities for images, by a trained run."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
-from transfer.images.decoding import EXTENSIONS, BadPictureError, look, to_rgb_array
+from transfer.images.decoding import EXTENSIONS, BadImageError, inspect_image, to_rgb_array
 
 if TYPE_CHECKING:  # Keras is loaded when there is something to predict, so that --help answers at once
     from transfer.results.finished_runs import FinishedRun
 
 BATCH = 128
-"""Pictures that are run at once; the next are decoded meanwhile. With 64 it was 4% slower, with 256 no faster."""
+"""Images that are run at once; the next are decoded meanwhile. With 64 it was 4% slower, with 256 no faster."""
 
 FEW = BATCH
-"""Pictures up to which Keras itself runs them: to make a fast engine would take longer than they do."""
+"""Images up to which Keras itself runs them: to make a fast engine would take longer than they do."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model takes a picture for.
+    """What a model takes an image for.
 
     Attributes:
-        name: of the picture: its path, or its number where it has none.
+        name: of the image: its path, or its number where it has none.
         class_names: in the order of the probabilities.
         probabilities: of each class, shape (classes,).
-        problem: why the picture could not be read; then there are no probabilities. Empty for good ones.
+        problem: why the image could not be read; then there are no probabilities. Empty for good ones.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The most probable class; empty where the picture could not be read."""
+        """The most probable class; empty where the image could not be read."""
         return "" if self.problem else self.class_names[int(self.probabilities.argmax())]
 
     @property
@@ -57,29 +57,29 @@ class Prediction:
 
 
 def predict(
-    run: str | Path | FinishedRun, pictures: Any, *, engine: str = "auto", progress: bool = True
+    run: str | Path | FinishedRun, images: Any, *, engine: str = "auto", progress: bool = True
 ) -> list[Prediction]:
-    """Say what pictures show.
+    """Say what images show.
 
     They are read, resized and scaled as in training, since the same code does it.
 
     Args:
         run: the folder of a run, a `.keras` file that `python -m transfer.train` wrote, or of `load_run`.
-        pictures: a file, a folder (with all that is in it), or any sequence of files, of encoded pictures (bytes), or
+        images: a file, a folder (with all that is in it), or any sequence of files, of encoded images (bytes), or
             of RGB arrays of shape (H, W, 3), 0 to 255.
-        engine: what runs many pictures, one of `engines.ENGINES`.
+        engine: what runs many images, one of `engines.ENGINES`.
         progress: show a bar when there are many.
 
     Returns:
-        One prediction for each picture, in the same order; those that cannot be read say why (`problem`).
+        One prediction for each image, in the same order; those that cannot be read say why (`problem`).
 
     Raises:
-        InputError: there is no such run, or no picture.
+        InputError: there is no such run, or no image.
 
     Example:
         predict("runs/emoji-small-similar-1", "photos")[0].label
     """
-    items = list(find_pictures(pictures))
+    items = list(find_images(images))
     return list(predictions(run, items, engine=engine, progress=progress))
 
 
@@ -100,7 +100,7 @@ def predictions(
     hidden = not progress or (total is not None and total < FEW)
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=total, desc="predicting", unit=" pictures", disable=hidden) as bar,
+        tqdm(total=total, desc="predicting", unit=" images", disable=hidden) as bar,
     ):
         for number, batch in enumerate(_read_ahead(items, known, pool)):
             good = (
@@ -154,13 +154,13 @@ def _read(number: int, item: Any, size: tuple[int, int], resize: str) -> Read:
             return name, to_rgb_array(item, size, resize=resize), ""
         if isinstance(item, str | Path) and not Path(item).is_file():
             return name, None, "no such file" if not Path(item).exists() else "not a file"
-        return name, look(item, size, resize=resize).pixels, ""
-    except BadPictureError as error:
+        return name, inspect_image(item, size, resize=resize).pixels, ""
+    except BadImageError as error:
         return name, None, str(error)
 
 
-def find_pictures(source: Any) -> Iterator[Any]:
-    """List the pictures that are meant."""
+def find_images(source: Any) -> Iterator[Any]:
+    """List the images that are meant."""
     if isinstance(source, bytes) or (isinstance(source, np.ndarray) and source.ndim in (2, 3)):
         yield source
         return
@@ -172,9 +172,9 @@ def find_pictures(source: Any) -> Iterator[Any]:
         files = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
         if not files:
             kinds = ", ".join(sorted(EXTENSIONS))
-            raise InputError(f"Expected pictures ({kinds}) in {place}. There are none.")
+            raise InputError(f"Expected images ({kinds}) in {place}. There are none.")
         yield from files
     elif place.exists():
         yield place
     else:
-        raise InputError(f"Expected a picture or a folder of pictures. There is none at {place}.")
+        raise InputError(f"Expected an image or a folder of images. There is none at {place}.")

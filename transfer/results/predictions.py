@@ -1,4 +1,4 @@
-"""Predictions in files: one row for each picture, quoted so that spreadsheets take names for text."""
+"""Predictions in files: one row for each image, quoted so that spreadsheets take names for text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIRST = ("path", "label", "predicted", "group")
 
 
 def write_predictions(path: Path, found: Evaluation) -> None:
-    """Write what a model makes of each picture, as CSV; `read_predictions` gives it back."""
+    """Write what a model makes of each image, as CSV; `read_predictions` gives it back."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(_rows(found))
 

@@ -1,4 +1,4 @@
-"""What a run's folder says, read for pages: figures, options, predictions, pictures; no model is loaded."""
+"""What a run's folder says, read for pages: figures, options, predictions, images; no model is loaded."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ FIGURES = (
     "predictions",
     "blocks",
 )
-"""Pictures of a run, by name, in the order of a page."""
+"""Images of a run, by name, in the order of a page."""
 
-_MOST_BYTES = 2**25  # of a picture
+_MOST_BYTES = 2**25  # of an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class RunRecord:
     folder: Path
     metrics: dict[str, Any]
     config: TrainConfig
-    # What it makes of the test pictures.
+    # What it makes of the test images.
     evaluation: Evaluation | None
     details: dict[str, Any]
     # Why it is this case.
@@ -77,9 +77,9 @@ def read_record(folder: str | Path) -> RunRecord:
 
 
 def _png(path: Path) -> bytes:
-    """Read a picture of the run's own: a link could put any file of the reader's onto a page."""
+    """Read an image of the run's own: a link could put any file of the reader's onto a page."""
     if path.is_symlink() or path.stat().st_size > _MOST_BYTES:
-        raise InputError(f"Expected a picture of the run itself. Received a link, or something huge: {path}.")
+        raise InputError(f"Expected an image of the run itself. Received a link, or something huge: {path}.")
     content = path.read_bytes()
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise InputError(f"Expected a PNG. Received something else: {path}.")

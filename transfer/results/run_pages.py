@@ -30,7 +30,7 @@ CAPTIONS = {
     "classes": "Precision and recall by class, the worst first.",
     "calibration": "How often the model is right, by how sure it is.",
     "mistakes": "The surest mistakes, and where the model looked.",
-    "predictions": "Test pictures with what the model takes them for.",
+    "predictions": "Test images with what the model takes them for.",
     "blocks": "What some filters of some blocks respond to most.",
 }
 
@@ -57,7 +57,7 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
         found=found,
         verdict=verdict(found) if found else "",
         confused=found.confused[:10] if found else [],
-        suspects=record.details.get("suspected_labels", [])[:50],
+        label_issues=record.details.get("label_issues", [])[:50],
         costs=_costs(record),
         data_part=record.data.to_part(thumbnail) if record.data else "",
         command=dataclasses.replace(record.config, output=None, split=None).command,
@@ -91,7 +91,7 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
         tiles.append(("macro F1", f"{found.macro.f1:.1%}", "every class counts the same"))
         tiles.append(("log loss", f"{found.loss:.3f}", f"calibration error {found.calibration.error:.3f}"))
     counts = f"{metrics['num_val']:,} for validation, {metrics['num_test']:,} for the test"
-    tiles.append(("trained on", f"{metrics['num_train']:,} pictures", counts))
+    tiles.append(("trained on", f"{metrics['num_train']:,} images", counts))
     tiles.append(("time", in_seconds(metrics["seconds_total"]), "all in all"))
     if metrics.get("peak_memory_mb"):
         tiles.append(("memory", f"{metrics['peak_memory_mb'] / 1024:.1f} GB", "at most"))
@@ -113,7 +113,7 @@ def _choices(advice: dict[str, Any]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "case": f"{POLICIES[Case.parse(one['case'])].number} {one['case']}",
-                "deed": one.get("deed") or one["source"],
+                "action": one.get("action") or one["source"],
                 "expected": f"{one['expected_accuracy']:.1%}",
                 "interval": f"{low:.0%} to {high:.0%}",
                 "time": "not measured" if one["seconds"] is None else in_seconds(one["seconds"]),
@@ -128,7 +128,7 @@ def verdict(found: Evaluation) -> str:
     low, high = found.interval
     sure = float(found.probabilities.max(axis=1).mean())
     count = len(found.labels)
-    whose = f"Of {count:,} pictures" + ("" if found.seen else " that training never saw")
+    whose = f"Of {count:,} images" + ("" if found.seen else " that training never saw")
     text = (
         f"{whose}, {found.accuracy:.1%} are named rightly; the accuracy is {low:.1%} to {high:.1%} with 95% "
         f"confidence. On the whole the model is {sure:.0%} sure"
@@ -159,7 +159,7 @@ def _costs(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def evaluation_page(
-    title: str, found: Evaluation, suspects: Sequence[Any], figures: Mapping[str, Any]
+    title: str, found: Evaluation, label_issues: Sequence[Any], figures: Mapping[str, Any]
 ) -> str:
     """Make the page of an evaluation by itself."""
     shown = {
@@ -171,23 +171,23 @@ def evaluation_page(
         found=found,
         verdict=verdict(found),
         confused=found.confused[:10],
-        suspects=suspects,
+        label_issues=label_issues,
         figures=shown,
     )
     return str(render("page.html", title=title, parts=[part]))
 
 
 def alt_text(name: str, found: Evaluation | None, lead: str = "") -> str:
-    """Say what a picture of a run shows, for those who do not see it."""
+    """Say what an image of a run shows, for those who do not see it."""
     if name == "confusion_matrix" and found is not None:
-        pairs = ", ".join(f"{c.label} for {c.predicted} ({c.pictures})" for c in found.confused[:3])
+        pairs = ", ".join(f"{c.label} for {c.predicted} ({c.images})" for c in found.confused[:3])
         return f"Confusion matrix: accuracy {found.accuracy:.1%}. Most often: {pairs or 'no mistake'}."
     if name == "calibration" and found is not None:
         points = zip(found.calibration.confidence, found.calibration.accuracy, strict=True)
         listed = "; ".join(f"{sure:.0%} sure, {right:.0%} right" for sure, right in points)
         return f"Reliability diagram, calibration error {found.calibration.error:.3f}: {listed}."
     if name == "classes" and found is not None:
-        worst = sorted((c for c in found.by_class if c.pictures), key=lambda c: c.f1)[:3]
+        worst = sorted((c for c in found.by_class if c.images), key=lambda c: c.f1)[:3]
         return (
             "Precision and recall by class. Worst: "
             + ", ".join(f"{c.name} (F1 {c.f1:.0%})" for c in worst)
@@ -232,7 +232,7 @@ def _compared(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
         return name, [say(record) for record in records]
 
     def test(say: Callable[[Any], str]) -> Callable[[RunRecord], str]:
-        return lambda record: say(record.evaluation) if record.evaluation else "no test pictures"
+        return lambda record: say(record.evaluation) if record.evaluation else "no test images"
 
     return [
         of("test accuracy", test(lambda e: f"{e.accuracy:.1%}")),
@@ -243,8 +243,8 @@ def _compared(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
         of("network", lambda r: r.config.model),
         of("case", lambda r: str(r.metrics["case"])),
         of("cut", _cut),
-        of("pictures to train on", lambda r: f"{r.metrics['num_train']:,}"),
-        of("pictures in the test", lambda r: f"{r.metrics['num_test']:,}"),
+        of("images to train on", lambda r: f"{r.metrics['num_train']:,}"),
+        of("images in the test", lambda r: f"{r.metrics['num_test']:,}"),
         of("time all in all", lambda r: in_seconds(r.metrics["seconds_total"])),
         of("memory at most", lambda r: f"{r.metrics.get('peak_memory_mb') or float('nan'):,.0f} MB"),
     ]
@@ -256,7 +256,7 @@ def _cut(record: RunRecord) -> str:
 
 
 def _pairs(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
-    """Compare each run with the best on the pictures that both were tested on."""
+    """Compare each run with the best on the images that both were tested on."""
     tested = [(r.evaluation, name) for r, name in zip(records, names, strict=True) if r.evaluation]
     if len(tested) < 2:
         return []
@@ -265,19 +265,17 @@ def _pairs(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
     for other, name in tested:
         if other is first:
             continue
-        places = {picture: i for i, picture in enumerate(other.names)}
-        both = [(i, places[picture]) for i, picture in enumerate(first.names) if picture in places]
+        places = {image: i for i, image in enumerate(other.names)}
+        both = [(i, places[image]) for i, image in enumerate(first.names) if image in places]
         if not both or first.class_names != other.class_names:
-            said.append(
-                f"{first_name} and {name} were tested on other pictures: their figures do not compare."
-            )
+            said.append(f"{first_name} and {name} were tested on other images: their figures do not compare.")
             continue
         mine, yours = (np.array(side) for side in zip(*both, strict=True))
         right = (first.labels == first.predictions)[mine], (other.labels == other.predictions)[yours]
         gained, lost, chance = compare_right(*right)
         sure = "no more than chance would give" if chance > 0.05 else "more than chance would give"
         said.append(
-            f"Of {len(both):,} pictures that both were tested on, {first_name} alone names {gained:,} rightly and "
+            f"Of {len(both):,} images that both were tested on, {first_name} alone names {gained:,} rightly and "
             f"{name} alone {lost:,}: {sure} (McNemar's exact test, p = {chance:.2g})."
         )
     return said
@@ -298,7 +296,7 @@ def model_card(record: RunRecord) -> str:
             "metrics": [{"type": kind, "value": round(value, 4)} for kind, value in results],
         }
         header["model-index"] = [{"name": record.name, "results": [result]}]
-    weak = sorted((c for c in found.by_class if c.pictures), key=lambda c: c.f1)[:5] if found else []
+    weak = sorted((c for c in found.by_class if c.images), key=lambda c: c.f1)[:5] if found else []
     text = render(
         "card.md",
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),

@@ -40,9 +40,9 @@ def write_run(
     done: TrainingLog,
     evaluation: Evaluation | None,
     figures: Mapping[str, Any],
-    suspects: Sequence[Any] = (),
+    label_issues: Sequence[Any] = (),
 ) -> None:
-    """Write the model, its labels, the split, the options, the history, the predictions and the pictures of
+    """Write the model, its labels, the split, the options, the history, the predictions and the images of
     a run."""
     model.save(folder / MODEL)
     add_labels(folder / MODEL, data.class_names)
@@ -53,7 +53,7 @@ def write_run(
     write_text(folder / "history.csv", _history(done.rows))
     if evaluation is not None:
         write_predictions(folder / PREDICTIONS, evaluation)
-        found = {**evaluation.to_dict(), "suspected_labels": [one._asdict() for one in suspects]}
+        found = {**evaluation.to_dict(), "label_issues": [one._asdict() for one in label_issues]}
         write_text(folder / EVALUATION, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_figures(folder, figures)
 

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError
-from transfer.distributed.process_group import crew, lost
+from transfer.distributed.process_group import current_group, lost
 from transfer.images.pipeline import Position
 from transfer.training.settings import read_settings, refuse_others
 
@@ -70,7 +70,7 @@ class Checkpoints:
         self.settings = json.loads(json.dumps(dict(settings)))
         self.written = time.monotonic()
         self._failed = False
-        crew().decision(self._refuse_others)
+        current_group().decision(self._refuse_others)
 
     def _refuse_others(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -83,7 +83,7 @@ class Checkpoints:
 
     def latest(self) -> State | None:
         """Read the last state that is whole; None where there is none."""
-        told = crew().arrays(self._latest)
+        told = current_group().arrays(self._latest)
         return State(**json.loads(bytes(told.pop("state")).decode()), arrays=told) if told else None
 
     def _latest(self) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ class Checkpoints:
 
     def save(self, state: State) -> bool:
         """Write a state, and remove all but the last ones."""
-        if not crew().is_chief:
+        if not current_group().is_chief:
             return True
         about = {"phase": state.phase, "epoch": state.epoch, "step": state.step, "log": state.log}
         packed = np.frombuffer(json.dumps(about).encode(), "uint8")
@@ -198,7 +198,7 @@ class Keeping(keras.callbacks.Callback):
         self._handlers.close()
 
     def _keep(self, epoch: int, step: int) -> None:
-        if self.kept is None or self.model.stop_training or not crew().is_chief:
+        if self.kept is None or self.model.stop_training or not current_group().is_chief:
             return  # a worker that is asked to end leaves when the chief does, or is killed
         if not (self._asked or self.kept.due):
             return

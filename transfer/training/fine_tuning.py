@@ -14,13 +14,13 @@ import numpy as np
 
 from transfer.cases.builders import start_over
 from transfer.common.errors import InputError
-from transfer.distributed.process_group import Share
+from transfer.distributed.process_group import BatchPart
 from transfer.distributed.strategies import (
+    batch_part_of,
     distributed,
     make_exact,
     replicas_of,
     scope_of,
-    share_of,
     while_training,
 )
 from transfer.frozen import extraction
@@ -28,20 +28,20 @@ from transfer.images.pipeline import Position, make_dataset
 from transfer.training import upper_layers
 from transfer.training.checkpoints import Keeping, State
 from transfer.training.layer_decay import following
-from transfer.training.phases import Run, TrainingLog
+from transfer.training.phases import TrainingLog, TrainingSettings
 from transfer.training.schedules import KeepBetter, StepDecay, WarmupCosine, epochs_for
 from transfer.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
 MOST_ADAPTED = 64
-"""Batches from which statistics of BatchNormalization are taken anew, at most: 2,000 pictures tell them."""
+"""Batches from which statistics of BatchNormalization are taken anew, at most: 2,000 images tell them."""
 
 _RATES = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 
 def train_all(
-    run: Run,
+    run: TrainingSettings,
     done: TrainingLog,
     epochs: int | None,
     phase: str,
@@ -60,7 +60,7 @@ def train_all(
     first, step = (state.epoch, state.step) if state is not None else (0, 0)
     tail = upper_layers.tail_of(run, done)
     trainee, train_set, val_set = tail or _whole(run)
-    share = share_of(model) if tail is None else None
+    batch_part = batch_part_of(model) if tail is None else None
     with _ready(run) as each_step:
         better = _keep_better(run, done)
         if state is not None:
@@ -75,8 +75,15 @@ def train_all(
         keeping = Keeping(run.kept, position, step=step, per_epoch=per_epoch, state=now)
         steps = {"steps": epochs * per_epoch, "start": first * per_epoch + step}
         schedule = _schedule(run, per_epoch, peak=peak, each_step=each_step, **steps)
-        callbacks = [*schedule, *_validation(run, share), better, _Rows(done, phase), keeping, *run.callbacks]
-        weights = {} if share is None else {"class_weight": None}  # `distributed` has seen to them
+        callbacks = [
+            *schedule,
+            *_validation(run, batch_part),
+            better,
+            _Rows(done, phase),
+            keeping,
+            *run.callbacks,
+        ]
+        weights = {} if batch_part is None else {"class_weight": None}  # `distributed` has seen to them
         options = {"validation_data": val_set, **run.fit_options(callbacks), **weights}
         start, trainee.stop_training = time.perf_counter(), False
         try:
@@ -101,14 +108,12 @@ def train_all(
         better.settle()
 
 
-def _say_flips(run: Run) -> None:
+def _say_flips(run: TrainingSettings) -> None:
     if run.augment != "none" and not run.flip:
-        log.info(
-            "Augmentation mirrors no pictures: the classes are digits or letters, or it was asked not to."
-        )
+        log.info("Augmentation mirrors no images: the classes are digits or letters, or it was asked not to.")
 
 
-def _refuse_pinned(run: Run) -> None:
+def _refuse_pinned(run: TrainingSettings) -> None:
     """What is pinned was so when the model was compiled, and would silently stay so."""
     plan = getattr(run.model, "plan", None)
     if run.recipe.batchnorm == "live" and plan is not None and plan.pin_batchnorm:
@@ -118,10 +123,10 @@ def _refuse_pinned(run: Run) -> None:
         )
 
 
-def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
-    """The model itself, from pictures on."""
-    data, trainee, share = run.data, run.model, share_of(run.model)
-    options: dict[str, Any] = {"image_size": run.image_size, "mix": run.recipe.mix, "share": share}
+def _whole(run: TrainingSettings) -> tuple[keras.Model, Callable[[Position], Any], Any]:
+    """The model itself, from images on."""
+    data, trainee, batch_part = run.data, run.model, batch_part_of(run.model)
+    options: dict[str, Any] = {"image_size": run.image_size, "mix": run.recipe.mix, "share": batch_part}
     options["num_classes"] = data.num_classes
     changes: dict[str, Any] = {"augment": run.augment, "flip": run.flip, "seed": run.seed}
 
@@ -131,17 +136,17 @@ def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
         return distributed(run.model, dataset, run.class_weights)
 
     val_set = None
-    if share is not None and (len(data.train) < share.of or 0 < len(data.val) < share.of):
+    if batch_part is not None and (len(data.train) < batch_part.of or 0 < len(data.val) < batch_part.of):
         raise InputError(
-            f"Expected a picture for each of the {share.of} devices, to train on and for validation. Received: "
+            f"Expected an image for each of the {batch_part.of} devices, to train on and for validation. Received: "
             f"{len(data.train)} and {len(data.val)}. Use fewer devices."
         )
-    if share is not None and share.whole and run.batch_size % replicas_of(run.model):
+    if batch_part is not None and batch_part.whole and run.batch_size % replicas_of(run.model):
         raise InputError(
             f"Expected a batch_size that {replicas_of(run.model)} devices can share evenly, which JAX asks for. "
             f"Received: {run.batch_size}."
         )
-    if len(data.val) and not (share is not None and share.whole):  # else see `Validation`
+    if len(data.val) and not (batch_part is not None and batch_part.whole):  # else see `Validation`
         val_set = distributed(
             run.model, make_dataset(data.val, batch_size=extraction.BATCH_SIZE, cache=True, **options)
         )
@@ -153,22 +158,22 @@ def _whole(run: Run) -> tuple[keras.Model, Callable[[Position], Any], Any]:
     return trainee, train_set, val_set
 
 
-def _validation(run: Run, share: Share | None) -> list[keras.callbacks.Callback]:
-    """Where Keras cannot count pictures that fill up a batch out of its metrics, what does instead of
+def _validation(run: TrainingSettings, batch_part: BatchPart | None) -> list[keras.callbacks.Callback]:
+    """Where Keras cannot count images that fill up a batch out of its metrics, what does instead of
     it."""
-    if share is None or not share.whole or not len(run.data.val):
+    if batch_part is None or not batch_part.whole or not len(run.data.val):
         return []
     return [Validation(run.model, run.data.val, run.image_size, label_smoothing=run.label_smoothing)]
 
 
-def _keep_better(run: Run, done: TrainingLog) -> KeepBetter:
+def _keep_better(run: TrainingSettings, done: TrainingLog) -> KeepBetter:
     if not len(run.data.val):
-        log.warning("There are no validation pictures: training keeps the last weights.")
+        log.warning("There are no validation images: training keeps the last weights.")
     start = done.rows[-1].get("val_accuracy") if done.rows and done.init != "random" else None
     return KeepBetter(count=len(run.data.val), start=start)
 
 
-def _schedule(run: Run, per_epoch: int, **options: Any) -> list[keras.callbacks.Callback]:
+def _schedule(run: TrainingSettings, per_epoch: int, **options: Any) -> list[keras.callbacks.Callback]:
     """What sets the learning rate, unless the user does."""
     recipe, optimizer = run.recipe, run.model.optimizer
     own = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
@@ -203,14 +208,14 @@ def recall(done: TrainingLog, state: State) -> None:
             setattr(done, name, state.log[name])
 
 
-def whole_state(run: Run, done: TrainingLog) -> State:
+def whole_state(run: TrainingSettings, done: TrainingLog) -> State:
     """Give the state at the end of all training."""
     with _ready(run):
         return State("done", log=summary(done), arrays=_arrays(run))
 
 
 @contextlib.contextmanager
-def _ready(run: Run) -> Iterator[Callable[[float], None] | None]:
+def _ready(run: TrainingSettings) -> Iterator[Callable[[float], None] | None]:
     """The optimizer with all that the recipe asks of it, and all its variables."""
     model = run.model
     with following(run.recipe, model) as each_step, scope_of(model):
@@ -219,7 +224,7 @@ def _ready(run: Run) -> Iterator[Callable[[float], None] | None]:
         yield each_step
 
 
-def finish(run: Run, done: TrainingLog, state: State) -> None:
+def finish(run: TrainingSettings, done: TrainingLog, state: State) -> None:
     """Give a model what it had at the end of all training."""
     if done.init == "random" and getattr(run.model, "plan", None) and run.model.plan.init == "auto":
         start_over(run.model, seed=run.seed)
@@ -227,20 +232,20 @@ def finish(run: Run, done: TrainingLog, state: State) -> None:
         restore(run, state)
 
 
-def restore(run: Run, state: State) -> None:
+def restore(run: TrainingSettings, state: State) -> None:
     """Give a model and its optimizer, which is built, the values of a state."""
     for name, variables in _variables(run):
         for variable, value in zip(variables, numbered(state.arrays, name) or (), strict=True):
             variable.assign(value)
 
 
-def _variables(run: Run) -> list[tuple[str, list[Any]]]:
+def _variables(run: TrainingSettings) -> list[tuple[str, list[Any]]]:
     """All that training changes: weights, statistics, the states of random generators, moments, the
     step."""
     return [("model", list(run.model.variables)), ("optimizer", list(run.model.optimizer.variables))]
 
 
-def _arrays(run: Run) -> dict[str, np.ndarray]:
+def _arrays(run: TrainingSettings) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for name, variables in _variables(run):
         found |= named(name, [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables])
@@ -259,7 +264,7 @@ def numbered(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray] | Non
 
 
 def adapt_batchnorm(model: keras.Model, batches: Any) -> int:
-    """Take the statistics of BatchNormalization anew from pictures: the mean over batches, each layer
+    """Take the statistics of BatchNormalization anew from images: the mean over batches, each layer
     seeing what the layers before it make of the same batch."""
     layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     with _learning(layers):

@@ -16,7 +16,7 @@ import numpy as np
 from transfer.cases.builders import start_over, unfreeze
 from transfer.common.allocator import kept_memory
 from transfer.common.errors import InputError, unknown
-from transfer.distributed.process_group import crew, versions
+from transfer.distributed.process_group import current_group, versions
 from transfer.frozen import extraction
 from transfer.frozen.extraction import digests_of, input_size
 from transfer.frozen.feature_cache import FeatureCache
@@ -35,7 +35,7 @@ from transfer.training.fine_tuning import (
     whole_state,
 )
 from transfer.training.head_training import train_head
-from transfer.training.phases import Run, TrainingLog
+from transfer.training.phases import TrainingLog, TrainingSettings
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
 
@@ -69,7 +69,7 @@ def fit(
 ) -> TrainingLog:
     """Train a built model.
 
-    Where only the head trains, the frozen trunk runs once over the pictures and the head trains on what
+    Where only the head trains, the frozen trunk runs once over the images and the head trains on what
     it gave, from zero: as good as training through the trunk, for one forward pass. Otherwise the head is
     trained so first, where the weights are pre-trained, since a random head would tear them (LP-FT: Kumar
     et al. 2022, arXiv:2202.10054), and then everything that trains; where layers in front are frozen, they run
@@ -78,24 +78,24 @@ def fit(
 
     Args:
         model: of the builders, compiled; its weights change.
-        data: of `load_data`; its `test` pictures are not looked at.
+        data: of `load_data`; its `test` images are not looked at.
         epochs: so many, but that a head stops earlier where validation gets no better; None goes by the number of
-            pictures (see `schedules.epochs_for`), for a head by `cases.POLICIES`.
-        batch_size: pictures per step, over all devices together.
+            images (see `schedules.epochs_for`), for a head by `cases.POLICIES`.
+        batch_size: images per step, over all devices together.
         augment: a level of `augmentation.AUGMENTATIONS`, for training end to end; a frozen network sees each
-            picture as it is, and changed so where there are several `views`.
-        flip: whether augmentation mirrors pictures; None does, but where the classes are digits or letters.
-        class_weights: let pictures of small classes count more, so that all classes count the same.
+            image as it is, and changed so where there are several `views`.
+        flip: whether augmentation mirrors images; None does, but where the classes are digits or letters.
+        class_weights: let images of small classes count more, so that all classes count the same.
         solver: of the head on cached features: `"exact"` finds the optimum of the convex problem, its
-            regularisation chosen; `"sgd"` trains in epochs, as Keras does, without holding the features in memory;
+            regularization chosen; `"sgd"` trains in epochs, as Keras does, without holding the features in memory;
             `"auto"` takes the first while they fit, unless `epochs`, `callbacks`, `dropout` or `label_smoothing`
             are given.
         dropout: share of the features that are left out while a head on a frozen network trains in epochs.
         label_smoothing: share of each label that is spread over all classes, while a head trains in epochs or while
             everything trains.
-        views: how often a frozen part sees each training picture: first as it is, then changed by `augment`.
+        views: how often a frozen part sees each training image: first as it is, then changed by `augment`.
             None: once, also where layers behind it train. Several views were worth nothing there at up to 2,000
-            pictures (`tests/benchmarks/fine_tuning.py views`).
+            images (`tests/benchmarks/fine_tuning.py views`).
         engine: what runs the frozen trunk, one of `engines.ENGINES`.
         cache: where features are kept; None is the user's own cache.
         seed: of the order and the augmentation. Dropout draws from seeds that its layers got when the base was
@@ -126,13 +126,13 @@ def fit(
         ['head']
     """
     _check_arguments(model, data, epochs, batch_size)
-    head_alone = extraction.frozen_trunk(model) is not None
+    head_alone = extraction.frozen_feature_extractor(model) is not None
     check_head_options(solver, dropout, label_smoothing, head_alone=head_alone)
     if views is not None:
         extraction.check_views(views, augment)
     if solver == "auto" and head_alone and (epochs or callbacks or dropout or label_smoothing):
         solver = "sgd"
-    run = Run(
+    run = TrainingSettings(
         model=model,
         data=data,
         image_size=input_size(model, data),
@@ -150,10 +150,12 @@ def fit(
         recipe=recipe or Recipe(),
         kept=None,
         callbacks=list(callbacks),
-        verbose=verbose if crew().is_chief else 0,
+        verbose=verbose if current_group().is_chief else 0,
     )
-    if crew().count > 1:
-        crew().agree({**versions(), **_settings(run, epochs), "checkpoints": checkpoints is not None})
+    if current_group().count > 1:
+        current_group().agree(
+            {**versions(), **_settings(run, epochs), "checkpoints": checkpoints is not None}
+        )
     if checkpoints is not None:
         settings = _settings(run, epochs)
         run = replace(run, kept=Checkpoints(Path(checkpoints), settings, every=checkpoint_every))
@@ -161,7 +163,7 @@ def fit(
         return _fit(run, epochs, head_alone=head_alone)
 
 
-def _fit(run: Run, epochs: int | None, *, head_alone: bool) -> TrainingLog:
+def _fit(run: TrainingSettings, epochs: int | None, *, head_alone: bool) -> TrainingLog:
     """Train, from where an interrupted training was, if there is one."""
     if head_alone:  # nothing else heeds the recipe
         run = replace(run, recipe=Recipe(batchnorm=run.recipe.batchnorm))
@@ -186,7 +188,7 @@ def _fit(run: Run, epochs: int | None, *, head_alone: bool) -> TrainingLog:
     return done
 
 
-def _settings(run: Run, epochs: int | None) -> dict[str, Any]:
+def _settings(run: TrainingSettings, epochs: int | None) -> dict[str, Any]:
     """What makes a training what it is."""
     names = ("batch_size", "augment", "flip", "views", "solver", "dropout", "label_smoothing", "seed")
     asked = {**{name: getattr(run, name) for name in names}, "resize": run.data.train.resize}
@@ -222,7 +224,7 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(config, default=tell), object_hook=tidy))
 
 
-def _train_phases(run: Run, done: TrainingLog, epochs: int | None, state: State | None) -> None:
+def _train_phases(run: TrainingSettings, done: TrainingLog, epochs: int | None, state: State | None) -> None:
     """The head, then everything; then, where that failed and it may, everything from random weights."""
     plan = getattr(run.model, "plan", None)
     phase = "from-scratch" if done.init == "random" else "fine-tune"
@@ -254,18 +256,18 @@ def check_head_options(solver: str, dropout: float, label_smoothing: float, *, h
 
 
 def identity_of(model: keras.Model, data: ImageData) -> dict[str, Any]:
-    """Say by content which network and pictures a training is about."""
+    """Say by content which network and images a training is about."""
     if not hasattr(model, "_begun_from"):  # an interrupted training has changed the weights of the same model
         model._begun_from = graphs.fingerprint(model)[:16]
     training = hashlib.sha256(repr([weight.trainable for weight in model.weights]).encode())
-    pictures = hashlib.sha256()
+    images = hashlib.sha256()
     for part in (data.train, data.val):
         for digest, label in zip(digests_of(part), part.labels.tolist(), strict=True):
-            pictures.update(f"{digest} {label}\n".encode())
+            images.update(f"{digest} {label}\n".encode())
     return {
         "network": model._begun_from,
         "training": training.hexdigest()[:16],
-        "pictures": pictures.hexdigest()[:16],
+        "images": images.hexdigest()[:16],
     }
 
 
@@ -293,7 +295,7 @@ def _succeeded(done: TrainingLog, data: ImageData) -> bool:
     return bool(best > guess + 2 * np.sqrt(guess * (1 - guess) / len(data.val)))
 
 
-def _fall_back(run: Run, done: TrainingLog, epochs: int | None, state: State | None) -> None:
+def _fall_back(run: TrainingSettings, done: TrainingLog, epochs: int | None, state: State | None) -> None:
     """Start the same network from random weights; keep whichever has the better validation loss."""
     model = run.model
     before = model.get_weights() if state is None else numbered(state.arrays, "before")

@@ -13,13 +13,13 @@ import numpy as np
 from scipy.special import log_softmax
 
 from transfer.cases.policies import POLICIES, Case
-from transfer.distributed.process_group import crew
+from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
 from transfer.frozen import extraction, heads
 from transfer.frozen.sampling import Sampler
 from transfer.images import pipeline
 from transfer.networks import surgery
-from transfer.training.phases import Run, TrainingLog, smoothed
+from transfer.training.phases import TrainingLog, TrainingSettings, smoothed
 
 MOST_EXACT = 2 * 2**30
 """Bytes of features, as float32, that are solved exactly; the solver holds about three times as much."""
@@ -27,14 +27,14 @@ MOST_EXACT = 2 * 2**30
 _ROWS = 4096  # of features in memory at a time
 
 
-def train_head(run: Run, done: TrainingLog, epochs: int | None, *, alone: bool) -> None:
-    """Run the trunk once over the pictures, train a head on what it gave, and put it into the model."""
+def train_head(run: TrainingSettings, done: TrainingLog, epochs: int | None, *, alone: bool) -> None:
+    """Run the trunk once over the images, train a head on what it gave, and put it into the model."""
     model = run.model
     start = time.perf_counter()
     with scope_of(model):
-        trunk = surgery.trunk_of(model)
+        extractor = surgery.feature_extractor_of(model)
     views = (run.views or 1) if alone else 1
-    cached = run.extract(trunk, views=views, name="features")
+    cached = run.extract(extractor, views=views, name="features")
     done.views = views
     done.note_features(cached, time.perf_counter() - start)
     start = time.perf_counter()
@@ -44,9 +44,9 @@ def train_head(run: Run, done: TrainingLog, epochs: int | None, *, alone: bool) 
         kernel, bias = _solved(run, done, cached, labels)
     else:
         kernel, bias = _descended(run, done, cached, labels, epochs, alone=alone)
-    told = crew().arrays(lambda: {"kernel": kernel, "bias": bias})  # machines may round differently
+    told = current_group().arrays(lambda: {"kernel": kernel, "bias": bias})  # machines may round differently
     model.layers[-1].set_weights([told["kernel"], told["bias"]])
-    done.rows = crew().decision(lambda: done.rows)
+    done.rows = current_group().decision(lambda: done.rows)
     if alone and not model.optimizer.built:
         with scope_of(model):
             model.optimizer.build(
@@ -60,9 +60,12 @@ def _fits_in_memory(cached: extraction.Features) -> bool:
 
 
 def _solved(
-    run: Run, done: TrainingLog, cached: dict[str, extraction.Features], labels: dict[str, np.ndarray]
+    run: TrainingSettings,
+    done: TrainingLog,
+    cached: dict[str, extraction.Features],
+    labels: dict[str, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The head as the solution of a convex problem, its regularisation chosen."""
+    """The head as the solution of a convex problem, its regularization chosen."""
     x = {name: part.load() for name, part in cached.items()}
     views = len(labels["train"]) // len(run.data.train)
     groups = run.data.train.groups or (range(len(run.data.train)) if views > 1 else ())
@@ -83,12 +86,12 @@ def _solved(
             row[f"{prefix}loss"] = float(-scores[np.arange(len(truth)), truth].mean())
             row[f"{prefix}accuracy"] = float((scores.argmax(axis=1) == truth).mean())
     done.rows.append(row)
-    done.regularisation, done.tried = head.regularisation, head.tried
+    done.regularization, done.tried = head.regularization, head.tried
     return head.kernel, head.bias
 
 
 def _descended(
-    run: Run,
+    run: TrainingSettings,
     done: TrainingLog,
     cached: dict[str, extraction.Features],
     labels: dict[str, np.ndarray],
@@ -138,7 +141,7 @@ def _standardized(
     return ((cached.take(positions) - mean) / scale).astype("float32")
 
 
-def _zero_head(run: Run) -> keras.Model:
+def _zero_head(run: TrainingSettings) -> keras.Model:
     """A copy of the model's head, compiled like the model, that starts from zero."""
     own = run.model.layers[-1]
     zero = surgery.new_like(own, kernel_initializer="zeros", bias_initializer="zeros", trainable=True)

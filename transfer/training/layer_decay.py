@@ -37,13 +37,17 @@ def following(recipe: Recipe, model: keras.Model) -> Iterator[Callable[[float], 
         if recipe.ema:
             _average(optimizer, recipe.ema)
             undo.callback(vars(optimizer).pop, "finalize_variable_values")
-        if recipe.depth_rate == 1.0 and not recipe.thaw and not recipe.weight_decay:
+        if recipe.layer_decay == 1.0 and not recipe.gradual_unfreezing and not recipe.weight_decay:
             yield None
             return
         rates, count = _wrap(optimizer, model, recipe)
         undo.callback(vars(optimizer).pop, "update_step")
         undo.callback(setattr, model, "train_function", None)  # else Keras runs what it traced before
-        yield (lambda progress: rates.assign(block_rates(recipe, count, progress))) if recipe.thaw else None
+        yield (
+            (lambda progress: rates.assign(block_rates(recipe, count, progress)))
+            if recipe.gradual_unfreezing
+            else None
+        )
 
 
 def _refuse(recipe: Recipe, model: keras.Model) -> None:
@@ -53,10 +57,10 @@ def _refuse(recipe: Recipe, model: keras.Model) -> None:
             f"Expected no clip_norm on several devices: Keras clips what each of the {replicas_of(model)} computes by "
             "itself, and the result would depend on their number. Leave it out, or train on one."
         )
-    if recipe.thaw and not on_tensorflow():
+    if recipe.gradual_unfreezing and not on_tensorflow():
         raise InputError(
-            "Expected no thaw with Keras on JAX, which compiles the rates of blocks into the step. Use unfreeze_from, "
-            "or depth_rate."
+            "Expected no gradual_unfreezing with Keras on JAX, which compiles the rates of blocks into the step. "
+            "Use unfreeze_from or layer_decay."
         )
 
 

@@ -65,7 +65,7 @@ def find_learning_rate(
         model: of the builders, not trained yet, of which more than a head trains; it is as before afterwards.
         data: of `load_data`.
         steps: from the lowest rate to the highest, 10 or more; they end where the loss gets out of hand.
-        batch_size: pictures per step.
+        batch_size: images per step.
         **options: more arguments of `fit`.
 
     Returns:

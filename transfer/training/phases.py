@@ -36,11 +36,11 @@ class TrainingLog:
         seconds_features: spent in forward passes over the frozen part.
         seconds_training: spent in training proper.
         init: where the weights that were kept started from: `"pretrained"` or `"random"`.
-        computed: pictures that the frozen part ran over; the features of the others were kept from before.
+        computed: images that the frozen part ran over; the features of the others were kept from before.
         engine: what ran it.
-        regularisation: that was chosen for an exact head (see `heads.Head`).
-        tried: what it was chosen from: C, loss and accuracy of pictures left out.
-        views: how often the frozen part saw each training picture, where it ran once and not in each epoch.
+        regularization: that was chosen for an exact head (see `heads.SolvedHead`).
+        tried: what it was chosen from: C, loss and accuracy of images left out.
+        views: how often the frozen part saw each training image, where it ran once and not in each epoch.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class TrainingLog:
     init: str = "pretrained"
     computed: int = 0
     engine: str = ""
-    regularisation: float | None = None
+    regularization: float | None = None
     tried: tuple[tuple[float, float, float], ...] = ()
     views: int = 1
 
@@ -73,7 +73,7 @@ class TrainingLog:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingSettings:
     """The arguments of `fit`, handed on together."""
 
     model: keras.Model
@@ -96,11 +96,11 @@ class Run:
     verbose: str | int
 
     def extract(
-        self, trunk: keras.Model, *, views: int, name: str = "", precision: str = "auto"
+        self, extractor: keras.Model, *, views: int, name: str = "", precision: str = "auto"
     ) -> dict[str, Features]:
-        """Run a frozen part once over the training pictures, in views, and over those for validation, as
+        """Run a frozen part once over the training images, in views, and over those for validation, as
         they are."""
-        own = local_copy(trunk)
+        own = local_copy(extractor)
         run = make_engine(own, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
         options: dict[str, Any] = {"image_size": self.image_size, "engine": run, "cache": self.cache}
         changes: dict[str, Any] = {
@@ -109,9 +109,9 @@ class Run:
             "flip": self.flip,
             "seed": self.seed,
         }
-        cached = {"train": extract(trunk, self.data.train, name=f"train {name}", **options, **changes)}
+        cached = {"train": extract(extractor, self.data.train, name=f"train {name}", **options, **changes)}
         if len(self.data.val):
-            cached["val"] = extract(trunk, self.data.val, name=f"val {name}", **options)
+            cached["val"] = extract(extractor, self.data.val, name=f"val {name}", **options)
         return cached
 
     def fit_options(self, callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Run:
         """What ends a head's training when validation gets no better, and takes the best weights back."""
         if not len(self.data.val):
             log.warning(
-                "There are no validation pictures: training runs all its epochs and keeps the last weights."
+                "There are no validation images: training runs all its epochs and keeps the last weights."
             )
             return []
         return [

@@ -9,9 +9,9 @@ from transfer.common.errors import InputError, unknown
 from transfer.images.augmentation import MIXES
 
 BATCHNORMS = ("pinned", "adapted", "live")
-"""What becomes of pre-trained BatchNormalization: its statistics stay as they are, which is safe for few pictures; or
-are first taken anew from the training pictures (Li et al. 2017, arXiv:1603.04779), for pictures that are unlike those
-of the pre-training; or go on training with the rest, for very many pictures. From random weights they are live,
+"""What becomes of pre-trained BatchNormalization: its statistics stay as they are, which is safe for few images; or
+are first taken anew from the training images (Li et al. 2017, arXiv:1603.04779), for images that are unlike those
+of the pre-training; or go on training with the rest, for very many images. From random weights they are live,
 whatever is said here."""
 
 
@@ -24,11 +24,10 @@ class Recipe:
     """What is done while everything trains, beside the learning rate's warm-up and cosine.
 
     Attributes:
-        depth_rate: learning rate of the first block as a share of the head's; between them it falls from block to block
-            by the same factor (Howard and Ruder 2018, arXiv:1801.06146): early layers are general and want to change
-            least. 1 is the same rate for all.
-        thaw: share of the training over which blocks begin to train, the last first (gradual unfreezing, from the same
-            paper); 0 trains all from the start.
+        layer_decay: learning rate of the first block as a fraction of the head's rate, above 0 up to 1. Rates fall
+            from block to block by the same factor (Howard and Ruder 2018, arXiv:1801.06146). 1: one rate for all.
+        gradual_unfreezing: fraction of the training during which blocks start to train, the last block first
+            (same paper), 0 to below 1. 0: all blocks train from the start.
         weight_decay: of weights but biases and normalization, decoupled from the gradient (Loshchilov and Hutter 2019,
             arXiv:1711.05101); a step takes this share of them, times the learning rate.
         clip_norm: length of the gradient of all weights together beyond which it is shortened; None leaves it.
@@ -43,8 +42,8 @@ class Recipe:
         decay_every: after how many epochs, each time, 1 or more.
     """
 
-    depth_rate: float = 1.0
-    thaw: float = 0.0
+    layer_decay: float = 1.0
+    gradual_unfreezing: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float | None = None
     ema: float = 0.0
@@ -57,9 +56,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0 < self.depth_rate <= 1:
-            raise InputError(f"Expected depth_rate above 0, up to 1. Received: {self.depth_rate!r}.")
-        for name in ("thaw", "ema", "label_smoothing"):
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"Expected layer_decay above 0, up to 1. Received: {self.layer_decay!r}.")
+        for name in ("gradual_unfreezing", "ema", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"Expected {name} from 0 to below 1. Received: {getattr(self, name)!r}.")
         if not 0 <= self.weight_decay < math.inf:
@@ -84,4 +83,7 @@ def block_rates(recipe: Recipe, blocks: int, progress: float) -> list[float]:
     """Say how fast each block learns, as a share of the learning rate."""
     last = max(1, blocks - 1)
     depths = [(last - i) / last if blocks > 1 else 0.0 for i in range(blocks)]
-    return [recipe.depth_rate**depth if progress >= recipe.thaw * depth else 0.0 for depth in depths]
+    return [
+        recipe.layer_decay**depth if progress >= recipe.gradual_unfreezing * depth else 0.0
+        for depth in depths
+    ]

@@ -12,7 +12,7 @@ import keras
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
-"""Pictures per training step: what most published fine-tuning recipes use, and what a laptop bears."""
+"""Images per training step: what most published fine-tuning recipes use, and what a laptop bears."""
 
 STEPS = {"pretrained": 400, "random": 1200}
 """Of training the whole network, at least, by what it starts from. From EfficientNet-Lite0's weights, 345 emoji at
@@ -22,7 +22,7 @@ FEWEST_EPOCHS = {"pretrained": 8, "random": 20}
 """Where so many passes are more steps."""
 
 MOST_EPOCHS = 60
-"""Where there are so few pictures that more would only learn them by heart."""
+"""Where there are so few images that more would only learn them by heart."""
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises: Adam knows nothing yet of the gradients' sizes, and would take
@@ -152,7 +152,7 @@ class KeepBetter(keras.callbacks.Callback):
         if self.lost_at is not None:
             log.error(
                 "The loss was not finite any more in epoch %d, step %d: training stopped, and the weights are those "
-                "of %s. Try a third of the learning rate, clip_norm=1.0, or fewer changes to the pictures.",
+                "of %s. Try a third of the learning rate, clip_norm=1.0, or fewer changes to the images.",
                 *self.lost_at,
                 f"epoch {self.epoch}" if self.epoch else "before it",
             )

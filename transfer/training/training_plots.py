@@ -1,4 +1,4 @@
-"""Pictures of training."""
+"""Images of training."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def regularisation_path(tried: Sequence[tuple[float, float, float]], chosen: float) -> Figure:
-    """Draw what was tried for an exact head, which has no epochs: loss and accuracy of pictures left
+def regularization_path(tried: Sequence[tuple[float, float, float]], chosen: float) -> Figure:
+    """Draw what was tried for an exact head, which has no epochs: loss and accuracy of images left
     out."""
     figure = new_figure(9, 3.6)
     strengths = [row[0] for row in tried]
@@ -47,7 +47,7 @@ def regularisation_path(tried: Sequence[tuple[float, float, float]], chosen: flo
         )
         axes.axvline(chosen, color="grey", linestyle=":", label=f"chosen, C = {chosen:.3g}")
         axes.set(
-            xlabel="C: the larger, the weaker the regularisation", title=f"{quantity} of pictures left out"
+            xlabel="C: the larger, the weaker the regularization", title=f"{quantity} of images left out"
         )
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

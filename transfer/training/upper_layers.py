@@ -21,7 +21,7 @@ from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
 from transfer.images.pipeline import Position
 from transfer.networks import frozen_boundary
-from transfer.training.phases import Run, TrainingLog
+from transfer.training.phases import TrainingLog, TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -35,30 +35,32 @@ def boundary_of(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
         return None
     try:
         with scope_of(model):
-            trunk, tail = frozen_boundary.split_at_frozen_boundary(model, ignore_noise=True)
+            extractor, tail = frozen_boundary.split_at_frozen_boundary(model, ignore_noise=True)
     except InputError:  # its first layer trains
         return None
-    return (trunk, tail) if any(len(weight.shape) > 1 for weight in trunk.weights) else None
+    return (extractor, tail) if any(len(weight.shape) > 1 for weight in extractor.weights) else None
 
 
-def tail_of(run: Run, done: TrainingLog) -> tuple[keras.Model, Callable[[Position], Any], Any] | None:
+def tail_of(
+    run: TrainingSettings, done: TrainingLog
+) -> tuple[keras.Model, Callable[[Position], Any], Any] | None:
     """Give the tail, ready to train on what the frozen part gave once, if that is possible."""
-    # A user's callback means the whole model; pictures are mixed before they enter it.
+    # A user's callback means the whole model; images are mixed before they enter it.
     parts = None if run.callbacks or run.recipe.mix != "none" else boundary_of(run.model)
     if parts is None:
         return None
-    trunk, tail = parts
+    extractor, tail = parts
     views = run.views or 1  # more cost a forward pass each, and were worth nothing where it was measured
-    size = 2 * frozen_boundary.frozen_bytes(trunk)  # as float32
+    size = 2 * frozen_boundary.frozen_bytes(extractor)  # as float32
     if not _has_room(run.cache or FeatureCache(), size * (views * len(run.data.train) + len(run.data.val))):
         return None
     if views == 1 and run.augment != "none":
         log.info(
-            "The frozen part sees each picture once, as it is, without augmentation, unless you ask for more views."
+            "The frozen part sees each image once, as it is, without augmentation, unless you ask for more views."
         )
     start = time.perf_counter()
     # In full precision: what is trained on it is the model that is saved.
-    cached = run.extract(trunk, views=views, name="frozen part", precision="float32")
+    cached = run.extract(extractor, views=views, name="frozen part", precision="float32")
     done.note_features(cached, time.perf_counter() - start)
     done.views = views
     with scope_of(run.model):
@@ -74,8 +76,8 @@ def _has_room(cache: FeatureCache, size: int) -> bool:
     room = SHARE * min(cache.limit, shutil.disk_usage(folder).free)
     if size > room:
         log.warning(
-            "The frozen part gives %.1f GB for these pictures, more than the %.1f GB that may be kept: it runs anew "
-            "in each epoch. Fewer views, smaller pictures or a later layer to train from need less.",
+            "The frozen part gives %.1f GB for these images, more than the %.1f GB that may be kept: it runs anew "
+            "in each epoch. Fewer views, smaller images or a later layer to train from need less.",
             size / 1e9,
             room / 1e9,
         )
@@ -83,9 +85,9 @@ def _has_room(cache: FeatureCache, size: int) -> bool:
 
 
 def _batches(
-    run: Run, cached: Features, labels: np.ndarray, views: int, position: Position | None = None
+    run: TrainingSettings, cached: Features, labels: np.ndarray, views: int, position: Position | None = None
 ) -> Any:
-    """Batches of what the tail eats; in training, where there is a position, one view of each picture,
+    """Batches of what the tail eats; in training, where there is a position, one view of each image,
     drawn anew each epoch."""
     count = len(labels)
     chosen = np.zeros(count, "int64")

@@ -1,4 +1,4 @@
-"""Validation after each epoch where Keras' own cannot be: each process runs over its part of the pictures."""
+"""Validation after each epoch where Keras' own cannot be: each process runs over its part of the images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer.distributed.process_group import crew
+from transfer.distributed.process_group import current_group
 from transfer.frozen.shared_pass import BATCH_SIZE
 from transfer.images.pipeline import make_dataset
 from transfer.images.splitting import Split
@@ -23,15 +23,15 @@ class Validation(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.labels, self.smoothing = val.labels, label_smoothing
-        own = val.take(crew().part(len(val)).tolist())
+        own = val.take(current_group().part(len(val)).tolist())
         self.batches = make_dataset(own, image_size=image_size, batch_size=BATCH_SIZE, cache=True)
         self.copy = surgery.clone(model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Run over the pictures."""
+        """Run over the images."""
         self.copy.set_weights(self.model.get_weights())
         own = [np.asarray(self.copy.predict_on_batch(np.asarray(x))) for x, _ in self.batches]
-        given = crew().rows(
+        given = current_group().rows(
             np.concatenate(own) if own else np.zeros((0, self.copy.output_shape[-1]), "float32")
         )
         if logs is not None:
