@@ -39,6 +39,8 @@ from .cases.builders import large_similar as large_similar
 from .cases.builders import small_different as small_different
 from .cases.builders import small_similar as small_similar
 from .cases.builders import unfreeze as unfreeze
+from .cases.decisions import CaseDecision as CaseDecision
+from .cases.decisions import decision_of as decision_of
 
 # Training and after.
 from .training.phases import TrainingLog as TrainingLog

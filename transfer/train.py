@@ -136,9 +136,10 @@ def _hand_on(sample: Any, model: Any, config: TrainConfig) -> None:
 
 def _write(folder: Path, config: TrainConfig, model: Any, data: Any, done: Any, found: Any) -> None:
     """Write all but the figures and the pages, which come last."""
+    from transfer.cases.decisions import decision_of
     from transfer.results import image_selection, run_writer
 
-    title = _title(model.plan, config.unfreeze_from)
+    title = _title(decision_of(model), config.unfreeze_from)
     run_writer.write_run(
         folder,
         model=model,
@@ -375,10 +376,13 @@ def _metrics(
     advised: dict[str, Any],
     start: float,
 ) -> dict[str, Any]:
+    from transfer.cases.decisions import decision_of
+
+    decision = decision_of(model)
     return {
-        "case": str(model.plan.case),
-        "cut": model.plan.cut,
-        "cuts": list(model.plan.cuts),
+        "case": str(decision.case),
+        "cut": decision.cut,
+        "cuts": list(decision.cuts),
         "init": done.init,
         "engine": done.engine,
         "num_computed": done.computed,

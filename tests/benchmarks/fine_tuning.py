@@ -194,9 +194,11 @@ def ours(
     from transfer.training.recipes import Recipe
 
     build = transfer.small_similar if unfreeze_from else transfer.large_similar
+    from transfer.cases import decisions
+
     model = build(base, data.num_classes, seed=seed, unfreeze_from=unfreeze_from)
     if not head:
-        del model.plan  # of a model that is not its own, `fit` takes the head as it is
+        del decisions._DECISIONS[model]  # of a model that is not its own, `fit` takes the head as it is
     rate = float(model.optimizer.learning_rate.numpy())
     constant = [] if schedule else [keras.callbacks.LearningRateScheduler(lambda _: rate)]
     how = {"recipe": Recipe(**recipe or {}), "callbacks": constant, **options}

@@ -26,6 +26,7 @@ from transfer.cases.builders import (
     unfreeze,
 )
 from transfer.cases.cuts import cuts_of
+from transfer.cases.decisions import decision_of
 from transfer.cases.policies import POLICIES, SCRATCH_LEARNING_RATE, Case
 from transfer.common.errors import InputError
 from transfer.config import parse_arguments
@@ -66,10 +67,10 @@ def learning_rate(model) -> float:
 def test_small_similar_on_mobilenet_trains_a_head_of_1280_times_4_and_4():
     model = small_similar(mobilenet(), 4)
     assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == 1280 * 4 + 4
-    assert model.plan.cut == "global_average_pooling2d" or model.plan.cut.startswith(
+    assert decision_of(model).cut == "global_average_pooling2d" or decision_of(model).cut.startswith(
         "global_average_pooling2d"
     )
-    assert model.plan.had_classifier
+    assert decision_of(model).had_classifier
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,7 +82,7 @@ def test_every_case_takes_raw_images_and_ends_in_a_softmax(case, tiny):
     assert model.output_shape == (None, 3)
     assert model.compiled
     assert not model.jit_compile, "XLA is forced on the CPU"
-    preprocessed = surgery.slice_at(tiny, model.plan.cut)(IMAGES / 127.5 - 1)
+    preprocessed = surgery.slice_at(tiny, decision_of(model).cut)(IMAGES / 127.5 - 1)
     pooled = np.asarray(preprocessed)
     pooled = pooled.mean(axis=(1, 2)) if pooled.ndim == 4 else pooled
     ours = infer(surgery.feature_extractor_of(model), IMAGES)
@@ -98,11 +99,11 @@ def test_the_cases_differ_in_cut_trainable_layers_and_rate(tiny):
     }
     for case, (cut, names) in expected.items():
         model = build(case, tiny, 3, **OWN)
-        assert model.plan.cut == cut
+        assert decision_of(model).cut == cut
         assert {layer.name for layer in model.layers if layer.trainable_weights} == names
         assert learning_rate(model) == pytest.approx(POLICIES[Case(case)].learning_rate)
-        assert model.plan.init == "pretrained"
-        assert model.plan.pin_batchnorm
+        assert decision_of(model).init == "pretrained"
+        assert decision_of(model).pin_batchnorm
 
 
 def test_the_four_functions_are_build_by_another_name(tiny):
@@ -113,21 +114,21 @@ def test_the_four_functions_are_build_by_another_name(tiny):
             function(tiny, 3, seed=3, **OWN),
             build(case.replace("-", "_").upper(), tiny, 3, seed=3, **OWN),
         )
-        assert one.plan == other.plan
+        assert decision_of(one) == decision_of(other)
         assert_bit_equal(snapshot(one), snapshot(other))
 
 
 def test_the_plan_lists_the_blocks_from_input_to_output(tiny):
-    assert small_different(tiny, 3, **OWN).plan.blocks == [
+    assert decision_of(small_different(tiny, 3, **OWN)).blocks == [
         ("block1_add", "frozen"),
         ("block2_add", "frozen"),
         ("softmax", "new"),
         ("block3_add", "cut"),
         ("old classifier", "cut"),
     ]
-    states = {state for _, state in large_different(tiny, 3, init="random", **OWN).plan.blocks}
+    states = {state for _, state in decision_of(large_different(tiny, 3, init="random", **OWN)).blocks}
     assert states == {"new", "cut"}
-    assert ("block3_add", "trained") in large_similar(make_tiny(top=False), 3, **OWN).plan.blocks
+    assert ("block3_add", "trained") in decision_of(large_similar(make_tiny(top=False), 3, **OWN)).blocks
 
 
 def test_the_last_hidden_layers_of_a_vgg_stay_for_case_1():
@@ -135,14 +136,14 @@ def test_the_last_hidden_layers_of_a_vgg_stay_for_case_1():
     model = small_similar(base, 3)
     assert [layer.name for layer in model.layers[-4:]] == ["flatten", "fc1", "fc2", "head"]
     assert len(model.trainable_weights) == 2
-    assert small_different(base, 3).plan.cut == "block4_pool"
+    assert decision_of(small_different(base, 3)).cut == "block4_pool"
 
 
 def test_a_base_without_its_top_is_kept_whole():
     base = make_tiny(top=False)
     model = small_similar(base, 3, **OWN)
-    assert model.plan.cut == base.layers[-1].name == "block3_add"
-    assert not model.plan.had_classifier
+    assert decision_of(model).cut == base.layers[-1].name == "block3_add"
+    assert not decision_of(model).had_classifier
 
 
 # Where to cut
@@ -162,7 +163,7 @@ def test_a_base_without_its_top_is_kept_whole():
 def test_a_cut_is_a_name_or_a_position_among_block_ends(tiny, cut, expected):
     for case in ("small-similar", "large-similar"):
         model = build(case, tiny, 3, cut=cut, **OWN)
-        assert model.plan.cut == expected
+        assert decision_of(model).cut == expected
         names = [layer.name for layer in model.layers]
         assert names[-1] == "head"
         assert expected in names[-3:]
@@ -171,8 +172,8 @@ def test_a_cut_is_a_name_or_a_position_among_block_ends(tiny, cut, expected):
 def test_what_lies_past_the_cut_is_gone(tiny):
     model = small_similar(tiny, 3, cut="block1_add", **OWN)
     assert not [layer.name for layer in model.layers if layer.name.startswith("block2")]
-    assert model.plan.kept == ("block1_add",)
-    assert model.plan.cut_away == ("block2_add", "block3_add")
+    assert decision_of(model).kept == ("block1_add",)
+    assert decision_of(model).cut_away == ("block2_add", "block3_add")
 
 
 def test_wrong_cuts_are_refused_with_the_right_ones(tiny):
@@ -185,8 +186,8 @@ def test_wrong_cuts_are_refused_with_the_right_ones(tiny):
 
 def test_default_cuts_are_never_inside_a_block():
     base = mobilenet(alpha=0.35)
-    assert small_different(base, 3).plan.cut == "block_13_project_BN"
-    assert "pooling" in large_different(base, 3).plan.cut
+    assert decision_of(small_different(base, 3)).cut == "block_13_project_BN"
+    assert "pooling" in decision_of(large_different(base, 3)).cut
 
 
 # Several cuts at once
@@ -198,9 +199,9 @@ TWO = ["block1_add", "block3_add"]
 @pytest.mark.parametrize("case", CASES)
 def test_several_cuts_give_one_head_on_all_of_them(case, tiny):
     model = build(case, tiny, 3, cut=TWO[::-1], **OWN)
-    assert model.plan.cuts == tuple(TWO)
-    assert model.plan.cut == "block3_add"
-    assert model.plan.kept == ("block1_add", "block2_add", "block3_add")
+    assert decision_of(model).cuts == tuple(TWO)
+    assert decision_of(model).cut == "block3_add"
+    assert decision_of(model).kept == ("block1_add", "block2_add", "block3_add")
     assert model.layers[-1].kernel.shape == (8 + 16, 3)
     parts = [np.asarray(surgery.slice_at(tiny, cut)(IMAGES / 127.5 - 1)).mean(axis=(1, 2)) for cut in TWO]
     expected = np.concatenate([x / np.linalg.norm(x, axis=1, keepdims=True) for x in parts], axis=1)
@@ -216,9 +217,9 @@ def test_several_cuts_give_one_head_on_all_of_them(case, tiny):
 def test_one_cut_is_a_plan_with_one_cut(tiny):
     for cut in ("block2_add", ["block2_add"], ["block2_add", 1], "block2_add, block2_add", [1]):
         model = small_similar(tiny, 3, cut=cut, **OWN)
-        assert (model.plan.cut, model.plan.cuts) == ("block2_add", ("block2_add",))
+        assert (decision_of(model).cut, decision_of(model).cuts) == ("block2_add", ("block2_add",))
         assert [layer.name for layer in model.layers[-3:]] == ["block2_add", "head_pool", "head"]
-    assert small_similar(tiny, 3, **OWN).plan.cuts == ("pool",)
+    assert decision_of(small_similar(tiny, 3, **OWN)).cuts == ("pool",)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_cuts_are_names_positions_or_a_text_with_commas(tiny, cut):
 def test_cuts_come_from_the_command_line_as_text(tiny):
     for text, cuts in (("block1_add,block3_add", tuple(TWO)), ("all", ("block1_add", "block2_add", "pool"))):
         model = small_similar(tiny, 3, cut=parse_arguments(["--cut", text]).cut, **OWN)
-        assert model.plan.cuts == cuts
+        assert decision_of(model).cuts == cuts
 
 
 def test_all_cuts_are_the_block_ends_and_the_last_layer_but_no_map_twice():
@@ -248,9 +249,9 @@ def test_all_cuts_are_the_block_ends_and_the_last_layer_but_no_map_twice():
 def test_all_cuts_of_a_real_network_train_and_list_their_blocks():
     base = mobilenet(alpha=0.35)
     model = large_similar(base, 3, cut="all")
-    assert len(model.plan.cuts) == len(block_ends(base)) + 1
-    assert model.plan.cut_away == ()
-    assert [name for name, _ in model.plan.blocks] == [*block_ends(base), "softmax", "old classifier"]
+    assert len(decision_of(model).cuts) == len(block_ends(base)) + 1
+    assert decision_of(model).cut_away == ()
+    assert [name for name, _ in decision_of(model).blocks] == [*block_ends(base), "softmax", "old classifier"]
     before = by_layer(model)
     train(model)
     assert {"Conv1", "block_8_depthwise", "Conv_1", "head"} <= changed(before, by_layer(model))
@@ -274,7 +275,7 @@ def test_several_cuts_take_an_image_size_that_what_is_cut_away_could_not():
 def test_a_model_with_several_cuts_can_be_the_base_of_the_next_one(tiny):
     first = small_similar(tiny, 5, cut=TWO, **OWN)
     second = small_similar(first, 3)
-    assert second.plan.cut == "joined"
+    assert decision_of(second).cut == "joined"
     assert_same_function(surgery.feature_extractor_of(first), surgery.feature_extractor_of(second), IMAGES)
     third = small_similar(first, 3, cut=["block2_add", "joined"])
     assert third.layers[-1].kernel.shape == (12 + 24, 3)
@@ -356,7 +357,7 @@ def test_batchnorm_is_live_where_training_starts_from_random_weights(tiny):
     train(model, epochs=2)
     assert changed(before, by_layer(model)) == set(before)
     assert learning_rate(model) == pytest.approx(SCRATCH_LEARNING_RATE)
-    assert not model.plan.pin_batchnorm
+    assert not decision_of(model).pin_batchnorm
     for number in (1, 2, 3):
         old, new = before[f"block{number}_bn"], snapshot(model.get_layer(f"block{number}_bn"))
         assert all((a != b).all() for a, b in zip(old[2:], new[2:], strict=True))
@@ -386,7 +387,7 @@ def test_random_weights_follow_the_seed_and_nothing_else(tiny):
 
 def test_auto_starts_from_the_pretrained_weights(tiny):
     auto, pretrained = (large_different(tiny, 3, init=init, **OWN) for init in ("auto", "pretrained"))
-    assert auto.plan.init == "auto"
+    assert decision_of(auto).init == "auto"
     assert_bit_equal(snapshot(auto), snapshot(pretrained))
 
 
@@ -397,7 +398,7 @@ def test_starting_over_gives_random_weights_live_batchnorm_and_a_new_optimizer(t
     assert start_over(model, seed=1) is model
     kernels = {name for name in before if "conv" in name or "branch" in name}
     assert kernels <= changed(before, by_layer(model))
-    assert model.plan.init == "random"
+    assert decision_of(model).init == "random"
     assert model.optimizer is not optimizer
     assert learning_rate(model) == pytest.approx(SCRATCH_LEARNING_RATE)
     before = by_layer(model)
@@ -433,7 +434,7 @@ def test_unfreezing_batchnorm_too_is_possible(tiny):
     before = by_layer(model)
     train(model)
     assert changed(before, by_layer(model)) == set(before)
-    assert not model.plan.pin_batchnorm
+    assert not decision_of(model).pin_batchnorm
 
 
 def test_unfreezing_from_the_head_freezes_the_rest_again(tiny):
@@ -575,7 +576,7 @@ def test_networks_that_cannot_be_sliced_are_refused():
 def test_a_model_of_ours_can_be_the_base_of_the_next_one(tiny):
     first = large_similar(tiny, 5, **OWN)
     second = small_similar(first, 3)
-    assert second.plan.cut == "pool"
+    assert decision_of(second).cut == "pool"
     assert_same_function(surgery.feature_extractor_of(first), surgery.feature_extractor_of(second), IMAGES)
     assert [layer.name for layer in second.layers[-2:]] == ["pool", "head"]
 
@@ -591,7 +592,7 @@ def test_rmsprop_is_that_of_the_paper_and_stays_one(case, tiny):
         found = again.optimizer.get_config()
         assert (found["rho"], found["momentum"], found["epsilon"]) == (0.9, 0.9, 0.1)
         assert learning_rate(again) == pytest.approx(0.001)
-    assert model.plan.optimizer == "rmsprop"
+    assert decision_of(model).optimizer == "rmsprop"
     assert learning_rate(
         build(case, tiny, 3, optimizer="rmsprop", learning_rate=0.01, **OWN)
     ) == pytest.approx(0.01)
@@ -610,5 +611,7 @@ def test_batchnorm_may_be_live_from_pretrained_weights(case, more, tiny):
     model = build(case, tiny, 3, pin_batchnorm=False, **more, **OWN)
     layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert [x.trainable for x in layers] == [case == "large-similar", True, True]
-    assert not model.plan.pin_batchnorm
-    assert build("large-different", tiny, 3, init="random", pin_batchnorm=True, **OWN).plan.pin_batchnorm
+    assert not decision_of(model).pin_batchnorm
+    assert decision_of(
+        build("large-different", tiny, 3, init="random", pin_batchnorm=True, **OWN)
+    ).pin_batchnorm

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from transfer.images.data_report import DataReport
-from transfer.images.duplicates import Same
+from transfer.images.data_report import DataReport, Same
 
 
 def report(**changes) -> DataReport:

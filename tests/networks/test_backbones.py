@@ -30,6 +30,7 @@ from helpers.networks import (
 )
 
 from transfer.cases.builders import large_similar, small_different, small_similar
+from transfer.cases.decisions import decision_of
 from transfer.cases.policies import early_position
 from transfer.common.errors import InputError
 from transfer.networks import backbones, graphs, surgery
@@ -133,16 +134,18 @@ def test_every_network_slices_builds_runs_and_reloads(name, tmp_path):
         assert len(surgery.slice_at(base, end).output.shape) == 4, end
 
     similar = small_similar(base, 3)
-    assert similar.plan.cut == graphs.layer_before_classifier(base)
+    assert decision_of(similar).cut == graphs.layer_before_classifier(base)
     ours = soften(similar, images)
-    features = np.asarray(surgery.slice_at(base, similar.plan.cut)(preprocess(images), training=False))
+    features = np.asarray(
+        surgery.slice_at(base, decision_of(similar).cut)(preprocess(images), training=False)
+    )
     if features.ndim > ours.ndim:
         features = features.mean(axis=(1, 2))
     assert np.abs(ours - features.reshape(ours.shape)).max() <= 1e-4 * np.abs(ours).max()
     assert_reloads(similar, images, tmp_path / "model.keras")
 
     different = small_different(base, 3)
-    assert different.plan.cut == ends[early_position(len(ends))]
+    assert decision_of(different).cut == ends[early_position(len(ends))]
     np.testing.assert_allclose(np.asarray(different(images)).sum(axis=1), 1, atol=1e-5)
 
 
@@ -686,7 +689,7 @@ def test_a_saved_model_of_ours_starts_the_next_one(tmp_path):
     base = load_backbone(tmp_path / "first.keras")
     second = small_different(base, 4)
     assert sum("preprocess" in layer.name for layer in second.layers) == 1
-    assert second.plan.cut == "conv_pw_10_relu"
+    assert decision_of(second).cut == "conv_pw_10_relu"
 
 
 def test_what_does_not_apply_to_a_saved_model_is_refused(tmp_path, topped):

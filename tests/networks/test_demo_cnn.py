@@ -19,6 +19,7 @@ from transfer.cases.builders import (
     small_similar,
     unfreeze,
 )
+from transfer.cases.decisions import decision_of
 from transfer.cases.policies import Case
 from transfer.common.errors import InputError
 from transfer.lesson.drawings import filters_plot, lesson_drawing, network_drawing
@@ -106,7 +107,7 @@ def test_all_four_builders_run_on_it(builder, demo, fresh):
 @pytest.mark.parametrize("cut", ["conv1", "conv2", "conv3", "fc1", "fc2"])
 def test_it_can_be_cut_at_each_layer(cut, demo, fresh):
     model = small_different(demo, 3, cut=cut)
-    assert model.plan.cut == cut
+    assert decision_of(model).cut == cut
     images = fresh[0][:4]
     whole = np.asarray(surgery.slice_at(demo, cut)(ready(images)))
     features = surgery.feature_extractor_of(model)(images.astype("float32"))
@@ -115,8 +116,8 @@ def test_it_can_be_cut_at_each_layer(cut, demo, fresh):
 
 
 def test_case_2_keeps_edges_and_shapes(demo):
-    assert small_different(demo, 3).plan.cut == "conv2"
-    assert small_different(demo, 3).plan.cut_away == ("conv3",)
+    assert decision_of(small_different(demo, 3)).cut == "conv2"
+    assert decision_of(small_different(demo, 3)).cut_away == ("conv3",)
 
 
 def test_ways_to_build_it():

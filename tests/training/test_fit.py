@@ -9,6 +9,7 @@ from helpers.networks import make_tiny
 from keras.ops import convert_to_numpy as to_numpy
 
 from transfer.cases.builders import build, large_different, large_similar, small_different, small_similar
+from transfer.cases.decisions import decision_of
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.frozen.feature_cache import FeatureCache
@@ -102,7 +103,7 @@ def test_init_auto_falls_back_on_random_weights_when_the_pre_trained_ones_are_de
     model = large_different(base, 3, init="auto", preprocessing="tf")
     done = fit(model, colors, epochs=12, verbose=0, augment="none")
     assert list(dict.fromkeys(done.history["phase"])) == ["head", "fine-tune", "from-scratch"]
-    assert done.init == "random" and model.plan.init == "random"
+    assert done.init == "random" and decision_of(model).init == "random"
     assert "no better than guessing" in caplog.text
     assert model.get_layer("block1_bn").trainable
     assert evaluate(model, colors).accuracy > 0.5

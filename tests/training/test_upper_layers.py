@@ -9,6 +9,7 @@ from helpers.networks import assert_bit_equal, make_tiny, snapshot, two_replicas
 from keras.ops import convert_to_numpy as to_numpy
 
 from transfer.cases.builders import build, large_similar, small_similar, unfreeze
+from transfer.cases.decisions import decision_of
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.frozen.feature_cache import FeatureCache
@@ -139,7 +140,7 @@ def test_a_block_is_named_by_what_its_layers_begin_with(colors):
     flags = {layer.name: layer.trainable for layer in model.layers}
     assert not flags["block2_branch"] and flags["block3_conv"] and flags["block3_branch"]
     assert not flags["block3_bn"], "pinned"
-    states = dict(model.plan.blocks)
+    states = dict(decision_of(model).blocks)
     assert states["block3_add"] == "trained" and states["block2_add"] == "frozen"
     with pytest.raises(InputError, match="block3"):
         unfreeze(small_similar(make_tiny(), 3, preprocessing="tf"), from_layer="blok3")

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from transfer.adviser.curves import side_by_side
+from transfer.cases.decisions import decision_of
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.extraction import extract, keep
 from transfer.frozen.feature_cache import FeatureCache
@@ -94,7 +95,7 @@ def keep_for_training(
 ) -> bool:
     """Keep what was seen as features of a model's frozen part, so that `fit` need not run it over these
     images again."""
-    cuts = model.plan.cuts
+    cuts = decision_of(model).cuts
     if not set(cuts) <= set(sample.taps):
         return False
     parts = [sample.taps[cut] for cut in cuts]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 import keras
 
 from transfer.cases.cuts import Cut, cuts_of
+from transfer.cases.decisions import CaseDecision, find_decision, record_decision
 from transfer.cases.policies import (
     OPTIMIZERS,
     POLICIES,
@@ -26,33 +27,6 @@ from transfer.networks import graphs, surgery
 from transfer.networks.backbones import block_ends, preprocessing_of
 
 INITS = ("pretrained", "random", "auto")
-
-
-@dataclass(frozen=True)
-class CaseDecision:
-    """What a builder did; it stays on the model as `model.plan` while the process lives."""
-
-    case: Case
-    cut: str
-    cuts: tuple[str, ...]
-    init: str
-    base: str
-    kept: tuple[str, ...]
-    cut_away: tuple[str, ...]
-    had_classifier: bool
-    pin_batchnorm: bool
-    trained: tuple[str, ...] = ()
-    optimizer: str = "adam"
-
-    @property
-    def blocks(self) -> list[tuple[str, str]]:
-        """The network from input to output: (block, `"frozen"`, `"trained"`, `"new"` or `"cut"`)."""
-        state = "frozen" if POLICIES[self.case].frozen else "new" if self.init == "random" else "trained"
-        blocks = [(end, "trained" if end in self.trained else state) for end in self.kept] + [
-            ("softmax", "new")
-        ]
-        blocks += [(end, "cut") for end in self.cut_away]
-        return blocks + [("old classifier", "cut")] * self.had_classifier
 
 
 def build(
@@ -143,7 +117,7 @@ def build(
             pin_batchnorm=pinned,
             steps_per_execution=steps_per_execution,
         )
-    model.plan = plan
+    record_decision(model, plan)
     if unfreeze_from is not None:
         unfreeze(model, from_layer=unfreeze_from, learning_rate=learning_rate, pin_batchnorm=pinned)
     return model
@@ -189,7 +163,8 @@ def small_different(base: keras.Model, num_classes: int, **options: Any) -> kera
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
-        >>> small_different(base, 4).plan.cut
+        >>> from transfer.cases.decisions import decision_of
+        >>> decision_of(small_different(base, 4)).cut
         'block_13_project_BN'
     """
     return build(Case.SMALL_DIFFERENT, base, num_classes, **options)
@@ -282,9 +257,10 @@ def unfreeze(
     with scope_of(model):
         optimizer = _optimizer(_kind_of(model), learning_rate, POLICIES[Case.LARGE_SIMILAR].learning_rate)
         _prepare(model, lambda name: name in late, optimizer, pin_batchnorm=pin_batchnorm)
-    if hasattr(model, "plan"):
-        trained = tuple(end for end in model.plan.kept if end in late)
-        model.plan = replace(model.plan, pin_batchnorm=pin_batchnorm, trained=trained)
+    decision = find_decision(model)
+    if decision is not None:
+        trained = tuple(end for end in decision.kept if end in late)
+        record_decision(model, replace(decision, pin_batchnorm=pin_batchnorm, trained=trained))
     return model
 
 
@@ -294,14 +270,16 @@ def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
         model.set_weights(surgery.clone(model, weights="random", seed=seed).get_weights())
         optimizer = _optimizer(_kind_of(model), None, SCRATCH_LEARNING_RATE)
         _prepare(model, True, optimizer, pin_batchnorm=False)
-    if hasattr(model, "plan"):
-        model.plan = replace(model.plan, init="random", pin_batchnorm=False)
+    decision = find_decision(model)
+    if decision is not None:
+        record_decision(model, replace(decision, init="random", pin_batchnorm=False))
     return model
 
 
 def _kind_of(model: keras.Model) -> str:
     """The optimizer that a model was built with; one that no builder built gets Adam."""
-    return model.plan.optimizer if hasattr(model, "plan") else "adam"
+    decision = find_decision(model)
+    return decision.optimizer if decision else "adam"
 
 
 def _optimizer(kind: str, learning_rate: float | None, own: float) -> keras.optimizers.Optimizer:

@@ -13,6 +13,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, Patch, Polygon
 from matplotlib.ticker import PercentFormatter
 
 from transfer.cases.builders import CaseDecision
+from transfer.cases.decisions import decision_of
 from transfer.cases.policies import POLICIES
 from transfer.common.errors import InputError
 from transfer.common.figures import COLORS, new_figure
@@ -157,7 +158,7 @@ def _slabs(model: keras.Model, base: keras.Model) -> tuple[list[_Slab], list[_Sl
         name = node.op.name
         if name in ours and ours[name].op is not head.op:
             trains = getattr(ours[name].op, "trainable", False)
-            state = ("new" if model.plan.init == "random" else "trained") if trains else "frozen"
+            state = ("new" if decision_of(model).init == "random" else "trained") if trains else "frozen"
             kept.append(_slab(ours[name], state))
         else:
             cut.append(_slab(node, "cut"))

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from transfer.adviser.label_issues import LabelIssue, find_label_issues
+from transfer.cases.decisions import decision_of
 from transfer.common.errors import InputError
 from transfer.evaluation import evaluation_plots, explanation_plots, explanations
 from transfer.evaluation.evaluate import Evaluation
@@ -56,7 +57,7 @@ def figures_of(
         "learning_curves": _curves(done),
         "network": plots.network_by_blocks(
             title,
-            model.plan.blocks,
+            decision_of(model).blocks,
             input_text="image\nRGB, 0 to 255\n(scaled inside)",
             output_text=f"{data.num_classes} classes",
         ),

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from transfer.cases.builders import start_over
+from transfer.cases.decisions import find_decision
 from transfer.common.errors import InputError
 from transfer.distributed.process_group import BatchPart
 from transfer.distributed.strategies import (
@@ -126,7 +127,7 @@ def _refuse_pinned(run: TrainingSettings) -> None:
 def _whole(run: TrainingSettings) -> tuple[keras.Model, Callable[[Position], Any], Any]:
     """The model itself, from images on."""
     data, trainee, batch_part = run.data, run.model, batch_part_of(run.model)
-    options: dict[str, Any] = {"image_size": run.image_size, "mix": run.recipe.mix, "share": batch_part}
+    options: dict[str, Any] = {"image_size": run.image_size, "mix": run.recipe.mix, "batch_part": batch_part}
     options["num_classes"] = data.num_classes
     changes: dict[str, Any] = {"augment": run.augment, "flip": run.flip, "seed": run.seed}
 
@@ -226,7 +227,7 @@ def _ready(run: TrainingSettings) -> Iterator[Callable[[float], None] | None]:
 
 def finish(run: TrainingSettings, done: TrainingLog, state: State) -> None:
     """Give a model what it had at the end of all training."""
-    if done.init == "random" and getattr(run.model, "plan", None) and run.model.plan.init == "auto":
+    if done.init == "random" and (decision := find_decision(run.model)) and decision.init == "auto":
         start_over(run.model, seed=run.seed)
     with _ready(run):
         restore(run, state)

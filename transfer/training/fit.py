@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from transfer.cases.builders import start_over, unfreeze
+from transfer.cases.decisions import find_decision
 from transfer.common.allocator import kept_memory
 from transfer.common.errors import InputError, unknown
 from transfer.distributed.process_group import current_group, versions
@@ -167,7 +168,7 @@ def _fit(run: TrainingSettings, epochs: int | None, *, head_alone: bool) -> Trai
     """Train, from where an interrupted training was, if there is one."""
     if head_alone:  # nothing else heeds the recipe
         run = replace(run, recipe=Recipe(batchnorm=run.recipe.batchnorm))
-    plan = getattr(run.model, "plan", None)
+    plan = find_decision(run.model)
     done = TrainingLog(init="random" if plan and plan.init == "random" else "pretrained")
     state = run.kept.latest() if run.kept is not None else None
     if state is not None:
@@ -226,7 +227,7 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 def _train_phases(run: TrainingSettings, done: TrainingLog, epochs: int | None, state: State | None) -> None:
     """The head, then everything; then, where that failed and it may, everything from random weights."""
-    plan = getattr(run.model, "plan", None)
+    plan = find_decision(run.model)
     phase = "from-scratch" if done.init == "random" else "fine-tune"
     if state is None and plan and plan.init != "random":
         train_head(run, done, None, alone=False)

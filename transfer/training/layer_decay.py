@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from transfer.cases.decisions import find_decision
 from transfer.common.errors import InputError
 from transfer.distributed.strategies import on_tensorflow, replicas_of, scope_of
 from transfer.networks import graphs
@@ -17,7 +18,8 @@ from transfer.training.recipes import Recipe, block_rates
 
 def blocks_of(model: keras.Model) -> tuple[list[int], int]:
     """Number the blocks that a model's trainable weights are in, from the input on."""
-    ends = set(model.plan.kept if hasattr(model, "plan") else block_ends(model))
+    decision = find_decision(model)
+    ends = set(decision.kept if decision else block_ends(model))
     number, found = 0, dict[int, int]()
     for node in graphs.graph(model):
         for weight in getattr(node.op, "weights", ()):
