@@ -60,12 +60,12 @@ from .evaluation.screening import screening as screening
 # What a run leaves: its model, its names, its figures; predictions, explanations, and files for elsewhere.
 from .results.finished_runs import FinishedRun as FinishedRun
 from .results.finished_runs import load_run as load_run
-from .results.prediction import Prediction as Prediction
-from .results.prediction import predict as predict
+from .results.predict import Prediction as Prediction
+from .results.predict import predict as predict
 from .evaluation.explanations import grad_cam as grad_cam
 from .evaluation.explanations import occlusion as occlusion
 from .evaluation.explanations import strongest_responses as strongest_responses
-from .exporters.exporting import export as export
+from .exporters.export import export as export
 
 # The course: drawings in the lesson's manner, and how transferable the layers of a network are.
 from .lesson.drawings import filters_plot as filters_plot

@@ -44,9 +44,9 @@ def _run(parsed: argparse.Namespace) -> Any:
     strategies.start_quietly()
     from transfer.evaluation import evaluate
     from transfer.images.split_file import trained_on
-    from transfer.results import image_selection
+    from transfer.results import run_figures
     from transfer.results.finished_runs import SPLIT, load_run
-    from transfer.results.predictions import write_predictions
+    from transfer.results.prediction_files import write_predictions
 
     run = load_run(parsed.run)
     data = run.data(parsed.data)
@@ -59,7 +59,7 @@ def _run(parsed: argparse.Namespace) -> Any:
             len(data.test),
         )
     found = replace(evaluate.evaluate(run.model, data, engine=parsed.engine), seen=seen)
-    label_issues = image_selection.label_issues_of(found)
+    label_issues = run_figures.label_issues_of(found)
     sys.stdout.write(found.to_text())
     for one in label_issues[:5]:
         sys.stdout.write(f"Perhaps labelled wrongly: {one.name} as {one.label}, looks like {one.likely}\n")
@@ -74,9 +74,9 @@ def _run(parsed: argparse.Namespace) -> Any:
 
 
 def _write_page(path: Path, run: Any, data: Any, found: Any, label_issues: Sequence[Any]) -> None:
-    from transfer.results import image_selection, run_pages
+    from transfer.results import run_figures, run_pages
 
-    figures = image_selection.test_figures(run.model, data, found)
+    figures = run_figures.test_figures(run.model, data, found)
     title = f"{run.name} on {data.name}"
     write_text(path, run_pages.evaluation_page(title, found, label_issues, figures))
 

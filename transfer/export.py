@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from transfer.common.commands import carried_out
-from transfer.exporters.exporting import MAX_IMAGES, _check_arguments, export
+from transfer.exporters.export import MAX_IMAGES, _check_arguments, export
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

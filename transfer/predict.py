@@ -15,7 +15,7 @@ import numpy as np
 from transfer.common.commands import carried_out
 from transfer.common.errors import InputError
 from transfer.images.decoding import inspect_image
-from transfer.results.prediction import BATCH, Prediction, find_images, predictions
+from transfer.results.predict import BATCH, Prediction, find_images, predictions
 
 if TYPE_CHECKING:
     from transfer.results.finished_runs import FinishedRun
@@ -71,7 +71,7 @@ def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Calla
     """Give what prints a prediction, as soon as it is there, and what prints the end."""
     write = sys.stdout.write
     if format == "csv":
-        from transfer.results.predictions import as_csv
+        from transfer.results.prediction_files import as_csv
 
         numbers = range(1, top + 1)
         write(as_csv([("path", *(f"{what}{i}" for i in numbers for what in ("class", "probability")))]))

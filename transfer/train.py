@@ -137,7 +137,7 @@ def _hand_on(sample: Any, model: Any, config: TrainConfig) -> None:
 def _write(folder: Path, config: TrainConfig, model: Any, data: Any, done: Any, found: Any) -> None:
     """Write all but the figures and the pages, which come last."""
     from transfer.cases.decisions import decision_of
-    from transfer.results import image_selection, run_writer
+    from transfer.results import run_figures, run_writer
 
     title = _title(decision_of(model), config.unfreeze_from)
     run_writer.write_run(
@@ -147,8 +147,8 @@ def _write(folder: Path, config: TrainConfig, model: Any, data: Any, done: Any, 
         data=data,
         done=done,
         evaluation=found,
-        figures=image_selection.figures_of(model, data, found, done=done, title=title),
-        label_issues=image_selection.label_issues_of(found) if found else (),
+        figures=run_figures.figures_of(model, data, found, done=done, title=title),
+        label_issues=run_figures.label_issues_of(found) if found else (),
     )
 
 

@@ -45,7 +45,7 @@ def main() -> None:
 def train(options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, float]]:
     """Train a head; give the run and the seconds of parts of its report."""
     from transfer import train
-    from transfer.results import image_selection, run_writer
+    from transfer.results import run_figures, run_writer
 
     seconds: dict[str, float] = {}
 
@@ -60,7 +60,7 @@ def train(options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, fl
 
         setattr(room, name, run)
 
-    timed(image_selection, "figures_of")
+    timed(run_figures, "figures_of")
     timed(run_writer, "write_run")
     timed(run_writer, "write_pages")
     case = ["--case", "small-similar", "--image-size", str(options.size)]
@@ -86,7 +86,7 @@ def predict(options: argparse.Namespace, folder: Path) -> None:
     from transfer.frozen.engines import make_engine
     from transfer.results.finished_runs import load_run
 
-    command = importlib.import_module("transfer.results.prediction")
+    command = importlib.import_module("transfer.results.predict")
     run = load_run(train(options, folder)[0])
     split = run.data()
     files = 4 * [split.train.images[i] for i in range(len(split.train))]

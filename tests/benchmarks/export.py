@@ -57,7 +57,7 @@ def main() -> None:
 
 def export_all(name: str, case: str, runs: Path, options: argparse.Namespace) -> None:
     """Train once, and export in every way that is not in the results yet."""
-    from transfer.exporters.exporting import KINDS, export
+    from transfer.exporters.export import KINDS, export
     from transfer.results.finished_runs import load_run
 
     ways = [(kind, quantize) for kind, every in KINDS.items() for quantize in every]

@@ -8,7 +8,7 @@ from helpers.images import STRANGE
 
 from transfer.evaluate import main
 from transfer.images.split_file import read_split
-from transfer.results.predictions import read_predictions
+from transfer.results.prediction_files import read_predictions
 
 
 @pytest.fixture

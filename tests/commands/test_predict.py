@@ -14,9 +14,9 @@ from PIL import Image
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.results.finished_runs import load_run
-from transfer.results.prediction import find_images, main, predict, predictions
+from transfer.results.predict import find_images, main, predict, predictions
 
-command = importlib.import_module("transfer.results.prediction")
+command = importlib.import_module("transfer.results.predict")
 
 
 def test_predictions_are_those_of_the_evaluation(strange_run, strange_folder):

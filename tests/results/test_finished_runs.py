@@ -16,7 +16,7 @@ from helpers.images import STRANGE
 from transfer.common.errors import InputError
 from transfer.images.split_file import read_split, trained_on
 from transfer.results.finished_runs import add_labels, load_run, text_of
-from transfer.results.records import read_record
+from transfer.results.run_records import read_record
 
 
 @pytest.fixture

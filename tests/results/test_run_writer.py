@@ -16,8 +16,8 @@ from helpers.images import STRANGE
 
 from transfer.common.pages import render
 from transfer.config import parse_arguments
-from transfer.results.predictions import read_predictions, write_predictions
-from transfer.results.records import FIGURES, read_record
+from transfer.results.prediction_files import read_predictions, write_predictions
+from transfer.results.run_records import FIGURES, read_record
 from transfer.results.run_pages import comparison_page, evaluation_page, model_card, run_page
 from transfer.results.run_writer import main
 

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from transfer.common.keras_private import with_constants
 from transfer.common.errors import InputError
 from transfer.frozen.openvino_engine import import_openvino
 from transfer.results.finished_runs import add_labels
@@ -89,13 +90,11 @@ class Graph(tf.Module):
 
     def __init__(self, model: keras.Model, image_size: tuple[int, int]) -> None:
         super().__init__()
-        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
         spec = tf.TensorSpec((None, *image_size, 3), tf.float32, name=INPUT)
         traced = tf.function(
             lambda images: tf.cast(model(images, training=False), tf.float32), autograph=False
         )
-        frozen = convert_variables_to_constants_v2(traced.get_concrete_function(spec))
+        frozen = with_constants(traced.get_concrete_function(spec))
         self.image_size = image_size
         self.frozen = frozen
         self.call = tf.function(lambda images: {OUTPUT: frozen(images)[0]}, [spec], autograph=False)

@@ -14,7 +14,7 @@ from transfer.common.figures import png_of
 from transfer.common.pages import data_uri, render
 from transfer.evaluation.evaluate import Evaluation
 from transfer.evaluation.metrics import compare_right
-from transfer.results.records import RunRecord
+from transfer.results.run_records import RunRecord
 
 Thumbnail = Callable[[str], np.ndarray | None]
 

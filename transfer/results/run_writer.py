@@ -21,8 +21,8 @@ from transfer.evaluation.evaluate import Evaluation
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
 from transfer.results.finished_runs import CONFIG, LABELS, METRICS, MODEL, SPLIT, add_labels
-from transfer.results.predictions import write_predictions
-from transfer.results.records import ADVICE, DATA, EVALUATION, PREDICTIONS, read_record
+from transfer.results.prediction_files import write_predictions
+from transfer.results.run_records import ADVICE, DATA, EVALUATION, PREDICTIONS, read_record
 from transfer.results.run_pages import Thumbnail, model_card, run_page
 from transfer.training.phases import TrainingLog
 

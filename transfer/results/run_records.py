@@ -11,7 +11,7 @@ from transfer.config import TrainConfig, load_config
 from transfer.evaluation.evaluate import Evaluation
 from transfer.images.data_report import DataReport
 from transfer.results.finished_runs import CONFIG, METRICS, MODEL, missing_run, read_json, read_metrics
-from transfer.results.predictions import read_predictions
+from transfer.results.prediction_files import read_predictions
 
 DATA, ADVICE, EVALUATION, PREDICTIONS = "data.json", "advice.json", "evaluation.json", "predictions.csv"
 

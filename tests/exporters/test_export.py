@@ -17,7 +17,7 @@ from transfer.common.errors import InputError
 from transfer.exporters.verification import Exported, compare
 from transfer.images.decoding import RESIZES, decode, to_rgb_array
 
-room = importlib.import_module("transfer.exporters.exporting")
+room = importlib.import_module("transfer.exporters.export")
 FORMATS = [(kind, quantize) for kind, ways in room.KINDS.items() for quantize in ways]
 PACKAGES = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "openvino": ("openvino",)}
 
@@ -160,7 +160,7 @@ def test_a_saved_model_takes_any_size(run, served):
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("shape", [(90, 50), (17, 40), (301, 200), (32, 32), (64, 48), (3, 500)])
 def test_resizing_inside_is_resizing_outside(resize, shape):
-    from transfer.exporters.serving import fitted
+    from transfer.exporters.saved_model import fitted
 
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (*shape, 3), "uint8")
@@ -202,7 +202,7 @@ def test_a_saved_model_takes_encoded_images_of_several_sizes_and_formats(run, se
 def test_a_saved_model_resizes_as_the_run_did(run, resize, tmp_path):
     import tensorflow as tf
 
-    from transfer.exporters.serving import write_saved_model
+    from transfer.exporters.saved_model import write_saved_model
 
     write_saved_model(
         run.model, tmp_path / "1", image_size=(32, 32), class_names=run.class_names, resize=resize

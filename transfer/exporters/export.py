@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transfer.common.errors import InputError, unknown
-from transfer.exporters.folders import (
+from transfer.exporters.output_folder import (
     LABELS,
     NOTES,
     SUFFIXES,
@@ -57,7 +57,7 @@ def export(
 
     A file that does not say what Keras says is not kept, and an earlier one stays. Every file takes raw RGB, 0 to 255,
     as `float32`, of the run's size, any number of images at once; a SavedModel takes any size, as `uint8`, and
-    encoded images too (see `export_serving.write_saved_model`).
+    encoded images too (see `export_saved_model.write_saved_model`).
 
     Args:
         run: the folder of a run, a `.keras` file that `python -m transfer.train` wrote, or of `load_run`.
@@ -198,11 +198,11 @@ def _convert(
     model: Any, run: FinishedRun, notes: dict[str, Any], folder: Path, calibration: np.ndarray | None
 ) -> Path:
     """Write the file; give what a runtime loads."""
-    from transfer.exporters import formats, serving
+    from transfer.exporters import formats, saved_model
 
     names, size = run.class_names, run.image_size
     if notes["kind"] == "saved-model":
-        serving.write_saved_model(model, folder, image_size=size, class_names=names, resize=run.resize)
+        saved_model.write_saved_model(model, folder, image_size=size, class_names=names, resize=run.resize)
         return folder
     graph, file = formats.Graph(model, size), folder / notes["file"]
     options: dict[str, Any] = {"quantize": notes["quantize"], "calibration": calibration}
