@@ -1,10 +1,11 @@
-"""The options of a run, once: flags, YAML and defaults are all read off one dataclass."""
+"""The options of the commands: flags, YAML and defaults are all read off dataclasses, one for each group of options."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import math
+import re
 import shlex
 import typing
 from collections.abc import Sequence
@@ -14,47 +15,230 @@ from typing import Any
 
 from transfer.cases.policies import OPTIMIZERS, PRECISIONS
 from transfer.common.errors import InputError, one_line, unknown
+from transfer.common.old_names import OLD_OPTIONS
 from transfer.images.augmentation import AUGMENTATIONS
 from transfer.images.data_config import DataConfig
 from transfer.training.recipes import Recipe
 
 FLIPS = ("auto", "yes", "no")
-"""Whether augmentation mirrors images; `auto` looks at the names of the classes."""
+"""Whether augmentation may mirror images; `auto` decides by the names of the classes."""
+
+FIRST = (
+    "data",
+    "model",
+    "case",
+    "time_budget",
+    "image_size",
+    "epochs",
+    "batch_size",
+    "augment",
+    "seed",
+    "output",
+)
+"""The options that `transfer train --help` shows first."""
 
 
 @dataclass(frozen=True)
-class AdviceConfig(DataConfig):
-    """Say which case of transfer learning suits labelled images, and what to expect of it."""
+class ModelOptions:
+    """The pre-trained network."""
 
-    # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
-    model: str = "EfficientNetLite0"
-    # 'pretrained', 'none' for random ones, or a weights file.
+    # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, DemoCNN, or your own .keras file.
+    model: str = "EfficientNetLite0"  # its weights are installed with the package: works offline
+    # Weights: 'pretrained', 'none' for random weights, or a weights file.
     weights: str = "pretrained"
-    # How your own .keras file wants its input: none, tf, torch, caffe or lite.
+    # Input preprocessing of your own .keras file: none, tf, torch, caffe or lite.
     preprocessing: str | None = None
-    # Pixels, height and width; by default those that the network was trained for.
+    # Height and width in pixels. Default: the size that the network was pre-trained with.
     image_size: int | None = None
-    # Training images to look at, at most.
+
+    def __post_init__(self) -> None:
+        """Raise an error for an impossible image size."""
+        _check_at_least_one(self, "image_size")
+
+
+@dataclass(frozen=True)
+class CaseOptions:
+    """The case, and the layers that are kept and trained."""
+
+    # Case: auto, small-similar, small-different, large-similar or large-different. auto measures which case is best.
+    case: str = "auto"
+    # Longest training time that --case auto may choose, such as 90s, 30m or 2h; 'none' for no limit.
+    time_budget: str = "5m"
+    # Last layer to keep: a layer name, several names with commas, or 'all' (a head on all blocks). Default: by case.
+    cut: str | None = None
+    # First layer or block to train in a frozen network, such as block6a. The layers before it run only once.
+    unfreeze_from: str | None = None
+    # Initial weights of large-different: pretrained, random, or auto (random if pre-trained weights fail to learn).
+    init: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raise an error for a time budget that cannot be read."""
+        seconds_of(None if self.time_budget == "none" else self.time_budget)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Training of the head and of the network."""
+
+    # Maximum number of epochs. Default: by case and number of images.
+    epochs: int | None = None
+    # Images per training step, over all devices together.
+    batch_size: int = 32
+    # Optimizer: adam, or rmsprop with the settings of Esteva et al. (2017).
+    optimizer: str = "adam"
+    # Learning rate. Default: by case; 0.001 with rmsprop.
+    learning_rate: float | None = None
+    # Run a learning-rate range test only; train nothing.
+    find_learning_rate: bool = False
+    # Augmentation of training images during fine-tuning: none, light, standard or strong.
+    augment: str = "light"
+    # Mirror images in augmentation: auto (not if classes are digits or letters), yes or no.
+    flip: str = "auto"
+    # Weight classes inversely to their size.
+    class_weights: bool = False
+    # Solver of a head on frozen layers: auto, exact or sgd.
+    solver: str = "auto"
+    # Dropout rate before the head, 0 to below 1 (switches to the sgd solver).
+    dropout: float = 0.0
+    # Views of each training image that frozen layers see, all but the first augmented. Evaluation averages as many.
+    views: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise an error for a value out of range."""
+        _check_at_least_one(self, "epochs", "batch_size", "views")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"Expected dropout from 0 to below 1. Received: {self.dropout}.")
+        for name, valid in (("optimizer", OPTIMIZERS), ("flip", FLIPS)):
+            if getattr(self, name) not in valid:
+                raise unknown(name, getattr(self, name), valid)
+        if self.augment not in AUGMENTATIONS:
+            raise unknown("augmentation", self.augment, AUGMENTATIONS)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where results go, and how often checkpoints are written."""
+
+    # Folder for the results. Default: a new folder under runs/. Resumes an interrupted run with the same options.
+    output: str | None = None
+    # Resume an interrupted run; fail if there is none.
+    resume: bool = False
+    # Calibrate the probabilities: fit a temperature on the validation images.
+    calibrate: bool = False
+    # Time between two checkpoints, such as 60s or 10m.
+    checkpoint_every: str = "60s"
+
+    def __post_init__(self) -> None:
+        """Raise an error for a time that cannot be read."""
+        seconds_of(self.checkpoint_every)
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Devices, engines and number formats."""
+
+    # Engine that runs frozen layers: auto, keras or openvino (needs: pip install ".[fast]").
+    engine: str = "auto"
+    # Data type of the layers: float32, or mixed_bfloat16 or mixed_float16 for GPUs and TPUs.
+    precision: str = "float32"
+    # Training steps per call from Python: larger values help fast accelerators.
+    steps_per_execution: int = 1
+    # Distribution strategy: auto, default, mirrored, multiworker or tpu.
+    strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raise an error for a value out of range."""
+        _check_at_least_one(self, "steps_per_execution")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+
+
+@dataclass(frozen=True)
+class AdviceConfig(ModelOptions, DataConfig):
+    """Estimate which case of transfer learning suits labelled images, its accuracy and its training time."""
+
+    # Maximum number of training images to measure on.
     max_images: int = 2000
-    # How long training may take, such as 90s, 5m or 1h; by default as long as it takes.
+    # Longest training time that may be recommended, such as 90s, 5m or 1h. Default: no limit.
     time_budget: str | None = None
-    # Do not try fine-tuning: quicker, and its time is the least that it can be.
+    # Skip the trial of fine-tuning: faster, but its estimated time is only a lower bound.
     no_trial: bool = False
-    # What runs the network: auto, keras or openvino (pip install ".[fast]").
+    # Engine that runs the network: auto, keras or openvino (needs: pip install ".[fast]").
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        """Check what can be checked without looking at data or networks."""
-        super().__post_init__()
-        if self.image_size is not None and self.image_size < 1:
-            raise InputError(f"Expected image_size of 1 or more. Received: {self.image_size}.")
+        """Raise an error for a value out of range."""
+        DataConfig.__post_init__(self)
+        ModelOptions.__post_init__(self)
         if self.max_images < 2:
             raise InputError(f"Expected max_images of 2 or more. Received: {self.max_images}.")
         seconds_of(self.time_budget)
 
 
+@dataclass(frozen=True)
+class TrainConfig(
+    DeviceOptions, OutputOptions, Recipe, TrainingOptions, CaseOptions, ModelOptions, DataConfig
+):
+    """All options of a training run; every field is a flag of `python -m transfer.train` and a key in YAML.
+
+    `python -m transfer.train --help` describes each option. Values are checked when the object is made.
+
+    Raises:
+        InputError: a value is out of range; the message lists what is allowed.
+
+    Example:
+        >>> TrainConfig(data="photos", case="small-similar").command
+        'python -m transfer.train --data=photos --case=small-similar'
+    """
+
+    def __post_init__(self) -> None:
+        """Check all groups of options."""
+        for group in GROUPS:
+            group.__post_init__(self)
+
+    @property
+    def flips(self) -> bool | None:
+        """Whether augmentation mirrors images; None decides by the names of the classes."""
+        return {"auto": None, "yes": True, "no": False}[self.flip]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The options of fine-tuning as the `recipe` argument of `fit`."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options that change the result, which an interrupted run must share to be resumed."""
+        found = dataclasses.asdict(self)
+        return {k: v for k, v in found.items() if k not in ("output", "resume", "checkpoint_every")}
+
+    @property
+    def command(self) -> str:
+        """The shell command that trains with these options: all that differ from the defaults, as flags."""
+        words = ["python", "-m", "transfer.train"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                flag = "--" + field.name.replace("_", "-")
+                words += [flag] if value is True else [f"{flag}={value}"]
+        return shlex.join(words)
+
+
+GROUPS: tuple[type[Any], ...] = tuple(reversed(TrainConfig.__bases__))
+"""The groups of `TrainConfig`'s options, in the order of `--help`."""
+
+
+def _check_at_least_one(options: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"Expected {name} of 1 or more. Received: {value}.")
+
+
 def seconds_of(text: str | None) -> float | None:
-    """Read how long something may take."""
+    """Return the seconds of a time such as "90s", "5m" or "1h"; None stays None."""
     if text is None:
         return None
     unit = {"s": 1, "m": 60, "h": 3600}.get(str(text)[-1:].lower())
@@ -67,161 +251,38 @@ def seconds_of(text: str | None) -> float | None:
     return seconds
 
 
-@dataclass(frozen=True)
-class TrainConfig(DataConfig):
-    """Train an image classifier by one of the four cases of transfer learning."""
-
-    # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
-    model: str = "EfficientNetLite0"  # its weights were installed along: works without a network
-    # 'pretrained', 'none' for random ones, or a weights file.
-    weights: str = "pretrained"
-    # How your own .keras file wants its input: none, tf, torch, caffe or lite.
-    preprocessing: str | None = None
-    # auto, small-similar, small-different, large-similar or large-different.
-    case: str = "auto"
-    # How long the case that auto finds may take to train, such as 90s, 30m or 2h; 'none' is as long as it takes.
-    time_budget: str = "5m"
-    # The last layer to keep, by name; several, with commas, or 'all' for a head on each; by default the case's own.
-    cut: str | None = None
-    # The first layer or block to train where a case freezes all, such as block6a; what is before it runs but once.
-    unfreeze_from: str | None = None
-    # Start of large-different: pretrained, random, or auto: the first, and the second where that fails.
-    init: str = "auto"
-    # Pixels, height and width; by default those that the network was trained for.
-    image_size: int | None = None
-    # Passes over the training images, at most; by default the case's own.
-    epochs: int | None = None
-    # Images per training step, over all devices together.
-    batch_size: int = 32
-    # What takes the steps: adam, or rmsprop with the settings of Esteva et al. 2017.
-    optimizer: str = "adam"
-    # Of the optimizer; by default the case's own, and with rmsprop 0.001.
-    learning_rate: float | None = None
-    # Only look which learning rate the network bears: raise it from step to step and draw the loss.
-    find_learning_rate: bool = False
-    # Changes to training images where the whole network trains: none, light, standard or strong.
-    augment: str = "light"
-    # Whether those changes mirror images: auto (not where classes are digits or letters), yes or no.
-    flip: str = "auto"
-    # Let images of small classes count more, so that all classes count the same.
-    class_weights: bool = False
-    # How a head on a frozen network is trained: auto, exact or sgd.
-    solver: str = "auto"
-    # Share of the features that are left out while such a head trains in epochs.
-    dropout: float = 0.0
-    # Share of each label that is spread over all classes, where a head trains in epochs or everything trains.
-    label_smoothing: float = 0.0
-    # Where everything trains: the first block's learning rate as a share of the head's; it falls from block to block.
-    layer_decay: float = Recipe.layer_decay
-    # Share of the training over which blocks begin to train, the last first.
-    gradual_unfreezing: float = Recipe.gradual_unfreezing
-    # Of all weights but biases and normalization, times the learning rate, at each step.
-    weight_decay: float = Recipe.weight_decay
-    # Length of the gradient beyond which it is shortened.
-    clip_norm: float | None = Recipe.clip_norm
-    # How much of the weights' moving average stays at each step, such as 0.99; the average is what is kept in the end.
-    ema: float = Recipe.ema
-    # Mix the images of a batch, labels and all: none, mixup or cutmix.
-    mix: str = Recipe.mix
-    # Pre-trained BatchNormalization: pinned as it is, adapted to the training images first, or live.
-    batchnorm: str = Recipe.batchnorm
-    # How the learning rate goes where everything trains: cosine, after a warm-up; or steps: divided again and again.
-    schedule: str = Recipe.schedule
-    # By what it is divided, with steps.
-    decay_factor: float = Recipe.decay_factor
-    # After how many epochs each time, with steps.
-    decay_every: int = Recipe.decay_every
-    # How often a frozen part sees each image, changed by --augment from the second time on; the test averages too.
-    views: int | None = None
-    # What runs a frozen network: auto, keras or openvino (pip install ".[fast]").
-    engine: str = "auto"
-    # What layers compute in: float32, or mixed_bfloat16 or mixed_float16, for GPUs and TPUs.
-    precision: str = "float32"
-    # Training steps that are run at once, without Python between them: for accelerators that wait for it.
-    steps_per_execution: int = 1
-    # Devices: auto, default, mirrored, multiworker or tpu.
-    strategy: str = "auto"
-    # Folder for the results; by default a new one under runs/. An interrupted run with these options is gone on with.
-    output: str | None = None
-    # Go on with an interrupted run, and start none.
-    resume: bool = False
-    # Fit a temperature on the validation images, so that the model's probabilities are honest.
-    calibrate: bool = False
-    # How often the state of the training is written, such as 60s or 10m.
-    checkpoint_every: str = "60s"
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without looking at data or networks."""
-        super().__post_init__()
-        for name in ("image_size", "epochs", "batch_size", "views", "steps_per_execution"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"Expected {name} of 1 or more. Received: {value}.")
-        seconds_of(None if self.time_budget == "none" else self.time_budget)
-        seconds_of(self.checkpoint_every)
-        _ = self.recipe  # it checks itself
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
-        for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"Expected {name} from 0 to below 1. Received: {getattr(self, name)}.")
-        for name, valid in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("flip", FLIPS)):
-            if getattr(self, name) not in valid:
-                raise unknown(name, getattr(self, name), valid)
-        if self.augment not in AUGMENTATIONS:
-            raise unknown("augmentation", self.augment, AUGMENTATIONS)
-
-    @property
-    def flips(self) -> bool | None:
-        """Whether augmentation mirrors images; None leaves it to the names of the classes."""
-        return {"auto": None, "yes": True, "no": False}[self.flip]
-
-    @property
-    def recipe(self) -> Recipe:
-        """How everything trains."""
-        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """All that makes a run what it is, and not where it is or how often its state is kept."""
-        found = dataclasses.asdict(self)
-        return {k: v for k, v in found.items() if k not in ("output", "resume", "checkpoint_every")}
-
-    @property
-    def command(self) -> str:
-        """The command that trains so: what differs from the defaults, as flags."""
-        words = ["python", "-m", "transfer.train"]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                flag = "--" + field.name.replace("_", "-")
-                words += [flag] if value is True else [f"{flag}={value}"]
-        return shlex.join(words)
-
-
-def parse_arguments(
-    arguments: Sequence[str] | None = None, *, program: str = "transfer.train"
-) -> TrainConfig:
-    """Read the flags of the command line, on top of a YAML file where `--config` names one."""
-    config_flag: dict[str, Any] = {"metavar": "FILE", "help": "YAML file of these options; flags win over it"}
-    # No abbreviations: the second parser would take --conf for --config and do nothing about it.
+def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """Parse the flags of `python -m transfer.train`, on top of the YAML file that `--config` names."""
+    config_flag: dict[str, Any] = {
+        "metavar": "FILE",
+        "help": "YAML file with these options; flags override it",
+    }
+    program = "transfer.train"
+    # The first parser accepts no abbreviations: the second one would take --conf for --config and ignore it.
     first = argparse.ArgumentParser(prog=f"python -m {program}", add_help=False, allow_abbrev=False)
     first.add_argument("--config", **config_flag)
     known, rest = first.parse_known_args(arguments)
     defaults = load_config(known.config) if known.config else TrainConfig()
-    parser = _parser(program)
+    parser = make_parser(program, "Train an image classifier by one of the four cases of transfer learning.")
+    parser.usage = "%(prog)s [--data DATA] [--model MODEL] [--case CASE] [options]"
     parser.add_argument("--config", **config_flag)
-    parser.add_arguments(TrainConfig, dest="options", default=defaults)
-    return parser.parse_args(rest).options
+    for group in GROUPS:
+        own = group(**{field.name: getattr(defaults, field.name) for field in fields(group)})
+        parser.add_arguments(group, dest=group.__name__, default=own)
+    parser.first = FIRST
+    parsed = vars(parser.parse_args(rest))
+    return TrainConfig(
+        **{key: value for group in GROUPS for key, value in vars(parsed[group.__name__]).items()}
+    )
 
 
 def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataConfig, argparse.Namespace]:
-    """Read the flags of `python -m transfer.datasets`."""
-    parser = _parser("transfer.datasets")
+    """Parse the flags of `python -m transfer.datasets`: the data, and the files to write."""
+    parser = make_parser("transfer.datasets", "Check a data set: its classes, splits, files and labels.")
     parser.add_argument("place", nargs="?", metavar="DATA", help="the same as --data")
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON, for programs")
-    parser.add_argument("--html", metavar="FILE", help="write the report as a page, with images")
-    parser.add_argument("--write-split", metavar="FILE", help="write which image is in which split, as CSV")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write the report as an HTML page with images")
+    parser.add_argument("--write-split", metavar="FILE", help="write the split of each image as CSV")
     parser.add_arguments(DataConfig, dest="options")
     parsed = parser.parse_args(arguments)
     options = parsed.options
@@ -229,24 +290,49 @@ def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataC
 
 
 def parse_advice_arguments(arguments: Sequence[str] | None = None) -> tuple[AdviceConfig, argparse.Namespace]:
-    """Read the flags of `python -m transfer.advice`."""
-    parser = _parser("transfer.advice")
-    parser.add_argument("--json", metavar="FILE", help="write the advice as JSON, for programs")
+    """Parse the flags of `python -m transfer.advice`: the options, the files to write, and networks to compare."""
+    parser = make_parser("transfer.advice", AdviceConfig.__doc__ or "")
+    parser.add_argument("--json", metavar="FILE", help="write the advice as JSON")
     parser.add_argument(
         "--plots", metavar="DIR", help="write the chart of the four cases and the layer curve"
     )
-    compared = "rank these networks by what a head on each would give, and what it costs"
+    compared = "compare these networks: estimated accuracy of a head on each, and its time"
     parser.add_argument("--compare", nargs="+", metavar="MODEL", help=compared)
     parser.add_arguments(AdviceConfig, dest="options")
     parsed = parser.parse_args(arguments)
     return parsed.options, parsed
 
 
-def _parser(program: str) -> Any:
+def make_parser(program: str, description: str) -> Any:
+    """Return a parser of dataclasses whose help has a titled group for each."""
     import simple_parsing
 
-    return simple_parsing.ArgumentParser(
+    class Parser(simple_parsing.ArgumentParser):
+        """A parser that names its groups after the dataclasses, and can list some options first."""
+
+        first: tuple[str, ...] = ()
+
+        def add_argument_group(
+            self, title: str | None = None, description: str | None = None, **more: Any
+        ) -> Any:
+            name = (title or "").partition(" [")[0]
+            plain = (
+                name.removesuffix("Options").removesuffix("Config").lower().replace("recipe", "fine-tuning")
+            )
+            return super().add_argument_group(f"{plain} options" if plain != name else title, None, **more)
+
+        def format_help(self) -> str:
+            text = re.sub(r"\s\(default:\s+None\)", "", super().format_help())
+            known = {action.dest.split(".")[-1]: action.help or "" for action in self._actions}
+            if not set(self.first) & set(known):
+                return text
+            lines = [f"  --{name.replace('_', '-'):<14}{known[name].split('. ')[0]}\n" for name in self.first]
+            start = text.index("\noptions:\n")
+            return text[:start] + "\nthe options that matter most:\n" + "".join(lines) + text[start:]
+
+    return Parser(
         prog=f"python -m {program}",
+        description=description,
         allow_abbrev=False,
         add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
         argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
@@ -254,7 +340,7 @@ def _parser(program: str) -> Any:
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """Read a run's options from YAML."""
+    """Read options from a YAML file, such as `config.yaml` of a run; options that it leaves out keep their defaults."""
     import yaml
 
     try:
@@ -271,6 +357,7 @@ def load_config(path: str | Path) -> TrainConfig:
     checked = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
+        name = OLD_OPTIONS.get(name, name)
         if name not in names:
             raise unknown("option", key, names, hint=f"It is in {path}.")
         checked[name] = _typed(name, value, path)
@@ -278,7 +365,7 @@ def load_config(path: str | Path) -> TrainConfig:
 
 
 def save_config(config: TrainConfig, path: str | Path) -> None:
-    """Write a run's options as YAML that `load_config` reads back."""
+    """Write options as YAML that `load_config` reads."""
     import yaml
 
     values = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
@@ -286,13 +373,13 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
 
 
 def _typed(name: str, value: Any, path: str | Path) -> Any:
-    """Check a YAML value against its field's type; YAML reads `1e-3` as text, so numbers may come so."""
-    kind = typing.get_type_hints(TrainConfig)[name]  # the fields' own types are text or types, by turns
+    """Return a YAML value in the type of its option; numbers may be text, since YAML reads `1e-3` as text."""
+    kind = typing.get_type_hints(TrainConfig)[name]
     kinds = typing.get_args(kind) or (kind,)
     if value is None and type(None) in kinds:
         return None
     try:
-        if int in kinds and type(value) is int:  # first, since a float would round large ones
+        if int in kinds and type(value) is int:  # first, since a float would round large numbers
             return value
         if {int, float} & set(kinds) and not isinstance(value, bool):
             number = float(value)
