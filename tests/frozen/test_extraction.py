@@ -14,7 +14,8 @@ from transfer.cases.builders import small_similar
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.frozen import engines, extraction
-from transfer.frozen.extraction import extract, frozen_feature_extractor, main
+from transfer.frozen.extraction import KnownFeatures, extract, frozen_feature_extractor
+from transfer.features import main
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import load_data
 from transfer.networks import graphs, surgery
@@ -80,6 +81,30 @@ def test_another_split_or_seed_computes_what_is_new_alone(extractor, color_folde
     found = run(extractor, other, cache)
     assert 0 < found.computed == new < len(other)
     assert_near(found.load(), by_keras(extractor, other))
+
+
+def test_known_features_are_used_instead_of_computing(extractor, colors, cache):
+    some = colors.train.take(range(0, len(colors.train), 2))
+    known = KnownFeatures(some, by_keras(extractor, some))
+    found = run(extractor, colors.train, cache, known=known)
+    assert found.computed == len(colors.train) - len(some)
+    assert_near(found.load(), by_keras(extractor, colors.train))
+    assert run(extractor, colors.train, cache).computed == 0
+    other = FeatureCache(cache.folder / "other")
+    assert run(extractor, some.take([0, 1]), other, known=known).computed == 0
+    assert run(extractor, some, other).computed == len(some) - 2, "only the images of the split are written"
+
+
+@pytest.mark.parametrize("change", ["values", "shape", "resize", "other images"])
+def test_known_features_that_do_not_fit_are_ignored(change, extractor, colors, cache):
+    split, values = colors.train.take(range(12)), by_keras(extractor, colors.train.take(range(12)))
+    known = {
+        "values": KnownFeatures(split, values * 1.1),
+        "shape": KnownFeatures(split, values[:, :-1]),
+        "resize": KnownFeatures(dataclasses.replace(split, resize="pad"), values),
+        "other images": KnownFeatures(colors.test.take(range(12)), values),
+    }[change]
+    assert run(extractor, split, cache, known=known).computed == len(split)
 
 
 def test_a_changed_image_alone_is_computed_anew(extractor, tmp_path, cache):
