@@ -43,14 +43,14 @@ def _run(parsed: argparse.Namespace) -> Any:
 
     strategies.start_quietly()
     from transfer.evaluation import evaluate
-    from transfer.images.split_file import trained_on
+    from transfer.images.split_file import training_digests
     from transfer.results import run_figures
     from transfer.results.finished_runs import SPLIT, load_run
     from transfer.results.prediction_files import write_predictions
 
     run = load_run(parsed.run)
     data = run.data(parsed.data)
-    known = trained_on(run.folder / SPLIT)
+    known = training_digests(run.folder / SPLIT)
     seen = sum(digest in known for digest in data.test.digests)
     if seen:
         log.warning(

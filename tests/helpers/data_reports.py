@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transfer.images.data_report import DataReport, Same
+from transfer.images.data_report import DataReport, DuplicateSet
 
 
 def report(**changes) -> DataReport:
@@ -16,4 +16,4 @@ def report(**changes) -> DataReport:
 
 
 def same(*names, classes=None, splits=None, exact=True):
-    return Same(names, tuple(classes or ["cat"] * len(names)), tuple(splits or ["train"] * len(names)), exact)
+    return DuplicateSet(names, tuple(classes or ["cat"] * len(names)), tuple(splits or ["train"] * len(names)), exact)

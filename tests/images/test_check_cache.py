@@ -18,7 +18,7 @@ from PIL import Image
 
 from transfer.images import check_cache, checking
 from transfer.images.check_cache import CheckCache, forget
-from transfer.images.checking import check, check_all
+from transfer.images.checking import check, check_images
 from transfer.images.datasets import load_data
 
 NAME = "checked-1.sqlite"
@@ -92,9 +92,9 @@ def test_what_is_remembered_is_the_same_to_the_last_bit(tmp_path, read):
     exif[0x0112] = 6
     Image.new("RGB", (30, 20), "red").save(folder / "4.jpg", exif=exif)  # one color: it has no hash
     paths = sorted(map(str, folder.iterdir()))
-    assert check_all(paths) == fresh(paths)
+    assert check_images(paths) == fresh(paths)
     assert len(read()) == 6
-    again = check_all(paths)
+    again = check_images(paths)
     assert again == fresh(paths) and read() == []
     assert [[type(field) for field in one] for one in again] == [
         [type(field) for field in one] for one in fresh(paths)
@@ -125,12 +125,12 @@ def touched(path):
 
 @pytest.mark.parametrize("how", [longer, same_size, another_file, touched])
 def test_what_has_changed_is_checked_anew(paths, read, how):
-    check_all(paths)
+    check_images(paths)
     read()
     how(Path(paths[0]))
-    assert check_all(paths) == fresh(paths)
+    assert check_images(paths) == fresh(paths)
     assert read() == ["0.png"]
-    assert check_all(paths) == fresh(paths)
+    assert check_images(paths) == fresh(paths)
 
 
 def test_bad_images_are_checked_every_time(paths, read):
@@ -138,10 +138,10 @@ def test_bad_images_are_checked_every_time(paths, read):
     Path(paths[2]).write_bytes(good[:200])
     paths.append(str(Path(paths[0]).with_name("missing.png")))
     for expected in ([*NAMES, "missing.png"], ["2.png", "missing.png"], ["2.png", "missing.png"]):
-        problems = [bool(one.problem) for one in check_all(paths)]
+        problems = [bool(one.problem) for one in check_images(paths)]
         assert problems == [False, False, True, False, True] and read() == expected
     Path(paths[2]).write_bytes(good)
-    assert check_all(paths)[2] == check(paths[2]) and not check(paths[2]).problem
+    assert check_images(paths)[2] == check(paths[2]) and not check(paths[2]).problem
 
 
 def test_files_that_may_change_within_a_tick_are_not_remembered(paths, read, monkeypatch):
@@ -159,42 +159,42 @@ def test_files_that_may_change_within_a_tick_are_not_remembered(paths, read, mon
 
 
 def test_other_rules_check_all_anew(paths, read, monkeypatch):
-    check_all(paths)
+    check_images(paths)
     read()
     for name, value in (("_RULES", -1), ("MOST_PIXELS", 10**6), ("_SIZE", (32, 32))):
         with monkeypatch.context() as changed:
             changed.setattr(checking, name, value)
-            assert check_all(paths) == fresh(paths) and read() == NAMES
-    check_all(paths)
+            assert check_images(paths) == fresh(paths) and read() == NAMES
+    check_images(paths)
     assert read() == []
 
 
 def test_a_file_is_known_by_where_it_is(paths, read, tmp_path, monkeypatch):
-    check_all(paths)
+    check_images(paths)
     read()
     monkeypatch.chdir(tmp_path / "photos")
-    assert check_all(NAMES) == fresh(paths) and read() == []
+    assert check_images(NAMES) == fresh(paths) and read() == []
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
     write_image(Path("0.png"), (1, 2, 200))
-    assert check_all(["0.png"]) == fresh(["0.png"]) and read() == ["0.png"]
+    assert check_images(["0.png"]) == fresh(["0.png"]) and read() == ["0.png"]
 
 
 def test_names_of_any_bytes_are_remembered(tmp_path, paths, read):
     strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n'.png")
     shutil.copy(paths[0], strange)
-    assert check_all([strange]) == check_all([strange]) == fresh([strange])
+    assert check_images([strange]) == check_images([strange]) == fresh([strange])
     assert len(read()) == 1
 
 
 def test_images_that_are_no_files_leave_no_trace(paths, memory):
     content = Path(paths[0]).read_bytes()
     pixels = np.zeros((4, 4), "uint8")
-    assert check_all([content, pixels]) == [check(content), check(pixels)]
+    assert check_images([content, pixels]) == [check(content), check(pixels)]
     assert not memory.exists()
     mixed = [paths[0], content, pixels, paths[0].encode()]
     for _ in range(2):
-        assert check_all(mixed) == [check(image) for image in mixed]
+        assert check_images(mixed) == [check(image) for image in mixed]
 
 
 # What may happen to the database
@@ -204,46 +204,46 @@ def test_images_that_are_no_files_leave_no_trace(paths, memory):
 def test_a_broken_database_is_started_anew(paths, read, memory, content):
     memory.parent.mkdir()
     memory.write_bytes(content)
-    assert check_all(paths) == fresh(paths) and read() == NAMES
-    assert check_all(paths) == fresh(paths) and read() == []
+    assert check_images(paths) == fresh(paths) and read() == NAMES
+    assert check_images(paths) == fresh(paths) and read() == []
 
 
 def test_half_a_database_is_started_anew(paths, read, memory):
-    check_all(paths)
+    check_images(paths)
     os.truncate(memory, 5000)
     read()
-    assert check_all(paths) == fresh(paths) and read() == NAMES
-    assert check_all(paths) == fresh(paths) and read() == []
+    assert check_images(paths) == fresh(paths) and read() == NAMES
+    assert check_images(paths) == fresh(paths) and read() == []
 
 
 def test_a_table_of_another_kind_is_started_anew(paths, read, memory):
     memory.parent.mkdir()
     change(memory, "CREATE TABLE kept (something TEXT)")
-    assert check_all(paths) == fresh(paths) and read() == NAMES
-    assert check_all(paths) == fresh(paths) and read() == []
+    assert check_images(paths) == fresh(paths) and read() == NAMES
+    assert check_images(paths) == fresh(paths) and read() == []
 
 
 def test_a_flipped_bit_loses_its_row_alone(paths, read, memory):
-    check_all(paths)
+    check_images(paths)
     read()
     ((id, content),) = change(memory, "SELECT id, content FROM kept LIMIT 1")
     flipped = content[:10] + bytes([content[10] ^ 1]) + content[11:]
     change(memory, "UPDATE kept SET content = ? WHERE id = ?", flipped, id)
-    assert check_all(paths) == fresh(paths)
+    assert check_images(paths) == fresh(paths)
     assert len(read()) == 1
-    assert check_all(paths) == fresh(paths) and read() == []
+    assert check_images(paths) == fresh(paths) and read() == []
 
 
 @pytest.mark.parametrize("wrong", ["NULL", "7", "'text'", "x''", "x'5b5d'", "CAST(x'c3' AS TEXT)"])
 def test_fields_of_other_kinds_are_no_rows(paths, read, memory, wrong):
-    check_all(paths)
+    check_images(paths)
     read()
     for field in ("content", "seal"):
         change(memory, f"UPDATE kept SET {field} = {wrong}")
-        assert check_all(paths) == fresh(paths) and read() == NAMES
-        assert check_all(paths) == fresh(paths) and read() == []
+        assert check_images(paths) == fresh(paths) and read() == NAMES
+        assert check_images(paths) == fresh(paths) and read() == []
     change(memory, f"UPDATE kept SET used = {wrong}")
-    assert check_all(paths) == fresh(paths) and read() == []
+    assert check_images(paths) == fresh(paths) and read() == []
 
 
 def test_no_flipped_bit_gives_a_wrong_row(tmp_path, paths):
@@ -272,18 +272,18 @@ def test_no_flipped_bit_gives_a_wrong_row(tmp_path, paths):
 def test_a_locked_database_is_done_without(paths, read, memory, monkeypatch):
     monkeypatch.setattr(check_cache, "_PATIENCE", 0.01)
     monkeypatch.setattr(checking, "_CHUNK", 2)
-    check_all(paths)
+    check_images(paths)
     read()
     with closing(sqlite3.connect(memory)) as other:
         other.execute("BEGIN IMMEDIATE")  # another process is about to write
         touched(Path(paths[0]))
-        assert check_all(paths) == fresh(paths) and read() == ["0.png"]
+        assert check_images(paths) == fresh(paths) and read() == ["0.png"]
         other.execute("COMMIT")
         other.execute("BEGIN EXCLUSIVE")
-        assert check_all(paths) == fresh(paths) and read() == NAMES
+        assert check_images(paths) == fresh(paths) and read() == NAMES
         other.execute("COMMIT")
-    assert check_all(paths) == fresh(paths) and read() == ["0.png"]
-    assert check_all(paths) == fresh(paths) and read() == []
+    assert check_images(paths) == fresh(paths) and read() == ["0.png"]
+    assert check_images(paths) == fresh(paths) and read() == []
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(paths, read, tmp_path, monkeypatch, caplog):
@@ -291,30 +291,30 @@ def test_a_folder_that_cannot_be_made_is_done_without(paths, read, tmp_path, mon
     for place in (tmp_path / "file" / "kept", Path("/dev/null"), Path("~nobody-of-this-name/kept")):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("TRANSFER_CACHE", str(place))
-        assert check_all(paths) == fresh(paths) and read() == NAMES
+        assert check_images(paths) == fresh(paths) and read() == NAMES
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "taken"))
     (tmp_path / "taken" / NAME).mkdir(parents=True)
-    assert check_all(paths) == fresh(paths) and read() == NAMES
+    assert check_images(paths) == fresh(paths) and read() == NAMES
     assert not caplog.records
 
 
 def test_python_without_sqlite_is_done_without(paths, read, monkeypatch):
     monkeypatch.setattr(check_cache, "sqlite3", None)
     for _ in range(2):
-        assert check_all(paths) == fresh(paths) and read() == NAMES
+        assert check_images(paths) == fresh(paths) and read() == NAMES
 
 
 def test_a_full_disk_is_done_without(paths, read, memory):
-    check_all(paths[:2])
+    check_images(paths[:2])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (memory.stat().st_size - 4096, limits[1]))
     try:
         read()
-        assert check_all(paths) == fresh(paths) and read() == NAMES[2:]
+        assert check_images(paths) == fresh(paths) and read() == NAMES[2:]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert check_all(paths) == fresh(paths) and read() == NAMES[2:]
-    assert check_all(paths) == fresh(paths) and read() == []
+    assert check_images(paths) == fresh(paths) and read() == NAMES[2:]
+    assert check_images(paths) == fresh(paths) and read() == []
 
 
 NOBODY = """
@@ -347,7 +347,7 @@ def test_a_folder_that_can_only_be_read_is_read():
         environment = {**os.environ, "TRANSFER_CACHE": made}
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("TRANSFER_CACHE", made)
-            check_all(paths[:2])
+            check_images(paths[:2])
         folder.chmod(0o555)
         done = subprocess.run(
             [sys.executable, "-c", NOBODY, *paths], env=environment, capture_output=True, text=True
@@ -412,20 +412,20 @@ def test_what_was_not_used_longest_goes_first(tmp_path, paths, monkeypatch):
 
 
 def test_it_is_noted_that_a_row_was_used(paths, memory):
-    check_all(paths)
+    check_images(paths)
     change(memory, "UPDATE kept SET used = 0")
-    check_all(paths)
+    check_images(paths)
     assert all(used > 0 for (used,) in change(memory, "SELECT used FROM kept"))
 
 
 def test_it_is_cleared_by_command(paths, read, memory, capsys):
     from transfer.frozen.extraction import main
 
-    check_all(paths)
+    check_images(paths)
     read()
     assert main(["--clear"]) == 0
     assert "Removed 0.0 MB" in capsys.readouterr().out and not memory.exists()
     assert forget(memory.parent) == 0
-    check_all(paths)
+    check_images(paths)
     assert read() == NAMES and memory.exists()
     assert forget(memory.parent) > 4000 and not list(memory.parent.iterdir())

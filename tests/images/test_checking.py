@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from transfer.images import checking
-from transfer.images.checking import Checked, check, check_all, make_report
-from transfer.images.duplicates import find_same
-from transfer.images.splitting import Found, Split
+from transfer.images.checking import CheckedImage, check, check_images, make_report
+from transfer.images.duplicates import find_duplicates
+from transfer.images.splitting import SourceData, Split
 
 
 def encoded(seed=0, size=(40, 30), kind="PNG", **options) -> bytes:
@@ -44,7 +44,7 @@ def test_turning_a_image_by_exif_does_not_change_what_it_shows():
     turned.save(stream, "JPEG", exif=upright(6), quality=95)
     digests, hashes = zip(*[(c.digest, c.hash) for c in (check(encoded(size=(400, 300))), check(stream.getvalue()))],
                           strict=True)  # fmt: skip
-    assert find_same(digests, hashes).tolist() == [0, 0]
+    assert find_duplicates(digests, hashes).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(("pixels", "mode"), [
@@ -57,7 +57,7 @@ def test_arrays_are_described_as_well(pixels, mode):
 def test_order_is_kept_over_many_chunks(monkeypatch):
     monkeypatch.setattr(checking, "_CHUNK", 3)
     contents = [encoded(seed) if seed % 4 else b"broken" for seed in range(11)]
-    assert check_all(contents) == [check(content) for content in contents]
+    assert check_images(contents) == [check(content) for content in contents]
 
 
 def test_what_is_no_file_is_refused_unread(tmp_path, monkeypatch):
@@ -80,17 +80,17 @@ def report_of(labels, *, parts=("train",), names=None, groups=(), skipped=(), **
         "format": ["JPEG"] * count, "mode": ["RGB"] * count, "width": [40] * count, "height": [30] * count,
     }  # fmt: skip
     values = {**defaults, **fields}
-    checked = [Checked("", **{key: value[i] for key, value in values.items()}) for i in range(count)]
+    checked = [CheckedImage("", **{key: value[i] for key, value in values.items()}) for i in range(count)]
     ends = np.linspace(0, count, len(parts) + 1).astype(int)
     found, by_part, same = {}, {}, {}
-    numbers = fields.get("numbers") or find_same(values["digest"], [b""] * count)
+    numbers = fields.get("numbers") or find_duplicates(values["digest"], [b""] * count)
     for part, start, end in zip(parts, ends, ends[1:], strict=False):
         found[part] = Split(
             names[start:end], np.array(labels[start:end]), names[start:end], list(groups[start:end])
         )
         by_part[part], same[part] = checked[start:end], np.asarray(numbers)[start:end]
     classes = [f"class{i}" for i in range(max(labels) + 1)]
-    return make_report("made", Found(found, classes, skipped), checked=by_part, same=same, splits=found)
+    return make_report("made", SourceData(found, classes, skipped), checked=by_part, same=same, splits=found)
 
 
 def kinds(report):
@@ -129,9 +129,9 @@ def test_near_copies_are_told_from_exact_ones():
     numbers = [0, 0, 1, 2, 3, 4]
     same = {"train": np.array(numbers)}
     part = Split(list("abcdef"), np.array([0, 0, 0, 1, 1, 1]), list("abcdef"))
-    checked = {"train": [Checked("", str(i), bytes([i]) * 32, "PNG", "RGB", 9, 9) for i in range(6)]}
+    checked = {"train": [CheckedImage("", str(i), bytes([i]) * 32, "PNG", "RGB", 9, 9) for i in range(6)]}
     report = make_report(
-        "made", Found({"train": part}, ["x", "y"]), checked=checked, same=same, splits={"train": part}
+        "made", SourceData({"train": part}, ["x", "y"]), checked=checked, same=same, splits={"train": part}
     )
     assert [(one.names, one.exact) for one in report.same] == [(("a", "b"), False)]
     assert "near" in kinds(report) and "copies" not in kinds(report)

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 
 from transfer.common.errors import InputError
 from transfer.images import datasets, decoding  # noqa: F401  all that could change Pillow's settings
-from transfer.images.checking import check, check_all
+from transfer.images.checking import check, check_images
 from transfer.images.decoding import BadImageError, decode, inspect_image, is_image, to_rgb_array
 
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (30, 200, 60), (20, 40, 210), (255, 255, 255)
@@ -266,7 +266,7 @@ def test_files_are_checked_in_order_and_copies_share_a_digest(tmp_path):
     for i, color in enumerate([RED, BLUE, RED]):
         (tmp_path / f"{i}.png").write_bytes(encode(plain(color)))
     (tmp_path / "3.png").write_bytes(b"")
-    first, second, third, fourth = check_all([str(tmp_path / f"{i}.png") for i in range(4)])
+    first, second, third, fourth = check_images([str(tmp_path / f"{i}.png") for i in range(4)])
     assert first.digest == third.digest != second.digest
     assert fourth.problem == "empty"
 

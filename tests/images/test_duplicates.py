@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from transfer.images.decoding import decode
-from transfer.images.duplicates import BITS, MOST_BITS, find_same, join, near_pairs, perceptual_hash
+from transfer.images.duplicates import BITS, MOST_BITS, find_duplicates, join, near_pairs, perceptual_hash
 
 
 def scene(seed=0, size=(240, 180)) -> Image.Image:
@@ -57,7 +57,7 @@ def test_different_images_are_far():
 def test_images_of_one_color_are_like_no_other(color):
     pixels = np.full((64, 64, 3), color, "uint8")
     assert perceptual_hash(pixels) == b""
-    assert find_same(["a", "b"], [b"", b""]).tolist() == [0, 1]
+    assert find_duplicates(["a", "b"], [b"", b""]).tolist() == [0, 1]
 
 
 def test_a_hash_has_all_its_bits():
@@ -117,10 +117,10 @@ def test_same_content_or_looks_over_several_steps_is_one():
     near = flipped(hashes[0], 5, rng)
     digests = ["a", "b", "c", "b", "d"]
     looks = [hashes[0], near, hashes[1], b"", hashes[2]]
-    assert find_same(digests, looks).tolist() == [0, 0, 1, 0, 2]
+    assert find_duplicates(digests, looks).tolist() == [0, 0, 1, 0, 2]
 
 
 def test_nothing_is_the_same_as_nothing():
-    assert find_same([], []).tolist() == []
+    assert find_duplicates([], []).tolist() == []
     assert join(0, np.zeros((0, 2), "int64")).tolist() == []
     assert join(3, np.zeros((0, 2), "int64")).tolist() == [0, 1, 2]

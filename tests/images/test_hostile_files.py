@@ -18,7 +18,7 @@ from PIL import Image
 
 from transfer.common.errors import InputError
 from transfer.images import decoding
-from transfer.images.checking import check, check_all
+from transfer.images.checking import check, check_images
 from transfer.images.datasets import load_data, main
 from transfer.images.decoding import RESIZES, decode
 from transfer.images.sources import find_source, printable
@@ -278,7 +278,7 @@ def test_huge_images_are_decoded_one_at_a_time(monkeypatch):
 def test_a_pipe_among_the_paths_is_refused(tmp_path):
     """It was a file when the folder was listed, or a manifest names it."""
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert check_all([str(tmp_path / "pipe.jpg"), "/dev/zero"])[0].problem == "not a file"
+    assert check_images([str(tmp_path / "pipe.jpg"), "/dev/zero"])[0].problem == "not a file"
 
 
 # Names

@@ -14,7 +14,7 @@ import pytest
 from helpers.images import STRANGE
 
 from transfer.common.errors import InputError
-from transfer.images.split_file import read_split, trained_on
+from transfer.images.split_file import read_split, training_digests
 from transfer.results.finished_runs import add_labels, load_run, text_of
 from transfer.results.run_records import read_record
 
@@ -32,7 +32,7 @@ def test_a_run_gives_its_model_names_options_and_images(run, strange_folder):
     rows = read_split(run / "split.csv")
     for split, part in data.splits.items():
         assert list(part.names) == [name for name, _, of in rows if of == split]
-    assert trained_on(run / "split.csv") == {*data.train.digests, *data.val.digests}
+    assert training_digests(run / "split.csv") == {*data.train.digests, *data.val.digests}
 
 
 def test_the_model_alone_knows_its_names(run, tmp_path):

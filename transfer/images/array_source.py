@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from transfer.common.errors import InputError, unknown
-from transfer.images.splitting import Found, Split
+from transfer.images.splitting import SourceData, Split
 from transfer.images.tables import SPLITS
 from transfer.images.temporary_store import TemporaryStore
 
@@ -21,7 +21,7 @@ _FORMS = (
 _INFINITE = -1  # tf.data.INFINITE_CARDINALITY; TensorFlow is not imported here
 
 
-def read_arrays(source: Any, class_names: Sequence[str] | None = None) -> Found:
+def read_arrays(source: Any, class_names: Sequence[str] | None = None) -> SourceData:
     """Check images and labels in memory, or read data sets of them once."""
     given = _by_split(source)
     if class_names is None:
@@ -32,7 +32,7 @@ def read_arrays(source: Any, class_names: Sequence[str] | None = None) -> Found:
     for split, part in given.items():
         prefix = f"{split}/" if len(given) > 1 else ""
         parts[split] = _dataset_split(part, prefix) if _is_dataset(part) else _array_split(part, prefix)
-    return Found(parts, _class_names(parts, class_names))
+    return SourceData(parts, _class_names(parts, class_names))
 
 
 def _is_dataset(source: Any) -> bool:

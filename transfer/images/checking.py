@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 
 from transfer.common.cache_folder import default_folder
 from transfer.images.check_cache import CheckCache
-from transfer.images.data_report import FEWEST, DataReport, Same
+from transfer.images.data_report import FEWEST, DataReport, DuplicateSet
 from transfer.images.decoding import MOST_PIXELS, BadImageError, inspect_image, is_image, reason, to_rgb_array
 from transfer.images.duplicates import perceptual_hash
-from transfer.images.splitting import Found, Split
+from transfer.images.splitting import SourceData, Split
 
 MOST_BYTES = 2**30
 """Larger files are refused unread."""
@@ -41,7 +41,7 @@ _SLICE = 128  # files that a thread looks at from outside at a time
 _CHUNK = 2048  # images handed to the threads at a time: a job for each of a million would cost gigabytes
 
 
-class Checked(NamedTuple):
+class CheckedImage(NamedTuple):
     """What the check found out about one image."""
 
     # Why it cannot be used.
@@ -59,10 +59,10 @@ class Checked(NamedTuple):
     turned: bool = False
 
 
-def check_all(images: Sequence[Any], *, progress: bool = True) -> list[Checked]:
+def check_images(images: Sequence[Any], *, progress: bool = True) -> list[CheckedImage]:
     """Check every image, some at a time."""
     bar = tqdm(total=len(images), desc="checking", unit=" images", disable=not progress or len(images) < 2000)
-    found: list[Checked] = []
+    found: list[CheckedImage] = []
     with (
         bar,
         CheckCache(default_folder(), rules=_rules()) as memory,
@@ -80,7 +80,7 @@ def check_all(images: Sequence[Any], *, progress: bool = True) -> list[Checked]:
     return found
 
 
-def _check_files(paths: Sequence[str], memory: CheckCache, pool: ThreadPoolExecutor) -> list[Checked]:
+def _check_files(paths: Sequence[str], memory: CheckCache, pool: ThreadPoolExecutor) -> list[CheckedImage]:
     """Check those files that have changed since they were checked last, or were bad then."""
     slices = [paths[i : i + _SLICE] for i in range(0, len(paths), _SLICE)]
     stamps = [stamp for some in pool.map(memory.stamp, slices) for stamp in some]
@@ -92,18 +92,18 @@ def _check_files(paths: Sequence[str], memory: CheckCache, pool: ThreadPoolExecu
     return [next(found) if row is None else _from_row(*row) for row in rows]
 
 
-def _row(one: Checked) -> tuple[Any, ...] | None:
+def _row(one: CheckedImage) -> tuple[Any, ...] | None:
     """Give what is remembered; a problem is looked at anew each time, since it may be the disk's."""
     return None if one.problem else (one.digest, one.hash.hex(), *one[3:])
 
 
-def _from_row(digest: str, hash: str, *rest: Any) -> Checked:
-    return Checked("", digest, bytes.fromhex(hash), *rest)
+def _from_row(digest: str, hash: str, *rest: Any) -> CheckedImage:
+    return CheckedImage("", digest, bytes.fromhex(hash), *rest)
 
 
 def _rules() -> str:
     """Name all that the check's answer depends on but the image."""
-    return repr((_RULES, Checked._fields, _SIZE, MOST_BYTES, MOST_PIXELS, *_libraries()))
+    return repr((_RULES, CheckedImage._fields, _SIZE, MOST_BYTES, MOST_PIXELS, *_libraries()))
 
 
 @cache
@@ -122,23 +122,23 @@ def _libraries() -> tuple[str, ...]:
     return tuple(found)
 
 
-def check(image: str | bytes | np.ndarray) -> Checked:
+def check(image: str | bytes | np.ndarray) -> CheckedImage:
     """Say whether one image can be read to its last byte, and what it is."""
     if isinstance(image, np.ndarray):
         height, width = image.shape[:2]
         mode = "L" if image.ndim == 2 or image.shape[2] == 1 else "RGB"
         pixels = to_rgb_array(image, _SIZE)
-        return Checked("", _digest(image.tobytes()), perceptual_hash(pixels), "array", mode, width, height)
+        return CheckedImage("", _digest(image.tobytes()), perceptual_hash(pixels), "array", mode, width, height)
     try:
         content = image if isinstance(image, bytes) else _content(image)
         if not content:
-            return Checked("empty")
+            return CheckedImage("empty")
         seen = inspect_image(content, _SIZE)
     except BadImageError as error:
-        return Checked(str(error))
+        return CheckedImage(str(error))
     except OSError as error:
-        return Checked(reason(error))
-    return Checked("", _digest(content), perceptual_hash(seen.pixels), *seen[1:])
+        return CheckedImage(reason(error))
+    return CheckedImage("", _digest(content), perceptual_hash(seen.pixels), *seen[1:])
 
 
 def _content(path: str) -> bytes:
@@ -160,9 +160,9 @@ def _digest(content: bytes) -> str:
 
 def make_report(
     name: str,
-    found: Found,
+    found: SourceData,
     *,
-    checked: Mapping[str, Sequence[Checked]],
+    checked: Mapping[str, Sequence[CheckedImage]],
     same: Mapping[str, np.ndarray],
     splits: Mapping[str, Split],
 ) -> DataReport:
@@ -220,8 +220,8 @@ def _same(
     names: Sequence[str],
     classes: Sequence[str],
     splits: Sequence[str],
-    checked: Sequence[Checked],
-) -> tuple[Same, ...]:
+    checked: Sequence[CheckedImage],
+) -> tuple[DuplicateSet, ...]:
     order = np.argsort(numbers, kind="stable")
     ends = np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1))
     found = []
@@ -229,7 +229,7 @@ def _same(
         members = sorted(order[start:end].tolist(), key=lambda i: names[i])
         if len(members) > 1:
             shown, of, where = (tuple(each[i] for i in members) for each in (names, classes, splits))
-            found.append(Same(shown, of, where, exact=len({checked[i].digest for i in members}) == 1))
+            found.append(DuplicateSet(shown, of, where, exact=len({checked[i].digest for i in members}) == 1))
     return tuple(sorted(found))
 
 

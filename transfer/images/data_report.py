@@ -22,7 +22,7 @@ MOST_SHOWN = 5
 """Names or pairs of images that a finding shows where space is short."""
 
 
-class Same(NamedTuple):
+class DuplicateSet(NamedTuple):
     """Images that show the same."""
 
     names: tuple[str, ...]
@@ -82,7 +82,7 @@ class DataReport:
     turned: int
     widths: tuple[int, int, int]
     heights: tuple[int, int, int]
-    same: tuple[Same, ...]
+    same: tuple[DuplicateSet, ...]
     groups: int
     split_groups: tuple[str, ...]
     odd: tuple[tuple[str, str], ...]
@@ -111,7 +111,7 @@ class DataReport:
         """
         try:
             given = {key: _as_tuples(value) for key, value in values.items() if key != "findings"}
-            return cls(**{**given, "same": tuple(Same(**one) for one in map(dict, given["same"]))})
+            return cls(**{**given, "same": tuple(DuplicateSet(**one) for one in map(dict, given["same"]))})
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(f"Expected the report of a check of data. Received another: {error}.") from None
 

@@ -17,16 +17,16 @@ import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.images.array_source import read_arrays
-from transfer.images.checking import Checked, check_all, make_report
+from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.data_config import DataConfig
 from transfer.images.data_report import DataReport
 from transfer.images.decoding import RESIZES, as_size
-from transfer.images.duplicates import find_same
+from transfer.images.duplicates import find_duplicates
 from transfer.images.manifest import read_manifest
 from transfer.images.sources import embedded_folder as embedded_folder
 from transfer.images.sources import find_source, printable, read_folder, skipped_in_words
 from transfer.images.split_file import apply_split, read_split
-from transfer.images.splitting import Found, Split, complete_splits, few_per_class
+from transfer.images.splitting import SourceData, Split, complete_splits, few_per_class
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def _read(
     data_dir: str | Path | None,
     tfds_split: str | Mapping[str, str] | None,
     download: bool,
-) -> tuple[str, Found]:
+) -> tuple[str, SourceData]:
     """Find out what kind of source it is; give its name and what it holds."""
     text = str(source) if isinstance(source, (str, Path)) else None
     if tfds_split is not None and not (text and text.startswith("tfds:")):
@@ -251,7 +251,7 @@ def _read(
     return (name, read_folder(place)) if place.is_dir() else (Path(name).stem, read_manifest(place))
 
 
-def _tidy(found: Found, resize: str) -> Found:
+def _tidy(found: SourceData, resize: str) -> SourceData:
     """Give every image a name that can be written anywhere and is its own, and say how it is resized."""
     taken: set[str] = set()
     parts = {}
@@ -276,11 +276,11 @@ def _numbered(name: str) -> Iterator[str]:
         yield f"{name}#{number}"
 
 
-def _check(found: Found, *, strict: bool) -> tuple[Found, dict[str, list[Checked]]]:
+def _check(found: SourceData, *, strict: bool) -> tuple[SourceData, dict[str, list[CheckedImage]]]:
     """Drop what cannot be read."""
     good, checked, skipped = {}, {}, list(found.skipped)
     for name, part in found.parts.items():
-        every = check_all(part.images)
+        every = check_images(part.images)
         keep = [i for i, c in enumerate(every) if not c.problem]
         skipped += [(part.names[i], c.problem) for i, c in enumerate(every) if c.problem]
         checked[name] = [every[i] for i in keep]
@@ -296,14 +296,14 @@ def _check(found: Found, *, strict: bool) -> tuple[Found, dict[str, list[Checked
     return replace(found, parts=good, skipped=skipped), checked
 
 
-def _find_same(checked: Mapping[str, Sequence[Checked]], *, near_duplicates: bool) -> dict[str, np.ndarray]:
+def _find_same(checked: Mapping[str, Sequence[CheckedImage]], *, near_duplicates: bool) -> dict[str, np.ndarray]:
     every = [c for part in checked.values() for c in part]
-    numbers = find_same([c.digest for c in every], [c.hash if near_duplicates else b"" for c in every])
+    numbers = find_duplicates([c.digest for c in every], [c.hash if near_duplicates else b"" for c in every])
     ends = np.cumsum([len(part) for part in checked.values()])
     return dict(zip(checked, np.split(numbers, ends[:-1]), strict=True))
 
 
-def _refuse_too_few(name: str, found: Found) -> None:
+def _refuse_too_few(name: str, found: SourceData) -> None:
     present = np.unique(found.parts["train"].labels)
     names = found.class_names
     if len(present) < 2:

@@ -27,7 +27,7 @@ def perceptual_hash(pixels: np.ndarray) -> bytes:
     return np.packbits(imagehash.phash(Image.fromarray(pixels), hash_size=16).hash).tobytes()
 
 
-def find_same(digests: Sequence[str], hashes: Sequence[bytes]) -> np.ndarray:
+def find_duplicates(digests: Sequence[str], hashes: Sequence[bytes]) -> np.ndarray:
     """Number the images so that those that show the same have the same number."""
     first: dict[str, int] = {}
     copies = [(i, first.setdefault(digest, i)) for i, digest in enumerate(digests)]

@@ -13,14 +13,14 @@ from unicodedata import normalize
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
-from transfer.images.splitting import Found, Split
+from transfer.images.splitting import SourceData, Split
 from transfer.images.tables import AS_UTF8, SPLITS, UNDECODED, Table, lone_group, short
 
 _LOOKED_FOR = 1_000
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def read_manifest(path: Path) -> Found:
+def read_manifest(path: Path) -> SourceData:
     """Read a list of images and their labels; no image is opened yet."""
     table = Table(path)
     folder = str(table.path.parent)
@@ -55,7 +55,7 @@ def read_manifest(path: Path) -> Found:
         names,
         [group or lone_group(name) for group, name in zip(groups, names, strict=True)] if any(groups) else (),
     )
-    return Found(_parts(table, whole, np.array(splits), numbers, class_names), class_names)
+    return SourceData(_parts(table, whole, np.array(splits), numbers, class_names), class_names)
 
 
 def _problem(where: str, label: str) -> str:

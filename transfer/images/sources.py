@@ -14,7 +14,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, nearest, unknown
 from transfer.images.decoding import EXTENSIONS, is_image, reason
-from transfer.images.splitting import Found, Split
+from transfer.images.splitting import SourceData, Split
 from transfer.images.tables import SPLIT_WORDS
 
 EMBEDDED = "emoji"
@@ -80,7 +80,7 @@ def find_source(text: str) -> Path:
     )
 
 
-def read_folder(folder: Path) -> Found:
+def read_folder(folder: Path) -> SourceData:
     """Collect the paths of images and their labels; of files with strange names, the first bytes are
     read."""
     walk = _Walk(folder)
@@ -95,7 +95,7 @@ def read_folder(folder: Path) -> Found:
         files = [(file, label_of[c]) for c, files in of_class.items() for file in files]
         labels = np.array([label for _, label in files], "int64")
         parts[split] = Split([file for file, _ in files], labels, [walk.name(file) for file, _ in files])
-    return Found(parts, names, walk.skipped, walk.ignored)
+    return SourceData(parts, names, walk.skipped, walk.ignored)
 
 
 class _Walk:

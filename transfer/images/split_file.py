@@ -78,7 +78,7 @@ def read_split(path: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
-def trained_on(path: Path) -> set[str]:
+def training_digests(path: Path) -> set[str]:
     """Read the contents of the images that a split trains or validates on."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:

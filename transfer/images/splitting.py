@@ -59,7 +59,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceData:
     """What a source holds, before any image is opened."""
 
     parts: dict[str, Split]

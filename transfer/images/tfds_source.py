@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transfer.common.errors import InputError, nearest, one_line, unknown
-from transfer.images.splitting import Found, Split
+from transfer.images.splitting import SourceData, Split
 from transfer.images.tables import SPLIT_WORDS, SPLITS
 from transfer.images.tfds_records import RecordRun, make_reader
 
@@ -31,7 +31,7 @@ def read_tfds(
     data_dir: str | Path | None = None,
     download: bool = True,
     split: str | Mapping[str, str] | None = None,
-) -> Found:
+) -> SourceData:
     """Read a prepared data set, or download and prepare it first."""
     import tensorflow_datasets as tfds
 
@@ -62,7 +62,7 @@ def read_tfds(
             f"{', '.join(builder.info.splits) or 'none'}. Choose another data set or another version of it, or say "
             "which images to train on, such as the split 'test[:80%]'."
         )
-    return Found(parts, list(builder.info.features[keys[1]].names))
+    return SourceData(parts, list(builder.info.features[keys[1]].names))
 
 
 def _wanted(split: str | Mapping[str, str] | None) -> dict[str, str]:
