@@ -41,3 +41,8 @@ def one_line(error: Exception, *, most: int = 400) -> str:
     """Give the words of somebody else's error in one line, for a message of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]} ..."
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, such as "1 image" or "2,000 images"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
