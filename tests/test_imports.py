@@ -29,6 +29,7 @@ LAYERS = [
 ]
 COMMANDS = {
     "__init__",
+    "__main__",
     "advice",
     "beam_features",
     "datasets",
@@ -96,7 +97,39 @@ def test_nobody_imports_a_command():
 def test_tensorflow_is_imported_by_four_packages_alone():
     """Keras has no gradients of its own, so that one module of `networks` takes TensorFlow's."""
     found = importers_of("tensorflow") | importers_of("tensorflow_datasets")
-    assert {layer(module) for module in found - {"networks.gradients"}} <= TENSORFLOW
+    allowed = {"networks.gradients", "common.keras_private"}
+    assert {layer(module) for module in found - allowed} <= TENSORFLOW
+
+
+def test_private_keras_and_tensorflow_names_are_used_in_one_module_alone():
+    """A leading underscore is allowed on `self`, on a class of ours, and in the names of Python itself."""
+    ours = {"_asdict", "_replace", "_fields", "_Unpickler"}
+    trees = modules()
+    del trees["common.keras_private"]
+    wrong = {
+        f"{module}:{node.lineno} {node.attr}"
+        for module, tree in trees.items()
+        for own in [ours | {one.attr for one in ast.walk(tree) if _is_of_self(one)}]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr not in own
+    }
+    modules_of = ("tensorflow.python", "keras.src")
+    wrong |= {
+        f"{module} {n}" for module, tree in trees.items() for n in imported(tree) if n.startswith(modules_of)
+    }
+    assert not wrong
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _is_of_self(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("self", "cls")
+    )
 
 
 def test_matplotlib_is_imported_by_plotting_modules_alone():

@@ -10,6 +10,7 @@ import numpy as np
 
 from transfer.adviser.curves import side_by_side
 from transfer.cases.decisions import decision_of
+from transfer.common.keras_private import count_calls
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.extraction import extract, keep
 from transfer.frozen.feature_cache import FeatureCache
@@ -125,7 +126,7 @@ def _watched(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     found = dict.fromkeys(
         node.op for node in graphs.graph(model) if isinstance(node.op, keras.layers.BatchNormalization)
     )
-    return [layer for layer in found if len(layer._inbound_nodes) == 1 and len(layer.input.shape) == 4]
+    return [layer for layer in found if count_calls(layer) == 1 and len(layer.input.shape) == 4]
 
 
 def _pooled(tensor: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from transfer.adviser.probes import label_information
 from transfer.adviser.sample_features import SampleFeatures
 from transfer.common.errors import InputError
+from transfer.common.keras_private import all_layers
 
 WEIGHTS = {"information": 2.0, "confidence": 1.0, "shift": 3.0}
 """How much each percentile counts. The information counts double the confidence, which is high on hand signs and
@@ -171,7 +172,7 @@ def _triple(values: Iterable[float]) -> Shift:
 
 def keeps_statistics(base: keras.Model) -> bool:
     """Tell whether a network's BatchNormalizations keep statistics of what it was trained on."""
-    for layer in base._flatten_layers():
+    for layer in all_layers(base):
         if isinstance(layer, keras.layers.BatchNormalization):
             mean, variance = (
                 keras.ops.convert_to_numpy(kept) for kept in (layer.moving_mean, layer.moving_variance)

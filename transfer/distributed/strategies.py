@@ -13,9 +13,11 @@ import os
 import sys
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from transfer.common import keras_private
 from transfer.common.errors import InputError, unknown
 from transfer.distributed.cluster import as_workers, names_several, read_cluster, wait_for
 from transfer.distributed.process_group import BatchPart, ProcessGroup, current_group, join
@@ -135,7 +137,7 @@ def _multiworker(patience: float) -> Any:
             _mirrored() if len(tf.config.list_physical_devices("GPU")) > 1 else tf.distribute.get_strategy()
         )
     os.environ["TF_CONFIG"] = as_workers(addresses, index)
-    _meet_within(patience, len(addresses))
+    keras_private.set_worker_timeouts(len(addresses), start=patience, heartbeat=HEARTBEAT)
     wait_for(addresses[1:] if index == 0 else (), patience)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -154,23 +156,6 @@ def _multiworker(patience: float) -> Any:
     join(ProcessGroup(index, addresses, functools.partial(_all_gather, strategy)))
     _met.append(strategy)
     return strategy
-
-
-def _meet_within(seconds: float, count: int) -> None:
-    """Set how long TensorFlow waits for workers, and how soon it misses one: an hour, and never, by
-    itself."""
-    from tensorflow.python.distribute import collective_all_reduce_strategy as strategies
-    from tensorflow.python.eager import context
-
-    job = strategies.coordination_config_pb2.CoordinatedJob
-    context.context().configure_coordination_service(
-        service_type="standalone",
-        service_leader="/job:worker/replica:0/task:0",
-        cluster_register_timeout_in_ms=int(1000 * seconds),
-        heartbeat_timeout_in_ms=1000 * HEARTBEAT,
-        shutdown_barrier_timeout_in_ms=1000 * HEARTBEAT,
-        coordinated_jobs=[job(name="worker", num_tasks=count)],
-    )
 
 
 def _all_gather(strategy: Any, own: np.ndarray) -> np.ndarray:
@@ -196,14 +181,18 @@ def scope_of(model: Any) -> Any:
     return tf.distribute.get_strategy().scope()
 
 
+# Keras on JAX does not record the devices of a model as it does on TensorFlow. An entry lives as long as its model.
+_JAX_DEVICES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
 def _strategy_of(model: Any) -> Any:
-    return getattr(model, "_devices", None) or getattr(model, "distribute_strategy", None)
+    return _JAX_DEVICES.get(model) or getattr(model, "distribute_strategy", None)
 
 
 def settle(model: Any, devices: Any) -> Any:
     """Note on which devices a model was made, as Keras does by itself on TensorFlow alone."""
     if not on_tensorflow():
-        model._devices = devices
+        _JAX_DEVICES[model] = devices
     return model
 
 
@@ -256,7 +245,7 @@ def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | N
 
         dataset = dataset.map(weigh)
     found = model.distribute_strategy.distribute_datasets_from_function(lambda context: dataset)
-    found._cardinality //= batch_part.replicas  # TensorFlow counts batches, Keras steps
+    keras_private.divide_cardinality(found, batch_part.replicas)  # TensorFlow counts batches, Keras steps
     return found
 
 
@@ -270,10 +259,6 @@ def make_exact(model: Any, *, soft_labels: bool = False) -> None:
 
     labels = np.zeros(model.output_shape[1:], "float32")[None] if soft_labels else np.zeros(1, "int64")
     made_up = (np.zeros((1, *model.input_shape[1:]), "float32"), labels)
-
-    def build_from_made_up(iterator: Any = None, data_batch: Any = None) -> None:
-        with strategy.scope():
-            model._symbolic_build(data_batch=made_up)
 
     def rows(logs: dict[str, Any]) -> dict[str, Any]:
         return (
@@ -291,11 +276,11 @@ def make_exact(model: Any, *, soft_labels: bool = False) -> None:
             loss = model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=weight, training=True)
             own = loss * tf.cast(size * replicas / whole, loss.dtype)
             scaled = model.optimizer.scale_loss(own)
-        model._loss_tracker.update_state(loss * replicas, sample_weight=size)
+        keras_private.update_loss(model, loss * replicas, size)
         weights = model.trainable_weights
         model.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
         return rows(model.compute_metrics(x, y, predicted, sample_weight=weight))
 
     test_step = type(model).test_step.__get__(model)
-    model._maybe_symbolic_build = build_from_made_up
+    keras_private.replace_symbolic_build(model, made_up, strategy.scope)
     model.train_step, model.test_step = train_step, lambda data: rows(test_step(data))

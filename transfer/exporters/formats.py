@@ -19,8 +19,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer.common.keras_private import with_constants
 from transfer.common.errors import InputError
+from transfer.common.keras_private import with_constants
 from transfer.frozen.openvino_engine import import_openvino
 from transfer.results.finished_runs import add_labels
 

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError, one_line, unknown
+from transfer.common.keras_private import all_layers, with_constants
 from transfer.frozen.openvino_engine import RunFunction, compile_graph, has_bfloat16, import_openvino, padded
 from transfer.networks.graphs import bottlenecks, graph
 
@@ -212,7 +213,7 @@ def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
 
 def _tolerance(name: str, model: keras.Model) -> float:
     """How much an engine may differ: by what its own precision, or the model's, costs."""
-    low = any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers())
+    low = any(layer.compute_dtype in ("float16", "bfloat16") for layer in all_layers(model))
     return TOLERANCE["bfloat16" if low or name.endswith("bfloat16") else "float32"]
 
 
@@ -260,9 +261,7 @@ def _constant_function(model: keras.Model, shape: tuple[int, ...]) -> Any:
 
     function = call.get_concrete_function(tf.TensorSpec(shape, tf.float32))
     if function.captured_inputs:
-        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-        function = convert_variables_to_constants_v2(function)
+        function = with_constants(function)
     return function
 
 

@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from transfer.common.errors import InputError
+from transfer.common.keras_private import all_layers, call_of, draws_random_numbers, has_own_state
 from transfer.networks.graphs import Node, graph
 
 
@@ -53,15 +54,15 @@ def frozen_bytes(extractor: keras.Model) -> int:
 
 def _liveness(op: Any, ignore_noise: bool) -> str | None:
     """Say what training changes or draws in a layer; None where it computes the same each time."""
-    for layer in op._flatten_layers() if isinstance(op, keras.layers.Layer) else ():
+    for layer in all_layers(op):
         if any(weight.trainable for weight in layer.weights):
             return "trains"
         if isinstance(layer, keras.layers.BatchNormalization):
             if layer.trainable:  # it may have neither scale nor center
                 return "takes its statistics from each batch"
-        elif layer._non_trainable_variables and not isinstance(layer, keras.layers.Normalization):
+        elif has_own_state(layer) and not isinstance(layer, keras.layers.Normalization):
             return "keeps a state that training may change"
-        if layer._seed_generators and not ignore_noise:
+        if draws_random_numbers(layer) and not ignore_noise:
             return "draws random numbers"
     return None
 
@@ -71,7 +72,7 @@ def _is_cheap(op: Any) -> bool:
     its input: not where it multiplies with matrices, and not where it would draw random numbers."""
     if not isinstance(op, keras.layers.Layer):
         return True
-    noisy = any(layer._seed_generators for layer in op._flatten_layers())
+    noisy = any(draws_random_numbers(layer) for layer in all_layers(op))
     return not noisy and all(len(weight.shape) < 2 for weight in op.weights)
 
 
@@ -120,12 +121,9 @@ def _tail(name: str, nodes: Sequence[Node], crossing: list[int]) -> keras.Model:
         tensor = nodes[place].tensor
         if id(tensor) in new:
             continue
-        op, index, _ = tensor._keras_history
-        call = op._inbound_nodes[index]
-        args, kwargs = keras.tree.map_structure(
-            lambda a: new.get(id(a), a), (call.arguments.args, call.arguments.kwargs)
-        )
-        for old, made in zip(call.output_tensors, keras.tree.flatten(op(*args, **kwargs)), strict=True):
+        call = call_of(tensor)
+        args, kwargs = keras.tree.map_structure(lambda a: new.get(id(a), a), (call.args, call.kwargs))
+        for old, made in zip(call.outputs, keras.tree.flatten(call.op(*args, **kwargs)), strict=True):
             new.setdefault(id(old), made)
     return keras.Model(
         inputs if len(inputs) > 1 else inputs[0], new[id(nodes[-1].tensor)], name=f"{name}_tail"

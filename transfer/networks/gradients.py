@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
+from transfer.common.keras_private import accepts_training, call_of
 from transfer.networks.graphs import Node, bottlenecks, graph
 
 
@@ -63,14 +64,13 @@ def run(
 def _call(node: Node, given: Sequence[Any]) -> Any:
     """Call an operation as its network does, with values in place of symbolic tensors, in inference
     mode."""
-    op, index, output = node.tensor._keras_history
-    arguments, rest = op._inbound_nodes[index].arguments, iter(given)
+    call, rest = call_of(node.tensor), iter(given)
     args, kwargs = keras.tree.map_structure(
-        lambda a: next(rest) if isinstance(a, keras.KerasTensor) else a, (arguments.args, arguments.kwargs)
+        lambda a: next(rest) if isinstance(a, keras.KerasTensor) else a, (call.args, call.kwargs)
     )
-    if getattr(op, "_call_has_training_arg", False):
+    if accepts_training(call.op):
         kwargs = {**kwargs, "training": False}
-    return keras.tree.flatten(op(*args, **kwargs))[output]
+    return keras.tree.flatten(call.op(*args, **kwargs))[call.output]
 
 
 class Field(NamedTuple):

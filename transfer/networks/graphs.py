@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError, one_line, unknown
+from transfer.common.keras_private import call_of
 
 
 class Node(NamedTuple):
@@ -34,11 +35,11 @@ def graph(model: keras.Model) -> list[Node]:
         tensor, ready = stack.pop()
         if id(tensor) in position:
             continue
-        op, index, _ = tensor._keras_history
-        sources = [] if tensor is model.inputs[0] else op._inbound_nodes[index].input_tensors
+        call = call_of(tensor)
+        sources = [] if tensor is model.inputs[0] else call.inputs
         if ready:
             position[id(tensor)] = len(nodes)
-            nodes.append(Node(op, tensor, tuple(position[id(s)] for s in sources)))
+            nodes.append(Node(call.op, tensor, tuple(position[id(s)] for s in sources)))
         else:
             stack.append((tensor, True))
             stack += [(s, False) for s in reversed(sources)]
@@ -115,9 +116,8 @@ def config_of(op: Any) -> dict[str, Any]:
 
 def _constants(tensor: Any) -> list[str]:
     """What an operation was called with besides tensors, such as the 3 of `x + 3`."""
-    op, index, _ = tensor._keras_history
-    arguments = op._inbound_nodes[index].arguments
-    given = keras.tree.flatten([arguments.args, arguments.kwargs])
+    call = call_of(tensor)
+    given = keras.tree.flatten([call.args, call.kwargs])
     return ["tensor" if isinstance(value, keras.KerasTensor) else _text(value) for value in given]
 
 

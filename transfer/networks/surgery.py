@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError, one_line
+from transfer.common.keras_private import all_layers
 from transfer.networks.graphs import Node, config_of, find, graph
 
 
@@ -101,7 +102,7 @@ def _copy_state(old: Any, new: Any, *, everything: bool) -> None:
         return
     if everything:
         _assign(old, new)
-    for source, target in zip(_all_layers(old), _all_layers(new), strict=True):
+    for source, target in zip(all_layers(old), all_layers(new), strict=True):
         if isinstance(target, keras.layers.Normalization):
             _assign(source, target)
             target.finalize_state()  # it computes with constants made of its variables
@@ -140,11 +141,6 @@ def _snake_case(name: str) -> str:
     """Spell a class as Keras does when it names a layer after it."""
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-def _all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """A layer and every layer inside it."""
-    return list(layer._flatten_layers()) if hasattr(layer, "_flatten_layers") else [layer]
 
 
 def slice_at(model: keras.Model, name: str) -> keras.Model:
@@ -195,7 +191,7 @@ def set_trainable(
     """Set the flags of a model's layers, one by one, inner layers too."""
     model.trainable = True  # the model's own flag must let its layers' through
     for outer in model.layers:
-        inner = _all_layers(outer)
+        inner = all_layers(outer)
         flag = trainable(outer.name) if callable(trainable) else trainable
         for layer in inner:
             layer.trainable = flag

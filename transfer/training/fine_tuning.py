@@ -15,6 +15,7 @@ import numpy as np
 from transfer.cases.builders import start_over
 from transfer.cases.decisions import find_decision
 from transfer.common.errors import InputError
+from transfer.common.keras_private import apply_averages, has_schedule
 from transfer.distributed.process_group import BatchPart
 from transfer.distributed.strategies import (
     batch_part_of,
@@ -104,7 +105,7 @@ def train_all(
                 model.optimizer.learning_rate = peak
             done.seconds_training += time.perf_counter() - start
         if run.recipe.ema and better.lost_at is None:
-            type(model.optimizer).finalize_variable_values(model.optimizer, model.trainable_variables)
+            apply_averages(model.optimizer, model.trainable_variables)
         better.set_model(trainee)
         better.settle()
 
@@ -177,8 +178,7 @@ def _keep_better(run: TrainingSettings, done: TrainingLog) -> KeepBetter:
 def _schedule(run: TrainingSettings, per_epoch: int, **options: Any) -> list[keras.callbacks.Callback]:
     """What sets the learning rate, unless the user does."""
     recipe, optimizer = run.recipe, run.model.optimizer
-    own = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
-    if own or any(isinstance(callback, _RATES) for callback in run.callbacks):
+    if has_schedule(optimizer) or any(isinstance(callback, _RATES) for callback in run.callbacks):
         return []
     if recipe.schedule == "steps":
         return [StepDecay(every=recipe.decay_every * per_epoch, factor=recipe.decay_factor, **options)]

@@ -10,6 +10,7 @@ import keras
 
 from transfer.cases.decisions import find_decision
 from transfer.common.errors import InputError
+from transfer.common.keras_private import UpdateStep, averages_not_applied, index_of, replaced_update_step
 from transfer.distributed.strategies import on_tensorflow, replicas_of, scope_of
 from transfer.networks import graphs
 from transfer.networks.backbones import block_ends
@@ -38,13 +39,12 @@ def following(recipe: Recipe, model: keras.Model) -> Iterator[Callable[[float], 
     with contextlib.ExitStack() as undo:
         if recipe.ema:
             _average(optimizer, recipe.ema)
-            undo.callback(vars(optimizer).pop, "finalize_variable_values")
+            undo.enter_context(averages_not_applied(optimizer))
         if recipe.layer_decay == 1.0 and not recipe.gradual_unfreezing and not recipe.weight_decay:
             yield None
             return
-        rates, count = _wrap(optimizer, model, recipe)
-        undo.callback(vars(optimizer).pop, "update_step")
-        undo.callback(setattr, model, "train_function", None)  # else Keras runs what it traced before
+        rates, count, update_step = _wrap(optimizer, model, recipe)
+        undo.enter_context(replaced_update_step(model, optimizer, update_step))
         yield (
             (lambda progress: rates.assign(block_rates(recipe, count, progress)))
             if recipe.gradual_unfreezing
@@ -74,10 +74,9 @@ def _average(optimizer: Any, ema: float) -> None:
             "one that has. Build the model anew, or leave ema out."
         )
     optimizer.use_ema, optimizer.ema_momentum = True, ema
-    optimizer.finalize_variable_values = lambda variables: None
 
 
-def _wrap(optimizer: Any, model: keras.Model, recipe: Recipe) -> tuple[Any, int]:
+def _wrap(optimizer: Any, model: keras.Model, recipe: Recipe) -> tuple[Any, int, UpdateStep]:
     """Wrap the step of each variable; give the rates by block, which may be set, and how many blocks there
     are."""
     numbers, count = blocks_of(model)
@@ -90,12 +89,11 @@ def _wrap(optimizer: Any, model: keras.Model, recipe: Recipe) -> tuple[Any, int]
     step = optimizer.update_step
 
     def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
-        place = optimizer._get_variable_index(variable)
+        place = index_of(optimizer, variable)
         rate = keras.ops.cast(learning_rate, "float32") * rates[numbers[place]]
         if decays[place]:
             shrunk = variable * keras.ops.cast(rate * decays[place], variable.dtype)
             optimizer.assign_sub(variable, shrunk)
         step(gradient, variable, rate)
 
-    optimizer.update_step, model.train_function = update_step, None
-    return rates, count
+    return rates, count, update_step

@@ -1,0 +1,147 @@
+"""Every use of private Keras and TensorFlow API in the package.
+
+A new version of Keras or TensorFlow may change any of these names. `tests/common/test_keras_private.py` has one test
+for each use, which says what breaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import keras
+
+
+class Call(NamedTuple):
+    """The call of an operation that made a symbolic tensor."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[keras.KerasTensor]
+    outputs: list[keras.KerasTensor]
+    output: int  # index of the tensor among the outputs
+
+
+def call_of(tensor: keras.KerasTensor) -> Call:
+    """Return the call that made a symbolic tensor."""
+    op, node_index, output = tensor._keras_history
+    node = op._inbound_nodes[node_index]
+    arguments = node.arguments
+    return Call(op, arguments.args, arguments.kwargs, node.input_tensors, node.output_tensors, output)
+
+
+def count_calls(op: Any) -> int:
+    """Count the calls of an operation on symbolic tensors."""
+    return len(op._inbound_nodes)
+
+
+def accepts_training(op: Any) -> bool:
+    """Return whether an operation is a layer with a `training` argument."""
+    return bool(getattr(op, "_call_has_training_arg", False))
+
+
+def all_layers(op: Any) -> list[keras.layers.Layer]:
+    """Return a layer and all layers inside it; an empty list for an operation that is no layer."""
+    import keras
+
+    return list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
+
+
+def draws_random_numbers(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer itself, without the layers inside it, has a random generator."""
+    return bool(layer._seed_generators)
+
+
+def has_own_state(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer itself has variables that are never trained by gradients."""
+    return bool(layer._non_trainable_variables)
+
+
+def has_schedule(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Return whether an optimizer's learning rate is a schedule of Keras."""
+    import keras
+
+    return isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+
+
+def index_of(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> int:
+    """Return the index of a variable among those that an optimizer trains."""
+    return int(optimizer._get_variable_index(variable))
+
+
+UpdateStep = Callable[[Any, Any, Any], None]
+"""Updates one variable: takes its gradient, the variable and the learning rate."""
+
+
+@contextlib.contextmanager
+def replaced_update_step(model: keras.Model, optimizer: Any, update_step: UpdateStep) -> Iterator[None]:
+    """Replace an optimizer's step for one variable, within a `with` block."""
+    # Keras keeps the training step that it traced, with the old step in it, unless train_function is None.
+    optimizer.update_step, model.train_function = update_step, None
+    try:
+        yield
+    finally:
+        del optimizer.update_step
+        model.train_function = None
+
+
+@contextlib.contextmanager
+def averages_not_applied(optimizer: Any) -> Iterator[None]:
+    """Stop `fit` from replacing the weights by their averages when it ends, within a `with` block."""
+    optimizer.finalize_variable_values = lambda variables: None
+    try:
+        yield
+    finally:
+        del optimizer.finalize_variable_values
+
+
+def apply_averages(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
+    """Replace the weights by the averages that an optimizer keeps, also inside `averages_not_applied`."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+    type(inner).finalize_variable_values(inner, variables)
+
+
+def replace_symbolic_build(model: keras.Model, batch: tuple[Any, ...], scope: Callable[[], Any]) -> None:
+    """Let `fit` build a model's metrics and optimizer from this batch, inside a scope."""
+
+    def build(iterator: Any = None, data_batch: Any = None) -> None:
+        with scope():
+            model._symbolic_build(data_batch=batch)
+
+    model._maybe_symbolic_build = build
+
+
+def update_loss(model: keras.Model, loss: Any, count: Any) -> None:
+    """Add the loss of a batch of `count` images to the mean loss that `fit` reports."""
+    model._loss_tracker.update_state(loss, sample_weight=count)
+
+
+def divide_cardinality(dataset: Any, divisor: int) -> None:
+    """Divide the number of batches that a distributed data set reports."""
+    dataset._cardinality //= divisor
+
+
+def set_worker_timeouts(count: int, start: float, heartbeat: float) -> None:
+    """Set the seconds that TensorFlow waits for `count` workers to start, and for a sign of life."""
+    from tensorflow.python.distribute import collective_all_reduce_strategy
+    from tensorflow.python.eager import context
+
+    job = collective_all_reduce_strategy.coordination_config_pb2.CoordinatedJob
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=int(1000 * start),
+        heartbeat_timeout_in_ms=int(1000 * heartbeat),
+        shutdown_barrier_timeout_in_ms=int(1000 * heartbeat),
+        coordinated_jobs=[job(name="worker", num_tasks=count)],
+    )
+
+
+def with_constants(function: Any) -> Any:
+    """Return a concrete TensorFlow function with its variables turned into constants."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    return convert_variables_to_constants_v2(function)
