@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from transfer.common.errors import InputError
-from transfer.frozen import feature_cache as cache_room
+from transfer.frozen import feature_cache
 from transfer.frozen.feature_cache import HOUR, LIMIT, FeatureCache
 from transfer.frozen.row_files import SUFFIX, VERSION
 
@@ -186,7 +186,7 @@ def test_every_flipped_bit_is_noticed(tmp_path, caplog):
         caplog.clear()
         store = open_store(tmp_path)
         assert store.find(digests_of([0, 1])).tolist() == [-1, -1], position
-        assert path.name in caplog.text and "computed anew" in caplog.text
+        assert path.name in caplog.text and "computed again" in caplog.text
         assert not path.exists() and len(store) == 0
     fill(store, [0, 1])
     check(store, [0, 1])
@@ -250,7 +250,9 @@ def test_what_breaks_after_it_was_found_is_no_row(tmp_path):
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
     assert np.array_equal(store.find(digests_of([0, 1])), ids)  # it was read before, and is not again
-    with pytest.raises(InputError, match=rf"{path.name}' were lost .*: bits in it flipped. Start again"):
+    with pytest.raises(
+        InputError, match=rf"{path.name}' were lost .*: its checksum is wrong. Run the command again"
+    ):
         store.take(ids)
     assert np.array_equal(store.take(ids[:1]), rows_of([0]))  # found before, and sound
     assert store.find(digests_of([0, 1])).tolist() == [-1, -1]
@@ -262,7 +264,7 @@ def test_what_is_cut_short_after_it_was_found_is_no_row(tmp_path):
     store = open_store(tmp_path)
     ids = fill(store, [0, 1])
     os.truncate(files_of(store)[0], 80)
-    with pytest.raises(InputError, match="it was cut short"):
+    with pytest.raises(InputError, match="it is truncated"):
         store.take(ids)
 
 
@@ -296,14 +298,14 @@ def test_no_numbers_are_refused(value, tmp_path):
     store = open_store(tmp_path)
     rows = rows_of(range(3), dtype="float32")
     rows[1, 2] = value
-    with pytest.raises(InputError, match="The network gave NaN or infinite values for 1 of 3 images"):
+    with pytest.raises(InputError, match="The network returned NaN or infinity for 1 of 3 images"):
         store.append(digests_of(range(3)), rows)
     assert not files_of(store) and len(store) == 0
 
 
 def test_numbers_too_large_for_float16_are_refused(tmp_path):
     rows = np.full((2, 3), 7e4, "float32")
-    with pytest.raises(InputError, match=r"beyond 65504, .* for 2 of 2 images. Keep its features in float32"):
+    with pytest.raises(InputError, match=r"above 65504, .* for 2 of 2 images. Store its features as float32"):
         open_store(tmp_path).append(digests_of(range(2)), rows)
     store = open_store(tmp_path, dtype="float32")
     assert np.array_equal(store.take(store.append(digests_of(range(2)), rows)), rows)
@@ -334,7 +336,7 @@ def test_a_full_disk_is_said_to_be_so_and_keeps_what_it_has(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"Cannot write .*--clear.*TRANSFER_CACHE.*room.*is kept"):
+        with pytest.raises(InputError, match=r"Cannot write .*--clear.*TRANSFER_CACHE.*room.*are kept"):
             fill(store, range(2, 6))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -379,7 +381,7 @@ def test_a_cache_that_is_closed_is_said_to_be_so(open_to_all):
     os.chmod(open_to_all, 0o555)
     as_nobody(
         """
-with pytest.raises(InputError, match=r"Cannot write .*: permission denied.*TRANSFER_CACHE.*room.*is kept"):
+with pytest.raises(InputError, match=r"Cannot write .*: permission denied.*TRANSFER_CACHE.*room.*are kept"):
     open_store(Path(sys.argv[1]) / "features")
 """,
         open_to_all,
@@ -400,7 +402,7 @@ cache = FeatureCache(Path(sys.argv[1]), limit=1)
 assert cache.evict() == 0
 store = open_store(Path(sys.argv[1]))
 check(store, [1, 0])
-with pytest.raises(InputError, match="Cannot write .*: permission denied.*TRANSFER_CACHE.*is kept"):
+with pytest.raises(InputError, match="Cannot write .*: permission denied.*TRANSFER_CACHE.*are kept"):
     fill(store, [2])
 check(store, [1, 0])
 with pytest.raises(InputError, match="Cannot delete .*: permission denied.*TRANSFER_CACHE"):
@@ -516,7 +518,7 @@ def test_what_was_cleared_before_it_was_read_is_missing(tmp_path, caplog):
     fill(open_store(tmp_path), [0, 1])
     store, other = open_store(tmp_path), open_store(tmp_path)
     FeatureCache(tmp_path).clear()
-    with pytest.raises(InputError, match="were lost while they were in use: no such file"):
+    with pytest.raises(InputError, match="were lost during use: no such file"):
         other.take([0])
     assert store.find(digests_of([0, 1])).tolist() == [-1, -1] and not len(store)
     assert not caplog.records
@@ -595,7 +597,7 @@ def test_where_the_disk_knows_no_locks_what_was_opened_lately_stays(tmp_path, mo
     def no_locks(place, operation):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(cache_room.fcntl, "flock", no_locks)
+    monkeypatch.setattr(feature_cache.fcntl, "flock", no_locks)
     make_stores(tmp_path, [HOUR / 2, HOUR * 2])
     FeatureCache(tmp_path, limit=1).evict()
     assert keys(FeatureCache(tmp_path)) == [0]
@@ -610,6 +612,17 @@ def test_clear_deletes_what_is_asked_for(tmp_path):
         cache.clear(["00000002"])
     assert cache.clear() > 10_000 and cache.stores() == [] and not list(tmp_path.iterdir())
     assert cache.clear() == 0 and FeatureCache(tmp_path / "none").clear() == 0
+
+
+def test_stores_of_earlier_versions_are_listed_and_cleared(tmp_path):
+    old = tmp_path / f"{OTHER}-float32-3.shelf"
+    old.mkdir()
+    for name in ("used", "about.json", "1-2.rows1"):
+        (old / name).write_text("{}")
+    fill(open_store(tmp_path), [0])
+    assert [info.key for info in FeatureCache(tmp_path).stores()].count(OTHER) == 1
+    FeatureCache(tmp_path).clear()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_ours_stays(tmp_path):

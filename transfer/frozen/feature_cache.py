@@ -1,4 +1,4 @@
-"""What frozen networks made of images, kept on disk from run to run: a folder of stores, within a limit."""
+"""The feature cache: a folder of feature stores that is kept below a size limit."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from transfer.frozen.row_files import SUFFIX, count_rows
 log = logging.getLogger(__name__)
 
 LIMIT = 20 * 2**30
-"""Bytes on disk: 8 million images at EfficientNet's 1,280 numbers in float16, and a twelfth of a laptop's 256 GB."""
+"""Bytes on disk: 8 million images with 1,280 features (EfficientNet) in float16, a twelfth of a laptop's 256 GB."""
 
 HOUR = 3600.0
-"""Seconds after which a temporary file belongs to no living run: each is written in seconds."""
+"""Age in seconds after which a temporary file is a leftover: writing one takes seconds."""
 
-_OURS = re.compile(r"used|about\.json|.+\.rows\d+|\..+\.partial")
+_SUFFIXES = (".features", ".shelf")  # version 0.1 wrote .shelf; its stores are only listed and deleted
+_OURS = re.compile(r"used|about\.json|.+\.rows\d+")
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What there is to know of a store without opening it."""
+    """A feature store as it is listed."""
 
-    # Of what made its rows.
+    # Hash of the network, its weights, and the preprocessing.
     key: str
     about: dict[str, str]
     rows: int
@@ -43,41 +44,41 @@ class StoreInfo:
 
 
 class FeatureCache:
-    """A folder of stores, one for each network, preprocessing and image size."""
+    """A folder of feature stores, one for each network, preprocessing, image size, and dtype."""
 
     def __init__(self, folder: Path | None = None, *, limit: int = LIMIT) -> None:
         self.folder = (default_folder() if folder is None else Path(folder)).absolute()
         self.limit = limit
-        self._unseen = float("inf")  # bytes appended by this process since the sizes were summed
+        self._appended = float("inf")  # bytes since this process last summed the sizes
 
     def store(
         self, key: str, *, shape: tuple[int, ...], dtype: str, about: Mapping[str, str]
     ) -> FeatureStore:
-        """Open the store of one network, and make it where there is none."""
+        """Open the store of a key, or make it."""
         shape = tuple(shape)
         if not re.fullmatch("[0-9a-f]{8,64}", key) or dtype not in ("float16", "float32") or 0 in shape:
             raise InputError(
-                "Expected a key of 8 to 64 hexadecimal digits, a shape that is not empty, and the dtype float16 or "
-                f"float32. Received: key={key!r}, shape={shape}, dtype={dtype!r}."
+                "Expected a key of 8 to 64 hexadecimal digits, a shape without zeros, and dtype float16 or float32. "
+                f"Received: key={key!r}, shape={shape}, dtype={dtype!r}."
             )
-        folder = self.folder / f"{key}-{dtype}-{'x'.join(map(str, shape))}.shelf"
-        return FeatureStore(folder, shape=shape, dtype=dtype, about=about, grown=self._grown)
+        folder = self.folder / f"{key}-{dtype}-{'x'.join(map(str, shape))}{_SUFFIXES[0]}"
+        return FeatureStore(folder, shape=shape, dtype=dtype, about=about, on_append=self._on_append)
 
     def stores(self) -> list[StoreInfo]:
-        """List the stores in the order in which they would be evicted."""
+        """List the stores in the order of eviction: the least recently used first."""
         return [
             StoreInfo(
                 key=_key(folder),
                 about=_read_about(folder),
-                rows=sum(count_rows(path) for path in _files(folder) if path.name.endswith(SUFFIX)),
-                bytes=_size(folder),
+                rows=sum(count_rows(path) for path in _sizes(folder) if path.name.endswith(SUFFIX)),
+                bytes=sum(_sizes(folder).values()),
                 last_used=datetime.fromtimestamp(_last_used(folder)).astimezone(),
             )
             for folder in self._folders()
         ]
 
     def clear(self, keys: Sequence[str] | None = None) -> int:
-        """Delete stores, also those that are open somewhere: what a run has not read yet, it has lost."""
+        """Delete all stores, or those of some keys, even if they are in use; return the bytes freed."""
         folders = self._folders()
         valid = list(dict.fromkeys(map(_key, folders)))
         for key in keys or ():
@@ -92,12 +93,11 @@ class FeatureCache:
             ) from None
 
     def evict(self) -> int:
-        """Delete the stores opened longest ago until the rest is within the limit, and what killed runs
-        left."""
-        self._unseen = 0
+        """Delete leftovers, then the least recently used stores down to the limit; return the bytes freed."""
+        self._appended = 0
         folders = self._folders()
         freed = sum(map(_delete_leftovers, folders))
-        excess = sum(map(_size, folders)) - self.limit
+        excess = sum(sum(_sizes(folder).values()) for folder in folders) - self.limit
         for folder in folders:
             if excess <= 0:
                 break
@@ -106,21 +106,24 @@ class FeatureCache:
             try:
                 size = _delete(folder)
             except OSError as error:
-                log.warning("Cannot delete %s, and the cache is full: %s.", error.filename, error.strerror)
+                log.warning(
+                    "The cache is full, and %s cannot be deleted: %s.", error.filename, error.strerror
+                )
                 continue
-            log.info("Deleted the features in %s: the cache is full.", folder)
+            log.info("The cache is full. Deleted the features in %s.", folder)
             excess, freed = excess - size, freed + size
         return freed
 
-    def _grown(self, size: int) -> None:
-        self._unseen += size
+    def _on_append(self, size: int) -> None:
+        self._appended += size
         if (
-            self._unseen > self.limit / 64
-        ):  # summing all sizes at each append would take longer than appending
+            self._appended > self.limit / 64
+        ):  # to sum all sizes at each append would take longer than the append
             self.evict()
 
     def _folders(self) -> list[Path]:
-        return sorted((f for f in self.folder.glob("*-*-*.shelf") if f.is_dir()), key=_last_used)
+        folders = [folder for suffix in _SUFFIXES for folder in self.folder.glob(f"*-*-*{suffix}")]
+        return sorted(filter(Path.is_dir, folders), key=_last_used)
 
 
 def _key(folder: Path) -> str:
@@ -142,45 +145,39 @@ def _last_used(folder: Path) -> float:
     return 0.0
 
 
-def _files(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except FileNotFoundError:  # another process deleted it just now
-        return []
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in _files(folder):
-        with suppress(FileNotFoundError):
-            total += path.lstat().st_size
-    return total
+def _sizes(folder: Path) -> dict[Path, int]:
+    """Return the files of a folder with their sizes in bytes, except those that another process deletes meanwhile."""
+    sizes = {}
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                sizes[path] = path.lstat().st_size
+    return sizes
 
 
 def _is_open(folder: Path) -> bool:
-    """Tell whether a living process has the store open; or may have, where the disk knows no locks."""
+    """Return whether a process uses the store; without locks on this disk, whether one may."""
     try:
-        place = os.open(folder / "used", os.O_RDWR)
+        descriptor = os.open(folder / "used", os.O_RDWR)
     except OSError as error:
         return not isinstance(error, FileNotFoundError)
     try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
     except BlockingIOError:
         return True
     except OSError:
-        return time.time() - os.fstat(place).st_mtime < HOUR
+        return time.time() - os.fstat(descriptor).st_mtime < HOUR
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 def _delete(folder: Path) -> int:
-    """Delete a store, but for files that are not ours and for what another process is writing just now."""
+    """Delete a store, except foreign files and files that another process is writing; return the bytes freed."""
     freed = _delete_leftovers(folder)
-    for path in _files(folder):
-        if _OURS.fullmatch(path.name) and not path.name.endswith(".partial"):
+    for path, size in _sizes(folder).items():
+        if _OURS.fullmatch(path.name):
             with suppress(FileNotFoundError):
-                size = path.lstat().st_size
                 path.unlink()
                 freed += size
     with suppress(OSError):
@@ -190,10 +187,9 @@ def _delete(folder: Path) -> int:
 
 def _delete_leftovers(folder: Path) -> int:
     freed = 0
-    for path in _files(folder):
+    for path, size in _sizes(folder).items():
         with suppress(OSError):
-            stat = path.lstat()
-            if path.name.endswith(".partial") and time.time() - stat.st_mtime > HOUR:
+            if path.name.endswith(".partial") and time.time() - path.lstat().st_mtime > HOUR:
                 path.unlink()
-                freed += stat.st_size
+                freed += size
     return freed
