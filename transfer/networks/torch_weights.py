@@ -1,10 +1,9 @@
 """Read weights from PyTorch files of the old format, without PyTorch and without running their code.
 
-Such a file is four pickles (a magic number, a version, facts about the machine, the state dict),
-a fifth with the keys of the storages, and then each storage: its count of elements in 8 bytes and
-its elements, all little-endian. A pickle can name any function and have it called. So the pickles
-are not handed to `pickle`: a small machine here knows the few operations that a state dict needs
-and the few names below, and refuses the rest. All that the file says is checked before it is used.
+Such a file holds four pickles (a magic number, a version, facts about the machine, the state dict), a fifth pickle with
+the keys of the storages, and then each storage: its number of elements in 8 bytes and its elements, all little-endian.
+A pickle can name any function and have it called. The unpickler below therefore knows only the operations and the
+names that a state dict needs. Everything that the file claims is checked before it is used.
 """
 
 from __future__ import annotations
@@ -12,352 +11,294 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import pickle
 import pickletools
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from transfer.common.errors import InputError
 
-_MAGIC = 0x1950A86A20F9469CFC6C
-_VERSION = 1001
-_DTYPES = {
-    "torch.DoubleStorage": "<f8",
-    "torch.FloatStorage": "<f4",
-    "torch.HalfStorage": "<f2",
-    "torch.LongStorage": "<i8",
-    "torch.IntStorage": "<i4",
-}
-_NAMES = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", *_DTYPES}
-_MOST_OPERATIONS = 2_000_000  # a network of 400 tensors needs 11 thousand
-_MOST_AXES = 32
-# Views may overlap, so a small file could ask for endless arrays: together they may take no more
-# than this many times the size of the file, and a little.
-_GROWTH, _SLACK = 4, 1 << 20
-_MEND = (
-    "Save it anew with torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False), "
-    "or fetch the file again if it came over the network."
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+_TYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "Long": "<i8", "Int": "<i4"}
+_DTYPES = {f"torch.{name}Storage": np.dtype(code) for name, code in _TYPES.items()}
+_DICT, _TENSOR = "collections.OrderedDict", "torch._utils._rebuild_tensor_v2"
+_OPERATIONS = (
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE "
+    "SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
+    "BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID"
 )
+_MOST_READS = (
+    4_000_000  # up to three for each operation; a network of 400 tensors needs 11 thousand operations
+)
+_MOST_AXES = 32
+# Tensors may overlap in a storage, so that a small file could ask for endless arrays. Together they may take this many
+# times the size of the file, plus a constant number of bytes.
+_GROWTH, _SLACK = 4, 1 << 20
+_REMEDY = (
+    "Save it again with torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False), "
+    "or download it again if it came over the network."
+)
+_OTHER_FORMATS = {
+    b"PK": (
+        "expected PyTorch's old format, received a zip archive, PyTorch's format since 1.6.",
+        "Convert it with PyTorch: torch.save(torch.load(path, weights_only=True), new_path, "
+        "_use_new_zipfile_serialization=False).",
+    ),
+    b"\x89HDF": (
+        "expected a PyTorch state dict, received an HDF5 file.",
+        "If Keras saved it, rename it to end in .h5 or .weights.h5.",
+    ),
+}
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read the tensors of a state dict that PyTorch saved in its old format (not a zip archive)."""
     path = Path(path)
     if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise InputError(f"Expected a PyTorch file of weights (.pth), but '{path}' {what}. Check the path.")
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"Expected a PyTorch weights file (.pth), but '{path}' {problem}. Check the path.")
     try:
         with path.open("rb") as file:
-            _check_head(file.read(8))
+            start = file.read(8)
+            _require(start, "expected a PyTorch state dict, received an empty file.")
+            for first_bytes, (problem, remedy) in _OTHER_FORMATS.items():
+                _require(not start.startswith(first_bytes), problem, remedy)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read(data)
-    except _Refused as error:
+    except _RefusedError as error:
         raise InputError(f"Cannot read the weights in '{path}': {error}") from None
     except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise InputError(f"Cannot read '{path}': {why}. Check its permissions and its disk.") from None
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"Cannot read '{path}': {reason}. Check its permissions and its disk.") from None
 
 
-class _Refused(Exception):
-    """The file is not to be trusted; the message lacks only the file's name."""
+class _RefusedError(Exception):
+    """Reports a file that must not be trusted; the caller adds the file's name."""
 
 
-def _refuse(message: str, mend: str = _MEND) -> NoReturn:
-    raise _Refused(f"{message} {mend}")
+def _require(condition: object, problem: str, remedy: str = _REMEDY) -> None:
+    if not condition:
+        raise _RefusedError(f"{problem} {remedy}")
 
 
-def _check_head(head: bytes) -> None:
-    """Refuse the formats that are known by their first bytes."""
-    if not head:
-        _refuse("expected a PyTorch state dict, received an empty file.")
-    if head.startswith(b"PK"):
-        _refuse(
-            "expected PyTorch's old format, received a zip archive, PyTorch's format since 1.6.",
-            "With PyTorch, save it anew: torch.save(torch.load(path, weights_only=True), new_path, "
-            "_use_new_zipfile_serialization=False).",
-        )
-    if head.startswith(b"\x89HDF"):
-        _refuse(
-            "expected a PyTorch state dict, received an HDF5 file.",
-            "If Keras saved it, give it the ending .h5 or .weights.h5.",
-        )
+def _kind(value: object) -> str:
+    return type(value).__name__.lstrip("_").lower()
 
 
-def _read(data: mmap.mmap) -> dict[str, np.ndarray]:
-    """Read all of a file, from its first pickle to its last storage."""
-    size = len(data)
-    machine = _Machine(data, size)
-    magic = machine.load("the magic number")
-    if type(magic) is not int or magic != _MAGIC:
-        _refuse("expected PyTorch's magic number at its start, received something else.")
-    version = machine.load("the format's version")
-    if type(version) is not int or version != _VERSION:
-        _refuse(f"expected version {_VERSION} of PyTorch's old format, received another.")
-    if not isinstance(machine.load("the facts about the machine"), dict):
-        _refuse("expected a dict of facts about the machine as its third part.")
-    state = _check_state(machine.load("the state dict", tensors=True), size)
-    keys = machine.load("the keys of the storages")
-    storages = _read_storages(data, keys, machine.storages)
-    return {name: _array(tensor, storages[tensor.storage.key]) for name, tensor in state.items()}
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A global that the file names and that is allowed; never the real object."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class _Storage:
+class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
-    count: int
+    size: int
 
 
-@dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * self.storage.dtype.itemsize
+
+class _Name(str):
+    """Stands for an allowed global of the file, which is never imported."""
 
 
-class _Machine:
-    """Runs the few pickle operations that make dicts, tuples, numbers, text and tensors."""
+class _Dict(dict[str, Any]):
+    """Takes strings as keys only, because hashing nested tuples can take forever."""
 
-    def __init__(self, data: mmap.mmap, size: int) -> None:
-        self.data, self.size = data, size
-        self.storages: dict[str, _Storage] = {}
-        self.stack: list[Any] = []
-        self.marked: list[list[Any]] = []  # the stacks below each open mark
-        self.memo: dict[int, Any] = {}
-        self.operations = 0
+    def __setitem__(self, key: str, value: Any) -> None:
+        _require(type(key) is str, f"expected text as the keys of a dict, received {_kind(key)}.")
+        super().__setitem__(key, value)
 
-    def load(self, what: str, *, tensors: bool = False) -> Any:
-        """Run one pickle from where the file stands, and give what it leaves."""
-        self.stack, self.marked, self.memo = [], [], {}
-        try:
-            for op, arg, _ in pickletools.genops(cast(IO[bytes], self.data)):
-                self.operations += 1
-                if self.operations > _MOST_OPERATIONS:
-                    _refuse("it has far more operations than a state dict needs.")
-                if op.name == "STOP":
-                    break
-                if op.name == "BINPERSID" and not tensors:
-                    _refuse(f"{what} asks for a storage, which only the state dict may.")
-                self.run(op.name, arg)
-            return self.stack.pop()
-        except (ValueError, IndexError, KeyError, OverflowError, MemoryError, Warning):
-            # pickletools raises ValueError for all that is no pickle, and may warn of old text; the
-            # others are an empty stack, an unknown memo, a length past what the machine can count.
-            _refuse(
-                f"expected PyTorch's old format, but {what} is cut short or damaged "
-                f"(byte {self.data.tell()} of {self.size})."
-            )
 
-    def run(self, op: str, arg: Any) -> None:
-        """Run one operation."""
-        stack = self.stack
-        if op in _PUSH_ARGUMENT:
-            stack.append(arg)
-        elif op in _PUSH_NEW:
-            stack.append(_PUSH_NEW[op]())
-        elif op in _TUPLES:
-            self.push_tuple(_TUPLES[op])
-        elif op in ("BINPUT", "LONG_BINPUT"):
-            self.memo[arg] = stack[-1]
-        elif op == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
-        elif op in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[arg])
-        elif op == "MARK":
-            self.marked.append(stack)
-            self.stack = []
-        elif op == "TUPLE":
-            items = self.pop_mark()
-            self.stack.append(tuple(items))
-        elif op in ("APPEND", "APPENDS", "SETITEM", "SETITEMS"):
-            self.fill(op)
-        elif op in ("GLOBAL", "INST"):
-            self.push_name(arg.replace(" ", "."))
-        elif op == "STACK_GLOBAL":
-            name, module = stack.pop(), stack.pop()
-            if type(name) is not str or type(module) is not str:
-                _refuse("it names a function by something that is not text.")
-            self.push_name(f"{module}.{name}")
-        elif op == "BINPERSID":
-            stack.append(self.storage(stack.pop()))
-        elif op == "REDUCE":
-            args, function = stack.pop(), stack.pop()
-            stack.append(_call(function, args))
-        elif op == "BUILD":
-            # Only the attributes of an OrderedDict come so (its _metadata): of no use here.
-            attributes = stack.pop()
-            if not isinstance(attributes, dict) or not isinstance(stack[-1], dict):
-                _refuse("it sets the state of something other than an OrderedDict.")
-        elif op not in ("PROTO", "FRAME"):
-            _refuse(f"it uses the pickle operation {op}, which a state dict does not need.")
+class _Reader:
+    """Reads a file for the unpickler, never past its end, and limits the number of reads."""
 
-    def push_tuple(self, count: int) -> None:
-        """Replace the last `count` items by a tuple of them."""
-        if len(self.stack) < count:
-            raise IndexError
-        start = len(self.stack) - count
-        self.stack[start:] = [tuple(self.stack[start:])]
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.reads, self.readline = data, 0, data.readline
 
-    def pop_mark(self) -> list[Any]:
-        """Give the items since the last mark, and go on with those below it."""
-        items, self.stack = self.stack, self.marked.pop()
-        return items
+    def read(self, size: int) -> bytes:
+        self.reads += 1
+        _require(self.reads <= _MOST_READS, "it has far more operations than a state dict needs.")
+        content = self.data.read(size)
+        if len(content) < size:
+            raise EOFError
+        return content
 
-    def fill(self, op: str) -> None:
-        """Put items into the list or the dict below them."""
-        count = {"APPEND": 1, "SETITEM": 2}.get(op)
-        if count is None:
-            items = self.pop_mark()
-        else:
-            self.push_tuple(count)
-            items = list(self.stack.pop())
-        target = self.stack[-1]
-        if op.startswith("APPEND"):
-            if not isinstance(target, list):
-                _refuse("it appends to something other than a list.")
-            target.extend(items)
-            return
-        if not isinstance(target, dict) or len(items) % 2:
-            _refuse("it sets items of something other than a dict.")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str:
-                _refuse(f"expected text as the keys of a dict, received {type(key).__name__}.")
-            target[key] = value
 
-    def push_name(self, name: str) -> None:
-        """Push the stand-in for an allowed global."""
-        if name not in _NAMES:
-            _refuse(
-                f"it asks for {name[:80]!r}, which a state dict does not need, and nothing of it was run.",
-                "If you trust where it came from, load it with PyTorch and save model.state_dict() alone "
-                "with _use_new_zipfile_serialization=False; otherwise delete it.",
-            )
-        self.stack.append(_Name(name))
+class _Operations(dict[int, Callable[[Any], None]]):
+    """The allowed pickle operations by their code."""
 
-    def storage(self, pid: Any) -> _Storage:
-        """Check what a persistent id says about a storage."""
-        if type(pid) is not tuple or len(pid) != 6 or type(pid[0]) is not str or pid[0] != "storage":
-            _refuse("it holds a reference that is not to a storage of 6 fields.")
-        kind, key, count, view = pid[1], pid[2], pid[4], pid[5]
-        if type(kind) is not _Name or kind.name not in _DTYPES or type(key) is not str:
-            _refuse("a storage has no known type or no key.")
-        if view is not None:
-            _refuse("a storage is a view of another, which was possible only before PyTorch 0.4.")
-        dtype = np.dtype(_DTYPES[kind.name])
-        count = _count(count, "elements of a storage")
-        if count * dtype.itemsize > self.size:
-            _refuse(f"a storage claims {count} elements, more than the file's {self.size} bytes can hold.")
-        storage = _Storage(key, dtype, count)
-        if self.storages.setdefault(key, storage) != storage:
-            _refuse(f"storage {key[:80]!r} has two different sizes or types.")
+    def __missing__(self, code: int) -> Any:
+        name = pickletools.code2op[chr(code)].name  # type: ignore[attr-defined]
+        _require(False, f"it uses the pickle operation {name}, which a state dict does not need.")
+
+
+# The unpickler written in Python: the one in C cannot be restricted to some operations, and its table of memos grows
+# with the largest index that the file names.
+class _Unpickler(pickle._Unpickler):
+    """Builds dicts, lists, tuples, numbers, strings and tensors; refuses everything else."""
+
+    stack: list[Any]
+    read: Callable[[int], bytes]
+
+    def __init__(self, reader: _Reader, storages: dict[str, _Storage] | None) -> None:
+        super().__init__(reader)
+        self.size, self.storages = len(reader.data), storages
+
+    def find_class(self, module: str, name: str) -> _Name:
+        full = f"{module}.{name}"
+        _require(
+            full in (_DICT, _TENSOR, *_DTYPES),
+            f"it asks for {full[:80]!r}, which a state dict does not need, and nothing of it was run.",
+            "If you trust its source, load it with PyTorch and save model.state_dict() alone with "
+            "_use_new_zipfile_serialization=False; otherwise delete it.",
+        )
+        return _Name(full)
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        if self.storages is None:
+            raise _RefusedError(f"it refers to a storage where only the state dict may. {_REMEDY}")
+        fits = type(pid) is tuple and len(pid) == 6 and type(pid[0]) is str and pid[0] == "storage"
+        _require(fits, "it holds a reference that is not to a storage of 6 fields.")
+        _, kind, key, _, count, view = pid
+        known = type(kind) is _Name and kind in _DTYPES and type(key) is str
+        _require(known, "a storage has no known type or no key.")
+        _require(view is None, "a storage is a view of another, which was possible only before PyTorch 0.4.")
+        _check_numbers("number of elements of a storage", count)
+        storage = _Storage(key, _DTYPES[kind], count)
+        claim = f"a storage claims {count} elements, more than the file's {self.size} bytes can hold."
+        _require(count * storage.dtype.itemsize <= self.size, claim)
+        same = self.storages.setdefault(key, storage) == storage
+        _require(same, f"storage {key[:80]!r} has two different sizes or types.")
         return storage
 
+    def load_empty_dictionary(self) -> None:
+        self.stack.append(_Dict())
 
-_PUSH_ARGUMENT = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE"),
-}
-_PUSH_NEW: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+    def load_frame(self) -> None:
+        self.read(8)  # the size of a frame, which only says how much to read ahead
+
+    def load_reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        _require(
+            type(function) is _Name and type(args) is tuple, "it calls something that is not a function."
+        )
+        _require(function not in _DTYPES, f"it calls {function}, which is no function.")
+        if function == _DICT:
+            _require(
+                not args, "expected an empty OrderedDict, filled afterwards; received one with arguments."
+            )
+        self.stack.append(_Dict() if function == _DICT else _tensor(args))
+
+    def load_build(self) -> None:
+        # Only the attributes of an OrderedDict (its _metadata) are set in this way. They are not needed.
+        attributes = self.stack.pop()
+        fits = type(attributes) is _Dict and type(self.stack[-1]) is _Dict
+        _require(fits, "it sets the state of something other than an OrderedDict.")
+
+    dispatch = _Operations(
+        {
+            ord(op.code): pickle._Unpickler.dispatch[ord(op.code)]
+            for op in pickletools.opcodes
+            if op.name in _OPERATIONS.split()
+        }
+    )
+    dispatch |= {
+        b"}"[0]: load_empty_dictionary,
+        b"\x95"[0]: load_frame,
+        b"R"[0]: load_reduce,
+        b"b"[0]: load_build,
+    }
 
 
-def _call(function: Any, args: Any) -> Any:
-    """Do what the named function would: make an empty dict or describe a tensor."""
-    if type(function) is not _Name or type(args) is not tuple:
-        _refuse("it calls something that is not a function.")
-    if function.name == "collections.OrderedDict":
-        if args:
-            _refuse("expected an empty OrderedDict, filled afterwards; received one with arguments.")
-        return {}
-    if function.name != "torch._utils._rebuild_tensor_v2":
-        _refuse(f"it calls {function.name}, which is no function.")
-    return _tensor(args)
+def _load(reader: _Reader, part: str, storages: dict[str, _Storage] | None = None) -> Any:
+    """Load the next pickle; `part` names it in errors."""
+    try:
+        return _Unpickler(reader, storages).load()
+    except (
+        pickle.UnpicklingError,
+        struct.error,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ):
+        where = f"{part} is cut short or damaged (byte {reader.data.tell()} of {len(reader.data)})"
+        raise _RefusedError(f"expected PyTorch's old format, but {where}. {_REMEDY}") from None
 
 
 def _tensor(args: tuple[Any, ...]) -> _Tensor:
-    """Check that a tensor lies within its storage."""
-    if len(args) not in (6, 7) or type(args[0]) is not _Storage:
-        _refuse("expected a tensor of 6 or 7 fields, the first its storage; received something else.")
+    """Return the tensor that the arguments describe, if it lies within its storage."""
+    fits = len(args) in (6, 7) and type(args[0]) is _Storage
+    _require(fits, "expected a tensor of 6 or 7 fields, the first its storage; received something else.")
     storage, offset, shape, strides = args[:4]
-    if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
-        _refuse("a tensor's shape and strides are not two tuples of one length.")
-    if len(shape) > _MOST_AXES:
-        _refuse(f"a tensor has {len(shape)} axes; expected at most {_MOST_AXES}.")
-    offset = _count(offset, "offset of a tensor")
-    shape = tuple(_count(n, "size of a tensor") for n in shape)
-    strides = tuple(_count(n, "stride of a tensor") for n in strides)
-    end = offset
-    if all(shape):
-        end += 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if end > storage.count or math.prod(max(n, 1) for n in shape) >= 1 << 60:
-        _refuse(
-            f"a tensor of shape {shape} reaches to element {end} of storage {storage.key[:80]!r}, "
-            f"which has {storage.count}."
-        )
+    fits = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides)
+    _require(fits, "a tensor's shape and strides are not two tuples of one length.")
+    _require(len(shape) <= _MOST_AXES, f"a tensor has {len(shape)} axes; expected at most {_MOST_AXES}.")
+    _check_numbers("offset of a tensor", offset)
+    _check_numbers("size of a tensor", *shape)
+    _check_numbers("stride of a tensor", *strides)
+    last = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    end = offset + (1 + last if all(shape) else 0)
+    reach = f"a tensor of shape {shape} reaches to element {end} of storage {storage.key[:80]!r}"
+    countable = math.prod(max(n, 1) for n in shape) < 1 << 60
+    _require(end <= storage.size and countable, f"{reach}, which has {storage.size}.")
     return _Tensor(storage, offset, shape, strides)
 
 
-def _count(value: Any, what: str) -> int:
-    """Give a number that is an int of at most 63 bits; longer ones could take long to print."""
-    if type(value) is not int:
-        _refuse(f"expected a whole number as the {what}, received {type(value).__name__}.")
-    if not 0 <= value < 1 << 63:
-        _refuse(f"the {what} is negative or far too large.")
-    return value
+def _check_numbers(what: str, *values: Any) -> None:
+    """Refuse anything but ints from 0 to 2**63 - 1."""
+    for value in values:
+        _require(type(value) is int, f"expected a whole number as the {what}, received {_kind(value)}.")
+        _require(0 <= value < 1 << 63, f"the {what} is negative or far too large.")
 
 
-def _check_state(state: Any, size: int) -> dict[str, _Tensor]:
-    """Refuse a state dict that holds other things than tensors, or too much of them."""
-    if not isinstance(state, dict):
-        _refuse(f"expected a state dict of tensors, received {type(state).__name__.lstrip('_')}.")
+def _read(data: mmap.mmap) -> dict[str, np.ndarray]:
+    """Read a file, from its first pickle to its last storage."""
+    reader = _Reader(data)
+    for part, expected in (("the magic number", _MAGIC), ("the format's version", _VERSION)):
+        number = _load(reader, part)
+        found = type(number) is int and number == expected
+        _require(found, f"expected {expected} as {part} of PyTorch's old format, received something else.")
+    facts = _load(reader, "the facts about the machine")
+    _require(type(facts) is _Dict, "expected a dict of facts about the machine as its third part.")
+    declared: dict[str, _Storage] = {}
+    state = _load(reader, "the state dict", declared)
+    _check_state(state, len(data))
+    keys = _load(reader, "the keys of the storages")
+    texts = type(keys) is list and all(type(key) is str for key in keys)
+    _require(texts, "expected a list of texts as the keys of the storages.")
+    same = len(keys) == len(declared) and set(keys) == set(declared)
+    _require(same, "its storages are not those that its state dict uses.")
+    storages = {key: _read_storage(data, declared[key]) for key in keys}
+    return {name: _array(tensor, storages[tensor.storage.key]) for name, tensor in state.items()}
+
+
+def _check_state(state: Any, size: int) -> None:
+    """Refuse anything but a dict of tensors, and tensors that take too much memory for a file of `size` bytes."""
+    _require(type(state) is _Dict, f"expected a state dict of tensors, received {_kind(state)}.")
     for name, value in state.items():
-        if type(value) is not _Tensor:
-            _refuse(
-                f"expected tensors only, but {name[:80]!r} is of type {type(value).__name__}: this may be "
-                "a checkpoint that holds the weights deeper inside."
-            )
-    if sum(tensor.bytes for tensor in state.values()) > _GROWTH * size + _SLACK:
-        _refuse(f"its tensors together claim far more memory than its {size} bytes can fill.")
-    return state
+        problem = f"expected tensors only, but {name[:80]!r} is of type {_kind(value)}."
+        _require(type(value) is _Tensor, problem, "A checkpoint may hold the weights deeper inside.")
+    claimed = sum(math.prod(tensor.shape) * tensor.storage.dtype.itemsize for tensor in state.values())
+    claim = f"its tensors together claim far more memory than its {size} bytes can fill."
+    _require(claimed <= _GROWTH * size + _SLACK, claim)
 
 
-def _read_storages(data: mmap.mmap, keys: Any, declared: dict[str, _Storage]) -> dict[str, np.ndarray]:
-    """Read the storages, in the order of their keys."""
-    if type(keys) is not list or not all(type(key) is str for key in keys):
-        _refuse("expected a list of texts as the keys of the storages.")
-    if len(keys) != len(set(keys)) or set(keys) != set(declared):
-        _refuse("its storages are not those that its state dict uses.")
-    storages = {}
-    for key in keys:
-        storage = declared[key]
-        count = int.from_bytes(data.read(8), "little")
-        content = data.read(storage.count * storage.dtype.itemsize)
-        if count != storage.count or len(content) != storage.count * storage.dtype.itemsize:
-            _refuse(f"storage {key[:80]!r} is cut short or damaged (byte {data.tell()} of {len(data)}).")
-        storages[key] = np.frombuffer(content, storage.dtype)
-    return storages
+def _read_storage(data: mmap.mmap, storage: _Storage) -> np.ndarray:
+    """Read the elements of a storage from the current position."""
+    count, size = int.from_bytes(data.read(8), "little"), storage.size * storage.dtype.itemsize
+    content = data.read(size)
+    where = f"storage {storage.key[:80]!r} is cut short or damaged (byte {data.tell()} of {len(data)})."
+    _require(count == storage.size and len(content) == size, where)
+    return np.frombuffer(content, storage.dtype)
 
 
 def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
@@ -365,9 +306,8 @@ def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
     native = storage.dtype.newbyteorder("=")
     if not all(tensor.shape):
         return np.empty(tensor.shape, native)
-    # The stride of an axis of one element is never walked and may be any number.
-    strides = [
-        step * storage.itemsize if n > 1 else 0 for n, step in zip(tensor.shape, tensor.strides, strict=True)
-    ]
-    view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides)
+    # The stride of an axis with one element is never used and may be any number.
+    steps = [step if n > 1 else 0 for n, step in zip(tensor.shape, tensor.strides, strict=True)]
+    start = storage[tensor.offset :]
+    view = np.lib.stride_tricks.as_strided(start, tensor.shape, [n * storage.itemsize for n in steps])
     return np.array(view, native, order="C")
