@@ -1,4 +1,4 @@
-"""Coarse classes are as probable as their fine ones together, and a tree that is none is refused by name."""
+"""Coarse classes get the summed probability of their fine classes; invalid trees are rejected."""
 
 import json
 
@@ -33,38 +33,38 @@ def test_probabilities_of_descendants_are_summed_over_all_levels():
     assert coarse.accuracy == pytest.approx(2 / 3)
 
 
-def test_the_way_up_stops_where_it_is_told_to():
+def test_merging_stops_at_the_given_classes():
     coarse = merge(fine(), TREE, to=["insect", "mammal", "plant"])
     assert coarse.class_names == ("insect", "mammal", "plant") and coarse.labels.tolist() == [0, 2, 1]
     np.testing.assert_allclose(coarse.probabilities.sum(axis=1), 1)
-    with pytest.raises(InputError, match="'oak', which belongs to 'plant'"):
+    with pytest.raises(InputError, match="'oak', with the ancestors 'plant'"):
         merge(fine(), TREE, to=["insect", "mammal"])
     with pytest.raises(InputError, match="Did you mean 'mammal'"):
         merge(fine(), TREE, to=["insect", "mamal", "plant"])
 
 
-def test_a_class_may_belong_to_itself_or_have_others_below_it():
+def test_a_class_may_be_its_own_parent_or_have_children():
     coarse = merge(fine(), {"ant": "bee", "bee": "bee", "cat": "cat", "oak": "oak"})
     assert coarse.class_names == ("bee", "cat", "oak") and coarse.probabilities[0, 0] == pytest.approx(0.7)
-    below = {**TREE, "red ant": "ant"}  # a class of the tree that was trained on as part of another
+    below = {**TREE, "red ant": "ant"}  # a class of the tree that is part of a training class
     np.testing.assert_array_equal(merge(fine(), below).probabilities, merge(fine(), TREE).probabilities)
 
 
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "message"),
     [
         ({**TREE, "bees": "wing"}, "Unknown class 'bees'. Did you mean 'bee'"),
-        ({name: up for name, up in TREE.items() if name != "oak"}, "does not say what 'oak' belongs to"),
-        ({**TREE, "animal": "insect"}, "circles: 'insect' -> 'animal' -> 'insect'"),
+        ({name: up for name, up in TREE.items() if name != "oak"}, "has no parent for 'oak'"),
+        ({**TREE, "animal": "insect"}, "cycle: 'insect' -> 'animal' -> 'insect'"),
         ({**TREE, "plant": "animal"}, "leaves 'animal'"),
     ],
 )
-def test_what_is_no_tree_of_these_classes_is_refused(tree, said):
-    with pytest.raises(InputError, match=said):
+def test_trees_that_do_not_fit_the_classes_are_rejected(tree, message):
+    with pytest.raises(InputError, match=message):
         merge(fine(), tree)
 
 
-def test_training_classes_are_the_largest_parts_that_are_small_enough():
+def test_training_classes_are_the_largest_small_subtrees():
     counts = {"ant": 10, "bee": 20, "cat": 50, "oak": 40}
     whole = training_classes(counts, TREE, most=80)
     assert whole == {"ant": "animal", "bee": "animal", "cat": "animal", "oak": "plant"}
@@ -75,7 +75,7 @@ def test_training_classes_are_the_largest_parts_that_are_small_enough():
         training_classes(counts, TREE, most=0)
 
 
-def test_what_was_trained_on_such_classes_is_merged_with_the_same_tree():
+def test_training_classes_are_merged_with_the_same_tree():
     trained = Evaluation(
         ("cat", "insect", "plant"), np.array([0, 1]), np.array([[0.5, 0.3, 0.2]] * 2), ("1", "2")
     )
@@ -94,20 +94,20 @@ def test_trees_are_read_from_csv_yaml_and_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("a.csv", "class,parent\nant,insect\n", "columns fine and coarse .* Received: class, parent"),
         ("a.csv", "", "Received: nothing"),
         ("a.csv", "fine,coarse\nant,\n", "line 2"),
-        ("a.csv", "fine,coarse\nant,insect\nant,mammal\n", "line 3. Received 'insect' and 'mammal'"),
+        ("a.csv", "fine,coarse\nant,insect\nant,mammal\n", "line 3. Received: 'insect' and 'mammal'"),
         ("a.yaml", "- ant\n", "'fine: coarse' lines"),
         ("a.yaml", "ant: 3\n", "quotes around numbers"),
         ("a.json", "{", "Cannot read the tree"),
     ],
 )
-def test_files_that_are_no_trees_are_refused(name, text, said, tmp_path):
+def test_files_without_a_tree_are_rejected(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_tree(tmp_path / name)
     with pytest.raises(InputError, match="No such file"):
         read_tree(tmp_path / "gone.csv")

@@ -1,4 +1,4 @@
-"""Where a model looks, checked against closed forms and made-up images whose truth is known."""
+"""Heat maps and filter responses against closed forms and synthetic images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ layers = keras.layers
 
 
 def blobs(count: int = 6, size: tuple[int, int] = (32, 48), seed: int = 0):
-    """Grey images with a bright square each, of a color by class, and the squares' corners."""
+    """Return grey images with one bright square each, colored by class, and the squares' corners."""
     rng = np.random.default_rng(seed)
     images = np.full((count, *size, 3), 90.0) + rng.normal(0, 2, (count, *size, 3))
     corners = [(int(rng.integers(0, size[0] - 8)), int(rng.integers(0, size[1] - 8))) for _ in range(count)]
@@ -33,7 +33,7 @@ def blobs(count: int = 6, size: tuple[int, int] = (32, 48), seed: int = 0):
 
 
 def by_hand(size: tuple[int | None, int | None] = (32, 48), *, activation: str | None = "softmax"):
-    """Two filters, one for red, one for green, each speaking for its class."""
+    """Return a model with a red and a green filter, one for each class."""
     image = keras.Input((*size, 3))
     x = layers.Rescaling(1 / 255, name="scale")(image)
     x = layers.Conv2D(2, 3, strides=2, padding="same", activation="relu", name="colors")(x)
@@ -41,14 +41,14 @@ def by_hand(size: tuple[int | None, int | None] = (32, 48), *, activation: str |
     model = keras.Model(image, layers.Dense(2, activation=activation, name="classes")(x), name="hand")
     kernel = np.zeros((3, 3, 3, 2))
     kernel[:, :, 0, 0] = kernel[:, :, 1, 1] = 1
-    kernel[:, :, 2] = -1  # grey gives nothing
+    kernel[:, :, 2] = -1  # no response to grey
     model.get_layer("colors").set_weights([kernel, np.full(2, -0.5)])
     model.get_layer("classes").set_weights([np.array([[9.0, -9], [-9, 9]]), np.zeros(2)])
     return model
 
 
 def nested(base, *, pool: bool = False, deeper: bool = False):
-    """What tutorials build: preprocessing, the base as one layer, a head."""
+    """Return a model as in tutorials: preprocessing, the base as one layer, a head."""
     image = keras.Input(base.input_shape[1:])
     x = layers.Rescaling(1 / 127.5, offset=-1, name="to_tf")(image)
     if deeper:
@@ -62,7 +62,7 @@ def nested(base, *, pool: bool = False, deeper: bool = False):
 
 
 def flat_like(base, head):
-    """The same network in one piece."""
+    """Return the same network without nesting."""
     x = surgery.clone(base, preprocess=layers.Rescaling(1 / 127.5, offset=-1))
     features = layers.GlobalAveragePooling2D()(x.output) if len(x.output.shape) == 4 else x.output
     dense = layers.Dense(3, activation="softmax")
@@ -71,7 +71,7 @@ def flat_like(base, head):
     return model
 
 
-def test_grad_cam_is_its_closed_form_behind_global_pooling():
+def test_grad_cam_has_a_closed_form_before_global_pooling():
     model = make_tiny()
     images = raw_images() / 127.5 - 1
     found = grad_cam(model, images, classes=2, layer="block2_add", batch_size=4)
@@ -81,13 +81,13 @@ def test_grad_cam_is_its_closed_form_behind_global_pooling():
     sums = np.maximum(np.einsum("nhwk,kn->nhw", maps, kernel) / 16, 0)
     expected = np.stack([keras.ops.image.resize(s[..., None], (32, 32)).numpy()[..., 0] for s in sums])
     top = expected.max(axis=(1, 2), keepdims=True)
-    assert (top > 0).sum() >= 3, "or there is little to compare"
+    assert (top > 0).sum() >= 3, "too few maps to compare"
     np.testing.assert_allclose(last, expected / np.where(top > 0, top, 1), atol=1e-4)
     assert found.shape == (6, 32, 32) and found.dtype == np.float32
     assert np.abs(found - last).max() > 0.1
 
 
-def test_maps_lie_on_what_makes_the_class_and_occlusion_agrees():
+def test_maps_highlight_the_object_and_occlusion_agrees():
     images, corners = blobs()
     model = by_hand()
     heat, falls = grad_cam(model, images), occlusion(model, images, patch=10, stride=4)
@@ -101,7 +101,7 @@ def test_maps_lie_on_what_makes_the_class_and_occlusion_agrees():
     assert (falls.max(axis=(1, 2)) > 0.05).all() and np.abs(falls).max() <= 1
 
 
-def test_nothing_speaks_for_the_other_class():
+def test_the_map_of_a_class_without_support_is_zero():
     images, _ = blobs(2)
     np.testing.assert_array_equal(grad_cam(by_hand(), images, classes=[1, 0]), 0)
 
@@ -119,7 +119,7 @@ def test_no_images_one_image_any_size_and_batches_of_any_size():
 
 @pytest.mark.parametrize("pool", [True, False])
 @pytest.mark.parametrize("deeper", [True, False])
-def test_a_base_as_one_layer_is_the_flat_network(pool, deeper):
+def test_a_nested_base_gives_the_maps_of_the_flat_network(pool, deeper):
     base = keras.applications.MobileNetV2(
         weights=None, alpha=0.35, include_top=False, input_shape=(64, 64, 3), pooling=None if pool else "avg"
     )
@@ -136,7 +136,7 @@ def test_a_base_as_one_layer_is_the_flat_network(pool, deeper):
     assert shown_layers(model) == shown_layers(flat)
 
 
-def test_a_sequence_with_augmentation_and_a_base():
+def test_a_sequential_model_with_augmentation_and_a_base():
     base = make_tiny(top=False)
     change = keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.2)])
     model = keras.Sequential(
@@ -152,13 +152,13 @@ def test_a_sequence_with_augmentation_and_a_base():
 
 
 @pytest.mark.parametrize("case", ["small-similar", "small-different", "large-similar", "large-different"])
-def test_models_of_all_builders(case):
+def test_models_of_all_builders_have_maps(case):
     model = builders.build(case, make_tiny(), 3, preprocessing="tf")
     heat = grad_cam(model, raw_images())
     assert np.isfinite(heat).all() and heat.max() == 1
 
 
-def test_a_head_on_several_layers_counts_all_ways_to_it():
+def test_a_head_on_several_layers_includes_all_paths():
     model = builders.small_similar(make_tiny(), 3, preprocessing="tf", cut="all")
     images = raw_images()
     assert shown_layers(model)[-1] == "block3_add"
@@ -182,7 +182,7 @@ def test_a_head_on_several_layers_counts_all_ways_to_it():
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_the_callers_model_stays_as_it_was(compiled):
+def test_the_model_is_not_changed(compiled):
     base = make_tiny(top=False)
     base.trainable = False
     model = nested(base, pool=True)
@@ -191,27 +191,27 @@ def test_the_callers_model_stays_as_it_was(compiled):
         model.compile("adam", "sparse_categorical_crossentropy")
         model.train_on_batch(images, np.arange(6) % 3)
     optimizer = [v.numpy().copy() for v in model.optimizer.variables] if compiled else []
-    before, set_before, joined = snapshot(model), flags(model), joints(model)
+    before, set_before, calls = snapshot(model), flags(model), call_counts(model)
     written = model.to_json()
     grad_cam(model, images)
     occlusion(model, images[:1])
     strongest_responses(model, images)
     assert_bit_equal(before, snapshot(model))
     assert set_before == flags(model) and model.to_json() == written
-    assert joined == joints(model), "the layers bear no trace"
+    assert calls == call_counts(model), "no layer was called symbolically"
     if compiled:
         assert_bit_equal(optimizer, [v.numpy() for v in model.optimizer.variables])
         model.train_on_batch(images, np.arange(6) % 3)
 
 
-def joints(model):
-    """How often each layer was called on symbolic tensors."""
+def call_counts(model):
+    """Count the calls of each layer on symbolic tensors."""
     return [
         (len(x._inbound_nodes), len(x._outbound_nodes)) for x in model._flatten_layers() if x is not model
     ]
 
 
-def test_heads_without_softmax_with_flatten_and_with_one_number():
+def test_heads_without_softmax_with_flatten_and_with_one_output():
     images, _ = blobs(4)
     with_softmax = grad_cam(by_hand(), images, classes=0)
     np.testing.assert_allclose(grad_cam(by_hand(activation=None), images, classes=0), with_softmax, atol=1e-6)
@@ -232,7 +232,7 @@ def test_heads_without_softmax_with_flatten_and_with_one_number():
     assert grad_cam(flat, images).shape == (4, 32, 48)
 
 
-def test_probabilities_that_something_follows_count_by_their_logarithm():
+def test_logits_of_probabilities_before_another_layer_are_their_logarithms():
     images, _ = blobs(4)
     hand = by_hand()
     model = keras.Model(hand.input, layers.Activation("linear")(hand.output))
@@ -241,7 +241,7 @@ def test_probabilities_that_something_follows_count_by_their_logarithm():
     np.testing.assert_allclose(occlusion(model, images), occlusion(hand, images), atol=1e-5)
 
 
-def test_mixed_precision():
+def test_mixed_precision_models_have_maps():
     with policy("mixed_bfloat16"):
         model = by_hand()
     images, corners = blobs()
@@ -250,7 +250,7 @@ def test_mixed_precision():
         assert y - 2 <= row <= y + 9 and x - 2 <= column <= x + 9
 
 
-def test_errors_say_what_would_be_right():
+def test_errors_say_what_is_expected():
     model, (images, _) = make_tiny(), blobs(2, (32, 32))
     with pytest.raises(InputError, match="Did you mean 'block3_add'"):
         grad_cam(model, images, layer="block3_ad")
@@ -301,7 +301,7 @@ def test_receptive_fields_of_known_networks():
         assert {name: fields[name] for name in sides} == sides
 
 
-def test_receptive_fields_of_a_stack_made_by_hand():
+def test_receptive_fields_of_a_small_network():
     image = keras.Input((64, 64, 3))
     x = layers.Conv2D(2, (1, 7), name="wide")(image)  # 7
     x = layers.MaxPooling2D(2, name="pool")(x)  # 8, step 2
@@ -317,14 +317,14 @@ def test_receptive_fields_of_a_stack_made_by_hand():
     assert found["gate"][0] == np.inf
 
 
-def test_layers_to_show_are_spread_and_whole():
+def test_shown_layers_are_ends_of_blocks_at_all_depths():
     model = keras.applications.ResNet50(weights=None)
     assert shown_layers(model) == ["conv1_relu", "conv2_block3_out", "conv4_block6_out", "conv5_block3_out"]
     assert shown_layers(model, most=1) == ["conv5_block3_out"]
     assert shown_layers(make_tiny(), most=9) == ["block1_add", "block2_add", "block3_add"]
 
 
-def test_crops_hold_what_a_filter_made_by_hand_looks_for():
+def test_crops_show_the_color_of_the_filter():
     images, corners = blobs(12)
     responses = strongest_responses(by_hand(), images, layers=["colors"], filters=2, count=4, batch_size=5)
     assert {one.filter for one in responses} == {0, 1} and {one.layer for one in responses} == {"colors"}
@@ -338,7 +338,7 @@ def test_crops_hold_what_a_filter_made_by_hand_looks_for():
             assert (crop[..., one.filter] == 250).mean() > 0.2
 
 
-def test_few_images_and_dead_filters():
+def test_few_images_and_inactive_filters():
     model = by_hand()
     assert strongest_responses(model, np.zeros((0, 32, 48, 3))) == []
     assert strongest_responses(model, np.zeros((3, 32, 48, 3)), layers=["colors"]) == []
@@ -346,7 +346,7 @@ def test_few_images_and_dead_filters():
     assert [len(one.crops) for one in strongest_responses(model, images, layers=["colors"])] == [2, 2]
 
 
-def test_sheets_can_be_drawn(tmp_path):
+def test_figures_can_be_drawn(tmp_path):
     images, _ = blobs(7)
     model = make_tiny(image_size=32)
     sheet = explanation_plots.heat_sheet(images, grad_cam(by_hand(), images), ["a $ title^{ " * 9] * 7)
@@ -359,11 +359,11 @@ def test_sheets_can_be_drawn(tmp_path):
 
 def test_on_jax_without_tensorflow():
     pytest.importorskip("jax")
-    from test_jax import WITHOUT
+    from distributed.test_jax_devices import WITHOUT
 
     code = WITHOUT + (
         "import numpy as np\n"
-        "from test_explain import blobs, by_hand\n"
+        "from evaluation.test_explanations import blobs, by_hand\n"
         "from transfer.evaluation.explanations import agreement, grad_cam, occlusion, strongest_responses\n"
         "model, (images, corners) = by_hand(), blobs(4)\n"
         "heat = grad_cam(model, images)\n"

@@ -1,4 +1,4 @@
-"""Figures of merit on images, in the main on those that training never saw."""
+"""Evaluation of a model on a split, and calibration of its probabilities."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from transfer.evaluation.metrics import (
     class_scores,
     confused_pairs,
     fit_temperature,
+    percent_range,
     top_k,
 )
 from transfer.frozen.extraction import BATCH_SIZE, check_views, extract, frozen_feature_extractor, input_size
@@ -32,23 +33,28 @@ from transfer.images.datasets import ImageData, Split, flips_are_safe
 from transfer.images.pipeline import make_dataset
 
 MOST_CONFUSED = 10
-"""Pairs of classes that are listed."""
+"""Pairs of confused classes in `Evaluation.to_dict`."""
 
-FEWEST_TO_CALIBRATE = 30
-"""Images for validation from which on a temperature is fitted: of fewer, the few wrong ones alone would set it."""
+MIN_IMAGES_TO_CALIBRATE = 30
+"""Fewest validation images for calibration. With fewer, a few mistakes would set the temperature."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a split.
+    """Predicted probabilities of a model on some images, and the metrics computed from them.
 
     Attributes:
-        class_names: in the order of the labels.
+        class_names: names in the order of the labels.
         labels: true class of each image, shape (N,).
-        probabilities: the model's, shape (N, classes).
-        names: what each image is called.
-        groups: of each image, such as its patient; empty where there are none.
-        seen: how many of the images were trained or validated on.
+        probabilities: predicted probabilities, shape (N, classes); rows sum to 1.
+        names: name of each image.
+        groups: group of each image, such as its patient; empty without groups.
+        seen: number of images that were used for training or validation; 0 for held-out images.
+
+    Example:
+        >>> evaluation = Evaluation(("ant", "bee"), np.array([0, 1]), np.array([[0.9, 0.1], [0.6, 0.4]]), ("a", "b"))
+        >>> evaluation.accuracy, evaluation.confusion.tolist()
+        (0.5, [[1, 0], [1, 0]])
     """
 
     class_names: tuple[str, ...]
@@ -60,33 +66,35 @@ class Evaluation:
 
     @property
     def predictions(self) -> np.ndarray:
-        """The most probable class of each image, shape (N,)."""
+        """Most probable class of each image, shape (N,)."""
         return self.probabilities.argmax(axis=1)
 
     @property
     def accuracy(self) -> float:
-        """Share of images named rightly, 0 to 1."""
+        """Fraction of correctly classified images, 0 to 1."""
         return float(metrics.accuracy_score(self.labels, self.predictions))
 
     @property
     def loss(self) -> float:
-        """Mean negative log probability of the true class, in nats."""
-        every_class = list(range(len(self.class_names)))
-        return float(metrics.log_loss(self.labels, self.probabilities, labels=every_class))
+        """Log loss: mean negative log probability of the true class, in nats."""
+        return float(
+            metrics.log_loss(self.labels, self.probabilities, labels=list(range(len(self.class_names))))
+        )
 
     @property
     def confusion(self) -> np.ndarray:
-        """Counts of shape (classes, classes): rows are true classes, columns predicted ones."""
-        every_class = range(len(self.class_names))
-        return metrics.confusion_matrix(self.labels, self.predictions, labels=list(every_class))
+        """Confusion matrix of counts, shape (classes, classes): true classes in rows, predictions in columns."""
+        return metrics.confusion_matrix(
+            self.labels, self.predictions, labels=list(range(len(self.class_names)))
+        )
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """Between what the accuracy lies with 95% confidence, by the bootstrap over images, or over groups."""
+        """95% interval of the accuracy, by the bootstrap over images, or over groups if there are any."""
         return accuracy_interval(self.labels == self.predictions, groups=self.groups)
 
     def top_k(self, k: int) -> float:
-        """Share of images whose class is among the `k` most probable ones, 0 to 1."""
+        """Fraction of images whose class is among the `k` most probable classes, 0 to 1."""
         return top_k(self.labels, self.probabilities, k)
 
     @cached_property
@@ -96,70 +104,72 @@ class Evaluation:
 
     @property
     def macro(self) -> ClassScore:
-        """Their means, in which every class that has images counts the same."""
-        there = [one for one in self.by_class if one.images]
-        precision, recall, f1 = (float(np.mean([one[i] for one in there])) for i in (1, 2, 3))
-        return ClassScore("mean of classes", precision, recall, f1, len(self.labels))
+        """Macro average: mean precision, recall and F1 over the classes that have images."""
+        scores = [score for score in self.by_class if score.images]
+        precision, recall, f1 = (float(np.mean([score[i] for score in scores])) for i in (1, 2, 3))
+        return ClassScore("macro average", precision, recall, f1, len(self.labels))
 
     @cached_property
     def calibration(self) -> Calibration:
-        """Confidence against accuracy, and the expected calibration error."""
+        """Confidence and accuracy in bins, and the expected calibration error."""
         return calibration(self.labels, self.probabilities)
 
     @property
     def confused(self) -> tuple[Confused, ...]:
-        """Which classes are taken for which, the most frequent first."""
+        """Pairs of confused classes, the most frequent first."""
         return confused_pairs(self.confusion, self.class_names)
 
     @property
     def mistakes(self) -> np.ndarray:
-        """Positions of the images that are named wrongly, the surest mistakes first."""
+        """Indices of misclassified images, the lowest probability of the true class first."""
         wrong = np.flatnonzero(self.labels != self.predictions)
         return wrong[np.argsort(self.probabilities[wrong, self.labels[wrong]], kind="stable")]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the figures, for programs."""
-        macro, most = self.macro, range(1, min(5, len(self.class_names)) + 1)
+        """Return the metrics as a dictionary for JSON."""
+        macro, ks = self.macro, range(1, min(5, len(self.class_names)) + 1)
         return {
             "num_images": len(self.labels),
             "num_seen": self.seen,
             "accuracy": self.accuracy,
             "interval": list(self.interval),
-            "top_k": {str(k): self.top_k(k) for k in most},
+            "top_k": {str(k): self.top_k(k) for k in ks},
             "log_loss": self.loss,
             "calibration_error": self.calibration.error,
             "macro": {"precision": macro.precision, "recall": macro.recall, "f1": macro.f1},
-            "classes": [one._asdict() for one in self.by_class],
-            "confused": [one._asdict() for one in self.confused[:MOST_CONFUSED]],
+            "classes": [score._asdict() for score in self.by_class],
+            "confused": [pair._asdict() for pair in self.confused[:MOST_CONFUSED]],
         }
 
     def to_text(self) -> str:
-        """Give the figures as lines for people."""
-        low, high = self.interval
-        k = min(5, len(self.class_names) - 1)
-        unit = f"groups of {len(self.labels):,} images" if len(self.groups) else "images"
-        count = len(set(self.groups)) if len(self.groups) else len(self.labels)
+        """Return the metrics as lines of text."""
+        count, k = len(self.labels), min(5, len(self.class_names) - 1)
+        groups = f" in {len(set(self.groups)):,} groups" if len(self.groups) else ""
         lines = [
-            f"Accuracy {self.accuracy:.1%}, {low:.1%} to {high:.1%} with 95% confidence, on {count:,} {unit}",
-            *(
-                [f"Figures flatter: {self.seen:,} of the images were trained or validated on"]
-                if self.seen
-                else []
-            ),
-            *([f"Among the {k} most probable classes: {self.top_k(k):.1%}"] if k > 1 else []),
-            f"Log loss {self.loss:.3f}; calibration error {self.calibration.error:.3f} (0 is perfect)",
-            "",
+            f"Accuracy: {self.accuracy:.1%} on {count:,} {'' if self.seen else 'held-out '}images{groups} "
+            f"(95% interval {percent_range(self.interval, 1)})."
         ]
-        width = max(len(one.name) for one in (*self.by_class, self.macro))
-        lines.append(f"{'':{width}} {'precision':>10} {'recall':>8} {'F1':>8} {'images':>9}")
+        if self.seen:
+            lines.append(
+                f"Warning: {self.seen:,} of these images were used for training or validation, so all numbers here are "
+                "optimistic."
+            )
+        lines += [f"Top-{k} accuracy: {self.top_k(k):.1%}."] if k > 1 else []
+        lines.append(
+            f"Log loss: {self.loss:.3f}. Expected calibration error: {self.calibration.error:.3f} (0 is perfect)."
+        )
+        rows = (*self.by_class, self.macro)
+        width = max(len(score.name) for score in rows)
+        lines += ["", f"{'':{width}} {'precision':>10} {'recall':>8} {'F1':>8} {'images':>9}"]
         lines += [
-            f"{one.name:{width}} {one.precision:>10.1%} {one.recall:>8.1%} {one.f1:>8.1%} {one.images:>9,}"
-            for one in (*self.by_class, self.macro)
+            f"{score.name:{width}} {score.precision:>10.1%} {score.recall:>8.1%} {score.f1:>8.1%} {score.images:>9,}"
+            for score in rows
         ]
         if self.confused:
-            lines += ["", "Most often taken for another:"]
+            lines += ["", "Most frequent confusions:"]
             lines += [
-                f"  {c.label} for {c.predicted}: {c.images:,} ({c.share:.0%})" for c in self.confused[:5]
+                f"  {pair.label} predicted as {pair.predicted}: {pair.images:,} ({pair.fraction:.0%})"
+                for pair in self.confused[:5]
             ]
         return "\n".join([*lines, ""])
 
@@ -176,29 +186,29 @@ def evaluate(
     cache: FeatureCache | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Run a model over a split and compare with the labels.
+    """Run a model over a split and compare its predictions with the labels.
 
-    Where only a Dense softmax head trains, the frozen rest is run as `fit` runs it, by the same engine, and what it
-    gives is kept.
+    If the model is a frozen network with a Dense softmax head, the frozen part runs as in `fit`, with the same engine,
+    and its features are cached.
 
     Args:
-        model: eats raw RGB, gives class probabilities.
-        data: of `load_data`.
+        model: takes raw RGB images and returns class probabilities.
+        data: images from `load_data`.
         split: `"train"`, `"val"` or `"test"`.
-        views: how often the model sees each image: first as it is, then changed by `augment`, each time otherwise.
-            The probabilities are their mean.
-        augment: a level of `augmentation.AUGMENTATIONS`, for the views after the first.
-        flip: whether augmentation mirrors images; None does, but where the classes are digits or letters.
-        engine: what runs the frozen part, one of `engines.ENGINES`.
-        cache: where its features are kept; None is the user's own cache.
-        seed: of the views.
+        views: number of views of each image, 1 or more. The first view is the image itself, the others are augmented.
+            The probabilities are averaged over the views.
+        augment: augmentation level of the other views, a key of `AUGMENTATIONS`.
+        flip: whether augmentation flips images. None flips them unless the classes are digits or letters.
+        engine: engine for the frozen part, one of `ENGINES`.
+        cache: feature cache. None is the user's default cache.
+        seed: random seed of the augmented views.
 
     Returns:
-        The evaluation, with `accuracy`, `loss`, `confusion` and the probabilities.
+        The evaluation, with the probabilities and metrics such as `accuracy`, `loss` and `confusion`.
 
     Raises:
-        InputError: no such split, no images in it, another number of classes, or several views without
-            augmentation.
+        InputError: the split does not exist or is empty, the model has another number of classes, or `views` is above
+            1 without augmentation.
 
     Example:
         >>> from transfer.cases.builders import small_similar
@@ -211,58 +221,62 @@ def evaluate(
     if not isinstance(part, Split) or not len(part):
         raise InputError(f"Expected a split with images: train, val or test. Received: {split!r}.")
     if model.output_shape[-1] != data.num_classes:
-        raise InputError(f"The model has {model.output_shape[-1]} classes, the data have {data.num_classes}.")
+        raise InputError(
+            f"Expected a model with {data.num_classes} classes, as in the data. Received: a model with "
+            f"{model.output_shape[-1]}."
+        )
     check_views(views, augment)
     flip = flips_are_safe(data.class_names) if flip is None else flip
-    options: dict[str, Any] = {"image_size": input_size(model, data), "views": views, "augment": augment}
-    options |= {"flip": flip, "seed": seed, "engine": engine, "cache": cache}
-    # In full precision: figures are those of the model that is saved.
-    extractor, known = frozen_feature_extractor(model), getattr(model.layers[-1], "activation", None)
-    if extractor is not None and getattr(known, "__name__", "") == "softmax":
-        cached = extract(extractor, part, name=f"{split} features", precision="float32", **options)
+    size = input_size(model, data)
+    # Full precision: the metrics are those of the saved model.
+    options: dict[str, Any] = {"image_size": size, "views": views, "augment": augment, "flip": flip}
+    options |= {"seed": seed, "engine": engine, "precision": "float32", "cache": cache}
+    extractor, activation = frozen_feature_extractor(model), getattr(model.layers[-1], "activation", None)
+    if extractor is not None and getattr(activation, "__name__", "") == "softmax":
+        features = extract(extractor, part, name=f"{split} features", **options).load().astype("float64")
         kernel, bias = model.layers[-1].get_weights()
-        probabilities = softmax(cached.load().astype("float64") @ kernel + bias, axis=1)
-        probabilities = probabilities.reshape(views, len(part), -1).mean(axis=0)
+        probabilities = softmax(features @ kernel + bias, axis=1)
     elif views > 1:
-        cached = extract(model, part, name=f"{split} predictions", precision="float32", **options)
-        probabilities = cached.load().astype("float64").reshape(views, len(part), -1).mean(axis=0)
+        probabilities = extract(model, part, name=f"{split} predictions", **options).load().astype("float64")
     else:
-        own = part.take(current_group().part(len(part)).tolist())  # of several workers, each its part
-        dataset = make_dataset(own, image_size=options["image_size"], batch_size=BATCH_SIZE)
-        given = local_copy(model).predict(dataset, verbose=0) if len(own) else np.zeros((0, data.num_classes))
-        probabilities = current_group().rows(np.asarray(given, "float32")).astype("float64")
-    # float32 sums miss 1 by 1e-7, of which scikit-learn would warn.
+        own = part.take(current_group().own_part(len(part)).tolist())  # this worker's part
+        dataset = make_dataset(own, image_size=size, batch_size=BATCH_SIZE)
+        rows = local_copy(model).predict(dataset, verbose=0) if len(own) else np.zeros((0, data.num_classes))
+        probabilities = current_group().gather(np.asarray(rows, "float32")).astype("float64")
+    probabilities = probabilities.reshape(views, len(part), -1).mean(axis=0)
+    # Sums in float32 miss 1 by 1e-7, and scikit-learn warns about that.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     seen = 0 if split == "test" else len(part)
-    names, groups = tuple(part.names), tuple(part.groups)
-    return Evaluation(data.class_names, part.labels, probabilities, names, groups, seen)
+    return Evaluation(
+        data.class_names, part.labels, probabilities, tuple(part.names), tuple(part.groups), seen
+    )
 
 
 def check_calibration(data: ImageData) -> None:
-    """Refuse data with too few images for validation to calibrate on; better before the training than
-    after."""
-    if len(data.val) < FEWEST_TO_CALIBRATE:
+    """Raise `InputError` if there are too few validation images to calibrate."""
+    if len(data.val) < MIN_IMAGES_TO_CALIBRATE:
         raise InputError(
-            f"Expected {FEWEST_TO_CALIBRATE} images for validation or more, to fit a temperature on. Received: "
-            f"{len(data.val)}. Set more aside with val=..., or leave the probabilities as they are."
+            f"Expected {MIN_IMAGES_TO_CALIBRATE} validation images or more to calibrate. Received: {len(data.val)}. "
+            "Set a larger fraction aside with val=..., or train without calibration."
         )
 
 
 def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
-    """Make a model's probabilities honest, by a temperature that is fitted on the validation images.
+    """Calibrate a model's probabilities by temperature scaling on the validation images.
 
-    The head's weights are divided by it: which class is the most probable stays, and so does the model's form.
+    The weights of the head are divided by the temperature (Guo et al., 2017, arXiv:1706.04599). Predicted classes do
+    not change.
 
     Args:
-        model: ends in a Dense softmax; the weights of that are changed.
-        data: of `load_data`, with images for validation.
-        options: of `evaluate`.
+        model: a model that ends in a Dense softmax. Its head is changed in place.
+        data: images from `load_data`, with 30 validation images or more.
+        options: options of `evaluate`.
 
     Returns:
-        The temperature: above 1 where the model was too sure.
+        The temperature, 0.05 to 20. Above 1, the model was overconfident.
 
     Raises:
-        InputError: no Dense softmax at the end, or too few images for validation.
+        InputError: the model does not end in a Dense softmax, or there are too few validation images.
 
     Example:
         >>> from transfer.cases.builders import small_similar
@@ -274,10 +288,10 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     head = model.layers[-1]
     if not isinstance(head, keras.layers.Dense) or head.activation is not keras.activations.softmax:
         raise InputError(
-            f"Expected a model that ends in a Dense softmax. Received: {head.name!r} at its end."
+            f"Expected a model that ends in a Dense softmax. Received: one that ends in {head.name!r}."
         )
     check_calibration(data)
-    found = evaluate(model, data, split="val", **options)
-    temperature = fit_temperature(found.labels, found.probabilities)
+    evaluation = evaluate(model, data, split="val", **options)
+    temperature = fit_temperature(evaluation.labels, evaluation.probabilities)
     head.set_weights([weights / temperature for weights in head.get_weights()])
     return temperature

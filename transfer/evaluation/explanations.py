@@ -1,4 +1,4 @@
-"""What a model looks at: Grad-CAM, occlusion as a check of it, and what its layers see."""
+"""Explanations of a model: Grad-CAM, occlusion maps, and the strongest responses of filters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from transfer.networks.gradients import (
 )
 from transfer.networks.graphs import Node
 
-_SMALLEST_CROP = 8  # pixels along a side; less shows no more than a color
+_MIN_CROP = 8  # pixels; a smaller crop shows only a color
 
 
 def grad_cam(
@@ -36,26 +36,27 @@ def grad_cam(
     layer: str | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Map where a model sees what speaks for a class, by Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391).
+    """Compute heat maps of the image regions that support a class (Grad-CAM).
 
-    Each channel of a layer's maps counts by the gradient of the class's logit with respect to it, averaged over
-    places; what is positive of the weighted sum is the heat map. The logit, and not the probability, whose
-    gradient vanishes where the model is sure.
+    Following Selvaraju et al. (2017), arXiv:1610.02391, each channel of a layer is weighted by the gradient of the
+    class's logit, averaged over positions. The heat map is the positive part of the weighted sum, resized to the image.
+    The logit is used because the gradient of the probability vanishes where the model is confident.
 
     Args:
-        model: raw RGB in, a number for each class out, or one number for the second of two classes. It may hold its
-            base as one layer. It is not changed.
-        images: RGB from 0 to 255, shape (N, height, width, 3), uint8 or float.
-        classes: for each image, or one for all; None is what the model predicts.
-        layer: whose maps count, also one inside a model in the model; None is the last that gives maps.
-        batch_size: images at once.
+        model: takes raw RGB images and returns a value for each class, or one value for the second of two classes. A
+            nested base model is supported. The model is not changed.
+        images: RGB images, shape (N, height, width, 3), 0 to 255, uint8 or float.
+        classes: class index of each image, or one for all. None is the predicted class.
+        layer: name of the layer to explain, also inside a nested model. None is the last layer with feature maps.
+        batch_size: images per batch.
 
     Returns:
-        float32 array of shape (N, height, width); each map's largest value is 1, or all are 0 where nothing there
-        speaks for the class.
+        Heat maps, float32 array of shape (N, height, width). The maximum of each map is 1; a map is all 0 if nothing
+        supports the class.
 
     Raises:
-        InputError: no such layer, class or maps, or images that the model does not take.
+        InputError: the layer or class is unknown, the layer has no feature maps, the images have the wrong shape or
+            type, or the model returns NaN.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(64, 64, 3))
@@ -63,26 +64,26 @@ def grad_cam(
         (2, 64, 64)
     """
     nodes = unnested(model)
-    head, images = head_of(nodes), _checked(model, nodes, images)
-    place = find_maps(nodes, layer)
-    wanted = _checked_classes(classes, len(images), head.classes)
+    head, images = head_of(nodes), _check_images(model, nodes, images)
+    index = find_maps(nodes, layer)
+    wanted = _check_classes(classes, len(images), head.classes)
     heat = np.zeros(images.shape[:3], "float32")
-    for part in _parts(len(images), batch_size):
-        known = run(nodes, {0: _tensor(images[part])}, last=place)
+    for part in _batches(len(images), batch_size):
+        values = run(nodes, {0: _tensor(images[part])}, last=index)
 
-        def score(maps: Any, known: dict[int, Any] = known, part: slice = part) -> tuple[Any, Any]:
-            logits = head.logits(run(nodes, {**known, place: maps}, last=head.place)[head.place])
+        def score(maps: Any, values: dict[int, Any] = values, part: slice = part) -> tuple[Any, Any]:
+            logits = head.logits(run(nodes, {**values, index: maps}, last=head.place)[head.place])
             chosen = keras.ops.argmax(logits, axis=-1) if wanted is None else wanted[part]
             return keras.ops.sum(logits * keras.ops.one_hot(chosen, head.classes)), logits
 
-        slope, logits = gradient_at(score, known[place])
+        gradient, logits = gradient_at(score, values[index])
         _require_finite(model, logits)
-        weights = keras.ops.mean(keras.ops.cast(slope, "float32"), axis=(1, 2), keepdims=True)
-        sums = keras.ops.sum(keras.ops.cast(known[place], "float32") * weights, axis=-1)
+        weights = keras.ops.mean(keras.ops.cast(gradient, "float32"), axis=(1, 2), keepdims=True)
+        sums = keras.ops.sum(keras.ops.cast(values[index], "float32") * weights, axis=-1)
         for row, small in zip(heat[part], _numpy(keras.ops.relu(sums)), strict=True):
             row[:] = Image.fromarray(small).resize(row.shape[::-1], Image.Resampling.BILINEAR)
-    top = heat.max(axis=(1, 2), keepdims=True, initial=0)
-    return np.divide(heat, top, out=np.zeros_like(heat), where=top > 0)
+    highest = heat.max(axis=(1, 2), keepdims=True, initial=0)
+    return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
 
 
 def occlusion(
@@ -95,25 +96,27 @@ def occlusion(
     fill: float | Sequence[float] | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Map how much a class's probability falls when a patch hides each place (Zeiler & Fergus 2014, arXiv:1311.2901).
+    """Compute how much the probability of a class falls when a patch of the image is hidden.
 
-    It asks the model itself, some fifty times per image, and so tells whether Grad-CAM is right.
+    Following Zeiler and Fergus (2014), arXiv:1311.2901. The model runs on some fifty occluded copies of each image, so
+    that the map checks Grad-CAM independently of gradients.
 
     Args:
-        model: as `grad_cam` takes it.
-        images: RGB from 0 to 255, shape (N, height, width, 3), uint8 or float.
-        classes: for each image, or one for all; None is what the model predicts.
-        patch: side of the square in pixels; None is a quarter of the image's shorter side.
-        stride: pixels between one patch and the next, at most `patch`; None is half of it.
-        fill: the patch's color, a grey value or RGB, 0 to 255; None is each image's own mean color.
-        batch_size: images at once.
+        model: model as for `grad_cam`.
+        images: RGB images, shape (N, height, width, 3), 0 to 255, uint8 or float.
+        classes: class index of each image, or one for all. None is the predicted class.
+        patch: side of the square patch in pixels. None is a quarter of the image's shorter side.
+        stride: pixels between patches, 1 to `patch`. None is half of `patch`.
+        fill: color of the patch, a grey value or RGB, 0 to 255. None is the mean color of each image.
+        batch_size: images per batch.
 
     Returns:
-        float32 array of shape (N, height, width), -1 to 1: the fall, averaged over the patches that cover a place;
-        below 0 where the class is more probable without what is there.
+        float32 array of shape (N, height, width), -1 to 1: the fall of the probability, averaged over the patches that
+        cover a pixel. It is negative where hiding a region raises the probability.
 
     Raises:
-        InputError: no such class, a patch, stride or color that cannot be, or images that the model does not take.
+        InputError: the class is unknown, the patch, stride or color is out of range, the images have the wrong shape
+            or type, or the model returns NaN.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
@@ -121,44 +124,45 @@ def occlusion(
         (1, 32, 32)
     """
     nodes = unnested(model)
-    head, images = head_of(nodes), _checked(model, nodes, images)
+    head, images = head_of(nodes), _check_images(model, nodes, images)
     size = images.shape[1:3]
     patch = max(1, min(size) // 4) if patch is None else patch
     stride = max(1, patch // 2) if stride is None else stride
     if not 1 <= stride <= patch <= min(size):
         raise InputError(
-            f"Expected 1 <= stride <= patch <= {min(size)}, the image's shorter side, so that each place is "
-            f"covered. Received: patch={patch!r}, stride={stride!r}."
+            f"Expected 1 <= stride <= patch <= {min(size)} (the image's shorter side), so that patches cover every "
+            f"pixel. Received: patch={patch!r}, stride={stride!r}."
         )
-    colors = _fill(images, fill)
-    wanted = _checked_classes(classes, len(images), head.classes)
-    whole = _probabilities(model, nodes, head, images, batch_size)
-    chosen = whole.argmax(axis=1) if wanted is None else wanted
-    starts = [[*range(0, side - patch, stride), side - patch] for side in size]  # the last ends at the edge
+    colors = _fill_colors(images, fill)
+    wanted = _check_classes(classes, len(images), head.classes)
+    unhidden = _probabilities(model, nodes, head, images, batch_size)
+    chosen = unhidden.argmax(axis=1) if wanted is None else wanted
+    starts = [
+        [*range(0, side - patch, stride), side - patch] for side in size
+    ]  # the last patch ends at the edge
     pairs = list(itertools.product(range(len(images)), *starts))
     falls, covered = np.zeros((2, *images.shape[:3]), "float32")
-    for part in _parts(len(pairs), batch_size):
+    for part in _batches(len(pairs), batch_size):
         hidden = images[[image for image, _, _ in pairs[part]]].astype("float32")
-        for one, (image, y, x) in zip(hidden, pairs[part], strict=True):
-            one[y : y + patch, x : x + patch] = colors[image]
-        left = _probabilities(model, nodes, head, hidden, batch_size)
-        for one, (image, y, x) in zip(left, pairs[part], strict=True):
+        for copy, (image, y, x) in zip(hidden, pairs[part], strict=True):
+            copy[y : y + patch, x : x + patch] = colors[image]
+        rows = _probabilities(model, nodes, head, hidden, batch_size)
+        for row, (image, y, x) in zip(rows, pairs[part], strict=True):
             area = (image, slice(y, y + patch), slice(x, x + patch))
-            falls[area] += whole[image, chosen[image]] - one[chosen[image]]
+            falls[area] += unhidden[image, chosen[image]] - row[chosen[image]]
             covered[area] += 1
     return falls / np.maximum(covered, 1)
 
 
 def agreement(first: np.ndarray, second: np.ndarray, *, grid: int = 7) -> float:
-    """Say how far two maps of an image rank its places alike: Spearman's rank correlation over a coarse
-    grid."""
+    """Return Spearman's rank correlation of two heat maps on a coarse grid; 0 if one of them is constant."""
     first, second = np.asarray(first, "float64"), np.asarray(second, "float64")
     if first.ndim != 2 or first.shape != second.shape or not first.size:
         raise InputError(
-            f"Expected two maps of one image, of the same shape (height, width). Received: {first.shape} and "
-            f"{second.shape}."
+            "Expected two maps of the same image, with the same shape (height, width). Received: "
+            f"{first.shape} and {second.shape}."
         )
-    one, two = _coarse(first, grid), _coarse(second, grid)
+    one, two = _cell_means(first, grid), _cell_means(second, grid)
     if np.ptp(one) <= 1e-12 * np.abs(one).max() or np.ptp(two) <= 1e-12 * np.abs(two).max():
         return 0.0
     return round(float(np.nan_to_num(spearmanr(one, two).statistic)), 12)
@@ -166,19 +170,15 @@ def agreement(first: np.ndarray, second: np.ndarray, *, grid: int = 7) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """What one filter of a layer responds to most."""
+    """The image regions to which one filter of a layer responds most."""
 
     layer: str
-    # Number of the channel.
-    filter: int
-    # Side in pixels of what one place of the layer's maps depends on (see `receptive_field`).
-    field: float
+    filter: int  # index of the channel
+    field: float  # side of the layer's receptive field in pixels
     images: tuple[int, ...]
     strengths: tuple[float, ...]
-    # (row, column) in pixels of the image, at the middle of what the filter looked at.
-    places: tuple[tuple[int, int], ...]
-    # Uint8 arrays (side, side, 3) around these places.
-    crops: tuple[np.ndarray, ...]
+    places: tuple[tuple[int, int], ...]  # (row, column) in pixels, the center of each region
+    crops: tuple[np.ndarray, ...]  # uint8 arrays of shape (side, side, 3) around these centers
 
 
 def strongest_responses(
@@ -190,115 +190,105 @@ def strongest_responses(
     count: int = 5,
     batch_size: int = 32,
 ) -> list[Response]:
-    """Show what layers see: for some filters the parts of images that they respond to most.
+    """Find the image regions to which filters of some layers respond most.
 
-    As Zeiler & Fergus (2014, arXiv:1311.2901) show them, without the way back to pixels. The filters are those whose
-    strongest images stand out most from the others, in standard deviations: they look for something in
-    particular, and their crops look alike. One that barely responds at all, whose deviations mean nothing, is left
-    out: one whose standard deviation is below half the layer's median. So is one whose strongest images are
-    mostly those of filters chosen before, while there are others.
+    As in Zeiler and Fergus (2014), arXiv:1311.2901, without the projection back to pixels. Filters are ranked by how
+    many standard deviations their strongest responses are above their mean. Filters with a standard deviation below
+    half the layer's median are skipped. Filters whose strongest images are mostly those of better filters come last.
 
     Args:
-        model: as `grad_cam` takes it.
-        images: RGB from 0 to 255, shape (N, height, width, 3); some hundreds show more than a few.
-        layers: names; None is `shown_layers(model)`.
-        filters: how many of each layer, at most.
-        count: images for each filter, at most; of each image its strongest place.
-        batch_size: images at once; of the maps only the maxima are kept.
+        model: model as for `grad_cam`.
+        images: RGB images, shape (N, height, width, 3), 0 to 255; some hundreds are better than a few.
+        layers: names of layers. None is `shown_layers(model)`.
+        filters: most filters per layer.
+        count: most images per filter; each image contributes its strongest position.
+        batch_size: images per batch.
 
     Returns:
-        For each layer in turn its filters, the one that stands out most first.
+        The responses of each layer in turn, the highest-ranked filter first.
 
     Raises:
-        InputError: no such layer, or images that the model does not take.
+        InputError: a layer is unknown or has no feature maps, or the images have the wrong shape or type.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
         >>> noise = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3))
-        >>> [found] = strongest_responses(base, noise, layers=["Conv1_relu"], filters=1, count=3)
-        >>> found.layer, len(found.crops), found.crops[0].shape
+        >>> [response] = strongest_responses(base, noise, layers=["Conv1_relu"], filters=1, count=3)
+        >>> response.layer, len(response.crops), response.crops[0].shape
         ('Conv1_relu', 3, (8, 8, 3))
     """
     nodes = unnested(model)
-    images, fields = _checked(model, nodes, images), receptive_fields(nodes)
-    names = shown_layers(model) if layers is None else list(layers)
-    places = [find_maps(nodes, name) for name in names]
-    if not len(images) or not places:
+    images, fields = _check_images(model, nodes, images), receptive_fields(nodes)
+    indices = [find_maps(nodes, name) for name in (shown_layers(model) if layers is None else layers)]
+    if not len(images) or not indices:
         return []
-    found = {place: _Maxima(nodes[place].op.name, fields[place].side) for place in places}
-    for part in _parts(len(images), batch_size):
-        values = run(nodes, {0: _tensor(images[part])}, last=max(places), keep=places)
-        for place, maxima in found.items():
-            maxima.add(_numpy(values[place]))
-    return [one for maxima in found.values() for one in maxima.responses(images, filters, count)]
+    maxima = {index: _Maxima(nodes[index].op.name, fields[index].side) for index in indices}
+    for part in _batches(len(images), batch_size):
+        values = run(nodes, {0: _tensor(images[part])}, last=max(indices), keep=indices)
+        for index, of_layer in maxima.items():
+            of_layer.add(_numpy(values[index]))
+    return [
+        response for of_layer in maxima.values() for response in of_layer.responses(images, filters, count)
+    ]
 
 
 class _Maxima:
-    """The strongest response of each filter of a layer to each image, and where it was."""
+    """The strongest response of each filter of a layer to each image, and its position."""
 
     def __init__(self, layer: str, field: float) -> None:
         self.layer, self.field, self.size = layer, field, (1, 1)
         self.values: list[np.ndarray] = []
-        self.spots: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
 
     def add(self, maps: np.ndarray) -> None:
-        """Take in the maps of a batch, shape (batch, height, width, filters)."""
+        """Add the feature maps of a batch, shape (batch, height, width, filters)."""
         self.size = maps.shape[1:3]
         flat = maps.reshape(len(maps), -1, maps.shape[-1])
-        self.spots.append(flat.argmax(axis=1).astype("int32"))
-        self.values.append(np.take_along_axis(flat, self.spots[-1][:, None], axis=1)[:, 0])
+        self.positions.append(flat.argmax(axis=1).astype("int32"))
+        self.values.append(np.take_along_axis(flat, self.positions[-1][:, None], axis=1)[:, 0])
 
     def responses(self, images: np.ndarray, filters: int, count: int) -> list[Response]:
-        """Choose filters and cut out what they responded to."""
-        values, spots = np.concatenate(self.values), np.concatenate(self.spots)
+        """Rank the filters and crop the image regions of the best ones."""
+        values, positions = np.concatenate(self.values), np.concatenate(self.positions)
         best = np.argsort(-values, axis=0, kind="stable")[:count]
-        return [
-            self._response(one, best[:, one], values, spots, images)
-            for one in _standing_out(values, best)[:filters]
-        ]
+        responses = []
+        for index in _rank_filters(values, best)[:filters]:
+            rows = best[:, index]
+            places = tuple(self._center(positions[row, index], images.shape[1:3]) for row in rows)
+            crops = tuple(_crop(images[row], at, self.field) for row, at in zip(rows, places, strict=True))
+            strengths = tuple(values[rows, index].tolist())
+            responses.append(
+                Response(self.layer, index, self.field, tuple(rows.tolist()), strengths, places, crops)
+            )
+        return responses
 
-    def _response(
-        self, one: int, rows: np.ndarray, values: np.ndarray, spots: np.ndarray, images: np.ndarray
-    ) -> Response:
-        places = tuple(self._pixel(spots[row, one], images.shape[1:3]) for row in rows)
-        return Response(
-            layer=self.layer,
-            filter=one,
-            field=self.field,
-            images=tuple(rows.tolist()),
-            strengths=tuple(values[rows, one].tolist()),
-            places=places,
-            crops=tuple(_crop(images[row], at, self.field) for row, at in zip(rows, places, strict=True)),
-        )
-
-    def _pixel(self, spot: int, size: tuple[int, ...]) -> tuple[int, int]:
-        """The middle of what a place of the maps looks at, as if they covered the image evenly."""
-        row, column = (np.array(np.unravel_index(spot, self.size)) + 0.5) * size / self.size
+    def _center(self, position: int, size: tuple[int, ...]) -> tuple[int, int]:
+        # As if the positions of the feature map covered the image evenly.
+        row, column = (np.array(np.unravel_index(position, self.size)) + 0.5) * size / self.size
         return int(row), int(column)
 
 
-def _standing_out(values: np.ndarray, best: np.ndarray) -> list[int]:
-    """Rank filters by how far their best images stand out; those that look at the same images come
-    last."""
-    spread = values.std(axis=0)
-    alive = (spread >= np.median(spread) / 2) & (spread > 0)
-    above = np.take_along_axis(values, best, axis=0).mean(axis=0) - values.mean(axis=0)
-    score = np.where(alive, above / np.where(alive, spread, 1), -1)
-    order = [one for one in np.argsort(-score, kind="stable").tolist() if alive[one]]
+def _rank_filters(values: np.ndarray, best: np.ndarray) -> list[int]:
+    """Rank the active filters by their strongest responses; those with the images of better filters come last."""
+    deviation = values.std(axis=0)
+    active = (deviation >= np.median(deviation) / 2) & (deviation > 0)
+    above_mean = np.take_along_axis(values, best, axis=0).mean(axis=0) - values.mean(axis=0)
+    score = np.where(active, above_mean / np.where(active, deviation, 1), -1)
+    order = [index for index in np.argsort(-score, kind="stable").tolist() if active[index]]
     first: list[int] = []
     taken: set[int] = set()
-    for one in order:
-        rows = set(best[:, one].tolist())
+    for index in order:
+        rows = set(best[:, index].tolist())
         if 2 * len(rows & taken) <= len(rows):
-            first.append(one)
+            first.append(index)
             taken |= rows
-    return first + [one for one in order if one not in set(first)]
+    return first + [index for index in order if index not in first]
 
 
 def _crop(image: np.ndarray, place: tuple[int, int], field: float) -> np.ndarray:
-    """Cut out a square around a place, moved into the image where it would reach beyond its edge."""
+    """Return a square crop around a position, shifted to lie inside the image."""
     shorter = min(image.shape[:2])
-    side = int(min(max(_SMALLEST_CROP, min(field, shorter // 2)), shorter))
+    side = int(min(max(_MIN_CROP, min(field, shorter // 2)), shorter))
     row, column = np.clip(np.array(place) - side // 2, 0, np.array(image.shape[:2]) - side)
     return np.clip(np.round(image[row : row + side, column : column + side]), 0, 255).astype("uint8")
 
@@ -306,48 +296,52 @@ def _crop(image: np.ndarray, place: tuple[int, int], field: float) -> np.ndarray
 def _probabilities(
     model: keras.Model, nodes: Sequence[Node], head: ClassifierHead, images: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    found = [np.zeros((0, head.classes), "float32")]
-    for part in _parts(len(images), batch_size):
+    parts = [np.zeros((0, head.classes), "float32")]
+    for part in _batches(len(images), batch_size):
         logits = head.logits(run(nodes, {0: _tensor(images[part])}, last=head.place)[head.place])
         _require_finite(model, logits)
-        found.append(_numpy(keras.ops.sigmoid(logits) if head.several else keras.ops.softmax(logits)))
-    return np.concatenate(found)
+        parts.append(_numpy(keras.ops.sigmoid(logits) if head.several else keras.ops.softmax(logits)))
+    return np.concatenate(parts)
 
 
 def _require_finite(model: keras.Model, logits: Any) -> None:
     if not np.isfinite(_numpy(logits)).all():
         raise InputError(
-            f"The network {model.name!r} gives NaN or infinity on these images. Its weights may be broken, or it "
-            "expects other images than raw RGB from 0 to 255."
+            f"The network {model.name!r} returns NaN or infinity for these images. Check its weights, and that it "
+            "takes raw RGB images from 0 to 255."
         )
 
 
-def _checked(model: keras.Model, nodes: Sequence[Node], images: Any) -> np.ndarray:
+def _check_images(model: keras.Model, nodes: Sequence[Node], images: Any) -> np.ndarray:
     images, expected = np.asarray(images), tuple(nodes[0].tensor.shape[1:])
     fits = images.ndim == 4 == len(expected) + 1 and images.dtype.kind in "uif"
     if not fits or any(want not in (None, got) for want, got in zip(expected, images.shape[1:], strict=True)):
         raise InputError(
-            f"Expected images of shape (N, {', '.join(map(str, expected))}), as {model.name!r} takes them, as uint8 "
-            f"or float32. Received: shape {images.shape}, {images.dtype}. Resize them, or add a first axis to one."
+            f"Expected images of shape (N, {', '.join(map(str, expected))}) for {model.name!r}, uint8 or float32. "
+            f"Received: shape {images.shape}, {images.dtype}. Resize the images, or add a first axis to a single one."
         )
     return images
 
 
-def _checked_classes(classes: Any, count: int, most: int) -> np.ndarray | None:
+def _check_classes(
+    classes: int | Sequence[int] | np.ndarray | None, count: int, num_classes: int
+) -> np.ndarray | None:
     if classes is None:
         return None
     given = np.asarray(classes)
     if given.shape not in ((), (count,)) or (given.size and given.dtype.kind not in "iu"):
         raise InputError(
-            f"Expected classes as one whole number, or one for each of {count} images. Received: {classes!r}."
+            f"Expected classes as one integer, or one for each of {count} images. Received: {classes!r}."
         )
-    if given.size and (given.min() < 0 or given.max() >= most):
-        raise InputError(f"Expected classes of 0 to {most - 1}. Received: {given.min()} to {given.max()}.")
+    if given.size and (given.min() < 0 or given.max() >= num_classes):
+        raise InputError(
+            f"Expected classes from 0 to {num_classes - 1}. Received: {given.min()} to {given.max()}."
+        )
     return np.broadcast_to(given.astype("int64"), (count,))
 
 
-def _fill(images: np.ndarray, fill: Any) -> np.ndarray:
-    """A color for each image, shape (N, channels)."""
+def _fill_colors(images: np.ndarray, fill: Any) -> np.ndarray:
+    """Return the patch color of each image, shape (N, channels)."""
     if fill is None:
         return images.mean(axis=(1, 2), dtype="float64").astype("float32")
     color = np.asarray(fill, "float32")
@@ -356,14 +350,14 @@ def _fill(images: np.ndarray, fill: Any) -> np.ndarray:
     return np.broadcast_to(color, (len(images), images.shape[3]))
 
 
-def _coarse(values: np.ndarray, grid: int) -> np.ndarray:
-    """Average a map over the fields of a grid."""
+def _cell_means(values: np.ndarray, grid: int) -> np.ndarray:
+    """Average a map over the cells of a grid, as a flat array."""
     rows = [part.mean(axis=0) for part in np.array_split(values, min(grid, len(values)))]
     columns = np.array_split(np.stack(rows), min(grid, values.shape[1]), axis=1)
     return np.concatenate([part.mean(axis=1) for part in columns])
 
 
-def _parts(count: int, size: int) -> Iterator[slice]:
+def _batches(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
