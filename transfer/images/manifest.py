@@ -1,4 +1,4 @@
-"""Manifests as a source: a list of images and their labels in a file."""
+"""Read a manifest: a CSV or Parquet list of images and their labels."""
 
 from __future__ import annotations
 
@@ -6,147 +6,132 @@ import os
 import re
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
+from transfer.images.image_sequences import LazySequence
 from transfer.images.splitting import SourceData, Split
-from transfer.images.tables import AS_UTF8, SPLITS, UNDECODED, Table, lone_group, short
+from transfer.images.tables import NOT_UTF8, SAVE_AS_UTF8, SPLITS, Table, own_group, quoted
 
-_LOOKED_FOR = 1_000
+_CHECKED_PATHS = 1_000
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def read_manifest(path: Path) -> SourceData:
-    """Read a list of images and their labels; no image is opened yet."""
+    """Return the images, labels, splits and groups of a list, without opening an image."""
     table = Table(path)
     folder = str(table.path.parent)
-    written: list[str] = []
+    paths: list[str] = []
     names: list[str] = []
     groups: list[str] = []
     numbers, labels, splits = array("q"), array("q"), array("q")
     ids: dict[str, int] = {}
-    known: dict[str, str] = {"": ""}  # one string per group, however many rows
-    taken: dict[str, int] = {}
-    for number, where, label, split, group in table.rows():
-        problem = _problem(where, label)
-        if problem:
+    shared: dict[str, str] = {}  # saves memory: one string per group instead of one per row
+    counts: dict[str, int] = {}
+    for number, written, label, split, group in table.rows():
+        if problem := _row_problem(written, label):
             table.add_problem(number, problem)
             continue
-        if not (where + label + group).isascii():
-            _refuse_other_encodings(table.place(number), folder, where, label + group)
+        if not (written + label + group).isascii():
+            _refuse_other_encodings(table.location(number), folder, written, label + group)
         numbers.append(number)
-        written.append(where)
-        names.append(_distinct(normalize("NFC", where), taken))
+        paths.append(written)
+        names.append(_distinct(normalize("NFC", written), counts))
         labels.append(ids.setdefault(normalize("NFC", label.strip()), len(ids)))
         splits.append(SPLITS.index(split) if split else -1)
         group = normalize("NFC", group)
-        groups.append(known.setdefault(group, group))
-    del taken
-    _refuse_all_missing(table.place(numbers[0]), folder, written[:_LOOKED_FOR])
+        groups.append(shared.setdefault(group, group))
+    del counts
+    _refuse_all_missing(table.location(numbers[0]), folder, paths[:_CHECKED_PATHS])
     class_names = sorted(ids)
-    place = {name: i for i, name in enumerate(class_names)}
-    whole = Split(
-        _Files(folder, written),
-        np.array([place[name] for name in ids], "int64")[np.array(labels)],
+    position = {name: i for i, name in enumerate(class_names)}
+    images = Split(
+        LazySequence(len(paths), partial(_image_path, folder, paths)),
+        np.array([position[name] for name in ids], "int64")[np.array(labels)],
         names,
-        [group or lone_group(name) for group, name in zip(groups, names, strict=True)] if any(groups) else (),
+        [group or own_group(name) for group, name in zip(groups, names, strict=True)] if any(groups) else (),
     )
-    return SourceData(_parts(table, whole, np.array(splits), numbers, class_names), class_names)
+    return SourceData(_by_split(table, images, np.array(splits), numbers, class_names), class_names)
 
 
-def _problem(where: str, label: str) -> str:
-    if not where.strip():
+def _row_problem(written: str, label: str) -> str:
+    if not written.strip():
         return "the path is empty"
     if not label.strip():
         return "the label is empty"
-    if _URL.match(where):
-        return f"{short(where)} is a URL; download the images first"
-    return ""
+    return f"{quoted(written)} is a URL; download the images first" if _URL.match(written) else ""
 
 
-def _refuse_other_encodings(place: str, folder: str, where: str, rest: str) -> None:
-    """The name of a file may be any bytes, but where there is no such file, the list is not UTF-8."""
-    if UNDECODED.search(rest) or (UNDECODED.search(where) and not os.path.isfile(_resolved(folder, where))):
+def _refuse_other_encodings(location: str, folder: str, written: str, rest: str) -> None:
+    """Raise if a row is not UTF-8; the name of an existing file may consist of any bytes."""
+    if NOT_UTF8.search(rest) or (NOT_UTF8.search(written) and not os.path.isfile(_resolve(folder, written))):
         raise InputError(
-            f"{place}: expected text in UTF-8, or the name of a file that exists. Received {short(where)} with "
-            f"other bytes in its row. {AS_UTF8}"
+            f"{location}: expected text in UTF-8, or the name of an existing file. Received {quoted(written)} in a "
+            f"row with other bytes. {SAVE_AS_UTF8}"
         )
 
 
-def _distinct(name: str, taken: dict[str, int]) -> str:
-    """Keep rows of the same path apart."""
-    times = taken[name] = taken.get(name, 0) + 1
-    return name if times == 1 else _distinct(f"{name}#{times}", taken)
+def _distinct(name: str, counts: dict[str, int]) -> str:
+    """Return the name, with a number if other rows have the same path."""
+    count = counts[name] = counts.get(name, 0) + 1
+    return name if count == 1 else _distinct(f"{name}#{count}", counts)
 
 
-class _Files(Sequence[str]):
-    """Where the paths of a manifest lead, found out when one is asked for."""
-
-    def __init__(self, folder: str, written: list[str]) -> None:
-        self.folder, self.written = folder, written
-
-    def __len__(self) -> int:
-        return len(self.written)
-
-    def __getitem__(self, i: Any) -> Any:
-        return _resolved(self.folder, self.written[i])
+def _image_path(folder: str, paths: Sequence[str], i: int) -> str:
+    return _resolve(folder, paths[i])
 
 
-def _resolved(folder: str, written: str) -> str:
-    """Find where a path leads: as written if that exists, else as another system would write it."""
+def _resolve(folder: str, written: str) -> str:
+    """Return an image's path: as written if that exists, else with slashes or Unicode's other normal form."""
     if written.isascii() and "\\" not in written:
         return os.path.join(folder, os.path.expanduser(written))
     slashed = written.replace("\\", "/")
-    forms = [
-        written,
-        slashed,
-        *(normalize(form, text) for text in (written, slashed) for form in ("NFC", "NFD")),
-    ]
+    forms = [written, slashed, *(normalize(f, text) for text in (written, slashed) for f in ("NFC", "NFD"))]
     paths = [os.path.join(folder, os.path.expanduser(form)) for form in dict.fromkeys(forms)]
     return next(filter(os.path.exists, paths), paths[0])
 
 
-def _refuse_all_missing(place: str, folder: str, written: list[str]) -> None:
-    """Single missing images are skipped later, but a whole list that leads nowhere is one mistake."""
-    if any(os.path.isfile(_resolved(folder, one)) for one in written):
-        return
-    raise InputError(
-        f"{place}: {short(written[0])} leads to {os.path.abspath(_resolved(folder, written[0]))!r}, which is not a "
-        f"file; nor are any of the first {len(written)}. Expected paths that are absolute, or relative to the "
-        f"folder of the manifest, {os.path.abspath(folder)!r}. Mend the paths, or move the manifest."
-    )
-
-
-def _parts(
-    table: Table, whole: Split, splits: np.ndarray, numbers: Sequence[int], class_names: Sequence[str]
-) -> dict[str, Split]:
-    """Take the splits apart; rows that name none are at -1, and then all must be."""
-    unsaid = np.flatnonzero(splits < 0)
-    if len(unsaid) == len(whole):
-        return {"train": whole}
-    if len(unsaid):
+def _refuse_all_missing(location: str, folder: str, paths: Sequence[str]) -> None:
+    """Raise if none of the first paths is a file; a few missing images are only skipped later."""
+    resolved = [_resolve(folder, path) for path in paths]
+    if not any(map(os.path.isfile, resolved)):
         raise InputError(
-            f"{table.place(numbers[unsaid[0]])}: expected a split, since other rows have one. Received "
-            f"{len(unsaid)} rows without. Fill in train, val or test, or take the column away."
+            f"{location}: {quoted(paths[0])} leads to {os.path.abspath(resolved[0])!r}, which is not a file; neither "
+            f"is any other of the first {len(paths)}. Expected paths that are absolute, or relative to the folder of "
+            f"the list, {os.path.abspath(folder)!r}. Correct the paths, or move the list."
         )
-    parts = {name: whole.take(np.flatnonzero(splits == i)) for i, name in enumerate(SPLITS) if i in splits}
+
+
+def _by_split(
+    table: Table, images: Split, splits: np.ndarray, numbers: Sequence[int], class_names: Sequence[str]
+) -> dict[str, Split]:
+    """Return the images of each split; `splits` is -1 for rows without a split."""
+    without = np.flatnonzero(splits < 0)
+    if len(without) == len(images):
+        return {"train": images}
+    if len(without):
+        raise InputError(
+            f"{table.location(numbers[without[0]])}: expected a split, since other rows have one. Received "
+            f"{len(without)} rows without. Write train, val or test in these, or remove the column."
+        )
+    parts = {name: images.take(np.flatnonzero(splits == i)) for i, name in enumerate(SPLITS) if i in splits}
     if "train" not in parts:
         raise InputError(
-            f"{table.path.name}: expected rows of the split train. Received only: {', '.join(parts)}. Name some "
-            "train, or take the column away."
+            f"{table.path.name}: expected rows with the split train. Received only: {', '.join(parts)}. Assign some "
+            "rows to train, or remove the column."
         )
     trained = np.unique(parts["train"].labels)
-    strange = np.flatnonzero(~np.isin(whole.labels, trained))
+    strange = np.flatnonzero(~np.isin(images.labels, trained))
     if len(strange):
         first = int(strange[0])
         raise unknown(
             "class",
-            class_names[whole.labels[first]],
+            class_names[images.labels[first]],
             [class_names[i] for i in trained],
-            hint=f"It is in {table.place(numbers[first])}, for {SPLITS[splits[first]]}, but no row of train has it.",
+            hint=f"It is in {table.location(numbers[first])}, for {SPLITS[splits[first]]}, but not in train.",
         )
     return parts

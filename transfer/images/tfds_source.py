@@ -1,4 +1,4 @@
-"""Images of `tensorflow_datasets`, read as encoded bytes and never waited for in vain."""
+"""Read data sets of `tensorflow_datasets` as encoded images; fail early without a network."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transfer.common.errors import InputError, nearest, one_line, unknown
 from transfer.images.splitting import SourceData, Split
-from transfer.images.tables import SPLIT_WORDS, SPLITS
-from transfer.images.tfds_records import RecordRun, make_reader
+from transfer.images.tables import SPLIT_ALIASES, SPLITS
+from transfer.images.tfds_records import RecordRange, make_reader
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
 
 log = logging.getLogger(__name__)
 
 _HOST = "https://storage.googleapis.com"
-_PATIENCE = 5.0  # seconds
-_SEVERAL = "train=train[:80%],test=train[80%:]"
+_TIMEOUT = 5.0  # seconds
+_EXAMPLE = "train=train[:80%],test=train[80%:]"
 
 
 def read_tfds(
@@ -32,114 +36,115 @@ def read_tfds(
     download: bool = True,
     split: str | Mapping[str, str] | None = None,
 ) -> SourceData:
-    """Read a prepared data set, or download and prepare it first."""
+    """Return the images of a data set; download and prepare it first if needed."""
     import tensorflow_datasets as tfds
 
-    wanted = _wanted(split)
+    requested = _parse_split(split)
     builder = _builder(tfds, name, data_dir)
     keys = _keys(tfds, builder, name)
     if not builder.is_prepared():
         _prepare(builder, name, data_dir, download)
-    expressions = wanted or _own_splits(builder)
-    chosen = {part: _runs(builder, name, expression) for part, expression in expressions.items()}
-    _refuse_shared(chosen, name)
-    read = make_reader(tfds, builder, keys, [run for runs in chosen.values() for run in runs])
+    expressions = requested or _own_splits(builder)
+    ranges = {part: _ranges(builder, name, expression) for part, expression in expressions.items()}
+    _refuse_overlap(ranges, name)
+    read = make_reader(tfds, builder, keys, [r for part in ranges.values() for r in part])
     parts = {}
     for part, expression in expressions.items():
-        found = _labelled(read(expression, chosen[part]), f"{expression!r} of tfds:{name}")
-        if len(found):
-            parts[part] = found
-        elif wanted:
+        images = _labeled(read(expression, ranges[part]), f"{expression!r} of tfds:{name}")
+        if len(images):
+            parts[part] = images
+        elif requested:
             raise InputError(
                 f"Expected images with labels in every split of tfds:{name}. Received none in {expression!r}. "
-                "Choose others."
+                "Choose other splits."
             )
         else:
             log.warning("Ignored the split %r of tfds:%s: its images have no labels.", expression, name)
     if "train" not in parts:
         raise InputError(
             f"Expected a split 'train' with labels in tfds:{name}. Received: "
-            f"{', '.join(builder.info.splits) or 'none'}. Choose another data set or another version of it, or say "
-            "which images to train on, such as the split 'test[:80%]'."
+            f"{', '.join(builder.info.splits) or 'none'}. Choose another data set or version, or the images to train "
+            "on, such as the split 'test[:80%]'."
         )
     return SourceData(parts, list(builder.info.features[keys[1]].names))
 
 
-def _wanted(split: str | Mapping[str, str] | None) -> dict[str, str]:
-    """Read `split`: an expression per split; none where the data set's own splits are meant."""
+def _parse_split(split: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Return the expression of each requested split; none if the data set's own splits are wanted."""
     if split is None:
         return {}
     if isinstance(split, str):
         pairs = [part.partition("=") for part in (split if "=" in split else f"train={split}").split(",")]
-        wanted = {part.strip(): expression.strip() for part, _, expression in pairs}
+        requested = {part.strip(): expression.strip() for part, _, expression in pairs}
         if not all(equals for _, equals, _ in pairs):
             raise InputError(
-                f"Expected one expression such as 'train[:80%]', or several such as {_SEVERAL!r}. Received: {split!r}. "
+                f"Expected one expression such as 'train[:80%]', or several such as {_EXAMPLE!r}. Received: {split!r}. "
                 "Name each split."
             )
-        if len(wanted) < len(pairs):
-            raise InputError(f"Expected each split once. Received: {split!r}. Join expressions by '+'.")
+        if len(requested) < len(pairs):
+            raise InputError(f"Expected each split once. Received: {split!r}. Join expressions with '+'.")
     else:
-        wanted = {str(part): str(expression) for part, expression in split.items()}
-    for part in wanted:
+        requested = {str(part): str(expression) for part, expression in split.items()}
+    for part in requested:
         if part not in SPLITS:
-            raise unknown("split", part, SPLITS, hint=f"Expected such as {_SEVERAL!r}.")
-    if "train" not in wanted:
+            raise unknown("split", part, SPLITS, hint=f"An example: {_EXAMPLE!r}.")
+    if "train" not in requested:
         raise InputError(
-            f"Expected an expression for the split 'train'. Received: {split!r}. Say what to train on, such as "
-            f"{_SEVERAL!r}."
+            f"Expected an expression for the split 'train'. Received: {split!r}. Add the training images, as in "
+            f"{_EXAMPLE!r}."
         )
-    return wanted
+    return requested
 
 
-def _own_splits(builder: Any) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _own_splits(builder: DatasetBuilder) -> dict[str, str]:
+    """Return the data set's own name of train, val and test, if it has them."""
+    splits: dict[str, str] = {}
     for own, info in builder.info.splits.items():
-        if own in SPLIT_WORDS and info.num_examples:
-            found.setdefault(SPLIT_WORDS[own], own)
-    return found
+        if own in SPLIT_ALIASES and info.num_examples:
+            splits.setdefault(SPLIT_ALIASES[own], own)
+    return splits
 
 
-def _runs(builder: Any, name: str, expression: str) -> list[RecordRun]:
-    """Find the records that an expression of tensorflow_datasets chooses."""
+def _ranges(builder: DatasetBuilder, name: str, expression: str) -> list[RecordRange]:
+    """Return the records that an expression selects."""
     splits = builder.info.splits
     for term in expression.split("+"):
         own = term.partition("[")[0].strip()
         if own not in splits and own != "all":
             raise unknown("split", own, splits, hint=f"These are the splits of tfds:{name}.")
-    begins = {}  # of each file: its split, and the number of its first record there
+    origin = {}  # of each file: its split, and the index of its first record in the split
     for own in splits:
         start = 0
         for part in splits[own].file_instructions:
-            begins[str(part.filename)] = own, start
+            origin[str(part.filename)] = own, start
             start += part.examples_in_shard
     parts, reason = None, None
     try:
         parts = splits[expression].file_instructions
-    except Exception as error:  # its parser names no class of its own for what it does not understand
+    except Exception as error:  # the parser of tensorflow_datasets has no error class of its own
         reason = error
     if not parts or any(part.take < 1 for part in parts):
-        problem = "is none of these" if parts is None else "holds no images"
+        problem = "is not one of these" if parts is None else "has no images"
         sizes = ", ".join(f"{own} ({splits[own].num_examples} images)" for own in splits)
         raise InputError(
             f"Expected splits of tfds:{name} or slices of them, such as 'train[:80%]', 'train[100:200]' or "
-            f"'train+test'. Received: {expression!r}, which {problem}. There are: {sizes}."
+            f"'train+test'. Received: {expression!r}, which {problem}. The splits are: {sizes}."
         ) from reason
-    runs = []
+    ranges = []
     for part in parts:
-        own, start = begins[str(part.filename)]
-        runs.append(RecordRun(own, start + part.skip, part.take, str(part.filename), part.skip))
-    return runs
+        own, start = origin[str(part.filename)]
+        ranges.append(RecordRange(own, start + part.skip, part.take, str(part.filename), part.skip))
+    return ranges
 
 
-def _refuse_shared(chosen: Mapping[str, Sequence[RecordRun]], name: str) -> None:
-    """Refuse images that are in two splits, or twice in one."""
-    files = {file: i for i, file in enumerate({run.file for runs in chosen.values() for run in runs})}
+def _refuse_overlap(ranges: Mapping[str, Sequence[RecordRange]], name: str) -> None:
+    """Raise if two splits share images, or a split has an image twice."""
+    files = {file: i for i, file in enumerate({r.file for part in ranges.values() for r in part})}
     records = {
-        part: np.concatenate([(files[r.file] << 40) + r.skip + np.arange(r.size) for r in runs])
-        for part, runs in chosen.items()
+        part: np.concatenate([(files[r.file] << 40) + r.skip + np.arange(r.size) for r in each])
+        for part, each in ranges.items()
     }
-    shared = {f"{part!r} twice": len(r) - len(np.unique(r)) for part, r in records.items()}
+    shared = {f"{part!r} twice": len(ids) - len(np.unique(ids)) for part, ids in records.items()}
     for one, other in combinations(records, 2):
         shared[f"{one!r} and {other!r}"] = len(np.intersect1d(records[one], records[other]))
     for where, count in shared.items():
@@ -150,16 +155,16 @@ def _refuse_shared(chosen: Mapping[str, Sequence[RecordRun]], name: str) -> None
             )
 
 
-def _labelled(found: Split, what: str) -> Split:
-    """Leave out images whose label is -1, as in the test sets of contests."""
-    labelled = np.flatnonzero(found.labels >= 0)
-    missing = len(found) - len(labelled)
+def _labeled(images: Split, description: str) -> Split:
+    """Drop images with the label -1, which test sets of competitions have."""
+    labeled = np.flatnonzero(images.labels >= 0)
+    missing = len(images) - len(labeled)
     if missing:
-        log.info("Left out %d of %d images in %s: they have no label.", missing, len(found), what)
-    return found.take(labelled) if missing else found
+        log.info("Skipped %d of %d images in %s: they have no label.", missing, len(images), description)
+    return images.take(labeled) if missing else images
 
 
-def _builder(tfds: Any, name: str, data_dir: str | Path | None) -> Any:
+def _builder(tfds: ModuleType, name: str, data_dir: str | Path | None) -> DatasetBuilder:
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
@@ -169,18 +174,17 @@ def _builder(tfds: Any, name: str, data_dir: str | Path | None) -> Any:
             f"Unknown data set 'tfds:{name}'. "
             + (f"Did you mean {near}?" if near else "See tensorflow.org/datasets/catalog for the names.")
         ) from None
-    # Malformed names, unknown configs and versions, missing packages, hosts out of reach: all kinds.
-    except Exception as error:
+    except Exception as error:  # malformed names, unknown configs and versions, missing packages, ...
         raise InputError(
             f"tensorflow_datasets cannot open 'tfds:{name}': {one_line(error)}. Expected "
             "tfds:NAME[/CONFIG][:VERSION], see tensorflow.org/datasets/catalog."
         ) from error
 
 
-def _keys(tfds: Any, builder: Any, name: str) -> tuple[str, str]:
-    """Name the features that hold the image and its label."""
+def _keys(tfds: ModuleType, builder: DatasetBuilder, name: str) -> tuple[str, str]:
+    """Return the names of the features that hold the image and its label."""
     features, keys = builder.info.features, builder.info.supervised_keys
-    if keys is None:  # not said, as of data that tfds.dataset_builders.store_as_tfds_dataset wrote
+    if keys is None:  # as in data sets from tfds.dataset_builders.store_as_tfds_dataset
         images, labels = (
             [key for key in features if isinstance(features[key], kind)]
             for kind in (tfds.features.Image, tfds.features.ClassLabel)
@@ -201,44 +205,43 @@ def _keys(tfds: Any, builder: Any, name: str) -> tuple[str, str]:
     )
 
 
-def _prepare(builder: Any, name: str, data_dir: str | Path | None, download: bool) -> None:
-    place = "" if data_dir is None else f", data_dir={str(data_dir)!r}"
-    # Not the command `tfds build`: it needs apache_beam, which is not among the requirements.
-    code = f"import tensorflow_datasets as tfds; tfds.builder({name!r}{place}).download_and_prepare()"
+def _prepare(builder: DatasetBuilder, name: str, data_dir: str | Path | None, download: bool) -> None:
+    option = "" if data_dir is None else f", data_dir={str(data_dir)!r}"
+    # Not the command `tfds build`: it needs apache_beam, which is not a requirement.
+    code = f"import tensorflow_datasets as tfds; tfds.builder({name!r}{option}).download_and_prepare()"
     remedy = (
-        f'Where there is a network, run: python -c "{code}". It fills {builder.data_path}; copy that folder to '
+        f'On a machine with a network, run: python -c "{code}". It fills {builder.data_path}; copy that folder to '
         "the same place here."
     )
     if not download:
-        raise InputError(f"tfds:{name} is not prepared and downloading is off. {remedy}")
-    problem = _network_problem()
-    if problem:
+        raise InputError(f"tfds:{name} is not prepared, and downloading is off. {remedy}")
+    if problem := _network_problem():
         raise InputError(
             f"tfds:{name} is not prepared, and there is no network to download it ({problem}). {remedy}"
         )
     try:
         builder.download_and_prepare()
-    # Servers, checksums, archives to fetch by hand, missing packages: all kinds.
-    except Exception as error:
+    except Exception as error:  # servers, checksums, archives to download by hand, missing packages, ...
         raise InputError(f"tensorflow_datasets cannot prepare 'tfds:{name}': {one_line(error)}.") from error
 
 
 def _network_problem() -> str:
-    """Say what keeps the network from answering; empty where it answers."""
-    problem = [f"no answer within {_PATIENCE:g} s"]
+    """Return why the network does not answer; empty if it does."""
+    problem = f"no answer within {_TIMEOUT:g} s"
 
     def ask() -> None:
+        nonlocal problem
         try:
-            urllib.request.urlopen(urllib.request.Request(_HOST, method="HEAD"), timeout=_PATIENCE).close()
+            urllib.request.urlopen(urllib.request.Request(_HOST, method="HEAD"), timeout=_TIMEOUT).close()
         except urllib.error.HTTPError:
-            problem[0] = ""  # any answer will do
+            problem = ""  # any answer shows that there is a network
         except OSError as error:
-            problem[0] = str(error)
+            problem = str(error)
         else:
-            problem[0] = ""
+            problem = ""
 
-    # A thread, since looking up the host's name takes as long as it likes.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_PATIENCE + 1)
-    return problem[0]
+    # A thread, since the timeout does not cover the lookup of the host's name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_TIMEOUT + 1)
+    return problem

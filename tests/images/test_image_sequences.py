@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from transfer.common.errors import InputError
-from transfer.images.temporary_store import TemporaryStore
+from transfer.images.image_sequences import TemporaryImages
 
 
 def open_files():
@@ -23,7 +23,7 @@ def noise(*shape, seed=0):
 
 def test_images_come_back_as_they_were():
     given = [b"encoded", noise(4, 5, 3), noise(7, 2), b"", noise(1, 1, 1), noise(4, 5, 3, seed=1)]
-    store = TemporaryStore()
+    store = TemporaryImages()
     assert [store.append(image) for image in given] == list(range(6)) and len(store) == 6
     for back in (list(store), [store[np.int64(i)] for i in range(6)], [store[i - 6] for i in range(6)]):
         for old, new in zip(given, back, strict=True):
@@ -33,7 +33,7 @@ def test_images_come_back_as_they_were():
 
 @pytest.mark.parametrize("place", [2, -3, 10**9])
 def test_places_past_the_end_are_errors(place):
-    store = TemporaryStore()
+    store = TemporaryImages()
     store.append(b"a")
     store.append(b"b")
     with pytest.raises(IndexError):
@@ -41,13 +41,13 @@ def test_places_past_the_end_are_errors(place):
 
 
 def test_views_into_larger_arrays_are_stored_as_they_look():
-    store, pixels = TemporaryStore(), noise(6, 6, 3)
+    store, pixels = TemporaryImages(), noise(6, 6, 3)
     store.append(pixels[::2, ::-1, :1])
     assert np.array_equal(store[0], pixels[::2, ::-1, :1])
 
 
 def test_threads_read_while_one_writes():
-    store = TemporaryStore()
+    store = TemporaryImages()
     with ThreadPoolExecutor(8) as pool:
         jobs = []
         for i in range(400):
@@ -60,7 +60,7 @@ def test_the_file_has_no_name_and_goes_with_the_object(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gc.collect()
     before = open_files()
-    store = TemporaryStore()
+    store = TemporaryImages()
     store.append(b"x" * 1000)
     assert open_files() == before + 1 and not list(tmp_path.iterdir())
     del store
@@ -69,7 +69,7 @@ def test_the_file_has_no_name_and_goes_with_the_object(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_said_to_be_so_and_keeps_what_it_has():
-    store = TemporaryStore()
+    store = TemporaryImages()
     store.append(b"x" * 1000)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
