@@ -1,4 +1,4 @@
-"""`python -m transfer.export`: write a trained run for another runtime and verify the file there."""
+"""`python -m transfer.export`: convert a trained run for another runtime and verify the file there."""
 
 from __future__ import annotations
 
@@ -7,55 +7,45 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from transfer.common.commands import carried_out
-from transfer.exporters.export import MAX_IMAGES, _check_arguments, export
+from transfer.common.commands import run_command
+from transfer.exporters.export import MAX_IMAGES, check_arguments, export
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parsed = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
 
     def work() -> None:
         from transfer.distributed import strategies
 
-        _check_arguments(parsed.to, parsed.quantize, parsed.output, parsed.max_images)
+        check_arguments(options["to"], options["quantize"], options["output"], options["max_images"])
         strategies.start_quietly()
-        done = export(
-            parsed.run,
-            to=parsed.to,
-            quantize=parsed.quantize,
-            output=parsed.output,
-            data=parsed.data,
-            max_images=parsed.max_images,
-        )
-        sys.stdout.write(done.to_text() + "\n")
+        sys.stdout.write(export(**options).to_text() + "\n")
 
     stopped = "Stopped. Nothing was written."
-    return carried_out(work, stream=sys.stderr, stopped=stopped, level=logging.INFO)
+    return run_command(work, stream=sys.stderr, stopped=stopped, level=logging.INFO)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m transfer.export",
-        description="Write a trained run for another runtime, and check the file there, beside Keras.",
+        description="Convert a trained run for another runtime, and compare the file's predictions with Keras there.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "run", metavar="RUN", help="the folder of a run, or a .keras file of python -m transfer.train"
+        "run", metavar="RUN", help="folder of a run, or a .keras file that python -m transfer.train wrote"
     )
-    kinds = (
-        "saved-model for TensorFlow Serving, litert for telephones, onnx for browsers and most else, openvino"
-    )
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=kinds)
-    ways = "float16 (half the size) or int8 (a quarter, and faster), for all but saved-model"
-    parser.add_argument("--quantize", metavar="TYPE", help=ways)
+    formats = "format: saved-model (TensorFlow Serving), litert (phones), onnx (browsers and many others) or openvino"
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=formats)
+    types = "quantization: float16 (half the size) or int8 (a quarter of the size, and faster); not for saved-model"
+    parser.add_argument("--quantize", metavar="TYPE", help=types)
     parser.add_argument(
-        "--output", metavar="DIR", help="folder to write; by default one under exported in the run's own"
+        "--output", metavar="DIR", help="folder to write (default: a folder under exported in the run)"
     )
-    checked = "labelled images to check the file on, where the run's own are gone"
-    parser.add_argument("--data", metavar="DATA", help=checked)
+    data = "labeled images to verify the file on (default: the run's own images)"
+    parser.add_argument("--data", metavar="DATA", help=data)
     most = (
-        f"held-out images to check it on, at most (default {MAX_IMAGES}), and training images to set int8 by"
+        f"maximum number of images for verification, and of training images for int8 (default: {MAX_IMAGES})"
     )
     parser.add_argument("--max-images", type=int, default=MAX_IMAGES, metavar="N", help=most)
     return parser

@@ -8,17 +8,10 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from transfer.common.commands import carried_out
+from transfer.common.commands import run_command
 from transfer.common.errors import InputError
-from transfer.images.decoding import inspect_image
-from transfer.results.predict import BATCH, Prediction, find_images, predictions
-
-if TYPE_CHECKING:
-    from transfer.results.finished_runs import FinishedRun
+from transfer.results.predict import Image, Prediction, find_images, predictions
 
 FORMATS = ("table", "csv", "json")
 
@@ -26,23 +19,23 @@ FORMATS = ("table", "csv", "json")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parsed = _parser().parse_args(arguments)
-    bad: list[str] = []
+    skipped: list[str] = []
 
     def work() -> None:
         if parsed.image == ["-"]:
-            items: Iterable[Any] = (line.rstrip("\n") for line in sys.stdin if line.strip())
+            items: Iterable[Image] = (line.rstrip("\n") for line in sys.stdin if line.strip())
         else:
             items = [item for source in parsed.image for item in find_images(source)]
-        bad.extend(_run(parsed, items))
+        skipped.extend(_run(parsed, items))
 
-    with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
-        code = carried_out(work, stream=sys.stderr, stopped="Stopped.")
-        return code or int(bool(bad))
+    with contextlib.suppress(BrokenPipeError):  # a reader such as `head` has closed the pipe
+        code = run_command(work, stream=sys.stderr, stopped="Stopped.")
+        return code or int(bool(skipped))
     return 0
 
 
-def _run(parsed: argparse.Namespace, items: Iterable[Any]) -> list[str]:
-    """Predict and print; give the images that could not be read."""
+def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
+    """Predict and print; return the names of images that could not be read."""
     if parsed.top < 1:
         raise InputError(f"Expected --top of 1 or more. Received: {parsed.top}.")
     from transfer.distributed import strategies
@@ -51,99 +44,78 @@ def _run(parsed: argparse.Namespace, items: Iterable[Any]) -> list[str]:
     from transfer.results.finished_runs import load_run
 
     run = load_run(parsed.run)
-    print_row, end = _printer(parsed.format, min(parsed.top, len(run.class_names)))
-    bad, good = [], []
-    for found in predictions(run, items, engine=parsed.engine, progress=True):
-        if found.problem:
-            bad.append(found.name)
-            sys.stderr.write(f"Skipped {found.name}: {found.problem}\n")
+    print_row, finish = _printer(parsed.format, min(parsed.top, len(run.class_names)))
+    skipped, good = [], []
+    for prediction in predictions(run, items, engine=parsed.engine, progress=True):
+        if prediction.problem:
+            skipped.append(prediction.name)
+            sys.stderr.write(f"Skipped {prediction.name}: {prediction.problem}\n")
         else:
-            print_row(found)
+            print_row(prediction)
             if parsed.gradcam:
-                good.append(found)
-    end()
+                good.append(prediction)
+    finish()
     if good:
-        _heat(run, good, Path(parsed.gradcam))
-    return bad
+        from transfer.results.run_figures import write_heat_maps
+
+        write_heat_maps(run, good, Path(parsed.gradcam))
+    return skipped
 
 
 def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Callable[[], None]]:
-    """Give what prints a prediction, as soon as it is there, and what prints the end."""
+    """Return a function that prints a prediction, and one that prints the end of the output."""
     write = sys.stdout.write
     if format == "csv":
         from transfer.results.prediction_files import as_csv
 
-        numbers = range(1, top + 1)
-        write(as_csv([("path", *(f"{what}{i}" for i in numbers for what in ("class", "probability")))]))
-
-        def row(found: Prediction) -> None:
-            cells = [cell for name, share in found.top(top) for cell in (name, f"{share:.6f}")]
-            write(as_csv([(found.name, *cells)]))
-
-        return row, lambda: None
-    if format == "json":
-        printed: list[bool] = []
-
-        def item(found: Prediction) -> None:
-            classes = [{"class": name, "probability": round(share, 6)} for name, share in found.top(top)]
-            row = json.dumps({"path": found.name, "classes": classes}, ensure_ascii=False)
-            write((",\n" if printed else "[\n") + row)
-            printed[:] = [True]
-
-        def end() -> None:
-            write("\n]\n" if printed else "[]\n")
-
-        return item, end
-
-    def line(found: Prediction) -> None:
-        shown = "  ".join(f"{name} {share:.1%}" for name, share in found.top(top))
-        write(f"{found.name}  {shown}\n")
-
-    return line, lambda: None
-
-
-def _heat(run: FinishedRun, found: Sequence[Prediction], folder: Path) -> None:
-    """Draw where the model looked, one file for each image."""
-    from transfer.common.files import replacing
-    from transfer.evaluation import explanation_plots, explanations
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
-    for start in range(0, len(found), BATCH):
-        some = found[start : start + BATCH]
-        pixels = np.stack(
-            [inspect_image(Path(one.name), run.image_size, resize=run.resize).pixels for one in some]
+        write(
+            as_csv([("path", *(f"{name}{i + 1}" for i in range(top) for name in ("class", "probability")))])
         )
-        for i, heat in enumerate(explanations.grad_cam(run.model, pixels)):
-            one = some[i]
-            figure = explanation_plots.heat_sheet(
-                pixels[i : i + 1], heat[None], [f"{one.label} {one.probability:.0%}"]
-            )
-            with replacing(folder / f"{start + i + 1:04}-{Path(one.name).stem[:80]}.png") as partial:
-                figure.savefig(partial, format="png", dpi=110)
+
+        def print_csv(prediction: Prediction) -> None:
+            cells = [cell for name, value in prediction.top(top) for cell in (name, f"{value:.6f}")]
+            write(as_csv([(prediction.name, *cells)]))
+
+        return print_csv, lambda: None
+    if format == "json":
+        separator = "[\n"
+
+        def print_json(prediction: Prediction) -> None:
+            nonlocal separator
+            classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.top(top)]
+            row = {"path": prediction.name, "classes": classes}
+            write(separator + json.dumps(row, ensure_ascii=False))
+            separator = ",\n"
+
+        def finish() -> None:
+            write("[]\n" if separator == "[\n" else "\n]\n")
+
+        return print_json, finish
+
+    def print_line(prediction: Prediction) -> None:
+        shown = "  ".join(f"{name} {value:.1%}" for name, value in prediction.top(top))
+        write(f"{prediction.name}  {shown}\n")
+
+    return print_line, lambda: None
 
 
 def _parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m transfer.predict",
         allow_abbrev=False,
-        description="Say what images show, by a trained run. The exit code is 0; 1 where an image could not be "
-        "read, which is named and skipped; 2 after bad input.",
+        description="Predict the classes of images with a trained run. Images that cannot be read are reported and "
+        "skipped. The exit code is 0; 1 if an image was skipped; 2 for invalid input.",
     )
-    flags.add_argument("run", metavar="RUN", help="folder of a run, or a .keras file of one")
-    images = "files or folders; - reads a file's path from each line of standard input"
-    flags.add_argument("image", nargs="+", metavar="IMAGE", help=images)
-    flags.add_argument("--top", type=int, default=3, help="how many classes to name (default: 3)")
-    flags.add_argument(
-        "--format", choices=FORMATS, default="table", help="of what is printed (default: table)"
-    )
-    where = "draw where the model looked, into this folder (default: gradcam)"
-    flags.add_argument("--gradcam", nargs="?", const="gradcam", metavar="DIR", help=where)
-    runs = "what runs many images: auto, keras or openvino (default: auto)"
-    flags.add_argument("--engine", default="auto", help=runs)
-    return flags
+    parser.add_argument("run", metavar="RUN", help="folder of a run, or its .keras file")
+    images = "image files or folders; - reads one path per line from standard input"
+    parser.add_argument("image", nargs="+", metavar="IMAGE", help=images)
+    parser.add_argument("--top", type=int, default=3, help="number of classes to print (default: 3)")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
+    folder = "write Grad-CAM heat maps to this folder (default: gradcam)"
+    parser.add_argument("--gradcam", nargs="?", const="gradcam", metavar="DIR", help=folder)
+    engine = "engine for many images: auto, keras or openvino (default: auto)"
+    parser.add_argument("--engine", default="auto", help=engine)
+    return parser
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer.common.commands import carried_out
+from transfer.common.commands import run_command
 from transfer.common.errors import InputError
-from transfer.common.files import write_text
-from transfer.images.datasets import load_data
-from transfer.results.finished_runs import SPLIT
-from transfer.results.records import read_record
-from transfer.results.run_pages import Thumbnail, comparison_page
-from transfer.results.run_writer import COMPARISON, PAGE, _fitting, write_pages
+from transfer.results.finished_runs import load_run_data
+from transfer.results.run_pages import Thumbnail
+from transfer.results.run_records import read_record
+from transfer.results.run_writer import COMPARISON, PAGE, write_comparison, write_pages
 
 log = logging.getLogger("transfer.report")
 
@@ -23,47 +21,46 @@ log = logging.getLogger("transfer.report")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parsed = _parser().parse_args(arguments)
-    return carried_out(
-        lambda: _run(parsed.runs, parsed.output),
+    return run_command(
+        lambda: _run([Path(run) for run in parsed.runs], parsed.output),
         stream=sys.stderr,
-        stopped="Stopped. What was there is as it was.",
+        stopped="Stopped. No file was changed.",
     )
 
 
 def _parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m transfer.report",
         allow_abbrev=False,
-        description="Write the report and the model card of a run anew, or lay several runs side by side.",
+        description="Write the report and the model card of a run again, or a page that compares several runs.",
     )
-    flags.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
-    where = f"of the page on several runs; by default {COMPARISON}"
-    flags.add_argument("--output", metavar="FILE", help=where)
-    return flags
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    output = f"page that compares several runs (default: {COMPARISON})"
+    parser.add_argument("--output", metavar="FILE", help=output)
+    return parser
 
 
-def _run(runs: Sequence[str], output: str | None) -> None:
+def _run(runs: Sequence[Path], output: str | None) -> None:
     if len(runs) > 1:
         place = Path(output or COMPARISON)
-        with _fitting(*map(Path, runs)):
-            page = comparison_page([read_record(run) for run in runs])
-        write_text(place, page)
+        write_comparison(place, runs)
     elif output:
-        raise InputError(f"Expected --output with several runs. One run's report is its {PAGE}.")
+        raise InputError(
+            f"Expected two runs or more with --output. Received one run, whose report is its {PAGE}."
+        )
     else:
-        place = Path(runs[0]) / PAGE
-        write_pages(Path(runs[0]), thumbnail=_thumbnails(Path(runs[0])))
+        place = runs[0] / PAGE
+        write_pages(runs[0], thumbnail=_thumbnails(runs[0]))
     sys.stdout.write(f"{place}\n")
 
 
 def _thumbnails(folder: Path) -> Thumbnail | None:
-    """Find the run's images, to show those that the check of the data speaks of; they may be gone."""
-    record = read_record(folder)
+    """Return the thumbnails of the run's images; None if the images are missing."""
+    config = read_record(folder).config
     try:
-        options = {**record.config.load_options(), "few_shot": None, "split_file": folder / SPLIT}
-        return load_data(record.config.data, **options).thumbnail
+        return load_run_data(folder, config).thumbnail
     except InputError as error:
-        log.warning("Images of the data are not shown: %s", error)
+        log.warning("The report shows no images of the data: %s", error)
         return None
 
 

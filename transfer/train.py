@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{str(stopped) or 'Stopped.'} The same command goes on from there.\n")
         return 128 + getattr(stopped, "signal", signal.SIGINT)
     except Exception as error:
-        gone = process_group.lost(error)
+        gone = process_group.describe_lost_workers(error)
         if gone is None:
             raise
         sys.stderr.write(f"{gone} This one starts again, waits for it, and goes on from the last state.\n")
-        return process_group.start_again()
+        return process_group.restart_process()
     log.info("Everything is in %s", folder)
     return 0
 
@@ -79,7 +79,7 @@ def run(config: TrainConfig) -> Path:
         Case.parse(config.case)  # before anything slow
     from transfer.distributed import strategies
 
-    several = cluster.names_several(config.strategy)
+    several = cluster.requests_several_workers(config.strategy)
     place = None if several else _place(config)
     strategies.start_quietly(repeatable=True)
     devices = strategies.get_strategy(config.strategy)  # several workers must meet before any work
@@ -92,7 +92,7 @@ def run(config: TrainConfig) -> Path:
 
     if several:
         _meet(config)
-        place = process_group.current_group().decision(lambda: _place(config))
+        place = process_group.current_group().broadcast(lambda: _place(config))
     keras.utils.set_random_seed(config.seed)  # for dropout, whose layers draw their seeds when they are made
     going_on = Path(place) if place else None
     data = datasets.load_data(config.data, **config.load_options())
@@ -107,8 +107,8 @@ def run(config: TrainConfig) -> Path:
         return _find_learning_rate(config, model, data)
     _hand_on(sample, model, config)
     name = f"{data.name}-{case}"
-    with _folder(config.output, name, asked=asked, going_on=going_on) as folder:
-        run_folders.decide(folder, decision)
+    with _folder(config.output, name, options=asked, resume_from=going_on) as folder:
+        run_folders.save_decision(folder, decision)
         if advice is not None:
             run_writer.write_advice(folder, advice, plots.advice_figures(advice))
         done = _fit(config, model, data, folder)
@@ -123,7 +123,7 @@ def run(config: TrainConfig) -> Path:
     if found is not None:
         log.info("Test accuracy %.1f%% on %d images.", 100 * found.accuracy, len(found.labels))
     process_group.current_group().leave_together()
-    return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+    return run_folders.final_folder(folder)
 
 
 def _hand_on(sample: Any, model: Any, config: TrainConfig) -> None:
@@ -145,9 +145,9 @@ def _write(folder: Path, config: TrainConfig, model: Any, data: Any, done: Any, 
         model=model,
         config=config,
         data=data,
-        done=done,
+        training=done,
         evaluation=found,
-        figures=run_figures.figures_of(model, data, found, done=done, title=title),
+        figures=run_figures.draw_figures(model, data, found, training=done, title=title),
         label_issues=run_figures.label_issues_of(found) if found else (),
     )
 
@@ -168,15 +168,15 @@ def _check(config: TrainConfig, base: Any, data: Any) -> None:
 
 def _place(config: TrainConfig) -> str | None:
     """Say where an interrupted run with these options is; refuse an output that is in use."""
-    run_folders.refuse_used(config.output)
-    found = run_folders.unfinished(config.output, config.asked, needed=config.resume)
+    run_folders.check_unused(config.output)
+    found = run_folders.find_interrupted(config.output, config.asked, required=config.resume)
     return str(found) if found is not None else None
 
 
 def _meet(config: TrainConfig) -> None:
     """Refuse to work with others that were started in another way; leave talking to the chief."""
     group = process_group.current_group()
-    group.agree({**process_group.versions(), **config.asked})
+    group.require_equal({**process_group.versions(), **config.asked})
     if config.find_learning_rate:
         raise InputError("Expected one device with --find-learning-rate. Received: several workers.")
     log.info("%d workers: %s", group.count, ", ".join(group.addresses))
@@ -216,7 +216,7 @@ def _find_learning_rate(config: TrainConfig, model: Any, data: Any) -> Path:
         curve.suggestion,
         model.optimizer.learning_rate,
     )
-    return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+    return run_folders.final_folder(folder)
 
 
 def _decide(
@@ -225,7 +225,7 @@ def _decide(
     """Take the case that was asked for, or that of an interrupted run; or measure which is best, say so,
     and give what was looked at too, and the advice."""
     group = process_group.current_group()
-    decided = group.decision(lambda: run_folders.decide(going_on) if going_on is not None else None)
+    decided = group.broadcast(lambda: run_folders.read_decision(going_on) if going_on is not None else None)
     if decided is not None:
         return decided, None, None
     if config.case != "auto":
@@ -246,7 +246,7 @@ def _decide(
         given.append(_advised(config, data, base, sample=sample, **options))
         return _chosen(config, given[0])
 
-    return group.decision(decision), sample, given[0] if given else None
+    return group.broadcast(decision), sample, given[0] if given else None
 
 
 def _advised(config: TrainConfig, data: Any, base: Any, **options: Any) -> Any:
@@ -329,7 +329,7 @@ def _fit(config: TrainConfig, model: Any, data: Any, folder: Path) -> Any:
         engine=config.engine,
         seed=config.seed,
         recipe=config.recipe,
-        checkpoints=folder / run_folders.STATE,
+        checkpoints=folder / run_folders.CHECKPOINTS,
         checkpoint_every=seconds_of(config.checkpoint_every) or 0.0,
     )
 

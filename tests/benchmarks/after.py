@@ -60,7 +60,7 @@ def train(options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, fl
 
         setattr(room, name, run)
 
-    timed(run_figures, "figures_of")
+    timed(run_figures, "draw_figures")
     timed(run_writer, "write_run")
     timed(run_writer, "write_pages")
     case = ["--case", "small-similar", "--image-size", str(options.size)]

@@ -140,7 +140,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def place(partial: Path) -> str:
     """Say where a run was when it was killed, by what it left."""
-    states = sorted((partial / "state").glob("state-*.npz"))
+    states = sorted((partial / "checkpoints").glob("state-*.npz"))
     if not states:
         return "before everything trains" if partial.exists() else "before the run's folder was made"
     with np.load(states[-1]) as file:

@@ -30,9 +30,9 @@ def renamed(values: Any) -> Any:
         return [renamed(value) for value in values]
     if not isinstance(values, dict):
         return values
-    result = {}
-    for key, value in values.items():
-        key = OLD_KEYS.get(key, key)
+    result: dict[str, Any] = {}
+    for old, value in values.items():
+        key: str = OLD_KEYS.get(old) or old
         if key in ("kind", "source"):
             result[key] = OLD_KINDS.get(value, value) if isinstance(value, str) else value
         else:

@@ -1,6 +1,6 @@
-"""What a finished run left, read again: the model, its class names, its options and its figures.
+"""Load a finished run: its model, class names, options and metrics.
 
-Files may come from anywhere: nothing in them is executed, and no name in them is followed out of the folder.
+Run folders may come from anywhere: no code in them is executed, and links out of them are refused.
 """
 
 from __future__ import annotations
@@ -14,32 +14,28 @@ from typing import Any
 import keras
 
 from transfer.common.errors import InputError, nearest, one_line
+from transfer.common.old_names import renamed
 from transfer.config import TrainConfig, load_config
 from transfer.images.datasets import ImageData, load_data, load_test
 from transfer.images.decoding import RESIZES
 from transfer.networks.weight_files import saved_model
 
-MODEL, LABELS, CONFIG, METRICS, SPLIT = (
-    "model.keras",
-    "labels.txt",
-    "config.yaml",
-    "metrics.json",
-    "split.csv",
-)
+MODEL, LABELS, CONFIG = "model.keras", "labels.txt", "config.yaml"
+METRICS, SPLIT = "metrics.json", "split.csv"
 
-_MOST_BYTES = 2**26  # of a file of text; ours have a few hundred kilobytes at most
+_MAX_BYTES = 2**26  # of a text file; the files of a run have a few hundred kilobytes at most
 
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """A classifier that a run left, with all that is known about it.
+    """A trained classifier with its class names, options and metrics.
 
     Attributes:
-        folder: of the run; for a `.keras` file by itself the folder that it lies in.
-        model: raw RGB images, 0 to 255, in; class probabilities out. Not compiled.
-        class_names: in the order of the probabilities.
-        config: the options that it was trained with; None where only the model is there.
-        metrics: what `metrics.json` says; empty where it is not there.
+        folder: The run's folder. For a single `.keras` file, the folder that holds it.
+        model: Takes raw RGB images (0 to 255) and returns class probabilities. Not compiled.
+        class_names: Class names in the order of the probabilities.
+        config: Options of the training; None if there is no `config.yaml`.
+        metrics: Contents of `metrics.json`; empty if there is no such file.
     """
 
     folder: Path
@@ -50,63 +46,65 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """What to call it: the folder's name."""
+        """The folder's name."""
         return self.folder.resolve().name
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels that the model takes.
+        """Height and width of the model's input, in pixels.
 
         Raises:
-            InputError: it takes any, and the options do not say which.
+            InputError: The model takes any size, and the options do not set one.
         """
         height, width = self.model.input_shape[1:3]
         if height is None or width is None:
             side = self.config.image_size if self.config else None
             if side is None:
-                raise InputError(f"{self.model.name!r} takes any size. Build it with image_size=...")
+                raise InputError(
+                    f"Expected a model with a fixed image size. Received: {self.model.name!r}, which takes any size. "
+                    "Build it with image_size=..."
+                )
             return side, side
         return height, width
 
     @property
     def resize(self) -> str:
-        """How images get that size, one of `images.RESIZES`."""
+        """How images are resized: `"stretch"`, `"crop"` or `"pad"`."""
         return self.config.resize if self.config else RESIZES[0]
 
     def data(self, source: Any = None) -> ImageData:
-        """Load the images of the run again, in its own three splits; or others to measure it on.
+        """Load the run's own images in its three splits, or other images as a test set.
 
         Args:
-            source: other labelled images, as for `load_test`, all of which become the test set; None takes the run's
-                own.
+            source: Other labeled images, in any form that `load_data` takes. All of them become the test set. None
+                loads the run's own images.
 
         Returns:
             The data, with the run's class names.
 
         Raises:
-            InputError: there are no such images, or they have classes that the model does not know.
+            InputError: The images are missing, or have classes that the model does not know.
         """
         if source is not None:
             return load_test(source, self.class_names, resize=self.resize)
         if self.config is None:
-            raise InputError(f"{self.folder} does not say what the model was trained on: it has no {CONFIG}.")
-        options = {**self.config.load_options(), "few_shot": None, "split_file": self.folder / SPLIT}
-        return load_data(self.config.data, **options)
+            raise InputError(f"{self.folder} has no {CONFIG}, which names the images of the run.")
+        return load_run_data(self.folder, self.config)
 
 
 def load_run(place: str | Path) -> FinishedRun:
-    """Read what `python -m transfer.train` left, or a `.keras` file of its kind by itself.
+    """Load a run that `python -m transfer.train` wrote, or a single `.keras` file of such a run.
 
-    Keras' safe mode is on: a model with code of its own (a Lambda layer) is refused.
+    Keras' safe mode is on: a model with code of its own, such as a Lambda layer, is refused.
 
     Args:
-        place: a run's folder, or a `.keras` file.
+        place: The run's folder, or a `.keras` file.
 
     Returns:
         The run.
 
     Raises:
-        InputError: there is no such run, or it is damaged.
+        InputError: There is no such run, or its files are damaged.
 
     Example:
         load_run("runs/emoji-small-similar-1").class_names
@@ -114,84 +112,82 @@ def load_run(place: str | Path) -> FinishedRun:
     path = Path(place)
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
-        raise InputError(missing_run(path))
+        raise missing_run(path)
     folder = file.parent
     model = saved_model(str(file))
     config = replace(load_config(folder / CONFIG), output=None) if (folder / CONFIG).is_file() else None
-    names = _class_names(file, model)
-    return FinishedRun(folder, model, names, config, read_metrics(folder))
+    return FinishedRun(folder, model, _class_names(file, model), config, read_json(folder / METRICS) or {})
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Read a run's figures."""
-    return read_json(folder / METRICS) or {}
+def load_run_data(folder: Path, config: TrainConfig) -> ImageData:
+    """Load the images of a run in the splits that it was trained with."""
+    options = {**config.load_options(), "few_shot": None, "split_file": folder / SPLIT}
+    return load_data(config.data, **options)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a file of values by name of a run."""
+    """Return the contents of a run's JSON file with current key names, or None if there is no such file."""
     if not path.is_file():
         return None
     try:
-        found = json.loads(text_of(path))
+        values = json.loads(read_text(path))
     except ValueError as error:
         raise InputError(f"Cannot read {path}: {error}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"Expected values by name in {path}. Received: {type(found).__name__}.")
-    return found
+    if not isinstance(values, dict):
+        raise InputError(f"Expected a JSON object in {path}. Received: {type(values).__name__}.")
+    return dict(renamed(values))
 
 
-def text_of(path: Path) -> str:
-    """Read a file of text of a run."""
+def read_text(path: Path) -> str:
+    """Return the contents of a run's text file."""
     try:
         if path.resolve().parent != path.parent.resolve():
-            raise InputError(f"Expected a file of the run itself. Received a link out of it: {path}.")
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(f"{path} has {path.stat().st_size:,} bytes, more than such a file can have.")
+            raise InputError(f"Expected a file in the run's folder. Received a link out of it: {path}.")
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(
+                f"Expected at most {_MAX_BYTES:,} bytes in {path}. Received: {path.stat().st_size:,}."
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read {path}: {one_line(error)}.") from None
 
 
 def add_labels(path: Path, class_names: tuple[str, ...]) -> None:
-    """Put the class names into a `.keras` file, which Keras itself does not look at, so that they travel
-    with it."""
+    """Add the class names to a zip-based model file; Keras and LiteRT ignore the extra entry."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(LABELS, "".join(f"{name}\n" for name in class_names))
 
 
 def _class_names(file: Path, model: keras.Model) -> tuple[str, ...]:
-    """Read the names beside the model, or else in it."""
+    """Read the class names from the file beside the model, or from the model's own file."""
     beside = file.parent / LABELS
     if beside.is_file() and file.name == MODEL:
-        text, where = text_of(beside), str(beside)
+        text, source = read_text(beside), beside
     else:
         with zipfile.ZipFile(file) as archive:
-            if LABELS not in archive.namelist() or archive.getinfo(LABELS).file_size > _MOST_BYTES:
+            if LABELS not in archive.namelist() or archive.getinfo(LABELS).file_size > _MAX_BYTES:
                 raise InputError(
-                    f"{file} holds no class names. Give the folder of a run, or put a {LABELS} and the file, as "
-                    f"{MODEL}, into a folder."
+                    f"Expected class names in {file}. It has none. Name the folder of a run, or put the file into a "
+                    f"folder as {MODEL}, beside a {LABELS} with one class name per line."
                 )
-            text, where = archive.read(LABELS).decode("utf-8", errors="replace"), str(file)
+            text, source = archive.read(LABELS).decode("utf-8", errors="replace"), file
     names = tuple(text.splitlines())
     count = model.output_shape[-1]
     if len(names) != count or len(set(names)) != count:
         raise InputError(
-            f"Expected {count} different class names, one for each output of the model, in {where}. Received: "
+            f"Expected {count} different class names in {source}, one per output of the model. Received: "
             f"{len(names)}, {len(set(names))} of them different."
         )
     return names
 
 
-def missing_run(path: Path) -> str:
-    """Say that a run is not there, and which are."""
-    there = [entry.parent for entry in path.parent.glob(f"*/{MODEL}")] if path.parent.is_dir() else []
-    near = nearest(path.name, [entry.name for entry in there])
+def missing_run(path: Path) -> InputError:
+    """Return the error for a run that does not exist, with runs of similar names."""
+    near = nearest(path.name, [entry.parent.name for entry in path.parent.glob(f"*/{MODEL}")])
     runs = sorted(str(entry.parent) for entry in Path("runs").glob(f"*/{MODEL}"))
-    hint = (
-        f" Did you mean {path.parent / near[0]}?"
-        if near
-        else f" There are: {', '.join(runs[:5])}."
-        if runs
-        else ""
+    hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+    if runs and not near:
+        hint = f" Runs in this folder: {', '.join(runs[:5])}."
+    return InputError(
+        f"Expected a run's folder, with {MODEL} in it, or a .keras file. Received: {path}.{hint}"
     )
-    return f"Expected the folder of a run, with {MODEL} in it, or a .keras file. Received: {path}.{hint}"

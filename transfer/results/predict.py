@@ -1,4 +1,4 @@
-"""`python -m transfer.predict`: names and probabilities for images, by a trained run."""
+"""Predict the classes of images with a trained run."""
 
 from __future__ import annotations
 
@@ -7,32 +7,38 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.images.decoding import EXTENSIONS, BadImageError, inspect_image, to_rgb_array
 
-if TYPE_CHECKING:  # Keras is loaded when there is something to predict, so that --help answers at once
+if TYPE_CHECKING:  # Keras is imported only when there are images to predict, so that --help is fast
     from transfer.results.finished_runs import FinishedRun
 
 BATCH = 128
-"""Images that are run at once; the next are decoded meanwhile. With 64 it was 4% slower, with 256 no faster."""
+"""Images per batch; the next batches are decoded meanwhile. 64 was 4% slower, 256 no faster."""
 
 FEW = BATCH
-"""Images up to which Keras itself runs them: to make a fast engine would take longer than they do."""
+"""Up to this number of images, plain Keras runs the model: building a faster engine would take longer."""
+
+Image = str | Path | bytes | np.ndarray
+"""One image: a file, the bytes of an encoded image, or an RGB array of shape (H, W, 3), 0 to 255."""
+
+_Forward = Callable[[np.ndarray], np.ndarray]
+_Decoded = tuple[str, np.ndarray | None, str]  # name, pixels, and why there are none
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model takes an image for.
+    """The class probabilities of one image.
 
     Attributes:
-        name: of the image: its path, or its number where it has none.
-        class_names: in the order of the probabilities.
-        probabilities: of each class, shape (classes,).
-        problem: why the image could not be read; then there are no probabilities. Empty for good ones.
+        name: Path of the image, or its position in the input if it has no path.
+        class_names: Class names in the order of the probabilities.
+        probabilities: Probability of each class, shape (classes,); zeros if there is a problem.
+        problem: Why the image could not be read; empty for a readable image.
     """
 
     name: str
@@ -42,39 +48,43 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The most probable class; empty where the image could not be read."""
+        """The most probable class; empty if the image could not be read."""
         return "" if self.problem else self.class_names[int(self.probabilities.argmax())]
 
     @property
     def probability(self) -> float:
-        """Of that class, 0 to 1."""
+        """Probability of the most probable class, 0 to 1."""
         return 0.0 if self.problem else float(self.probabilities.max())
 
     def top(self, count: int) -> list[tuple[str, float]]:
-        """Give the most probable classes with their probabilities, the best first."""
+        """Return the most probable classes with their probabilities, in falling order."""
         order = [] if self.problem else np.argsort(-self.probabilities, kind="stable")[:count].tolist()
         return [(self.class_names[i], float(self.probabilities[i])) for i in order]
 
 
 def predict(
-    run: str | Path | FinishedRun, images: Any, *, engine: str = "auto", progress: bool = True
+    run: str | Path | FinishedRun,
+    images: Image | Iterable[Image],
+    *,
+    engine: str = "auto",
+    progress: bool = True,
 ) -> list[Prediction]:
-    """Say what images show.
+    """Predict the classes of images.
 
-    They are read, resized and scaled as in training, since the same code does it.
+    Images are decoded, resized and scaled by the same code as in training.
 
     Args:
-        run: the folder of a run, a `.keras` file that `python -m transfer.train` wrote, or of `load_run`.
-        images: a file, a folder (with all that is in it), or any sequence of files, of encoded images (bytes), or
-            of RGB arrays of shape (H, W, 3), 0 to 255.
-        engine: what runs many images, one of `engines.ENGINES`.
-        progress: show a bar when there are many.
+        run: The folder of a run, a `.keras` file that `python -m transfer.train` wrote, or a run from `load_run`.
+        images: A file, a folder (searched with its sub-folders), or a sequence of files, encoded images (bytes) or
+            RGB arrays of shape (H, W, 3), 0 to 255.
+        engine: Engine for many images: `"auto"`, `"keras"` or `"openvino"`.
+        progress: Show a progress bar for many images.
 
     Returns:
-        One prediction for each image, in the same order; those that cannot be read say why (`problem`).
+        One prediction per image, in the order of the images. An image that cannot be read has a `problem`.
 
     Raises:
-        InputError: there is no such run, or no image.
+        InputError: The run does not exist, or there are no images.
 
     Example:
         predict("runs/emoji-small-similar-1", "photos")[0].label
@@ -84,68 +94,60 @@ def predict(
 
 
 def predictions(
-    run: str | Path | FinishedRun, items: Iterable[Any], *, engine: str = "auto", progress: bool = False
+    run: str | Path | FinishedRun,
+    items: Iterable[Image],
+    *,
+    engine: str = "auto",
+    progress: bool = False,
 ) -> Iterator[Prediction]:
-    """Do as `predict` does, one after the other, so that any number fits into memory."""
+    """Yield the predictions of `predict` one by one, so that any number of images fits into memory."""
     from tqdm.auto import tqdm
 
-    from transfer.frozen.engines import ENGINES
+    from transfer.frozen.engines import ENGINES, make_engine
     from transfer.results.finished_runs import load_run
 
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    known = load_run(run) if isinstance(run, str | Path) else run
+    loaded = load_run(run) if isinstance(run, str | Path) else run
     total = len(items) if isinstance(items, Sequence) else None
-    forward: Callable[[np.ndarray], np.ndarray] | None = None
     hidden = not progress or (total is not None and total < FEW)
+
+    def plain(pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(loaded.model.predict_on_batch(pixels.astype("float32")))
+
+    forward: _Forward = plain
     with (
         ThreadPoolExecutor() as pool,
         tqdm(total=total, desc="predicting", unit=" images", disable=hidden) as bar,
     ):
-        for number, batch in enumerate(_read_ahead(items, known, pool)):
-            good = (
-                np.stack([p for _, p, _ in batch if p is not None]) if any(not b[2] for b in batch) else None
-            )
-            if forward is None and (number * BATCH >= FEW or (total or 0) > FEW):
-                forward = _fast(known, engine)
-            shares = iter((forward or _plain(known))(good) if good is not None else ())
+        for number, batch in enumerate(_decode_ahead(items, loaded, pool)):
+            good = [pixels for _, pixels, _ in batch if pixels is not None]
+            if good and forward is plain and (number * BATCH >= FEW or (total or 0) > FEW):
+                # In float32, as in the evaluation of the saved model.
+                forward = make_engine(loaded.model, engine=engine, precision="float32", batch_size=BATCH)
+            rows = iter(forward(np.stack(good)) if good else ())
             for name, pixels, problem in batch:
-                row = next(shares) if pixels is not None else np.zeros(len(known.class_names))
-                yield Prediction(name, known.class_names, np.asarray(row, "float64"), problem)
+                row = next(rows) if pixels is not None else np.zeros(len(loaded.class_names))
+                yield Prediction(name, loaded.class_names, np.asarray(row, "float64"), problem)
             bar.update(len(batch))
 
 
-def _plain(run: FinishedRun) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda pixels: np.asarray(run.model.predict_on_batch(pixels.astype("float32")))
-
-
-def _fast(run: FinishedRun, engine: str) -> Callable[[np.ndarray], np.ndarray]:
-    from transfer.frozen.engines import make_engine
-
-    # In full precision: the figures of the run are those of the model that is saved.
-    return make_engine(run.model, engine=engine, precision="float32", batch_size=BATCH)
-
-
-Read = tuple[str, np.ndarray | None, str]
-
-
-def _read_ahead(items: Iterable[Any], run: FinishedRun, pool: ThreadPoolExecutor) -> Iterator[list[Read]]:
-    """Decode two batches ahead of the one that is asked for."""
+def _decode_ahead(
+    items: Iterable[Image], run: FinishedRun, pool: ThreadPoolExecutor
+) -> Iterator[list[_Decoded]]:
+    """Yield decoded batches in order, while threads decode the next two."""
     size, resize = run.image_size, run.resize
-    waiting: list[list[Future[Read]]] = []
+    waiting: list[list[Future[_Decoded]]] = []
     numbered = enumerate(items)
     while True:
-        while len(waiting) < 3:
-            some = list(itertools.islice(numbered, BATCH))
-            if not some:
-                break
-            waiting.append([pool.submit(_read, i, item, size, resize) for i, item in some])
+        while len(waiting) < 3 and (some := list(itertools.islice(numbered, BATCH))):
+            waiting.append([pool.submit(_decode, i, item, size, resize) for i, item in some])
         if not waiting:
             return
         yield [one.result() for one in waiting.pop(0)]
 
 
-def _read(number: int, item: Any, size: tuple[int, int], resize: str) -> Read:
+def _decode(number: int, item: Image, size: tuple[int, int], resize: str) -> _Decoded:
     name = str(item) if isinstance(item, str | Path) else str(number)
     try:
         if isinstance(item, np.ndarray):
@@ -159,8 +161,8 @@ def _read(number: int, item: Any, size: tuple[int, int], resize: str) -> Read:
         return name, None, str(error)
 
 
-def find_images(source: Any) -> Iterator[Any]:
-    """List the images that are meant."""
+def find_images(source: Image | Iterable[Image]) -> Iterator[Image]:
+    """Yield the images of a source: a file, a folder, one image, or several."""
     if isinstance(source, bytes) or (isinstance(source, np.ndarray) and source.ndim in (2, 3)):
         yield source
         return
@@ -171,10 +173,11 @@ def find_images(source: Any) -> Iterator[Any]:
     if place.is_dir():
         files = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
         if not files:
-            kinds = ", ".join(sorted(EXTENSIONS))
-            raise InputError(f"Expected images ({kinds}) in {place}. There are none.")
+            raise InputError(f"Expected images ({', '.join(sorted(EXTENSIONS))}) in {place}. Found none.")
         yield from files
     elif place.exists():
         yield place
     else:
-        raise InputError(f"Expected an image or a folder of images. There is none at {place}.")
+        raise InputError(
+            f"Expected an image or a folder of images. Received a path that does not exist: {place}"
+        )

@@ -1,4 +1,4 @@
-"""Predictions in files: one row for each image, quoted so that spreadsheets take names for text."""
+"""Write and read predictions as CSV, one row per image, so that no spreadsheet takes a name for a formula."""
 
 from __future__ import annotations
 
@@ -14,54 +14,49 @@ from transfer.common.files import from_cell, replacing, to_cell
 from transfer.evaluation.evaluate import Evaluation
 
 FIRST = ("path", "label", "predicted", "group")
-"""The columns before those of the classes."""
+"""Columns before those of the class probabilities."""
 
 
-def write_predictions(path: Path, found: Evaluation) -> None:
-    """Write what a model makes of each image, as CSV; `read_predictions` gives it back."""
+def write_predictions(path: Path, evaluation: Evaluation) -> None:
+    """Write the predictions of an evaluation; `read_predictions` reads them."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(_rows(found))
+        csv.writer(file, lineterminator="\n").writerows(_rows(evaluation))
 
 
-def _rows(found: Evaluation) -> Iterator[Sequence[str]]:
-    names = [to_cell(name) for name in found.class_names]
-    yield (*FIRST, *names)
-    groups = found.groups if len(found.groups) else [""] * len(found.labels)
-    rows = zip(found.names, found.labels, found.predictions, groups, found.probabilities, strict=True)
-    for name, label, guess, group, shares in rows:
-        yield (
-            to_cell(name),
-            names[label],
-            names[guess],
-            to_cell(group),
-            *(f"{share:.6f}" for share in shares),
-        )
+def _rows(evaluation: Evaluation) -> Iterator[Sequence[str]]:
+    classes = [to_cell(name) for name in evaluation.class_names]
+    yield (*FIRST, *classes)
+    groups = evaluation.groups if len(evaluation.groups) else [""] * len(evaluation.labels)
+    columns = (evaluation.names, evaluation.labels, evaluation.predictions, groups, evaluation.probabilities)
+    for name, label, predicted, group, probabilities in zip(*columns, strict=True):
+        first = to_cell(name), classes[label], classes[predicted], to_cell(group)
+        yield (*first, *(f"{probability:.6f}" for probability in probabilities))
 
 
 def read_predictions(path: Path) -> Evaluation:
-    """Read what `write_predictions` wrote."""
+    """Read the file of `write_predictions`."""
+    first = len(FIRST)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
-        names = tuple(map(from_cell, header[len(FIRST) :]))
+        names = tuple(map(from_cell, header[first:]))
         number = {name: place for place, name in enumerate(names)}
-        if tuple(header[: len(FIRST)]) != FIRST or len(number) < 2 or not rows:
-            raise ValueError(f"expected the columns {', '.join(FIRST)} and the classes, and rows")
+        if tuple(header[:first]) != FIRST or len(number) < 2 or not rows:
+            raise ValueError(f"expected the columns {', '.join(FIRST)}, two classes or more, and rows")
         labels = np.array([number[from_cell(row[1])] for row in rows], "int64")
-        shares = np.array([row[len(FIRST) :] for row in rows], "float64")
-        if shares.shape != (len(rows), len(names)) or not np.isfinite(shares).all():
-            raise ValueError("expected a number for each class in each row")
+        probabilities = np.array([row[first:] for row in rows], "float64")
+        if probabilities.shape != (len(rows), len(names)) or not np.isfinite(probabilities).all():
+            raise ValueError("expected a finite number for each class in each row")
     except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
         raise InputError(f"Cannot read the predictions in {path}: {one_line(error)}.") from None
-    groups = [from_cell(row[3]) for row in rows]
-    shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
-    return Evaluation(
-        names, labels, shares, tuple(from_cell(row[0]) for row in rows), tuple(groups) if any(groups) else ()
-    )
+    groups = tuple(from_cell(row[3]) for row in rows)
+    probabilities /= np.maximum(probabilities.sum(axis=1, keepdims=True), 1e-12)
+    images = tuple(from_cell(row[0]) for row in rows)
+    return Evaluation(names, labels, probabilities, images, groups if any(groups) else ())
 
 
 def as_csv(rows: Iterable[Sequence[str]]) -> str:
-    """Write rows of text as CSV, such that spreadsheets take all of it for text."""
+    """Format rows of text as CSV without cells that a spreadsheet takes for formulas."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([*map(to_cell, row)] for row in rows)
     return stream.getvalue()

@@ -1,10 +1,12 @@
-"""What of a trained model is worth a look: images of how it does, where it fails and what it looks at."""
+"""Choose images and draw the figures of a run: training, test results, mistakes and explanations."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -12,49 +14,57 @@ import numpy as np
 from transfer.adviser.label_issues import LabelIssue, find_label_issues
 from transfer.cases.decisions import decision_of
 from transfer.common.errors import InputError
+from transfer.common.files import replacing
 from transfer.evaluation import evaluation_plots, explanation_plots, explanations
 from transfer.evaluation.evaluate import Evaluation
 from transfer.frozen.extraction import input_size
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData
+from transfer.images.decoding import inspect_image
 from transfer.results import plots
+from transfer.results.finished_runs import FinishedRun
+from transfer.results.predict import BATCH, Prediction
 from transfer.training import training_plots
 from transfer.training.phases import TrainingLog
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHEET = 24
 """Images on the sheet of predictions."""
 
-MOST_MISTAKES = 12
-"""The surest mistakes, shown with what the model looked at."""
+MAX_MISTAKES = 12
+"""Mistakes that are shown with their heat maps, the most confident first."""
 
-MOST_SEEN = 64
-"""Test images among which those are sought that layers respond to most."""
+MAX_SEARCHED = 64
+"""Test images that are searched for the strongest responses of each filter."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """Scores of images by a model that did not learn from them, as `label_issues` wants them."""
-
-    # Shape (N, classes).
-    scores: np.ndarray
+class _HeldOutScores:
+    scores: np.ndarray  # log probabilities of images that the model was not trained on, shape (N, classes)
 
 
-def label_issues_of(found: Evaluation) -> tuple[LabelIssue, ...]:
-    """Name the test images whose label is more probably wrong than right."""
-    scores = np.log(np.maximum(found.probabilities, 1e-12))
-    return find_label_issues(
-        LeftOut(scores), found.labels, found.names, found.class_names, groups=found.groups
-    )
+def label_issues_of(evaluation: Evaluation) -> tuple[LabelIssue, ...]:
+    """Return the test images whose label is more likely wrong than right."""
+    scores = _HeldOutScores(np.log(np.maximum(evaluation.probabilities, 1e-12)))
+    names, classes = evaluation.names, evaluation.class_names
+    return find_label_issues(scores, evaluation.labels, names, classes, groups=evaluation.groups)
 
 
-def figures_of(
-    model: keras.Model, data: ImageData, found: Evaluation | None, *, done: TrainingLog, title: str
-) -> dict[str, Any]:
-    """Draw a training and its test."""
+def draw_figures(
+    model: keras.Model,
+    data: ImageData,
+    evaluation: Evaluation | None,
+    *,
+    training: TrainingLog,
+    title: str,
+) -> dict[str, Figure]:
+    """Draw the figures of a trained model, by name; without an evaluation, only those of the training."""
     figures = {
-        "learning_curves": _curves(done),
+        "learning_curves": _training_figure(training),
         "network": plots.network_by_blocks(
             title,
             decision_of(model).blocks,
@@ -62,53 +72,70 @@ def figures_of(
             output_text=f"{data.num_classes} classes",
         ),
     }
-    return figures if found is None else figures | test_figures(local_copy(model), data, found)
+    return figures if evaluation is None else figures | draw_evaluation(local_copy(model), data, evaluation)
 
 
-def test_figures(model: keras.Model, data: ImageData, found: Evaluation) -> dict[str, Any]:
-    """Draw how a model does on test images."""
-    figures = {"confusion_matrix": plots.confusion_matrix(found)}
-    figures["classes"] = evaluation_plots.class_plot(found.by_class)
-    figures["calibration"] = evaluation_plots.calibration_plot(found.calibration)
-    figures["predictions"] = plots.prediction_sheet(found, _sheet(found, data))
+def draw_evaluation(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
+    """Draw the figures of an evaluation on test images, by name."""
+    figures = {
+        "confusion_matrix": plots.confusion_matrix(evaluation),
+        "classes": evaluation_plots.class_plot(evaluation.by_class),
+        "calibration": evaluation_plots.calibration_plot(evaluation.calibration),
+        "predictions": plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
+    }
     try:
-        return figures | explained(model, data, found)
+        return figures | _draw_explanations(model, data, evaluation)
     except InputError as error:
-        log.info("What the model looks at is not shown: %s", error)
+        log.info("The report shows no heat maps and no filters: %s", error)
         return figures
 
 
-def explained(model: keras.Model, data: ImageData, found: Evaluation) -> dict[str, Any]:
-    """Draw what a model looks at: its surest mistakes by Grad-CAM, and what its blocks respond to."""
+def _draw_explanations(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
+    """Draw the most confident mistakes with Grad-CAM, and the images that filters respond to most."""
     size = input_size(model, data)
-    figures: dict[str, Any] = {}
-    shown = found.mistakes[:MOST_MISTAKES].tolist()
-    if shown:
-        images = np.stack([data.test.image(i, size) for i in shown])
+    figures: dict[str, Figure] = {}
+    mistakes = evaluation.mistakes[:MAX_MISTAKES].tolist()
+    if mistakes:
+        images = np.stack([data.test.image(i, size) for i in mistakes])
         heat = explanations.grad_cam(model, images)
-        figures["mistakes"] = explanation_plots.heat_sheet(images, heat, [_mistake(found, i) for i in shown])
-    some = np.unique(np.linspace(0, len(data.test) - 1, min(MOST_SEEN, len(data.test))).astype(int))
-    seen = np.stack([data.test.image(int(i), size) for i in some])
-    responses = explanations.strongest_responses(model, seen, layers=explanations.shown_layers(model))
+        captions = [plots.prediction_caption(evaluation, i) for i in mistakes]
+        figures["mistakes"] = explanation_plots.heat_sheet(images, heat, captions)
+    some = np.unique(np.linspace(0, len(data.test) - 1, min(MAX_SEARCHED, len(data.test))).astype(int))
+    images = np.stack([data.test.image(int(i), size) for i in some])
+    responses = explanations.strongest_responses(model, images, layers=explanations.shown_layers(model))
     figures["blocks"] = explanation_plots.response_sheet(responses)
     return figures
 
 
-def _mistake(found: Evaluation, i: int) -> str:
-    guess, truth = found.predictions[i], found.labels[i]
-    return f"{found.class_names[guess]} {found.probabilities[i, guess]:.0%}\n(is {found.class_names[truth]})"
+def _training_figure(training: TrainingLog) -> Figure:
+    """Draw the learning curves, or the regularization path of a head that was solved exactly."""
+    if len(training.rows) == 1 and training.tried and training.regularization is not None:
+        return training_plots.regularization_path(training.tried, training.regularization)
+    return training_plots.learning_curves(training.rows)
 
 
-def _curves(done: TrainingLog) -> Any:
-    """By epoch; where the head was solved at once, by what was tried instead."""
-    if len(done.rows) == 1 and done.tried and done.regularization is not None:
-        return training_plots.regularization_path(done.tried, done.regularization)
-    return training_plots.learning_curves(done.rows)
-
-
-def _sheet(found: Evaluation, data: ImageData) -> dict[int, np.ndarray]:
-    """Choose images evenly over the test set, so that every class is among them."""
-    count = len(found.labels)
-    order = np.argsort(found.labels, kind="stable")
+def _sheet(evaluation: Evaluation, data: ImageData) -> dict[int, np.ndarray]:
+    """Choose test images, evenly over the classes; keys are positions in the test set."""
+    count = len(evaluation.labels)
+    order = np.argsort(evaluation.labels, kind="stable")
     picked = order[np.unique(np.linspace(0, count - 1, min(SHEET, count)).astype(int))]
     return {int(i): data.test.image(int(i), (128, 128)) for i in picked}
+
+
+def write_heat_maps(run: FinishedRun, predictions: Sequence[Prediction], folder: Path) -> None:
+    """Write a Grad-CAM heat map for each predicted image file, as numbered PNG files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
+    for start in range(0, len(predictions), BATCH):
+        batch = predictions[start : start + BATCH]
+        images = np.stack(
+            [inspect_image(Path(one.name), run.image_size, resize=run.resize).pixels for one in batch]
+        )
+        heats = explanations.grad_cam(run.model, images)
+        for i, (one, image, heat) in enumerate(zip(batch, images, heats, strict=True), start=start + 1):
+            caption = f"{one.label} {one.probability:.0%}"
+            figure = explanation_plots.heat_sheet(image[None], heat[None], [caption])
+            with replacing(folder / f"{i:04}-{Path(one.name).stem[:80]}.png") as partial:
+                figure.savefig(partial, format="png", dpi=110)

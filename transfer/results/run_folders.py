@@ -1,9 +1,10 @@
-"""A run's folder: whole under its name or not at all, and found again where a run was interrupted."""
+"""Create a run's folder: complete under its final name or not there at all, and found again for resuming."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -12,25 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from transfer.common.errors import InputError
-from transfer.training.settings import read_settings, refuse_others
+from transfer.common.files import write_text
+from transfer.training.settings import read_settings, require_same_settings
 
-STATE = "state"
-"""Where the states of training are, in the folder of a run that is not finished."""
+CHECKPOINTS = "checkpoints"
+"""Folder of the training's checkpoints in the partial folder of an unfinished run."""
 
-_ASKED, _DECIDED, _LOCK = "asked.json", "decided.json", "lock"
+_OPTIONS, _DECISION, _LOCK = "options.json", "decision.json", "lock"
 
 
 @contextlib.contextmanager
 def run_folder(
-    output: str | None, name: str, *, asked: Mapping[str, Any] | None = None, going_on: Path | None = None
+    output: str | None,
+    name: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    resume_from: Path | None = None,
 ) -> Iterator[Path]:
-    """Give a folder to write a run into, which takes its own name only when the run is complete."""
-    if going_on is not None:
-        final = going_on.with_name(going_on.name.removeprefix(".").removesuffix(".partial"))
+    """Yield a partial folder to write a run into; rename it to its final name when the run is complete."""
+    if resume_from is not None:
+        final = final_folder(resume_from)
     else:
         final = Path(output) if output is not None else _free_folder(name)
-    partial = _partial(final)
-    refuse_used(final)
+    partial = _partial_folder(final)
+    check_unused(final)
     made_parent = not final.parent.exists()
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -38,24 +44,20 @@ def run_folder(
     except OSError as error:
         raise InputError(f"Cannot make the output folder {final}: {error.strerror}.") from None
     try:
-        _take(lock, final)
-        if going_on is None:
-            _empty(partial)
-            _write(partial / _ASKED, dict(asked or {}))
-        yield partial
-        refuse_used(final)
-        if final.exists():
-            final.rmdir()
-        for rest in (_ASKED, _DECIDED, _LOCK):
-            (partial / rest).unlink(missing_ok=True)
-        shutil.rmtree(partial / STATE, ignore_errors=True)
-        os.replace(partial, final)
-    except _InUseError as error:
-        raise InputError(str(error)) from None
-    except BaseException:
-        if not any((partial / STATE).glob("state-*.npz")):
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if not _try_lock(lock):
+            raise InputError(f"Another run is writing to {final}. Choose another output.")
+        with _removed_without_checkpoints(partial):
+            if resume_from is None:
+                _clear(partial)
+                write_text(partial / _OPTIONS, json.dumps(dict(options or {}), indent=2))
+            yield partial
+            check_unused(final)
+            if final.exists():
+                final.rmdir()
+            for file in (_OPTIONS, _DECISION, _LOCK):
+                (partial / file).unlink(missing_ok=True)
+            shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+            os.replace(partial, final)
     finally:
         os.close(lock)
         if made_parent and not final.exists() and not partial.exists():
@@ -63,100 +65,109 @@ def run_folder(
                 final.parent.rmdir()
 
 
-class _InUseError(Exception):
-    pass
-
-
-def _take(lock: int, final: Path) -> None:
+@contextlib.contextmanager
+def _removed_without_checkpoints(partial: Path) -> Iterator[None]:
+    """Remove the partial folder of a run that fails before its first checkpoint."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BaseException:
+        if not _has_checkpoint(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _has_checkpoint(partial: Path) -> bool:
+    return any((partial / CHECKPOINTS).glob("*.npz"))
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open file; return False if another process holds the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _InUseError(f"Another run is writing to {final}. Choose another output.") from None
+        return False
     except OSError:
         pass  # a file system without locks
+    return True
 
 
-def _empty(partial: Path) -> None:
-    """Remove what a run left that was killed before there was anything to go on with."""
+def _clear(partial: Path) -> None:
+    """Remove the files of a run that was killed before its first checkpoint, except the lock."""
     for path in partial.iterdir():
-        if path.name == _LOCK:
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
 
 
-def unfinished(output: str | None, asked: Mapping[str, Any], *, needed: bool = False) -> Path | None:
-    """Find an interrupted run with the same options."""
-    asked = json.loads(json.dumps(dict(asked)))
+def find_interrupted(
+    output: str | None, options: Mapping[str, Any], *, required: bool = False
+) -> Path | None:
+    """Return the partial folder of an interrupted run with the same options, or None; refuse other options."""
+    options = json.loads(json.dumps(dict(options)))
     if output is not None:
-        places = [_partial(Path(output))]
+        places = [_partial_folder(Path(output))]
     else:
         places = sorted(Path("runs").glob(".*.partial"), key=lambda path: path.stat().st_mtime, reverse=True)
     for place in places:
-        if not any((place / STATE).glob("state-*.npz")) or not (place / _ASKED).exists():
+        if not _has_checkpoint(place) or not (place / _OPTIONS).exists():
             continue
-        earlier = read_settings(place / _ASKED)
-        if earlier == asked and not (output is None and _is_taken(place)):
+        earlier = read_settings(place / _OPTIONS)
+        if earlier == options and not (output is None and _is_running(place)):
             return place
         if output is not None:
-            refuse_others(earlier, asked, Path(output))
-    if needed:
+            require_same_settings(earlier, options, Path(output))
+    if required:
         raise InputError(
-            f"There is no interrupted run with these options in {output or 'runs'}. Leave --resume out to start one."
+            f"Found no interrupted run with these options in {output or 'runs'}. To start a new run, leave out "
+            "--resume."
         )
     return None
 
 
-def _is_taken(partial: Path) -> bool:
-    """Say whether a run is writing there just now."""
+def _is_running(partial: Path) -> bool:
+    """Return whether a process is writing to a partial folder."""
     try:
         lock = os.open(partial / _LOCK, os.O_RDWR)
     except OSError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        return not _try_lock(lock)
     finally:
         os.close(lock)
-    return False
 
 
-def decide(folder: Path, decision: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """Keep what was decided at the start of a run, or read it again."""
-    if decision is not None:
-        _write(folder / _DECIDED, decision)
+def save_decision(folder: Path, decision: Mapping[str, Any]) -> None:
+    """Save the case and options chosen at the start of a run, so that a resumed run keeps them."""
+    write_text(folder / _DECISION, json.dumps(dict(decision), indent=2))
+
+
+def read_decision(folder: Path) -> dict[str, Any] | None:
+    """Return the saved decision of an interrupted run; None if there is none."""
     try:
-        found: dict[str, Any] = json.loads((folder / _DECIDED).read_text(encoding="utf-8"))
+        decision: dict[str, Any] = json.loads((folder / _DECISION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found
+    return decision
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(dict(values), indent=2), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def refuse_used(output: str | Path | None) -> None:
-    """Stop before any work where the output folder has something in it already."""
-    if output is None:
-        return
-    final = Path(output)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+def check_unused(output: str | Path | None) -> None:
+    """Raise an error, before any work, if the output folder already holds files."""
+    final = Path(output) if output is not None else None
+    if final is not None and final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise InputError(f"The output folder {final} is in use. Choose another with --output, or remove it.")
 
 
-def _partial(final: Path) -> Path:
+def final_folder(folder: Path) -> Path:
+    """Return the final path of a run that is written to a partial folder; a final path stays as it is."""
+    return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
+
+
+def _partial_folder(final: Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
 def _free_folder(name: str) -> Path:
-    number = 1
-    while (Path("runs") / f"{name}-{number}").exists() or _partial(
-        Path("runs") / f"{name}-{number}"
-    ).exists():
-        number += 1
-    return Path("runs") / f"{name}-{number}"
+    """Return the first numbered folder under `runs` that no run uses."""
+    folders = (Path("runs") / f"{name}-{number}" for number in itertools.count(1))
+    return next(one for one in folders if not one.exists() and not _partial_folder(one).exists())

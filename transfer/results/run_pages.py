@@ -1,105 +1,141 @@
-"""Pages on finished runs: one by itself, several side by side, and the card that goes with the model."""
+"""Fill in the report of a run, the comparison of several runs, the page of an evaluation, and the model card."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
-from transfer.cases.policies import POLICIES, Case
+from transfer.adviser.label_issues import LabelIssue
+from transfer.cases.policies import POLICIES, Case, Policy
 from transfer.common.errors import InputError
 from transfer.common.figures import png_of
 from transfer.common.pages import data_uri, render
 from transfer.evaluation.evaluate import Evaluation
-from transfer.evaluation.metrics import compare_right
+from transfer.evaluation.metrics import mcnemar_test, percent_range
 from transfer.results.run_records import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Thumbnail = Callable[[str], np.ndarray | None]
 
-UNFAIR = 0.05
-"""Difference of mean confidence and accuracy from which on it is said."""
+CALIBRATION_GAP = 0.05
+"""Smallest calibration gap (mean confidence minus accuracy) that the report mentions."""
 
 CAPTIONS = {
-    "four_cases": "Where these data are among the four cases, beside sets that are known.",
-    "layer_curve": "How well each layer of the network tells the classes.",
-    "network": "The network by blocks: what is frozen, what trains, what is new, what was cut away.",
-    "learning_curves": "How training went.",
-    "confusion_matrix": "Which class was taken for which; rows are true classes.",
-    "classes": "Precision and recall by class, the worst first.",
-    "calibration": "How often the model is right, by how sure it is.",
-    "mistakes": "The surest mistakes, and where the model looked.",
-    "predictions": "Test images with what the model takes them for.",
-    "blocks": "What some filters of some blocks respond to most.",
+    "four_cases": "These data among the four cases, with known data sets for comparison.",
+    "layer_curve": "Cross-validated accuracy of a linear probe on each layer.",
+    "network": "The network by blocks: frozen, fine-tuned, new, or removed.",
+    "learning_curves": "Learning curves, or the regularization path of a head that was solved exactly.",
+    "confusion_matrix": "Confusion matrix: rows are true classes, columns are predicted classes.",
+    "classes": "Precision and recall by class, the lowest F1 first.",
+    "calibration": "Reliability diagram: accuracy by confidence.",
+    "mistakes": "The most confident mistakes, with Grad-CAM heat maps.",
+    "predictions": "Test images with their predicted classes.",
+    "blocks": "Image regions with the strongest responses of some filters, by block.",
 }
 
 
 def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
-    """Make the page of one run."""
-    found = record.evaluation
-    sections = {"network": "Network", "advice": "Why this case", "test": "Test", "mistakes": "Mistakes"}
-    sections |= {"blocks": "Blocks", "training": "Training", "data": "Data", "again": "Once more"}
-    there: dict[str, Any] = {"advice": record.advice, "test": found, "mistakes": found, "data": record.data}
-    there["blocks"] = record.figures.get("blocks")
+    """Return the report of a run as HTML."""
+    evaluation, lead = record.evaluation, _lead(record)
+    sections = {
+        "network": ("Network", True),
+        "advice": ("Why this case", record.advice),
+        "test": ("Test", evaluation),
+        "mistakes": ("Mistakes", evaluation),
+        "blocks": ("Filters", record.figures.get("blocks")),
+        "training": ("Training", True),
+        "data": ("Data", record.data),
+        "reproduce": ("Reproduce", True),
+    }
     part = render(
         "run.html",
         record=record,
-        lead=_lead(record),
+        lead=lead,
         tiles=_tiles(record),
-        sections=[(key, text) for key, text in sections.items() if there.get(key, True) is not None],
+        sections=[(key, title) for key, (title, content) in sections.items() if content is not None],
         figures={
-            name: (data_uri(content), alt_text(name, found, _lead(record)), CAPTIONS[name])
+            name: (data_uri(content), alt_text(name, evaluation, lead), CAPTIONS[name])
             for name, content in record.figures.items()
         },
         advice=record.advice,
         choices=_choices(record.advice) if record.advice else [],
-        found=found,
-        verdict=verdict(found) if found else "",
-        confused=found.confused[:10] if found else [],
-        label_issues=record.details.get("label_issues", [])[:50],
         costs=_costs(record),
         data_part=record.data.to_part(thumbnail) if record.data else "",
         command=dataclasses.replace(record.config, output=None, split=None).command,
         options=[(k, v) for k, v in dataclasses.asdict(record.config).items() if v is not None],
-        versions=sorted(record.metrics.get("versions", {}).items()),
+        versions=_versions(record),
+        **_test_values(evaluation, record.details.get("label_issues", [])[:50]),
     )
-    return str(render("page.html", title=_title(record), parts=[part]))
+    title = f"{record.name}: case {_policy(record).number}, {record.metrics['case']}"
+    return str(render("page.html", title=title, parts=[part]))
 
 
-def _title(record: RunRecord) -> str:
-    policy = POLICIES[Case.parse(record.metrics["case"])]
-    return f"{record.name}: case {policy.number}, {record.metrics['case']}"
+def evaluation_page(
+    title: str,
+    evaluation: Evaluation,
+    label_issues: Sequence[LabelIssue],
+    figures: Mapping[str, Figure],
+) -> str:
+    """Return the page of an evaluation as HTML."""
+    shown = {
+        name: (data_uri(png_of(figure)), alt_text(name, evaluation), CAPTIONS[name])
+        for name, figure in figures.items()
+    }
+    part = render("test.html", figures=shown, **_test_values(evaluation, label_issues))
+    return str(render("page.html", title=title, parts=[part]))
+
+
+def _test_values(evaluation: Evaluation | None, label_issues: Sequence[Any]) -> dict[str, Any]:
+    """Return the values of `test.html`."""
+    return {
+        "evaluation": evaluation,
+        "verdict": verdict(evaluation) if evaluation else "",
+        "confused": evaluation.confused[:10] if evaluation else [],
+        "label_issues": label_issues,
+    }
+
+
+def _policy(record: RunRecord) -> Policy:
+    return POLICIES[Case.parse(record.metrics["case"])]
+
+
+def _versions(record: RunRecord) -> str:
+    return ", ".join(
+        f"{name} {version}" for name, version in sorted(record.metrics.get("versions", {}).items())
+    )
 
 
 def _lead(record: RunRecord) -> str:
-    policy, cuts = POLICIES[Case.parse(record.metrics["case"])], record.metrics.get("cuts", [])
-    where = (
-        f", with a head that sees {len(cuts)} layers"
-        if len(cuts) > 1
-        else f", cut at {record.metrics['cut']}"
-    )
-    return f"{record.config.model} on {record.config.data}{where}: {policy.idea}."
+    layers = len(record.metrics.get("cuts", ()))
+    head = f"a head on {layers} layers" if layers > 1 else f"cut at {record.metrics['cut']}"
+    return f"{record.config.model} on {record.config.data}, {head}: {_policy(record).idea}."
 
 
 def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
-    metrics, found = record.metrics, record.evaluation
+    """Return the label, the value and a note of each tile at the top of the report."""
+    metrics, evaluation = record.metrics, record.evaluation
     tiles = []
-    if found is not None:
-        low, high = found.interval
-        tiles.append(("test accuracy", f"{found.accuracy:.1%}", f"{low:.1%} to {high:.1%} (95%)"))
-        tiles.append(("macro F1", f"{found.macro.f1:.1%}", "every class counts the same"))
-        tiles.append(("log loss", f"{found.loss:.3f}", f"calibration error {found.calibration.error:.3f}"))
-    counts = f"{metrics['num_val']:,} for validation, {metrics['num_test']:,} for the test"
-    tiles.append(("trained on", f"{metrics['num_train']:,} images", counts))
-    tiles.append(("time", in_seconds(metrics["seconds_total"]), "all in all"))
+    if evaluation is not None:
+        interval, error = percent_range(evaluation.interval, 1), evaluation.calibration.error
+        tiles.append(("test accuracy", f"{evaluation.accuracy:.1%}", f"95% interval {interval}"))
+        tiles.append(("macro F1", f"{evaluation.macro.f1:.1%}", "mean over the classes"))
+        tiles.append(("log loss", f"{evaluation.loss:.3f}", f"calibration error {error:.3f}"))
+    counts = f"{metrics['num_val']:,} validation, {metrics['num_test']:,} test"
+    tiles.append(("training images", f"{metrics['num_train']:,}", counts))
+    tiles.append(("time", duration(metrics["seconds_total"]), "total"))
     if metrics.get("peak_memory_mb"):
-        tiles.append(("memory", f"{metrics['peak_memory_mb'] / 1024:.1f} GB", "at most"))
+        tiles.append(("memory", f"{metrics['peak_memory_mb'] / 1024:.1f} GB", "peak"))
     return tiles
 
 
-def in_seconds(seconds: float) -> str:
-    """Say how long something took."""
+def duration(seconds: float) -> str:
+    """Format a duration, such as "4.2 s", "3 min 5 s" or "2 h 10 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = int(seconds // 60)
@@ -107,106 +143,102 @@ def in_seconds(seconds: float) -> str:
 
 
 def _choices(advice: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the table of cases."""
     rows = []
-    for one in advice["cases"]:
-        low, high = one["interval"]
+    for choice in advice["cases"]:
+        seconds = choice["seconds"]
         rows.append(
             {
-                "case": f"{POLICIES[Case.parse(one['case'])].number} {one['case']}",
-                "action": one.get("action") or one["source"],
-                "expected": f"{one['expected_accuracy']:.1%}",
-                "interval": f"{low:.0%} to {high:.0%}",
-                "time": "not measured" if one["seconds"] is None else in_seconds(one["seconds"]),
-                "chosen": one["case"] == advice["case"] and one["cut"] == advice["cut"],
+                "case": f"{POLICIES[Case.parse(choice['case'])].number} {choice['case']}",
+                "action": choice["action"],
+                "expected": f"{choice['expected_accuracy']:.1%}",
+                "interval": percent_range(choice["interval"]),
+                "time": "not measured" if seconds is None else duration(seconds),
+                "chosen": choice["case"] == advice["case"] and choice["cut"] == advice["cut"],
             }
         )
     return rows
 
 
-def verdict(found: Evaluation) -> str:
-    """Say in words how good a model is, and how honest."""
-    low, high = found.interval
-    sure = float(found.probabilities.max(axis=1).mean())
-    count = len(found.labels)
-    whose = f"Of {count:,} images" + ("" if found.seen else " that training never saw")
+def verdict(evaluation: Evaluation) -> str:
+    """Describe the accuracy and the calibration of a model in two or three sentences."""
+    confidence = float(evaluation.probabilities.max(axis=1).mean())
+    gap, seen = confidence - evaluation.accuracy, evaluation.seen
+    which = "images" if seen else "held-out images"
     text = (
-        f"{whose}, {found.accuracy:.1%} are named rightly; the accuracy is {low:.1%} to {high:.1%} with 95% "
-        f"confidence. On the whole the model is {sure:.0%} sure"
+        f"Accuracy: {evaluation.accuracy:.1%} on {len(evaluation.labels):,} {which} (95% interval "
+        f"{percent_range(evaluation.interval, 1)}). Mean confidence is {confidence:.0%}"
     )
-    if found.seen:
-        flatter = f"{found.seen:,} of them were trained or validated on, so that these figures flatter"
-        return f"{text}. {flatter}: take them out."
-    if abs(sure - found.accuracy) > UNFAIR:
-        return f"{text}, too {'much' if sure > found.accuracy else 'little'}: --calibrate mends that."
-    return f"{text}, which is honest."
+    if seen:
+        were = "1 of these images was" if seen == 1 else f"{seen:,} of these images were"
+        return (
+            f"{text}. {were} used for training or validation, so the accuracy on new images is probably lower. Leave "
+            "them out of the test."
+        )
+    if abs(gap) <= CALIBRATION_GAP:
+        return f"{text}, close to the accuracy."
+    side = "above the accuracy (overconfident)" if gap > 0 else "below the accuracy (underconfident)"
+    return f"{text}, {side}. Try --calibrate."
 
 
 def _costs(record: RunRecord) -> list[tuple[str, str]]:
     metrics = record.metrics
     rows = [
-        ("forward passes over the frozen part", in_seconds(metrics["seconds_features"])),
-        ("training", in_seconds(metrics["seconds_training"])),
-        ("all in all, with reading, advice and test", in_seconds(metrics["seconds_total"])),
-        ("parameters that train", f"{metrics['trainable_parameters']:,}"),
+        ("feature extraction with the frozen layers", duration(metrics["seconds_features"])),
+        ("training", duration(metrics["seconds_training"])),
+        ("total, with loading, advice and test", duration(metrics["seconds_total"])),
+        ("trainable parameters", f"{metrics['trainable_parameters']:,}"),
     ]
     if metrics.get("temperature") is not None:
-        rows.append(("temperature of the probabilities", f"{metrics['temperature']:.2f}"))
+        rows.append(("calibration temperature", f"{metrics['temperature']:.2f}"))
     if metrics.get("engine"):
-        rows.append(("what ran the frozen part", metrics["engine"]))
+        rows.append(("engine of the frozen layers", metrics["engine"]))
     if metrics.get("peak_memory_mb"):
-        rows.append(("memory at most", f"{metrics['peak_memory_mb']:,.0f} MB"))
+        rows.append(("peak memory", f"{metrics['peak_memory_mb']:,.0f} MB"))
     return rows
 
 
-def evaluation_page(
-    title: str, found: Evaluation, label_issues: Sequence[Any], figures: Mapping[str, Any]
-) -> str:
-    """Make the page of an evaluation by itself."""
-    shown = {
-        name: (data_uri(png_of(figure)), alt_text(name, found), CAPTIONS[name])
-        for name, figure in figures.items()
-    }
-    part = render(
-        "test.html",
-        found=found,
-        verdict=verdict(found),
-        confused=found.confused[:10],
-        label_issues=label_issues,
-        figures=shown,
-    )
-    return str(render("page.html", title=title, parts=[part]))
-
-
-def alt_text(name: str, found: Evaluation | None, lead: str = "") -> str:
-    """Say what an image of a run shows, for those who do not see it."""
-    if name == "confusion_matrix" and found is not None:
-        pairs = ", ".join(f"{c.label} for {c.predicted} ({c.images})" for c in found.confused[:3])
-        return f"Confusion matrix: accuracy {found.accuracy:.1%}. Most often: {pairs or 'no mistake'}."
-    if name == "calibration" and found is not None:
-        points = zip(found.calibration.confidence, found.calibration.accuracy, strict=True)
-        listed = "; ".join(f"{sure:.0%} sure, {right:.0%} right" for sure, right in points)
-        return f"Reliability diagram, calibration error {found.calibration.error:.3f}: {listed}."
-    if name == "classes" and found is not None:
-        worst = sorted((c for c in found.by_class if c.images), key=lambda c: c.f1)[:3]
-        return (
-            "Precision and recall by class. Worst: "
-            + ", ".join(f"{c.name} (F1 {c.f1:.0%})" for c in worst)
-            + "."
-        )
+def alt_text(name: str, evaluation: Evaluation | None, lead: str = "") -> str:
+    """Describe a figure of a run for readers who cannot see it."""
     if name == "network":
         return f"Drawing of the network: {lead}"
-    return CAPTIONS[name]
+    if evaluation is None or name not in ("confusion_matrix", "calibration", "classes"):
+        return CAPTIONS[name]
+    if name == "confusion_matrix":
+        pairs = ", ".join(f"{c.label} as {c.predicted} ({c.images})" for c in evaluation.confused[:3])
+        return (
+            f"Confusion matrix: accuracy {evaluation.accuracy:.1%}. Most frequent: {pairs or 'no mistakes'}."
+        )
+    if name == "calibration":
+        calibration = evaluation.calibration
+        points = zip(calibration.confidence, calibration.accuracy, strict=True)
+        listed = "; ".join(f"confidence {sure:.0%}, accuracy {right:.0%}" for sure, right in points)
+        return f"Reliability diagram, calibration error {calibration.error:.3f}: {listed}."
+    worst = ", ".join(f"{c.name} (F1 {c.f1:.0%})" for c in _lowest_f1(evaluation, 3))
+    return f"Precision and recall by class. Lowest F1: {worst}."
+
+
+def _lowest_f1(evaluation: Evaluation, count: int) -> list[Any]:
+    return sorted((c for c in evaluation.by_class if c.images), key=lambda c: c.f1)[:count]
 
 
 def comparison_page(records: Sequence[RunRecord]) -> str:
-    """Lay several runs side by side."""
+    """Return a page that compares several runs as HTML."""
     if len(records) < 2:
         raise InputError(f"Expected two runs or more to compare. Received: {len(records)}.")
-    names = _different([record.name for record in records])
+    names = [record.name for record in records]
+    names = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, start=1)]
     best = max((r.evaluation.accuracy for r in records if r.evaluation), default=None)
     options = [dataclasses.asdict(record.config) for record in records]
     differing = [key for key in options[0] if len({repr(one[key]) for one in options}) > 1]
-    shown = ("confusion_matrix", "learning_curves", "network")
+    figures = []
+    for figure in ("confusion_matrix", "learning_curves", "network"):
+        shown = [
+            (data_uri(r.figures[figure]), alt_text(figure, r.evaluation, _lead(r)), name)
+            for r, name in zip(records, names, strict=True)
+            if figure in r.figures
+        ]
+        figures.append((CAPTIONS[figure], shown))
     part = render(
         "comparison.html",
         names=names,
@@ -214,100 +246,92 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
         best=[r.evaluation is not None and r.evaluation.accuracy == best for r in records],
         options=[(key, [one[key] for one in options]) for key in differing],
         pairs=_pairs(records, names),
-        figures=[
-            (CAPTIONS[name], [(data_uri(r.figures[name]), alt_text(name, r.evaluation, _lead(r)), label) for r, label in
-             zip(records, names, strict=True) if name in r.figures])
-            for name in shown
-        ],
-    )  # fmt: skip
-    return str(render("page.html", title="Runs side by side", parts=[part]))
-
-
-def _different(names: Sequence[str]) -> list[str]:
-    return [f"{name} ({i + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+        figures=figures,
+    )
+    return str(render("page.html", title="Comparison of runs", parts=[part]))
 
 
 def _compared(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
-    def of(name: str, say: Callable[[RunRecord], str]) -> tuple[str, list[str]]:
-        return name, [say(record) for record in records]
+    """Return the rows of the table that compares runs: a label, and a value for each run."""
 
-    def test(say: Callable[[Any], str]) -> Callable[[RunRecord], str]:
-        return lambda record: say(record.evaluation) if record.evaluation else "no test images"
+    def test(text: Callable[[Evaluation], str]) -> Callable[[RunRecord], str]:
+        return lambda record: text(record.evaluation) if record.evaluation else "no test images"
 
-    return [
-        of("test accuracy", test(lambda e: f"{e.accuracy:.1%}")),
-        of("95% of such tests", test(lambda e: f"{e.interval[0]:.1%} to {e.interval[1]:.1%}")),
-        of("macro F1", test(lambda e: f"{e.macro.f1:.1%}")),
-        of("log loss", test(lambda e: f"{e.loss:.3f}")),
-        of("calibration error", test(lambda e: f"{e.calibration.error:.3f}")),
-        of("network", lambda r: r.config.model),
-        of("case", lambda r: str(r.metrics["case"])),
-        of("cut", _cut),
-        of("images to train on", lambda r: f"{r.metrics['num_train']:,}"),
-        of("images in the test", lambda r: f"{r.metrics['num_test']:,}"),
-        of("time all in all", lambda r: in_seconds(r.metrics["seconds_total"])),
-        of("memory at most", lambda r: f"{r.metrics.get('peak_memory_mb') or float('nan'):,.0f} MB"),
-    ]
+    def cut(record: RunRecord) -> str:
+        layers = len(record.metrics.get("cuts") or ())
+        return f"{layers} layers" if layers > 1 else str(record.metrics["cut"])
 
-
-def _cut(record: RunRecord) -> str:
-    layers = len(record.metrics.get("cuts") or ())
-    return f"{layers} layers" if layers > 1 else str(record.metrics["cut"])
+    rows: dict[str, Callable[[RunRecord], str]] = {
+        "test accuracy": test(lambda e: f"{e.accuracy:.1%}"),
+        "95% interval": test(lambda e: percent_range(e.interval, 1)),
+        "macro F1": test(lambda e: f"{e.macro.f1:.1%}"),
+        "log loss": test(lambda e: f"{e.loss:.3f}"),
+        "calibration error": test(lambda e: f"{e.calibration.error:.3f}"),
+        "network": lambda r: r.config.model,
+        "case": lambda r: str(r.metrics["case"]),
+        "cut": cut,
+        "training images": lambda r: f"{r.metrics['num_train']:,}",
+        "test images": lambda r: f"{r.metrics['num_test']:,}",
+        "total time": lambda r: duration(r.metrics["seconds_total"]),
+        "peak memory": lambda r: f"{r.metrics.get('peak_memory_mb') or float('nan'):,.0f} MB",
+    }
+    return [(label, [text(record) for record in records]) for label, text in rows.items()]
 
 
 def _pairs(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
-    """Compare each run with the best on the images that both were tested on."""
+    """Compare the best run with each other run on the test images that both share."""
     tested = [(r.evaluation, name) for r, name in zip(records, names, strict=True) if r.evaluation]
     if len(tested) < 2:
         return []
     first, first_name = max(tested, key=lambda pair: pair[0].accuracy)
-    said = []
+    sentences = []
     for other, name in tested:
         if other is first:
             continue
         places = {image: i for i, image in enumerate(other.names)}
         both = [(i, places[image]) for i, image in enumerate(first.names) if image in places]
         if not both or first.class_names != other.class_names:
-            said.append(f"{first_name} and {name} were tested on other images: their figures do not compare.")
+            sentences.append(
+                f"{first_name} and {name} have no common test images or different classes, so that their accuracies "
+                "cannot be compared."
+            )
             continue
         mine, yours = (np.array(side) for side in zip(*both, strict=True))
-        right = (first.labels == first.predictions)[mine], (other.labels == other.predictions)[yours]
-        gained, lost, chance = compare_right(*right)
-        sure = "no more than chance would give" if chance > 0.05 else "more than chance would give"
-        said.append(
-            f"Of {len(both):,} images that both were tested on, {first_name} alone names {gained:,} rightly and "
-            f"{name} alone {lost:,}: {sure} (McNemar's exact test, p = {chance:.2g})."
+        correct = (first.labels == first.predictions)[mine], (other.labels == other.predictions)[yours]
+        gained, lost, p_value = mcnemar_test(*correct)
+        significant = "significant" if p_value <= 0.05 else "not significant"
+        sentences.append(
+            f"On {len(both):,} common test images, only {first_name} is correct on {gained:,}, and only {name} on "
+            f"{lost:,}. The difference is {significant} (McNemar's exact test, p = {p_value:.2g})."
         )
-    return said
+    return sentences
 
 
 def model_card(record: RunRecord) -> str:
-    """Write the card that goes with the model: what it is, for what, how good, and where it ends."""
-    import yaml
-
-    found = record.evaluation
+    """Return the model card as Markdown with the YAML header that model hubs read."""
+    evaluation = record.evaluation
     header: dict[str, Any] = {"library_name": "keras", "pipeline_tag": "image-classification"}
     header["tags"] = ["image-classification", "transfer-learning", "keras", record.config.model]
-    if found is not None:
-        results = [("accuracy", found.accuracy), ("f1", found.macro.f1)]
+    if evaluation is not None:
+        metrics = {"accuracy": evaluation.accuracy, "f1": evaluation.macro.f1}
         result = {
             "task": {"type": "image-classification"},
             "dataset": {"name": record.config.data, "type": "imagefolder", "split": "test"},
-            "metrics": [{"type": kind, "value": round(value, 4)} for kind, value in results],
+            "metrics": [{"type": kind, "value": round(value, 4)} for kind, value in metrics.items()],
         }
         header["model-index"] = [{"name": record.name, "results": [result]}]
-    weak = sorted((c for c in found.by_class if c.images), key=lambda c: c.f1)[:5] if found else []
     text = render(
         "card.md",
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
         record=record,
         lead=_lead(record),
-        found=found,
-        weak=weak,
-        findings=[f.text for f in record.data.findings] if record.data else [],
+        evaluation=evaluation,
+        interval=percent_range(evaluation.interval, 1) if evaluation else "",
+        lowest_f1=_lowest_f1(evaluation, 5) if evaluation else [],
+        findings=[finding.text for finding in record.data.findings] if record.data else [],
         size=record.metrics.get("image_size"),
-        versions=", ".join(f"{k} {v}" for k, v in sorted(record.metrics.get("versions", {}).items())),
+        versions=_versions(record),
         command=record.config.command,
-    )  # fmt: skip
-    quoted = str(text).rstrip() + "\n"
-    return quoted.replace("&#39;", "'").replace("&#34;", '"')  # quotes mean nothing in Markdown
+    )
+    # Quotes need no escapes in Markdown; other marks stay escaped.
+    return (str(text).rstrip() + "\n").replace("&#39;", "'").replace("&#34;", '"')

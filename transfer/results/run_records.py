@@ -1,4 +1,4 @@
-"""What a run's folder says, read for pages: figures, options, predictions, images; no model is loaded."""
+"""Read the files of a finished run for its pages, without loading its model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config
 from transfer.evaluation.evaluate import Evaluation
 from transfer.images.data_report import DataReport
-from transfer.results.finished_runs import CONFIG, METRICS, MODEL, missing_run, read_json, read_metrics
+from transfer.results.finished_runs import CONFIG, METRICS, MODEL, missing_run, read_json
 from transfer.results.prediction_files import read_predictions
+from transfer.results.run_folders import final_folder
 
 DATA, ADVICE, EVALUATION, PREDICTIONS = "data.json", "advice.json", "evaluation.json", "predictions.csv"
 
@@ -27,60 +28,59 @@ FIGURES = (
     "predictions",
     "blocks",
 )
-"""Images of a run, by name, in the order of a page."""
+"""PNG files of a run, in the order in which its page shows them."""
 
-_MOST_BYTES = 2**25  # of an image
+_MAX_BYTES = 2**25  # of a PNG file
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A finished run, as its files tell it."""
+    """The contents of a finished run's files, except its model."""
 
     folder: Path
     metrics: dict[str, Any]
     config: TrainConfig
-    # What it makes of the test images.
-    evaluation: Evaluation | None
-    details: dict[str, Any]
-    # Why it is this case.
+    evaluation: Evaluation | None  # None without test images
+    details: dict[str, Any]  # evaluation.json
     advice: dict[str, Any] | None
-    # The check of the data.
     data: DataReport | None
-    figures: dict[str, bytes]
+    figures: dict[str, bytes]  # PNG files by figure name
 
     @property
     def name(self) -> str:
-        """What to call it: the folder's name."""
-        return self.folder.resolve().name.removeprefix(".").removesuffix(".partial")
+        """The name of the run's folder."""
+        return final_folder(self.folder.resolve()).name
 
 
 def read_record(folder: str | Path) -> RunRecord:
-    """Read a run's folder."""
+    """Read the files of a run."""
     place = Path(folder)
     if not (place / MODEL).is_file():
-        raise InputError(missing_run(place))
+        raise missing_run(place)
     for name in (METRICS, CONFIG):
         if not (place / name).is_file():
             raise InputError(f"Expected the folder of a finished run. {place} has no {name}.")
-    data = read_json(place / DATA)
-    predictions = place / PREDICTIONS
+    data, predictions = read_json(place / DATA), place / PREDICTIONS
     return RunRecord(
-        place,
-        read_metrics(place),
-        load_config(place / CONFIG),
-        read_predictions(predictions) if predictions.is_file() else None,
-        read_json(place / EVALUATION) or {},
-        read_json(place / ADVICE),
-        DataReport.from_dict(data) if data is not None else None,
-        {name: _png(place / f"{name}.png") for name in FIGURES if (place / f"{name}.png").is_file()},
+        folder=place,
+        metrics=read_json(place / METRICS) or {},
+        config=load_config(place / CONFIG),
+        evaluation=read_predictions(predictions) if predictions.is_file() else None,
+        details=read_json(place / EVALUATION) or {},
+        advice=read_json(place / ADVICE),
+        data=None if data is None else DataReport.from_dict(data),
+        figures={name: _png(path) for name in FIGURES if (path := place / f"{name}.png").is_file()},
     )
 
 
 def _png(path: Path) -> bytes:
-    """Read an image of the run's own: a link could put any file of the reader's onto a page."""
-    if path.is_symlink() or path.stat().st_size > _MOST_BYTES:
-        raise InputError(f"Expected an image of the run itself. Received a link, or something huge: {path}.")
+    """Read a PNG file of a run."""
+    # A link could put any file of the reader's computer onto a page.
+    if path.is_symlink() or path.stat().st_size > _MAX_BYTES:
+        raise InputError(
+            f"Expected a PNG file of at most {_MAX_BYTES:,} bytes. Received a link or a larger file: {path}."
+        )
     content = path.read_bytes()
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise InputError(f"Expected a PNG. Received something else: {path}.")
+        raise InputError(f"Expected a PNG file. Received another kind of file: {path}.")
     return content
