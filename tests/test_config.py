@@ -1,4 +1,4 @@
-"""The options: flags, YAML and defaults come from one dataclass and agree."""
+"""The options: flags, YAML and defaults come from the same dataclasses and agree."""
 
 import dataclasses
 import subprocess
@@ -157,6 +157,11 @@ def test_an_empty_file_leaves_the_defaults(text, yaml_file):
     assert load_config(yaml_file(text)) == TrainConfig()
 
 
+def test_options_of_version_0_1_are_read_under_their_new_names(yaml_file):
+    read = load_config(yaml_file("depth_rate: 0.3\nthaw: 0.5\nlook_alikes: false\n"))
+    assert read == TrainConfig(layer_decay=0.3, gradual_unfreezing=0.5, near_duplicates=False)
+
+
 def test_unknown_options_are_refused_with_the_nearest(yaml_file):
     with pytest.raises(
         InputError, match=r"Unknown option 'lerning_rate'\. Did you mean 'learning_rate'.*run\.yaml"
@@ -216,7 +221,7 @@ def test_missing_files_are_named(tmp_path):
         load_config(tmp_path)
 
 
-def test_flags_win_over_the_file(yaml_file):
+def test_flags_override_the_file(yaml_file):
     path = str(yaml_file("seed: 5\nstrict: true\nlearning_rate: 1e-3\nepochs: 3\n"))
     read = TrainConfig(seed=5, strict=True, learning_rate=0.001, epochs=3)
     assert parse_arguments(["--config", path]) == read
@@ -241,13 +246,18 @@ def test_help_names_every_option_with_its_default(capsys):
         parse_arguments(["--help"])
     assert left.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--config FILE YAML file of these options; flags win over it" in text
-    described = text[text.index("TrainConfig") :]
+    assert "--config FILE YAML file with these options; flags override it" in text
+    groups = [f"{name} options:" for name in ("data", "model", "case", "training", "fine-tuning", "output", "device")]
+    assert sorted(groups, key=text.index) == groups
+    assert text.index("the options that matter most:") < text.index("--tfds-split")
+    described = text[text.index("data options:") :]
     for name in NAMES:
         start = described.index(flag(name) + " ")
-        after = described[start : described.index("(default: ", start)]
+        no = f", --no{flag(name)[2:]}"  # a switch has two flags
+        after = described[start:].replace(no, "", 1).split(" --")[0]
         assert len(after.split()) > 4, f"{name} has no description"
-        assert f"(default: {getattr(TrainConfig(), name)})" in described[start:]
+        if getattr(TrainConfig(), name) is not None:
+            assert f"(default: {getattr(TrainConfig(), name)})" in after
 
 
 def test_help_waits_for_no_heavy_library():

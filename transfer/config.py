@@ -312,17 +312,16 @@ def make_parser(program: str, description: str) -> Any:
 
         first: tuple[str, ...] = ()
 
-        def add_argument_group(
-            self, title: str | None = None, description: str | None = None, **more: Any
-        ) -> Any:
-            name = (title or "").partition(" [")[0]
+        def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
+            title = kwargs.pop("title", args[0] if args else None) or ""
+            name = title.partition(" [")[0]
             plain = (
                 name.removesuffix("Options").removesuffix("Config").lower().replace("recipe", "fine-tuning")
             )
-            return super().add_argument_group(f"{plain} options" if plain != name else title, None, **more)
+            return super().add_argument_group(f"{plain} options" if plain != name else title)
 
         def format_help(self) -> str:
-            text = re.sub(r"\s\(default:\s+None\)", "", super().format_help())
+            text = re.sub(r"\s+\(default:\s+None\)", "", super().format_help())
             known = {action.dest.split(".")[-1]: action.help or "" for action in self._actions}
             if not set(self.first) & set(known):
                 return text

@@ -1,0 +1,130 @@
+"""What README and docs say is true: their flags parse, their Python runs, their links and files exist."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transfer.images.sources import embedded_folder
+
+from transfer.__main__ import COMMANDS
+from transfer.config import parse_advice_arguments, parse_arguments, parse_check_arguments
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES["README.md"] = README
+PARSERS = {"train": parse_arguments, "datasets": parse_check_arguments, "advice": parse_advice_arguments}
+NOT_OURS = {"ntasks", "no-deps", "direct-running-mode", "direct-num-workers", "runner"}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """List (page, block of code)."""
+    pattern = re.compile(rf"```{language}\n(.*?)```", re.DOTALL)
+    return [(page, block) for page, text in PAGES.items() for block in pattern.findall(text)]
+
+
+def commands() -> list[str]:
+    """List every command line of ours in README and docs."""
+    lines = [line for _, block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [
+        c.split(" > ")[0].strip() for line in lines for c in re.split(r"&&|\|", line) if "-m transfer." in c
+    ]
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture) -> str:
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"transfer.{command}").main(["--help"])
+    return capsys.readouterr().out
+
+
+def test_the_readme_begins_with_the_two_commands_and_is_short():
+    first = [block.strip() for page, block in blocks("sh") if page == "README.md"][:2]
+    assert first == ["pip install . && python -m transfer.train", 'pip install ".[test]" && pytest']
+    assert len(README.splitlines()) <= 200
+
+
+def test_links_and_images_exist():
+    for page, text in PAGES.items():
+        folder = ROOT if page == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[\w-]+)?\)", text):
+            if not target.startswith("http"):
+                assert (folder / target).is_file(), f"{page}: {target}"
+
+
+def test_every_page_is_in_the_navigation_and_in_the_readme():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES.keys() - {"README.md"}:
+        assert f": {page}" in navigation and f"(docs/{page})" in README, page
+
+
+def test_the_api_reference_lists_every_exported_name():
+    stub = (ROOT / "transfer" / "__init__.pyi").read_text(encoding="utf-8")
+    exported = {
+        f"transfer.{module}.{name}"
+        for module, name in re.findall(r"^from \.([\w.]+) import (\w+) as", stub, re.MULTILINE)
+    }
+    assert set(re.findall(r"^::: (\S+)$", PAGES["api.md"], re.MULTILINE)) == exported
+
+
+def test_the_packages_of_the_design_page_exist_in_this_order():
+    from test_imports import LAYERS
+
+    table = re.findall(r"^\| `(\w+)` \|", PAGES["design.md"], re.MULTILINE)
+    assert table == LAYERS
+
+
+def test_the_commands_parse():
+    found = set()
+    for command in commands():
+        words = shlex.split(re.sub(r"^TF_CONFIG='[^']*' ", "", re.sub(r"\$\(.*?\)", "x", command)))
+        name = words[words.index("-m") + 1].removeprefix("transfer.")
+        given = words[words.index("-m") + 2 :]
+        found.add(name)
+        if name in PARSERS:
+            assert PARSERS[name](given)
+        elif name != "beam_features":  # its flags are partly Beam's
+            assert vars(importlib.import_module(f"transfer.{name}")._parser().parse_args(given))
+    assert found == set(COMMANDS)
+
+
+def test_flags_that_are_mentioned_exist(capsys):
+    known = " ".join(help_of(command, capsys) for command in COMMANDS)
+    scripts = " ".join(
+        path.read_text()
+        for path in (ROOT / "tests").rglob("*.py")
+        if path.parent.name in ("benchmarks", "scripts")
+    )
+    for page, text in PAGES.items():
+        for flag in set(re.findall(r"`[^`\n]*?--([a-z-]+)", text)) - NOT_OURS:
+            assert f"--{flag} " in known or f'"--{flag}"' in scripts, f"{page}: --{flag}"
+
+
+def test_scripts_that_are_mentioned_exist():
+    for page, text in PAGES.items():
+        for path in re.findall(r"\b(?:tests|notebooks)/[\w/]+\.(?:py|yaml)", text):
+            assert (ROOT / path).is_file(), f"{page}: {path}"
+
+
+@pytest.mark.slow
+def test_the_python_runs(tmp_path, monkeypatch, capsys):
+    from transfer.train import main
+
+    monkeypatch.chdir(tmp_path)
+    main(["--case", "small-similar"])
+    Image.open(embedded_folder() / "face" / "u1f600-grinning-face.png").save("image.png")
+    printed = {}
+    for page, block in blocks("python"):
+        capsys.readouterr()
+        exec(block, {})
+        printed[page] = capsys.readouterr().out
+    assert "90% interval" in printed["advice.md"]
+    assert printed["index.md"].splitlines()[-1] == "face"
+    assert printed["cases.md"].splitlines()[-1] == "block4c_add"
+    assert -1 <= float(printed["evaluation.md"].splitlines()[-1]) <= 1
+    assert Path("heat.png").stat().st_size > 10_000 and Path("layers.png").stat().st_size > 10_000
+    assert re.search(r"accuracy:? [67]\d\.\d%", printed["README.md"], re.IGNORECASE)
