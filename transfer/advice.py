@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer.common.commands import carried_out
+from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.common.files import replacing, write_text
 from transfer.config import AdviceConfig, parse_advice_arguments, seconds_of
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, more = parse_advice_arguments(arguments)
         run(options, compared=more.compare, json_file=more.json, plots=more.plots)
 
-    return carried_out(work, stream=sys.stderr, stopped="Stopped. Nothing was written.")
+    return run_command(work, stream=sys.stderr, stopped="Stopped. Nothing was written.")
 
 
 def run(

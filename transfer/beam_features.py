@@ -5,20 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from dataclasses import dataclass
+from typing import Any
 
 from transfer.cases.policies import POLICIES, Case
-from transfer.common.commands import carried_out
+from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.config import DataConfig
 from transfer.frozen import beam_runner
 from transfer.frozen.beam_extraction import SHARD_SIZE, extract_with_beam
-
-if TYPE_CHECKING:
-    from transfer.images.splitting import Split
 
 log = logging.getLogger("transfer.beam_features")
 
@@ -85,6 +80,7 @@ def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[s
     from transfer.cases import builders
     from transfer.frozen import extraction
     from transfer.images import datasets
+    from transfer.images.splitting import concatenate
     from transfer.networks.backbones import load_backbone
 
     data = datasets.load_data(config.data, **config.load_options())
@@ -99,7 +95,7 @@ def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[s
         raise InputError(f"Expected images in {', '.join(splits)}. Received: none.")
     found = extract_with_beam(
         extractor,
-        _together(wanted),
+        concatenate(wanted),  # one pass, so that workers start once
         image_size=size,
         engine=config.engine,
         precision=config.precision,
@@ -111,33 +107,6 @@ def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[s
     return found.computed
 
 
-def _together(parts: Sequence[Split]) -> Split:
-    """Several splits as one, so that workers start once; no image is read."""
-    return replace(
-        parts[0],
-        images=_Chain([part.images for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        names=[name for part in parts for name in part.names],
-        groups=(),
-        digests=[digest for part in parts for digest in part.digests],
-    )
-
-
-class _Chain(Sequence[Any]):
-    """Several sequences of images as one."""
-
-    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
-        self.parts = parts
-        self.ends = np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, i: Any) -> Any:
-        number = int(np.searchsorted(self.ends, i, side="right"))
-        return self.parts[number][int(i) - (int(self.ends[number - 1]) if number else 0)]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
 
@@ -146,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(options, splits=splits, flags=flags)
 
     said = "Stopped. The same command goes on from there."
-    return carried_out(work, stream=sys.stdout, stopped=said, level=logging.INFO)
+    return run_command(work, stream=sys.stdout, stopped=said, level=logging.INFO)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who trains together: what TF_CONFIG and Slurm say, and what is wrong with it."""
+"""Workers read from TF_CONFIG and Slurm, and the errors of wrong values."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import time
 import pytest
 
 from transfer.common.errors import InputError
-from transfer.distributed.cluster import listens, names_several, read_cluster, wait_for
+from transfer.distributed.cluster import (
+    is_listening,
+    read_cluster,
+    requests_several_workers,
+    wait_for_workers,
+)
 
 
 @pytest.fixture(autouse=True)
-def nothing_around(monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", "")  # so that what is written there is taken back
+def clean_environment(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "")  # monkeypatch then restores it after the test
     monkeypatch.delenv("TF_CONFIG")
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
@@ -25,9 +30,9 @@ def config(kind: str = "worker", index: int = 0, **cluster) -> str:
     return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
 
 
-def test_without_a_word_this_process_is_alone():
+def test_without_configuration_there_is_one_process():
     assert read_cluster() == ((), 0)
-    assert not names_several("auto")
+    assert not requests_several_workers("auto")
 
 
 def test_workers_are_numbered_in_order_and_a_chief_comes_first(monkeypatch):
@@ -35,7 +40,11 @@ def test_workers_are_numbered_in_order_and_a_chief_comes_first(monkeypatch):
     assert read_cluster() == (("a:1", "b:2"), 1)
     monkeypatch.setenv("TF_CONFIG", config(index=0, worker=["a:1"], chief=["c:3"]))
     assert read_cluster() == (("c:3", "a:1"), 1)
-    assert names_several("auto") and names_several(None) and not names_several("mirrored")
+    assert (
+        requests_several_workers("auto")
+        and requests_several_workers(None)
+        and not requests_several_workers("mirrored")
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,10 +59,10 @@ def test_workers_are_numbered_in_order_and_a_chief_comes_first(monkeypatch):
         '{"cluster": {"worker": "a"}}',
     ],
 )
-def test_a_tf_config_that_names_no_workers_is_refused_and_shown_how_it_should_be(text, monkeypatch):
+def test_an_invalid_tf_config_is_refused_with_a_valid_example(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(
-        InputError, match=r"TF_CONFIG is not JSON that names the workers.*Expected.*host0:2222"
+        InputError, match=r"Expected JSON with the addresses of the workers in TF_CONFIG.*host0:2222"
     ):
         read_cluster()
 
@@ -86,18 +95,20 @@ def test_the_tasks_of_a_slurm_step_are_the_workers(monkeypatch):
     assert json.loads(os.environ["TF_CONFIG"])["task"] == {"type": "worker", "index": 2}
 
 
-def test_a_slurm_step_that_says_too_little_is_refused(monkeypatch):
+def test_an_incomplete_slurm_step_is_refused(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(InputError, match="Set TF_CONFIG instead"):
         read_cluster()
 
 
-def test_others_are_waited_for_so_long_and_named():
+def test_missing_workers_are_reported_after_the_waiting_time():
     with socket.create_server(("localhost", 0)) as server:
         here = f"localhost:{server.getsockname()[1]}"
-        assert listens(here)
-        wait_for([here], 1.0)
+        assert is_listening(here)
+        wait_for_workers([here], 1.0)
         begun = time.monotonic()
-        with pytest.raises(InputError, match=r"did not come within 0 seconds: localhost:1. Is"):
-            wait_for([here, "localhost:1"], 0.3)
+        with pytest.raises(
+            InputError, match=r"No answer from 1 workers? within 0 seconds: localhost:1. Check"
+        ):
+            wait_for_workers([here, "localhost:1"], 0.3)
         assert 0.3 <= time.monotonic() - begun < 5

@@ -1,4 +1,4 @@
-"""Keras on JAX, where TensorFlow is not: the four cases, and nothing that would import it."""
+"""Keras on JAX, on a machine without TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ sys.meta_path.insert(0, Nothing())
 
 
 def run(code: str, **environment: str) -> str:
-    """Run a program on JAX without TensorFlow, and give what it prints."""
+    """Run a program on JAX without TensorFlow, and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT + code],
         capture_output=True,
@@ -34,8 +34,8 @@ def run(code: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_every_room_can_be_imported_but_those_of_tensorflow():
-    said = run(
+def test_all_modules_but_those_for_tensorflow_can_be_imported():
+    output = run(
         "import importlib, pathlib, transfer\n"
         "package = pathlib.Path(transfer.__file__).parent\n"
         "names = ['.'.join(p.relative_to(package).with_suffix('').parts) for p in package.rglob('*.py')]\n"
@@ -45,11 +45,11 @@ def test_every_room_can_be_imported_but_those_of_tensorflow():
         "        importlib.import_module(f'transfer.{name}')\n"
         "print('tensorflow' in sys.modules, len(names))\n"
     )
-    assert said.startswith("False")
+    assert output.startswith("False")
 
 
-def test_the_four_cases_train_and_leave_what_is_frozen_as_it_was():
-    said = run(
+def test_the_four_cases_train_and_do_not_change_frozen_layers():
+    output = run(
         "import numpy as np, transfer\n"
         "from helpers.networks import make_tiny\n"
         "rng = np.random.default_rng(0)\n"
@@ -69,8 +69,8 @@ def test_the_four_cases_train_and_leave_what_is_frozen_as_it_was():
         "print(all(np.array_equal(a, b) for a, b in zip(before, base.get_weights())))\n",
         TRANSFER_CACHE=os.environ.get("TRANSFER_CACHE", ""),
     )
-    rows = [line.split() for line in said.splitlines()]
-    assert rows[-1] == ["True"]  # the caller's network
+    rows = [line.split() for line in output.splitlines()]
+    assert rows[-1] == ["True"]  # the caller's network is unchanged
     moved = {row[0]: int(row[1]) for row in rows[:-1]}
     assert moved["small-similar"] == moved["small-different"] == 2
     assert moved["large-similar"] > 2 and moved["large-different"] > 2
@@ -78,17 +78,17 @@ def test_the_four_cases_train_and_leave_what_is_frozen_as_it_was():
 
 
 @pytest.mark.parametrize("level", ["light", "standard", "strong"])
-def test_images_change_by_their_keys_as_on_tensorflow(level):
-    said = run(
+def test_augmentation_depends_on_the_keys_of_the_images(level):
+    output = run(
         "import numpy as np\n"
         "from transfer.images.augmentation import augmentation\n"
         "from transfer.images.python_batches import image_batches\n"
-        "from transfer.distributed.batch_order import Order\n"
+        "from transfer.distributed.batch_order import BatchOrder\n"
         "images = np.random.default_rng(0).integers(0, 256, (6, 24, 24, 3)).astype('uint8')\n"
         f"change = augmentation('{level}')\n"
         "def epochs(seed):\n"
         "    read = lambda positions: (images[positions], positions)\n"
-        "    batches = image_batches(Order(6, 6, seed), read, change, None)\n"
+        "    batches = image_batches(BatchOrder(6, 6, seed), read, change, None)\n"
         "    return [{int(p): np.asarray(x) for p, x in zip(y, xs)} for _ in range(2) for xs, y in batches]\n"
         "one, two = epochs(0)\n"
         "again, _ = epochs(0)\n"
@@ -97,11 +97,11 @@ def test_images_change_by_their_keys_as_on_tensorflow(level):
         "ranges = all(0 <= x.min() and x.max() <= 255 for x in one.values())\n"
         "print(all(same), sum(other) > 3, ranges)\n"
     )
-    assert said.split() == ["True", "True", "True"]
+    assert output.split() == ["True", "True", "True"]
 
 
-def test_mixes_give_labels_that_sum_to_one():
-    said = run(
+def test_mixed_labels_sum_to_one():
+    output = run(
         "import numpy as np\n"
         "from transfer.images.augmentation import mixing\n"
         "images, labels = np.random.default_rng(0).uniform(0, 255, (8, 16, 16, 3)), np.arange(8) % 3\n"
@@ -109,23 +109,23 @@ def test_mixes_give_labels_that_sum_to_one():
         "    x, y = mixing(kind, 3)(images, labels, np.array([1, 2], 'uint32'))\n"
         "    print(x.shape == images.shape, bool(np.allclose(np.asarray(y).sum(axis=1), 1)))\n"
     )
-    assert said.split() == ["True"] * 4
+    assert output.split() == ["True"] * 4
 
 
-def test_what_needs_tensorflow_says_so():
-    said = run(
+def test_features_that_need_tensorflow_raise_an_error():
+    output = run(
         "import keras\n"
         "from transfer.frozen.engines import make_engine\n"
         "from transfer.distributed.strategies import get_strategy\n"
-        "from transfer.training.layer_decay import following\n"
+        "from transfer.training.layer_decay import optimizer_following\n"
         "from transfer.training.recipes import Recipe\n"
         "model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()])\n"
-        "unfreeze = lambda: following(Recipe(gradual_unfreezing=0.5), model).__enter__()\n"
+        "unfreeze = lambda: optimizer_following(Recipe(gradual_unfreezing=0.5), model).__enter__()\n"
         "for ask in (lambda: make_engine(model, engine='openvino'), lambda: get_strategy('tpu'), unfreeze):\n"
         "    try:\n"
         "        ask()\n"
         "    except ValueError as error:\n"
         "        print(error)\n"
     )
-    assert "compiles the rates" in said
-    assert "TensorFlow's graphs" in said and "No TPU was found: JAX has cpu:0" in said
+    assert "compiles the rates" in output
+    assert "TensorFlow's graphs" in output and "No TPU was found: JAX has cpu:0" in output

@@ -1,4 +1,4 @@
-"""The same weights on one device, two devices and two processes, and what is said where workers do not fit together."""
+"""Equal weights on one device, two devices and two processes, and the errors of workers that do not match."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from helpers import worker_processes
 
 HERE = Path(__file__).parents[1]
-SAME = 1e-5  # of the largest weight of each layer
+SAME = 1e-5  # largest difference, relative to the largest weight of each layer
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ RUNS = {
     "two": "scratch,two",
     "other": "scratch,seed:1",
     "head": "head",
-    "tail": "tail",
+    "upper": "upper",
     "mixed": "everything,mix:mixup,class_weights:1",
     "mixed-two": "everything,two,mix:mixup,class_weights:1",
     "unweighted": "everything,mix:mixup",
@@ -34,19 +34,19 @@ SHARED = ("one", "head", "mixed", "rates")
 
 @pytest.fixture(scope="module")
 def by_tensorflow(tmp_path_factory) -> dict[str, dict]:
-    return train(tmp_path_factory.mktemp("tensorflow"), RUNS.keys() - {"tail", "mixed-two"}, SHARED)
+    return train(tmp_path_factory.mktemp("tensorflow"), RUNS.keys() - {"upper", "mixed-two"}, SHARED)
 
 
 @pytest.fixture(scope="module")
 def by_jax(tmp_path_factory) -> dict[str, dict]:
-    """Without TensorFlow, which cannot be imported there."""
+    """Train with Keras on JAX, where TensorFlow cannot be imported."""
     pytest.importorskip("jax")
     folder = tmp_path_factory.mktemp("jax")
     return train(folder, RUNS.keys() - {"other", "rates"}, {"one", "mixed"}, KERAS_BACKEND="jax")
 
 
 def train(folder: Path, alone, shared, **environment: str) -> dict[str, dict]:
-    """Give the weights of runs by one process, and by each of two: one process of Python for all of a kind."""
+    """Return the weights of runs on one process and on each of two; runs with the same count share a Python process."""
     found = {}
     for count, names in ((1, alone), (2, shared)):
         place = folder / str(count)
@@ -77,36 +77,36 @@ def test_two_devices_and_two_processes_end_with_the_weights_of_one_device(runs, 
     assert difference(found["one 0 of 2"], found["one 1 of 2"]) == 0
 
 
-def test_another_seed_gives_other_weights(by_tensorflow):
+def test_another_seed_leads_to_other_weights(by_tensorflow):
     assert difference(by_tensorflow["one"], by_tensorflow["other"]) > 100 * SAME
 
 
-def test_two_processes_share_the_pass_and_end_with_the_same_head(by_tensorflow):
+def test_two_processes_divide_the_forward_pass_and_train_the_same_head(by_tensorflow):
     assert difference(by_tensorflow["head"], by_tensorflow["head 0 of 2"]) < SAME
     assert difference(by_tensorflow["head 0 of 2"], by_tensorflow["head 1 of 2"]) == 0
 
 
 @pytest.mark.parametrize("runs", ["by_tensorflow", "by_jax"])
-def test_mixed_images_and_weights_of_classes_are_the_same_on_two_processes(runs, request):
+def test_mixup_and_class_weights_are_the_same_on_two_processes(runs, request):
     found = request.getfixturevalue(runs)
-    assert difference(found["mixed"], found["unweighted"]) > 100 * SAME  # the weights of classes count
+    assert difference(found["mixed"], found["unweighted"]) > 100 * SAME  # the class weights have an effect
     assert difference(found["mixed"], found["mixed 0 of 2"]) < SAME
     if runs == "by_jax":
         assert difference(found["mixed"], found["mixed-two"]) < SAME
 
 
-def test_rates_by_block_are_the_same_on_two_processes(by_tensorflow):
+def test_layer_decay_is_the_same_on_two_processes(by_tensorflow):
     assert difference(by_tensorflow["rates"], by_tensorflow["unweighted"]) > 100 * SAME
     assert difference(by_tensorflow["rates"], by_tensorflow["rates 0 of 2"]) < SAME
 
 
-def test_the_tail_trains_on_jax(by_jax):
-    start, end = by_jax["head"], by_jax["tail"]
+def test_the_upper_layers_train_on_jax(by_jax):
+    start, end = by_jax["head"], by_jax["upper"]
     assert np.array_equal(start["block1_conv_kernel"], end["block1_conv_kernel"])
     assert not np.array_equal(start["block3_conv_kernel"], end["block3_conv_kernel"])
 
 
-def test_workers_with_other_seeds_refuse_one_another(tmp_path):
+def test_workers_with_different_seeds_raise_an_error(tmp_path):
     ports = worker_processes.free_ports(2)
     script = [str(HERE / "helpers" / "train_tiny.py"), str(tmp_path)]
     more = {"PYTHONPATH": str(HERE)}
@@ -116,15 +116,15 @@ def test_workers_with_other_seeds_refuse_one_another(tmp_path):
     ]
     assert [worker.wait(120) for worker in workers] == [1, 1]
     for number in range(2):
-        said = (tmp_path / f"worker-{number}.log").read_text()
-        assert "Expected all workers to be started alike" in said
-        assert "seed is 0 on the first, 1 on this" in said
+        output = (tmp_path / f"worker-{number}.log").read_text()
+        assert "Expected the same options and versions on all workers" in output
+        assert "seed is 0 on worker 0, 1 here" in output
 
 
-def test_a_worker_that_never_comes_is_waited_for_so_long(tmp_path):
+def test_a_missing_worker_is_reported_after_the_waiting_time(tmp_path):
     code = "from transfer.distributed.strategies import *; start_quietly(); get_strategy('multiworker', patience=5)"
     ports = worker_processes.free_ports(2)
-    for number in range(2):  # the chief, and one whose chief is not there
+    for number in range(2):  # the chief alone, and a worker without its chief
         begun = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -132,13 +132,13 @@ def test_a_worker_that_never_comes_is_waited_for_so_long(tmp_path):
             capture_output=True,
             text=True,
         )
-        assert "came within 5 seconds" in done.stderr or "did not come within 5 seconds" in done.stderr
+        assert "connect within 5 seconds" in done.stderr or "workers within 5 seconds" in done.stderr
         assert f"localhost:{ports[1 - number]}" in done.stderr
         assert time.monotonic() - begun < 60
 
 
 def test_keras_still_cannot_train_on_several_workers_by_itself(tmp_path):
-    """Where this fails, Keras has mended it (keras#20585), and `make_exact` can lose a part."""
+    """If this fails, Keras has fixed keras#20585, and `make_steps_exact` can be shortened."""
     (tmp_path / "plain.py").write_text(
         "import os\n"
         "import numpy as np, tensorflow as tf\n"
@@ -155,17 +155,17 @@ def test_keras_still_cannot_train_on_several_workers_by_itself(tmp_path):
         "    os._exit(0)\n"
         "print('TRAINED')\n"
     )
-    said = worker_processes.run([str(tmp_path / "plain.py")], 2, tmp_path, timeout=120)
-    assert all("FAILED" in text for text in said)
+    outputs = worker_processes.run([str(tmp_path / "plain.py")], 2, tmp_path, timeout=120)
+    assert all("FAILED" in text for text in outputs)
 
 
-def test_the_command_goes_on_after_a_worker_was_killed(tmp_path):
+def test_the_command_resumes_after_a_worker_was_killed(tmp_path):
     from scripts.kill_workers import kill_workers
 
     assert kill_workers(tmp_path, 1, epochs=12) == 0
 
 
-def test_the_command_measures_which_case_on_several_workers(tmp_path):
+def test_the_command_chooses_a_case_on_several_workers(tmp_path):
     from scripts.kill_workers import TRAIN, make_inputs
 
     make_inputs(tmp_path)

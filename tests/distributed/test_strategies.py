@@ -1,4 +1,4 @@
-"""Names of devices to strategies, and what is said where there are no such devices."""
+"""Strategies of names, and the errors for devices that do not exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transfer.distributed.strategies import STRATEGIES, get_strategy, scope_of
 
 
 @pytest.fixture(autouse=True)
-def nothing_around(monkeypatch):
+def clean_environment(monkeypatch):
     for name in ("TF_CONFIG", "TPU_NAME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -26,7 +26,7 @@ def config(workers: int, **more) -> str:
 
 
 @pytest.mark.parametrize("name", ["default", "auto", None])
-def test_one_cpu_needs_no_strategy(name):
+def test_one_cpu_has_the_default_strategy(name):
     import tensorflow as tf
 
     assert get_strategy(name) is tf.distribute.get_strategy()
@@ -41,7 +41,7 @@ def test_mirrored_is_one_strategy_for_the_whole_process():
     assert get_strategy("mirrored") is strategy
 
 
-def test_a_strategy_is_given_back_as_it_is():
+def test_a_strategy_is_returned_as_it_is():
     import tensorflow as tf
 
     mine = tf.distribute.OneDeviceStrategy("CPU:0")
@@ -51,12 +51,12 @@ def test_a_strategy_is_given_back_as_it_is():
 @pytest.mark.parametrize(
     "name, message", [("mirored", "Did you mean 'mirrored'"), (3, "Expected one of 'auto'")]
 )
-def test_an_unknown_name_lists_the_nearest(name, message):
+def test_an_unknown_name_is_refused_with_the_nearest_names(name, message):
     with pytest.raises(InputError, match=message):
         get_strategy(name)
 
 
-def test_a_tpu_that_is_not_there_is_said_within_seconds():
+def test_a_missing_tpu_is_reported_within_seconds():
     start = time.perf_counter()
     with pytest.raises(InputError, match="No TPU was found"):
         get_strategy("tpu")
@@ -64,13 +64,13 @@ def test_a_tpu_that_is_not_there_is_said_within_seconds():
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '"worker"', '{"cluster": 3}', '{"cluster": {"worker": 3}}'])
-def test_multiworker_refuses_a_tf_config_that_names_no_workers(text, monkeypatch):
+def test_multiworker_refuses_an_invalid_tf_config(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(InputError, match="TF_CONFIG is not JSON that names the workers"):
+    with pytest.raises(InputError, match="Expected JSON with the addresses of the workers in TF_CONFIG"):
         get_strategy("multiworker")
 
 
-def test_multiworker_that_comes_too_late_is_told_to_come_first(monkeypatch):
+def test_multiworker_after_a_computation_is_refused(monkeypatch):
     keras.ops.ones(1)
     worker = json.loads(config(2)) | {"task": {"type": "worker", "index": 1}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(worker))
@@ -97,7 +97,7 @@ def test_multiworker_with_one_worker_trains():
     assert done.stdout.strip() == "1"
 
 
-def test_the_scope_of_a_model_is_that_of_its_strategy():
+def test_the_scope_of_a_model_is_the_scope_of_its_strategy():
     import tensorflow as tf
 
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
@@ -108,7 +108,7 @@ def test_the_scope_of_a_model_is_that_of_its_strategy():
     assert tf.distribute.get_strategy() is not strategy
 
 
-def test_the_names_are_those_of_the_command_line():
+def test_the_default_of_the_command_is_a_strategy():
     from transfer.config import TrainConfig
 
     assert TrainConfig().strategy in STRATEGIES

@@ -1,11 +1,11 @@
-"""Train a tiny network by one worker's part in it, and write down its weights: for `distributed/test_process_group.py`.
+"""Train a tiny network as one of several workers, and save its weights; used by `distributed/test_process_group.py`.
 
     python tests/helpers/train_tiny.py FOLDER NAME=KIND[,two][,OPTION:VALUE ...] ...
 
-KIND is `head`, `everything`, `scratch` or `tail`; `two` takes two devices of this process. Several workers are those
-of TF_CONFIG, and Keras' backend is that of KERAS_BACKEND. What each run ends with goes to FOLDER/NAME-WORKER.npz.
-Images are noise with a touch of their class, so that nothing is learnt so well that differences vanish; 77 of them,
-in batches of 8.
+KIND is `head`, `everything`, `scratch` or `upper`; `two` uses two devices of this process. TF_CONFIG lists the workers,
+and KERAS_BACKEND sets Keras' backend. The weights of each run are written to FOLDER/NAME-WORKER.npz. The 77 training
+images, in batches of 8, are noise with a weak signal of their class: a task that is learned perfectly would hide
+differences.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 class WithoutTensorFlow:
-    """What an import meets on a machine that does not have it."""
+    """Make imports of TensorFlow fail, as on a machine without it."""
 
     def find_spec(self, name: str, path=None, target=None) -> None:
         if name.partition(".")[0] in ("tensorflow", "tensorflow_datasets"):
@@ -39,7 +39,7 @@ CASES = {
     "head": ("small-similar", {}),
     "everything": ("large-similar", {}),
     "scratch": ("large-different", {"init": "random"}),
-    "tail": ("small-similar", {"unfreeze_from": "block3_conv"}),
+    "upper": ("small-similar", {"unfreeze_from": "block3_conv"}),
 }
 
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def train(kind: str, devices, options: dict[str, str]) -> dict[str, np.ndarray]:
-    """Give the weights, and with them what the test and validation found."""
+    """Return the weights, and with them the losses on the test and validation images."""
     import keras
     from helpers.networks import make_tiny
 

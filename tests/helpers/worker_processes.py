@@ -1,4 +1,4 @@
-"""Several workers on this machine, for tests and for whoever wants to see it: each a process of its own."""
+"""Several workers on this machine, each in its own process."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def environment(index: int, ports: list[int], *, threads: int | None = None, **m
 
 
 def start(arguments: list[str], index: int, ports: list[int], folder: Path, **options) -> subprocess.Popen:
-    """Start a worker; what it says goes to a file."""
-    with (folder / f"worker-{index}.log").open("a") as said:
+    """Start a worker that writes its output to a file."""
+    with (folder / f"worker-{index}.log").open("a") as output:
         return subprocess.Popen(
             [sys.executable, *arguments],
             env=environment(index, ports, **options),
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
         )
 
 
 def run(arguments: list[str], count: int, folder: Path, *, timeout: float = 300, **options) -> list[str]:
-    """Run a command on so many workers at once, and give what each said."""
+    """Run a command on `count` workers at the same time, and return the output of each."""
     ports = free_ports(count)
     processes = [start(arguments, index, ports, folder, **options) for index in range(count)]
     try:
@@ -52,6 +52,6 @@ def run(arguments: list[str], count: int, folder: Path, *, timeout: float = 300,
     finally:
         for process in processes:
             process.kill()
-    said = [(folder / f"worker-{index}.log").read_text() for index in range(count)]
-    assert not any(codes), "\n".join(said)
-    return said
+    outputs = [(folder / f"worker-{index}.log").read_text() for index in range(count)]
+    assert not any(codes), "\n".join(outputs)
+    return outputs

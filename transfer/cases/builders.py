@@ -21,7 +21,12 @@ from transfer.cases.policies import (
     early_position,
 )
 from transfer.common.errors import InputError, unknown
-from transfer.distributed.strategies import get_strategy, must_synchronize, scope_of, settle
+from transfer.distributed.strategies import (
+    get_strategy,
+    needs_synchronized_batchnorm,
+    record_devices,
+    scope_of,
+)
 from transfer.images.decoding import as_size
 from transfer.networks import graphs, surgery
 from transfer.networks.backbones import block_ends, preprocessing_of
@@ -107,7 +112,7 @@ def build(
             precision=None if precision == "float32" else precision,
             seed=seed,
         )
-        model = settle(surgery.attach_head(extractor, num_classes, seed=seed), devices)
+        model = record_devices(surgery.attach_head(extractor, num_classes, seed=seed), devices)
         head = model.layers[-1].name
         own = SCRATCH_LEARNING_RATE if init == "random" else policy.learning_rate
         _prepare(
@@ -298,7 +303,9 @@ def _prepare(
     steps_per_execution: int | None = None,
 ) -> None:
     """Set the flags, then compile with a new optimizer, so that they count."""
-    surgery.set_trainable(model, trainable, pin_batchnorm=pin_batchnorm, synchronized=must_synchronize(model))
+    surgery.set_trainable(
+        model, trainable, pin_batchnorm=pin_batchnorm, synchronized=needs_synchronized_batchnorm(model)
+    )
     model.compile(
         optimizer=optimizer,
         loss="sparse_categorical_crossentropy",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def default_folder() -> Path:
+def default_cache_folder() -> Path:
     """Say where things are kept from run to run."""
     from platformdirs import user_cache_path
 

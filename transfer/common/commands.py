@@ -11,7 +11,7 @@ from typing import Any
 from transfer.common.errors import InputError
 
 
-def carried_out(work: Callable[[], None], *, stream: Any, stopped: str, level: int = logging.NOTSET) -> int:
+def run_command(work: Callable[[], None], *, stream: Any, stopped: str, level: int = logging.NOTSET) -> int:
     """Do what a command is asked."""
     told, above = logging.StreamHandler(stream), logging.getLogger("transfer")
     above.addHandler(told)

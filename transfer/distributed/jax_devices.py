@@ -1,29 +1,31 @@
-"""Several devices with Keras on JAX: what stands there for a `tf.distribute` strategy, over `keras.distribution`."""
+"""Several devices with Keras on JAX: a counterpart of `tf.distribute` strategies that uses `keras.distribution`."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transfer.common.errors import InputError
-from transfer.distributed.cluster import wait_for
-from transfer.distributed.process_group import ProcessGroup, current_group, join
+from transfer.distributed.cluster import wait_for_workers
+from transfer.distributed.process_group import ProcessGroup, current_group, set_group
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True)
 class JaxDevices:
-    """Devices that train copies of a model on parts of each batch; JAX itself sees to sums over them."""
+    """Devices that hold copies of a model and train them on parts of each batch; JAX sums over the devices."""
 
-    # Of Keras.
-    distribution: Any = None
+    distribution: keras.distribution.DataParallel | None = None
     num_replicas_in_sync: int = 1
 
-    def scope(self) -> Any:
-        """Inside, models are made and trained for these devices."""
+    def scope(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which models are made and trained on these devices."""
         return contextlib.nullcontext() if self.distribution is None else self.distribution.scope()
 
 
@@ -31,14 +33,14 @@ class JaxDevices:
 def devices(
     name: str, addresses: tuple[str, ...] = (), index: int = 0, patience: float = 300.0
 ) -> JaxDevices:
-    """Give the devices that a name stands for."""
+    """Return the devices of a strategy's name; `patience` is in seconds."""
     import jax
     import keras
 
     if name == "multiworker" and len(addresses) < 2:
-        raise InputError("Expected a TF_CONFIG, or a Slurm step, that names several workers. There is none.")
+        raise InputError("Expected several workers in TF_CONFIG or in a Slurm step. Received: none.")
     if len(addresses) > 1 and current_group().count == 1:
-        _meet(addresses, index, patience)
+        _connect(addresses, index, patience)
     found = keras.distribution.list_devices()
     if name == "tpu" and not found[0].startswith("tpu"):
         raise InputError(f"No TPU was found: JAX has {', '.join(found)}. Use strategy 'auto'.")
@@ -50,27 +52,27 @@ def devices(
     return JaxDevices(keras.distribution.DataParallel(devices=found, auto_shard_dataset=False), len(found))
 
 
-def _meet(addresses: tuple[str, ...], index: int, patience: float) -> None:
+def _connect(addresses: tuple[str, ...], index: int, patience: float) -> None:
     import keras
 
-    wait_for(addresses[:1] if index else (), patience)
+    wait_for_workers(addresses[:1] if index else (), patience)
     try:
-        # Keras hands the first of them to JAX, through which all meet.
+        # Keras passes the first address to JAX as that of the coordinator.
         keras.distribution.initialize(",".join(addresses), len(addresses), index)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"JAX could not bring {len(addresses)} processes together, {', '.join(addresses)}: "
-            f"{str(error).splitlines()[0]}. Ask for them before anything else is computed, and on each machine."
+            f"JAX cannot connect the {len(addresses)} processes {', '.join(addresses)}: {str(error).splitlines()[0]}. "
+            "Start the same program on each machine, and call get_strategy before any other computation."
         ) from None
-    join(ProcessGroup(index, addresses, _all_gather))
+    set_group(ProcessGroup(index, addresses, _all_gather))
 
 
-def _all_gather(own: np.ndarray) -> np.ndarray:
-    """Join arrays of all processes; JAX wants them of one length."""
+def _all_gather(rows: np.ndarray) -> np.ndarray:
+    """Join the rows of all processes along axis 0."""
     from jax.experimental.multihost_utils import process_allgather
 
-    counts = np.asarray(process_allgather(np.array([len(own)], "int32"))).ravel()
-    filled = np.zeros((int(counts.max()), *own.shape[1:]), own.dtype)
-    filled[: len(own)] = own
-    joined = np.asarray(process_allgather(filled))
+    counts = np.asarray(process_allgather(np.array([len(rows)], "int32"))).ravel()
+    padded = np.zeros((int(counts.max()), *rows.shape[1:]), rows.dtype)  # JAX needs arrays of one length
+    padded[: len(rows)] = rows
+    joined = np.asarray(process_allgather(padded))
     return np.concatenate([part[:count] for part, count in zip(joined, counts, strict=True)])

@@ -1,7 +1,7 @@
-"""Several processes that train one model together: who is who, and what they tell each other.
+"""Several processes that train one model together: their numbers, what they exchange, and the loss of one of them.
 
-Every worker runs the same program. What costs is shared: the forward pass, the test, each batch. What decides is
-decided by the chief, the first worker, and told to the others; it alone writes.
+Every worker runs the same program. The workers divide the forward pass, the evaluation and each batch. The chief, which
+is the first worker, makes the decisions, sends them to the others, and is the only one that writes files.
 """
 
 from __future__ import annotations
@@ -14,162 +14,123 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
 from transfer.common.errors import InputError
-from transfer.distributed.cluster import listens
+from transfer.distributed.cluster import is_listening
 
 PIECE = 2**26
-"""Bytes that are exchanged at a time."""
+"""Most bytes that workers exchange in one step."""
 
 LEAVING = 30.0
-"""Seconds that the chief waits at the end for the others to leave."""
+"""Seconds that the chief waits at the end for the other workers to exit."""
 
-
-@dataclass(frozen=True)
-class BatchPart:
-    """Which part of each batch a process reads, where several replicas of a model train on one batch
-    together."""
-
-    # Number of the process's first replica.
-    first: int
-    replicas: int
-    of: int
-    # Batches are all of one size, the last filled up with images that count nothing.
-    whole: bool = False
-
-    def undivided(self) -> BatchPart | None:
-        """The whole of each batch, filled up where it would be."""
-        return replace(self, first=0, of=1) if self.whole else None
-
-    def of_filled(self, rows: Any) -> Any:
-        """Split rows of a batch that is filled up, images or whatever belongs to them."""
-        size = len(rows) // self.of
-        return rows[self.first * size : (self.first + 1) * size]
-
-    def of_batch(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Split a batch to train on: nearly equal parts; where there are fewer images than replicas, all
-        of them for each, so that none sees nothing, and means over the replicas stay what they are."""
-        if len(positions) < self.of:
-            return [positions] * self.replicas
-        return np.array_split(positions, self.of)[self.first : self.first + self.replicas]
-
-    def of_all(self, positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
-        """Split images, not fewer than replicas, to test on: each once, in as many batches for each
-        replica."""
-        batch_parts = np.array_split(positions, self.of)
-        steps = -(-len(batch_parts[0]) // batch_size)
-        own = [
-            np.array_split(batch_part, steps)
-            for batch_part in batch_parts[self.first : self.first + self.replicas]
-        ]
-        return [part for step in zip(*own, strict=True) for part in step]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that train together, as one of them sees it."""
+    """The processes that train together, and the number of this one among them."""
 
-    # Its own number.
     index: int = 0
-    # Of all of them, in the order of their numbers.
-    addresses: tuple[str, ...] = ("localhost",)
-    all_gather: Callable[[np.ndarray], np.ndarray] = np.asarray
+    addresses: tuple[str, ...] = ("localhost",)  # host:port, in the order of the workers
+    all_gather: Callable[[np.ndarray], np.ndarray] = (
+        np.asarray
+    )  # joins arrays of different lengths along axis 0
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of workers."""
         return len(self.addresses)
 
     @property
     def is_chief(self) -> bool:
-        """Whether this one decides and writes."""
+        """Whether this worker decides and writes."""
         return self.index == 0
 
-    def part(self, count: int) -> np.ndarray:
-        """Give this worker's part of the positions from 0 to a count, as nearly equal as can be."""
+    def own_part(self, count: int) -> np.ndarray:
+        """Return this worker's part of the positions 0 to `count` - 1; parts differ in size by one at most."""
         return np.array_split(np.arange(count), self.count)[self.index]
 
-    def rows(self, own: np.ndarray) -> np.ndarray:
-        """Join the rows of all workers, in the order of their numbers."""
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Join the rows of all workers, in the order of the workers."""
         if self.count == 1:
-            return own
-        step = max(1, PIECE // (own.itemsize * max(1, int(np.prod(own.shape[1:])))))
-        counts = self.all_gather(np.array([len(own)], "int32"))
-        if not counts.any():  # TensorFlow dies of it
-            return own
-        found: list[list[np.ndarray]] = [[] for _ in range(self.count)]
+            return rows
+        step = max(1, PIECE // (rows.itemsize * max(1, int(np.prod(rows.shape[1:])))))
+        counts = self.all_gather(np.array([len(rows)], "int32"))
+        if not counts.any():  # TensorFlow crashes if nobody has a row
+            return rows
+        gathered: list[list[np.ndarray]] = [[] for _ in range(self.count)]
         for first in range(0, int(counts.max()), step):
             sizes = np.clip(counts - first, 0, step)
-            joined = self.all_gather(np.ascontiguousarray(own[first : first + step]))
+            joined = self.all_gather(np.ascontiguousarray(rows[first : first + step]))
             for worker, piece in enumerate(np.split(joined, np.cumsum(sizes)[:-1])):
-                found[worker].append(piece)
-        return np.concatenate([piece for pieces in found for piece in pieces])
+                gathered[worker].append(piece)
+        return np.concatenate([piece for pieces in gathered for piece in pieces])
 
-    def tell(self, content: bytes) -> list[bytes]:
-        """Give what each worker says, in the order of their numbers."""
+    def gather_bytes(self, content: bytes) -> list[bytes]:
+        """Return the contents of all workers, in the order of the workers."""
         if self.count == 1:
             return [content]
         sizes = self.all_gather(np.array([len(content)], "int32"))
-        words = self.rows(np.frombuffer(content + bytes(-len(content) % 4), "int32"))
+        words = self.gather(np.frombuffer(content + bytes(-len(content) % 4), "int32"))
         parts = np.split(words, np.cumsum(-(-sizes // 4))[:-1])
         return [part.tobytes()[:size] for part, size in zip(parts, sizes, strict=True)]
 
-    def arrays(self, of_chief: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Let the chief compute arrays, and give them to all."""
+    def broadcast_arrays(self, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return the arrays that the chief computes; the other workers compute nothing."""
         if self.count == 1:
-            return dict(of_chief())
+            return dict(compute())
         file = io.BytesIO()
         if self.is_chief:
-            np.savez(file, **of_chief())  # type: ignore[arg-type]
-        with np.load(io.BytesIO(self.tell(file.getvalue())[0]), allow_pickle=False) as content:
+            np.savez(file, **compute())  # type: ignore[arg-type]
+        with np.load(io.BytesIO(self.gather_bytes(file.getvalue())[0]), allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
 
-    def decision(self, of_chief: Callable[[], Any]) -> Any:
-        """Let the chief decide something, for JSON, and tell all."""
+    def broadcast(self, decide: Callable[[], T]) -> T:
+        """Return the value that the chief computes, which JSON can hold; raise its `InputError` on all workers."""
         if self.count == 1:
-            return of_chief()
-        said: dict[str, Any] = {}
+            return decide()
+        message: dict[str, T | str] = {}
         if self.is_chief:
             try:
-                said = {"value": of_chief()}
+                message = {"value": decide()}
             except InputError as error:
-                said = {"error": str(error)}
-        said = json.loads(self.tell(json.dumps(said).encode())[0])
-        if "error" in said:
-            raise InputError(said["error"])
-        return said["value"]
+                message = {"error": str(error)}
+        received = json.loads(self.gather_bytes(json.dumps(message).encode())[0])
+        if "error" in received:
+            raise InputError(received["error"])
+        return received["value"]
 
     def leave_together(self) -> None:
-        """Wait for the others at the end: nobody leaves before the chief has written, and the chief,
-        through which all exchanges go, leaves last."""
+        """Wait at the end until the chief has written its files; the chief exits last."""
         try:
-            self.tell(b"")
+            self.gather_bytes(b"")
         except Exception as error:
-            if self.is_chief and lost(error):  # all is written
+            if self.is_chief and describe_lost_workers(error):  # the chief has written everything
                 return
             raise
         deadline = time.monotonic() + LEAVING
-        for address in self.addresses[1:] if self.is_chief else ():
-            while listens(address) and time.monotonic() < deadline:
+        for address in self.addresses[1:] if self.is_chief else ():  # all exchanges go through the chief
+            while is_listening(address) and time.monotonic() < deadline:
                 time.sleep(0.1)
 
-    def agree(self, about: Mapping[str, Any]) -> None:
-        """Refuse to work together where something is not the same everywhere."""
-        said = [json.loads(content) for content in self.tell(json.dumps(dict(about)).encode())]
-        for number, other in enumerate(said[1:], 1):
-            names = [n for n in {**said[0], **other} if said[0].get(n) != other.get(n)]
+    def require_equal(self, options: Mapping[str, object]) -> None:
+        """Raise an `InputError` if an option or version is not the same on all workers."""
+        first, *others = [json.loads(text) for text in self.gather_bytes(json.dumps(dict(options)).encode())]
+        for number, other in enumerate(others, 1):
+            names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
             if names:
                 shown = "; ".join(
-                    f"{n} is {said[0].get(n)!r} on the first, {other.get(n)!r} on this" for n in names
+                    f"{n} is {first.get(n)!r} on worker 0, {other.get(n)!r} here" for n in names
                 )
                 raise InputError(
-                    f"Expected all workers to be started alike. Worker {number} ({self.addresses[number]}) is not: "
-                    f"{shown}."
+                    "Expected the same options and versions on all workers. "
+                    f"Received from worker {number} ({self.addresses[number]}): {shown}."
                 )
 
 
@@ -177,18 +138,18 @@ _group = ProcessGroup()
 
 
 def current_group() -> ProcessGroup:
-    """Give the process group of this process: by itself, unless a strategy of several workers was made."""
+    """Return this process's group: itself alone, unless a strategy of several workers was made."""
     return _group
 
 
-def join(new: ProcessGroup) -> None:
-    """Make this process one of several, from now on."""
+def set_group(group: ProcessGroup) -> None:
+    """Make this process one of several workers, until it ends."""
     global _group
-    _group = new
+    _group = group
 
 
 def versions() -> dict[str, str]:
-    """Say which versions this process runs of what its results depend on."""
+    """Return the versions of Python and of the libraries that results depend on."""
     found = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name in ("transfer", "keras", "tensorflow"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -196,39 +157,35 @@ def versions() -> dict[str, str]:
     return found
 
 
-def lost(error: BaseException) -> str | None:
-    """Say which worker is gone, where that is what an error means."""
-    if current_group().count == 1 or not _about_peers(error):
-        return None
-    text = str(error)
-    numbers = {int(n) for n in re.findall(r"/job:worker/(?:replica:0/)?task:(\d+)", text)}
-    unhealthy = re.search(r"unhealthy.*?\n((?:\s*/job:\S+\n?)+)", text)
-    if unhealthy:
-        numbers = {int(n) for n in re.findall(r"task:(\d+)", unhealthy.group(1))}
-    gone = sorted(n for n in numbers if n != current_group().index and n < current_group().count)
-    if len(gone) != 1 and current_group().count == 2:
-        gone = [1 - current_group().index]
-    if not gone:
-        return "Another worker is gone."
-    named = ", ".join(f"{n} ({current_group().addresses[n]})" for n in gone)
-    return f"Worker {named} is gone." if len(gone) == 1 else f"Workers {named} are gone."
-
-
-def _about_peers(error: BaseException) -> bool:
-    """Whether TensorFlow gave up because it cannot reach another process."""
-    tf = sys.modules.get("tensorflow")
-    return tf is not None and isinstance(error, tf.errors.OpError) and bool(_GONE.search(str(error)))
-
-
-_GONE = re.compile(
+# TensorFlow has no error class for a lost process: only the text says so.
+_LOST = re.compile(
     r"unhealthy|heartbeat|recvmsg|[Cc]onnection (reset|refused)|[Ss]ocket closed|failed to connect|"
     r"[Ii]ncarnation|restarted"
 )
 
 
-def start_again() -> int:
-    """Replace this process by one with the same command, which waits for the others anew."""
+def describe_lost_workers(error: BaseException) -> str | None:
+    """Return a sentence about the lost workers, or None if an error has another cause."""
+    group, tf, text = current_group(), sys.modules.get("tensorflow"), str(error)
+    if group.count == 1 or tf is None or not isinstance(error, tf.errors.OpError) or not _LOST.search(text):
+        return None
+    unhealthy = re.search(r"unhealthy.*?\n((?:\s*/job:\S+\n?)+)", text)
+    if unhealthy:
+        numbers = re.findall(r"task:(\d+)", unhealthy.group(1))
+    else:
+        numbers = re.findall(r"/job:worker/(?:replica:0/)?task:(\d+)", text)
+    lost = sorted({int(n) for n in numbers} & set(range(group.count)) - {group.index})
+    if len(lost) != 1 and group.count == 2:
+        lost = [1 - group.index]
+    if not lost:
+        return "The connection to another worker was lost."
+    shown = ", ".join(f"{n} ({group.addresses[n]})" for n in lost)
+    return f"Worker {shown} was lost." if len(lost) == 1 else f"Workers {shown} were lost."
+
+
+def restart_process() -> NoReturn:
+    """Replace this process by a new one with the same command line, which waits for the other workers again."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.closerange(3, 2**16)  # the port too, which the new process needs
+    os.closerange(3, 2**16)  # the new process needs the port
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -1,8 +1,8 @@
-"""Names of devices to `tf.distribute` strategies, what several replicas need to train exactly, and the only place that
-makes or mends any of it.
+"""The names of devices, the `tf.distribute` strategies that they stand for, and exact training on several replicas.
 
-Whatever the devices, a batch is one batch: `batch_size` counts the images of all replicas together, and learning
-rates are those of one device, unscaled. So the number of devices changes how long training takes, and nothing else.
+`batch_size` counts the images of all replicas together, and learning rates are those of one device, unscaled. The
+number of devices therefore changes only how long training takes, up to rounding and the random numbers of layers such
+as Dropout.
 """
 
 from __future__ import annotations
@@ -11,56 +11,91 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from transfer.common import keras_private
 from transfer.common.errors import InputError, unknown
-from transfer.distributed.cluster import as_workers, names_several, read_cluster, wait_for
-from transfer.distributed.process_group import BatchPart, ProcessGroup, current_group, join
+from transfer.distributed.batch_order import BatchPart
+from transfer.distributed.cluster import (
+    read_cluster,
+    requests_several_workers,
+    tf_config_of,
+    wait_for_workers,
+)
+from transfer.distributed.process_group import ProcessGroup, current_group, set_group
+
+if TYPE_CHECKING:
+    import keras
 
 STRATEGIES = ("auto", "default", "mirrored", "multiworker", "tpu")
+"""Names of strategies.
+
+`default` is one device, `mirrored` all GPUs of this machine, `multiworker` the processes of `TF_CONFIG` or of a Slurm
+step, and `tpu` the TPU of this machine or of `TPU_NAME`. `auto` takes several workers if `TF_CONFIG` lists them, else a
+TPU if there is one, else several GPUs, else one device.
+"""
 
 PATIENCE = 300.0
-"""Seconds to wait for other workers: machines of a cluster start one after the other."""
+"""Seconds to wait for other workers: the machines of a cluster start one after the other."""
 
 HEARTBEAT = 10
-"""Seconds without a sign of life after which a worker is gone."""
+"""Seconds without a sign of life until a worker counts as lost."""
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """A `tf.distribute.Strategy`, or its counterpart on JAX."""
+
+    @property
+    def num_replicas_in_sync(self) -> int:
+        """The number of devices that train copies of a model together."""
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which models are made for these devices."""
 
 
 def start_quietly(*, repeatable: bool = False) -> None:
-    """Import TensorFlow and list its devices without the notes that it writes to standard error."""
-    # 3: repeatable operations make tf.data write an error that is none, once for each data set.
+    """Import TensorFlow and list its devices without its notes on standard error."""
+    # Repeatable operations make tf.data report an error for each data set, although there is none: hence level 3.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
+    with _silent_stderr():
         if not on_tensorflow():  # asks Keras, which imports TensorFlow
             return
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        # On a CPU, operations that give the same bits each time cost little.
         if repeatable and not tf.config.list_physical_devices("GPU"):
             tf.config.experimental.enable_op_determinism()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discard what the process writes to standard error, libraries in C++ included."""
+    sys.stderr.flush()
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
-def get_strategy(strategy: Any = "auto", *, patience: float = PATIENCE) -> Any:
-    """Give the strategy that a name stands for."""
-    if hasattr(strategy, "num_replicas_in_sync"):
+def get_strategy(strategy: str | Strategy | None = "auto", *, patience: float = PATIENCE) -> Strategy:
+    """Return the strategy of a name in `STRATEGIES`; a strategy is returned as it is."""
+    if isinstance(strategy, Strategy):
         return strategy
     name = "auto" if strategy is None else str(strategy)
     if name not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
     if not on_tensorflow():
-        return _with_jax(name, patience)
+        return _jax_devices(name, patience)
     import tensorflow as tf
 
     if name == "auto":
@@ -75,7 +110,7 @@ def get_strategy(strategy: Any = "auto", *, patience: float = PATIENCE) -> Any:
 
 
 def on_tensorflow() -> bool:
-    """Say whether Keras runs on TensorFlow; on JAX, no room imports it."""
+    """Return whether Keras runs on TensorFlow."""
     if "KERAS_BACKEND" in os.environ and "keras" not in sys.modules:
         return os.environ["KERAS_BACKEND"] == "tensorflow"
     import keras
@@ -83,7 +118,7 @@ def on_tensorflow() -> bool:
     return bool(keras.backend.backend() == "tensorflow")
 
 
-def _with_jax(name: str, patience: float) -> Any:
+def _jax_devices(name: str, patience: float) -> Strategy:
     import keras
 
     if keras.backend.backend() != "jax":
@@ -95,7 +130,8 @@ def _with_jax(name: str, patience: float) -> Any:
 
 
 def _best(tf: Any) -> str:
-    if names_several("auto"):
+    """Return the name of the strategy that `auto` stands for on this machine."""
+    if requests_several_workers("auto"):
         return "multiworker"
     if "TPU_NAME" in os.environ or tf.config.list_physical_devices("TPU"):
         return "tpu"
@@ -103,15 +139,16 @@ def _best(tf: Any) -> str:
 
 
 @functools.cache
-def _mirrored() -> Any:
-    """Make one strategy for the whole process: TensorFlow takes what the devices of a second one tell each
-    other for messages of the first ("Shape mismatch in the collective instance")."""
+def _mirrored() -> Strategy:
+    """Return the one mirrored strategy of this process."""
     import tensorflow as tf
 
+    # A second strategy would fail: TensorFlow mixes up the messages of the two ("Shape mismatch in the collective
+    # instance").
     return tf.distribute.MirroredStrategy()
 
 
-def _tpu(tf: Any) -> Any:
+def _tpu(tf: Any) -> Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except (ValueError, OSError, tf.errors.OpError) as error:
@@ -122,165 +159,171 @@ def _tpu(tf: Any) -> Any:
     return tf.distribute.TPUStrategy(resolver)
 
 
-_met: list[Any] = []
+_connected: list[Strategy] = []
 
 
-def _multiworker(patience: float) -> Any:
-    """Make the one strategy that a process can have with others, and meet them."""
-    if _met:
-        return _met[0]
+def _multiworker(patience: float) -> Strategy:
+    """Connect to the other workers and return the strategy; a process does so once."""
+    if _connected:
+        return _connected[0]
     import tensorflow as tf
 
     addresses, index = read_cluster()
-    if len(addresses) < 2:  # by itself, and a sixth slower if TensorFlow were told otherwise
+    if len(addresses) < 2:  # a strategy of several workers with one worker trains a sixth slower
         return (
             _mirrored() if len(tf.config.list_physical_devices("GPU")) > 1 else tf.distribute.get_strategy()
         )
-    os.environ["TF_CONFIG"] = as_workers(addresses, index)
+    os.environ["TF_CONFIG"] = tf_config_of(addresses, index)
     keras_private.set_worker_timeouts(len(addresses), start=patience, heartbeat=HEARTBEAT)
-    wait_for(addresses[1:] if index == 0 else (), patience)
+    wait_for_workers(addresses[1:] if index == 0 else (), patience)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"TensorFlow cannot start the worker that TF_CONFIG names: {str(error).splitlines()[0]}. Its strategy "
-            "must be made before anything else is computed: call get_strategy('multiworker') first, and hand what "
-            "it gives to the builders."
+            f"TensorFlow cannot start this worker of TF_CONFIG: {str(error).splitlines()[0]}. Its strategy must be "
+            "made before any other computation: call get_strategy('multiworker') first, and pass its result to the "
+            "builders."
         ) from None
     except tf.errors.OpError as error:
         raise InputError(
-            f"Not all of the {len(addresses)} workers came within {patience:.0f} seconds: {', '.join(addresses)}. Is "
-            f"the same command running on each, and can they reach one another? ({error.message.splitlines()[0]})"
+            f"Some of the {len(addresses)} workers did not connect within {patience:.0f} seconds: "
+            f"{', '.join(addresses)}. Check that the same command runs on each, and that they can connect to each "
+            f"other. ({error.message.splitlines()[0]})"
         ) from None
-    tf.get_logger().setLevel("ERROR")  # each exchange would be said to retrace
-    join(ProcessGroup(index, addresses, functools.partial(_all_gather, strategy)))
-    _met.append(strategy)
+    tf.get_logger().setLevel("ERROR")  # it warns of retracing at each exchange
+    set_group(ProcessGroup(index, addresses, functools.partial(_all_gather, strategy)))
+    _connected.append(strategy)
     return strategy
 
 
-def _all_gather(strategy: Any, own: np.ndarray) -> np.ndarray:
-    """Join arrays of all workers; of each, its first replica speaks."""
+def _all_gather(strategy: Any, rows: np.ndarray) -> np.ndarray:
+    """Join the rows of all workers along axis 0."""
     import tensorflow as tf
 
     replicas = strategy.num_replicas_in_sync // current_group().count
 
-    def value(context: Any) -> Any:
-        return tf.constant(own if context.replica_id_in_sync_group % replicas == 0 else own[:0])
+    def value(context: Any) -> Any:  # the first replica of each worker sends its rows
+        return tf.constant(rows if context.replica_id_in_sync_group % replicas == 0 else rows[:0])
 
     values = strategy.experimental_distribute_values_from_function(value)
     return np.asarray(strategy.gather(values, axis=0))
 
 
-def scope_of(model: Any) -> Any:
-    """Give the scope of the strategy that a model was made under, to compile it again in."""
-    strategy = _strategy_of(model)
-    if strategy is not None or not on_tensorflow():
-        return strategy.scope() if strategy is not None else contextlib.nullcontext()
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().scope()
+# Keras on TensorFlow records the strategy of a model, on JAX it does not. An entry lives as long as its model.
+_JAX_DEVICES: WeakKeyDictionary[keras.Model, Strategy] = WeakKeyDictionary()
 
 
-# Keras on JAX does not record the devices of a model as it does on TensorFlow. An entry lives as long as its model.
-_JAX_DEVICES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-
-
-def _strategy_of(model: Any) -> Any:
-    return _JAX_DEVICES.get(model) or getattr(model, "distribute_strategy", None)
-
-
-def settle(model: Any, devices: Any) -> Any:
-    """Note on which devices a model was made, as Keras does by itself on TensorFlow alone."""
+def record_devices(model: keras.Model, devices: Strategy) -> keras.Model:
+    """Remember the devices that a model was made for."""
     if not on_tensorflow():
         _JAX_DEVICES[model] = devices
     return model
 
 
-def replicas_of(model: Any) -> int:
-    """Say on how many devices copies of a model train together."""
+def _strategy_of(model: keras.Model) -> Strategy | None:
+    return _JAX_DEVICES.get(model) or getattr(model, "distribute_strategy", None)
+
+
+def scope_of(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
+    """Return the scope of the strategy that a model was made under, to compile it again."""
+    strategy = _strategy_of(model)
+    if strategy is not None:
+        return strategy.scope()
+    if not on_tensorflow():
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().scope()
+
+
+def replicas_of(model: keras.Model) -> int:
+    """Return the number of devices that train copies of a model together."""
     strategy = _strategy_of(model)
     return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
-def must_synchronize(model: Any) -> bool:
-    """Say whether BatchNormalization must be told to look at the whole batch: on JAX it does so by
-    itself."""
+def needs_synchronized_batchnorm(model: keras.Model) -> bool:
+    """Return whether BatchNormalization must be synchronized by a flag; on JAX it sees the whole batch."""
     return on_tensorflow() and replicas_of(model) > 1
 
 
-def while_training(model: Any) -> Any:
-    """Give what Keras' `fit` has to run in: on JAX it asks then on which devices."""
+def training_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
+    """Return the context for `fit`: on JAX, Keras reads the devices when training starts."""
     return contextlib.nullcontext() if on_tensorflow() else scope_of(model)
 
 
-def batch_part_of(model: Any) -> BatchPart | None:
-    """Say which part of each batch this process reads for a model."""
-    if not on_tensorflow():  # JAX splits a part over devices itself, and compiles for each size of it
-        return BatchPart(current_group().index, 1, current_group().count, whole=True)
+def batch_part_of(model: keras.Model) -> BatchPart | None:
+    """Return the part of each batch that this process reads for a model; None is the whole batch."""
+    group = current_group()
+    if (
+        not on_tensorflow()
+    ):  # JAX divides a part among devices itself, and compiles anew for each size: hence padding
+        return BatchPart(group.index, 1, group.count, padded=True)
     total = replicas_of(model)
-    if total == 1:
-        return None
-    return BatchPart(
-        current_group().index * (total // current_group().count), total // current_group().count, total
-    )
+    own = total // group.count
+    return None if total == 1 else BatchPart(group.index * own, own, total)
 
 
-def distributed(model: Any, dataset: Any, class_weights: Mapping[int, float] | None = None) -> Any:
-    """Give a model's replicas the batches that this process reads for them."""
+def distribute_dataset(
+    model: keras.Model, dataset: Any, class_weights: Mapping[int, float] | None = None
+) -> Any:
+    """Return a data set that feeds this process's part of each batch to a model's replicas."""
     batch_part = batch_part_of(model)
     if batch_part is None:
         return dataset
+    by_label = np.array([weight for _, weight in sorted((class_weights or {}).items())], "float32")
     if not on_tensorflow():
-        if class_weights:
-            dataset.class_weights = np.array([class_weights[label] for label in sorted(class_weights)])
-        return dataset
+        return dataset.weighted(by_label) if class_weights else dataset
     import tensorflow as tf
 
+    def weigh(images: Any, labels: Any) -> Any:
+        numbers = tf.argmax(labels, axis=1) if len(labels.shape) > 1 else labels
+        return images, labels, tf.gather(tf.constant(by_label), numbers)
+
     if class_weights:
-        weights = tf.constant([class_weights[label] for label in sorted(class_weights)], tf.float32)
-
-        def weigh(images: Any, labels: Any) -> Any:
-            numbers = tf.argmax(labels, axis=1) if len(labels.shape) > 1 else labels
-            return images, labels, tf.gather(weights, numbers)
-
         dataset = dataset.map(weigh)
-    found = model.distribute_strategy.distribute_datasets_from_function(lambda context: dataset)
-    keras_private.divide_cardinality(found, batch_part.replicas)  # TensorFlow counts batches, Keras steps
-    return found
+    strategy: Any = _strategy_of(model)
+    distributed = strategy.distribute_datasets_from_function(lambda context: dataset)
+    keras_private.divide_cardinality(
+        distributed, batch_part.replicas
+    )  # TensorFlow counts batches, Keras steps
+    return distributed
 
 
-def make_exact(model: Any, *, soft_labels: bool = False) -> None:
-    """Let `fit` on several replicas do what it does on one, to rounding."""
+def make_steps_exact(model: keras.Model, *, soft_labels: bool = False) -> None:
+    """Make `fit` compute the same on several replicas as on one, up to rounding."""
     strategy, replicas = _strategy_of(model), replicas_of(model)
-    if replicas == 1 or not on_tensorflow():
+    if strategy is None or replicas == 1 or not on_tensorflow():
         return
     import keras
     import tensorflow as tf
 
+    # This corrects three errors of Keras (https://github.com/keras-team/keras/issues/20585):
+    # 1. It builds metrics from the mean of the first batch over the replicas, which fails if their parts differ in
+    #    size.
     labels = np.zeros(model.output_shape[1:], "float32")[None] if soft_labels else np.zeros(1, "int64")
-    made_up = (np.zeros((1, *model.input_shape[1:]), "float32"), labels)
+    example = (np.zeros((1, *model.input_shape[1:]), "float32"), labels)
+    keras_private.replace_symbolic_build(model, example, strategy.scope)
 
-    def rows(logs: dict[str, Any]) -> dict[str, Any]:
-        return (
-            {name: tf.reshape(value, (1,)) for name, value in logs.items()}
-            if current_group().count > 1
-            else logs
-        )
+    # 2. With several workers it joins the logs of a step along an axis, which scalars do not have.
+    def as_rows(logs: dict[str, Any]) -> dict[str, Any]:
+        several = current_group().count > 1
+        return {name: tf.reshape(value, (1,)) for name, value in logs.items()} if several else logs
 
+    # 3. It averages the losses of replicas as if their parts had one size. Here each part counts by its size.
     def train_step(data: Any) -> dict[str, Any]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         size = tf.cast(tf.shape(y)[0], "float32")
-        whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, size)
+        total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, size)
         with tf.GradientTape() as tape:
             predicted = model(x, training=True)
             loss = model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=weight, training=True)
-            own = loss * tf.cast(size * replicas / whole, loss.dtype)
+            own = loss * tf.cast(size * replicas / total, loss.dtype)
             scaled = model.optimizer.scale_loss(own)
         keras_private.update_loss(model, loss * replicas, size)
         weights = model.trainable_weights
         model.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
-        return rows(model.compute_metrics(x, y, predicted, sample_weight=weight))
+        return as_rows(model.compute_metrics(x, y, predicted, sample_weight=weight))
 
     test_step = type(model).test_step.__get__(model)
-    keras_private.replace_symbolic_build(model, made_up, strategy.scope)
-    model.train_step, model.test_step = train_step, lambda data: rows(test_step(data))
+    model.train_step, model.test_step = train_step, lambda data: as_rows(test_step(data))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from transfer.common.cache_folder import default_folder
+from transfer.common.cache_folder import default_cache_folder
 from transfer.common.errors import InputError, unknown
 from transfer.frozen.feature_store import FeatureStore
 from transfer.frozen.row_files import SUFFIX, count_rows
@@ -47,7 +47,7 @@ class FeatureCache:
     """A folder of feature stores, one for each network, preprocessing, image size, and dtype."""
 
     def __init__(self, folder: Path | None = None, *, limit: int = LIMIT) -> None:
-        self.folder = (default_folder() if folder is None else Path(folder)).absolute()
+        self.folder = (default_cache_folder() if folder is None else Path(folder)).absolute()
         self.limit = limit
         self._appended = float("inf")  # bytes since this process last summed the sizes
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
-from transfer.distributed.batch_order import Order, Position
-from transfer.distributed.process_group import BatchPart
+from transfer.distributed.batch_order import BatchOrder, BatchPart, Position
 from transfer.images.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
 from transfer.images.splitting import Split
 
@@ -95,7 +94,7 @@ def make_dataset(
         store = _store(len(split), image_size, _budget() if cache_budget is None else cache_budget)
     after = batch_part if training and mix != "none" else None  # who mixes reads all of a batch
     before = batch_part if after is None else after.undivided()
-    order = Order(len(split), batch_size, seed if training else None, keys, position, before)
+    order = BatchOrder(len(split), batch_size, seed if training else None, keys, position, before)
     changes = (training or keys is not None) and augment != "none"
     if not _tensorflow():
         from transfer.images import python_batches
@@ -127,11 +126,11 @@ def make_dataset(
 
 
 def _parts(batch_part: BatchPart, images: Any, labels: Any) -> tf.data.Dataset:
-    """A mixed batch, split as `BatchPart.of_batch` splits positions."""
+    """A mixed batch, split as `BatchPart.split_batch` splits positions."""
     import tensorflow as tf
 
     def split(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = batch_part.of_batch(positions)
+        parts = batch_part.split_batch(positions)
         return np.concatenate(parts), np.array([len(part) for part in parts])
 
     positions, sizes = tf.numpy_function(split, [tf.range(len(images), dtype=tf.int64)], (tf.int64, tf.int64))
@@ -154,7 +153,9 @@ def batch_rows(
     position: Position | None = None,
 ) -> tf.data.Dataset:
     """Turn rows that are read when they are wanted, such as features on disk, into batches."""
-    order = Order(len(labels), batch_size, shuffle_seed, position=position, begin=each_epoch, arrange=arrange)
+    order = BatchOrder(
+        len(labels), batch_size, shuffle_seed, position=position, begin=each_epoch, arrange=arrange
+    )
     if not _tensorflow():
         from transfer.images import python_batches
 
@@ -214,7 +215,7 @@ def _tensorflow() -> bool:
     return bool(keras.backend.backend() == "tensorflow")
 
 
-def _positions(order: Order) -> tf.data.Dataset:
+def _positions(order: BatchOrder) -> tf.data.Dataset:
     import tensorflow as tf
 
     signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))

@@ -10,8 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer.distributed.batch_order import Order
-from transfer.distributed.process_group import BatchPart
+from transfer.distributed.batch_order import BatchOrder, BatchPart
 
 Read = Callable[[np.ndarray, np.ndarray], tuple[Any, ...]]
 """What turns positions and keys into what `fit` takes: images, labels and weights."""
@@ -20,13 +19,22 @@ Read = Callable[[np.ndarray, np.ndarray], tuple[Any, ...]]
 class Batches(keras.utils.PyDataset):
     """Batches in an order, the next one read while the network has this one."""
 
-    def __init__(self, order: Order, read: Read, batch_part: BatchPart | None = None) -> None:
+    def __init__(
+        self,
+        order: BatchOrder,
+        read: Read,
+        batch_part: BatchPart | None = None,
+        class_weights: np.ndarray | None = None,
+    ) -> None:
         super().__init__()
-        self.order, self.read, self.batch_part = order, read, batch_part
-        self.class_weights: np.ndarray | None = None
+        self.order, self.read, self.batch_part, self.class_weights = order, read, batch_part, class_weights
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
         self._next: tuple[int, Future[tuple[Any, ...]]] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+
+    def weighted(self, class_weights: np.ndarray) -> Batches:
+        """Return the same batches with a weight for the images of each class, shape (classes,)."""
+        return Batches(self.order, self.read, self.batch_part, class_weights)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -49,7 +57,7 @@ class Batches(keras.utils.PyDataset):
             numbers = np.asarray(y).argmax(axis=1) if np.ndim(y) > 1 else y
             weights = weights * self.class_weights[numbers]
         batch = (x, y, weights)
-        return batch if self.batch_part is None else tuple(self.batch_part.of_filled(part) for part in batch)
+        return batch if self.batch_part is None else tuple(self.batch_part.split_padded(part) for part in batch)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return (self[i] for i in range(len(self)))
@@ -61,7 +69,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def image_batches(
-    order: Order,
+    order: BatchOrder,
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     change: Callable[[Any, Any], Any] | None,
     finish: Callable[[Any, Any, Any], Any] | None,

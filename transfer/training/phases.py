@@ -1,46 +1,54 @@
-"""What the phases of training share: what was asked for, what happened, when to stop."""
+"""What the phases of training share: settings, the log, the passes over frozen layers, the loss."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import keras
 
+from transfer.distributed.batch_order import BatchPart
 from transfer.frozen.engines import make_engine
-from transfer.frozen.extraction import BATCH_SIZE, Features, extract
+from transfer.frozen.extraction import BATCH_SIZE, Features, KnownFeatures, extract
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData
+from transfer.images.pipeline import Position
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.recipes import Recipe
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PATIENCE = 10
-"""Epochs without a better validation loss before a head stops training and takes the best weights back."""
+"""Epochs without a better validation loss after which a head stops training and takes its best weights back."""
 
 MIN_DELTA = 1e-3
-"""A validation loss lower by less than this, in nats, is not better: the head of an easy problem would creep on."""
+"""Smallest decrease of the validation loss, in nats, that counts as better. Heads of easy problems would never stop."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingLog:
-    """What happened in `fit`.
+    """What `fit` did: one row per epoch, seconds, and features that were computed.
 
     Attributes:
-        rows: one per epoch: `phase` (`"head"`, `"fine-tune"`, `"from-scratch"`), `epoch`, `loss`,
-            `accuracy`, and `val_loss`, `val_accuracy` where there is a validation set.
-        seconds_features: spent in forward passes over the frozen part.
-        seconds_training: spent in training proper.
-        init: where the weights that were kept started from: `"pretrained"` or `"random"`.
-        computed: images that the frozen part ran over; the features of the others were kept from before.
-        engine: what ran it.
-        regularization: that was chosen for an exact head (see `heads.SolvedHead`).
-        tried: what it was chosen from: C, loss and accuracy of images left out.
-        views: how often the frozen part saw each training image, where it ran once and not in each epoch.
+        rows: one dict per epoch with `phase` (`"head"`, `"fine-tune"` or `"from-scratch"`), `epoch` (from 1), `loss` and
+            `accuracy`, and with validation images also `val_loss` and `val_accuracy`. Losses are in nats, accuracies
+            from 0 to 1. A head that was solved exactly has a single row.
+        seconds_features: seconds for the features of the frozen layers.
+        seconds_training: seconds for training itself.
+        init: initial weights of the model that was kept: `"pretrained"` or `"random"`.
+        computed: number of images whose features were computed; the features of the others were read from the cache.
+        engine: inference engine that computed them, such as `"openvino bfloat16"`; `""` if none did.
+        regularization: the inverse regularization strength C of a head that was solved exactly; None otherwise.
+        tried: a tuple (C, loss, accuracy) for each C that was tried, measured on images that the head was not fitted to.
+        views: augmented views of each training image whose features were used; 1 is the image itself.
+
+    Example:
+        >>> log = TrainingLog([{"phase": "head", "epoch": 1, "loss": 0.5}])
+        >>> log.history
+        {'phase': ['head'], 'epoch': [1], 'loss': [0.5]}
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -50,39 +58,73 @@ class TrainingLog:
     computed: int = 0
     engine: str = ""
     regularization: float | None = None
-    tried: tuple[tuple[float, float, float], ...] = ()
+    tried: Sequence[tuple[float, float, float]] = ()
     views: int = 1
 
     @property
     def history(self) -> dict[str, list[Any]]:
-        """The rows as Keras' `History.history` gives them: a list per column."""
+        """The rows as one list per column, like `History.history` of Keras; None fills the gaps."""
         columns = dict.fromkeys(key for row in self.rows for key in row)
         return {key: [row.get(key) for row in self.rows] for key in columns}
 
-    def note_features(self, cached: Mapping[str, Features], seconds: float) -> None:
-        """Add what a pass over the frozen part computed."""
-        self.seconds_features += seconds
-        self.computed += sum(part.computed for part in cached.values())
-        self.engine = cached["train"].engine or self.engine
+    def __add__(self, phase: TrainingLog) -> TrainingLog:
+        """Return this log with the log of the next phase appended; `init` stays as it is here."""
+        return TrainingLog(
+            rows=[*self.rows, *phase.rows],
+            seconds_features=self.seconds_features + phase.seconds_features,
+            seconds_training=self.seconds_training + phase.seconds_training,
+            init=self.init,
+            computed=self.computed + phase.computed,
+            engine=phase.engine or self.engine,
+            regularization=self.regularization if phase.regularization is None else phase.regularization,
+            tried=phase.tried or self.tried,
+            views=max(self.views, phase.views),
+        )
 
-    def add(self, phase: str, history: keras.callbacks.History) -> None:
-        """Append the epochs of one call of Keras' `fit`."""
-        for i, epoch in enumerate(history.epoch):
-            values = {key: float(values[i]) for key, values in history.history.items()}
-            self.rows.append({"phase": phase, "epoch": epoch + 1, **values})
+
+def log_from(saved: Mapping[str, Any]) -> TrainingLog:
+    """Return the log that a checkpoint saved as a dict; other keys are ignored."""
+    return TrainingLog(**{item.name: saved[item.name] for item in fields(TrainingLog) if item.name in saved})
+
+
+def rows_of(phase: str, history: keras.callbacks.History) -> list[dict[str, Any]]:
+    """Return the epochs of one call of Keras' `fit` as rows of the log."""
+    return [
+        {"phase": phase, "epoch": epoch + 1, **{key: float(values[i]) for key, values in history.history.items()}}
+        for i, epoch in enumerate(history.epoch)
+    ]
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model that Keras' `fit` trains in a phase: the whole model or its upper layers, with their batches."""
+
+    model: keras.Model
+    # Return the training batches from a position on.
+    batches: Callable[[Position], Iterable[Any]]
+    val_batches: Iterable[Any] | None
+    # The part of each batch that this process reads; None for all of it.
+    batch_part: BatchPart | None = None
+    # The features that were computed for it.
+    log: TrainingLog = field(default_factory=TrainingLog)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The arguments of `fit`, handed on together."""
+    """The arguments of `fit`, checked and with their defaults filled in."""
 
     model: keras.Model
     data: ImageData
+    # Whether all layers but the head are frozen.
+    head_only: bool
+    # Height and width in pixels.
     image_size: tuple[int, int]
+    epochs: int | None
     batch_size: int
     augment: str
     flip: bool
     views: int | None
+    # The weight of each class in the loss.
     class_weights: dict[int, float] | None
     solver: str
     dropout: float
@@ -91,31 +133,37 @@ class TrainingSettings:
     cache: FeatureCache | None
     seed: int
     recipe: Recipe
-    kept: Checkpoints | None
+    known_features: KnownFeatures | None
+    checkpoints: Checkpoints | None
     callbacks: list[keras.callbacks.Callback]
     verbose: str | int
 
     def extract(
-        self, extractor: keras.Model, *, views: int, name: str = "", precision: str = "auto"
+        self, extractor: keras.Model, *, views: int, name: str, precision: str = "auto"
     ) -> dict[str, Features]:
-        """Run a frozen part once over the training images, in views, and over those for validation, as
-        they are."""
-        own = local_copy(extractor)
-        run = make_engine(own, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
-        options: dict[str, Any] = {"image_size": self.image_size, "engine": run, "cache": self.cache}
-        changes: dict[str, Any] = {
-            "views": views,
-            "augment": self.augment,
-            "flip": self.flip,
-            "seed": self.seed,
+        """Return features of the training images, in several views, and of the validation images."""
+        engine = make_engine(
+            local_copy(extractor), engine=self.engine, precision=precision, batch_size=BATCH_SIZE
+        )
+        options: dict[str, Any] = {"image_size": self.image_size, "engine": engine, "cache": self.cache}
+        augmentation: dict[str, Any] = {"augment": self.augment, "flip": self.flip, "seed": self.seed}
+        features = {
+            "train": extract(
+                extractor,
+                self.data.train,
+                name=f"train {name}",
+                views=views,
+                known=self.known_features,
+                **augmentation,
+                **options,
+            )
         }
-        cached = {"train": extract(extractor, self.data.train, name=f"train {name}", **options, **changes)}
         if len(self.data.val):
-            cached["val"] = extract(extractor, self.data.val, name=f"val {name}", **options)
-        return cached
+            features["val"] = extract(extractor, self.data.val, name=f"val {name}", **options)
+        return features
 
     def fit_options(self, callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, Any]:
-        """The arguments of Keras' `fit` that all phases share."""
+        """Return the arguments of Keras' `fit` that all phases share."""
         return {
             "callbacks": list(callbacks),
             "class_weight": self.class_weights,
@@ -123,43 +171,39 @@ class TrainingSettings:
             "shuffle": False,  # the data sets shuffle themselves
         }
 
-    def early_stopping(self) -> list[keras.callbacks.Callback]:
-        """What ends a head's training when validation gets no better, and takes the best weights back."""
-        if not len(self.data.val):
-            log.warning(
-                "There are no validation images: training runs all its epochs and keeps the last weights."
-            )
-            return []
-        return [
-            keras.callbacks.EarlyStopping(
-                "val_loss", min_delta=MIN_DELTA, patience=PATIENCE, restore_best_weights=True
-            )
-        ]
-
-    def compile_alike(self, trainee: keras.Model) -> None:
-        """Compile a model of the same layers like the model itself, with its optimizer, for soft labels if
-        need be."""
+    def compile_like_model(self, other: keras.Model) -> None:
+        """Compile another model of the same layers with the model's optimizer, for soft labels if needed."""
         model = self.model
         if self.recipe.mix == "none" and not self.label_smoothing:
-            trainee.compile_from_config(model.get_compile_config())
-            trainee.optimizer = model.optimizer
+            other.compile_from_config(model.get_compile_config())
+            other.optimizer = model.optimizer
             return
-        loss = smoothed(self.label_smoothing, self.data.num_classes)
-        steps = model.steps_per_execution
-        scaled: dict[str, Any] = {
-            "steps_per_execution": steps,
-            "auto_scale_loss": False,
-        }  # by the model's own
-        trainee.compile(model.optimizer, loss, metrics=["accuracy"], **scaled)
+        other.compile(
+            model.optimizer,
+            smoothed_cross_entropy(self.label_smoothing, self.data.num_classes),
+            metrics=["accuracy"],
+            steps_per_execution=model.steps_per_execution,
+            auto_scale_loss=False,  # the model's optimizer scales the loss already
+        )
 
 
-def smoothed(share: float, classes: int) -> Callable[[Any, Any], Any]:
-    """Give the cross-entropy with a share of each label spread over all classes (Szegedy et al. 2016,
-    arXiv:1512.00567)."""
+def features_log(features: Mapping[str, Features], seconds: float, views: int) -> TrainingLog:
+    """Return the log of an extraction of features."""
+    return TrainingLog(
+        seconds_features=seconds,
+        computed=sum(part.computed for part in features.values()),
+        engine=features["train"].engine,
+        views=views,
+    )
 
+
+def smoothed_cross_entropy(smoothing: float, num_classes: int) -> Callable[[Any, Any], Any]:
+    """Return a cross-entropy for integer or soft labels with label smoothing, from 0 to below 1."""
+
+    # Szegedy et al. (2016), arXiv:1512.00567.
     def loss(labels: Any, probabilities: Any) -> Any:
-        if len(labels.shape) < 2 or labels.shape[-1] == 1 != classes:
-            labels = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), classes)
-        return keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=share)
+        if len(labels.shape) < 2 or labels.shape[-1] == 1 != num_classes:
+            labels = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), num_classes)
+        return keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=smoothing)
 
     return loss
