@@ -1,4 +1,4 @@
-"""Exported files say what Keras says, each in its own runtime; one that does not is not kept."""
+"""Exported files agree with Keras, each in its own runtime; a file that disagrees is discarded."""
 
 import importlib
 import io
@@ -17,8 +17,9 @@ from transfer.common.errors import InputError
 from transfer.exporters.verification import Exported, compare
 from transfer.images.decoding import RESIZES, decode, to_rgb_array
 
-room = importlib.import_module("transfer.exporters.export")
-FORMATS = [(kind, quantize) for kind, ways in room.KINDS.items() for quantize in ways]
+exporting = importlib.import_module("transfer.exporters.export")
+command = importlib.import_module("transfer.export")
+FORMATS = [(kind, quantize) for kind, ways in exporting.KINDS.items() for quantize in ways]
 PACKAGES = {"onnx": ("tf2onnx", "onnx", "onnxruntime"), "openvino": ("openvino",)}
 
 
@@ -31,7 +32,7 @@ def needs(kind, quantize=None):
 
 @pytest.fixture(scope="module")
 def place(color_folder, tmp_path_factory):
-    """A run's folder, of a tiny network that is trained throughout, so that its classes are learnt."""
+    """The folder of a run: a tiny network, fine-tuned as a whole, so that it learns the classes."""
     from transfer import train
 
     folder = tmp_path_factory.mktemp("runs")
@@ -68,7 +69,7 @@ def served(run, tmp_path_factory):
     """A SavedModel, loaded."""
     import tensorflow as tf
 
-    done = room.export(run, to="saved-model", output=tmp_path_factory.mktemp("served") / "1")
+    done = exporting.export(run, to="saved-model", output=tmp_path_factory.mktemp("served") / "1")
     return tf.saved_model.load(str(done.path))
 
 
@@ -77,35 +78,31 @@ def hidden(folder):
 
 
 @pytest.mark.parametrize(("kind", "quantize"), FORMATS)
-def test_every_format_says_what_keras_says(run, images, kind, quantize, tmp_path, capfd):
+def test_every_format_agrees_with_keras(run, images, kind, quantize, tmp_path, capfd):
     needs(kind, quantize)
-    done = room.export(run, to=kind, quantize=quantize, output=tmp_path / "out")
+    done = exporting.export(run, to=kind, quantize=quantize, output=tmp_path / "out")
     assert (done.kind, done.quantize, done.num_images) == (kind, quantize, len(images))
     assert done.agreement >= (0.9 if quantize == "int8" else 0.99)
     assert done.largest_difference < {None: 1e-5, "float16": 1e-2, "int8": 0.2}[quantize]
-    assert done.keras_accuracy > 0.9  # it tells classes apart, or agreement would mean nothing
+    assert done.keras_accuracy > 0.9  # agreement means nothing for a model that has learned nothing
     assert done.path.exists() and done.size > 1000 and done.images_per_second > 0
     notes = json.loads((tmp_path / "out" / "model.json").read_text())
     assert notes["class_names"] == ["blue", "green", "red"] and notes["check"]["agreement"] == done.agreement
     assert (tmp_path / "out" / "labels.txt").read_text().split() == ["blue", "green", "red"]
     assert not hidden(tmp_path) and {path.name for path in tmp_path.iterdir()} == {"out"}
-    # What was checked is what lies there: run once more, from its final place.
+    # The file in its final place is the one that was verified: run it once more.
     from transfer.exporters.runtimes import open_exported, run_all
 
-    found = run_all(*reversed_arguments(open_exported(kind, done.path), images))[0]
+    call, batch = open_exported(kind, done.path)
+    found = run_all(call, images, batch)[0]
     expected = np.asarray(run.model(images, training=False))
     assert np.abs(found - expected).max() == pytest.approx(done.largest_difference, abs=1e-6)
     assert capfd.readouterr().out == ""
 
 
-def reversed_arguments(opened, images):
-    call, batch = opened
-    return call, images, batch
-
-
 def test_files_are_smaller_when_quantized(run, tmp_path):
     sizes = {
-        way: room.export(run, to="litert", quantize=way, output=tmp_path / str(way)).size
+        way: exporting.export(run, to="litert", quantize=way, output=tmp_path / str(way)).size
         for way in (None, "float16", "int8")
     }
     assert sizes["int8"] < sizes[None]
@@ -113,12 +110,12 @@ def test_files_are_smaller_when_quantized(run, tmp_path):
 
 def test_class_names_are_inside(run, tmp_path):
     names = ["blue", "green", "red"]
-    lite = room.export(run, to="litert", output=tmp_path / "lite")
+    lite = exporting.export(run, to="litert", output=tmp_path / "lite")
     assert zipfile.ZipFile(lite.path).read("labels.txt").decode().split() == names
     needs("onnx")
     import onnxruntime
 
-    done = room.export(run, to="onnx", output=tmp_path / "onnx")
+    done = exporting.export(run, to="onnx", output=tmp_path / "onnx")
     session = onnxruntime.InferenceSession(str(done.path))
     inside = session.get_modelmeta().custom_metadata_map
     assert json.loads(inside["class_names"]) == names and "0 to 255" in inside["inputs"]
@@ -126,7 +123,7 @@ def test_class_names_are_inside(run, tmp_path):
     needs("openvino")
     from transfer.frozen.openvino_engine import import_openvino
 
-    done = room.export(run, to="openvino", output=tmp_path / "openvino")
+    done = exporting.export(run, to="openvino", output=tmp_path / "openvino")
     network = import_openvino().Core().read_model(str(done.path))
     assert json.loads(network.get_rt_info(["transfer", "class_names"]).astype(str)) == names
 
@@ -139,7 +136,7 @@ def test_any_number_of_images_at_once(run, images, tmp_path):
             needs(kind)
         except pytest.skip.Exception:
             continue
-        done = room.export(run, to=kind, output=tmp_path / kind)
+        done = exporting.export(run, to=kind, output=tmp_path / kind)
         call, _ = open_exported(kind, done.path)
         assert call(images[:1]).shape == (1, 3) and call(images[:5]).shape == (5, 3)
 
@@ -160,11 +157,11 @@ def test_a_saved_model_takes_any_size(run, served):
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("shape", [(90, 50), (17, 40), (301, 200), (32, 32), (64, 48), (3, 500)])
 def test_resizing_inside_is_resizing_outside(resize, shape):
-    from transfer.exporters.saved_model import fitted
+    from transfer.exporters.saved_model import resized
 
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (*shape, 3), "uint8")
-    inside = fitted(image[None], (48, 40), resize=resize).numpy()[0]
+    inside = resized(image[None], (48, 40), resize=resize).numpy()[0]
     outside = to_rgb_array(image, (48, 40), resize=resize).astype("float32")
     assert np.abs(inside - outside).max() <= 2  # Pillow rounds in between
 
@@ -214,17 +211,17 @@ def test_a_saved_model_resizes_as_the_run_did(run, resize, tmp_path):
     assert np.abs(found["probabilities"].numpy() - np.asarray(run.model(small))).max() < 0.02
 
 
-def test_a_file_that_differs_is_not_kept_and_the_earlier_stays(place, tmp_path, monkeypatch, capsys):
+def test_a_file_that_disagrees_is_discarded_and_the_earlier_one_stays(place, tmp_path, monkeypatch, capsys):
     from transfer.exporters import formats
 
     out = tmp_path / "out"
     flags = [str(place), "--to", "litert", "--output", str(out)]
-    assert room.main(flags) == 0
+    assert command.main(flags) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert "agree" not in capsys.readouterr().err
+    assert "disagree" not in capsys.readouterr().err
     real = formats.Graph
 
-    class Scaled(real):  # images scaled twice, the classic mistake
+    class Scaled(real):  # images scaled twice, a common mistake
         def __init__(self, model, image_size):
             import keras
 
@@ -232,26 +229,26 @@ def test_a_file_that_differs_is_not_kept_and_the_earlier_stays(place, tmp_path, 
             super().__init__(keras.Model(inputs, model(inputs / 255.0)), image_size)
 
     monkeypatch.setattr(formats, "Graph", Scaled)
-    assert room.main(flags) == 2
+    assert command.main(flags) == 2
     told = capsys.readouterr()
-    assert "no good" in told.err and "earlier one stays" in told.err and told.out == ""
+    assert "disagrees with Keras" in told.err and "earlier file stays" in told.err and told.out == ""
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(InputError, match="Nothing was kept"):
-        room.export(place, to="litert", output=tmp_path / "other" / "new")
+    with pytest.raises(InputError, match="Nothing was written to"):
+        exporting.export(place, to="litert", output=tmp_path / "other" / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_tolerance_is_what_decides(run, tmp_path, monkeypatch):
+def test_the_tolerance_decides(run, tmp_path, monkeypatch):
     from transfer.exporters import verification
 
-    monkeypatch.setitem(verification.MOST_DIFFERENCE, "float16", 1e-9)
+    monkeypatch.setitem(verification.MAX_DIFFERENCE, "float16", 1e-9)
     with pytest.raises(InputError, match=r"a probability differs by .*without --quantize"):
-        room.export(run, to="litert", quantize="float16", output=tmp_path / "out")
+        exporting.export(run, to="litert", quantize="float16", output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_fails_halfway_leaves_nothing(run, tmp_path, monkeypatch):
+def test_a_failed_conversion_leaves_nothing(run, tmp_path, monkeypatch):
     from transfer.exporters import formats
 
     def broken(graph, file, **options):
@@ -259,8 +256,8 @@ def test_what_fails_halfway_leaves_nothing(run, tmp_path, monkeypatch):
         raise RuntimeError("converter: cannot\nmore")
 
     monkeypatch.setattr(formats, "write_litert", broken)
-    with pytest.raises(InputError, match=r"does not go as litert: converter: cannot\. Nothing was written"):
-        room.export(run, to="litert", output=tmp_path / "out")
+    with pytest.raises(InputError, match=r"network to litert: converter: cannot\. Nothing was written"):
+        exporting.export(run, to="litert", output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
     def stopped(graph, file, **options):
@@ -268,36 +265,36 @@ def test_what_fails_halfway_leaves_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(formats, "write_litert", stopped)
     with pytest.raises(KeyboardInterrupt):
-        room.export(run, to="litert", output=tmp_path / "out")
+        exporting.export(run, to="litert", output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(run, tmp_path):
     out = tmp_path / "out"
-    first = room.export(run, to="litert", output=out)
+    first = exporting.export(run, to="litert", output=out)
     stamp = first.path.stat().st_ino
-    assert room.export(run, to="litert", output=out).path.stat().st_ino != stamp
+    assert exporting.export(run, to="litert", output=out).path.stat().st_ino != stamp
     with pytest.raises(InputError, match="in use, and not by an earlier export to litert int8"):
-        room.export(run, to="litert", quantize="int8", output=out)
+        exporting.export(run, to="litert", quantize="int8", output=out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="in use"):
-        room.export(run, to="litert", output=tmp_path / "mine")
+        exporting.export(run, to="litert", output=tmp_path / "mine")
     (tmp_path / "link").symlink_to(out)
     with pytest.raises(InputError, match="in use"):
-        room.export(run, to="litert", output=tmp_path / "link")
+        exporting.export(run, to="litert", output=tmp_path / "link")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_by_default_it_goes_into_the_run(place, capsys):
-    assert room.main([str(place), "--to", "saved-model", "--max-images", "5"]) == 0
+def test_the_default_output_is_in_the_run(place, capsys):
+    assert command.main([str(place), "--to", "saved-model", "--max-images", "5"]) == 0
     assert (place / "exported" / "saved-model" / "saved_model.pb").is_file()
     told = capsys.readouterr()
     assert told.out.count("\n") == 1 and "on 5 held-out images" in told.out.lower()
     assert "Converting colors to saved-model" in told.err
 
 
-def test_nothing_is_written_out_of_the_run(place, tmp_path):
+def test_a_link_in_the_run_is_not_followed(place, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"
@@ -305,7 +302,7 @@ def test_nothing_is_written_out_of_the_run(place, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (copy / "exported").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="Received a link"):
-        room.export(copy, to="litert")
+        exporting.export(copy, to="litert")
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -314,35 +311,35 @@ def test_nothing_is_written_out_of_the_run(place, tmp_path):
     [
         ({"to": "lite"}, "Did you mean 'litert'"),
         ({"to": "tflite"}, "Unknown format 'tflite'"),
-        ({"to": "onnx", "quantize": "int4"}, "Unknown way to quantize 'int4'. Did you mean 'int8'"),
+        ({"to": "onnx", "quantize": "int4"}, "Unknown quantization 'int4'. Did you mean 'int8'"),
         ({"to": "saved-model", "quantize": "int8"}, "with one of litert, onnx, openvino"),
         ({"to": "litert", "max_images": 0}, "max_images of 1 or more"),
         ({"to": "litert", "output": "there/model.tflite"}, "Expected a folder as output.*there/model"),
     ],
 )
-def test_bad_arguments_are_said_before_any_work(options, message):
+def test_bad_arguments_are_refused_before_any_work(options, message):
     with pytest.raises(InputError, match=message):
-        room.export("no such run", **options)
+        exporting.export("no such run", **options)
 
 
-def test_a_missing_run_is_said(tmp_path, capsys):
-    assert room.main([str(tmp_path / "none"), "--to", "onnx", "--quantize", "int9"]) == 2
+def test_bad_arguments_are_reported_before_a_missing_run(tmp_path, capsys):
+    assert command.main([str(tmp_path / "none"), "--to", "onnx", "--quantize", "int9"]) == 2
     assert "Did you mean 'int8'" in capsys.readouterr().err
-    assert room.main([str(tmp_path / "none"), "--to", "litert"]) == 2
+    assert command.main([str(tmp_path / "none"), "--to", "litert"]) == 2
     assert "Expected the folder of a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("kind", "quantize", "package"), [("onnx", None, "tf2onnx"), ("openvino", "int8", "onnx")]
 )
-def test_a_missing_package_is_said(run, kind, quantize, package, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported(run, kind, quantize, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r'needs .*pip install "transfer\[export\]"'):
-        room.export(run, to=kind, quantize=quantize, output=tmp_path / "out")
+        exporting.export(run, to=kind, quantize=quantize, output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_other_images_where_the_runs_own_are_gone(place, color_folder, tmp_path):
+def test_other_images_verify_a_run_whose_own_are_missing(place, color_folder, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"
@@ -350,8 +347,8 @@ def test_other_images_where_the_runs_own_are_gone(place, color_folder, tmp_path)
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace(str(color_folder), str(tmp_path / "gone")))
     with pytest.raises(InputError, match="--data DIR"):
-        room.export(copy, to="litert")
-    done = room.export(copy, to="litert", quantize="int8", data=color_folder, max_images=30)
+        exporting.export(copy, to="litert")
+    done = exporting.export(copy, to="litert", quantize="int8", data=color_folder, max_images=30)
     assert done.num_images == 30 and done.accuracy > 0.9
 
 
@@ -360,24 +357,24 @@ def test_a_run_in_bfloat16_is_exported_in_float32(run, tmp_path):
 
     low = replace(run, model=surgery.clone(run.model, precision="mixed_bfloat16"))
     for kind in ("saved-model", "litert"):
-        done = room.export(low, to=kind, output=tmp_path / kind)
+        done = exporting.export(low, to=kind, output=tmp_path / kind)
         assert done.largest_difference < 1e-5
 
 
-def test_normalization_layers_go_along(run, tmp_path):
-    """What such a layer makes of its statistics is no variable, and converters lose it easily."""
+def test_normalization_layers_are_converted(run, tmp_path):
+    """The constants of a Normalization layer are not variables, so converters easily lose them."""
     import keras
 
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Normalization(mean=[120.0, 110.0, 100.0], variance=[3000.0, 4000.0, 5000.0])(inputs)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(x))
     model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
-    for kind in room.KINDS:
+    for kind in exporting.KINDS:
         try:
             needs(kind)
         except pytest.skip.Exception:
             continue
-        done = room.export(replace(run, model=model), to=kind, output=tmp_path / kind)
+        done = exporting.export(replace(run, model=model), to=kind, output=tmp_path / kind)
         assert done.largest_difference < 1e-5
 
 
@@ -392,7 +389,7 @@ def test_normalization_layers_go_along(run, tmp_path):
         (8, 3, 500, True),
     ],
 )
-def test_int8_may_lose_a_point_and_chance(lost, gained, count, good):
+def test_int8_may_lose_one_percent_and_chance(lost, gained, count, good):
     labels = np.zeros(count, "int64")
     rows = np.array([[0.9, 0.1], [0.1, 0.9]])
     expected, found = rows[np.zeros(count, int)], rows[np.zeros(count, int)]
@@ -404,7 +401,7 @@ def test_int8_may_lose_a_point_and_chance(lost, gained, count, good):
     assert (done.num_lost, done.num_gained) == (lost, gained) and (not done.problem) == good
 
 
-def test_nan_is_never_good():
+def test_nan_is_always_a_problem():
     expected = np.array([[0.9, 0.1]])
     found = compare(expected * np.nan, expected, np.array([0]))
     for quantize in (None, "float16", "int8"):
@@ -420,7 +417,7 @@ def test_nan_is_never_good():
         assert "NaN" in done.problem
 
 
-def test_the_keras_file_needs_keras_alone(place, run, images, tmp_path):
+def test_the_keras_file_loads_without_this_package(place, run, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     code = (
         "import sys; sys.modules['transfer'] = None\n"
@@ -442,8 +439,8 @@ def test_help_needs_no_tensorflow():
     assert done.stdout.strip() == "[]"
 
 
-def test_to_dict_is_for_json(run, tmp_path):
-    done = room.export(run, to="litert", output=tmp_path / "out", max_images=4)
+def test_to_dict_returns_json_values_and_to_text_one_line(run, tmp_path):
+    done = exporting.export(run, to="litert", output=tmp_path / "out", max_images=4)
     assert json.loads(json.dumps(done.to_dict()))["num_images"] == 4
     assert done.to_text().startswith("litert: ") and "\n" not in done.to_text()
 
@@ -457,8 +454,8 @@ def test_to_dict_is_for_json(run, tmp_path):
         "EfficientNetB0",
     ],  # ResNet50 and DenseNet121 went through too, in minutes
 )
-def test_families_of_networks_go_into_every_format(run, name, tmp_path):
-    """With random weights: whether converters know their operations; BatchNorm calibrated, so that outputs vary."""
+def test_network_families_convert_to_every_format(run, name, tmp_path):
+    """Random weights test the converters' operations; BatchNormalization is calibrated so that outputs vary."""
     import keras
     from helpers.networks import calibrate
 
@@ -468,7 +465,7 @@ def test_families_of_networks_go_into_every_format(run, name, tmp_path):
     low, high = (0, 255) if name.startswith(("Eff", "MobileNetV3")) else (-1, 1)  # these scale images inside
     calibrate(base, np.random.default_rng(0).uniform(low, high, (16, 64, 64, 3)).astype("float32"))
     model = transfer.small_similar(base, 3)
-    for kind in room.KINDS:
+    for kind in exporting.KINDS:
         needs(kind)
-        done = room.export(replace(run, model=model), to=kind, output=tmp_path / kind)
+        done = exporting.export(replace(run, model=model), to=kind, output=tmp_path / kind)
         assert done.agreement >= 0.99

@@ -99,9 +99,9 @@ def test_the_layer_curve_shows_every_layer_the_cut_all_together_and_chance():
     assert 0 < cut < 16, "or the mark could be anywhere"
     assert ring.get_xdata() == [cut] and ring.get_ydata() == [curve.accuracy[cut]]
     dashed = next(line for line in axes.lines if line.get_linestyle() == "--")
-    assert set(dashed.get_ydata()) == {curve.together.accuracy}
+    assert set(dashed.get_ydata()) == {curve.all_layers.accuracy}
     band = axes.patches[0].get_bbox()
-    assert band.y0 < curve.chance[0] < band.y1 < curve.together.accuracy
+    assert band.y0 < curve.chance[0] < band.y1 < curve.all_layers.accuracy
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == [f"block{i}" for i in range(17)]
     assert f"keep up to {names[cut]}" in axes.get_title(loc="left")

@@ -1,4 +1,4 @@
-"""`python -m transfer.export`: a trained run in the file formats of other runtimes, each checked in its own."""
+"""Convert a trained run for other runtimes, and verify each file in its own runtime."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from transfer.common.errors import InputError, unknown
 from transfer.exporters.output_folder import (
-    LABELS,
     NOTES,
     SUFFIXES,
-    notes_of,
-    own_folder,
-    refuse_other,
+    check_replaceable,
+    default_folder,
+    file_notes,
     replacing_folder,
 )
-from transfer.exporters.verification import Exported, compare
+from transfer.exporters.verification import Exported, compare, format_name
 
-if TYPE_CHECKING:  # TensorFlow is loaded when there is something to export, so that --help answers at once
-    import numpy as np
+if TYPE_CHECKING:  # TensorFlow is imported only when there is a run to export, so that --help is fast
+    import keras
 
     from transfer.images.splitting import Split
     from transfer.results.finished_runs import FinishedRun
@@ -35,13 +37,13 @@ KINDS: dict[str, tuple[str | None, ...]] = {
     "onnx": (None, "float16", "int8"),
     "openvino": (None, "float16", "int8"),
 }
-"""File formats, and how each can be quantized. A SavedModel is for servers, which have room."""
+"""File formats, each with its quantizations. A SavedModel is for servers, where size matters less."""
 
 MAX_IMAGES = 500
-"""Held-out images to check a file on at most: enough to tell 99% of agreement from 97%."""
+"""Default number of held-out images for verification: enough to tell 99% agreement from 97%."""
 
 MAX_CALIBRATION = 200
-"""Training images that set the ranges of int8, at most: more change them little."""
+"""Training images that set the value ranges of int8, at most. More images hardly change the ranges."""
 
 
 def export(
@@ -53,101 +55,99 @@ def export(
     data: Any = None,
     max_images: int = MAX_IMAGES,
 ) -> Exported:
-    """Write a trained run for another runtime, and run the file there, beside Keras, on images of the test.
+    """Convert a trained run for another runtime, and compare the file with Keras on held-out images.
 
-    A file that does not say what Keras says is not kept, and an earlier one stays. Every file takes raw RGB, 0 to 255,
-    as `float32`, of the run's size, any number of images at once; a SavedModel takes any size, as `uint8`, and
-    encoded images too (see `export_saved_model.write_saved_model`).
+    A file that disagrees with Keras is discarded, and an earlier export stays. Every file takes a batch of raw RGB
+    images, 0 to 255, as `float32` of the run's image size. A SavedModel instead takes `uint8` images of any size, and
+    encoded images with a second signature (see `saved_model.write_saved_model`).
 
     Args:
-        run: the folder of a run, a `.keras` file that `python -m transfer.train` wrote, or of `load_run`.
-        to: one of `KINDS`.
-        quantize: None, `"float16"` or `"int8"`, which is set by training images.
-        output: folder to write; None is a folder of that kind under `exported` in the run's own. An earlier export of
-            the same kind in it is replaced.
-        data: images to check on where the run's own are gone, as for `load_test`. Where its training images are
-            gone too, int8 is set by half of these and checked on the others.
-        max_images: images to check on, at most, 1 or more; int8 is set by as many at most, or `MAX_CALIBRATION`.
+        run: The folder of a run, a `.keras` file that `python -m transfer.train` wrote, or a run from `load_run`.
+        to: Format: `"saved-model"`, `"litert"`, `"onnx"` or `"openvino"`.
+        quantize: None, `"float16"` or `"int8"`; not for a SavedModel. Training images set the value ranges of int8.
+        output: Folder to write. None is a folder for this format under `exported` in the run. An earlier export of the
+            same format in it is replaced.
+        data: Labeled images for verification, in any form that `load_data` takes; None is the run's own images. If the
+            run's training images are missing, half of these images set the ranges of int8.
+        max_images: Number of images for verification, at most, 1 or more. It also limits the images for int8, of which
+            there are 200 at most.
 
     Returns:
-        What was written, and what the check found.
+        The file, with the results of its verification.
 
     Raises:
-        InputError: an unknown format, a package that is not installed, no images, an output that is something else,
-            or a file that does not say what Keras says.
+        InputError: The format is unknown, a package is not installed, images are missing, the output folder holds
+            something else, or the file disagrees with Keras.
 
     Example:
         print(export("runs/emoji-small-similar-1", to="onnx", quantize="int8").to_text())
     """
-    _check_arguments(to, quantize, output, max_images)
-    import numpy as np
-
+    check_arguments(to, quantize, output, max_images)
     from transfer.distributed import strategies
 
     if not strategies.on_tensorflow():
-        raise InputError("Export reads TensorFlow's graphs. Run it with KERAS_BACKEND=tensorflow.")
+        raise InputError("Export needs the TensorFlow backend. Run it with KERAS_BACKEND=tensorflow.")
     from transfer.exporters import formats
     from transfer.networks import surgery
-    from transfer.results.finished_runs import load_run
+    from transfer.results.finished_runs import LABELS, load_run
 
     formats.load_packages(to, quantize)
     run = load_run(run) if isinstance(run, str | Path) else run
-    final = Path(output) if output is not None else own_folder(run.folder, to, quantize)
-    refuse_other(final, to, quantize)
+    final = Path(output) if output is not None else default_folder(run.folder, to, quantize)
+    check_replaceable(final, to, quantize)
     test, train = _images(run, data, max_images, quantize)
-    calibration = None if train is None else _pixels(train, run.image_size, MAX_CALIBRATION)
-    # What a file computes: in float32, at one size. A run in bfloat16 differs from itself by more than a file may.
+    calibration = None if train is None else _pixels(train, run.image_size)
+    # Files compute in float32 at one size. A model in bfloat16 would differ by more than the check allows.
     model = surgery.clone(run.model, image_size=run.image_size, precision="float32")
-    what = f"{to} {quantize}" if quantize else to
-    log.info("Converting %s to %s", run.name, what)
+    name = format_name(to, quantize)
+    log.info("Converting %s to %s", run.name, name)
     with replacing_folder(final) as partial:
-        notes = notes_of(run, to, quantize)
-        with _told(what):
+        notes = file_notes(run, to, quantize)
+        with _converter_errors(name):
             path = _convert(model, run, notes, partial, calibration)
-        log.info("Running it beside Keras on %s held-out images", f"{len(test):,}")
-        images = _pixels(test, run.image_size, max_images)
-        with _told(what):
-            exported = _checked(model, path, notes, images, np.asarray(test.labels))
+        log.info("Comparing the file with Keras on %s held-out images", f"{len(test):,}")
+        with _converter_errors(name):
+            exported = _verify(model, path, notes, _pixels(test, run.image_size), np.asarray(test.labels))
         if exported.problem:
-            raise InputError(_refusal(exported, final))
+            raise _rejection(exported, final)
         (partial / LABELS).write_text("".join(f"{name}\n" for name in run.class_names), encoding="utf-8")
         notes["check"] = {key: value for key, value in exported.to_dict().items() if key not in notes}
         text = json.dumps(notes, indent=2, ensure_ascii=False)
         (partial / NOTES).write_text(text + "\n", encoding="utf-8")
-    return Exported(**{**vars(exported), "path": final / path.relative_to(partial)})
+    return replace(exported, path=final / path.relative_to(partial))
 
 
-def _check_arguments(to: str, quantize: str | None, output: Any, max_images: int) -> None:
+def check_arguments(to: str, quantize: str | None, output: str | Path | None, max_images: int) -> None:
+    """Raise an error for invalid arguments of `export`, before any work."""
     if to not in KINDS:
         raise unknown("format", to, KINDS)
-    every = ("float16", "int8")
-    if quantize is not None and quantize not in every:
-        raise unknown("way to quantize", quantize, every)
+    quantizations = ("float16", "int8")
+    if quantize is not None and quantize not in quantizations:
+        raise unknown("quantization", quantize, quantizations)
     if quantize not in KINDS[to]:
         able = ", ".join(kind for kind, ways in KINDS.items() if quantize in ways)
         raise InputError(f"Expected quantize={quantize!r} with one of {able}. Received it with {to}.")
     if isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 1:
         raise InputError(f"Expected max_images of 1 or more. Received: {max_images!r}.")
-    suffix = Path(output).suffix if output is not None else ""
-    if suffix in (*SUFFIXES.values(), ".pb", ".keras", ".bin"):
+    if output is not None and Path(output).suffix in (*SUFFIXES.values(), ".pb", ".keras", ".bin"):
         raise InputError(
-            f"Expected a folder as output: class names and notes lie beside the file. Received: {output}. Such as "
-            f"{Path(output).with_suffix('')}."
+            f"Expected a folder as output, for the file, its class names and its notes. Received: {output}. Name a "
+            f"folder, such as {Path(output).with_suffix('')}."
         )
 
 
 def _images(run: FinishedRun, data: Any, most: int, quantize: str | None) -> tuple[Split, Split | None]:
-    """Give held-out images, and those to set int8 by."""
+    """Return images for verification, and images that set the ranges of int8."""
     train = None
     if data is None:
         try:
             loaded = run.data()
         except InputError as error:
-            raise InputError(f"{error} Name images to check the file on: --data DIR.") from None
+            raise InputError(f"{error} Name images for the verification: --data DIR.") from None
         test = next(part for part in (loaded.test, loaded.val, loaded.train) if len(part))
         train = loaded.train
         if test is train:
-            log.warning("The run held no images out: the file is checked on those that it was trained on.")
+            log.warning("The run has no held-out images: the file is verified on its training images.")
     else:
         test = run.data(data).test
         if quantize == "int8":
@@ -155,30 +155,27 @@ def _images(run: FinishedRun, data: Any, most: int, quantize: str | None) -> tup
                 train = run.data().train
     if quantize == "int8" and train is None:
         if len(test) < 2:
-            raise InputError("int8 needs images to set its ranges by and others to check it on. Received 1.")
-        half = _some(test, 2 * most)
-        train, test = half.take(range(0, len(half), 2)), half.take(range(1, len(half), 2))
-    calibration = None if quantize != "int8" or train is None else _some(train, min(most, MAX_CALIBRATION))
-    return _some(test, most), calibration
+            raise InputError(
+                "Expected 2 images or more for int8: to set its ranges, and to verify. Received: 1."
+            )
+        some = _sample(test, 2 * most)
+        train, test = some.take(range(0, len(some), 2)), some.take(range(1, len(some), 2))
+    calibration = None if quantize != "int8" or train is None else _sample(train, min(most, MAX_CALIBRATION))
+    return _sample(test, most), calibration
 
 
-def _some(split: Split, most: int) -> Split:
-    """Draw some images, the same each time."""
-    import numpy as np
-
+def _sample(split: Split, most: int) -> Split:
+    """Return a random sample, which is the same each time."""
     return split.take(np.random.default_rng(0).permutation(len(split))[:most])
 
 
-def _pixels(split: Split, size: tuple[int, int], most: int) -> np.ndarray:
-    import numpy as np
-
-    return np.stack([split.image(i, size) for i in range(min(len(split), most))])
+def _pixels(split: Split, size: tuple[int, int]) -> np.ndarray:
+    return np.stack([split.image(i, size) for i in range(len(split))])
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Keep converters and runtimes quiet, and say in a sentence why one cannot: they throw whatever they
-    like."""
+def _converter_errors(name: str) -> Iterator[None]:
+    """Silence a converter or a runtime, and raise any of its errors as an `InputError`."""
     from transfer.exporters.formats import quiet
 
     try:
@@ -189,64 +186,65 @@ def _told(what: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"This network does not go as {what}: {reason[0][:300]}. Nothing was written. Try another way to quantize, "
+            f"Cannot convert this network to {name}: {reason[0][:300]}. Nothing was written. Try another quantization, "
             f"or another format: {', '.join(KINDS)}."
         ) from error
 
 
 def _convert(
-    model: Any, run: FinishedRun, notes: dict[str, Any], folder: Path, calibration: np.ndarray | None
+    model: keras.Model,
+    run: FinishedRun,
+    notes: dict[str, Any],
+    folder: Path,
+    calibration: np.ndarray | None,
 ) -> Path:
-    """Write the file; give what a runtime loads."""
+    """Write the file; return the path that its runtime loads."""
     from transfer.exporters import formats, saved_model
 
-    names, size = run.class_names, run.image_size
-    if notes["kind"] == "saved-model":
+    names, size, kind = run.class_names, run.image_size, notes["kind"]
+    if kind == "saved-model":
         saved_model.write_saved_model(model, folder, image_size=size, class_names=names, resize=run.resize)
         return folder
     graph, file = formats.Graph(model, size), folder / notes["file"]
-    options: dict[str, Any] = {"quantize": notes["quantize"], "calibration": calibration}
-    if notes["kind"] == "litert":
-        formats.write_litert(graph, file, class_names=names, **options)
+    quantize = notes["quantize"]
+    if kind == "litert":
+        formats.write_litert(graph, file, class_names=names, quantize=quantize, calibration=calibration)
     else:
-        write = {"onnx": formats.write_onnx, "openvino": formats.write_openvino}[notes["kind"]]
-        inside = ("class_names", "image_size", "resize", "inputs", "outputs")
-        write(graph, file, notes={key: notes[key] for key in inside}, **options)
+        write = {"onnx": formats.write_onnx, "openvino": formats.write_openvino}[kind]
+        metadata = {key: notes[key] for key in ("class_names", "image_size", "resize", "inputs", "outputs")}
+        write(graph, file, notes=metadata, quantize=quantize, calibration=calibration)
     return file
 
 
-def _checked(
-    model: Any, path: Path, notes: dict[str, Any], images: np.ndarray, labels: np.ndarray
+def _verify(
+    model: keras.Model, path: Path, notes: dict[str, Any], images: np.ndarray, labels: np.ndarray
 ) -> Exported:
-    """Load the file again, and run it and Keras."""
-    import numpy as np
+    """Run the written file and Keras on the same images, and compare them."""
+    from transfer.exporters.runtimes import BATCH, open_exported, run_all, without_tf32
 
-    from transfer.exporters.runtimes import BATCH, in_full, open_exported, run_all
-
-    with in_full():
+    with without_tf32():
         run, batch = open_exported(notes["kind"], path)
-        found, speed = run_all(run, images, batch)
+        probabilities, speed = run_all(run, images, batch)
         expected, keras_speed = run_all(lambda x: np.asarray(model.predict_on_batch(x)), images, BATCH)
-    every = path.rglob("*") if path.is_dir() else path.parent.iterdir()
+    files = path.rglob("*") if path.is_dir() else path.parent.iterdir()
     return Exported(
         path=path,
         kind=notes["kind"],
         quantize=notes["quantize"],
-        size=sum(file.stat().st_size for file in every if file.is_file()),
+        size=sum(file.stat().st_size for file in files if file.is_file()),
         images_per_second=round(speed, 1),
         keras_images_per_second=round(keras_speed, 1),
-        **compare(found, expected, labels),
+        **compare(probabilities, expected, labels),
     )
 
 
-def _refusal(exported: Exported, final: Path) -> str:
-    what = f"{exported.kind} {exported.quantize}" if exported.quantize else exported.kind
-    kept = "The earlier one stays" if final.exists() else "Nothing was kept"
-    instead = {
+def _rejection(exported: Exported, final: Path) -> InputError:
+    kept = f"The earlier file stays in {final}" if final.exists() else f"Nothing was written to {final}"
+    advice = {
         "int8": "Try --quantize float16, or more training images for its ranges (--max-images)",
         "float16": "Try it without --quantize",
     }.get(exported.quantize or "", "Try another format")
-    return (
-        f"The {what} file is no good: {exported.problem}, on {exported.num_images:,} held-out images. {kept} at "
-        f"{final}. {instead}."
+    return InputError(
+        f"The {format_name(exported.kind, exported.quantize)} file disagrees with Keras: {exported.problem}, on "
+        f"{exported.num_images:,} held-out images. {kept}. {advice}."
     )

@@ -1,4 +1,4 @@
-"""The same network in the file formats of other runtimes: LiteRT, ONNX, OpenVINO."""
+"""Write a network in the file formats of other runtimes: LiteRT, ONNX, OpenVINO."""
 
 from __future__ import annotations
 
@@ -25,31 +25,30 @@ from transfer.frozen.openvino_engine import import_openvino
 from transfer.results.finished_runs import add_labels
 
 INPUT, OUTPUT = "images", "probabilities"
-"""What the input and the output are called in every file."""
+"""Names of the input and the output in every file."""
 
 OPSET = 17
-"""Of ONNX: the newest that runtimes of the last three years read, those in browsers too."""
+"""ONNX operator set: the newest that runtimes of the last three years read, also in browsers."""
 
 _ONNX = ("tf2onnx", "onnx", "onnxruntime")
-_CALIBRATED_AT_ONCE = 16  # images in a batch
+_CALIBRATION_BATCH = 16  # images
 
 
 def load_packages(kind: str, quantize: str | None) -> None:
-    """Import what a format needs, before any work."""
+    """Import the packages that a format needs, or raise an error that names the missing ones."""
     needs_onnx = kind == "onnx" or (kind, quantize) == ("openvino", "int8")
     with quiet():
-        found = {name: _found(name) for name in _ONNX} if needs_onnx else {}
-        if kind == "openvino":
-            found["openvino"] = import_openvino() is not None
-    missing = [name for name, there in found.items() if not there]
+        missing = [name for name in _ONNX if needs_onnx and not _imports(name)]
+        if kind == "openvino" and import_openvino() is None:
+            missing.append("openvino")
     if missing:
         raise InputError(
-            f'Export to {kind} needs {", ".join(missing)}: pip install "transfer[export]". Without: --to saved-model '
-            "or litert."
+            f'Export to {kind} needs {", ".join(missing)}: pip install "transfer[export]". Without them, use '
+            "--to saved-model or --to litert."
         )
 
 
-def _found(name: str) -> bool:
+def _imports(name: str) -> bool:
     try:
         importlib.import_module(name)
     except ImportError:
@@ -59,34 +58,31 @@ def _found(name: str) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep from the screen what converters write there, for their developers, by whatever way."""
+    """Suppress all output of converters, which they write through several channels for their developers."""
     before = logging.root.manager.disable
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    kept = [os.dup(number) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    copies = [os.dup(number) for number in (1, 2)]
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
         for number in (1, 2):
-            os.dup2(nowhere, number)
+            os.dup2(null, number)
         logging.disable(max(before, logging.ERROR))
         unseen = io.StringIO()
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(unseen),
-            contextlib.redirect_stderr(unseen),
-        ):
+        redirected = contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen)
+        with warnings.catch_warnings(), redirected[0], redirected[1]:
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
-        for number, copy in zip((1, 2), kept, strict=True):
+        for number, copy in zip((1, 2), copies, strict=True):
             os.dup2(copy, number)
             os.close(copy)
-        os.close(nowhere)
+        os.close(null)
 
 
 class Graph(tf.Module):
-    """A network in inference mode with its variables as constants, which every converter reads the same."""
+    """A network in inference mode with constants instead of variables, as every converter reads it."""
 
     def __init__(self, model: keras.Model, image_size: tuple[int, int]) -> None:
         super().__init__()
@@ -108,11 +104,11 @@ def write_litert(
     quantize: str | None,
     calibration: np.ndarray | None,
 ) -> None:
-    """Write a `.tflite` file; float32 images in and float32 probabilities out, quantized or not."""
+    """Write a `.tflite` file with float32 inputs and outputs, also if it is quantized."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        # Gradients of swish and others cannot be written, and nobody asks for them.
-        plain = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(graph, folder, graph.call.get_concrete_function(), plain)
+        # The custom gradients of swish and others cannot be written, and inference does not need them.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(graph, folder, graph.call.get_concrete_function(), options)
         file.write_bytes(_to_litert(folder, quantize, calibration))
     add_labels(file, tuple(class_names))
 
@@ -139,7 +135,7 @@ def write_onnx(
     quantize: str | None,
     calibration: np.ndarray | None,
 ) -> None:
-    """Write an `.onnx` file; float32 images in and float32 probabilities out, quantized or not."""
+    """Write an `.onnx` file with float32 inputs and outputs, also if it is quantized."""
     import onnx
     import tf2onnx
 
@@ -150,9 +146,9 @@ def write_onnx(
         from onnxruntime.transformers.onnx_model import OnnxModel
 
         proto = convert_float_to_float16(proto, keep_io_types=True)
-        OnnxModel(proto).topological_sort()  # the casts come last, which ONNX forbids
+        OnnxModel(proto).topological_sort()  # ONNX requires topological order; the added casts come last
     if quantize == "int8" and calibration is not None:
-        proto = _in_int8(proto, file, calibration)
+        proto = _in_int8(proto, file.parent, calibration)
     for tensor in (*proto.graph.input, *proto.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.helper.set_model_props(proto, {name: _json(value) for name, value in notes.items()})
@@ -160,40 +156,37 @@ def write_onnx(
     onnx.save(proto, str(file))
 
 
-def _in_int8(proto: Any, file: Path, calibration: np.ndarray) -> Any:
+def _in_int8(proto: Any, folder: Path, calibration: np.ndarray) -> Any:
+    """Quantize an ONNX model with temporary files in a folder."""
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Images(quantization.CalibrationDataReader):
         def __init__(self) -> None:
-            size = _CALIBRATED_AT_ONCE
-            batches = [calibration[i : i + size] for i in range(0, len(calibration), size)]
-            self.left = iter(batches)
+            starts = range(0, len(calibration), _CALIBRATION_BATCH)
+            self.batches = (calibration[i : i + _CALIBRATION_BATCH] for i in starts)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.left, None)
+            batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch.astype("float32")}
 
-    whole, ready, done = (file.with_suffix(f".{step}") for step in ("whole", "ready", "done"))
-    try:
-        onnx.save(proto, str(whole))
-        # It folds BatchNormalization into convolutions: without, EfficientNetLite0 lost 15 points of agreement.
-        quant_pre_process(str(whole), str(ready), skip_symbolic_shape=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        source, folded, quantized = (f"{temporary}/{step}.onnx" for step in ("source", "folded", "quantized"))
+        onnx.save(proto, source)
+        # Folds BatchNormalization into convolutions; without it, EfficientNetLite0 lost 15 points of agreement.
+        quant_pre_process(source, folded, skip_symbolic_shape=True)
         quantization.quantize_static(
-            str(ready),
-            str(done),
+            folded,
+            quantized,
             Images(),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            # Four times as fast on CPUs as signed activations, and as exact.
+            # Unsigned activations are four times as fast on CPUs as signed ones, and as exact.
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-        return onnx.load(str(done))
-    finally:
-        for step in (whole, ready, done):
-            step.unlink(missing_ok=True)
+        return onnx.load(quantized)
 
 
 def write_openvino(
@@ -204,13 +197,12 @@ def write_openvino(
     quantize: str | None,
     calibration: np.ndarray | None,
 ) -> None:
-    """Write an `.xml` file and its `.bin`; float32 images in and float32 probabilities out, quantized or
-    not."""
+    """Write an `.xml` file and its `.bin`, with float32 inputs and outputs, also if it is quantized."""
     openvino = import_openvino()
     if openvino is None:
         raise ImportError("OpenVINO is not installed")
     source = file.with_suffix(".onnx" if quantize == "int8" else ".pb")
-    try:  # files are read without the converter and what that reports
+    try:  # OpenVINO reads these files directly; its Python converter would report usage data
         if quantize == "int8":
             write_onnx(graph, source, notes={}, quantize=quantize, calibration=calibration)
         else:

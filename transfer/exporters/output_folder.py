@@ -1,4 +1,4 @@
-"""The folder of an exported file: whole under its name or not at all, with what is known about the file."""
+"""The folder of an exported file: complete or not there at all, with notes that describe the file."""
 
 from __future__ import annotations
 
@@ -12,28 +12,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transfer.common.errors import InputError
+from transfer.exporters.verification import format_name
 
 if TYPE_CHECKING:
     from transfer.results.finished_runs import FinishedRun
 
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "openvino": ".xml"}
 
-NOTES, LABELS = "model.json", "labels.txt"
-"""What lies beside each file: all that is known about it, and the class names."""
+NOTES = "model.json"
+"""Notes beside each file: its inputs, outputs, class names and verification."""
+
+_PACKAGES = (
+    "transfer",
+    "tensorflow",
+    "keras",
+    "tf2onnx",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "ai-edge-litert",
+)
 
 
-def own_folder(run_folder: Path, kind: str, quantize: str | None) -> Path:
-    """Say where in a run's folder a file goes."""
+def default_folder(run_folder: Path, kind: str, quantize: str | None) -> Path:
+    """Return the folder for a format inside the run's folder."""
     place = run_folder / "exported"
-    if place.is_symlink():  # a run may come from anywhere, and nothing is written out of it
+    if place.is_symlink():  # a run may come from anywhere: a link could lead out of its folder
         raise InputError(
             f"Expected a folder in the run. Received a link: {place}. Choose another with --output."
         )
     return place / (f"{kind}-{quantize}" if quantize else kind)
 
 
-def refuse_other(final: Path, kind: str, quantize: str | None) -> None:
-    """Let nothing be replaced but an earlier export of the same kind."""
+def check_replaceable(final: Path, kind: str, quantize: str | None) -> None:
+    """Raise an error if the folder holds anything but an earlier export of the same format."""
     if not final.is_symlink() and (not final.exists() or (final.is_dir() and not any(final.iterdir()))):
         return
     try:
@@ -42,17 +54,15 @@ def refuse_other(final: Path, kind: str, quantize: str | None) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        what = f"{kind} {quantize}" if quantize else kind
         raise InputError(
-            f"{final} is in use, and not by an earlier export to {what}. Choose another folder with --output, or "
-            "remove it."
+            f"{final} is in use, and not by an earlier export to {format_name(kind, quantize)}. Choose another folder "
+            "with --output, or remove it."
         )
 
 
 @contextlib.contextmanager
 def replacing_folder(final: Path) -> Iterator[Path]:
-    """Give a hidden folder to write to, which takes its own name when all is well; until then an earlier
-    one stays."""
+    """Yield a hidden folder to write to; rename it to its final name on success, and remove it on an error."""
     partial, old = (final.with_name(f".{final.name}.{os.getpid()}.{state}") for state in ("partial", "old"))
     made_parent = not final.parent.exists()
     try:
@@ -73,37 +83,26 @@ def replacing_folder(final: Path) -> Iterator[Path]:
         for rest in (partial, old):
             shutil.rmtree(rest, ignore_errors=True)
         if made_parent:
-            with contextlib.suppress(OSError):  # it is not empty: all went well
+            with contextlib.suppress(OSError):  # after a success it is not empty
                 final.parent.rmdir()
 
 
-def notes_of(run: FinishedRun, kind: str, quantize: str | None) -> dict[str, Any]:
-    """Say all that is known about a file to whoever has it without the run."""
-    height, width = run.image_size
-    names = (
-        "transfer",
-        "tensorflow",
-        "keras",
-        "tf2onnx",
-        "onnx",
-        "onnxruntime",
-        "openvino",
-        "ai-edge-litert",
-    )
+def file_notes(run: FinishedRun, kind: str, quantize: str | None) -> dict[str, Any]:
+    """Return notes that describe a file to users who do not have the run."""
+    (height, width), classes = run.image_size, len(run.class_names)
     versions = {}
-    for name in names:
+    for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    pixels = "RGB from 0 to 255 as it is: scaling is inside"
-    inputs = {"images": f"float32 (batch, {height}, {width}, 3), {pixels}; resize to this size before"}
+    pixels = "raw RGB, 0 to 255; scaling is part of the model"
+    inputs = {"images": f"float32 (batch, {height}, {width}, 3), {pixels}; resize images to this size first"}
+    outputs = {"probabilities": f"float32 (batch, {classes}), in the order of the class names"}
     if kind == "saved-model":
         inputs = {
-            "serving_default: images": f"uint8 (batch, any height, any width, 3), {pixels}, and resizing too",
-            "encoded: encoded": "string (batch,), the bytes of JPEG, PNG, GIF or BMP files; EXIF rotation is not done",
+            "serving_default: images": f"uint8 (batch, any height, any width, 3), {pixels}, and so is resizing",
+            "encoded: encoded": "string (batch,), bytes of JPEG, PNG, GIF or BMP files; EXIF rotation is ignored",
         }
-    outputs = {"probabilities": f"float32 (batch, {len(run.class_names)}), in the order of the class names"}
-    if kind == "saved-model":
-        outputs["classes"] = f"string (batch, {len(run.class_names)}), the class names"
+        outputs["classes"] = f"string (batch, {classes}), the class names"
     stem = f"model-{quantize}" if quantize else "model"
     return {
         "kind": kind,

@@ -1,4 +1,4 @@
-"""Exported files run again, each in its own runtime, as whoever takes them away would run them."""
+"""Run exported files, each in its own runtime."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from transfer.frozen.openvino_engine import import_openvino, padded
 RunFunction = Callable[[np.ndarray], np.ndarray]
 
 BATCH = 32
-"""Images at once, but for LiteRT, whose place is a telephone: there it is one."""
+"""Images per batch. LiteRT, which is made for phones, gets one image at a time."""
 
 
 @contextlib.contextmanager
-def in_full() -> Iterator[None]:
-    """Let GPUs compute in float32 and not with fewer digits (TF32), as TensorFlow lets them by itself."""
+def without_tf32() -> Iterator[None]:
+    """Let GPUs compute in float32; TensorFlow's default, TF32, has fewer digits."""
     from tensorflow.config import experimental
 
     before = experimental.tensor_float_32_execution_enabled()
@@ -34,14 +34,14 @@ def in_full() -> Iterator[None]:
 
 
 def open_exported(kind: str, path: Path) -> tuple[RunFunction, int]:
-    """Load an exported file with its runtime."""
+    """Load an exported file; return a function that runs it, and its batch size."""
     opened = {"saved-model": _saved_model, "litert": _litert, "onnx": _onnx, "openvino": _openvino}[kind]
     return opened(path), 1 if kind == "litert" else BATCH
 
 
 def run_all(run: RunFunction, images: np.ndarray, batch: int) -> tuple[np.ndarray, float]:
-    """Run images through a network, and measure how fast it is when warm."""
-    # Always the same number at once: for another, runtimes would prepare anew.
+    """Return the outputs for all images, and the speed in images per second after a warm-up."""
+    # All batches have the same size: a runtime would compile anew for another size.
     batches = [padded(images[start : start + batch], batch) for start in range(0, len(images), batch)]
     run(batches[0])
     start = time.perf_counter()
@@ -56,7 +56,8 @@ def _saved_model(path: Path) -> RunFunction:
     loaded = tf.saved_model.load(str(path))
     serve = loaded.signatures["serving_default"]
 
-    def run(images: np.ndarray, loaded: Any = loaded) -> np.ndarray:  # its variables live as long as it does
+    # The argument keeps the loaded object alive, and with it the variables.
+    def run(images: np.ndarray, loaded: Any = loaded) -> np.ndarray:
         return serve(images=tf.constant(images))["probabilities"].numpy()
 
     return run
@@ -66,14 +67,16 @@ def _litert(path: Path) -> RunFunction:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        from tensorflow import lite  # the same, which TensorFlow is going to leave to that package
+        from tensorflow import (
+            lite,
+        )  # the same interpreter, which TensorFlow will drop in favor of that package
 
         Interpreter = lite.Interpreter
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorFlow's says on every use that it is going to leave
+        warnings.simplefilter("ignore")  # TensorFlow's interpreter warns of its removal on every use
         interpreter = Interpreter(str(path), num_threads=os.cpu_count())
     runner = interpreter.get_signature_runner("serving_default")
-    # A view into the interpreter's memory, which the next call overwrites.
+    # The output is a view into the interpreter's memory, which the next call overwrites.
     return lambda images: np.array(runner(images=images.astype("float32"))["probabilities"])
 
 
@@ -88,7 +91,7 @@ def _openvino(path: Path) -> RunFunction:
     openvino = import_openvino()
     if openvino is None:
         raise ImportError("OpenVINO is not installed")
-    # By itself it computes in bfloat16 where the CPU can, and the file would be blamed for that.
+    # OpenVINO's default is bfloat16 on CPUs that have it, whose rounding would look like an error of the file.
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(str(path), "CPU", exact)
     return lambda images: compiled({"images": images.astype("float32")})["probabilities"].copy()

@@ -1,10 +1,9 @@
-"""A SavedModel that takes images as they come: of any size, or still encoded, a batch at a time."""
+"""Write a SavedModel that decodes and resizes images itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -21,49 +20,42 @@ def write_saved_model(
     class_names: Sequence[str],
     resize: str = RESIZES[0],
 ) -> None:
-    """Write a SavedModel with two signatures, `serving_default` for pixels and `encoded` for files'
-    bytes."""
+    """Write a SavedModel with the signatures `serving_default` (pixels) and `encoded` (bytes of image files)."""
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
     names = tf.constant(list(class_names))
 
-    def answer(images: Any) -> dict[str, Any]:
+    def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
         probabilities = tf.cast(model(images, training=False), tf.float32)
-        return {
-            "probabilities": probabilities,
-            "classes": tf.tile(names[tf.newaxis], [tf.shape(probabilities)[0], 1]),
-        }
+        classes = tf.tile(names[tf.newaxis], [tf.shape(probabilities)[0], 1])
+        return {"probabilities": probabilities, "classes": classes}
 
-    def from_pixels(images: Any) -> dict[str, Any]:
-        return answer(fitted(images, image_size, resize=resize))
+    def from_pixels(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return answer(resized(images, image_size, resize=resize))
 
-    def from_bytes(encoded: Any) -> dict[str, Any]:
-        # One by one, since each may have another size.
-        one = tf.TensorSpec((*image_size, 3), tf.float32)
-        return answer(
-            tf.map_fn(
-                lambda data: fitted(decoded(data)[tf.newaxis], image_size, resize=resize)[0],
-                encoded,
-                fn_output_signature=one,
-            )
-        )
+    def from_bytes(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+        def one(data: tf.Tensor) -> tf.Tensor:
+            return resized(decoded(data)[tf.newaxis], image_size, resize=resize)[0]
+
+        # One image at a time, since each may have another size.
+        image = tf.TensorSpec((*image_size, 3), tf.float32)
+        return answer(tf.map_fn(one, encoded, fn_output_signature=image))
 
     pixels = tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")
     strings = tf.TensorSpec((None,), tf.string, name="encoded")
     module = tf.Module()
-    # Each once: Keras' own export writes them twice.
+    # Keras' own export would write each variable twice.
     module.weights = [variable.value for variable in model.variables]
     signatures = {
         "serving_default": tf.function(from_pixels, [pixels], autograph=False),
         "encoded": tf.function(from_bytes, [strings], autograph=False),
     }
-    plain = tf.saved_model.SaveOptions(experimental_custom_gradients=False)  # nobody trains it there
-    tf.saved_model.save(module, str(place), signatures, plain)
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)  # it is for inference only
+    tf.saved_model.save(module, str(place), signatures, options)
 
 
-def fitted(images: Any, size: tuple[int, int], *, resize: str = RESIZES[0]) -> Any:
-    """Bring images to a size inside a graph, as `images.decode` does outside, to about one step of
-    255."""
+def resized(images: tf.Tensor, size: tuple[int, int], *, resize: str = RESIZES[0]) -> tf.Tensor:
+    """Resize images in a graph, as `images.decoding` does outside of one, up to about 1 of 255 levels."""
     images = tf.cast(images, tf.float32)
     if resize == "crop":
         images = _cropped(images, size)
@@ -74,9 +66,8 @@ def fitted(images: Any, size: tuple[int, int], *, resize: str = RESIZES[0]) -> A
     return tf.ensure_shape(tf.clip_by_value(tf.round(images), 0, 255), (None, *size, 3))
 
 
-def _cropped(images: Any, size: tuple[int, int]) -> Any:
-    """The middle at the scale at which the image covers the size; the box may begin between two
-    pixels."""
+def _cropped(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Return the center at the smallest scale that covers the size; it may begin between two pixels."""
     sides = tf.cast(tf.shape(images)[1:3], tf.float32)
     scale = tf.reduce_max(size / sides)
     return tf.raw_ops.ScaleAndTranslate(
@@ -89,9 +80,9 @@ def _cropped(images: Any, size: tuple[int, int]) -> Any:
     )
 
 
-def _padded(images: Any, size: tuple[int, int]) -> Any:
-    """The whole image in the middle, black around it."""
-    sides = tf.cast(tf.shape(images)[1:3], tf.float64)  # float32 would round other halves than Python does
+def _padded(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Return the whole images, centered on black."""
+    sides = tf.cast(tf.shape(images)[1:3], tf.float64)  # float32 would round some halves unlike Python
     scale = tf.reduce_min(size / sides)
     inner = tf.maximum(1, tf.cast(tf.round(sides * scale), tf.int32))
     top, left = tf.unstack((tf.constant(size) - inner) // 2)
@@ -99,13 +90,13 @@ def _padded(images: Any, size: tuple[int, int]) -> Any:
     return tf.image.pad_to_bounding_box(small, top, left, *size)
 
 
-def decoded(data: Any) -> Any:
-    """Decode one image inside a graph, as `images.decode` does outside, but for two things."""
+def decoded(data: tf.Tensor) -> tf.Tensor:
+    """Decode one image in a graph, as `images.decoding` does, but without EXIF rotation and WebP."""
     is_jpeg = tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"
     is_png = tf.strings.substr(data, 0, 8) == b"\x89PNG\r\n\x1a\n"
     pixels = tf.cond(
         is_jpeg,
-        # The exact transform, as Pillow's; TensorFlow's default is a fast one.
+        # The exact transform, which Pillow uses; TensorFlow's default is faster and less exact.
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
         lambda: tf.cond(
             is_png,
@@ -116,7 +107,8 @@ def decoded(data: Any) -> Any:
     return tf.ensure_shape(pixels, (None, None, 3))
 
 
-def _on_white(pixels: Any) -> Any:
+def _on_white(pixels: tf.Tensor) -> tf.Tensor:
+    """Blend transparent pixels with white."""
     values = tf.cast(pixels, tf.float32)
     opacity = values[..., 3:] / 255
     return tf.cast(tf.round(values[..., :3] * opacity + 255 * (1 - opacity)), tf.uint8)

@@ -161,7 +161,7 @@ def _draw_block(axes: Axes, x: float, y: float, name: str, state: str, height: f
 def layer_curve_plot(curve: LayerCurve) -> Figure:
     """Draw the cross-validated accuracy of each layer, in the order of the network, and the recommended cut."""
     names = [_shorten(_short(name)) for name in curve.names]
-    accuracy, together, (mean, deviation) = curve.accuracy, curve.together.accuracy, curve.chance
+    accuracy, together, (mean, deviation) = curve.accuracy, curve.all_layers.accuracy, curve.chance
     figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
     axes = figure.add_subplot()
     half = max(2 * deviation, 0.004)  # wide enough to be visible
