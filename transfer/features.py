@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.images.check_cache import forget
+from transfer.images.check_cache import delete_check_cache
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = FeatureCache()
     try:
         if options.clear:
-            freed = cache.clear() + forget(cache.folder)  # with what the check of images remembers
+            freed = cache.clear() + delete_check_cache(cache.folder)  # with what the check of images remembers
             sys.stdout.write(f"Removed {freed / 1e6:,.1f} MB from {cache.folder}.\n")
         else:
             sys.stdout.write(_listing(cache))

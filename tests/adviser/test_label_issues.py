@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers.data_reports import report, same
+from helpers.data_reports import duplicates, report
 
 from transfer.adviser import label_issues
 from transfer.adviser.curves import layer_curve
@@ -222,11 +222,11 @@ def test_classes_are_called_by_their_names_where_some_were_not_looked_at():
 
 def test_one_image_in_two_given_splits_is_a_duplicate_and_in_one_it_is_not():
     truth = np.arange(300) % 3
-    twice = (same("a.png", "b.png"), same("c.png", "d.png", splits=["train", "test"], exact=False))
-    warning = warned(*looked(truth, truth, same=twice))["duplicates"]
+    twice = (duplicates("a.png", "b.png"), duplicates("c.png", "d.png", splits=["train", "test"], exact=False))
+    warning = warned(*looked(truth, truth, duplicates=twice))["duplicates"]
     assert warning.text.startswith("1 image is in two or more") and warning.images == ("c.png", "d.png")
-    many = tuple(same(f"{i}", f"{i}'", splits=["train", "val"]) for i in range(40))
-    warning = warned(*looked(truth, truth, same=many))["duplicates"]
+    many = tuple(duplicates(f"{i}", f"{i}'", splits=["train", "val"]) for i in range(40))
+    warning = warned(*looked(truth, truth, duplicates=many))["duplicates"]
     assert warning.text.startswith("40 images are") and len(warning.images) == label_issues.MOST_NAMED
 
 
@@ -267,9 +267,9 @@ def test_two_images_and_one_alone_in_its_class_are_borne(labels):
 def test_the_worst_comes_first():
     truth = np.arange(300) % 3
     labels = np.random.default_rng(0).permutation(truth)
-    shared = (same("a", "b", splits=["train", "test"]),)
+    shared = (duplicates("a", "b", splits=["train", "test"]),)
     small = {"widths": (9, 9, 9), "heights": (9, 9, 9)}
-    found = list(warned(*looked(truth, labels, same=shared, **small)))
+    found = list(warned(*looked(truth, labels, duplicates=shared, **small)))
     assert found == ["no-signal", "duplicates", "low-resolution"]
 
 

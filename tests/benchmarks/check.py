@@ -106,7 +106,7 @@ def make_jpeg(path: Path, *, seed: int) -> None:
 def likeness(options: argparse.Namespace) -> None:
     """Save photos in other forms and see in how many bits their hashes differ."""
     from transfer.images.decoding import decode
-    from transfer.images.duplicates import MOST_BITS, perceptual_hash
+    from transfer.images.duplicates import MAX_BITS, perceptual_hash
 
     def bits(image: bytes | str) -> np.ndarray:
         return np.unpackbits(np.frombuffer(perceptual_hash(decode(image, (64, 64))), "uint8")).astype(int)
@@ -116,7 +116,7 @@ def likeness(options: argparse.Namespace) -> None:
     )
     start = time.perf_counter()
     hashes = np.stack([bits(str(file)) for file in files])
-    print(f"{len(files)} photos; of {hashes.shape[1]} bits, same up to {MOST_BITS}:")
+    print(f"{len(files)} photos; of {hashes.shape[1]} bits, same up to {MAX_BITS}:")
     for name, change in CHANGES.items():
         changed = np.stack(
             [bits(change(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))) for file in files]
@@ -125,7 +125,7 @@ def likeness(options: argparse.Namespace) -> None:
         middle, high = np.percentile(apart, [50, 99])
         print(
             f"  {name:26} median {middle:3.0f}, 99 of 100 up to {high:3.0f}, most {apart.max():3}; "
-            f"found {np.mean(apart <= MOST_BITS):6.1%}"
+            f"found {np.mean(apart <= MAX_BITS):6.1%}"
         )
     signs = 2 * hashes - 1
     apart = (hashes.shape[1] - signs @ signs.T) // 2

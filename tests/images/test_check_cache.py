@@ -17,11 +17,11 @@ from helpers.images import write_image
 from PIL import Image
 
 from transfer.images import check_cache, checking
-from transfer.images.check_cache import CheckCache, forget
+from transfer.images.check_cache import CheckCache, delete_check_cache
 from transfer.images.checking import check, check_images
 from transfer.images.datasets import load_data
 
-NAME = "checked-1.sqlite"
+NAME = "checked-2.sqlite"
 
 
 @pytest.fixture(autouse=True)
@@ -151,17 +151,17 @@ def test_files_that_may_change_within_a_tick_are_not_remembered(paths, read, mon
     with CheckCache(Path(os.environ["TRANSFER_CACHE"]), rules="any") as memory:
         os.utime(paths[0], (0, 0))  # dated back, but only just now
         os.utime(paths[1], (2**33, 2**33))  # of the future
-        stamps = memory.stamp([*paths, os.__file__])
-        memory.remember(stamps, [[i] for i in range(5)])
-        assert memory.recall(stamps) == [None] * 4 + [[4]]
+        stamps = memory.file_states([*paths, os.__file__])
+        memory.save(stamps, [[i] for i in range(5)])
+        assert memory.load(stamps) == [None] * 4 + [[4]]
         monkeypatch.setattr(check_cache, "SETTLED_NS", 0)
-        assert memory.recall(memory.stamp(paths)) == [None] * 4
+        assert memory.load(memory.file_states(paths)) == [None] * 4
 
 
 def test_other_rules_check_all_anew(paths, read, monkeypatch):
     check_images(paths)
     read()
-    for name, value in (("_RULES", -1), ("MOST_PIXELS", 10**6), ("_SIZE", (32, 32))):
+    for name, value in (("_RULES", -1), ("MAX_PIXELS", 10**6), ("_SIZE", (32, 32))):
         with monkeypatch.context() as changed:
             changed.setattr(checking, name, value)
             assert check_images(paths) == fresh(paths) and read() == NAMES
@@ -218,7 +218,7 @@ def test_half_a_database_is_started_anew(paths, read, memory):
 
 def test_a_table_of_another_kind_is_started_anew(paths, read, memory):
     memory.parent.mkdir()
-    change(memory, "CREATE TABLE kept (something TEXT)")
+    change(memory, "CREATE TABLE checks (something TEXT)")
     assert check_images(paths) == fresh(paths) and read() == NAMES
     assert check_images(paths) == fresh(paths) and read() == []
 
@@ -226,9 +226,9 @@ def test_a_table_of_another_kind_is_started_anew(paths, read, memory):
 def test_a_flipped_bit_loses_its_row_alone(paths, read, memory):
     check_images(paths)
     read()
-    ((id, content),) = change(memory, "SELECT id, content FROM kept LIMIT 1")
+    ((id, content),) = change(memory, "SELECT id, result FROM checks LIMIT 1")
     flipped = content[:10] + bytes([content[10] ^ 1]) + content[11:]
-    change(memory, "UPDATE kept SET content = ? WHERE id = ?", flipped, id)
+    change(memory, "UPDATE checks SET result = ? WHERE id = ?", flipped, id)
     assert check_images(paths) == fresh(paths)
     assert len(read()) == 1
     assert check_images(paths) == fresh(paths) and read() == []
@@ -238,19 +238,19 @@ def test_a_flipped_bit_loses_its_row_alone(paths, read, memory):
 def test_fields_of_other_kinds_are_no_rows(paths, read, memory, wrong):
     check_images(paths)
     read()
-    for field in ("content", "seal"):
-        change(memory, f"UPDATE kept SET {field} = {wrong}")
+    for field in ("result", "checksum"):
+        change(memory, f"UPDATE checks SET {field} = {wrong}")
         assert check_images(paths) == fresh(paths) and read() == NAMES
         assert check_images(paths) == fresh(paths) and read() == []
-    change(memory, f"UPDATE kept SET used = {wrong}")
+    change(memory, f"UPDATE checks SET used = {wrong}")
     assert check_images(paths) == fresh(paths) and read() == []
 
 
 def test_no_flipped_bit_gives_a_wrong_row(tmp_path, paths):
     rows = [[i, "x" * 300] for i in range(len(paths))]
     with CheckCache(tmp_path / "sound", rules="any") as memory:
-        stamps = memory.stamp(paths)
-        memory.remember(stamps, rows)
+        stamps = memory.file_states(paths)
+        memory.save(stamps, rows)
     sound = (tmp_path / "sound" / NAME).read_bytes()
     used = [i for i in range(len(sound)) if sound[i]]  # much of it is empty pages
     for seed in range(400):
@@ -262,15 +262,15 @@ def test_no_flipped_bit_gives_a_wrong_row(tmp_path, paths):
         broken.write_bytes(sound[:place] + bytes([flipped]) + sound[place + 1 :])
         for _ in range(4):  # until it is found to be broken
             with CheckCache(broken.parent, rules="any") as memory:
-                found = memory.recall(stamps)
+                found = memory.load(stamps)
                 assert all(one in (None, row) for one, row in zip(found, rows, strict=True)), (seed, place)
                 new = [i for i, row in enumerate(found) if row is None]
-                memory.remember([stamps[i] for i in new], [rows[i] for i in new])
+                memory.save([stamps[i] for i in new], [rows[i] for i in new])
         assert found == rows, (seed, place)
 
 
 def test_a_locked_database_is_done_without(paths, read, memory, monkeypatch):
-    monkeypatch.setattr(check_cache, "_PATIENCE", 0.01)
+    monkeypatch.setattr(check_cache, "_TIMEOUT", 0.01)
     monkeypatch.setattr(checking, "_CHUNK", 2)
     check_images(paths)
     read()
@@ -320,10 +320,10 @@ def test_a_full_disk_is_done_without(paths, read, memory):
 NOBODY = """
 import os, sys
 from pathlib import Path
-from transfer import check_memory, checking
-checking.check_all([])
+from transfer.images import check_cache, checking
+checking.check_images([])
 checking.check(sys.argv[1])  # loads what may not be found later
-check_memory.SETTLED_NS = 0
+check_cache.SETTLED_NS = 0
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
@@ -333,7 +333,7 @@ except PermissionError:
     pass
 real, seen = checking.check, []
 checking.check = lambda image: seen.append(image) or real(image)
-checking.check_all(sys.argv[1:])
+checking.check_images(sys.argv[1:])
 print(len(seen))
 """
 
@@ -361,18 +361,18 @@ def test_a_folder_that_can_only_be_read_is_read():
 SOME = """
 import sys
 from pathlib import Path
-from transfer import check_memory
-check_memory.SETTLED_NS = 0
-check_memory._PATIENCE = 30  # on a machine that does much else
+from transfer.images import check_cache
+check_cache.SETTLED_NS = 0
+check_cache._TIMEOUT = 30  # on a machine that does much else
 folder, *paths = sys.argv[1:]
 for start in range(0, len(paths), 5):
     some = paths[start : start + 5]
-    with check_memory.CheckMemory(Path(folder), rules="any") as memory:
-        stamps = memory.stamp(some)
+    with check_cache.CheckCache(Path(folder), rules="any") as memory:
+        stamps = memory.file_states(some)
         rows = [["row of", path] for path in some]
-        assert all(one in (None, row) for one, row in zip(memory.recall(stamps), rows))
-        memory.remember(stamps, rows)
-        assert memory.recall(stamps) == rows
+        assert all(one in (None, row) for one, row in zip(memory.load(stamps), rows))
+        memory.save(stamps, rows)
+        assert memory.load(stamps) == rows
 """
 
 
@@ -385,14 +385,14 @@ def test_several_processes_share_it(tmp_path):
     processes = [subprocess.Popen([*command, *order]) for order in orders]
     assert [process.wait() for process in processes] == [0, 0, 0]
     with CheckCache(tmp_path / "kept", rules="any") as memory:
-        assert memory.recall(memory.stamp(paths)) == [["row of", path] for path in paths]
+        assert memory.load(memory.file_states(paths)) == [["row of", path] for path in paths]
 
 
 # How much is kept
 
 
 def test_what_was_not_used_longest_goes_first(tmp_path, paths, monkeypatch):
-    monkeypatch.setattr(check_cache, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(check_cache, "MAX_BYTES", 100_000)
     folder = tmp_path / "many"
     folder.mkdir()
     some = []
@@ -402,30 +402,30 @@ def test_what_was_not_used_longest_goes_first(tmp_path, paths, monkeypatch):
             Path(path).write_text(path)
         monkeypatch.setattr("time.time", lambda day=day: 86_400.0 * day)
         with CheckCache(tmp_path / "kept", rules="any") as memory:
-            stamps = memory.stamp([*some[0], *some[-1]])
-            memory.recall(stamps)  # the first are used every day
-            memory.remember(stamps, [["x" * 1000]] * 40)
+            stamps = memory.file_states([*some[0], *some[-1]])
+            memory.load(stamps)  # the first are used every day
+            memory.save(stamps, [["x" * 1000]] * 40)
     with CheckCache(tmp_path / "kept", rules="any") as memory:
-        left = [sum(row is not None for row in memory.recall(memory.stamp(each))) for each in some]
+        left = [sum(row is not None for row in memory.load(memory.file_states(each))) for each in some]
     assert left[0] == left[-1] == 20 and left[1] == 0 and left == [20, *sorted(left[1:])]
     assert (tmp_path / "kept" / NAME).stat().st_size < 200_000
 
 
 def test_it_is_noted_that_a_row_was_used(paths, memory):
     check_images(paths)
-    change(memory, "UPDATE kept SET used = 0")
+    change(memory, "UPDATE checks SET used = 0")
     check_images(paths)
-    assert all(used > 0 for (used,) in change(memory, "SELECT used FROM kept"))
+    assert all(used > 0 for (used,) in change(memory, "SELECT used FROM checks"))
 
 
 def test_it_is_cleared_by_command(paths, read, memory, capsys):
-    from transfer.frozen.extraction import main
+    from transfer.features import main
 
     check_images(paths)
     read()
     assert main(["--clear"]) == 0
     assert "Removed 0.0 MB" in capsys.readouterr().out and not memory.exists()
-    assert forget(memory.parent) == 0
+    assert delete_check_cache(memory.parent) == 0
     check_images(paths)
     assert read() == NAMES and memory.exists()
-    assert forget(memory.parent) > 4000 and not list(memory.parent.iterdir())
+    assert delete_check_cache(memory.parent) > 4000 and not list(memory.parent.iterdir())

@@ -1,4 +1,4 @@
-"""The check of images, and what is summed up of it."""
+"""The check of images, and the report that it makes."""
 
 import io
 
@@ -31,14 +31,14 @@ def test_a_good_image_is_described():
     assert found[3:] == ("JPEG", "RGB", 40, 30, False)
 
 
-def test_sizes_are_those_of_the_upright_image():
+def test_sizes_are_those_after_rotation():
     found = check(encoded(size=(40, 30), kind="JPEG", exif=upright(6)))
-    assert (found.width, found.height, found.turned) == (30, 40, True)
-    assert not check(encoded(kind="JPEG", exif=upright(1))).turned
+    assert (found.width, found.height, found.rotated) == (30, 40, True)
+    assert not check(encoded(kind="JPEG", exif=upright(1))).rotated
 
 
-def test_turning_a_image_by_exif_does_not_change_what_it_shows():
-    """A phone's photo and the same one turned by a program are the same image."""
+def test_rotating_an_image_by_exif_keeps_it_a_duplicate():
+    """A phone's photo is a duplicate of the same photo rotated by a program."""
     image = Image.open(io.BytesIO(encoded(size=(400, 300))))
     stream, turned = io.BytesIO(), image.transpose(Image.Transpose.ROTATE_90)
     turned.save(stream, "JPEG", exif=upright(6), quality=95)
@@ -50,29 +50,29 @@ def test_turning_a_image_by_exif_does_not_change_what_it_shows():
 @pytest.mark.parametrize(("pixels", "mode"), [
     (np.full((4, 6), 9, "uint8"), "L"), (np.full((4, 6, 1), 9.0), "L"), (np.full((4, 6, 3), 9, "uint8"), "RGB"),
 ])  # fmt: skip
-def test_arrays_are_described_as_well(pixels, mode):
+def test_arrays_are_described(pixels, mode):
     assert check(pixels)[3:] == ("array", mode, 6, 4, False)
 
 
-def test_order_is_kept_over_many_chunks(monkeypatch):
+def test_results_keep_the_order_of_images_over_many_chunks(monkeypatch):
     monkeypatch.setattr(checking, "_CHUNK", 3)
     contents = [encoded(seed) if seed % 4 else b"broken" for seed in range(11)]
     assert check_images(contents) == [check(content) for content in contents]
 
 
-def test_what_is_no_file_is_refused_unread(tmp_path, monkeypatch):
+def test_folders_devices_and_large_files_are_not_read(tmp_path, monkeypatch):
     assert check(str(tmp_path)).problem == "not a file"
     assert check("/dev/zero").problem == "not a file"
     (tmp_path / "large.png").write_bytes(encoded())
-    monkeypatch.setattr(checking, "MOST_BYTES", 10)
+    monkeypatch.setattr(checking, "MAX_BYTES", 10)
     assert "are more than 10" in check(str(tmp_path / "large.png")).problem
 
 
-# What is summed up
+# The report
 
 
 def report_of(labels, *, parts=("train",), names=None, groups=(), skipped=(), **fields):
-    """A report of made-up findings: `fields` are lists, one value per image."""
+    """A report of made-up results; `fields` are lists with a value per image."""
     count = len(labels)
     names = names or [f"{i:02}.png" for i in range(count)]
     defaults = {
@@ -82,15 +82,17 @@ def report_of(labels, *, parts=("train",), names=None, groups=(), skipped=(), **
     values = {**defaults, **fields}
     checked = [CheckedImage("", **{key: value[i] for key, value in values.items()}) for i in range(count)]
     ends = np.linspace(0, count, len(parts) + 1).astype(int)
-    found, by_part, same = {}, {}, {}
+    found, by_part, ids = {}, {}, {}
     numbers = fields.get("numbers") or find_duplicates(values["digest"], [b""] * count)
     for part, start, end in zip(parts, ends, ends[1:], strict=False):
         found[part] = Split(
             names[start:end], np.array(labels[start:end]), names[start:end], list(groups[start:end])
         )
-        by_part[part], same[part] = checked[start:end], np.asarray(numbers)[start:end]
+        by_part[part], ids[part] = checked[start:end], np.asarray(numbers)[start:end]
     classes = [f"class{i}" for i in range(max(labels) + 1)]
-    return make_report("made", SourceData(found, classes, skipped), checked=by_part, same=same, splits=found)
+    return make_report(
+        "made", SourceData(found, classes, skipped), checked=by_part, duplicate_ids=ids, splits=found
+    )
 
 
 def kinds(report):
@@ -100,7 +102,7 @@ def kinds(report):
 def test_clean_data_have_no_findings():
     report = report_of([0, 1] * 10)
     assert report.findings == () and report.total == 20 and report.counts == {"train": (10, 10)}
-    assert "Nothing to complain about" in report.to_text()
+    assert "No problems found." in report.to_text()
 
 
 def test_formats_channels_and_sizes_are_counted():
@@ -115,62 +117,66 @@ def test_formats_channels_and_sizes_are_counted():
     assert report.widths == (10, 35, 60) and report.heights == (30, 30, 30)
 
 
-def test_copies_conflicts_and_shared_images_are_told_apart():
+def test_duplicates_conflicts_and_shared_images_are_distinguished():
     digests = ["a", "a", "b", "b", "c", "d", "e", "f", "g", "h", "i", "c"]
     labels = [0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0]
     report = report_of(labels, parts=("train", "test"), digest=digests)
-    assert kinds(report) == ["conflict", "shared", "copies"]
+    assert kinds(report) == ["conflicting_labels", "shared_images", "exact_duplicates"]
     conflict, shared, copies = report.findings
     assert conflict.names == ("02.png = 03.png",) and shared.names == ("04.png = 11.png",)
-    assert len(copies.names) == 3 and all(one.exact for one in report.same)
+    assert len(copies.names) == 3 and all(one.exact for one in report.duplicates)
 
 
-def test_near_copies_are_told_from_exact_ones():
+def test_near_duplicates_are_distinguished_from_exact_ones():
     numbers = [0, 0, 1, 2, 3, 4]
-    same = {"train": np.array(numbers)}
+    ids = {"train": np.array(numbers)}
     part = Split(list("abcdef"), np.array([0, 0, 0, 1, 1, 1]), list("abcdef"))
     checked = {"train": [CheckedImage("", str(i), bytes([i]) * 32, "PNG", "RGB", 9, 9) for i in range(6)]}
     report = make_report(
-        "made", SourceData({"train": part}, ["x", "y"]), checked=checked, same=same, splits={"train": part}
+        "made",
+        SourceData({"train": part}, ["x", "y"]),
+        checked=checked,
+        duplicate_ids=ids,
+        splits={"train": part},
     )
-    assert [(one.names, one.exact) for one in report.same] == [(("a", "b"), False)]
-    assert "near" in kinds(report) and "copies" not in kinds(report)
+    assert [(one.names, one.exact) for one in report.duplicates] == [(("a", "b"), False)]
+    assert "near_duplicates" in kinds(report) and "exact_duplicates" not in kinds(report)
 
 
-def test_groups_in_two_given_splits_are_named():
+def test_groups_in_two_provided_splits_are_reported():
     groups = ["ann", "bob", "cem", "dan", "ann", "eve"]
     report = report_of([0, 1] * 3, parts=("train", "test"), groups=groups)
     (finding,) = report.findings
-    assert finding.kind == "group" and finding.names == ("ann",) and finding.serious
+    assert finding.kind == "shared_groups" and finding.names == ("ann",) and finding.serious
     assert report.groups == 5
 
 
-def test_classes_with_too_few_different_images_are_named():
+def test_classes_with_too_few_different_images_are_reported():
     report = report_of([0] * 5 + [1, 1, 1] + [2, 2, 2, 2], digest=[*"abcde", *"fgg", *"hijk"])
-    few = next(f for f in report.findings if f.kind == "few")
+    few = next(f for f in report.findings if f.kind == "small_classes")
     assert few.names == ("class1",), "three images, two of them different"
 
 
 @pytest.mark.parametrize(("small", "found"), [(4, True), (5, False)])
-def test_imbalance_is_said_from_five_times_on(small, found):
+def test_imbalance_is_reported_from_five_times_on(small, found):
     assert ("imbalance" in kinds(report_of([0] * 24 + [1] * small))) is found
 
 
-def test_stray_formats_and_sizes_are_odd():
+def test_rare_formats_and_extreme_sizes_are_outliers():
     formats = ["JPEG"] * 198 + ["GIF", "JPEG"]
     report = report_of([0, 1] * 100, format=formats, width=[40] * 199 + [4000])
     (finding,) = report.findings
-    assert finding.kind == "odd" and not finding.serious
+    assert finding.kind == "outliers" and not finding.serious
     assert finding.names == ("198.png (GIF among JPEG)", "199.png (4000x30 pixels)")
-    assert report_of([0, 1] * 20, format=["JPEG"] * 30 + ["PNG"] * 10).odd == (), "a quarter is not odd"
+    assert report_of([0, 1] * 20, format=["JPEG"] * 30 + ["PNG"] * 10).outliers == (), "a quarter is not rare"
 
 
-def test_formats_that_tell_the_class_are_found():
+def test_formats_that_reveal_the_class_are_reported():
     report = report_of([0] * 20 + [1] * 20, format=["JPEG"] * 20 + ["PNG"] * 20)
-    assert report.format_tells == "class0 is nearly all JPEG, class1 nearly all PNG"
-    assert report_of([0, 1] * 20, format=(["JPEG"] * 2 + ["PNG"] * 2) * 10).format_tells == ""
+    assert report.format_leak == "class0 is nearly all JPEG, class1 is nearly all PNG"
+    assert report_of([0, 1] * 20, format=(["JPEG"] * 2 + ["PNG"] * 2) * 10).format_leak == ""
 
 
-def test_blank_images_are_named():
+def test_blank_images_are_reported():
     report = report_of([0, 1] * 3, hash=[b"", *[bytes([i]) * 32 for i in range(1, 6)]])
     assert report.blank == ("00.png",)

@@ -14,7 +14,8 @@ from helpers.images import COLORS, write_image
 from PIL import Image
 
 from transfer.common.errors import InputError
-from transfer.images.datasets import embedded_folder, flips_are_safe, load_data, main
+from transfer.datasets import main
+from transfer.images.datasets import embedded_folder, flips_are_safe, load_data
 from transfer.images.pipeline import make_dataset
 from transfer.images.split_file import read_split, write_split
 
@@ -112,7 +113,7 @@ def test_folders_beside_the_splits_are_said_to_be_skipped(tmp_path):
     fill(tmp_path / "train", {"a": 5, "b": 5})
     fill(tmp_path, {"test": 3})  # without classes, as competitions give it
     data = load_data(tmp_path)
-    assert data.skipped == (("test", "3 images in no folder of a split and a class"),)
+    assert data.skipped == (("test", "3 images outside the folders of splits and classes"),)
     assert {n.split("/")[0] for n in data.test.names} == {"train"}
 
 
@@ -164,7 +165,7 @@ def test_copies_in_given_splits_raise_a_warning(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 5, "b": 5})
     fill(tmp_path / "test", {"a": 2, "b": 1})
     load_data(tmp_path)
-    assert "3 images are in several of the splits that the data came with" in caplog.text
+    assert "Found 3 images in more than one of the provided splits" in caplog.text
     assert "test/a/00.png = train/a/00.png" in caplog.text
 
 
@@ -195,7 +196,7 @@ def test_broken_files_are_skipped_named_and_counted(broken_folder, caplog):
         "b/text.jpg": "not an image of a known format",
     }
     assert len(data.train) + len(data.val) + len(data.test) == 11
-    assert "3 images are skipped" in caplog.text and "a/00.png (image file is truncated)" in caplog.text
+    assert "Skipped 3 images" in caplog.text and "a/00.png (image file is truncated)" in caplog.text
     for part in (data.train, data.val, data.test):
         assert [data.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
         batches = make_dataset(part, image_size=SIZE, batch_size=4)
@@ -204,7 +205,7 @@ def test_broken_files_are_skipped_named_and_counted(broken_folder, caplog):
 
 def test_strict_refuses_broken_files_by_name(broken_folder):
     with pytest.raises(
-        InputError, match=r"Received 3 .*a/00\.png: .*; b/empty\.jpg: empty; b/text\.jpg: .*Mend"
+        InputError, match=r"Received 3 .*a/00\.png: .*; b/empty\.jpg: empty; b/text\.jpg: .*Fix"
     ):
         load_data(broken_folder, strict=True)
 
@@ -221,7 +222,7 @@ def test_a_class_of_broken_files_alone_is_refused(tmp_path):
     fill(tmp_path, {"a": 5, "b": 5})
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "x.jpg").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"None to train on for: c\. Skipped were: c/x\.jpg \("):
+    with pytest.raises(InputError, match=r"Received none of: c\. Skipped: c/x\.jpg \("):
         load_data(tmp_path)
 
 
@@ -254,29 +255,29 @@ def misfits(tmp_path):
 
 
 @pytest.mark.parametrize(("source", "options", "message"), [
-    ("colors", {}, r"which does not exist\. Did you mean '.*/colors'\?"),
+    ("colour", {}, r"which does not exist\. Did you mean '.*/colors'\?"),
     ("zzzzzz", {}, r"a folder with a sub-folder .* CSV or Parquet list, tfds:NAME, or 'emoji'.* Check the path"),
     ("gone/zzz", {}, "which does not exist. Check the path"),
     ("emojis", {}, "Did you mean 'emoji'"),
     ("file.png", {}, r"Received an image: .*file\.png\. Name the folder"),
-    ("one", {}, r"at least 2 classes in 'one'. Received: 1 \(a\)\. Put each class' images"),
-    ("wrapped", {}, r"one alone, 'photos', with sub-folders of its own\. Did you mean '.*wrapped.photos'"),
-    ("none", {}, "at least 2 classes in 'none'. Received: 0. Put each class' images"),
-    ("flat", {}, "at least 2 classes in 'flat'. Received: 0. Put each class' images"),
+    ("one", {}, r"at least 2 classes in 'one'. Received: 1 \(a\)\. Put the images of each class"),
+    ("wrapped", {}, r"Received only 'photos', which has sub-folders of its own\. Did you mean '.*wrapped.photos'"),
+    ("none", {}, "at least 2 classes in 'none'. Received: 0. Put the images of each class"),
+    ("flat", {}, "at least 2 classes in 'flat'. Received: 0. Put the images of each class"),
     ("hollow", {}, r"\.jpg.* in every sub-folder of .*hollow\. Received none in: c\. Add some"),
     ("strange", {}, r"Unknown class 'cats'\. Did you mean 'cat'\? It is in .*test but not in .*train"),
     ("twice", {}, r"one folder per split .* Received: train, val, valid\. Merge"),
     ("headless", {}, r"Expected a folder 'train' in .*headless.* Received: test, val\. Sort"),
     ("flat splits", {}, r"with a sub-folder per class\. Received: test, train\. Sort"),
     ("no test", {}, r"Expected images .* in .*test\. Received none\. .* drawn from train"),
-    ("colors", {"val": 0.5, "test": 0.5}, r"together below 1.* Received: val=0.5, test=0.5\. Leave"),
+    ("colors", {"val": 0.5, "test": 0.5}, r"sum below 1.* Received: val=0.5, test=0.5\. Leave"),
     ("colors", {"val": -0.1}, r"0 or more.*val=-0.1"),
     ("colors", {"val": -1}, r"0 or more.*val=-1"),
     ("colors", {"val": 7}, r"at most 4 images for val and test"),
-    ("colors", {"val": 1.5}, r"a count of them, a whole number.*val=1.5"),
+    ("colors", {"val": 1.5}, r"or whole numbers of images.*val=1.5"),
     ("colors", {"few_shot": 0}, r"few_shot of 1 image per class or more. Received: 0"),
     ("colors", {"resize": "strech"}, r"Unknown resize 'strech'. Did you mean 'stretch'"),
-    ("colors", {"tfds_split": "train"}, r"tfds_split with tfds:NAME alone"),
+    ("colors", {"tfds_split": "train"}, r"tfds_split only with tfds:NAME"),
     ("colors", {"split_file": "nothing.csv"}, r"nothing.csv.*does not exist"),
     ("colors", {"test": 1.0}, r"test=1.0"),
     ("colors", {"test": float("nan")}, r"test=nan"),
@@ -284,8 +285,8 @@ def misfits(tmp_path):
     ("colors", {"image_size": (32, -1)}, r"image_size=\(32, -1\)"),
     ("colors", {"image_size": 32.5}, "image_size=32.5"),
     ("colors", {"image_size": (1, 2, 3)}, r"image_size=\(1, 2, 3\)"),
-    ("colors", {"seed": -1}, "Expected a seed of 0 or more. Received: -1. Any other"),
-    ("colors", {"class_names": ["a", "b"]}, "class_names with arrays alone. .* Leave them out"),
+    ("colors", {"seed": -1}, "Expected a seed of 0 or more. Received: -1. Use another"),
+    ("colors", {"class_names": ["a", "b"]}, "class_names only with arrays. .* Leave them out"),
 ])  # fmt: skip
 def test_input_that_cannot_be_right_is_refused_with_a_remedy(source, options, message, tmp_path):
     misfits(tmp_path)
@@ -359,8 +360,8 @@ def test_near_duplicates_stay_on_one_side(tmp_path):
         data = load_data(tmp_path, seed=seed)
         seen = [{Path(name).stem for name in part.names} for part in data.splits.values()]
         assert all(seen) and not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
-    assert len(data.report.same) == 24 and not any(one.exact for one in data.report.same)
-    assert load_data(tmp_path, near_duplicates=False).report.same == ()
+    assert len(data.report.duplicates) == 24 and not any(one.exact for one in data.report.duplicates)
+    assert load_data(tmp_path, near_duplicates=False).report.duplicates == ()
 
 
 def test_a_image_is_resized_as_asked(tmp_path):
@@ -419,8 +420,8 @@ def test_images_are_found_whatever_they_are_called(tmp_path):
     assert sum(map(len, data.splits.values())) == 12
     assert data.report.ignored == ("a/readme.txt",)
     assert dict(data.skipped) == {
-        "a/scan.tiff": "TIFF is not read: save it as JPEG or PNG",
-        "loose.png": "lies in no folder of a class",
+        "a/scan.tiff": "TIFF is not supported: save it as JPEG or PNG",
+        "loose.png": "not in the folder of a class",
     }
 
 

@@ -7,7 +7,14 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from transfer.images.decoding import decode
-from transfer.images.duplicates import BITS, MOST_BITS, find_duplicates, join, near_pairs, perceptual_hash
+from transfer.images.duplicates import (
+    BITS,
+    MAX_BITS,
+    component_ids,
+    find_duplicates,
+    near_pairs,
+    perceptual_hash,
+)
 
 
 def scene(seed=0, size=(240, 180)) -> Image.Image:
@@ -45,12 +52,12 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_same_image_saved_another_way_is_near(change, seed):
-    assert apart(hash_of(saved(scene(seed))), hash_of(change(scene(seed)))) <= MOST_BITS
+    assert apart(hash_of(saved(scene(seed))), hash_of(change(scene(seed)))) <= MAX_BITS
 
 
 def test_different_images_are_far():
     hashes = [hash_of(saved(scene(seed))) for seed in range(40)]
-    assert min(apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 2 * MOST_BITS
+    assert min(apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 2 * MAX_BITS
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (255, 0, 0), (250, 249, 248)])
@@ -78,7 +85,7 @@ def random_hashes(count, seed=0):
 def test_all_pairs_within_15_bits_are_found_and_none_past_the_limit():
     hashes, rng = random_hashes(300)
     near = [flipped(h, int(rng.integers(0, 16)), rng) for h in hashes]
-    far = [flipped(h, int(rng.integers(MOST_BITS + 1, 60)), rng) for h in hashes]
+    far = [flipped(h, int(rng.integers(MAX_BITS + 1, 60)), rng) for h in hashes]
     found = {tuple(pair) for pair in near_pairs([*hashes, *near, *far]).tolist()}
     assert {(i, 300 + i) for i in range(300)} <= found
     assert not {(i, 600 + i) for i in range(300)} & found
@@ -86,7 +93,7 @@ def test_all_pairs_within_15_bits_are_found_and_none_past_the_limit():
 
 def test_most_pairs_up_to_the_limit_are_found():
     hashes, rng = random_hashes(1000)
-    near = [flipped(h, MOST_BITS, rng) for h in hashes]
+    near = [flipped(h, MAX_BITS, rng) for h in hashes]
     found = {tuple(pair) for pair in near_pairs([*hashes, *near]).tolist()}
     assert sum((i, 1000 + i) in found for i in range(1000)) > 950
 
@@ -96,7 +103,7 @@ def test_pairs_are_those_of_comparing_all_with_all():
     base, rng = random_hashes(10)
     hashes = [flipped(base[i % 10], int(rng.integers(0, 14)), rng) for i in range(80)]
     close = {(i, j) for j in range(80) for i in range(j) if apart(hashes[i], hashes[j]) <= 15}
-    far = {(i, j) for j in range(80) for i in range(j) if apart(hashes[i], hashes[j]) > MOST_BITS}
+    far = {(i, j) for j in range(80) for i in range(j) if apart(hashes[i], hashes[j]) > MAX_BITS}
     found = {tuple(pair) for pair in near_pairs(hashes).tolist()}
     assert close <= found and not far & found
 
@@ -104,7 +111,7 @@ def test_pairs_are_those_of_comparing_all_with_all():
 def test_a_hundred_thousand_equal_hashes_take_no_time_squared():
     pairs = near_pairs([bytes(32)] * 100_000)
     assert len(pairs) == 99_999, "a chain, not every pair"
-    assert (join(100_000, pairs) == 0).all()
+    assert (component_ids(100_000, pairs) == 0).all()
 
 
 @pytest.mark.parametrize("hashes", [[], [b""], [bytes(32)], [b"", b"", bytes(32)]], ids=str)
@@ -122,5 +129,5 @@ def test_same_content_or_looks_over_several_steps_is_one():
 
 def test_nothing_is_the_same_as_nothing():
     assert find_duplicates([], []).tolist() == []
-    assert join(0, np.zeros((0, 2), "int64")).tolist() == []
-    assert join(3, np.zeros((0, 2), "int64")).tolist() == [0, 1, 2]
+    assert component_ids(0, np.zeros((0, 2), "int64")).tolist() == []
+    assert component_ids(3, np.zeros((0, 2), "int64")).tolist() == [0, 1, 2]

@@ -187,25 +187,23 @@ def test_images_that_the_data_lack(data):
     rows = [*ROWS, *((f"a{i}.png", "cat", "train") for i in range(7))]
     rows = [row for row in rows if row[0] != "a.png"]
     assert refusal(rows, data, CLASSES) == (
-        "Expected images of these data in the file of the split. Received 7 of 11 that the data lack: 'a0.png', "
-        "'a1.png', 'a2.png', 'a3.png', 'a4.png' and 2 more. Did you mean 'a.png'? Give the data that the split was "
-        "made of."
+        "Expected images of these data in the split file. Received 7 of 11 that are not in the data: 'a0.png', "
+        "'a1.png', 'a2.png', 'a3.png', 'a4.png' and 2 more. Did you mean 'a.png'? Use the data that the split was "
+        "made from."
     )
 
 
 def test_other_labels_than_the_data_have(data):
     rows = [("a.png", "dog", "train"), *ROWS[1:4], ("e.png", "cat", "test")]
     assert refusal(rows, data, CLASSES) == (
-        "Expected the labels of these data in the file of the split. Received 2 of 5 that differ: 'a.png' is 'dog' "
-        "there and 'cat' here; 'e.png' is 'cat' there and 'dog' here. Mend the file or the data."
+        "Expected the labels of the data in the split file. Received 2 of 5 that differ: 'a.png' is 'dog' in the "
+        "file and 'cat' in the data; 'e.png' is 'cat' in the file and 'dog' in the data. Correct the file or the data."
     )
 
 
 def test_classes_that_the_data_lack(data):
     rows = [*ROWS[:4], ("e.png", "dogs", "test")]
-    assert refusal(rows, data, CLASSES) == (
-        "Unknown class 'dogs'. Did you mean 'dog'? It is in the file of the split."
-    )
+    assert refusal(rows, data, CLASSES) == ("Unknown class 'dogs'. Did you mean 'dog'? Check the split file.")
 
 
 def test_unknown_splits(data, tmp_path):
@@ -224,7 +222,7 @@ def test_a_image_twice(data, tmp_path):
     with pytest.raises(InputError) as raised:
         read_split(tmp_path / "split.csv")
     assert str(raised.value) == (
-        "Expected every image once. Received 'a.png' twice: split.csv, line 2 and split.csv, line 4. Take one away."
+        "Expected every image once. Received 'a.png' twice: split.csv, line 2 and split.csv, line 4. Remove one."
     )
     assert "'a.png' twice: row 1 of the split and row 6 of the split" in refusal(
         [*ROWS, ROWS[0]], data, CLASSES
@@ -237,8 +235,8 @@ def test_a_image_twice(data, tmp_path):
 
 
 def test_nothing_to_train_on(data):
-    assert "and none of these is for train. Name some train." in refusal(ROWS[3:], data, CLASSES)
-    assert "Received 1 rows, 0 of them of images that can be read" in refusal(
+    assert "none of these in train. Assign images to train." in refusal(ROWS[3:], data, CLASSES)
+    assert "Received: 1 row, 0 of them with a readable image" in refusal(
         [("x.png", "cat", "train")], data, CLASSES, skipped_names=["x.png"]
     )
 
@@ -249,8 +247,8 @@ def test_what_is_left_out_is_told(data, caplog):
         got = apply_split(rows, data, CLASSES, skipped_names=["bad.png", "other.png"])
     assert {name: len(part) for name, part in got.items()} == {"train": 3, "val": 0, "test": 0}
     assert caplog.messages == [
-        "The split names 1 images that cannot be read: left out.",
-        "The split does not name 2 of the 5 images: left out.",
+        "Skipped 1 row of the split file: no readable image.",
+        "Left out 2 of 5 images: not in the split file.",
     ]
     caplog.clear()
     apply_split(ROWS, data, CLASSES)
@@ -267,7 +265,7 @@ def test_a_file_without_splits(tmp_path):
     with pytest.raises(InputError, match="expected a column 'split'"):
         read_split(tmp_path / "split.csv")
     (tmp_path / "split.csv").write_text("path,label,split\na.png,cat,\n")
-    with pytest.raises(InputError, match=r"split\.csv, line 2: the split is empty\. Mend"):
+    with pytest.raises(InputError, match=r"split\.csv, line 2: the split is empty\. Correct"):
         read_split(tmp_path / "split.csv")
 
 

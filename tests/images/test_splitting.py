@@ -97,7 +97,7 @@ def test_copies_in_several_classes_are_only_trained_on(caplog):
     for seed in range(10):
         parts = draw(labels, digests, seed=seed)
         assert parts["train"] == list(range(20)), "one image of its own per class, which trains"
-    assert "18 images are, or belong to, the same image in several classes" in caplog.text
+    assert "Using 18 images for training only: their labels conflict" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_classes_without_test_images_are_named(caplog):
     digests = [*map(str, range(10)), *["same"] * 10, "single"]
     done = complete({"train": images(digests, [0] * 10 + [1] * 10 + [2])})
     assert set(done["test"].labels) == {0}
-    assert "No test images of class1, class2" in caplog.text
+    assert "The test set has no images of class1, class2" in caplog.text
 
 
 def test_taking_keeps_images_labels_and_names_together():

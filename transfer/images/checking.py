@@ -68,11 +68,13 @@ class CheckedImage(NamedTuple):
 
 def check_images(images: Sequence[Any], *, progress: bool = True) -> list[CheckedImage]:
     """Check images in parallel; files that have not changed since an earlier check are not read again."""
-    bar = tqdm(
-        total=len(images), desc="checking", unit=" images", disable=not progress or len(images) < 2000
-    )
+    bar = tqdm(total=len(images), desc="checking", unit=" images", disable=not progress or len(images) < 2000)
     checked: list[CheckedImage] = []
-    with bar, CheckCache(default_cache_folder(), rules=_rules()) as known, ThreadPoolExecutor(_THREADS) as pool:
+    with (
+        bar,
+        CheckCache(default_cache_folder(), rules=_rules()) as known,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
         for start in range(0, len(images), _CHUNK):
             positions = range(start, min(start + _CHUNK, len(images)))
             # Only paths are fetched here; images in memory might not fit all at once, so the threads fetch them.
@@ -177,7 +179,9 @@ def make_report(
     formats = [image.format for image in images]
     sizes = np.array([(image.width, image.height) for image in images], "int64").reshape(-1, 2)
     classes = tuple(source.class_names)
-    counts = {s: tuple(np.bincount(part.labels, minlength=len(classes)).tolist()) for s, part in splits.items()}
+    counts = {
+        s: tuple(np.bincount(part.labels, minlength=len(classes)).tolist()) for s, part in splits.items()
+    }
     groups = Counter(group for part in checked for group in set(source.parts[part].groups))
     return DataReport(
         name=name,

@@ -1,8 +1,8 @@
-"""The options of a data set: source, split, and form of its images."""
+"""The options of a data set."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transfer.common.errors import InputError, unknown
@@ -11,51 +11,45 @@ from transfer.images.decoding import RESIZES
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Check labelled images before anything is trained on them."""
+    """Options of a data set: its source, its splits, and the form of its images."""
 
-    # Images: a folder with a sub-folder per class, a CSV or Parquet list, tfds:NAME, or 'emoji', which comes along.
+    # Images: a folder with a sub-folder per class, a CSV or Parquet list, tfds:NAME, or 'emoji', which is included.
     data: str = "emoji"
-    # Where tensorflow_datasets keeps its data; by default its own place.
+    # Folder of prepared tensorflow_datasets; by default the one that TFDS uses.
     data_dir: str | None = None
-    # For tfds:NAME, in its own syntax: 'train[:1000]', or 'train=train[:1000],test=test'.
+    # Splits of tfds:NAME in TFDS syntax: 'train[:1000]', or 'train=train[:1000],test=test'.
     tfds_split: str | None = None
-    # Images for validation where the data have no such split: a share, below 1, or a count.
+    # Size of the validation set, if the data have none: a fraction below 1 or a number of images.
     val: int | float = 0.1
-    # The same for the test set: 100 images tell the accuracy to within 10 points, 1000 to within 3.
+    # Size of the test set, if the data have none: a fraction below 1 or a number of images. The accuracy is known to
+    # within 10 points with 100 images, and to within 3 points with 1000.
     test: int | float = 0.2
-    # Train on so many different images of each class, for experiments; by default on all.
+    # Number of different training images per class, for experiments with little data; by default all.
     few_shot: int | None = None
-    # Keep near-duplicates, one image saved in two forms, on one side of the split, as exact copies always are.
+    # Keep near-duplicates (an image saved in two forms) in one split; exact duplicates always stay in one.
     near_duplicates: bool = True
-    # Use the split of an earlier run: its split.csv.
+    # Split file (split.csv) of an earlier run, to use the same split again.
     split: str | None = None
-    # How images get another shape: stretch (nothing is lost), crop (the middle) or pad (with black).
+    # Resizing to the input shape: stretch (keeps all content), crop (the center) or pad (with black).
     resize: str = "stretch"
-    # Of the split, the order, the augmentation and the new weights.
+    # Random seed for splitting, shuffling, augmentation and initialization.
     seed: int = 0
     # Stop at images that cannot be used, instead of skipping them.
     strict: bool = False
 
     def __post_init__(self) -> None:
-        """Check what can be checked without looking at the data."""
+        """Raise an error for values that no data set allows."""
         if self.seed < 0:
-            raise InputError(f"Expected a seed of 0 or more. Received: {self.seed}.")
+            raise InputError(f"Expected a seed of 0 or more. Received: {self.seed}. Use another number.")
         if self.few_shot is not None and self.few_shot < 1:
-            raise InputError(f"Expected few_shot of 1 or more. Received: {self.few_shot}.")
+            raise InputError(
+                f"Expected few_shot of 1 image per class or more. Received: {self.few_shot}. Use a larger number."
+            )
         if self.resize not in RESIZES:
             raise unknown("resize", self.resize, RESIZES)
 
     def load_options(self) -> dict[str, Any]:
-        """Give the arguments of `load_data`, but for the data themselves."""
-        return {
-            "data_dir": self.data_dir,
-            "tfds_split": self.tfds_split,
-            "val": self.val,
-            "test": self.test,
-            "few_shot": self.few_shot,
-            "near_duplicates": self.near_duplicates,
-            "split_file": self.split,
-            "resize": self.resize,
-            "seed": self.seed,
-            "strict": self.strict,
-        }
+        """Return the arguments of `load_data`, except for its source."""
+        options = {field.name: getattr(self, field.name) for field in fields(DataConfig)}
+        del options["data"]
+        return {"split_file": options.pop("split"), **options}

@@ -1,74 +1,92 @@
-"""What the check of the data found: counted, judged in plain words, as text, JSON or a page."""
+"""The report of a data check: counts and findings, as text, JSON or an HTML page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, plural
 from transfer.common.pages import data_uri, render
 
-FEWEST = 3
-"""Different images that a class needs to be in train, val and test."""
+MIN_DIFFERENT = 3
+"""Number of different images that a class needs: one each for training, validation and test."""
 
 IMBALANCE = 5.0
-"""Times as many images to train on in the largest class as in the smallest, from which class weights are advised."""
+"""Ratio of training images in the largest and the smallest class from which on the report suggests class weights."""
 
-MOST_SHOWN = 5
-"""Names or pairs of images that a finding shows where space is short."""
+MAX_SHOWN = 5
+"""Number of names that a finding lists in text, and of pairs that a page shows."""
+
+# Keys in reports of version 0.1, and their names today.
+_OLD_KEYS = {
+    "turned": "rotated",
+    "same": "duplicates",
+    "split_groups": "shared_groups",
+    "odd": "outliers",
+    "format_tells": "format_leak",
+    "few": "small_classes",
+}
 
 
 class DuplicateSet(NamedTuple):
-    """Images that show the same."""
+    """Images that are duplicates of each other, with their classes and the source's splits."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
     splits: tuple[str, ...]
-    # Their content is the same, byte for byte.
+    # The files are equal byte for byte; otherwise they are near-duplicates.
     exact: bool
 
 
 class Finding(NamedTuple):
-    """Something that whoever trains on the data should know."""
+    """A property of the data that can harm training or evaluation."""
 
     kind: str
     text: str
+    # Images, groups or classes that it is about.
     names: tuple[str, ...]
+    # It needs action; otherwise it is a hint.
     serious: bool
 
     def to_text(self) -> str:
-        """Give the sentence and the first names, a line each."""
-        more = [f"and {len(self.names) - MOST_SHOWN:,} more"] if len(self.names) > MOST_SHOWN else []
-        return "".join([self.text, *(f"\n    {name}" for name in [*self.names[:MOST_SHOWN], *more])])
+        """Return the text and the first names, one per line."""
+        more = [f"and {len(self.names) - MAX_SHOWN:,} more"] if len(self.names) > MAX_SHOWN else []
+        return "\n    ".join([self.text, *self.names[:MAX_SHOWN], *more])
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the check of the data found.
+    """The result of checking a data set; `load_data` makes it.
 
     Attributes:
-        name: of the data.
-        class_names: in the order of the labels.
-        counts: images of each class that are used, per split.
-        total: images that can be read.
-        skipped: what cannot be used, by name, with the reason.
-        ignored: files that are no images.
-        formats: how many there are of each format.
-        modes: how many of each kind of channels, in Pillow's words.
-        turned: how many are stored on their side, mirrored or upside down, as their EXIF data say.
-        widths: least, median and most, in pixels.
-        heights: the same.
-        same: images that show the same.
-        groups: how many groups, such as patients, there are; 0 where images have none.
-        split_groups: groups that the source has in several splits.
-        odd: images whose format or size is unlike the others', with what is odd.
-        blank: images of one color.
-        format_tells: a sentence where a class can be told by its files' format; else empty.
-        few: classes with fewer than `FEWEST` different images, where splits are drawn.
+        name: Name of the data set.
+        class_names: Names of the classes, in the order of the labels.
+        counts: Number of images in use by split, for each class.
+        total: Number of readable images.
+        skipped: Name and reason of each image that cannot be used.
+        ignored: Names of files that are not images.
+        formats: Number of images by file format.
+        modes: Number of images by channels, as Pillow names them (`"RGB"`, `"L"`, ...).
+        rotated: Number of images that EXIF data rotate or mirror.
+        widths: Minimum, median and maximum, in pixels.
+        heights: Minimum, median and maximum, in pixels.
+        duplicates: Sets of exact duplicates and near-duplicates.
+        groups: Number of groups, such as patients; 0 if the images have no groups.
+        shared_groups: Groups with images in several splits of the source.
+        outliers: Name and reason of each image with an unusual format or size.
+        blank: Names of images with a single color.
+        format_leak: Two classes with different usual file formats, in words; otherwise empty.
+        small_classes: Classes with fewer than `MIN_DIFFERENT` different images, if the splits are drawn.
+
+    Example:
+        >>> from transfer.images.datasets import load_data
+        >>> report = load_data("emoji").report
+        >>> report.formats, report.small_classes
+        ({'PNG': 494}, ())
     """
 
     name: str
@@ -79,238 +97,205 @@ class DataReport:
     ignored: tuple[str, ...]
     formats: Mapping[str, int]
     modes: Mapping[str, int]
-    turned: int
+    rotated: int
     widths: tuple[int, int, int]
     heights: tuple[int, int, int]
-    same: tuple[DuplicateSet, ...]
+    duplicates: tuple[DuplicateSet, ...]
     groups: int
-    split_groups: tuple[str, ...]
-    odd: tuple[tuple[str, str], ...]
+    shared_groups: tuple[str, ...]
+    outliers: tuple[tuple[str, str], ...]
     blank: tuple[str, ...]
-    format_tells: str
-    few: tuple[str, ...]
+    format_leak: str
+    small_classes: tuple[str, ...]
+
+    @property
+    def conflicts(self) -> list[DuplicateSet]:
+        """Duplicates with different labels."""
+        return [one for one in self.duplicates if len(set(one.classes)) > 1]
+
+    @property
+    def shared(self) -> list[DuplicateSet]:
+        """Duplicates in several splits of the source."""
+        return [one for one in self.duplicates if len(set(one.splits)) > 1]
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What should be known, the serious first."""
-        found = [*_serious(self), *_hints(self)]
-        return tuple(sorted(found, key=lambda finding: not finding.serious))
+        """All findings, the serious ones first."""
+        return (
+            *(Finding(kind, text, tuple(names), True) for kind, text, names in _problems(self)),
+            *(Finding(kind, text, tuple(names), False) for kind, text, names in _hints(self)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as plain lists and dictionaries, the findings too."""
+        """Return all values and findings as dictionaries, tuples and numbers, ready for JSON."""
         findings = [finding._asdict() for finding in self.findings]
-        same = [one._asdict() for one in self.same]
-        return {**asdict(self), "same": same, "findings": findings}
+        duplicates = [one._asdict() for one in self.duplicates]
+        return {**asdict(self), "duplicates": duplicates, "findings": findings}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataReport:
-        """Take what `to_dict` gave, by way of JSON perhaps.
+        """Return the report that `to_dict` was called on, also after a round trip through JSON.
 
         Raises:
-            InputError: it is something else.
+            InputError: The values are not those of a report.
         """
         try:
-            given = {key: _as_tuples(value) for key, value in values.items() if key != "findings"}
-            return cls(**{**given, "same": tuple(DuplicateSet(**one) for one in map(dict, given["same"]))})
+            given = {_OLD_KEYS.get(k, k): _as_tuples(v) for k, v in values.items() if k != "findings"}
+            return cls(**{**given, "duplicates": tuple(DuplicateSet(**one) for one in given["duplicates"])})
         except (TypeError, KeyError, ValueError) as error:
-            raise InputError(f"Expected the report of a check of data. Received another: {error}.") from None
+            raise InputError(
+                f"Expected the report of a data check. Received other values: {error}. Check the data again."
+            ) from None
 
     def to_json(self) -> str:
-        """Give everything as JSON."""
+        """Return the values of `to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
     def to_text(self) -> str:
-        """Give the table for a terminal."""
+        """Return a table for the terminal, followed by the findings."""
         facts = "\n".join(f"{name:9} {value}" for name, value in self.facts.items())
         lines = [f"{'!' if finding.serious else '-'} {finding.to_text()}" for finding in self.findings]
-        verdict = "\n".join(lines) or "Nothing to complain about."
-        return f"{_table(self)}\n\n{facts}\n\n{verdict}\n"
+        return f"{_table(self)}\n\n{facts}\n\n{chr(10).join(lines) or 'No problems found.'}\n"
 
     def to_html(self, image: Callable[[str], np.ndarray | None] | None = None) -> str:
-        """Give a page that needs nothing else.
+        """Return a self-contained HTML page.
 
         Args:
-            image: gives a small image by its name, uint8 of shape (height, width, 3), or None; those of
-                interest are shown.
+            image: Returns a thumbnail by its name, uint8 of shape (height, width, 3), or None. The page
+                shows thumbnails of duplicates and outliers; without this function it shows none.
         """
         return str(render("page.html", title=f"Data: {self.name}", parts=[self.to_part(image)]))
 
     def to_part(self, image: Callable[[str], np.ndarray | None] | None = None) -> str:
-        """Give the part of a page that `to_html` is made of; its argument is the same."""
+        """Return the section of a page that `to_html` consists of; see there for the argument."""
         galleries = []
-        for title, names, captions in _galleries(self):
+        for title, captions in _galleries(self):
             shown = [
                 (data_uri(pixels), caption)
-                for name, caption in zip(names, captions, strict=True)
+                for name, caption in captions
                 if image is not None and (pixels := image(name)) is not None
             ]
             if shown:
                 galleries.append((title, shown))
-        return render("data.html", report=self, galleries=galleries, most=MOST_SHOWN)
+        return render("data.html", report=self, galleries=galleries, most=MAX_SHOWN)
 
     @property
     def facts(self) -> dict[str, str]:
-        """Formats, channels, sizes and the like, in words."""
-        others = len(self.ignored)
-        return {
+        """Formats, channels, sizes and similar facts, in words."""
+        facts = {
             "formats": _listed(self.formats),
             "channels": _listed(self.modes),
-            "widths": "{} to {} pixels, median {}".format(*(self.widths[i] for i in (0, 2, 1))),
-            "heights": "{} to {} pixels, median {}".format(*(self.heights[i] for i in (0, 2, 1))),
-            **({"turned": f"{self.turned:,} set upright, as their EXIF data say"} if self.turned else {}),
-            **({"groups": str(self.groups)} if self.groups else {}),
-            **({"ignored": f"{others:,} other file{'s' * (others > 1)}"} if others else {}),
+            "widths": _range(*self.widths),
+            "heights": _range(*self.heights),
+            "rotated": f"{plural(self.rotated, 'image')}, by EXIF data" if self.rotated else "",
+            "groups": f"{self.groups:,}" if self.groups else "",
+            "ignored": plural(len(self.ignored), "other file") if self.ignored else "",
         }
+        return {name: text for name, text in facts.items() if text}
 
 
 def _as_tuples(value: Any) -> Any:
-    """Make tuples of JSON's lists again, at any depth."""
+    """Convert lists, as JSON has them, to tuples at any depth."""
     if isinstance(value, list | tuple):
         return tuple(map(_as_tuples, value))
     return {key: _as_tuples(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
-def _serious(report: DataReport) -> Iterable[Finding]:
+def _problems(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Yield kind, text and names of each serious finding."""
+    too_high = "in more than one of the provided splits: measured accuracy will be too high."
     if report.skipped:
-        yield Finding(
-            "skipped",
-            f"{_images(report.skipped)} skipped: cannot be used.",
-            tuple(f"{name} ({why})" for name, why in report.skipped),
-            True,
+        text = f"Skipped {plural(len(report.skipped), 'image')} that cannot be used."
+        yield "skipped", text, _with_reasons(report.skipped)
+    if conflicts := report.conflicts:
+        have, fix = ("has", "its label") if len(conflicts) == 1 else ("have", "their labels")
+        text = f"{plural(len(conflicts), 'image')} {have} conflicting labels: used for training only. Please fix {fix}."
+        yield "conflicting_labels", text, _equations(conflicts)
+    if shared := report.shared:
+        text = f"Found {plural(len(shared), 'image')} {too_high} Remove duplicates, or provide unsplit data."
+        yield "shared_images", text, _equations(shared)
+    if report.shared_groups:
+        text = f"Found {len(report.shared_groups)} of {plural(report.groups, 'group')} {too_high}"
+        yield "shared_groups", f"{text} Keep each group in one split.", report.shared_groups
+    if report.small_classes:
+        text = (
+            f"Found {len(report.small_classes)} of {len(report.class_names)} classes with fewer than {MIN_DIFFERENT} "
+            "different images, too few for training, validation and test. Please add images."
         )
-    conflicts = [one for one in report.same if len(set(one.classes)) > 1]
-    if conflicts:
-        yield Finding(
-            "conflict",
-            f"{_images(conflicts)} under two labels or more: only trained on, never measured on. Decide on one.",
-            tuple(" = ".join(one.names) for one in conflicts),
-            True,
-        )
-    shared = [one for one in report.same if len(set(one.splits)) > 1]
-    if shared:
-        yield Finding(
-            "shared",
-            f"{_images(shared)} in several of the splits that the data came with: figures measured so flatter. "
-            "Take them out of train, or let the split be drawn.",
-            tuple(" = ".join(one.names) for one in shared),
-            True,
-        )
-    if report.split_groups:
-        yield Finding(
-            "group",
-            f"{len(report.split_groups)} of {report.groups} groups in several of the splits that the data came with: "
-            "figures measured so flatter.",
-            report.split_groups,
-            True,
-        )
-    if report.few:
-        yield Finding(
-            "few",
-            f"{len(report.few)} of {len(report.class_names)} classes have fewer than {FEWEST} different images, too "
-            "few to train, validate and test on each. Add some.",
-            report.few,
-            True,
-        )
-    yield from _alike(report.class_names)
-
-
-def _alike(class_names: Sequence[str]) -> Iterable[Finding]:
+        yield "small_classes", text, report.small_classes
     by_form: dict[str, list[str]] = {}
-    for name in class_names:
+    for name in report.class_names:
         by_form.setdefault("".join(filter(str.isalnum, name.casefold())) or name, []).append(name)
-    alike = tuple(" = ".join(map(repr, names)) for names in by_form.values() if len(names) > 1)
-    if alike:
-        yield Finding(
-            "alike",
-            "Classes whose names differ only in case, spaces or signs. Merge them if they are one.",
-            alike,
-            True,
-        )
+    if similar := [" = ".join(map(repr, names)) for names in by_form.values() if len(names) > 1]:
+        text = "Some class names differ only in case, spaces or punctuation. Merge those that mean the same class."
+        yield "similar_class_names", text, similar
 
 
-def _hints(report: DataReport) -> Iterable[Finding]:
+def _hints(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Yield kind, text and names of each finding that is a hint."""
     train = np.array(report.counts.get("train", ()))
     if len(train) and train.max() >= IMBALANCE * max(train.min(), 1):
         least, most = (report.class_names[i] for i in (train.argmin(), train.argmax()))
-        yield Finding(
-            "imbalance",
-            f"{most} has {train.max() / max(train.min(), 1):.0f} times as many images to train on as {least}. "
-            "--class-weights makes up for it.",
-            (),
-            False,
-        )
-    for kind, what, found in (
-        ("copies", "there more than once, byte for byte", [one for one in report.same if one.exact]),
-        ("near", "there more than once in slightly other form", [o for o in report.same if not o.exact]),
-    ):
-        if found:
-            yield Finding(
-                kind,
-                f"{_images(found)} {what}: kept on one side of a split that is drawn.",
-                tuple(" = ".join(one.names) for one in found),
-                False,
-            )
-    if report.odd:
-        yield Finding(
-            "odd",
-            f"{_images(report.odd)} unlike the others: worth a look.",
-            tuple(f"{name} ({what})" for name, what in report.odd),
-            False,
-        )
+        ratio = f"{train.max() / max(train.min(), 1):.0f} times as many training images as"
+        yield "imbalance", f"Class {most} has {ratio} class {least}. Consider --class-weights.", ()
+    for kind, exact in (("exact", True), ("near", False)):
+        if sets := [one for one in report.duplicates if one.exact == exact]:
+            noun = "pair" if all(len(one.names) == 2 for one in sets) else "set"
+            stay = "it stays" if len(sets) == 1 else f"each {noun} stays"
+            text = f"Found {plural(len(sets), noun)} of {kind}{' ' if exact else '-'}duplicates"
+            text += "." if set(sets) & set(report.shared) else f"; {stay} in one split."
+            yield f"{kind}_duplicates", text, _equations(sets)
+    if report.outliers:
+        text = f"Found {plural(len(report.outliers), 'image')} with an unusual format or size. Please check."
+        yield "outliers", text, _with_reasons(report.outliers)
     if report.blank:
-        yield Finding("blank", f"{_images(report.blank)} of one color.", report.blank, False)
-    if report.format_tells:
-        yield Finding(
-            "format",
-            f"The files' format gives classes away: {report.format_tells}. A network may learn that instead. "
-            "Save all in one format.",
-            (),
-            False,
-        )
+        yield "blank", f"Found {plural(len(report.blank), 'image')} with a single color.", report.blank
+    if report.format_leak:
+        text = f"File formats reveal the class: {report.format_leak}. The network may learn the format."
+        yield "format_leak", f"{text} Save all images in one format.", ()
 
 
-def _images(items: Sequence[Any]) -> str:
-    return "1 image is" if len(items) == 1 else f"{len(items):,} images are"
+def _with_reasons(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{name} ({reason})" for name, reason in pairs]
+
+
+def _equations(sets: Sequence[DuplicateSet]) -> list[str]:
+    return [" = ".join(one.names) for one in sets]
 
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
+def _range(least: int, median: int, most: int) -> str:
+    return f"{least:,} to {most:,} pixels, median {median:,}" if least < most else f"{most:,} pixels"
+
+
 def _table(report: DataReport) -> str:
-    """Images by class and split; of many classes the largest and the smallest."""
-    splits = list(report.counts)
-    totals = np.array([report.counts[split] for split in splits]).sum(axis=0)
-    rows = [
-        (name, *(report.counts[split][i] for split in splits)) for i, name in enumerate(report.class_names)
-    ]
+    """Return the number of images by class and split; of many classes, only the largest and smallest."""
+    columns = [*report.counts.values()]
+    rows = [(name, *(column[i] for column in columns)) for i, name in enumerate(report.class_names)]
     if len(rows) > 20:
-        order = np.argsort(-totals, kind="stable")
-        hidden = ("...", *("" for _ in splits))
+        order = np.argsort(-np.sum(columns, axis=0), kind="stable")
+        hidden = ("...", *("" for _ in columns))
         rows = [*(rows[i] for i in order[:10]), hidden, *(rows[i] for i in order[-9:])]
-    sums = [sum(report.counts[split]) for split in splits]
     title = f"{report.name}: {len(report.class_names)} classes"
-    lines = [(title, *splits), *rows, ("together", *sums)]
-    width = max(len(str(line[0])) for line in lines)
+    lines = [(title, *report.counts), *rows, ("total", *map(sum, columns))]
+    width = max(len(line[0]) for line in lines)
     return "\n".join(
-        f"{line[0]:{width}}"
-        + "".join(f"{cell:>9,}" if isinstance(cell, int) else f"{cell:>9}" for cell in line[1:])
-        for line in lines
+        f"{name:{width}}" + "".join(f"{f'{x:,}' if isinstance(x, int) else x:>9}" for x in cells)
+        for name, *cells in lines
     )
 
 
-def _galleries(report: DataReport) -> Iterable[tuple[str, list[str], list[str]]]:
-    """Which images are worth seeing: title, names, captions."""
-    for title, chosen in (
-        ("The same image under two labels", [s for s in report.same if len(set(s.classes)) > 1]),
-        ("The same image in two splits", [s for s in report.same if len(set(s.splits)) > 1]),
-        ("The same image more than once", [s for s in report.same if len(set(s.classes)) == 1]),
+def _galleries(report: DataReport) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield the title of each gallery, and the names and captions of its images."""
+    agreeing = [one for one in report.duplicates if len(set(one.classes)) == 1]
+    for title, sets in (
+        ("Conflicting labels", report.conflicts),
+        ("Images in several splits", report.shared),
+        ("Duplicates", agreeing),
     ):
-        some = chosen[:MOST_SHOWN]
-        names = [name for one in some for name in one.names[:2]]
-        yield title, names, names
-    yield (
-        "Unlike the others",
-        [name for name, _ in report.odd[: 2 * MOST_SHOWN]],
-        [f"{name}: {what}" for name, what in report.odd[: 2 * MOST_SHOWN]],
-    )
+        yield title, [(name, name) for one in sets[:MAX_SHOWN] for name in one.names[:2]]
+    outliers = report.outliers[: 2 * MAX_SHOWN]
+    yield "Unusual format or size", [(name, f"{name}: {reason}") for name, reason in outliers]

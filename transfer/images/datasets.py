@@ -1,13 +1,10 @@
-"""Data in, one way: a folder, a list of files, a tensorflow_datasets name or arrays become `ImageData`.
-
-This room alone checks and splits; it knows no model. `python -m transfer.datasets DIR` checks a folder by itself.
-"""
+"""Load data: a folder, a list of files, a tensorflow_datasets name or arrays become `ImageData`."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -20,32 +17,37 @@ from transfer.images.array_source import read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.data_config import DataConfig
 from transfer.images.data_report import DataReport
-from transfer.images.decoding import RESIZES, as_size
+from transfer.images.decoding import as_size
 from transfer.images.duplicates import find_duplicates
+from transfer.images.folder_source import describe_skipped, find_source, printable, read_folder
+from transfer.images.folder_source import embedded_folder as embedded_folder
 from transfer.images.manifest import read_manifest
-from transfer.images.sources import embedded_folder as embedded_folder
-from transfer.images.sources import find_source, printable, read_folder, skipped_in_words
 from transfer.images.split_file import apply_split, read_split
 from transfer.images.splitting import SourceData, Split, complete_splits, few_per_class
 
 log = logging.getLogger(__name__)
 
 THUMBNAIL = (128, 128)
-"""Height and width of the images on pages, in pixels."""
+"""Height and width of thumbnails, in pixels."""
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Labelled images in three disjoint splits.
+    """Labeled images in three disjoint splits; `load_data` makes it.
 
     Attributes:
-        name: a short name, for titles and folders.
-        class_names: in the order of the labels; it travels with every saved model.
-        train: what is learnt from.
-        val: what decides when to stop.
-        test: what the accuracy is measured on, and nothing else.
-        report: what the check found.
-        image_size: height and width asked for, or None to take the model's.
+        name: Short name of the data, for titles and folders.
+        class_names: Names of the classes, in the order of the labels; saved with every model.
+        train: Training images.
+        val: Validation images, for early stopping and for choosing a head.
+        test: Test images, only for measuring the accuracy.
+        report: Result of the data check.
+        image_size: Requested height and width in pixels; None for the model's own.
+
+    Example:
+        >>> data = load_data("emoji", seed=0)
+        >>> len(data.train), len(data.val), len(data.test)
+        (344, 51, 99)
     """
 
     name: str
@@ -58,12 +60,12 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
-        """Images that could not be used, by name, with the reason."""
+        """Name and reason of each image that cannot be used."""
         return self.report.skipped
 
     @property
@@ -72,7 +74,7 @@ class ImageData:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def thumbnail(self, name: str) -> np.ndarray | None:
-        """Give one image by its name, small: uint8 of shape (128, 128, 3); None where no split has it."""
+        """Return an image by its name as uint8 of shape (128, 128, 3), or None if no split has it."""
         for part in self.splits.values():
             if name in part.names:
                 return part.image(list(part.names).index(name), THUMBNAIL)
@@ -96,84 +98,77 @@ def load_data(
     tfds_split: str | Mapping[str, str] | None = None,
     download: bool = True,
 ) -> ImageData:
-    """Load labelled images, check every one of them, and split them into train, val and test.
+    """Load labeled images, check every image, and split them into train, val and test.
 
-    The split is stratified by class and depends on the seed and the images' names alone, not on the
-    file system's order. Images that show the same, byte for byte or saved in another form, always stay on the
-    same side, and so do those of one group. Splits that the source has already are kept, with a warning where they
-    share images; where it has `val` but no `test`, its `val` becomes the test set and a new validation set is drawn
-    from `train`, so that stopping and measuring never use the same images.
+    The split is stratified by class. It depends on the seed and the names of the images, not on the order in which
+    the file system lists them. Duplicates stay in one split, and so do the images of a group. Splits of the source
+    are kept, with a warning if they share images. If the source has `val` but no `test`, its `val` becomes the test
+    set, and a new validation set is drawn from `train`, so that early stopping and testing never share images.
 
-    A class keeps at least one image to train on: of two different images the other is for the test,
-    and a third for validation. An image that is in several classes is only trained on.
+    Every class keeps at least one image for training. The second image of a class goes to test, the third to
+    validation. Images with conflicting labels are used for training only.
 
     Args:
-        source: one of: a folder with a sub-folder of images per class, with or without `train`
-            (`training`), `val` (`valid`, `validation`) and `test` (`testing`) above them, in any letter
-            case; `"emoji"`, the data set that comes along; a manifest, CSV or Parquet (see
-            `manifest.read_manifest`); `"tfds:NAME[/CONFIG][:VERSION]"` for a tensorflow_datasets name; arrays
-            `(images, labels)` or, as `keras.datasets` gives them, `((x_train, y_train), (x_test, y_test))`, images of
-            shape (N, H, W[, C]), 0 to 255; a `tf.data.Dataset` of (image, label), or several (see
-            `array_source.read_arrays`).
-        image_size: pixels, one number or (height, width), to bring the images to; None takes the model's.
-        resize: how they get another shape: `"stretch"`, `"crop"` the middle, or `"pad"` with black.
-        seed: of the split.
-        val: images for validation, where the source has no such split: a share, below 1, or a count.
-        test: the same for the test set.
-        few_shot: so many different images of each class to train on, for experiments; None takes all.
-        near_duplicates: count images as the same that look alike, as one does that was saved again in another form;
-            otherwise only copies byte for byte. Turn it off where all images look alike by nature.
-        split_file: a split that an earlier run wrote (`split.csv`), to be used again.
-        class_names: for arrays: one name per label; otherwise numbers are the names.
-        strict: stop at images that cannot be used instead of skipping and counting them.
-        data_dir: where tensorflow_datasets keeps prepared data.
-        tfds_split: for tensorflow_datasets, in its own syntax: `"train[:80%]"`, of which the splits are drawn, or
+        source: One of
+
+            - a folder with a sub-folder of images per class, optionally below `train` (`training`), `val` (`valid`,
+              `validation`) and `test` (`testing`), in any letter case;
+            - `"emoji"`, the data set that comes with the package;
+            - a list of images as CSV or Parquet (see `manifest.read_manifest`);
+            - `"tfds:NAME[/CONFIG][:VERSION]"`, a name of tensorflow_datasets;
+            - arrays `(images, labels)` or `((x_train, y_train), (x_test, y_test))`, as `keras.datasets` returns them,
+              with images of shape (N, H, W[, C]) and values from 0 to 255;
+            - one or several `tf.data.Dataset` of (image, label) (see `array_source.read_arrays`).
+        image_size: Size of the images in pixels, one number or (height, width); None for the model's own.
+        resize: How images change shape: `"stretch"`, `"crop"` (the center) or `"pad"` (with black).
+        seed: Random seed of the split, 0 or more.
+        val: Size of the validation set, if the source has none: a fraction below 1 or a number of images.
+        test: Size of the test set, likewise.
+        few_shot: Number of different training images per class, for experiments; None for all.
+        near_duplicates: Treat near-duplicates, such as an image saved again in another form, as duplicates. False
+            treats only exact copies as duplicates: use it if all images look alike by nature.
+        split_file: Split file (`split.csv`) of an earlier run, to use its split again.
+        class_names: For arrays, one name per label; by default the labels' numbers.
+        strict: Raise an error for images that cannot be used, instead of skipping and reporting them.
+        data_dir: Folder of prepared tensorflow_datasets.
+        tfds_split: For tensorflow_datasets, in its syntax: `"train[:80%]"`, from which the splits are drawn, or
             `"train=train[:80%],val=train[80%:],test=test"`.
-        download: let tensorflow_datasets download what is not prepared.
+        download: Let tensorflow_datasets download data that are not prepared.
 
     Returns:
-        The data, with the report of the check; images in files are decoded when they are used.
+        The data with the report of the check. Image files are decoded when they are used.
 
     Raises:
-        InputError: there is no such source, or it has fewer than two classes, unusable images under
-            `strict`, labels that do not fit, or sizes of splits that leave nothing to train on.
+        InputError: The source does not exist, it has fewer than two classes, its labels do not fit, the sizes of the
+            splits leave nothing for training, or images cannot be used under `strict`.
 
     Example:
         >>> data = load_data("emoji", seed=0)
         >>> data.num_classes
         12
     """
+    DataConfig(seed=seed, few_shot=few_shot, resize=resize)  # checks these values
     sizes = _sizes(val, test)
-    if seed < 0:
-        raise InputError(f"Expected a seed of 0 or more. Received: {seed}. Any other number will do.")
-    if few_shot is not None and few_shot < 1:
-        raise InputError(f"Expected few_shot of 1 image per class or more. Received: {few_shot}.")
-    if resize not in RESIZES:
-        raise unknown("resize", resize, RESIZES)
     size = as_size(image_size)
-    rows = read_split(Path(split_file)) if split_file is not None else None  # before anything slow
-    name, found = _read(source, class_names, data_dir, tfds_split, download)
-    found, checked = _check(_tidy(found, resize), strict=strict)
-    same = _find_same(checked, near_duplicates=near_duplicates)
+    rows = read_split(Path(split_file)) if split_file is not None else None  # fails before the slow steps
+    name, data = _read(source, class_names, data_dir, tfds_split, download)
+    data, checked = _check(_with_unique_names(data, resize), strict=strict)
+    ids = _duplicate_ids(checked, near_duplicates=near_duplicates)
     if rows is not None:
-        splits = apply_split(
-            rows, found.parts, found.class_names, skipped_names=[skipped for skipped, _ in found.skipped]
-        )
+        skipped = [skipped for skipped, _ in data.skipped]
+        splits = apply_split(rows, data.parts, data.class_names, skipped_names=skipped)
     else:
-        _refuse_too_few(name, found)
-        splits = complete_splits(found.parts, same, found.class_names, seed=seed, **sizes)
+        _refuse_too_few(name, data)
+        splits = complete_splits(data.parts, ids, data.class_names, seed=seed, **sizes)
     if few_shot is not None:
-        numbers = {
-            image: number
-            for part, of_part in same.items()
-            for image, number in zip(found.parts[part].names, of_part.tolist(), strict=True)
-        }
-        of_train = np.array([numbers[image] for image in splits["train"].names], "int64")
-        splits["train"] = few_per_class(splits["train"], of_train, few_shot, seed=seed)
-    report = make_report(name, found, checked=checked, same=same, splits=splits)
+        names = [name for part in data.parts.values() for name in part.names]
+        id_of = dict(zip(names, np.concatenate([*ids.values()]).tolist(), strict=True))
+        train_ids = np.array([id_of[image] for image in splits["train"].names], "int64")
+        splits["train"] = few_per_class(splits["train"], train_ids, few_shot, seed=seed)
+    report = make_report(name, data, checked=checked, duplicate_ids=ids, splits=splits)
     for finding in report.findings:
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding.to_text())
-    return ImageData(name, tuple(found.class_names), **splits, report=report, image_size=size)
+    return ImageData(name, tuple(data.class_names), **splits, report=report, image_size=size)
 
 
 def load_test(
@@ -187,42 +182,41 @@ def load_test(
     tfds_split: str | Mapping[str, str] | None = None,
     download: bool = True,
 ) -> ImageData:
-    """Load labelled images to measure a model on, all of them, with the labels that the model knows."""
+    """Load labeled images as the test set of a model with the classes `class_names`."""
     given = class_names if not isinstance(source, str | Path) else None
-    name, found = _read(source, given, data_dir, tfds_split, download)
-    chosen = next(split for split in ("test", "val", "train") if split in found.parts)
-    if len(found.parts) > 1:
-        log.info("Of %s, its images for %s are taken.", name, chosen)
-    known = {label: position for position, label in enumerate(class_names)}
-    for label in found.class_names:
-        if label not in known:
-            raise unknown(
-                "class", label, class_names, hint=f"{name!r} has it, and the model does not know it."
-            )
-    part = found.parts[chosen]
-    labels = np.array([known[label] for label in found.class_names], "int64")[part.labels]
-    found = replace(found, parts={"test": replace(part, labels=labels)}, class_names=[*class_names])
-    found, checked = _check(_tidy(found, resize), strict=strict)
-    if not len(found.parts["test"]):
-        raise InputError(f"Expected images in {name!r}. Received none.{skipped_in_words(found.skipped)}")
-    none = found.parts["test"].take([])
-    splits = {"train": none, "val": none, "test": found.parts["test"]}
-    same = _find_same(checked, near_duplicates=False)
-    report = make_report(name, found, checked=checked, same=same, splits=splits)
+    name, data = _read(source, given, data_dir, tfds_split, download)
+    split = next(split for split in ("test", "val", "train") if split in data.parts)
+    if len(data.parts) > 1:
+        log.info("Using the %s images of %s.", split, name)
+    index = {label: position for position, label in enumerate(class_names)}
+    for label in data.class_names:
+        if label not in index:
+            raise unknown("class", label, class_names, hint=f"{name!r} has this class, the model does not.")
+    labels = np.array([index[label] for label in data.class_names], "int64")[data.parts[split].labels]
+    data = replace(
+        data, parts={"test": replace(data.parts[split], labels=labels)}, class_names=[*class_names]
+    )
+    data, checked = _check(_with_unique_names(data, resize), strict=strict)
+    test = data.parts["test"]
+    if not len(test):
+        raise InputError(f"Expected images in {name!r}. Received none.{describe_skipped(data.skipped)}")
+    splits = {"train": test.take([]), "val": test.take([]), "test": test}
+    ids = _duplicate_ids(checked, near_duplicates=False)
+    report = make_report(name, data, checked=checked, duplicate_ids=ids, splits=splits)
     return ImageData(name, tuple(class_names), **splits, report=report, image_size=as_size(image_size))
 
 
 def _sizes(val: float | int, test: float | int) -> dict[str, float | int]:
-    """Check the sizes of splits: whole numbers are counts, others shares."""
+    """Return the sizes of splits as fractions (float) or numbers of images (int), fractions first."""
     sizes = {"val": val, "test": test}
     counts = {name: size for name, size in sizes.items() if isinstance(size, int | np.integer)}
-    shares = {name: float(size) for name, size in sizes.items() if name not in counts}
-    if not all(size >= 0 for size in sizes.values()) or not sum(shares.values()) < 1:
+    fractions = {name: float(size) for name, size in sizes.items() if name not in counts}
+    if not all(size >= 0 for size in sizes.values()) or not sum(fractions.values()) < 1:
         raise InputError(
-            "Expected a share of the images, 0 or more and together below 1, or a count of them, a whole number. "
-            f"Received: val={val}, test={test}. Leave some images to train on."
+            "Expected val and test of 0 or more: fractions with a sum below 1, or whole numbers of images. Received: "
+            f"val={val}, test={test}. Leave some images for training."
         )
-    return {**shares, **counts}
+    return {**fractions, **counts}
 
 
 def _read(
@@ -232,94 +226,93 @@ def _read(
     tfds_split: str | Mapping[str, str] | None,
     download: bool,
 ) -> tuple[str, SourceData]:
-    """Find out what kind of source it is; give its name and what it holds."""
-    text = str(source) if isinstance(source, (str, Path)) else None
+    """Return the name and the contents of a source of any kind."""
+    text = str(source) if isinstance(source, str | Path) else None
     if tfds_split is not None and not (text and text.startswith("tfds:")):
-        raise InputError(f"Expected tfds_split with tfds:NAME alone. Received it with {text or 'arrays'!r}.")
+        raise InputError(
+            f"Expected tfds_split only with tfds:NAME. Received it with {text or 'arrays'!r}. Leave it out."
+        )
     if text is None:
         return "arrays", read_arrays(source, class_names)
     if class_names is not None:
         raise InputError(
-            f"Expected class_names with arrays alone. Received them with {text!r}, which has its own. Leave them out."
+            f"Expected class_names only with arrays. Received them with {text!r}, which has its own. Leave them out."
         )
     if text.startswith("tfds:"):
         from transfer.images.tfds_source import read_tfds
 
         return text[5:], read_tfds(text[5:], data_dir=data_dir, download=download, split=tfds_split)
-    place = find_source(text)
-    name = printable(place.resolve().name)
-    return (name, read_folder(place)) if place.is_dir() else (Path(name).stem, read_manifest(place))
+    path = find_source(text)
+    name = printable(path.resolve().name)
+    return (name, read_folder(path)) if path.is_dir() else (Path(name).stem, read_manifest(path))
 
 
-def _tidy(found: SourceData, resize: str) -> SourceData:
-    """Give every image a name that can be written anywhere and is its own, and say how it is resized."""
+def _with_unique_names(data: SourceData, resize: str) -> SourceData:
+    """Make all names unique and printable, and set how the images are resized."""
     taken: set[str] = set()
     parts = {}
-    for split, part in found.parts.items():
+    for split, part in data.parts.items():
         names = []
         for name in map(printable, part.names):
-            names.append(next(free for free in _numbered(name) if free not in taken))
+            numbered = (f"{name}#{number}" for number in count(2))
+            names.append(name if name not in taken else next(n for n in numbered if n not in taken))
             taken.add(names[-1])
         parts[split] = replace(part, names=names, resize=resize)
     return replace(
-        found,
+        data,
         parts=parts,
-        skipped=[(printable(name), why) for name, why in found.skipped],
-        ignored=[printable(name) for name in found.ignored],
+        skipped=[(printable(name), reason) for name, reason in data.skipped],
+        ignored=[printable(name) for name in data.ignored],
     )
 
 
-def _numbered(name: str) -> Iterator[str]:
-    """Give the name, and then others for images that are called the same."""
-    yield name
-    for number in count(2):
-        yield f"{name}#{number}"
-
-
-def _check(found: SourceData, *, strict: bool) -> tuple[SourceData, dict[str, list[CheckedImage]]]:
-    """Drop what cannot be read."""
-    good, checked, skipped = {}, {}, list(found.skipped)
-    for name, part in found.parts.items():
-        every = check_images(part.images)
-        keep = [i for i, c in enumerate(every) if not c.problem]
-        skipped += [(part.names[i], c.problem) for i, c in enumerate(every) if c.problem]
-        checked[name] = [every[i] for i in keep]
+def _check(data: SourceData, *, strict: bool) -> tuple[SourceData, dict[str, list[CheckedImage]]]:
+    """Check all images; return the usable ones with their digests, and their results."""
+    parts, checked, skipped = {}, {}, list(data.skipped)
+    for split, part in data.parts.items():
+        results = check_images(part.images)
+        keep = [i for i, result in enumerate(results) if not result.problem]
+        skipped += [(part.names[i], result.problem) for i, result in enumerate(results) if result.problem]
+        checked[split] = [results[i] for i in keep]
         part = part.take(keep) if len(keep) < len(part) else part
-        good[name] = replace(part, digests=[c.digest for c in checked[name]])
+        parts[split] = replace(part, digests=[result.digest for result in checked[split]])
     if skipped and strict:
         shown = "; ".join(f"{name}: {problem}" for name, problem in skipped[:10])
         more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
         raise InputError(
-            f"Expected images that can be used. Received {len(skipped)} that cannot: {shown}{more}. Mend "
-            "them or take them away; without strict they are skipped."
+            f"Expected images that can be used. Received {len(skipped)} that cannot: {shown}{more}. Fix or remove "
+            "them; without strict they are skipped."
         )
-    return replace(found, parts=good, skipped=skipped), checked
+    return replace(data, parts=parts, skipped=skipped), checked
 
 
-def _find_same(checked: Mapping[str, Sequence[CheckedImage]], *, near_duplicates: bool) -> dict[str, np.ndarray]:
-    every = [c for part in checked.values() for c in part]
-    numbers = find_duplicates([c.digest for c in every], [c.hash if near_duplicates else b"" for c in every])
+def _duplicate_ids(
+    checked: Mapping[str, Sequence[CheckedImage]], *, near_duplicates: bool
+) -> dict[str, np.ndarray]:
+    """Return an id per image, equal for duplicates, by split."""
+    images = [image for part in checked.values() for image in part]
+    hashes = [image.hash if near_duplicates else b"" for image in images]
+    ids = find_duplicates([image.digest for image in images], hashes)
     ends = np.cumsum([len(part) for part in checked.values()])
-    return dict(zip(checked, np.split(numbers, ends[:-1]), strict=True))
+    return dict(zip(checked, np.split(ids, ends[:-1]), strict=True))
 
 
-def _refuse_too_few(name: str, found: SourceData) -> None:
-    present = np.unique(found.parts["train"].labels)
-    names = found.class_names
+def _refuse_too_few(name: str, data: SourceData) -> None:
+    """Raise an error unless there are two classes and every class has training images."""
+    present, names = np.unique(data.parts["train"].labels), data.class_names
     if len(present) < 2:
         have = f"{len(present)}" + (f" ({names[present[0]]})" if len(present) else "")
         raise InputError(
             f"Expected images of at least 2 classes in {name!r}. Received: {have}. "
-            "Put each class' images into a sub-folder of its own."
+            "Put the images of each class into its own sub-folder."
         )
-    missing = [names[i] for i in range(len(names)) if i not in present]
-    if missing:
+    if missing := [names[i] for i in range(len(names)) if i not in present]:
         raise InputError(
-            f"Expected images of every class in {name!r}. None to train on for: {', '.join(missing)}."
-            f"{skipped_in_words(found.skipped)}"
+            f"Expected training images of every class in {name!r}. Received none of: {', '.join(missing)}."
+            f"{describe_skipped(data.skipped)}"
         )
 
 
 def flips_are_safe(class_names: Sequence[str]) -> bool:
-    """Say whether mirrored images keep their class: not where the classes are letters or digits."""
+    """Return whether mirrored images keep their class: not if all classes are letters or digits."""
     return not all(re.fullmatch(r"\d+|\w", name) for name in class_names)

@@ -1,58 +1,65 @@
-"""The one place that splits: seeded, stratified, the same image and the same group on one side."""
+"""Draw stratified splits from a seed; duplicates and groups are never separated."""
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, plural
 from transfer.images.decoding import decode, to_rgb_array
-from transfer.images.duplicates import join
-from transfer.images.tables import SPLITS
+from transfer.images.duplicates import component_ids
+from transfer.images.tables import SPLITS, own_group
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Some images with their labels, not decoded yet unless they came as an array."""
+    """The labeled images of a split; files are decoded when they are used."""
 
-    # Any sequence, read when it is indexed, by several threads at once: of paths, encoded images as
-    # bytes, or arrays of shape (H, W[, C]), 0 to 255.
+    # Paths, encoded images as bytes, or arrays of shape (H, W[, C]) with values from 0 to 255.
+    # Several threads index the sequence at once.
     images: Any
-    # Int64 array of shape (N,), positions in the class names.
+    # int64, shape (N,): indices into the class names.
     labels: np.ndarray
-    # What to call each image, each different: paths relative to the data folder, or numbers.
+    # Unique names: paths relative to the data folder, or numbers.
     names: Sequence[str]
+    # The group of each image, such as its patient; empty if there are no groups.
     groups: Sequence[str] = ()
-    # SHA-256 of each image's content, in hexadecimal.
+    # SHA-256 of each image's content, in hexadecimal; empty before the check.
     digests: Sequence[str] = ()
-    # How images are brought to another shape, of `images.RESIZES`.
+    # How images are resized: one of `decoding.RESIZES`.
     resize: str = "stretch"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, positions: Sequence[int] | np.ndarray) -> Split:
-        """Give the images at `positions`, in that order, as a new split; none is read."""
-        picked = np.asarray(positions, "int64").reshape(-1)
-        each = picked.tolist()
+        """Return the images at `positions`, in that order, without reading them."""
+        chosen = np.asarray(positions, "int64").reshape(-1)
+
+        def at(items: Sequence[str]) -> Sequence[str]:
+            return [items[i] for i in chosen.tolist()] if len(items) else ()
+
         return replace(
             self,
-            images=_Picked(self.images, picked),
-            labels=self.labels[picked],
-            names=[self.names[p] for p in each],
-            groups=[self.groups[p] for p in each] if len(self.groups) else (),
-            digests=[self.digests[p] for p in each] if len(self.digests) else (),
+            images=_Selection(self.images, chosen),
+            labels=self.labels[chosen],
+            names=at(self.names),
+            groups=at(self.groups),
+            digests=at(self.digests),
         )
 
     def image(self, position: int, size: tuple[int, int]) -> np.ndarray:
-        """Decode one image: uint8 of shape (height, width, 3)."""
+        """Decode one image to uint8 of shape (height, width, 3)."""
         item = self.images[position]
         to_pixels = to_rgb_array if isinstance(item, np.ndarray) else decode
         return to_pixels(item, size, resize=self.resize)
@@ -60,22 +67,26 @@ class Split:
 
 @dataclass(frozen=True)
 class SourceData:
-    """What a source holds, before any image is opened."""
+    """The contents of a source, before any image is opened."""
 
+    # By split: "train", and "val" and "test" if the source has them.
     parts: dict[str, Split]
+    # In the order of the labels.
     class_names: list[str]
+    # Name and reason of each image that cannot be used.
     skipped: Sequence[tuple[str, str]] = ()
+    # Files that are not images.
     ignored: Sequence[str] = ()
 
 
-class _Picked(Sequence):
-    """Some items of a sequence, each read when it is asked for."""
+class _Selection(Sequence[Any]):
+    """Some items of a sequence, each read when it is indexed."""
 
     def __init__(self, items: Sequence[Any] | np.ndarray, positions: np.ndarray) -> None:
-        if isinstance(items, _Picked):  # one step to the item, however often it was picked from
+        if isinstance(items, _Selection):  # nested selections would make every access slower
             positions, items = items.positions[positions], items.items
         self.items: Any = items
-        self.positions: np.ndarray = positions
+        self.positions = positions
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -84,123 +95,165 @@ class _Picked(Sequence):
         return self.items[int(self.positions[i])]
 
 
+class _Concatenation(Sequence[Any]):
+    """Several sequences as one; each item is read when it is indexed."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)]).tolist()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, i: Any) -> Any:
+        part = bisect_right(self.starts, i) - 1
+        return self.parts[part][i - self.starts[part]]
+
+
+def concatenate(parts: Sequence[Split]) -> Split:
+    """Return several splits as one, without reading images."""
+    grouped = any(len(part.groups) for part in parts)
+    known = all(len(part.digests) == len(part) for part in parts)
+    return replace(
+        parts[0],
+        images=_Concatenation([part.images for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        names=[name for part in parts for name in part.names],
+        groups=[group for part in parts for group in groups_of(part)] if grouped else (),
+        digests=[digest for part in parts for digest in part.digests] if known else (),
+    )
+
+
+def groups_of(part: Split) -> Sequence[str]:
+    """Return the group of each image; without groups, each image has its own."""
+    return part.groups if len(part.groups) else [own_group(name) for name in part.names]
+
+
 def complete_splits(
     parts: Mapping[str, Split],
-    same: Mapping[str, np.ndarray],
+    duplicate_ids: Mapping[str, np.ndarray],
     class_names: Sequence[str],
     *,
     seed: int,
     val: float | int,
     test: float | int,
 ) -> dict[str, Split]:
-    """Draw the splits that the source does not have from its training part."""
+    """Return train, val and test; splits that the source lacks are drawn from train."""
     if "val" in parts and "test" not in parts:
-        log.info("There is no test split: val is the test set, and validation is drawn from train.")
-        parts = {"train": parts["train"], "test": parts["val"]}
-        same = {"train": same["train"], "test": same["val"]}
-    sizes = {name: size for name, size in (("val", val), ("test", test)) if name not in parts}
-    train = parts["train"]
-    drawn = stratified_split(train, same["train"], sizes, seed=seed)
-    done = {**parts, **{name: train.take(positions) for name, positions in drawn.items()}}
-    if any(sizes.values()) and not len(done["val"]) and not len(done["test"]):
-        groups = f" in {len(set(train.groups))} groups" if len(train.groups) else ""
-        raise InputError(
-            "Expected a class with at least 2 different images, to measure on those not trained on. Received: "
-            f"{len(train)} images of {len(np.unique(train.labels))} classes{groups}, "
-            f"{len(np.unique(same['train']))} of them different. Add images, or ask for val=0 and test=0."
+        log.info(
+            "Found no test split: val becomes the test set, and a new validation set is drawn from train."
         )
-    if sizes.get("test"):
-        unseen = sorted(set(train.labels.tolist()) - set(done["test"].labels.tolist()))
-        if unseen:
-            listed = ", ".join(class_names[i] for i in unseen)
-            log.warning("No test images of %s: too few different ones to spare any.", listed)
-    return {name: done[name] for name in SPLITS}
+        parts = {"train": parts["train"], "test": parts["val"]}
+    train, ids = parts["train"], duplicate_ids["train"]
+    sizes = {name: size for name, size in (("val", val), ("test", test)) if name not in parts}
+    drawn = stratified_split(train, ids, sizes, seed=seed)
+    splits = {**parts, **{name: train.take(positions) for name, positions in drawn.items()}}
+    if any(sizes.values()) and not len(splits["val"]) and not len(splits["test"]):
+        groups = f" in {plural(len(set(train.groups)), 'group')}" if len(train.groups) else ""
+        raise InputError(
+            "Expected a class with at least 2 different images, so that one can be held out. Received: "
+            f"{plural(len(train), 'image')} of {len(np.unique(train.labels))} classes{groups}, "
+            f"{len(np.unique(ids))} of them different. Add images, or set val=0 and test=0."
+        )
+    untested = sorted(set(train.labels.tolist()) - set(splits["test"].labels.tolist()))
+    if sizes.get("test") and untested:
+        names = ", ".join(class_names[i] for i in untested)
+        log.warning("The test set has no images of %s: too few different images to hold one out.", names)
+    return {name: splits[name] for name in SPLITS}
 
 
 def stratified_split(
-    images: Split, same: np.ndarray, sizes: Mapping[str, float | int], *, seed: int
+    images: Split, duplicate_ids: np.ndarray, sizes: Mapping[str, float | int], *, seed: int
 ) -> dict[str, list[int]]:
-    """Draw disjoint splits, the same share from every class; what belongs together stays on one side."""
-    units = _units(images, same)
-    if any(unit.contradictory for unit in units):
-        count = sum(len(unit.members) for unit in units if unit.contradictory)
-        log.warning("%d images are, or belong to, the same image in several classes: kept to train.", count)
-    free = [unit for unit in units if not unit.contradictory]
-    left = _total(units)  # what train has yet, by class
-    wanted = _wanted(_total(free), sizes)
+    """Return the positions of disjoint splits, and the rest as "train"; classes keep their proportions."""
+    units = _units(images, duplicate_ids)
+    if conflicts := sum(len(unit.members) for unit in units if unit.conflicting):
+        log.warning(
+            "Using %s for training only: their labels conflict, or they share a group with such an image.",
+            plural(conflicts, "image"),
+        )
+    free = [unit for unit in units if not unit.conflicting]
+    left = _different_images(units)  # what train still has, by class
+    wanted = _wanted(_different_images(free), sizes)
     drawn: dict[str, list[int]] = {name: [] for name in sizes}
     taken = {name: Counter[int]() for name in sizes}
-    by_home: dict[int, list[_Unit]] = {}
+    by_class: dict[int, list[_Unit]] = {}
     for unit in free:
-        by_home.setdefault(unit.home, []).append(unit)
-    for label, home in sorted(by_home.items()):
-        home = [home[i] for i in np.random.default_rng([seed, label]).permutation(len(home))]
+        by_class.setdefault(unit.main_class, []).append(unit)
+    for label, remaining in sorted(by_class.items()):
+        remaining = _shuffled(remaining, seed, label)
         for name in reversed(list(sizes)):
-            picked = _draw(home, label, wanted[name].get(label, 0), taken[name], left)
-            drawn[name] += [i for unit in picked for i in unit.members]
-            gone = {id(unit) for unit in picked}
-            home = [unit for unit in home if id(unit) not in gone]
+            chosen = _draw(remaining, label, wanted[name].get(label, 0), taken[name], left)
+            drawn[name] += [i for unit in chosen for i in unit.members]
+            gone = set(chosen)
+            remaining = [unit for unit in remaining if unit not in gone]
     rest = set(range(len(images))) - {i for positions in drawn.values() for i in positions}
     return {name: sorted(positions) for name, positions in (*drawn.items(), ("train", rest))}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Unit:
-    """Images that must stay together."""
+    """Images that must stay in one split."""
 
     members: list[int]
+    # Number of different images, by class.
     weights: dict[int, int]
-    home: int
-    contradictory: bool
+    # The class with most of them.
+    main_class: int
+    # One image has several labels.
+    conflicting: bool
 
 
-def _units(images: Split, same: np.ndarray) -> list[_Unit]:
-    """Join what shows the same and what is of one group, over however many steps."""
-    links = [np.unique(numbers, return_inverse=True)[1] for numbers in (same, images.groups) if len(numbers)]
+def _units(images: Split, duplicate_ids: np.ndarray) -> list[_Unit]:
+    """Merge the images that duplicates or groups link, directly or through other images."""
     count = len(images)
-    pairs = [np.stack([np.arange(count), count * (i + 1) + link], axis=1) for i, link in enumerate(links)]
-    together = join(count * (len(links) + 1), np.concatenate(pairs))[:count].tolist()
+    # The graph has a node for each image, each duplicate id and each group.
+    kinds = [np.unique(ids, return_inverse=True)[1] for ids in (duplicate_ids, images.groups) if len(ids)]
+    links = [np.stack([np.arange(count), count * (i + 1) + ids], axis=1) for i, ids in enumerate(kinds)]
+    components = component_ids(count * (len(kinds) + 1), np.concatenate(links))[:count].tolist()
     members: dict[int, list[int]] = {}
     for i in sorted(range(count), key=images.names.__getitem__):
-        members.setdefault(together[i], []).append(i)
-    numbers, labels = (
-        np.asarray(same).tolist(),
-        images.labels.tolist(),
-    )  # an array's items one by one are slow
+        members.setdefault(components[i], []).append(i)
+    ids, labels = np.asarray(duplicate_ids).tolist(), images.labels.tolist()  # lists index faster than arrays
     units = []
     for positions in members.values():
-        shown = {(numbers[i], labels[i]) for i in positions}
-        weights: dict[int, int] = {}
-        for _, label in shown:
-            weights[label] = weights.get(label, 0) + 1
-        home = min(weights, key=lambda label: (-weights[label], label))
-        units.append(_Unit(positions, weights, home, len({number for number, _ in shown}) < len(shown)))
+        different = {(ids[i], labels[i]) for i in positions}
+        weights = dict(Counter(label for _, label in different))
+        main_class = min(weights, key=lambda label: (-weights[label], label))
+        conflicting = len({image for image, _ in different}) < len(different)
+        units.append(_Unit(positions, weights, main_class, conflicting))
     return units
 
 
-def _total(units: Sequence[_Unit]) -> Counter[int]:
+def _different_images(units: Sequence[_Unit]) -> Counter[int]:
+    """Count the different images of each class."""
     total: Counter[int] = Counter()
     for unit in units:
-        for label, count in unit.weights.items():
-            total[label] += count
+        total.update(unit.weights)
     return total
 
 
+def _shuffled(items: Sequence[Item], seed: int, label: int) -> list[Item]:
+    """Shuffle the items of a class; each class has its own random numbers."""
+    return [items[i] for i in np.random.default_rng([seed, label]).permutation(len(items))]
+
+
 def _wanted(counts: Mapping[int, int], sizes: Mapping[str, float | int]) -> dict[str, dict[int, int]]:
-    """How many of each class each split is to get, the last-named splits first where they are few."""
-    most = max(0, sum(counts.values()) - len(counts))  # one of each class stays to train on
+    """Return the number of images per split and class; if images are few, the last split comes first."""
+    total = sum(counts.values())
+    most = max(0, total - len(counts))  # each class keeps an image for training
     if sum(size for size in sizes.values() if not isinstance(size, float)) > most:
-        shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise InputError(
-            f"Expected at most {most} images for {' and '.join(sizes)}, so that each of {len(counts)} classes "
-            f"keeps one of its {sum(counts.values())} different ones to train on. Received: {shown}."
+            f"Expected at most {most} images for {' and '.join(sizes)}: there are {total} different images, and each "
+            f"of {len(counts)} classes keeps one for training. Received: "
+            f"{', '.join(f'{name}={size}' for name, size in sizes.items())}. Use smaller numbers."
         )
     wanted: dict[str, dict[int, int]] = {name: {} for name in sizes}
     room = {label: count - 1 for label, count in counts.items()}
-    asked = [name for name, size in sizes.items() if size > 0]
-    for others, name in zip(reversed(range(len(asked))), reversed(asked), strict=True):
+    nonempty = [name for name, size in sizes.items() if size > 0]
+    for others, name in reversed([*enumerate(nonempty)]):
         size = sizes[name]
-        if isinstance(size, float):  # and one for each of the other splits, where there are enough
+        if isinstance(size, float):  # leaves an image for each of the other splits, if there are enough
             spare = {label: max(n - others, min(n, 1)) for label, n in room.items()}
             wanted[name] = {c: min(max(1, round(n * size)), spare[c]) for c, n in counts.items()}
         else:
@@ -210,8 +263,7 @@ def _wanted(counts: Mapping[int, int], sizes: Mapping[str, float | int]) -> dict
 
 
 def _apportion(counts: Mapping[int, int], size: int, room: Mapping[int, int]) -> dict[int, int]:
-    """Share out a count over the classes by their sizes: largest remainders get what rounding down
-    leaves."""
+    """Distribute `size` over the classes by the largest-remainder method, at most `room` to each."""
     total = max(1, sum(counts.values()))
     given = {label: min(size * n // total, room[label]) for label, n in counts.items()}
     by_remainder = sorted(counts, key=lambda label: (-(size * counts[label] % total), label))
@@ -225,10 +277,9 @@ def _apportion(counts: Mapping[int, int], size: int, room: Mapping[int, int]) ->
 
 
 def _draw(
-    home: Sequence[_Unit], label: int, wanted: int, taken: Counter[int], left: Counter[int]
+    units: Sequence[_Unit], label: int, wanted: int, taken: Counter[int], left: Counter[int]
 ) -> list[_Unit]:
-    """Take units in order while that comes nearer to what is wanted, and leave each class one to train
-    on."""
+    """Choose units of about `wanted` images of a class, and move their counts from `left` to `taken`."""
     drawn: list[_Unit] = []
 
     def take(unit: _Unit) -> None:
@@ -236,30 +287,29 @@ def _draw(
         taken.update(unit.weights)
         left.subtract(unit.weights)
 
-    def spare(unit: _Unit) -> bool:
+    def can_be_spared(unit: _Unit) -> bool:  # every class keeps an image for training
         return all(left[c] > n for c, n in unit.weights.items())
 
-    for unit in home:
-        if taken[label] >= wanted:
-            break
-        if unit.weights[label] < 2 * (wanted - taken[label]) and spare(unit):
+    for unit in units:
+        missing = wanted - taken[label]
+        # A unit of twice the missing number or more would end farther from `wanted`.
+        if missing > 0 and unit.weights[label] < 2 * missing and can_be_spared(unit):
             take(unit)
-    if wanted and not taken[label]:  # all are too large: one too many is better than none
-        fitting = sorted(filter(spare, home), key=lambda unit: unit.weights[label])
-        if fitting:
-            take(fitting[0])
+    if wanted and not taken[label]:  # all units are too large: take the smallest
+        for unit in sorted(filter(can_be_spared, units), key=lambda unit: unit.weights[label])[:1]:
+            take(unit)
     return drawn
 
 
-def few_per_class(images: Split, same: np.ndarray, count: int, *, seed: int) -> Split:
-    """Keep some images of each class, all different, for experiments with little data."""
-    chosen: list[int] = []
-    order = sorted(range(len(images)), key=lambda i: images.names[i])
+def few_per_class(images: Split, duplicate_ids: np.ndarray, count: int, *, seed: int) -> Split:
+    """Return at most `count` images of each class, all different."""
     by_class: dict[int, list[int]] = {}
-    for i in order:
+    for i in sorted(range(len(images)), key=images.names.__getitem__):
         by_class.setdefault(int(images.labels[i]), []).append(i)
-    for label, members in sorted(by_class.items()):
-        shuffled = [members[i] for i in np.random.default_rng([seed, label]).permutation(len(members))]
-        first = {int(same[i]): i for i in reversed(shuffled)}  # of those that show the same, the first
-        chosen += [i for i in shuffled if first[int(same[i])] == i][:count]
+    chosen: list[int] = []
+    for label, members in by_class.items():
+        first: dict[int, int] = {}
+        for i in _shuffled(members, seed, label):
+            first.setdefault(int(duplicate_ids[i]), i)
+        chosen += [*first.values()][:count]
     return images.take(sorted(chosen))
