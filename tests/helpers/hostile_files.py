@@ -302,7 +302,7 @@ def disguises(corpus: Corpus) -> None:
     ):
         corpus.bad(kind, f"red/{name}", content, why="not an image")
     for name, content in (("a.heic", heic), ("a.svg", svg), ("a.tiff", encode(solid((9, 9, 9)), "TIFF"))):
-        corpus.bad(f"{name[2:].upper()}, named so", f"red/{name}", content, why="is not read")
+        corpus.bad(f"{name[2:].upper()}, named so", f"red/{name}", content, why="is not supported")
     for name, content in (
         ("notes.txt", b"BM is how a BMP begins"),
         ("labels.csv", b"a,b\n"),
@@ -628,13 +628,13 @@ def places(corpus: Corpus) -> None:
     (red / "a link to a folder").symlink_to(outside.parent / "inner")
     corpus.note("in a folder behind a link", [red / "a link to a folder" / "a.png"], "read", shows=color)
     for kind, name, target, why in (
-        ("a broken link, named like an image", "gone.jpg", "nowhere.jpg", "leads nowhere"),
-        ("a broken link, named like a folder", "gone", "no/where", "leads nowhere"),
-        ("a link to itself", "self.jpg", "self.jpg", "leads nowhere"),
-        ("a link to its folder", "here", ".", "lies in"),
-        ("a link to the folder above", "up", "..", "lies in"),
-        ("a link to the top", "top", str(corpus.folder / "files"), "lies in"),
-        ("a link to what is above the top", "far up", "/", "lies in"),
+        ("a broken link, named like an image", "gone.jpg", "nowhere.jpg", "a broken link"),
+        ("a broken link, named like a folder", "gone", "no/where", "a broken link"),
+        ("a link to itself", "self.jpg", "self.jpg", "a broken link"),
+        ("a link to its folder", "here", ".", "contains it"),
+        ("a link to the folder above", "up", "..", "contains it"),
+        ("a link to the top", "top", str(corpus.folder / "files"), "contains it"),
+        ("a link to what is above the top", "far up", "/", "contains it"),
         ("a link to an endless device", "zero.jpg", "/dev/zero", "not a file"),
         ("a link to an empty device", "null.png", "/dev/null", "not a file"),
     ):
@@ -654,9 +654,14 @@ def places(corpus: Corpus) -> None:
         server.bind("socket.jpg")
         os.chdir(here)
     corpus.note("a socket", [red / "socket.jpg"], "skipped", why="not a file")
-    corpus.bad("an image in no class", "loose.png", encode(solid((9, 9, 9))), why="no folder of a class")
     corpus.bad(
-        "an image in no class, without ending", "loose", encode(solid((9, 9, 9))), why="no folder of a class"
+        "an image in no class", "loose.png", encode(solid((9, 9, 9))), why="not in the folder of a class"
+    )
+    corpus.bad(
+        "an image in no class, without ending",
+        "loose",
+        encode(solid((9, 9, 9))),
+        why="not in the folder of a class",
     )
 
 
@@ -675,7 +680,7 @@ def folders(corpus: Corpus) -> None:
     corpus.note("a class of one image", (), "read", "few")
     corpus.plain("phone", "a", "b")
     corpus.write("new/a.heic", b"heic", "phone")
-    corpus.note("a class of HEIC alone", (), "refused", "phone", why="new/a.heic (HEIC is not read")
+    corpus.note("a class of HEIC alone", (), "refused", "phone", why="new/a.heic (HEIC is not supported")
     corpus.plain("hollow", "a", "b")
     (corpus.folder / "hollow" / "nothing").mkdir()
     corpus.note("a class without images", (), "refused", "hollow", why="nothing")
@@ -739,7 +744,7 @@ def seen(cases: Iterable[Case]) -> Iterator[tuple[Case, list[str]]]:
 def fate(path: Path, case: Case, data: Any) -> str:
     """Say what became of one path: a word of `Case.expected`, with the reason."""
     from transfer.images.decoding import decode
-    from transfer.images.sources import printable
+    from transfer.images.folder_source import printable
 
     used = [part for part in data.splits.values() if str(path) in list(part.images)]
     if used:

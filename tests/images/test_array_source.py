@@ -1,4 +1,4 @@
-"""Arrays and data sets of a program become splits of labelled images."""
+"""Arrays and `tf.data.Dataset`s become splits of labeled images."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_arrays_with_a_test_set_are_read_as_keras_gives_them():
     assert found.parts["test"].names == [f"test/{i}" for i in range(5)]
 
 
-def test_arrays_may_be_lists():
+def test_lists_are_accepted_as_arrays():
     x, y = noise(), labels()
     found = read_arrays([list(x), y.tolist()])
     assert (
@@ -65,7 +65,7 @@ def test_arrays_may_be_lists():
     assert len(read_arrays(([*x[:2]], [0, 1])).parts["train"]) == 2, "two images are not two splits"
 
 
-def test_splits_may_be_named():
+def test_a_dict_names_the_splits():
     given = {"test": (noise(4), labels(4)), "train": (noise(), labels()), "val": (noise(3), labels(3))}
     found = read_arrays(given)
     assert {split: len(part) for split, part in found.parts.items()} == {"train": 12, "val": 3, "test": 4}
@@ -76,12 +76,12 @@ def test_splits_may_be_named():
 @pytest.mark.parametrize(("source", "message"), [
     ((noise(), labels(11)), r"images of shape \(12, 8, 8, 3\) with labels of shape \(11,\)"),
     ((noise(), np.eye(2)[labels()]), r"labels of shape \(12, 2\)\. Turn one-hot labels"),
-    ((noise(), labels() - 1), r"whole numbers .* from 0. Received: int64, the least of them -1"),
+    ((noise(), labels() - 1), r"whole numbers .* from 0. Received: int64 with a minimum of -1"),
     ((noise(), labels().astype("float32")), "whole numbers .* Received: float32"),
     ((noise(), np.array(["cat", "dog"] * 6)), "whole numbers .* Received: <U3"),
     ((noise(), labels() * 10**12), r"Received a label 1000000000000\. Number the classes"),
-    ((noise(dtype="float32") / 255, labels()), r"values up to 1\.0 at most: multiply by 255"),
-    ((noise() > 99, labels()), "values up to True at most: multiply by 255"),
+    ((noise(dtype="float32") / 255, labels()), r"a maximum of 1\.0\. Multiply by 255"),
+    ((noise() > 99, labels()), r"a maximum of True\. Multiply by 255"),
     ((noise(dtype="float32") * 2 - 255, labels()), "pixels from 0 to 255, all finite. Received: -255"),
     ((noise(dtype="int32") * 200, labels()), "pixels from 0 to 255"),
     ((np.where(noise() > 250, np.nan, 9.0), labels()), "all finite. Received: nan"),
@@ -92,14 +92,14 @@ def test_splits_may_be_named():
     ((noise().astype(str), labels()), "pixels as numbers"),
     (None, "Received: NoneType"),
     (noise(), r"\(images, labels\), a tf\.data\.Dataset of .* Received: ndarray"),
-    (([noise(1)[0], noise(1, (9, 9, 3))[0]], [0, 1]), "different sizes fit into no array: use a folder, or a data"),
+    (([noise(1)[0], noise(1, (9, 9, 3))[0]], [0, 1]), "differ in size, no array can hold them: use a folder or a data"),
     ({"train": (noise(), labels()), "vall": 1}, r"Unknown split 'vall'\. Did you mean 'val'"),
     ({"image": noise(), "label": labels()}, "Unknown split 'image'.* Expected one of 'train', 'val', 'test'"),
-    ({"test": (noise(), labels())}, "images for 'train'. Received: 'test'. Name those"),
+    ({"test": (noise(), labels())}, "images for 'train'. Received: 'test'. Add the training"),
     ({}, "images for 'train'. Received: none"),
     ({"train": noise()}, "Expected a folder.* Received: ndarray"),
 ])  # fmt: skip
-def test_arrays_that_cannot_be_right_are_refused_with_a_remedy(source, message):
+def test_invalid_arrays_are_refused_with_a_remedy(source, message):
     with pytest.raises(InputError, match=message):
         read_arrays(source)
 
@@ -108,12 +108,12 @@ def test_arrays_that_cannot_be_right_are_refused_with_a_remedy(source, message):
     (["a"], "labels from 0 to 0.* Received a label 1"),
     (["a", "a"], "a different name for each class. Received: a, a"),
 ])  # fmt: skip
-def test_names_that_do_not_fit_the_labels_are_refused(names, message):
+def test_class_names_that_do_not_match_the_labels_are_refused(names, message):
     with pytest.raises(InputError, match=message):
         read_arrays((noise(), labels()), class_names=names)
 
 
-def test_a_test_label_that_has_no_name_is_refused():
+def test_a_test_label_without_a_name_is_refused():
     with pytest.raises(InputError, match="Received a label 2"):
         read_arrays(((noise(), labels()), (noise(3), np.array([0, 1, 2]))), class_names="ab")
 
@@ -139,14 +139,14 @@ def test_data_sets_are_read_batched_or_not(shape, batch, column):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int32"])
-def test_other_numbers_are_rounded_to_whole_ones(dtype):
+def test_pixels_are_rounded_to_integers(dtype):
     x = noise(dtype=dtype)
     shifted = np.clip(x + np.asarray(0.4, dtype), 0, 255)
     part = read_arrays(as_dataset(shifted, labels()).batch(4)).parts["train"]
     assert all(np.array_equal(part.images[i], x[i].astype("uint8")) for i in range(12))
 
 
-def test_a_data_set_is_read_once_and_may_be_read_by_many_threads():
+def test_a_data_set_is_read_once_and_its_images_by_many_threads():
     import tensorflow as tf
 
     passes = []
@@ -160,7 +160,7 @@ def test_a_data_set_is_read_once_and_may_be_read_by_many_threads():
     with ThreadPoolExecutor(8) as pool:
         images = list(pool.map(part.images.__getitem__, [*range(40)] * 5))
     assert passes == [1]
-    for i, image in enumerate(images):  # of differing sizes
+    for i, image in enumerate(images):  # of different sizes
         assert np.array_equal(image, noise(1, (i % 40 + 1, 9, 3), seed=i % 40)[0])
 
 
@@ -178,7 +178,7 @@ def test_pairs_and_dicts_of_data_sets_are_splits():
     ]
 
 
-def test_folders_read_by_keras_bring_their_class_names(color_folder):
+def test_class_names_of_data_sets_from_keras_are_used(color_folder):
     import keras
 
     train, val = keras.utils.image_dataset_from_directory(
@@ -194,7 +194,7 @@ def test_folders_read_by_keras_bring_their_class_names(color_folder):
     assert read_arrays(train, class_names="xyz").class_names == ["x", "y", "z"]
 
 
-def test_class_names_that_differ_between_splits_are_refused():
+def test_different_class_names_between_splits_are_refused():
     train, test = as_dataset(noise(), labels()), as_dataset(noise(), labels())
     train.class_names, test.class_names = ["ant", "bee"], ["bee", "ant"]
     with pytest.raises(
@@ -204,18 +204,18 @@ def test_class_names_that_differ_between_splits_are_refused():
     assert read_arrays((train, test), class_names=["ant", "bee"]).class_names == ["ant", "bee"]
 
 
-def test_data_sets_that_never_end_are_refused_at_once():
+def test_infinite_data_sets_are_refused_at_once():
     def never():
         raise AssertionError("was read")
 
     for source in (as_dataset(noise(), labels()).repeat(), as_dataset(noise(), labels()).batch(4).repeat()):
         source.as_numpy_iterator = never
-        with pytest.raises(InputError, match=r"one that ends|data set that ends.*\.take\(N\)"):
+        with pytest.raises(InputError, match=r"data set that ends.*\.take\(N\)"):
             read_arrays(source)
     assert len(read_arrays(as_dataset(noise(), labels()).repeat().take(30)).parts["train"]) == 30
 
 
-def test_every_split_is_looked_at_before_one_is_read():
+def test_every_split_is_validated_before_one_is_read():
     train, test = as_dataset(noise(), labels()), as_dataset(noise(), labels()).repeat()
     train.as_numpy_iterator = lambda: pytest.fail("was read")
     with pytest.raises(InputError, match="that ends"):
@@ -258,22 +258,22 @@ def elements(kind):
     ("one-hot batches", r"labels of shape \(4, 2\)\. Turn one-hot labels into numbers by argmax"),
     ("probabilities", "whole numbers .* Received: float32"),
     ("words", "whole numbers .* Received: .S3"),
-    ("no label", "the least of them -1"),
+    ("no label", "a minimum of -1"),
     ("rgba", r"Received: \(1, 8, 8, 4\)"),
     ("videos", r"Received: \(2, 2, 8, 8, 3\)"),
     ("encoded", "Expected images of shape"),
     ("batched twice", r"Received: \(2, 2, 8, 8, 3\)"),
-    ("fractions", r"up to 1\.0 at most: multiply by 255"),
+    ("fractions", r"a maximum of 1\.0\. Multiply by 255"),
     ("negative", "Received: -128"),
     ("nan", "all finite. Received: nan"),
     ("empty", "at least one image"),
 ])  # fmt: skip
-def test_data_sets_that_cannot_be_right_are_refused_with_a_remedy(kind, message):
+def test_invalid_data_sets_are_refused_with_a_remedy(kind, message):
     with pytest.raises(InputError, match=message):
         read_arrays(elements(kind))
 
 
-def test_a_black_image_among_others_is_no_reason_to_refuse():
+def test_a_black_image_among_others_is_accepted():
     x = noise()
     x[0] = 0
     assert len(read_arrays(as_dataset(x, labels())).parts["train"]) == 12

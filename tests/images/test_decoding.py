@@ -1,4 +1,4 @@
-"""Decoding: every kind of image as a person sees it; every kind of broken file found and named."""
+"""Decoding: every supported image is read, and every broken file is reported."""
 
 import io
 import resource
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from transfer.common.errors import InputError
-from transfer.images import datasets, decoding  # noqa: F401  all that could change Pillow's settings
+from transfer.images import datasets, decoding  # noqa: F401  modules that could change Pillow's settings
 from transfer.images.checking import check, check_images
 from transfer.images.decoding import BadImageError, decode, inspect_image, is_image, to_rgb_array
 
@@ -34,7 +34,7 @@ def textured(mode="RGB") -> Image.Image:
 
 
 def corners() -> np.ndarray:
-    """16 x 24, another color in each quarter: no two of the eight orientations look alike."""
+    """Return 16 x 24 pixels with a color in each quarter: all eight orientations differ."""
     image = np.zeros((16, 24, 3), "uint8")
     image[:8, :12], image[:8, 12:], image[8:, :12], image[8:, 12:] = RED, GREEN, BLUE, WHITE
     return image
@@ -61,7 +61,7 @@ def test_every_format_decodes_to_its_colors(kind):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
-def test_content_counts_and_not_the_name(kind, tmp_path):
+def test_the_format_is_recognized_by_content(kind, tmp_path):
     path = tmp_path / "Käse 図.jpg"
     path.write_bytes(encode(plain(GREEN), kind))
     assert_all(decode(path, (8, 8)), GREEN, within=6)
@@ -79,8 +79,8 @@ def test_content_counts_and_not_the_name(kind, tmp_path):
     (8, lambda u: u.swapaxes(0, 1)[:, ::-1]),
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_images_are_turned_as_the_camera_was_held(orientation, stored, kind):
-    """What is stored follows the EXIF standard: which side of the scene row 0 and column 0 are."""
+def test_exif_orientation_is_applied(orientation, stored, kind):
+    """By the EXIF standard, the orientation says on which side of the scene row 0 and column 0 are."""
     lossless = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}[kind]
     content = encode(
         np.ascontiguousarray(stored(corners())), kind, exif=exif(orientation=orientation), **lossless
@@ -88,15 +88,15 @@ def test_images_are_turned_as_the_camera_was_held(orientation, stored, kind):
     assert_all(decode(content, (16, 24)), corners(), within=3)
 
 
-def test_a_image_on_its_side_keeps_its_detail():
-    """JPEG is decoded smaller where that suffices, which width and height decide once it is upright."""
+def test_a_rotated_image_keeps_its_detail():
+    """A JPEG may be decoded at a smaller scale; the scale must suit the upright image."""
     stripes = np.zeros((400, 1600, 3), "uint8")
     stripes[::4] = stripes[1::4] = 255
     content = encode(stripes, "JPEG", quality=100, exif=exif(orientation=6))
     assert decode(content, (50, 400)).std(axis=1).mean() > 90
 
 
-def test_transparency_lies_on_white():
+def test_transparent_pixels_become_white():
     half = np.zeros((8, 8, 4), "uint8")
     half[:] = (*RED, 128)
     half[:4, :, 3] = 0
@@ -115,11 +115,11 @@ def test_transparent_entries_of_palettes_are_white(kind):
     assert_all(pixels[4:], WHITE)
 
 
-def test_transparency_survives_turning():
+def test_transparency_survives_rotation():
     half = np.zeros((8, 8, 4), "uint8")
     half[:4] = (*RED, 255)
     assert_all(decode(encode(half, exif=exif(orientation=3)), (8, 8))[:4], WHITE)
-    keyed = Image.fromarray(half[..., :3])  # one color, black, is said to be transparent
+    keyed = Image.fromarray(half[..., :3])  # one color, black, is declared transparent
     pixels = decode(encode(keyed, transparency=(0, 0, 0), exif=exif(orientation=3)), (8, 8))
     assert_all(pixels[:4], WHITE)
     assert_all(pixels[4:], RED)
@@ -139,7 +139,7 @@ def test_16_bit_grey_keeps_its_scale():
     assert np.array_equal(decode(encode(values), (4, 4)), grey), "8 bits stored in 16"
 
 
-def test_16_bit_grey_is_rounded_and_not_cut():
+def test_16_bit_grey_is_rounded():
     values = np.full((4, 4), 257 * 100 + 200, "uint16")
     assert_all(decode(encode(values), (4, 4)), (101,) * 3)
 
@@ -150,19 +150,19 @@ def test_cmyk_is_not_inverted(color):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_animations_show_their_first_frame(kind):
+def test_the_first_frame_of_an_animation_is_read(kind):
     content = encode(plain(RED), kind, save_all=True, append_images=[plain(BLUE), plain(GREEN)])
     assert_all(decode(content, (8, 8)), RED, within=6)
 
 
-def test_images_of_two_lenses_show_the_first():
+def test_the_first_image_of_an_mpo_file_is_read():
     content = encode(plain(RED), "MPO", save_all=True, append_images=[plain(BLUE)])
     assert_all(decode(content, (8, 8)), RED, within=6)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_damaged_exif_does_not_cost_a_good_image():
-    """Nor does it stop everything: parsing it raises errors of many kinds, struct.error among them."""
+def test_images_with_damaged_exif_are_read():
+    """Parsing damaged EXIF raises errors of many classes, struct.error among them."""
     whole = [encode(textured(), "JPEG", exif=exif(orientation=turn)) for turn in range(1, 9)]
     possible = {decode(content, (90, 120)).tobytes() for content in whole}
     content, rng = whole[2], np.random.default_rng(0)
@@ -179,31 +179,31 @@ BAD = {
     "text": (b"404 Not Found", "not an image of a known format"),
     "signature alone": (b"\x89PNG\r\n\x1a\n", "broken at its beginning"),
     "TIFF": (encode(plain(), "TIFF"), "not an image of a known format but TIFF"),
-    "EPS, which would start another program": (encode(plain(), "EPS"), "not an image of a known format"),
+    "EPS, for which Pillow would start a program": (encode(plain(), "EPS"), "not an image of a known format"),
 }
 
 
 @pytest.mark.parametrize(("content", "problem"), BAD.values(), ids=BAD)
-def test_what_is_no_image_is_said_to_be_none(content, problem):
+def test_other_files_are_reported(content, problem):
     assert check(content) == (problem, "", b"", "", "", 0, 0, False)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"lossless": True}], ids=str)
-def test_truncated_files_are_found_wherever_they_end(kind, options):
+def test_truncated_files_are_reported_at_any_length(kind, options):
     content = encode(textured(), kind, **options)
     assert check(content).problem == ""
-    for share in np.linspace(0.05, 0.95, 19):
-        found = check(content[: int(len(content) * share)])
-        assert found.problem and not found.digest, f"{share:.0%} of the file passed"
+    for fraction in np.linspace(0.05, 0.95, 19):
+        found = check(content[: int(len(content) * fraction)])
+        assert found.problem and not found.digest, f"{fraction:.0%} of the file passed"
 
 
-def test_pillow_is_not_told_to_accept_truncated_files():
+def test_pillow_does_not_accept_truncated_files():
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "L", "I;16"])
-def test_damage_inside_a_png_is_found(mode):
+def test_damage_inside_a_png_is_reported(mode):
     image = textured() if mode != "I;16" else Image.fromarray(np.asarray(textured("L"), "uint16") * 257)
     content = bytearray(encode(image.convert(mode) if mode != "I;16" else image))
     content[content.index(b"IDAT") + 60] ^= 0xFF
@@ -211,7 +211,7 @@ def test_damage_inside_a_png_is_found(mode):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_no_damage_whatsoever_escapes_as_another_error(kind):
+def test_random_damage_never_raises(kind):
     content, rng = encode(textured("P" if kind == "GIF" else "RGB"), kind), np.random.default_rng(0)
     problems = 0
     for _ in range(150):
@@ -222,13 +222,13 @@ def test_no_damage_whatsoever_escapes_as_another_error(kind):
     assert problems > 10
 
 
-def test_files_that_are_not_there_are_named(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     assert check(str(tmp_path / "gone.png")).problem == "no such file or directory"
     with pytest.raises(InputError, match=r"Cannot read .*gone\.png: no such file.* Expected JPEG, PNG"):
         decode(tmp_path / "gone.png", (8, 8))
 
 
-def test_decoding_names_the_file_and_the_reason(tmp_path):
+def test_errors_name_the_file_and_the_reason(tmp_path):
     path = tmp_path / "cut.jpg"
     path.write_bytes(encode(textured(), "JPEG")[:-1000])
     with pytest.raises(InputError, match=r"Cannot read .*cut\.jpg: image file is truncated"):
@@ -238,7 +238,7 @@ def test_decoding_names_the_file_and_the_reason(tmp_path):
 
 
 def huge_header() -> bytes:
-    """A PNG of a few bytes that claims to be 30000 x 30000."""
+    """Return a PNG of a few bytes whose header says 30000 x 30000 pixels."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -253,7 +253,7 @@ def huge_header() -> bytes:
 
 
 @pytest.mark.parametrize("limit", ["Pillow's", "lifted"])
-def test_bombs_are_refused_without_taking_the_memory(limit, monkeypatch):
+def test_decompression_bombs_are_refused_without_using_memory(limit, monkeypatch):
     if limit == "lifted":  # as other libraries do
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -262,7 +262,7 @@ def test_bombs_are_refused_without_taking_the_memory(limit, monkeypatch):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 
-def test_files_are_checked_in_order_and_copies_share_a_digest(tmp_path):
+def test_files_are_checked_in_order_and_copies_have_equal_digests(tmp_path):
     for i, color in enumerate([RED, BLUE, RED]):
         (tmp_path / f"{i}.png").write_bytes(encode(plain(color)))
     (tmp_path / "3.png").write_bytes(b"")
@@ -286,9 +286,9 @@ def test_arrays_are_rounded_clipped_and_stretched_like_files():
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_what_a_image_is_is_said(kind):
+def test_the_check_returns_the_properties_of_an_image(kind):
     found = check(encode(textured(), kind))
-    assert (found.problem, found.format, found.width, found.height, found.turned) == (
+    assert (found.problem, found.format, found.width, found.height, found.rotated) == (
         "",
         kind,
         120,
@@ -303,19 +303,19 @@ def test_what_a_image_is_is_said(kind):
 def test_sizes_are_those_of_the_upright_image(orientation, size):
     content = encode(textured(), "JPEG", exif=exif(orientation=orientation))
     found = check(content)
-    assert (found.width, found.height) == size and found.turned == (orientation > 1)
+    assert (found.width, found.height) == size and found.rotated == (orientation > 1)
     assert inspect_image(content, (8, 8))[1:] == found[3:]
 
 
-def test_modes_are_those_that_are_stored():
-    """Also where a JPEG is decoded at a fraction of its size."""
+def test_the_mode_is_that_of_the_file():
+    """It is, even if a JPEG is decoded at a smaller scale."""
     modes = {"L": "L", "CMYK": "CMYK", "RGB": "RGB"}
     assert {mode: check(encode(textured(mode).resize((900, 900)), "JPEG")).mode for mode in modes} == modes
     assert check(encode(plain(mode="RGBA"))).mode == "RGBA"
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1), (6, 4, 3)])
-def test_arrays_are_checked_as_well(shape):
+def test_arrays_are_checked(shape):
     found = check(np.arange(np.prod(shape), dtype="uint8").reshape(shape))
     assert found.format == "array" and (found.width, found.height) == (4, 6)
     assert found.mode == ("RGB" if shape[-1] == 3 else "L") and found.digest
@@ -326,12 +326,12 @@ def test_images_of_one_color_have_no_hash():
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_images_are_known_by_their_first_bytes(kind):
+def test_images_are_recognized_by_their_first_bytes(kind):
     assert is_image(encode(plain(), kind)[:16])
     assert not is_image(encode(plain(), "TIFF")[:16]) and not is_image(b"BM text, not a bitmap")
 
 
-def test_pads_lie_around_and_crops_take_the_middle():
+def test_pad_adds_borders_and_crop_keeps_the_center():
     wide = np.full((10, 40, 3), 200, "uint8")
     wide[:, 15:25] = RED
     content = encode(wide)
@@ -343,6 +343,6 @@ def test_pads_lie_around_and_crops_take_the_middle():
     assert np.array_equal(to_rgb_array(wide, (20, 20), resize="pad"), padded)
 
 
-def test_the_reason_comes_without_the_name(tmp_path):
+def test_the_reason_does_not_contain_the_name(tmp_path):
     with pytest.raises(BadImageError, match=r"^no such file or directory$"):
         inspect_image(tmp_path / "gone.png", (8, 8))

@@ -1,4 +1,4 @@
-"""Data at their worst: nothing crashes, nothing hangs, what is skipped is named, and no good image is lost."""
+"""Hostile files: nothing crashes or hangs, skipped files are reported, and no good image is lost."""
 
 import csv
 import io
@@ -17,11 +17,12 @@ from helpers.hostile_files import COLORS, bmp, chunk, encode, make_corpus, solid
 from PIL import Image
 
 from transfer.common.errors import InputError
+from transfer.datasets import main
 from transfer.images import decoding
 from transfer.images.checking import check, check_images
-from transfer.images.datasets import load_data, main
+from transfer.images.datasets import load_data
 from transfer.images.decoding import RESIZES, decode
-from transfer.images.sources import find_source, printable
+from transfer.images.folder_source import find_source, printable
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 SCRIPT = Path(__file__).parents[1] / "helpers" / "hostile_files.py"
@@ -50,7 +51,7 @@ def corpus(tmp_path_factory):
 
 
 def run(*command, timeout=120, **options):
-    """A command by itself: one that hangs is ended, and one that dies does not take the tests along."""
+    """Run a command in a process with a timeout, so that a hang or a crash fails only one test."""
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", *map(str, command)],
         capture_output=True,
@@ -64,7 +65,7 @@ def run(*command, timeout=120, **options):
 # The corpus
 
 
-def test_everything_fares_as_it_should(tmp_path):
+def test_every_file_has_the_expected_outcome(tmp_path):
     done = run(SCRIPT, tmp_path / "corpus")
     wrong = [line for line in done.stdout.splitlines() if "**unexpected**" in line]
     assert done.returncode == 0 and not wrong, "\n".join(wrong) + done.stderr[-2000:]
@@ -75,8 +76,8 @@ def test_everything_fares_as_it_should(tmp_path):
     assert grown < 300, "MB: something was unpacked, or a large file was read"
 
 
-def test_the_script_can_tell(tmp_path, monkeypatch):
-    """What is expected of the corpus would show if images were read otherwise."""
+def test_the_corpus_detects_wrong_pixels(tmp_path, monkeypatch):
+    """If images were decoded wrongly, the expectations of the corpus would fail."""
     from helpers import hostile_files
 
     cases = [case for case in make_corpus(tmp_path) if case.kind in ("JPEG, YCCK", "EXIF: orientation 8")]
@@ -86,7 +87,7 @@ def test_the_script_can_tell(tmp_path, monkeypatch):
     assert len(cases) == 2
 
 
-def test_every_folder_leaves_the_command_with_0_or_2(corpus, capsys):
+def test_the_command_exits_with_0_or_2_for_every_folder(corpus, capsys):
     roots = sorted({case.root for case in corpus}, key=lambda root: root.name == "files")
     for root in roots:
         refused = any("refused" in case.expected for case in corpus if case.root == root)
@@ -97,7 +98,7 @@ def test_every_folder_leaves_the_command_with_0_or_2(corpus, capsys):
         assert bool(out) != refused and bool(re.match("Expected|Unknown", err)) == refused
 
 
-def test_what_the_command_writes_can_be_read_and_given_back(corpus, tmp_path):
+def test_the_files_that_the_command_writes_can_be_read_again(corpus, tmp_path):
     root = next(case.root for case in corpus)
     files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "html", "csv")}
     done = run("-m", "transfer.datasets", root, "--json", files["json"], "--html", files["html"],
@@ -122,14 +123,14 @@ def test_what_the_command_writes_can_be_read_and_given_back(corpus, tmp_path):
         assert again.splits[split].labels.tolist() == part.labels.tolist()
 
 
-def test_strict_stops_and_says_at_what(corpus):
+def test_strict_stops_at_the_skipped_files(corpus):
     with pytest.raises(InputError, match=r"Received \d{4} that cannot: .*more\."):
         load_data(next(case.root for case in corpus), strict=True)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
-def test_what_may_not_be_read_is_named(tmp_path):
-    """In a process of its own, as a user who is not root, whom permissions stop."""
+@pytest.mark.skipif(os.name != "posix", reason="needs the permissions of POSIX")
+def test_files_without_read_permission_are_reported(tmp_path):
+    """Run in a process as another user, since permissions do not stop root."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as made:
@@ -151,7 +152,7 @@ def test_what_may_not_be_read_is_named(tmp_path):
         code = f"""
 import json, os
 from transfer.images.datasets import load_data
-os.environ["TRANSFER_CACHE"] = os.devnull  # no memory: checking the emoji loads what may not be found later
+os.environ["TRANSFER_CACHE"] = os.devnull  # no cache; checking the emoji loads modules that the other user could not
 load_data("emoji")
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
@@ -165,7 +166,7 @@ except PermissionError:
         (top / "b/closed").chmod(0o755)
     assert done.returncode == 0, done.stderr
     if not done.stdout:
-        pytest.skip("permissions stop nobody here")
+        pytest.skip("permissions stop no user here")
     assert dict(json.loads(done.stdout)) == {
         "a/0.png": "permission denied",
         "a/odd name": "permission denied",
@@ -180,7 +181,7 @@ except PermissionError:
 
 
 @pytest.mark.parametrize("kind", ENCODED)
-def test_no_change_whatsoever_escapes_as_an_exception(kind):
+def test_no_change_of_a_file_raises(kind):
     content = ENCODED[kind]
     assert not check(content).problem
     rng, read = np.random.default_rng(0), 0
@@ -188,11 +189,11 @@ def test_no_change_whatsoever_escapes_as_an_exception(kind):
         found = check(mutated(content, rng))
         assert bool(found.problem) != bool(found.digest and found.width and found.height and found.format)
         read += not found.problem
-    assert read < 250, "most changes do damage, so that a check that finds nothing is broken"
+    assert read < 250, "most changes damage the file, so the check should fail often"
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """Bytes changed, taken out, doubled, made extreme; near the beginning more often."""
+    """Change, remove, repeat or overwrite bytes, more often near the beginning."""
     changed = bytearray(content)
     for _ in range(rng.integers(1, 6)):
         if len(changed) < 2:
@@ -216,8 +217,8 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "PNG", "16-bit PNG", "GIF", "BMP", "WebP"])
-def test_a_image_with_its_end_cut_is_whole_or_refused(kind):
-    """Also where it is decoded at its full size, and at a fraction of it."""
+def test_a_truncated_image_is_complete_or_refused(kind):
+    """Test it at the full size, and at a smaller scale of decoding."""
     content = ENCODED[kind]
     whole = {size: decode(content, size) for size in ((30, 40), (4, 4))}
     for n in range(0, len(content), 1 + len(content) // 400):
@@ -247,13 +248,13 @@ def test_reasons_are_plain(content, why, tmp_path):
 
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1)])
-def test_of_the_thinnest_image_something_is_seen(size, resize):
+def test_very_thin_images_stay_visible(size, resize):
     pixels = decode(encode(solid((220, 40, 30), size=size)), (64, 64), resize=resize)
     assert (pixels.reshape(-1, 3) == (220, 40, 30)).all(axis=1).sum() >= 64
 
 
-def test_huge_images_are_decoded_one_at_a_time(monkeypatch):
-    """Each may take gigabytes, and there are as many threads as cores."""
+def test_large_images_are_decoded_one_at_a_time(monkeypatch):
+    """Each may need gigabytes of memory, and there are as many threads as cores."""
     here, most, to_rgb = [], [], decoding._to_rgb
 
     def slow(image, turn):
@@ -275,8 +276,8 @@ def test_huge_images_are_decoded_one_at_a_time(monkeypatch):
         assert max(most) == together or (together > 1 and max(most) > 1)
 
 
-def test_a_pipe_among_the_paths_is_refused(tmp_path):
-    """It was a file when the folder was listed, or a manifest names it."""
+def test_pipes_and_devices_are_refused(tmp_path):
+    """A manifest may name them, or one may replace a file after the folder was listed."""
     os.mkfifo(tmp_path / "pipe.jpg")
     assert check_images([str(tmp_path / "pipe.jpg"), "/dev/zero"])[0].problem == "not a file"
 
@@ -294,7 +295,7 @@ def test_a_pipe_among_the_paths_is_refused(tmp_path):
     ("\ud800", r"\ud800"),
     ("\U0001fadf \U000e0063", "\U0001fadf \U000e0063"),  # newer than some versions of Python know
 ])  # fmt: skip
-def test_names_are_spelt_alike_everywhere(name, spelt):
+def test_names_are_printed_the_same_on_every_system(name, spelt):
     assert printable(name) == spelt == printable(spelt)
     spelt.encode("utf-8")
 
@@ -302,7 +303,7 @@ def test_names_are_spelt_alike_everywhere(name, spelt):
 @pytest.mark.parametrize(
     "kind", ["pipe", "dangling", "loop", "image", "gone", "/dev/zero", "a\0b", "x" * 5000]
 )
-def test_a_source_that_is_none_is_refused_at_once(kind, tmp_path):
+def test_invalid_sources_are_refused_at_once(kind, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
@@ -313,14 +314,14 @@ def test_a_source_that_is_none_is_refused_at_once(kind, tmp_path):
     assert text.count("Expected") <= 1 and f"Did you mean '{tmp_path / kind}'" not in text
 
 
-def test_a_image_as_a_source_is_said_to_be_one(tmp_path):
+def test_an_image_as_a_source_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(ENCODED["PNG"])
     with pytest.raises(InputError, match=r"Received an image: .*Name the folder that it is in") as caught:
         find_source(str(tmp_path / "a.png"))
     assert str(caught.value).count("Expected") == 1
 
 
-def test_a_link_that_leads_above_the_data_is_not_followed(tmp_path):
+def test_links_above_the_data_are_not_followed(tmp_path):
     for name in ("a", "b", "../beside/c"):
         for i in range(4):
             path = tmp_path / "data" / name / f"{i}.png"
@@ -331,10 +332,10 @@ def test_a_link_that_leads_above_the_data_is_not_followed(tmp_path):
     for way in ("data", "entry"):
         data = load_data(tmp_path / way)
         assert data.report.total == 8
-        assert data.skipped == (("a/up", "a link to a folder that it lies in"),)
+        assert data.skipped == (("a/up", "a link to a folder that contains it"),)
 
 
-def test_no_image_beside_the_splits_is_lost_in_silence(tmp_path):
+def test_images_outside_the_splits_are_reported(tmp_path):
     for i, name in enumerate(("train/a", "train/b", "test", "unlabelled/x", ".")):
         for k in range(4):
             path = tmp_path / name / f"{k}.png"
@@ -344,23 +345,23 @@ def test_no_image_beside_the_splits_is_lost_in_silence(tmp_path):
     (tmp_path / "notes/a.txt").write_text("about these")
     data = load_data(tmp_path)
     assert dict(data.skipped) == {
-        "test": "4 images in no folder of a split and a class",
-        "unlabelled": "4 images in no folder of a split and a class",
-        **{f"{k}.png": "lies in no folder of a class" for k in range(4)},
+        "test": "4 images outside the folders of splits and classes",
+        "unlabelled": "4 images outside the folders of splits and classes",
+        **{f"{k}.png": "not in the folder of a class" for k in range(4)},
     }
 
 
-def test_refusals_say_what_was_skipped(tmp_path):
+def test_errors_list_the_skipped_files(tmp_path):
     for name in ("a/1.png", "b/1.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(encode(texture(16, 16)))
     (tmp_path / "c").mkdir()
     (tmp_path / "c/photo.heic").write_bytes(b"")
-    with pytest.raises(InputError, match=r"none in: c\..* Skipped were: c/photo\.heic \(HEIC is not read"):
+    with pytest.raises(InputError, match=r"none in: c\..* Skipped: c/photo\.heic \(HEIC is not supported"):
         load_data(tmp_path)
 
 
-def test_16_bit_grey_may_be_see_through():
+def test_16_bit_grey_can_be_transparent():
     values = np.full((4, 4), 30_000, "uint16")
     values[:2] = 500
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Lists of images as a source: which images, labels, splits and groups they give, and where paths lead."""
+"""Lists of images as a source: images, labels, splits, groups, and how paths are resolved."""
 
 import os
 import tracemalloc
@@ -19,7 +19,7 @@ COMPOSED, DECOMPOSED = normalize("NFC", "Zoë é.png"), normalize("NFD", "Zoë �
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a list, and an empty file for each image that is named."""
+    """Write a list, and an empty file for each given image."""
 
     def written(content: str | bytes, *files: str, name="list.csv"):
         for file in files:
@@ -46,14 +46,14 @@ def opened(found, part="train") -> list[str]:
 
 
 def flat(found):
-    """All that was found, in a form that can be compared."""
+    """Return everything that a source holds, in a form that can be compared."""
     return found.class_names, {
         name: (list(part.names), part.labels.tolist(), list(part.groups), list(part.images))
         for name, part in found.parts.items()
     }
 
 
-def test_images_are_read_from_where_the_list_is(tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_folder_of_the_list(tmp_path, monkeypatch):
     for i, color in enumerate(COLORS.values()):
         write_image(tmp_path / "data" / f"{i}.png", color, size=8)
     (tmp_path / "data" / "list.csv").write_text("path,label\n2.png,red\n0.png,blue\n1.png,green\n")
@@ -72,7 +72,7 @@ def test_names_labels_and_classes(write):
     assert list(found.skipped) == list(found.ignored) == []
 
 
-def test_parts_by_split_in_their_order(write):
+def test_rows_are_sorted_into_splits(write):
     text = "path,label,split\nt.png,b,Testing\nv.png,a,dev\na.png,a,train\nb.png,b,Training\nw.png,b,valid\n"
     found = read_manifest(write(text, "a.png"))
     assert {name: part.names for name, part in found.parts.items()} == {
@@ -85,37 +85,37 @@ def test_parts_by_split_in_their_order(write):
     assert [Path(p).name for p in opened(found, "val")] == ["v.png", "w.png"]
 
 
-def test_an_empty_column_of_splits_says_nothing(write):
+def test_an_empty_split_column_is_ignored(write):
     assert list(read_manifest(write("path,label,split\na.png,x,\nb.png,y, \n", "a.png")).parts) == ["train"]
 
 
-def test_rows_without_a_split_beside_others(write):
+def test_rows_without_a_split_among_others_are_refused(write):
     assert refusal(write("path,label,split\na.png,x,train\nb.png,y,\nc.png,y,\n", "a.png")) == (
-        "list.csv, line 3: expected a split, since other rows have one. Received 2 rows without. Fill in train, val or "
-        "test, or take the column away."
+        "list.csv, line 3: expected a split, since other rows have one. Received 2 rows without. Write train, val or "
+        "test in these, or remove the column."
     )
 
 
-def test_splits_without_train(write):
+def test_splits_without_train_are_refused(write):
     message = refusal(write("path,label,split\na.png,x,val\nb.png,y,test\n", "a.png"))
     assert message == (
-        "list.csv: expected rows of the split train. Received only: val, test. Name some train, or take the column "
-        "away."
+        "list.csv: expected rows with the split train. Received only: val, test. Assign some rows to train, or "
+        "remove the column."
     )
 
 
-def test_a_class_that_is_not_trained_on(write):
+def test_a_class_without_training_images_is_refused(write):
     text = "path,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cat,test\nd.png,cats,test\n"
     assert refusal(write(text, "a.png")) == (
-        "Unknown class 'cats'. Did you mean 'cat'? It is in list.csv, line 5, for test, but no row of train has it."
+        "Unknown class 'cats'. Did you mean 'cat'? It is in list.csv, line 5, for test, but not in train."
     )
 
 
-def test_groups_where_there_is_a_column(write):
+def test_a_column_of_groups_is_read(write):
     text = "path,label,Patient\na.png,x,p1\nb.png,x,\nc.png,y, p1 \nd.png,y,\n"
     groups = read_manifest(write(text, "a.png")).parts["train"].groups
     assert groups[0] == groups[2] == "p1"
-    assert len(set(groups)) == 3  # a row that names no group shares it with none
+    assert len(set(groups)) == 3  # a row without a group is a group of its own
     assert len(read_manifest(write("path,label,group\na.png,x,\nb.png,y,\n")).parts["train"].groups) == 0
 
 
@@ -125,7 +125,7 @@ def test_groups_follow_their_images_into_splits(write):
     assert list(parts["train"].groups) == ["2"] and list(parts["test"].groups) == ["1", "3"]
 
 
-def test_a_path_twice_stays_in_twice(write):
+def test_a_path_that_is_listed_twice_gives_two_images(write):
     text = "path,label,split\na.png,x,train\na.png,y,train\nb.png,y,train\na.png#2,y,train\na.png,x,test\n"
     found = read_manifest(write(text, "a.png"))
     names = [name for part in found.parts.values() for name in part.names]
@@ -137,15 +137,15 @@ def test_a_path_twice_stays_in_twice(write):
         1,
         1,
         1,
-    ]  # and so under two labels, for the check to see
+    ]  # two labels, which the check reports
 
 
-def test_labels_that_are_numbers_are_names_and_sorted_as_such(write):
+def test_numeric_labels_are_sorted_as_text(write):
     found = read_manifest(write("path,label\na.png,10\nb.png,9\nc.png,1\n", "a.png"))
     assert found.class_names == ["1", "10", "9"] and found.parts["train"].labels.tolist() == [1, 2, 0]
 
 
-def test_absolute_and_home_paths(write, tmp_path, monkeypatch):
+def test_absolute_and_home_paths_are_resolved(write, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     absolute = str(tmp_path / "far" / "a.png")
     path = write(
@@ -156,17 +156,17 @@ def test_absolute_and_home_paths(write, tmp_path, monkeypatch):
     assert found.parts["train"].names == [absolute, "~/b.png", "../c.png"]
 
 
-def test_backslashes_of_windows(write, tmp_path):
+def test_backslashes_of_windows_are_accepted(write, tmp_path):
     path = write("path,label\nsub\\a.png,x\nsub\\none.png,y\n", "sub/a.png")
     found = read_manifest(path)
     assert opened(found) == [str(tmp_path / "sub/a.png"), str(tmp_path / "sub\\none.png")]
     write("", "sub\\a.png")
-    assert opened(found)[0] == str(tmp_path / "sub\\a.png")  # as written, where that exists
+    assert opened(found)[0] == str(tmp_path / "sub\\a.png")  # as written, if that exists
 
 
 @pytest.mark.parametrize("stored", [COMPOSED, DECOMPOSED], ids=["stored NFC", "stored NFD"])
 @pytest.mark.parametrize("listed", [COMPOSED, DECOMPOSED], ids=["listed NFC", "listed NFD"])
-def test_accents_give_the_same_names_and_find_either_form(write, tmp_path, stored, listed):
+def test_accents_match_in_either_normal_form(write, tmp_path, stored, listed):
     text = f"path,label,group\nsub\\{listed},{Path(listed).stem},{listed}\nb.png,y,{COMPOSED}\n"
     found = read_manifest(write(text, f"sub/{stored}"))
     assert opened(found)[0] == str(tmp_path / "sub" / stored)
@@ -175,7 +175,7 @@ def test_accents_give_the_same_names_and_find_either_form(write, tmp_path, store
     assert set(found.parts["train"].groups) == {COMPOSED}
 
 
-def test_both_forms_of_a_name_in_one_folder_stay_apart(write, tmp_path):
+def test_both_normal_forms_of_a_name_in_one_folder_stay_distinct(write, tmp_path):
     text = f"path,label\n{DECOMPOSED},{DECOMPOSED}\n{COMPOSED},{COMPOSED}\n"
     found = read_manifest(write(text, DECOMPOSED, COMPOSED))
     assert opened(found) == [str(tmp_path / DECOMPOSED), str(tmp_path / COMPOSED)]
@@ -183,7 +183,7 @@ def test_both_forms_of_a_name_in_one_folder_stay_apart(write, tmp_path):
     assert found.class_names == [COMPOSED]
 
 
-def test_names_of_files_that_are_not_utf_8(write, tmp_path):
+def test_file_names_that_are_not_utf_8_are_read(write, tmp_path):
     name = "caf\udce9.png"
     found = read_manifest(write(f"path,label\n{name},x\nb.png,y\n", name))
     assert os.path.exists(opened(found)[0]) and found.parts["train"].names[0] == name
@@ -194,23 +194,23 @@ def test_names_of_files_that_are_not_utf_8(write, tmp_path):
     ["café.png,x,", "a.png,café,", "a.png,x,José"],
     ids=["path", "label", "group"],
 )
-def test_a_list_in_latin_1(write, row):
+def test_a_list_in_latin_1_is_refused(write, row):
     message = refusal(write(f"path,label,group\na.png,x,\n{row}\n".encode("latin-1"), "a.png"))
     assert message.startswith(
-        "list.csv, line 3: expected text in UTF-8, or the name of a file that exists. Received"
+        "list.csv, line 3: expected text in UTF-8, or the name of an existing file. Received"
     )
-    assert message.endswith("Save the list as UTF-8; Excel calls that 'CSV UTF-8'.")
+    assert message.endswith("Save the list as UTF-8; in Excel, choose 'CSV UTF-8'.")
     message.encode("utf-8")  # it can be printed
 
 
-def test_a_path_or_label_of_spaces(write):
+def test_a_path_or_label_of_spaces_is_empty(write):
     message = refusal(write("path,label\na.png,x\n  ,x\nb.png, \n", "a.png"))
     assert message == (
-        "list.csv, line 3: the path is empty; list.csv, line 4: the label is empty. Mend these rows, or take them away."
+        "list.csv, line 3: the path is empty; list.csv, line 4: the label is empty. Correct or remove these rows."
     )
 
 
-def test_urls(write):
+def test_urls_are_refused(write):
     message = refusal(
         write("path,label\na.png,x\nhttps://example.org/b.png,x\ns3://bucket/c.png,y\n", "a.png")
     )
@@ -219,24 +219,24 @@ def test_urls(write):
     )
 
 
-def test_missing_images_stay_in(write):
+def test_some_missing_images_are_no_error(write):
     text = "path,label\n" + "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(900))
     found = read_manifest(write(text, "899.png"))
     assert len(found.parts["train"]) == 900 and len(found.skipped) == 0
 
 
-def test_all_missing_is_one_mistake(write, tmp_path):
+def test_a_list_of_missing_images_is_refused(write, tmp_path):
     text = "path,label\n" + "".join(f"img/{i}.png,{'xy'[i % 2]}\n" for i in range(2000))
     path = write(text, "1500.png")
-    (tmp_path / "img" / "3.png").mkdir(parents=True)  # a folder is no image
+    (tmp_path / "img" / "3.png").mkdir(parents=True)  # a folder is not an image
     assert refusal(path) == (
-        f"list.csv, line 2: 'img/0.png' leads to {str(tmp_path / 'img/0.png')!r}, which is not a file; nor are any of "
-        f"the first 1000. Expected paths that are absolute, or relative to the folder of the manifest, "
-        f"{str(tmp_path)!r}. Mend the paths, or move the manifest."
+        f"list.csv, line 2: 'img/0.png' leads to {str(tmp_path / 'img/0.png')!r}, which is not a file; neither "
+        f"is any other of the first 1000. Expected paths that are absolute, or relative to the folder of the list, "
+        f"{str(tmp_path)!r}. Correct the paths, or move the list."
     )
 
 
-def test_parquet_gives_what_csv_gives(write, tmp_path):
+def test_parquet_gives_the_same_images_as_csv(write, tmp_path):
     columns = {
         "file_name": ["b.png", "a.png", COMPOSED, "a.png"],
         "category": [3, 1, 3, 1],
@@ -256,7 +256,7 @@ def test_parquet_gives_what_csv_gives(write, tmp_path):
     assert flat(read_manifest(tmp_path / "list.parquet")) == flat(csv)
 
 
-def test_refusals_of_parquet_name_the_row(write, tmp_path):
+def test_errors_in_parquet_name_the_row(write, tmp_path):
     write("", "a.png")
     path = tmp_path / "list.parquet"
     parquet.write_table(
@@ -265,7 +265,7 @@ def test_refusals_of_parquet_name_the_row(write, tmp_path):
     assert refusal(path).startswith("list.parquet, row 2: expected a split")
 
 
-def test_the_order_of_rows_changes_no_label(write):
+def test_labels_do_not_depend_on_the_order_of_rows(write):
     rows = [f"{i}.png,{'zebra' if i % 3 else 'ant'}" for i in range(20)]
     found = [read_manifest(write("\n".join(["path,label", *order]), "7.png")) for order in (rows, rows[::-1])]
     pairs = [dict(zip(f.parts["train"].names, f.parts["train"].labels.tolist(), strict=True)) for f in found]
@@ -276,10 +276,10 @@ def test_memory_per_row_is_modest(write):
     count = 20_000
     rows = (f"images/{i:07}.png,class{i % 100},train,patient{i // 50}" for i in range(count))
     path = write("path,label,split,group\n" + "\n".join(rows), "images/0000000.png")
-    read_manifest(path)  # what is imported or cached at the first time is not counted
+    read_manifest(path)  # imports and caches of the first call are not counted
     tracemalloc.start()
     found = read_manifest(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(found.parts["train"]) == count
-    assert peak / count < 230  # bytes; as measured 198
+    assert peak / count < 230  # bytes; 198 were measured

@@ -25,6 +25,9 @@ RESIZES = ("stretch", "crop", "pad")
 _LARGE = 50_000_000
 _large_image_lock = threading.Lock()
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # some of Pillow's other decoders start programs
 _OTHER_SIGNATURES = {
@@ -44,9 +47,10 @@ _PLAIN_REASONS = {
 }
 """Pillow's messages in plain words."""
 
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright, and 5 to 8 also swap width and height
-_METHODS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
-_TO_UPRIGHT = {value: Image.Transpose[method] for value, method in enumerate(_METHODS, start=2)}
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_T = Image.Transpose
+_TO_UPRIGHT = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM}
+_TO_UPRIGHT |= {5: _T.TRANSPOSE, 6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 
 
 class DecodedImage(NamedTuple):
@@ -57,10 +61,10 @@ class DecodedImage(NamedTuple):
     mode: str
     width: int  # pixels, after rotation
     height: int
-    turned: bool
+    rotated: bool
 
 
-def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def as_size(image_size: int | Size | None) -> Size | None:
     """Return an image size as (height, width); None stays None."""
     if image_size is None:
         return None
@@ -84,7 +88,7 @@ def is_image(head: bytes) -> bool:
     return head.startswith(_SIGNATURES) or webp or bmp
 
 
-def decode(image: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch") -> np.ndarray:
+def decode(image: str | Path | bytes, size: Size, *, resize: str = "stretch") -> np.ndarray:
     """Decode one image to upright RGB of a size, with white behind transparent pixels."""
     try:
         return inspect_image(image, size, resize=resize).pixels
@@ -93,9 +97,7 @@ def decode(image: str | Path | bytes, size: tuple[int, int], *, resize: str = "s
         raise InputError(f"Cannot read {name}: {error}. Expected JPEG, PNG, GIF, BMP or WebP.") from None
 
 
-def to_rgb_array(
-    pixels: np.ndarray, size: tuple[int, int] | None = None, *, resize: str = "stretch"
-) -> np.ndarray:
+def to_rgb_array(pixels: np.ndarray, size: Size | None = None, *, resize: str = "stretch") -> np.ndarray:
     """Convert the array of one image to RGB in uint8, and resize it if a size is given."""
     pixels = np.clip(np.rint(pixels), 0, 255).astype("uint8") if pixels.dtype != np.uint8 else pixels
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
@@ -108,9 +110,7 @@ class BadImageError(Exception):
     """An image that cannot be read. The message is the reason, without the image's name."""
 
 
-def inspect_image(
-    image: str | Path | bytes, size: tuple[int, int], *, resize: str = "stretch"
-) -> DecodedImage:
+def inspect_image(image: str | Path | bytes, size: Size, *, resize: str = "stretch") -> DecodedImage:
     """Decode one image as `decode` does, and also return its format, mode and original size."""
     try:
         source = io.BytesIO(image) if isinstance(image, bytes) else image
@@ -125,7 +125,7 @@ def inspect_image(
                 orientation = _orientation(opened)
                 small = _resized(_to_rgb(opened, _TO_UPRIGHT.get(orientation)), size, resize)
             kind = "JPEG" if opened.format == "MPO" else opened.format or ""
-        if orientation > 4:
+        if orientation > 4:  # 5 to 8 swap the sides
             width, height = height, width
         return DecodedImage(np.asarray(small), kind, mode, width, height, orientation > 1)
     except BadImageError:
@@ -139,7 +139,7 @@ def inspect_image(
         raise BadImageError(failure_reason(error)) from error
 
 
-def _resized(rgb: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
+def _resized(rgb: Image.Image, size: Size, resize: str) -> Image.Image:
     height, width = size
     if rgb.size == (width, height):
         return rgb
@@ -150,10 +150,8 @@ def _resized(rgb: Image.Image, size: tuple[int, int], resize: str) -> Image.Imag
     # ImageOps.pad would round the short side of an image of 1x5000 pixels to 0.
     scale = min(width / rgb.width, height / rgb.height)
     inner = max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale))
-    padded = Image.new("RGB", (width, height))
-    padded.paste(
-        rgb.resize(inner, Image.Resampling.BILINEAR), ((width - inner[0]) // 2, (height - inner[1]) // 2)
-    )
+    padded, corner = Image.new("RGB", (width, height)), ((width - inner[0]) // 2, (height - inner[1]) // 2)
+    padded.paste(rgb.resize(inner, Image.Resampling.BILINEAR), corner)
     return padded
 
 

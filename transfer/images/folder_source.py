@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.common.errors import InputError, nearest, plural, unknown
+from transfer.common.errors import InputError, nearest, unknown
+from transfer.common.text import plural
 from transfer.images.decoding import EXTENSIONS, failure_reason, is_image
 from transfer.images.splitting import SourceData, Split
 from transfer.images.tables import SPLIT_ALIASES

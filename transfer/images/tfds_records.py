@@ -6,7 +6,6 @@ import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -34,7 +33,7 @@ class RecordRange(NamedTuple):
 
 
 def make_reader(
-    tfds: ModuleType, builder: DatasetBuilder, keys: tuple[str, str], ranges: Sequence[RecordRange]
+    builder: DatasetBuilder, keys: tuple[str, str], ranges: Sequence[RecordRange]
 ) -> Callable[[str, Sequence[RecordRange]], Split]:
     """Return the function that reads an expression and its records from the files of a data set."""
     files = sorted({r.file for r in ranges})
@@ -42,11 +41,11 @@ def make_reader(
     file_format = getattr(builder.info.file_format, "value", "")
     # No files at all: they are in a bucket, or made up by tfds.testing.mock_data.
     if file_format not in ("tfrecord", "array_record") or len(missing) == len(files):
-        return partial(_read_rows, tfds, builder, keys)
+        return partial(_read_rows, builder, *keys)
     if missing:
         raise _bad_file(missing[0], "missing")
     if file_format == "array_record":
-        return partial(_read_array_records, tfds, builder, keys)
+        return partial(_read_array_records, builder, *keys)
     return partial(_read_tfrecords, _index_files(ranges, keys[1]), keys[0])
 
 
@@ -121,14 +120,11 @@ def _bad_file(file: str, problem: str) -> InputError:
 
 
 def _read_array_records(
-    tfds: ModuleType,
-    builder: DatasetBuilder,
-    keys: tuple[str, str],
-    expression: str,
-    ranges: Sequence[RecordRange],
+    builder: DatasetBuilder, image: str, label: str, expression: str, ranges: Sequence[RecordRange]
 ) -> Split:
     """Return images that tensorflow_datasets reads from array_record files when they are indexed."""
-    image, label = keys
+    import tensorflow_datasets as tfds
+
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     try:
         records = builder.as_data_source(split=expression, deserialize_method=raw)
@@ -143,16 +139,13 @@ def _read_array_records(
 
 
 def _read_rows(
-    tfds: ModuleType,
-    builder: DatasetBuilder,
-    keys: tuple[str, str],
-    expression: str,
-    ranges: Sequence[RecordRange],
+    builder: DatasetBuilder, image: str, label: str, expression: str, ranges: Sequence[RecordRange]
 ) -> Split:
     """Copy the encoded images of any other format to a temporary file."""
-    image, label = keys
+    import tensorflow_datasets as tfds
+
     names = _names(ranges)
-    decoders = tfds.decode.PartialDecoding(dict.fromkeys(keys, True), {image: tfds.decode.SkipDecoding()})
+    decoders = tfds.decode.PartialDecoding({image: True, label: True}, {image: tfds.decode.SkipDecoding()})
     # Read in the order of the records, and do not cache the data in memory.
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     images, labels = TemporaryImages(), array("q")

@@ -9,7 +9,6 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,17 +36,15 @@ def read_tfds(
     split: str | Mapping[str, str] | None = None,
 ) -> SourceData:
     """Return the images of a data set; download and prepare it first if needed."""
-    import tensorflow_datasets as tfds
-
     requested = _parse_split(split)
-    builder = _builder(tfds, name, data_dir)
-    keys = _keys(tfds, builder, name)
+    builder = _builder(name, data_dir)
+    keys = _keys(builder, name)
     if not builder.is_prepared():
         _prepare(builder, name, data_dir, download)
     expressions = requested or _own_splits(builder)
     ranges = {part: _ranges(builder, name, expression) for part, expression in expressions.items()}
     _refuse_overlap(ranges, name)
-    read = make_reader(tfds, builder, keys, [r for part in ranges.values() for r in part])
+    read = make_reader(builder, keys, [r for part in ranges.values() for r in part])
     parts = {}
     for part, expression in expressions.items():
         images = _labeled(read(expression, ranges[part]), f"{expression!r} of tfds:{name}")
@@ -164,7 +161,9 @@ def _labeled(images: Split, description: str) -> Split:
     return images.take(labeled) if missing else images
 
 
-def _builder(tfds: ModuleType, name: str, data_dir: str | Path | None) -> DatasetBuilder:
+def _builder(name: str, data_dir: str | Path | None) -> DatasetBuilder:
+    import tensorflow_datasets as tfds
+
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
@@ -181,22 +180,23 @@ def _builder(tfds: ModuleType, name: str, data_dir: str | Path | None) -> Datase
         ) from error
 
 
-def _keys(tfds: ModuleType, builder: DatasetBuilder, name: str) -> tuple[str, str]:
+def _keys(builder: DatasetBuilder, name: str) -> tuple[str, str]:
     """Return the names of the features that hold the image and its label."""
+    import tensorflow_datasets as tfds
+
+    Image, ClassLabel = tfds.features.Image, tfds.features.ClassLabel
     features, keys = builder.info.features, builder.info.supervised_keys
     if keys is None:  # as in data sets from tfds.dataset_builders.store_as_tfds_dataset
-        images, labels = (
-            [key for key in features if isinstance(features[key], kind)]
-            for kind in (tfds.features.Image, tfds.features.ClassLabel)
-        )
+        images = [key for key in features if isinstance(features[key], Image)]
+        labels = [key for key in features if isinstance(features[key], ClassLabel)]
         keys = (images[0], labels[0]) if len(images) == len(labels) == 1 else None
     if isinstance(keys, tuple) and len(keys) == 2 and all(isinstance(key, str) for key in keys):
         image, label = (features[key] for key in keys)
-        # Images of floats are stored as bytes that only tensorflow_datasets can read.
+        readable = np.uint8, np.uint16  # floats are stored as bytes that only tensorflow_datasets can read
         if (
-            isinstance(image, tfds.features.Image)
-            and np.dtype(image.np_dtype) in (np.uint8, np.uint16)
-            and isinstance(label, tfds.features.ClassLabel)
+            isinstance(image, Image)
+            and isinstance(label, ClassLabel)
+            and np.dtype(image.np_dtype) in readable
         ):
             return keys
     raise InputError(
@@ -233,12 +233,9 @@ def _network_problem() -> str:
         nonlocal problem
         try:
             urllib.request.urlopen(urllib.request.Request(_HOST, method="HEAD"), timeout=_TIMEOUT).close()
-        except urllib.error.HTTPError:
-            problem = ""  # any answer shows that there is a network
-        except OSError as error:
-            problem = str(error)
-        else:
             problem = ""
+        except OSError as error:
+            problem = "" if isinstance(error, urllib.error.HTTPError) else str(error)  # an error is an answer
 
     # A thread, since the timeout does not cover the lookup of the host's name.
     thread = threading.Thread(target=ask, daemon=True)
