@@ -1,7 +1,7 @@
-"""Made-up images with labels: drawn, seeded, as many as one likes, of forty kinds of shapes.
+"""Draw synthetic labeled images of forty kinds of shapes, from a seed.
 
-Telling them apart takes edges first, then corners and curves, then how parts are put together; color, size, place,
-ground and light tell nothing. The demonstration network was pre-trained on them.
+The classes differ in edges, corners, curves and the arrangement of parts. Color, size, position, background and light
+are independent of the class. The demonstration network was pre-trained on these images.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from transfer.common.errors import InputError, unknown
 from transfer.networks.demo_cnn import IMAGE_SIZE
 
 _CHUNK = (
-    64  # images that are colored at once, few enough for the processor's cache, by a generator of their own
+    64  # images that are colored together; they fit the processor's cache. Each chunk has its own generator.
 )
-_FINER = 2  # masks are drawn so many times larger, and averaged: smooth edges
-_SMALLEST = 8
+_OVERSAMPLING = 2  # masks are drawn larger and averaged, for smooth edges
+_MIN_SIZE = 8
 
-# A part of a figure: "fill" or "line", its ink, its points in a square from -1 to 1, y downwards. Ink 1 and 2 are the
-# figure's two colors, 0 is the ground.
+# A part of a figure: "fill" or "line", its ink (1 or 2, the figure's two colors), and its points, shape (N, 2), in a
+# square from -1 to 1 with y downwards.
 Part = tuple[str, int, np.ndarray]
 Figure = Sequence[Part] | Callable[[np.random.Generator], Sequence[Part]]
 
@@ -39,13 +39,13 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 def _arc(
     x: float, y: float, radius: float, *, of: tuple[float, float] = (0, 360), flat: float = 1.0
 ) -> np.ndarray:
-    """Points of a circle from one angle to another, clockwise from the right, or of a flat ellipse."""
+    """Return points of a circle or a flat ellipse from one angle to another, clockwise from the right."""
     angle = np.radians(np.linspace(*of, 25 if of[1] - of[0] > 180 else 13))
     return np.stack([x + radius * np.cos(angle), y + radius * flat * np.sin(angle)], axis=1)
 
 
 def _corners(count: int, outer: float, inner: float | None = None) -> np.ndarray:
-    """A polygon with all sides alike, or a star."""
+    """Return the corners of a regular polygon, or of a star."""
     steps = count if inner is None else 2 * count
     angle = 2 * np.pi * np.arange(steps) / steps - np.pi / 2
     radius = np.full(steps, outer)
@@ -55,7 +55,7 @@ def _corners(count: int, outer: float, inner: float | None = None) -> np.ndarray
 
 
 def _closed(points: np.ndarray) -> np.ndarray:
-    return np.concatenate([points, points[:2]])  # over the first corner, so that it has its joint
+    return np.concatenate([points, points[:2]])  # past the first corner, so that it is joined too
 
 
 def _heart() -> np.ndarray:
@@ -79,7 +79,7 @@ def _face(*, happy: bool) -> Figure:
 
 
 def _stripes(angle: float) -> Figure:
-    """Bars across the whole image; 45 degrees may lean either way."""
+    """Return a function that draws bars across the image; bars at 45 degrees lean to a random side."""
 
     def draw(rng: np.random.Generator) -> list[Part]:
         step = rng.uniform(0.36, 0.7)
@@ -170,7 +170,7 @@ _E = _line(0.55, -0.85, -0.5, -0.85, -0.5, 0.85, 0.55, 0.85)
 _H = [_line(-0.55, -0.9, -0.55, 0.9), _line(0.55, -0.9, 0.55, 0.9)]
 _PUFFS = [("fill", 1, _arc(x, y, r)) for x, y, r in ((-0.5, 0.15, 0.36), (0, -0.15, 0.48), (0.5, 0.12, 0.38))]
 
-# Name -> how it is drawn, and how far it may be turned, in degrees.
+# Name -> its parts, and the largest rotation in degrees.
 _FIGURES: dict[str, tuple[Figure, float]] = {
     "disc": ([("fill", 1, _arc(0, 0, 0.88))], 180),
     "ring": ([("line", 1, _closed(_arc(0, 0, 0.82)))], 180),
@@ -218,10 +218,10 @@ _FIGURES: dict[str, tuple[Figure, float]] = {
 }
 
 SHAPES = tuple(_FIGURES)
-"""The classes: plain shapes, patterns, letters, and things put together from parts; label 0 is the first."""
+"""Class names: plain shapes, patterns, letters, and objects made of several parts. Label 0 is the first name."""
 
 _PATTERNS = SHAPES[14:22]
-_LETTERS = SHAPES[22:26]  # they are not mirrored
+_LETTERS = SHAPES[22:26]  # letters are not mirrored
 
 
 def make_shapes(
@@ -231,22 +231,22 @@ def make_shapes(
     image_size: int = IMAGE_SIZE,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw labelled images of shapes, each with its own colors, size, place, turn, ground, light and blur.
+    """Draw labeled images of shapes with random colors, size, position, rotation, background, light and blur.
 
-    Classes come in equal numbers, up to one, in random order. Colors are drawn without looking at the class.
+    All classes have the same number of images, up to one. The order is random, and colors are independent of the class.
 
     Args:
-        num_images: how many, 1 or more.
-        classes: some of `SHAPES`, whose order numbers the labels; None takes all.
-        image_size: height and width in pixels, 8 or more.
-        seed: 0 or more; the same gives the same images.
+        num_images: Number of images, 1 or more.
+        classes: Some of `SHAPES`; their order sets the labels. None takes all.
+        image_size: Height and width in pixels, 8 or more.
+        seed: Random seed, 0 or more. The same seed draws the same images.
 
     Returns:
         Images, uint8 of shape (num_images, image_size, image_size, 3), RGB from 0 to 255; and labels, int64 of shape
         (num_images,), positions in `classes`.
 
     Raises:
-        InputError: a number is out of range, or there is no such class, or one twice; the nearest are listed.
+        InputError: A number is out of range, or a class is unknown or repeated.
 
     Example:
         >>> images, labels = make_shapes(6, classes=["disc", "star"], seed=1)
@@ -263,7 +263,7 @@ def make_colored_shapes(
     image_size: int = IMAGE_SIZE,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw what `make_shapes` draws, and tell the colors too."""
+    """Return the images and labels of `make_shapes`, and the background and main color of each image."""
     names = _checked(num_images, classes, image_size, seed)
     labels = np.random.default_rng([seed, 0]).permutation(np.arange(num_images) % len(names)).astype("int64")
     images = np.empty((num_images, image_size, image_size, 3), "uint8")
@@ -276,7 +276,7 @@ def make_colored_shapes(
         palettes = _palettes(len(masks), rng)
         images[chunk], colors[chunk] = _colored(masks, palettes, rng), palettes[:, :2]
 
-    with ThreadPoolExecutor(2) as pool:  # a chunk depends on its own generator alone
+    with ThreadPoolExecutor(2) as pool:  # each chunk depends only on its own generator
         list(pool.map(fill, range(0, num_images, _CHUNK)))
     return images, labels, colors
 
@@ -284,7 +284,7 @@ def make_colored_shapes(
 def _checked(num_images: int, classes: Sequence[str] | None, image_size: int, seed: int) -> list[str]:
     for name, value, least in (
         ("num_images", num_images, 1),
-        ("image_size", image_size, _SMALLEST),
+        ("image_size", image_size, _MIN_SIZE),
         ("seed", seed, 0),
     ):
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
@@ -299,11 +299,11 @@ def _checked(num_images: int, classes: Sequence[str] | None, image_size: int, se
 
 
 def _mask(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw one figure: uint8 (size, size, 3), how much of a pixel the two inks and the clutter cover."""
+    """Draw one figure: uint8 of shape (size, size, 3), each pixel's coverage by two inks and clutter."""
     figure, most = _FIGURES[name]
-    canvas = Image.new("RGB", (size * _FINER, size * _FINER))
+    canvas = Image.new("RGB", (size * _OVERSAMPLING, size * _OVERSAMPLING))
     draw = ImageDraw.Draw(canvas)
-    unit = size * _FINER / 2
+    unit = size * _OVERSAMPLING / 2
     scale, stroke = rng.uniform(0.5, 0.9), rng.uniform(0.1, 0.24)
     if name in _PATTERNS and name != "target":
         scale = rng.uniform(0.6, 1.0)
@@ -313,18 +313,20 @@ def _mask(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     sizes = np.cumsum([len(points) for _, _, points in parts])[:-1]
     mirrored = name not in _LETTERS and rng.random() < 0.5
     place = rng.uniform(-1, 1, 2) * max(0.0, 0.95 - scale)
-    turned = np.concatenate([points for _, _, points in parts]) @ _turn(most, scale, mirrored, rng)
+    turned = np.concatenate([points for _, _, points in parts]) @ _random_transform(
+        most, scale, mirrored, rng
+    )
     outlined = name not in _PATTERNS and rng.random() < 0.3
     for (kind, ink, _), points in zip(parts, np.split((turned + place + 1) * unit, sizes), strict=True):
         width = stroke * scale * unit
         _draw(draw, kind, ink, points, width)
         if outlined and kind == "fill" and ink == 1:
             _draw(draw, "line", 2, _closed(points), 0.07 * unit)
-    return np.asarray(canvas.reduce(_FINER))
+    return np.asarray(canvas.reduce(_OVERSAMPLING))
 
 
-def _turn(most: float, scale: float, mirrored: bool, rng: np.random.Generator) -> np.ndarray:
-    """A matrix that stretches and mirrors, then turns, up to `most` degrees."""
+def _random_transform(most: float, scale: float, mirrored: bool, rng: np.random.Generator) -> np.ndarray:
+    """Return a matrix that scales, stretches and mirrors, then rotates by up to `most` degrees."""
     angle = np.radians(rng.uniform(-most, most))
     wide, shear = rng.uniform(0.82, 1.0), rng.uniform(-0.15, 0.15)
     stretch = np.array([[(-1 if mirrored else 1) * wide, 0], [shear, 1]])
@@ -333,7 +335,7 @@ def _turn(most: float, scale: float, mirrored: bool, rng: np.random.Generator) -
 
 
 def _clutter(rng: np.random.Generator) -> Iterator[Part]:
-    """A few thin lines and specks on the ground, on every third image."""
+    """Yield a few thin lines and specks for the background of every third image."""
     if rng.random() < 0.35:
         for _ in range(rng.integers(1, 4)):
             at = rng.uniform(-1, 1, 2)
@@ -355,18 +357,18 @@ def _draw(draw: ImageDraw.ImageDraw, kind: str, ink: int, points: np.ndarray, wi
 
 
 def _colored(masks: np.ndarray, palettes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Paint a chunk of masks: colors, shading, ground, light, blur and noise, each image its own."""
+    """Color a chunk of masks; each image has its own colors, shading, background, light, blur and noise."""
     count, size = masks.shape[:2]
 
-    def some(low: float, high: float, share: float = 1.0) -> np.ndarray:
-        """A random strength for a share of the images, 0 for the others."""
-        values = rng.uniform(low, high, (count, 1, 1, 1)) * (rng.random((count, 1, 1, 1)) < share)
+    def some(low: float, high: float, fraction: float) -> np.ndarray:
+        """Return a random strength for a fraction of the images, and 0 for the others."""
+        values = rng.uniform(low, high, (count, 1, 1, 1)) * (rng.random((count, 1, 1, 1)) < fraction)
         return values.astype("float32")
 
-    # One plane a color: numpy is slow where the last axis has three numbers.
+    # The color axis comes second: numpy is slow with a last axis of three numbers.
     cover = np.ascontiguousarray(masks.transpose(0, 3, 1, 2)).astype("float32") / 255
     colors = palettes[..., None, None]
-    image = some(0, 45, 0.5) * _rough(count, size, rng)
+    image = some(0, 45, 0.5) * _textures(count, size, rng)
     image += colors[:, 0]
     image += some(-70, 70, 0.5) * _ramps(count, size, rng)
     shade = 1 + some(-0.25, 0.25, 0.5) * _ramps(count, size, rng)
@@ -380,7 +382,7 @@ def _colored(masks: np.ndarray, palettes: np.ndarray, rng: np.random.Generator) 
 
 
 def _palettes(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Four colors an image, of ground, two inks and clutter: float32 (count, 4, 3); inks stand out."""
+    """Return the colors of background, two inks and clutter, float32 of shape (count, 4, 3); inks contrast."""
     palette = rng.uniform(0, 255, (count, 4, 3))
     plain = rng.random(count) < 0.25  # white paper
     palette[plain, 0] = rng.uniform(235, 255, (int(plain.sum()), 1))
@@ -388,22 +390,21 @@ def _palettes(count: int, rng: np.random.Generator) -> np.ndarray:
         candidates = rng.uniform(0, 255, (count, 8, 1, 3))
         apart = np.linalg.norm(candidates - palette[:, None, :ink], axis=3).min(axis=2)
         first = np.where(apart > 120, apart + 1000, apart)
-        first[:, 1:] -= 1000 * (
-            np.cumsum(apart > 120, axis=1)[:, :-1] > 0
-        )  # one that will do, not the strongest
+        # The first candidate with enough contrast, not the one with the strongest contrast.
+        first[:, 1:] -= 1000 * (np.cumsum(apart > 120, axis=1)[:, :-1] > 0)
         palette[:, ink] = candidates[np.arange(count), first.argmax(axis=1), 0]
     return palette.astype("float32")
 
 
 def _ramps(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A plane that rises across each image in a random direction, about -1 to 1."""
+    """Return linear ramps across the images in random directions, about -1 to 1."""
     angle = rng.uniform(0, 2 * np.pi, (count, 1, 1)).astype("float32")
     line = np.linspace(-1, 1, size, dtype="float32")
     return (np.cos(angle) * line[None, None, :] + np.sin(angle) * line[None, :, None])[:, None]
 
 
-def _rough(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A coarse texture in color: noise on a grid of 7 by 7, with straight lines between."""
+def _textures(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return coarse color textures: noise on a 7 x 7 grid, interpolated linearly."""
     grid = rng.standard_normal((count, 3, 7, 7)).astype("float32")
     at = np.linspace(0, 6, size)[:, None] - np.arange(7)
     weights = np.maximum(0, 1 - np.abs(at)).astype("float32")
@@ -411,8 +412,7 @@ def _rough(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blur(images: np.ndarray, strength: np.ndarray) -> None:
-    """Mix each pixel with its neighbours below and above, then left and right, in place; 0.25 is 1, 2,
-    1."""
+    """Blur in place, first vertically and then horizontally; a strength of 0.25 weighs pixels 1, 2, 1."""
     for turned in (images, images.swapaxes(2, 3)):
         middle = turned[:, :, 1:-1]
         middle += strength * (turned[:, :, 2:] + turned[:, :, :-2] - 2 * middle)

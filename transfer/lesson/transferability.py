@@ -1,9 +1,9 @@
-"""How transferable each layer is: the experiment of Yosinski et al. 2014 (arXiv:1411.1792), on any network and data.
+"""Measure how transferable each layer of a network is, as Yosinski et al. (2014, arXiv:1411.1792) do.
 
-Two networks are trained, one on the classes A, one on the classes B. For each layer n, the first n layers of one of
-them are put under fresh layers, and that is trained on B: kept as they are (`BnB`, `AnB`), or trained further (`BnB+`,
-`AnB+`). What `BnB` loses against the network B is what layers had learnt together (co-adaptation); what `AnB` loses
-beyond that is how specific layer n is to A.
+One network is trained on task A and one on task B. For each layer n, the first n layers of one of them get new upper
+layers, and the result is trained on B: with the transferred layers frozen (`BnB`, `AnB`) or fine-tuned (`BnB+`,
+`AnB+`). The loss of `BnB` against network B shows that its layers were co-adapted. The further loss of `AnB` shows how
+specific layer n is to task A.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ import numpy as np
 from transfer.cases.builders import large_different, unfreeze
 from transfer.cases.policies import SCRATCH_LEARNING_RATE
 from transfer.common.errors import InputError, unknown
+from transfer.common.text import plural
 from transfer.frozen.extraction import input_size
 from transfer.frozen.shared_pass import BATCH_SIZE as LARGE_BATCH
 from transfer.images.datasets import ImageData
 from transfer.images.pipeline import make_dataset
 from transfer.images.splitting import Split
 from transfer.networks import graphs, surgery
-from transfer.networks.backbones import block_ends, load_backbone
+from transfer.networks.backbones import load_backbone
 from transfer.training.schedules import WarmupCosine
 
 KINDS = ("BnB", "BnB+", "AnB", "AnB+")
-"""From whom the first n layers are, and with `+`, that they train on."""
+"""Task from which the first n layers come; with `+`, they are fine-tuned."""
 
-_MOST_LAYERS = 8  # of a network with no more layers than these, each is looked at
+_MAX_LAYERS = 8  # a network with more layers is measured at the ends of its blocks
 
-State = dict[str, list[np.ndarray]]
+Weights = dict[str, list[np.ndarray]]
+"""Weights by layer name."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +45,21 @@ class Point:
     kind: str
     layer: str
     seed: int
-    # On the test images of B, 0 to 1.
-    accuracy: float
+    accuracy: float  # on the test images of B, 0 to 1
 
 
 @dataclass(frozen=True)
 class Transferability:
-    """How well layers of one network serve another.
+    """Accuracy on task B by transferred layer and kind of transfer.
 
     Attributes:
-        network: its name.
-        layers: the last layer that was taken over, from the first to the last.
-        train: images of B to train on, in the mean over the seeds.
-        test: images of B that accuracies were measured on, likewise.
-        chance: accuracy of guessing one of B's classes.
-        base: accuracy of the network B itself, by seed.
-        points: all others.
+        network: Name of the network.
+        layers: Last transferred layers, in the order of the network.
+        train: Number of training images of B, mean over the seeds.
+        test: Number of test images of B, mean over the seeds.
+        chance: Accuracy of a random guess, 0 to 1.
+        base: Accuracy of network B itself for each seed, 0 to 1.
+        points: Accuracy of every other network.
     """
 
     network: str
@@ -71,29 +72,28 @@ class Transferability:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Which kinds were looked at, in the order of `KINDS`."""
+        """The measured kinds, in the order of `KINDS`."""
         return tuple(kind for kind in KINDS if any(point.kind == kind for point in self.points))
 
     def accuracies(self, kind: str, layer: str) -> list[float]:
-        """Give one kind's accuracies at one layer, by seed."""
+        """Return the accuracies of a kind at a layer, one per seed."""
         return [point.accuracy for point in self.points if (point.kind, point.layer) == (kind, layer)]
 
     def means(self, kind: str) -> list[float]:
-        """Give one kind's mean accuracy at each layer."""
+        """Return the mean accuracy of a kind at each layer."""
         return [float(np.mean(self.accuracies(kind, layer))) for layer in self.layers]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything, and the means by kind, for JSON."""
+        """Return all values, and the means by kind, for JSON."""
         return {**asdict(self), "means": {kind: self.means(kind) for kind in self.kinds}}
 
     def to_text(self) -> str:
-        """Write the means as a table, a row a layer."""
+        """Return a table of the means, one row per layer."""
         base = float(np.mean(self.base))
         wide = max(len("layer n"), *map(len, self.layers))
-        seeds = f"{len(self.base)} seed{'s' if len(self.base) > 1 else ''}"
         lines = [
-            f"{self.network}: {self.train:,} images to train on, {self.test:,} to measure on, {seeds}. "
-            f"The network B itself: {base:.1%}; chance: {self.chance:.1%}.",
+            f"{self.network}: {plural(self.train, 'training image')}, {plural(self.test, 'test image')}, "
+            f"{plural(len(self.base), 'seed')}. Accuracy of network B: {base:.1%}; chance: {self.chance:.1%}.",
             "layer n".ljust(wide) + "".join(f"{kind:>8}" for kind in self.kinds),
         ]
         columns = [self.means(kind) for kind in self.kinds]
@@ -115,54 +115,54 @@ def transferability(
     seeds: Sequence[int] = (0,),
     preprocessing: str | None = None,
 ) -> Transferability:
-    """Measure how well the first n layers of a network serve another task, for each n.
+    """Measure how well the first n layers of a network transfer to another task, for each n.
 
-    All networks start from random weights, their own but for the layers that they take over, and train equally long,
-    with Adam and a rate that falls to 0.
+    All networks train for the same number of epochs with Adam and a cosine learning rate. Layers that are not
+    transferred start from random weights.
 
     Args:
-        data: the images of B, or those of A and B.
-        other: the images of A; None draws half of the classes of `data` for A, at random, others for each seed, and
-            leaves the other half to B.
-        base: the network, whose weights do not count; it stays as it is. None is the DemoCNN.
-        layers: the last layers to take over, such that everything runs through each. None is each layer with weights of
-            a small network, but the classifier, and the ends of the blocks of a larger one.
-        kinds: some of `KINDS`.
-        epochs: passes over the training images, of each network, 1 or more.
-        batch_size: images per step, 1 or more.
-        learning_rate: of Adam, above 0.
-        seeds: one repetition of the experiment for each.
-        preprocessing: a key of `backbones.PREPROCESSING`, needed for a network of one's own.
+        data: Images of task B, or of both tasks.
+        other: Images of task A. None assigns a random half of the classes of `data` to A and the other half to B, anew
+            for each seed.
+        base: The network; it is not changed, and its weights are not used. None is the DemoCNN.
+        layers: Last layers to transfer; every path from the input to the output must pass through each of them. None
+            is each layer with weights of a small network except its classifier, or the block ends of a larger one.
+        kinds: Some of `"BnB"`, `"BnB+"`, `"AnB"` and `"AnB+"`.
+        epochs: Epochs for each network, 1 or more.
+        batch_size: Images per step, 1 or more.
+        learning_rate: Peak learning rate of Adam, above 0.
+        seeds: Random seeds, 0 or more; the experiment is repeated for each.
+        preprocessing: Input scaling that your own network expects: `"none"`, `"tf"`, `"torch"`, `"caffe"` or `"lite"`.
 
     Returns:
-        The accuracies, on the test images of B.
+        The accuracies on the test images of B.
 
     Raises:
-        InputError: an unknown kind or layer, a layer that something runs past, fewer than four classes to halve, a
-            number that is out of range.
+        InputError: A kind or layer is unknown, a path bypasses a layer, a number is out of range, or there are fewer
+            than four classes to divide.
 
     Example:
         >>> from transfer.images.datasets import load_data
         >>> from transfer.lesson.shapes import SHAPES, make_shapes
         >>> images, labels = make_shapes(60, classes=SHAPES[:4])
         >>> data = load_data((images, labels), class_names=SHAPES[:4], near_duplicates=False)
-        >>> found = transferability(data, layers=["conv1"], kinds=["AnB"], epochs=1)
-        >>> [(point.kind, point.layer) for point in found.points]
+        >>> result = transferability(data, layers=["conv1"], kinds=["AnB"], epochs=1)
+        >>> [(point.kind, point.layer) for point in result.points]
         [('AnB', 'conv1')]
     """
     base = load_backbone("DemoCNN", weights="none") if base is None else base
-    layers = _checked_layers(base, layers)
+    layers = _check_layers(base, layers)
     _check(data, other, kinds, epochs, batch_size, seeds)
-    lab = _Lab(base, epochs, batch_size, learning_rate, preprocessing)
+    trainer = _Trainer(base, epochs, batch_size, learning_rate, preprocessing)
     results = []
     for seed in seeds:
-        ours, theirs = (data, other) if other is not None else _halves(data, seed)
-        results.append((_experiment(lab, ours, theirs, layers, kinds, seed), ours))
+        task_b, task_a = (data, other) if other is not None else _split_classes(data, seed)
+        results.append((_experiment(trainer, task_b, task_a, layers, kinds, seed), task_b))
     return Transferability(
         network=base.name,
         layers=layers,
-        train=round(float(np.mean([len(ours.train) for _, ours in results]))),
-        test=round(float(np.mean([len(ours.test) for _, ours in results]))),
+        train=round(float(np.mean([len(task_b.train) for _, task_b in results]))),
+        test=round(float(np.mean([len(task_b.test) for _, task_b in results]))),
         chance=1 / results[0][1].num_classes,
         base=tuple(accuracy for (accuracy, _), _ in results),
         points=tuple(point for (_, points), _ in results for point in points),
@@ -170,75 +170,78 @@ def transferability(
 
 
 def _experiment(
-    lab: _Lab, ours: ImageData, theirs: ImageData, layers: Sequence[str], kinds: Sequence[str], seed: int
+    trainer: _Trainer,
+    task_b: ImageData,
+    task_a: ImageData,
+    layers: Sequence[str],
+    kinds: Sequence[str],
+    seed: int,
 ) -> tuple[float, list[Point]]:
-    """Train the networks A and B, then all that take layers over from them."""
-    turns = itertools.count(1000 * seed)
+    """Train networks A and B, then every network that takes layers from them."""
+    init_seeds = itertools.count(1000 * seed)
     donors = {}
-    donors["B"], accuracy = lab.train(ours, {}, None, frozen=False, seeds=(next(turns), seed))
+    donors["B"], accuracy = trainer.train(task_b, {}, None, frozen=False, seeds=(next(init_seeds), seed))
     if any(kind.startswith("A") for kind in kinds):
-        donors["A"], _ = lab.train(theirs, {}, None, frozen=False, seeds=(next(turns), seed))
+        donors["A"], _ = trainer.train(task_a, {}, None, frozen=False, seeds=(next(init_seeds), seed))
     points = []
     for layer in layers:
-        # The fresh layers are the same for all kinds: what differs is what was taken over.
-        seeds = next(turns), seed
+        # The new layers start alike for all kinds, so that only the transferred layers differ.
+        seeds = next(init_seeds), seed
         for kind in kinds:
             frozen = not kind.endswith("+")
-            _, right = lab.train(ours, donors[kind[0]], layer, frozen=frozen, seeds=seeds)
+            _, right = trainer.train(task_b, donors[kind[0]], layer, frozen=frozen, seeds=seeds)
             points.append(Point(kind, layer, seed, right))
     return accuracy, points
 
 
-class _Lab:
-    """Builds and trains the networks, each kind of network once: to compile takes longer than to train a
-    small one."""
+class _Trainer:
+    """Builds and trains the networks; each kind is compiled once, which takes longer than to train a small one."""
 
     def __init__(
         self, base: keras.Model, epochs: int, batch_size: int, learning_rate: float, preprocessing: str | None
     ) -> None:
         self.base, self.epochs, self.batch_size = base, epochs, batch_size
         self.learning_rate, self.preprocessing = learning_rate, preprocessing
-        self._read: dict[int, tuple[ImageData, tuple[Any, Any]]] = {}
-        self._born: tuple[tuple[int, int], list[np.ndarray]] | None = None
-        self._built: dict[tuple[int, str | None], tuple[keras.Model, list[np.ndarray]]] = {}
+        self._data: dict[int, tuple[ImageData, tuple[Any, Any]]] = {}
+        self._initial: tuple[tuple[int, int], list[np.ndarray]] | None = None
+        self._models: dict[tuple[int, str | None], tuple[keras.Model, list[np.ndarray]]] = {}
 
     def train(
-        self, data: ImageData, donor: State, layer: str | None, *, frozen: bool, seeds: tuple[int, int]
-    ) -> tuple[State, float]:
-        """Train a network whose layers up to `layer` are the donor's; give its weights and its accuracy."""
-        model = self._fresh(data.num_classes, layer if frozen else None, seeds[0])
+        self, data: ImageData, donor: Weights, layer: str | None, *, frozen: bool, seeds: tuple[int, int]
+    ) -> tuple[Weights, float]:
+        """Train a network with the donor's layers up to `layer`; return its weights and its accuracy."""
+        model = self._new(data.num_classes, layer if frozen else None, seeds[0])
         for name in _up_to(model, layer) if layer else ():
             if name in donor:
                 model.get_layer(name).set_weights(donor[name])
         train, test = self._batches(data, input_size(model, data), seeds[1])
         steps = self.epochs * -(-len(data.train) // self.batch_size)
         schedule = WarmupCosine(peak=self.learning_rate, steps=steps)
-        # The data set shuffles.
+        # The data set is shuffled already.
         model.fit(train, epochs=self.epochs, callbacks=[schedule], shuffle=False, verbose=0)
         right = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
         return {one.name: one.get_weights() for one in model.layers if one.weights}, float(right)
 
     def _batches(self, data: ImageData, size: tuple[int, int], seed: int) -> tuple[Any, Any]:
-        """Give the training and the test images; they are decoded once for all networks of a task."""
-        if id(data) not in self._read:
+        """Return the training and test batches, which all networks of a task share."""
+        if id(data) not in self._data:
             batches: dict[str, Any] = {"batch_size": self.batch_size, "training": True, "seed": seed}
             train = make_dataset(data.train, image_size=size, **batches)
             test = make_dataset(data.test, image_size=size, batch_size=LARGE_BATCH, cache=True)
-            self._read[id(data)] = data, (train, test)  # who is held keeps his id
-        return self._read[id(data)][1]
+            self._data[id(data)] = data, (train, test)  # keeps `data` alive, so that its id stays unique
+        return self._data[id(data)][1]
 
-    def _fresh(self, classes: int, frozen: str | None, seed: int) -> keras.Model:
-        """Give a network with fresh weights and a fresh optimizer; what is up to `frozen` does not
-        train."""
-        if (classes, frozen) not in self._built:
+    def _new(self, classes: int, frozen: str | None, seed: int) -> keras.Model:
+        """Return a network with new weights and a new optimizer, frozen up to the layer `frozen`."""
+        if (classes, frozen) not in self._models:
             model = self._build(classes, frozen)
             model.optimizer.build(model.trainable_variables)
-            self._built[classes, frozen] = model, _values(model.optimizer.variables)
-        model, optimizer = self._built[classes, frozen]
-        if self._born is None or self._born[0] != (classes, seed):
+            self._models[classes, frozen] = model, _values(model.optimizer.variables)
+        model, optimizer = self._models[classes, frozen]
+        if self._initial is None or self._initial[0] != (classes, seed):
             fresh = surgery.clone(model, weights="random", seed=seed).get_weights()
-            self._born = (classes, seed), fresh
-        model.set_weights(self._born[1])
+            self._initial = (classes, seed), fresh
+        model.set_weights(self._initial[1])
         for variable, value in zip(model.optimizer.variables, optimizer, strict=True):
             variable.assign(value)
         return model
@@ -249,8 +252,8 @@ class _Lab:
             self.base, classes, init="random", learning_rate=rate, preprocessing=self.preprocessing
         )
         if frozen is not None:
-            names = [node.op.name for node in graphs.graph(model)]
-            behind = names[names.index(frozen) + 1]
+            network = graphs.analyze(model)
+            behind = network.names[network.position(frozen) + 1]
             unfreeze(model, from_layer=behind, learning_rate=rate, pin_batchnorm=False)
         return model
 
@@ -260,31 +263,27 @@ def _values(variables: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _up_to(model: keras.Model, layer: str) -> list[str]:
-    """Name everything that a layer's output is made by."""
-    return [node.op.name for node in graphs.graph(surgery.slice_at(model, layer))][1:]
+    """Return the names of all layers that the output of a layer depends on."""
+    return graphs.analyze(surgery.slice_at(model, layer)).names[1:]
 
 
-def _checked_layers(base: keras.Model, layers: Sequence[str] | None) -> tuple[str, ...]:
-    nodes = graphs.graph(base)
-    last = graphs.layer_before_classifier(base)
-    names = [node.op.name for node in nodes]
+def _check_layers(base: keras.Model, layers: Sequence[str] | None) -> tuple[str, ...]:
+    network = graphs.analyze(base)
+    last = network.position(network.last_layer)
     if layers is None:
-        classifier = names[names.index(last) + 1 :]
-        layers = [node.op.name for node in nodes if getattr(node.op, "weights", ())]
-        layers = [name for name in layers if name not in classifier]
-        if len(layers) > _MOST_LAYERS:
-            layers = list(dict.fromkeys([*block_ends(base), last]))
-    necks = [names[place] for place in graphs.bottlenecks(nodes)[1:]]
+        layers = [node.op.name for node in network.nodes[: last + 1] if getattr(node.op, "weights", ())]
+        if len(layers) > _MAX_LAYERS:
+            layers = list(dict.fromkeys([*network.block_ends, network.last_layer]))
+    bottlenecks = graphs.bottlenecks(network.nodes)[1:]
     for name in layers:
-        graphs.find(base, name)
-        if name not in necks or names.index(name) > names.index(last):
+        if network.position(name) not in bottlenecks or network.position(name) > last:
             raise InputError(
-                f"Expected layers that everything before the classifier runs through. Received: {name!r}. Take the "
-                "end of a block, such as backbones.block_ends lists."
+                f"Expected layers before the classifier that every path passes through. Received: {name!r}. Choose the "
+                "end of a block, see block_ends."
             )
     if not layers:
         raise InputError("Expected the name of at least one layer. Received none.")
-    return tuple(sorted(set(layers), key=names.index))
+    return tuple(sorted(set(layers), key=network.position))
 
 
 def _check(
@@ -299,7 +298,9 @@ def _check(
         if kind not in KINDS:
             raise unknown("kind", kind, KINDS)
     if not kinds or not seeds:
-        raise InputError(f"Expected one kind and one seed, or more. Received: {list(kinds)}, {list(seeds)}.")
+        raise InputError(
+            f"Expected one kind or more, and one seed or more. Received: {list(kinds)}, {list(seeds)}."
+        )
     if epochs < 1 or batch_size < 1 or min(seeds) < 0:
         raise InputError(
             "Expected epochs and batch_size of 1 or more, and seeds of 0 or more. Received: "
@@ -307,19 +308,19 @@ def _check(
         )
     if other is None and data.num_classes < 4:
         raise InputError(
-            f"Expected 4 classes or more, two for each half. Received: {data.num_classes}. Give the other task's "
-            "images, as a second argument."
+            f"Expected 4 classes or more, two for each task. Received: {data.num_classes}. Add classes, or pass the "
+            "images of task A as the second argument."
         )
 
 
-def _halves(data: ImageData, seed: int) -> tuple[ImageData, ImageData]:
-    """Give half of the classes, drawn at random, and the other half; of an odd number one is left out."""
+def _split_classes(data: ImageData, seed: int) -> tuple[ImageData, ImageData]:
+    """Return two random halves of the classes; an odd class is left out."""
     order = np.random.default_rng(seed).permutation(data.num_classes)
     half = data.num_classes // 2
-    return _some(data, np.sort(order[:half])), _some(data, np.sort(order[half : 2 * half]))
+    return _subset(data, np.sort(order[:half])), _subset(data, np.sort(order[half : 2 * half]))
 
 
-def _some(data: ImageData, classes: np.ndarray) -> ImageData:
+def _subset(data: ImageData, classes: np.ndarray) -> ImageData:
     number = np.full(data.num_classes, -1)
     number[classes] = np.arange(len(classes))
 

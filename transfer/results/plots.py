@@ -25,7 +25,7 @@ STATES = {
     "frozen": "frozen",
     "trained": "pre-trained, then fine-tuned",
     "new": "new, from random weights",
-    "cut": "removed",
+    "cut": "cut away",
 }
 """States of a network's blocks, with their names in legends."""
 
@@ -82,11 +82,11 @@ def prediction_caption(evaluation: Evaluation, position: int) -> str:
 def network_by_blocks(
     title: str, blocks: Sequence[tuple[str, str]], *, input_text: str, output_text: str
 ) -> Figure:
-    """Draw a network as a row of blocks, colored by state: frozen, trained, new, or removed."""
+    """Draw a network as a row of blocks, colored by state: frozen, trained, new, or cut away."""
     blocks = _groups(blocks)
     kept = [block for block in blocks if block[1] != "cut"]
     cut = [block for block in blocks if block[1] == "cut"]
-    # The removed blocks are drawn in a second row, which begins below the cut.
+    # Blocks that were cut away are drawn in a second row, which begins below the cut.
     cut_from = _LEFT + _STEP * (len(kept) - 1)
     right = max(_LEFT + _STEP * len(kept) + 1.6, cut_from + _STEP * len(cut) + 0.4)
     figure = new_figure(0.8 * right, 4.4 if cut else 2.9)
@@ -99,7 +99,7 @@ def network_by_blocks(
     for place, (name, state) in enumerate(cut):
         _draw_block(axes, cut_from + _STEP * place, -1.1, name, state, 2.0)
     if cut:
-        axes.text(cut_from - 0.3, -1.1, "removed", ha="right", va="center", fontsize=9, style="italic")
+        axes.text(cut_from - 0.3, -1.1, "cut away", ha="right", va="center", fontsize=9, style="italic")
     patches = [
         FancyBboxPatch((0, 0), 1, 1, facecolor=COLORS[state], edgecolor="#333333", label=text)
         for state, text in STATES.items()
@@ -135,8 +135,8 @@ def _short(name: str) -> str:
 
 
 def _draw_block(axes: Axes, x: float, y: float, name: str, state: str, height: float) -> None:
-    """Draw one block; a block that was not removed gets an arrow from the block before it."""
-    width, removed = 0.62, state == "cut"
+    """Draw one block; one that was not cut away gets an arrow from the block before it."""
+    width, cut_away = 0.62, state == "cut"
     axes.add_patch(
         FancyBboxPatch(
             (x, y - height / 2),
@@ -144,15 +144,15 @@ def _draw_block(axes: Axes, x: float, y: float, name: str, state: str, height: f
             height,
             boxstyle="round,pad=0,rounding_size=0.08",
             facecolor=COLORS[state],
-            edgecolor="#777777" if removed else "#333333",
-            linestyle="--" if removed else "-",
+            edgecolor="#777777" if cut_away else "#333333",
+            linestyle="--" if cut_away else "-",
         )
     )
     # Names may have any length; the box has room for about 16 letters.
     size = 8 * min(1.0, 16 / max(len(line) for line in name.split("\n")))
-    color = "#777777" if removed else "black"
+    color = "#777777" if cut_away else "black"
     axes.text(x + width / 2, y, name, rotation=90, ha="center", va="center", fontsize=size, color=color)
-    if not removed:
+    if not cut_away:
         axes.add_patch(
             FancyArrowPatch((x - 0.34, y), (x, y), arrowstyle="-|>", mutation_scale=8, color="#333333")
         )
@@ -161,12 +161,12 @@ def _draw_block(axes: Axes, x: float, y: float, name: str, state: str, height: f
 def layer_curve_plot(curve: LayerCurve) -> Figure:
     """Draw the cross-validated accuracy of each layer, in the order of the network, and the recommended cut."""
     names = [_shorten(_short(name)) for name in curve.names]
-    accuracy, together, (mean, deviation) = curve.accuracy, curve.all_layers.accuracy, curve.chance
+    accuracy, all_layers, (mean, deviation) = curve.accuracy, curve.all_layers.accuracy, curve.chance
     figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
     axes = figure.add_subplot()
     half = max(2 * deviation, 0.004)  # wide enough to be visible
     axes.axhspan(mean - half, mean + half, color="#d9d9d9", label=f"shuffled labels: {mean:.0%}", lw=0)
-    axes.axhline(together, color="#333333", linestyle="--", label=f"all layers: {together:.0%}")
+    axes.axhline(all_layers, color="#333333", linestyle="--", label=f"all layers: {all_layers:.0%}")
     style: dict[str, Any] = {"color": "#4a7fb0", "ecolor": COLORS["frozen"], "capsize": 3, "ms": 5}
     label = "single layer, with standard error"
     axes.errorbar(range(len(names)), accuracy, curve.standard_error, fmt="o-", label=label, **style)
@@ -291,7 +291,7 @@ def advice_figures(advice: Advice) -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     if advice.similarity is not None:
         here = (advice.data, advice.evidence.num_train, advice.similarity.score)
-        others = [(one.name, one.num_images, one.score) for one in advice.similarity.scale]
+        others = [(one.name, one.num_images, one.score) for one in advice.similarity.references]
         drawn["four_cases"] = four_cases_chart(here, others)
     if advice.curve is not None:
         drawn["layer_curve"] = layer_curve_plot(advice.curve)

@@ -14,6 +14,7 @@ from transfer.cases.policies import POLICIES, Case, Policy
 from transfer.common.errors import InputError
 from transfer.common.figures import png_of
 from transfer.common.pages import data_uri, render
+from transfer.common.text import format_duration
 from transfer.evaluation.evaluate import Evaluation
 from transfer.evaluation.metrics import mcnemar_test, percent_range
 from transfer.results.run_records import RunRecord
@@ -29,7 +30,7 @@ CALIBRATION_GAP = 0.05
 CAPTIONS = {
     "four_cases": "These data among the four cases, with known data sets for comparison.",
     "layer_curve": "Cross-validated accuracy of a linear probe on each layer.",
-    "network": "The network by blocks: frozen, fine-tuned, new, or removed.",
+    "network": "The network by blocks: frozen, fine-tuned, new, or cut away.",
     "learning_curves": "Learning curves, or the regularization path of a head that was solved exactly.",
     "confusion_matrix": "Confusion matrix: rows are true classes, columns are predicted classes.",
     "classes": "Precision and recall by class, the lowest F1 first.",
@@ -128,18 +129,10 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
         tiles.append(("log loss", f"{evaluation.loss:.3f}", f"calibration error {error:.3f}"))
     counts = f"{metrics['num_val']:,} validation, {metrics['num_test']:,} test"
     tiles.append(("training images", f"{metrics['num_train']:,}", counts))
-    tiles.append(("time", duration(metrics["seconds_total"]), "total"))
+    tiles.append(("time", format_duration(metrics["seconds_total"]), "total"))
     if metrics.get("peak_memory_mb"):
         tiles.append(("memory", f"{metrics['peak_memory_mb'] / 1024:.1f} GB", "peak"))
     return tiles
-
-
-def duration(seconds: float) -> str:
-    """Format a duration, such as "4.2 s", "3 min 5 s" or "2 h 10 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds // 60)
-    return f"{minutes} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _choices(advice: dict[str, Any]) -> list[dict[str, Any]]:
@@ -153,7 +146,7 @@ def _choices(advice: dict[str, Any]) -> list[dict[str, Any]]:
                 "action": choice["action"],
                 "expected": f"{choice['expected_accuracy']:.1%}",
                 "interval": percent_range(choice["interval"]),
-                "time": "not measured" if seconds is None else duration(seconds),
+                "time": "not measured" if seconds is None else format_duration(seconds),
                 "chosen": choice["case"] == advice["case"] and choice["cut"] == advice["cut"],
             }
         )
@@ -184,9 +177,9 @@ def verdict(evaluation: Evaluation) -> str:
 def _costs(record: RunRecord) -> list[tuple[str, str]]:
     metrics = record.metrics
     rows = [
-        ("feature extraction with the frozen layers", duration(metrics["seconds_features"])),
-        ("training", duration(metrics["seconds_training"])),
-        ("total, with loading, advice and test", duration(metrics["seconds_total"])),
+        ("feature extraction with the frozen layers", format_duration(metrics["seconds_features"])),
+        ("training", format_duration(metrics["seconds_training"])),
+        ("total, with loading, advice and test", format_duration(metrics["seconds_total"])),
         ("trainable parameters", f"{metrics['trainable_parameters']:,}"),
     ]
     if metrics.get("temperature") is not None:
@@ -272,7 +265,7 @@ def _compared(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
         "cut": cut,
         "training images": lambda r: f"{r.metrics['num_train']:,}",
         "test images": lambda r: f"{r.metrics['num_test']:,}",
-        "total time": lambda r: duration(r.metrics["seconds_total"]),
+        "total time": lambda r: format_duration(r.metrics["seconds_total"]),
         "peak memory": lambda r: f"{r.metrics.get('peak_memory_mb') or float('nan'):,.0f} MB",
     }
     return [(label, [text(record) for record in records]) for label, text in rows.items()]
