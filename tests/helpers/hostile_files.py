@@ -1,4 +1,4 @@
-"""Makes hostile files and folders, loads them, and reports the outcome: `python tests/helpers/hostile_files.py DIR`."""
+"""Write hostile files and folders, load them, and report the outcome: `python tests/helpers/hostile_files.py DIR`."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Case(NamedTuple):
-    """One kind of hostility.
+    """One kind of hostile file or folder.
 
     Attributes:
-        kind: in a few words.
-        root: the folder of data that it lies in.
-        paths: the files or folders that it consists of, all of which fare alike; empty where it is the root itself.
-        expected: words of what may become of each path: `read`, `skipped` (named with a reason), `ignored` (named
-            as no image) or `hidden` (passed over); or of the root: `read`, or `refused` by an `InputError`.
-        why: what the reason must contain.
-        shows: color, or pixels, of a good image.
-        within: how far the decoded colors may be from `shows`.
+        kind: a short description.
+        root: the folder that is loaded.
+        paths: the files or folders of this kind, with the same expected outcome; empty if it is the root itself.
+        expected: the allowed outcomes. For a path: `read`, `skipped` (reported with a reason), `ignored` (reported
+            as not an image) or `hidden` (not reported). For the root: `read`, or `refused` with an `InputError`.
+        why: text that the reason must contain.
+        shows: the color, or the pixels, of a good image.
+        within: the largest allowed difference of a color value from `shows`.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 
 class Corpus:
-    """Collects cases while their files are written."""
+    """Writes files and collects their cases."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class Corpus:
         self.shade = 0
 
     def color(self, name: str) -> tuple[int, int, int]:
-        """A shade that no other image has, so that no two files are copies of each other."""
+        """Return a new shade of a color, so that no two files are duplicates."""
         self.shade += 1
         red, green, blue = COLORS[name]
         return red + self.shade % 12 - 6, green + self.shade // 12 % 12 - 6, blue + self.shade // 144 % 12 - 6
@@ -69,7 +69,7 @@ class Corpus:
         return target
 
     def good(self, kind: str, path: str, content: bytes, shows: Any, within: int = 2) -> None:
-        """An image that must not be lost."""
+        """Add an image that must be read."""
         self.note(kind, [self.write(path, content)], "read", shows=shows, within=within)
 
     def bad(self, kind: str, path: str, content: bytes, expected: str = "skipped", why: str = "") -> None:
@@ -79,7 +79,7 @@ class Corpus:
         self.cases.append(Case(kind, self.folder / root, tuple(paths), tuple(expected.split("|")), **more))
 
     def plain(self, root: str, *paths: str, count: int = 4) -> None:
-        """Ordinary images for a folder whose form is the case."""
+        """Write ordinary images to folders; the layout of the folders is the case."""
         for path in paths:
             for i in range(count):
                 self.write(f"{path}/{i}.png", encode(solid(self.color("red"))), root)
@@ -89,10 +89,10 @@ def make_corpus(folder: str | Path) -> list[Case]:
     """Write all hostile files and folders.
 
     Args:
-        folder: where to; made anew if it exists.
+        folder: the folder to write to; it is deleted first if it exists.
 
     Returns:
-        What was made, and what is expected of it.
+        The cases with their expected outcomes.
     """
     folder = Path(folder)
     if folder.exists():
@@ -151,14 +151,14 @@ def chunk(name: bytes, data: bytes) -> bytes:
 def png(
     depth: int, kind: int, row: bytes, *extra: bytes, size: tuple[int, int] = SIZE, data: bytes | None = None
 ) -> bytes:
-    """A PNG of equal rows, with chunks of one's own before its pixels; `kind` is the standard's color type."""
+    """Return a PNG of equal rows, with extra chunks before its pixels; `kind` is the color type of the standard."""
     pixels = zlib.compress((b"\0" + row) * size[1]) if data is None else data
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, 0))
     return PNG + head + b"".join(extra) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def interlaced(color: tuple[int, int, int]) -> bytes:
-    """Adam7: seven images of one color, each of the size that its pass has."""
+    """Return a PNG with Adam7 interlacing: seven passes of one color."""
     passes = [(2, 2), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8), (16, 8)]
     data = b"".join((b"\0" + bytes(color) * width) * height for width, height in passes)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", *SIZE, 8, 2, 0, 0, 1))
@@ -166,7 +166,7 @@ def interlaced(color: tuple[int, int, int]) -> bytes:
 
 
 def ycck(color: tuple[int, int, int]) -> bytes:
-    """JPEG as Photoshop writes it for print: luma, chroma and black, all inverted."""
+    """Return a JPEG as Photoshop writes it for print: luma, chroma and black, all inverted."""
     inverse = tuple(255 - value for value in color)
     y, cb, cr = Image.new("RGB", (1, 1), inverse).convert("YCbCr").getpixel((0, 0))
     stored = Image.new("CMYK", SIZE, tuple(255 - v for v in (y, cb, cr, 255)))  # Pillow inverts once more
@@ -176,7 +176,7 @@ def ycck(color: tuple[int, int, int]) -> bytes:
 
 
 def with_exif(color: tuple[int, int, int], data: bytes) -> bytes:
-    """JPEG, red or so above black, with EXIF of any content."""
+    """Return a JPEG, colored above and black below, with the given bytes as EXIF."""
     image = solid(color)
     image.paste((0, 0, 0), (0, 8, 16, 16))
     content = encode(image, "JPEG", quality=95, subsampling=0)
@@ -184,7 +184,7 @@ def with_exif(color: tuple[int, int, int], data: bytes) -> bytes:
 
 
 def entry(tag: int, kind: int, count: int, value: bytes, following: int = 0) -> bytes:
-    """A TIFF directory of one entry."""
+    """Return a TIFF directory with one entry."""
     return (
         b"II*\0\x08\0\0\0\x01\0"
         + struct.pack("<HHI", tag, kind, count)
@@ -208,7 +208,7 @@ def riff(*chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def zeros(size: int) -> bytes:
-    """Compressed zeros, far smaller than what they hold."""
+    """Return `size` zeros, compressed."""
     packer = zlib.compressobj(9)
     return b"".join([*(packer.compress(bytes(2**20)) for _ in range(size >> 20)), packer.flush()])
 
@@ -217,7 +217,7 @@ def zeros(size: int) -> bytes:
 
 
 def truncations(corpus: Corpus) -> None:
-    """Cut at every byte of small images, whose headers are most of them, and in the pixels of larger ones."""
+    """Cut small images, which are mostly headers, at every byte, and larger ones in their pixels."""
     rgb, palette = texture(16, 16), texture(16, 16, "P")
     for kind, ending, content in (
         ("baseline JPEG", "jpg", encode(rgb, "JPEG")),
@@ -232,7 +232,7 @@ def truncations(corpus: Corpus) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         last = len(content) - {"PNG": 21, "GIF": 2}.get(
             kind.split()[0], 0
-        )  # from there on only the end mark lacks
+        )  # from there on, only the end mark is missing
         for n in range(len(content)):
             name = f"red/cut {kind}/{n:04}.{ending}"
             corpus.write(name, content[:n])
@@ -250,16 +250,16 @@ def truncations(corpus: Corpus) -> None:
     ):
         content = encode(large, kind, **options)
         kind = "progressive JPEG" if options else kind
-        shares = np.linspace(0.1, 0.99, 12)
+        fractions = np.linspace(0.1, 0.99, 12)
         cuts = [
             corpus.write(f"red/large/{s:.0%} of a {kind}.{kind[-4:]}", content[: int(len(content) * s)])
-            for s in shares
+            for s in fractions
         ]
         corpus.note(f"{kind}, cut among its pixels", cuts, "skipped")
 
 
 def disguises(corpus: Corpus) -> None:
-    """Names that say another thing than the content."""
+    """Write files whose names do not match their content."""
     for name in (
         "a.png",
         "a.gif",
@@ -302,13 +302,13 @@ def disguises(corpus: Corpus) -> None:
     ):
         corpus.bad(kind, f"red/{name}", content, why="not an image")
     for name, content in (("a.heic", heic), ("a.svg", svg), ("a.tiff", encode(solid((9, 9, 9)), "TIFF"))):
-        corpus.bad(f"{name[2:].upper()}, named so", f"red/{name}", content, why="is not supported")
+        corpus.bad(f"{name[2:].upper()} with its own extension", f"red/{name}", content, why="is not supported")
     for name, content in (
         ("notes.txt", b"BM is how a BMP begins"),
         ("labels.csv", b"a,b\n"),
         ("x.zip", text),
     ):
-        corpus.bad(f"no image and not named like one: {name}", f"red/{name}", content, "ignored")
+        corpus.bad(f"not an image, nor named like one: {name}", f"red/{name}", content, "ignored")
 
 
 def jpegs(corpus: Corpus) -> None:
@@ -327,7 +327,7 @@ def jpegs(corpus: Corpus) -> None:
     add("garbage after its end", lambda c: jpeg(c) + random.Random(0).randbytes(5000))
     add("another image after its end", lambda c: jpeg(c) + jpeg((0, 0, 0)))
     add(
-        "of two lenses (MPO)",
+        "of two images (MPO)",
         lambda c: encode(solid(c), "MPO", save_all=True, append_images=[solid((0, 0, 0))]),
     )
     add("filled up with FF between its parts", lambda c: jpeg(c)[:20] + b"\xff" * 50 + jpeg(c)[20:])
@@ -389,26 +389,26 @@ def pngs(corpus: Corpus) -> None:
     add("16-bit RGB", png(16, 2, wide * 16), green, "green")
     add("16-bit RGBA", png(16, 6, (wide + b"\xff\xff") * 16), green, "green")
     add("16-bit grey and alpha", png(16, 4, b"\x78\0\xff\xff" * 16), (120,) * 3)
-    add("16-bit grey, see-through", png(16, 0, b"\x77\x77" * 16, chunk(b"tRNS", b"\x77\x77")), (255,) * 3)
+    add("16-bit grey, transparent", png(16, 0, b"\x77\x77" * 16, chunk(b"tRNS", b"\x77\x77")), (255,) * 3)
     add(
-        "16-bit RGB with a color said see-through",
+        "16-bit RGB with a color declared transparent",
         png(16, 2, wide * 16, chunk(b"tRNS", bytes(6))),
         green,
         "green",
     )
     add("1-bit", png(1, 0, b"\xff\xff"), (255,) * 3)
-    add("1-bit, see-through", png(1, 0, b"\0\0", chunk(b"tRNS", b"\0\0")), (255,) * 3)
+    add("1-bit, transparent", png(1, 0, b"\0\0", chunk(b"tRNS", b"\0\0")), (255,) * 3)
     add("2-bit grey", png(2, 0, b"\xaa" * 4), (170,) * 3)
     add("4-bit grey", png(4, 0, b"\x77" * 8), (119,) * 3)
-    add("8-bit grey, see-through", png(8, 0, b"\x64" * 16, chunk(b"tRNS", b"\0\x64")), (255,) * 3)
-    add("RGB, see-through", png(8, 2, bytes(red) * 16, chunk(b"tRNS", b"\0%c\0%c\0%c" % red)), (255,) * 3)
+    add("8-bit grey, transparent", png(8, 0, b"\x64" * 16, chunk(b"tRNS", b"\0\x64")), (255,) * 3)
+    add("RGB, transparent", png(8, 2, bytes(red) * 16, chunk(b"tRNS", b"\0%c\0%c\0%c" % red)), (255,) * 3)
     add("grey and alpha", png(8, 4, b"\x79\xff" * 16), (121,) * 3)
     add("RGBA, wholly transparent", png(8, 6, bytes((*red, 0)) * 16), (255,) * 3)
     for depth, row in ((1, b"\xff\xff"), (2, b"\x55" * 4), (4, b"\x11" * 8), (8, b"\1" * 16)):
         colors = chunk(b"PLTE", bytes((*red, *blue)))
         add(f"{depth}-bit palette", png(depth, 3, row, colors), blue, "blue")
         add(
-            f"{depth}-bit palette, see-through",
+            f"{depth}-bit palette, transparent",
             png(depth, 3, row, colors, chunk(b"tRNS", b"\xff\0")),
             (255,) * 3,
         )
@@ -441,11 +441,11 @@ def pngs(corpus: Corpus) -> None:
         "PNG without pixels", "red/no pixels.png", good[: good.index(b"IDAT") - 4] + chunk(b"IEND", b"")
     )
     corpus.bad("palette PNG without palette", "red/no palette.png", png(8, 3, b"\1" * 16), "skipped|read")
-    corpus.bad("PNG of an impossible kind", "red/kind.png", png(7, 5, b"\1" * 99))
+    corpus.bad("PNG of an invalid color type", "red/kind.png", png(7, 5, b"\1" * 99))
 
 
 def others(corpus: Corpus) -> None:
-    """GIF, BMP and WebP of every kind."""
+    """Write all variants of GIF, BMP and WebP."""
     for kind, options in (("GIF", {}), ("WEBP", {"lossless": True})):
         red, black = corpus.color("red"), solid((0, 0, 0))
         animated = encode(solid(red), kind, save_all=True, append_images=[black], **options)
@@ -495,10 +495,10 @@ def shapes(corpus: Corpus) -> None:
 
 
 def bombs(corpus: Corpus) -> None:
-    """Small files that say that they are huge, or hold something that is."""
+    """Write small files with huge images in their headers or huge compressed contents."""
     side = 30_000
     gif = encode(solid((9, 9, 9)), "GIF")
-    frame = gif.index(b",\0\0\0\0") + 5  # where the size of the first frame is
+    frame = gif.index(b",\0\0\0\0") + 5  # the position of the first frame's size
     small = jpeg((9, 9, 9))
     lossless = b"\x2f" + struct.pack("<I", 16382 | 16382 << 14) + bytes(9)
     canvas = b"\x02\0\0\0" + 2 * struct.pack("<I", side - 1)[:3]
@@ -604,17 +604,17 @@ def names(corpus: Corpus) -> None:
         "with stars": "*?[a-z].png",
     }
     for number, (kind, name) in enumerate(odd.items()):
-        folder = list(COLORS)[number // 3 % 3]  # names that are alike share one
+        folder = list(COLORS)[number // 3 % 3]  # similar names share a folder
         color = corpus.color(folder)
-        with contextlib.suppress(OSError):  # some systems refuse some names
+        with contextlib.suppress(OSError):  # some systems do not allow all names
             corpus.good(f"a name {kind}", f"{folder}/{os.fsdecode(name)}", encode(solid(color)), color)
     for name in (".hidden.png", "._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/a.jpg", "@eaDir/a.jpg",
                  ".ipynb_checkpoints/a-checkpoint.png"):  # fmt: skip
-        corpus.bad(f"of the system: {name}", f"red/{name}", jpeg((9, 9, 9)), "hidden")
+        corpus.bad(f"a system file: {name}", f"red/{name}", jpeg((9, 9, 9)), "hidden")
 
 
 def places(corpus: Corpus) -> None:
-    """Links, pipes and the like among the images."""
+    """Write links, pipes and other special files among the images."""
     red = corpus.folder / "files" / "red"
     color = corpus.color("red")
     corpus.good("50 levels deep", "red/" + "deep/" * 50 + "a.png", encode(solid(color)), color)
@@ -666,7 +666,7 @@ def places(corpus: Corpus) -> None:
 
 
 def folders(corpus: Corpus) -> None:
-    """Folders of data whose form is odd, each by itself."""
+    """Write folders of data with unusual layouts."""
     strange = ["名前 é", '"q", ;\'', " lead", "-dash", "a\nb", "NA", "007", "x.jpg", "🎈", "क्\u200cष", "#"]
     corpus.plain("strange classes", *strange, "a b", "A b")
     corpus.plain("strange classes", os.fsdecode(b"caf\xe9"))
@@ -678,16 +678,16 @@ def folders(corpus: Corpus) -> None:
     corpus.plain("few", "many")
     corpus.plain("few", "one", count=1)
     corpus.note("a class of one image", (), "read", "few")
-    corpus.plain("phone", "a", "b")
-    corpus.write("new/a.heic", b"heic", "phone")
-    corpus.note("a class of HEIC alone", (), "refused", "phone", why="new/a.heic (HEIC is not supported")
-    corpus.plain("hollow", "a", "b")
-    (corpus.folder / "hollow" / "nothing").mkdir()
-    corpus.note("a class without images", (), "refused", "hollow", why="nothing")
-    corpus.plain("spoilt", "a", "b")
-    corpus.write("bad/a.jpg", b"", "spoilt")
-    corpus.write("bad/b.jpg", b"text", "spoilt")
-    corpus.note("a class of broken images alone", (), "refused", "spoilt", why="bad")
+    corpus.plain("unsupported class", "a", "b")
+    corpus.write("new/a.heic", b"heic", "unsupported class")
+    corpus.note("a class of HEIC alone", (), "refused", "unsupported class", why="new/a.heic (HEIC is not supported")
+    corpus.plain("empty class", "a", "b")
+    (corpus.folder / "empty class" / "nothing").mkdir()
+    corpus.note("a class without images", (), "refused", "empty class", why="nothing")
+    corpus.plain("broken class", "a", "b")
+    corpus.write("bad/a.jpg", b"", "broken class")
+    corpus.write("bad/b.jpg", b"text", "broken class")
+    corpus.note("a class of broken images alone", (), "refused", "broken class", why="bad")
     (corpus.folder / "nothing").mkdir()
     corpus.note("an empty folder", (), "refused", "nothing")
     corpus.plain("flat", ".")
@@ -710,7 +710,7 @@ def folders(corpus: Corpus) -> None:
     (corpus.folder / "s7/val/a").mkdir(parents=True)
     for root, inside in (("s8", ["test"]), ("s9", ["more", "else"])):
         lost = [corpus.folder / root / name for name in inside]
-        corpus.note("splits: images in a folder that is none", lost, "skipped", root)
+        corpus.note("splits: images in a folder that is no split", lost, "skipped", root)
     (corpus.folder / "linked").mkdir()
     (corpus.folder / "linked/train").symlink_to(corpus.folder / "s1" / "TRAIN")
     corpus.note("splits: train is a link", (), "read", "linked")
@@ -719,11 +719,11 @@ def folders(corpus: Corpus) -> None:
     corpus.note("the folder itself has a strange name", (), "read", odd)
 
 
-# What becomes of them
+# Outcomes
 
 
-def seen(cases: Iterable[Case]) -> Iterator[tuple[Case, list[str]]]:
-    """Load the folders, each once, and say what became of each path of each case."""
+def outcomes_of(cases: Iterable[Case]) -> Iterator[tuple[Case, list[str]]]:
+    """Load each folder once, and yield the outcome of each path of each case."""
     from transfer.common.errors import InputError
     from transfer.images.datasets import load_data
 
@@ -738,11 +738,11 @@ def seen(cases: Iterable[Case]) -> Iterator[tuple[Case, list[str]]]:
         if isinstance(data, InputError):
             yield case, [f"refused: {data}"]
         else:
-            yield case, [fate(path, case, data) for path in case.paths] or ["read"]
+            yield case, [outcome_of(path, case, data) for path in case.paths] or ["read"]
 
 
-def fate(path: Path, case: Case, data: Any) -> str:
-    """Say what became of one path: a word of `Case.expected`, with the reason."""
+def outcome_of(path: Path, case: Case, data: Any) -> str:
+    """Return the outcome of one path: a word of `Case.expected`, with the reason."""
     from transfer.images.decoding import decode
     from transfer.images.folder_source import printable
 
@@ -752,8 +752,8 @@ def fate(path: Path, case: Case, data: Any) -> str:
             return "read"
         shows = np.asarray(case.shows, int)
         pixels = decode(path, shows.shape[:2] if shows.ndim == 3 else SIZE)
-        away = int(np.abs(pixels - shows).max())
-        return "read" if away <= case.within and len(used) == 1 else f"wrong by {away}"
+        difference = int(np.abs(pixels - shows).max())
+        return "read" if difference <= case.within and len(used) == 1 else f"wrong by {difference}"
     name = printable(path.relative_to(case.root).as_posix())
     if name in (why := dict(data.skipped)):
         return f"skipped: {why[name]}"
@@ -765,12 +765,12 @@ def as_expected(case: Case, outcome: str) -> bool:
     return word in case.expected and (word == "read" or case.why in why)
 
 
-def table(found: Iterable[tuple[Case, list[str]]]) -> str:
-    """A Markdown table: kind, how many files, and what became of them."""
+def table(results: Iterable[tuple[Case, list[str]]]) -> str:
+    """Return a Markdown table with the number of files and the outcome of each kind."""
     rows: dict[tuple[str, str], int] = {}
-    for case, outcomes in found:
+    for case, outcomes in results:
         words = sorted({outcome.replace(f"{case.root.parent}/", "") for outcome in outcomes})
-        shown = "; ".join(words).replace("hidden", "passed over").replace("|", "\\|").replace("\n", " ")
+        shown = "; ".join(words).replace("|", "\\|").replace("\n", " ")
         mark = "" if all(as_expected(case, outcome) for outcome in outcomes) else "**unexpected**: "
         key = case.kind, mark + shown
         rows[key] = rows.get(key, 0) + len(case.paths)
@@ -778,28 +778,28 @@ def table(found: Iterable[tuple[Case, list[str]]]) -> str:
     return "\n".join(["| kind | files | outcome |", "|---|---|---|", *lines])
 
 
-def megabytes(what: str) -> int:
-    """What this process takes now (`VmRSS`) or took at most (`VmHWM`), where the system says so; else 0."""
+def megabytes(field: str) -> int:
+    """Return the memory of this process, now (`VmRSS`) or at most (`VmHWM`); 0 if the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return int(next(line for line in lines if line.startswith(what)).split()[1]) >> 10
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) >> 10
 
 
 def main() -> None:
     from transfer.images.datasets import load_data
 
-    load_data("emoji")  # its imports are not what the corpus takes
+    load_data("emoji")  # its imports do not count as memory of the corpus
     cases = make_corpus(sys.argv[1])
     before = megabytes("VmRSS")
-    found = list(seen(cases))
+    results = list(outcomes_of(cases))
     grown = megabytes("VmHWM") - before
     sys.stdout.reconfigure(errors="backslashreplace")
-    print(table(found))
+    print(table(results))
     kinds, files = len({case.kind for case in cases}), sum(max(1, len(case.paths)) for case in cases)
     print(f"\n{kinds} kinds, {files} files and folders. Memory grew by {grown} MB at most.")
-    wrong = any(not as_expected(case, outcome) for case, outcomes in found for outcome in outcomes)
+    wrong = any(not as_expected(case, outcome) for case, outcomes in results for outcome in outcomes)
     sys.exit(1 if wrong else 0)
 
 

@@ -82,7 +82,7 @@ def test_the_corpus_detects_wrong_pixels(tmp_path, monkeypatch):
 
     cases = [case for case in make_corpus(tmp_path) if case.kind in ("JPEG, YCCK", "EXIF: orientation 8")]
     monkeypatch.setattr(decoding, "_to_rgb", lambda image, turn: Image.new("RGB", image.size, "pink"))
-    for case, outcomes in hostile_files.seen(cases):
+    for case, outcomes in hostile_files.outcomes_of(cases):
         assert not any(hostile_files.as_expected(case, outcome) for outcome in outcomes)
     assert len(cases) == 2
 
@@ -285,7 +285,7 @@ def test_pipes_and_devices_are_refused(tmp_path):
 # Names
 
 
-@pytest.mark.parametrize(("name", "spelt"), [
+@pytest.mark.parametrize(("name", "printed"), [
     ("a b.png", "a b.png"),
     ("Cafe\u0301", "Caf\u00e9"),
     ("क्\u200cष 👩\u200d🔬 a\u00a0b \u3000", "क्\u200cष 👩\u200d🔬 a\u00a0b \u3000"),
@@ -295,9 +295,9 @@ def test_pipes_and_devices_are_refused(tmp_path):
     ("\ud800", r"\ud800"),
     ("\U0001fadf \U000e0063", "\U0001fadf \U000e0063"),  # newer than some versions of Python know
 ])  # fmt: skip
-def test_names_are_printed_the_same_on_every_system(name, spelt):
-    assert printable(name) == spelt == printable(spelt)
-    spelt.encode("utf-8")
+def test_names_are_printed_the_same_on_every_system(name, printed):
+    assert printable(name) == printed == printable(printed)
+    printed.encode("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import os
 import re
 from array import array
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
@@ -50,7 +49,7 @@ def read_manifest(path: Path) -> SourceData:
     class_names = sorted(ids)
     position = {name: i for i, name in enumerate(class_names)}
     images = Split(
-        LazySequence(len(paths), partial(_image_path, folder, paths)),
+        LazySequence(len(paths), lambda i: _resolve(folder, paths[i])),
         np.array([position[name] for name in ids], "int64")[np.array(labels)],
         names,
         [group or own_group(name) for group, name in zip(groups, names, strict=True)] if any(groups) else (),
@@ -79,10 +78,6 @@ def _distinct(name: str, counts: dict[str, int]) -> str:
     """Return the name, with a number if other rows have the same path."""
     count = counts[name] = counts.get(name, 0) + 1
     return name if count == 1 else _distinct(f"{name}#{count}", counts)
-
-
-def _image_path(folder: str, paths: Sequence[str], i: int) -> str:
-    return _resolve(folder, paths[i])
 
 
 def _resolve(folder: str, written: str) -> str:
