@@ -1,4 +1,4 @@
-"""What many tests use: images drawn at run time and tiny networks."""
+"""Fixtures of many tests: images drawn at run time, and tiny networks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import pytest
 from helpers.images import COLORS, STRANGE, write_image
 from helpers.networks import make_tiny
 
-# No test reads or fills the cache of whoever runs it.
+# The tests use a cache of their own, and not the one of the user.
 os.environ["TRANSFER_CACHE"] = tempfile.mkdtemp(prefix="transfer-tests-")
 atexit.register(shutil.rmtree, os.environ["TRANSFER_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def two_devices():
-    """Split the CPU in two before anything uses it, so that replicas can be tested anywhere."""
+    """Split the CPU into two devices before its first use, so that replicas can be tested on any machine."""
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -33,8 +33,8 @@ def two_devices():
 
 
 @pytest.fixture(autouse=True)
-def own_log():
-    """A command sets the level and the handlers of the package's log: each test starts without."""
+def fresh_log():
+    """Start each test without the log level and handlers that an earlier command has set."""
     log = logging.getLogger("transfer")
     log.setLevel(logging.NOTSET)
     log.handlers[:] = []
@@ -42,7 +42,7 @@ def own_log():
 
 @pytest.fixture(scope="session")
 def color_folder(tmp_path_factory) -> Path:
-    """Three classes of 30 images, each of one color: anything that learns at all tells them apart."""
+    """Three classes of 30 images, each of one color, so that every working classifier separates them."""
     folder = tmp_path_factory.mktemp("colors") / "colors"
     for number, (name, color) in enumerate(COLORS.items()):
         for i in range(30):
@@ -52,7 +52,7 @@ def color_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def shuffled_folder(color_folder, tmp_path_factory) -> Path:
-    """The same images under names that have nothing to do with them."""
+    """The same images with labels that have nothing to do with their colors."""
     folder = tmp_path_factory.mktemp("shuffled") / "shuffled"
     files = sorted(color_folder.rglob("*.png"))
     order = np.random.default_rng(0).permutation(len(files))
@@ -65,13 +65,13 @@ def shuffled_folder(color_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny():
-    """A calibrated tiny network with a classifier of five classes; its preprocessing is `tf`."""
+    """A tiny network with calibrated BatchNormalization and five classes; its preprocessing is `tf`."""
     return make_tiny()
 
 
 @pytest.fixture
 def cache(tmp_path):
-    """An empty cache of features."""
+    """An empty feature cache."""
     from transfer.frozen.feature_cache import FeatureCache
 
     return FeatureCache(tmp_path / "cache")
@@ -79,7 +79,7 @@ def cache(tmp_path):
 
 @pytest.fixture(scope="session")
 def colors(color_folder):
-    """The folder of three colors, loaded."""
+    """The data of `color_folder`."""
     from transfer.images.datasets import load_data
 
     return load_data(color_folder)
@@ -87,7 +87,7 @@ def colors(color_folder):
 
 @pytest.fixture(scope="session")
 def strange_folder(tmp_path_factory) -> Path:
-    """Three colors whose classes and files have names that mean something elsewhere, some of them mislabelled."""
+    """Three colors, some images mislabeled; names of classes and files look like HTML, formulas or commands."""
     folder = tmp_path_factory.mktemp("strange") / "strange <i>data"
     for number, (name, color) in enumerate(zip(STRANGE, COLORS.values(), strict=True)):
         for i in range(30):
@@ -99,7 +99,7 @@ def strange_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def strange_run(strange_folder, tmp_path_factory) -> Path:
-    """A run on these, its case measured; tests that change it copy it."""
+    """A run on `strange_folder` with an automatic case; a test that changes it must copy it."""
     from transfer.train import main
 
     place = tmp_path_factory.mktemp("runs") / "strange"

@@ -1,4 +1,4 @@
-"""What glibc does with freed memory: training must not pay for the same pages at each step."""
+"""Freed memory: a training step must use the memory that the step before has freed."""
 
 import platform
 import subprocess
@@ -42,25 +42,25 @@ def number(script, *arguments):
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-def test_a_step_gets_the_pages_of_the_step_before():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_step_uses_the_memory_of_the_step_before():
     kept, default = (number(STEPS, way) for way in ("kept", "default"))
-    assert kept < 40_000_000  # one block; by default it is each block of each step
+    assert kept < 40_000_000  # bytes: about one block; by default, every block of every step
     assert default > 10 * kept
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
-def test_after_training_what_is_free_goes_back():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_free_memory_returns_to_the_system_after_the_block():
     assert number(HELD) > 150_000_000
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
-def test_what_the_user_has_set_stays(name):
+def test_settings_of_the_user_are_kept(name):
     with kept_memory({name: "glibc.malloc.trim_threshold=131072"}) as kept:
         assert not kept
 
 
-def test_where_the_c_library_is_another_nothing_happens(monkeypatch):
+def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr("transfer.common.allocator.ctypes.CDLL", lambda name: object())
     with kept_memory({}) as kept:
         assert kept is False

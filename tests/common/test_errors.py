@@ -1,4 +1,4 @@
-"""Messages about unknown names: the nearest first."""
+"""Errors about unknown names, and their suggestions."""
 
 import pytest
 
@@ -13,22 +13,22 @@ def test_letter_case_does_not_matter_and_loses_no_name():
     assert nearest("CATS", ["cats", "Cats", "dogs"]) == ["cats", "Cats"]
 
 
-def test_nothing_alike_suggests_nothing():
+def test_without_similar_names_there_is_no_suggestion():
     assert nearest("zebra", ["cut", "seed"]) == []
     assert nearest("zebra", []) == []
 
 
-def test_no_more_names_than_asked_for():
+def test_at_most_the_requested_number_of_names_is_suggested():
     assert len(nearest("block1", [f"block{i}" for i in range(20)])) == 5
     assert nearest("block7", [f"block{i}" for i in range(20)], most=1) == ["block7"]
 
 
-def test_unknown_names_are_shown_with_the_nearest():
+def test_an_unknown_name_is_reported_with_similar_names():
     error = unknown("class", "cat", ["dogs", "cats"], hint="It is in test.")
     assert str(error) == "Unknown class 'cat'. Did you mean 'cats'? It is in test."
 
 
-def test_unknown_names_without_a_neighbour_are_shown_with_all_or_the_first_dozen():
+def test_without_similar_names_the_first_twelve_valid_names_are_listed():
     assert str(unknown("case", "zzz", ["a1", "b1"])) == "Unknown case 'zzz'. Expected one of 'a1', 'b1'."
     many = str(unknown("layer", "zzz", [f"block{i}" for i in range(30)]))
     assert many.endswith("'block11', ....") and "block12" not in many
@@ -36,7 +36,7 @@ def test_unknown_names_without_a_neighbour_are_shown_with_all_or_the_first_dozen
 
 
 @pytest.mark.parametrize("name", [3, None, ("a",)])
-def test_names_of_any_type_can_be_unknown(name):
+def test_a_name_of_any_type_can_be_reported(name):
     assert repr(name) in str(unknown("option", name, ["seed"]))
 
 

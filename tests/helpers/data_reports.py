@@ -1,4 +1,4 @@
-"""Data reports with the values that a test needs."""
+"""Data reports for tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from transfer.images.data_report import DataReport, DuplicateSet
 
 
 def report(**changes) -> DataReport:
-    """A report without findings, except for the changes."""
+    """Return a report without findings, with some values replaced."""
     values = {
         "name": "photos", "class_names": ("cat", "dog"), "counts": {"train": (10, 8), "val": (1, 1), "test": (2, 2)},
         "total": 24, "skipped": (), "ignored": (), "formats": {"JPEG": 24}, "modes": {"RGB": 20, "L": 4}, "rotated": 0,
@@ -17,7 +17,7 @@ def report(**changes) -> DataReport:
 
 
 def duplicates(*names, classes=None, splits=None, exact=True):
-    """A set of duplicates, by default of one class in one split."""
+    """Return a set of duplicates, by default of one class in one split."""
     return DuplicateSet(
         names, tuple(classes or ["cat"] * len(names)), tuple(splits or ["train"] * len(names)), exact
     )

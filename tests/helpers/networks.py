@@ -1,4 +1,4 @@
-"""What the tests of networks share: raw images, calibrated BatchNorm, comparisons that cannot pass on nothing."""
+"""Tiny networks, images for them, and comparisons that fail if all outputs are equal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 
 def raw_images(count: int = 6, size: int = 32, *, seed: int = 0) -> np.ndarray:
-    """Images of one color each with noise, RGB from 0 to 255."""
+    """Return float32 images of one color with noise, RGB from 0 to 255, shape (count, size, size, 3)."""
     rng = np.random.default_rng(seed)
     colors = rng.uniform(0, 255, (count, 1, 1, 3))
     return np.clip(colors + rng.normal(0, 40, (count, size, size, 3)), 0, 255).astype("float32")
 
 
 def calibrate(model, images) -> None:
-    """Set every BatchNorm's statistics from these images, so that a random network tells them apart."""
+    """Set the statistics of BatchNormalization from images, so that a random network separates them."""
     import keras
 
     layers = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
@@ -30,19 +30,18 @@ def calibrate(model, images) -> None:
 
 
 def infer(model, images) -> np.ndarray:
-    """What a model makes of images in inference mode; it must tell them apart."""
+    """Return a model's float32 outputs in inference mode; raise an error if they are the same for all images."""
     y = np.asarray(model(images, training=False), "float32")
     assert np.isfinite(y).all()
     spread = np.ptp(y, axis=0).max()
-    assert spread > 1e-3 * np.abs(y).max(), f"the outputs are all alike, spread {spread}: nothing is compared"
+    assert spread > 1e-3 * np.abs(y).max(), (
+        f"all outputs are equal (spread {spread}), so there is nothing to compare"
+    )
     return y
 
 
 def soften(model, images) -> np.ndarray:
-    """Scale a built model's head so that no softmax is all zeros and ones, as behind a random VGG.
-
-    Gives the features that the head sees.
-    """
+    """Scale a model's head so that no softmax is all zeros and ones; return the features before the head."""
     from transfer.networks import surgery
 
     features = infer(surgery.feature_extractor_of(model), images)
@@ -52,31 +51,31 @@ def soften(model, images) -> np.ndarray:
 
 
 def assert_same_function(first, second, images, *, tolerance: float = 1e-5) -> None:
-    """Two networks give the same, up to rounding, and not the same for every image."""
+    """Check that two networks have equal outputs up to rounding, which differ between images."""
     a, b = infer(first, images), infer(second, images)
     assert a.shape == b.shape
     assert np.abs(a - b).max() <= tolerance * np.abs(a).max()
 
 
 def snapshot(model) -> list[np.ndarray]:
-    """All variables of a model, the states of random generators too."""
+    """Return copies of all variables of a model, states of random generators included."""
     return [variable.numpy().copy() for variable in model.variables]
 
 
 def flags(model) -> list[bool]:
-    """The flags of a model, of its layers, and of theirs."""
+    """Return the `trainable` flags of a model and of all layers inside it."""
     return [layer.trainable for layer in model._flatten_layers()]
 
 
 def assert_bit_equal(first: list[np.ndarray], second: list[np.ndarray]) -> None:
-    """Two snapshots are equal to the last bit."""
+    """Check that two snapshots are equal to the last bit."""
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def save_legacy(model, path: Path) -> None:
-    """Write weights as Keras did before version 3, as those that it downloads still are."""
+    """Write weights in the format of Keras 2, which the files that Keras downloads have."""
     import h5py
     from keras.src.legacy.saving import legacy_h5_format
 
@@ -86,7 +85,7 @@ def save_legacy(model, path: Path) -> None:
 
 @contextmanager
 def policy(name: str):
-    """Compute under another dtype policy for a while."""
+    """Set a dtype policy within a `with` block."""
     import keras
 
     before = keras.config.dtype_policy()
@@ -99,7 +98,7 @@ def policy(name: str):
 
 @functools.cache
 def two_replicas():
-    """One strategy of two CPU devices for all tests: TensorFlow confuses the messages of two that count alike."""
+    """Return one strategy of two CPU devices for all tests: TensorFlow mixes up the messages of several strategies."""
     import tensorflow as tf
 
     class Apart(tf.distribute.MirroredStrategy):
@@ -109,11 +108,9 @@ def two_replicas():
 
 
 def make_tiny(*, image_size: int = 32, classes: int = 5, seed: int = 0, top: bool = True):
-    """A network of three blocks with BatchNorm, a skip connection and a classifier; it builds in no time.
-
-    Its BatchNorm statistics are calibrated on noise: a random network in inference mode with the statistics
-    that it is born with shrinks every input to the same output, and comparisons would compare nothing.
-    """
+    """Return a network of three blocks with BatchNormalization, skip connections and a classifier."""
+    # Its BatchNormalization is calibrated on noise. With its initial statistics a random network in inference mode
+    # gives nearly the same output for every image, and no comparison could fail.
     import keras
 
     keras.utils.set_random_seed(seed)

@@ -325,7 +325,7 @@ def test_where_nothing_can_be_written(data, tmp_path):
         with pytest.raises(InputError) as raised:
             write_split(path, data, CLASSES)
         assert str(raised.value) == (
-            f"Cannot write {str(path)!r}: {why.lower()}. Name a file in a folder that can be written to."
+            f"Cannot write {str(path)!r}: {why.lower()}. Choose a file in a writable folder."
         )
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 

@@ -1,8 +1,8 @@
-"""Run notebooks and keep their outputs, small, with a stamp of the code that gave them.
+"""Run notebooks and save them with their outputs and a digest of their code.
 
     python tests/scripts/run_notebooks.py [NAME ...]
 
-`test_notebooks.py` compares the stamp with the code: outputs that are older than it are found.
+`test_notebooks.py` compares the digest with the code, and so finds outputs that are out of date.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STAMP = "code_sha256"
 
 
 def main() -> None:
-    """Run those that are named, or all."""
+    """Run the notebooks in the arguments, or all."""
     names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     for name in names:
         path = FOLDER / f"{name}.ipynb"
@@ -37,11 +37,11 @@ def main() -> None:
 
 
 def run(path: Path, timeout: int = 600) -> Any:
-    """Run a notebook in an empty folder; what goes to standard error, and times, are left out."""
+    """Run a notebook in an empty folder, and leave out standard error and execution times."""
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    os.environ["TQDM_DISABLE"] = "1"  # bars are no outputs
+    os.environ["TQDM_DISABLE"] = "1"  # no progress bars in the outputs
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": folder}}).execute()
@@ -53,7 +53,7 @@ def run(path: Path, timeout: int = 600) -> Any:
 
 
 def stamp_of(notebook: Any) -> str:
-    """Give the digest of a notebook's code."""
+    """Return the digest of a notebook's code."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Advice as people read it, a table and a few sentences, and as programs do."""
+"""Advice on which case to use, as text for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -7,37 +7,47 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transfer.adviser.curves import LayerCurve, SizePoint
-from transfer.adviser.estimates import RANDOM, Choice, Evidence, best_head, in_words
+from transfer.adviser.estimates import MIN_IMPROVEMENT, RANDOM, Choice, Evidence, best_head
 from transfer.adviser.label_issues import DataWarning
+from transfer.adviser.probes import RidgeProbe
 from transfer.adviser.similarity import Similarity
 from transfer.adviser.trials import Trial
 from transfer.cases.cuts import ALL_LAYERS
-from transfer.cases.policies import POLICIES, SMALL_DATA, Case
+from transfer.cases.policies import POLICIES, Case
+from transfer.common.text import format_duration
+from transfer.evaluation.metrics import percent_range
 
-MOST_LAYERS = 12
-"""Lines of the layer curve in the table; of more layers every second one, and so on, is left out."""
+MAX_LAYERS = 12
+"""Most rows of the layer curve in the text. With more layers, only every second one is shown, and so on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """What to do with some images, and all that it rests on.
+    """The recommended case for some images, and the measurements that it rests on.
 
     Attributes:
-        data: its name.
-        model: the network's name.
-        image_size: height and width in pixels at which it was looked through.
-        choice: what is advised.
-        choices: what there is to choose from, from the cheapest to the costliest.
-        time_budget: seconds that training may take; None is as much as it takes.
-        similarity: to what the network was trained on; None where it could not be measured.
-        images_per_class: counts of images to train on.
-        curve: left-out accuracy by layer; None where there are too few images.
-        sizes: left-out accuracy by number of images.
-        trial: a few steps of fine-tuning, timed; None where there were none.
-        warnings: what may be wrong with the data.
-        notes: what could not be measured, and what that means.
-        evidence: the numbers that the choice rests on.
-        seconds: that the advice took.
+        data: name of the data.
+        model: name of the network.
+        image_size: height and width in pixels at which the network ran.
+        choice: the recommended choice.
+        choices: all choices, from the cheapest to the most expensive.
+        time_budget: limit of the training time in seconds; None is no limit.
+        similarity: similarity to the pre-training data; None if it could not be measured.
+        images_per_class: number of training images of each class.
+        curve: cross-validated accuracy by layer; None if there are too few images.
+        sizes: cross-validated accuracy by number of images.
+        trial: timing of a few steps of fine-tuning; None if there was no trial.
+        warnings: possible problems of the data.
+        notes: measurements that could not be made, and the consequences.
+        evidence: the numbers that the recommendation rests on.
+        seconds: duration of the advice.
+
+    Example:
+        >>> import keras, transfer
+        >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+        >>> advice = transfer.advise(transfer.load_data("emoji"), base, max_images=100, trial=False)
+        >>> advice.case in transfer.Case, advice.choice in advice.choices
+        (True, True)
     """
 
     data: str
@@ -58,124 +68,115 @@ class Advice:
 
     @property
     def case(self) -> Case:
-        """The advised case."""
+        """Recommended case."""
         return self.choice.case
 
     @property
     def cut(self) -> str | None:
-        """The advised cut: a layer, or `"all"` for a head on several; see `expectations.Choice`."""
+        """Recommended cut: a layer, `"all"` for a head on several layers, None or `"random"` (see `Choice`)."""
         return self.choice.cut
 
     @property
     def signal(self) -> bool:
-        """Whether labels have to do with images, as far as the network sees."""
+        """Whether the labels are related to the images, as far as the network can tell."""
         return self.evidence.signal
 
     @property
     def reason(self) -> str:
-        """The advice in a sentence or two."""
-        if not self.evidence.signal:
-            return "the labels look shuffled: find out why before anything is trained"
-        size = "large" if self.evidence.num_train >= SMALL_DATA else "small"
-        like = "" if self.similarity is None else ", similar" if self.similarity.similar else ", different"
-        low, high = self.choice.interval
-        text = (
-            f"{size}{like}: {action(self.choice)}; expected {self.choice.expected_accuracy:.0%} "
-            f"({low:.0%} to {high:.0%}) in {in_words(self.choice.seconds)}"
+        """Recommendation in two or three sentences."""
+        if not self.signal:
+            return "No signal: the labels look shuffled. Check the labels before training."
+        case = f"case {POLICIES[self.case].number}, {self.case}"
+        text = f"Recommended: {action(self.choice)} ({case})"
+        if not self.evidence.heads:
+            return f"{text}, by the rule of thumb. There are too few images to estimate the accuracy."
+        return (
+            f"{text}. Estimated test accuracy {self.choice.expected_accuracy:.0%} (90% interval "
+            f"{percent_range(self.choice.interval)}), {_time(self.choice)} here.{self._alternative()}"
         )
-        return text + "".join(f". {other}" for other in self._others()) + "."
 
-    def _others(self) -> list[str]:
-        tuned = [c for c in self.choices if c.cut is None and c is not self.choice]
-        frozen = [c for c in self.choices if c.cut not in (None, RANDOM)]
-        if tuned and self.evidence.signal:
-            more = 100 * (tuned[0].expected_accuracy - self.choice.expected_accuracy)
-            what = "would bring about" if abs(more) >= 0.5 else "would make no difference:"
-            return [f"Fine-tuning everything {what} {more:+.0f} in {in_words(tuned[0].seconds)}"]
-        if self.choice.cut is None and frozen:
-            best = best_head(frozen)
-            less = 100 * (best.expected_accuracy - self.choice.expected_accuracy)
-            return [f"A head on the frozen network would be at about {less:+.0f} in {in_words(best.seconds)}"]
-        return []
+    def _alternative(self) -> str:
+        """Return a sentence on fine-tuning, or on the best head if fine-tuning is recommended."""
+        heads = [choice for choice in self.choices if choice.cut not in (None, RANDOM)]
+        others = [choice for choice in self.choices if choice.cut is None and choice is not self.choice]
+        others = others or ([best_head(heads)] if self.choice.cut is None and heads else [])
+        if not others:
+            return ""
+        other = others[0]
+        better = other.expected_accuracy > self.choice.expected_accuracy + MIN_IMPROVEMENT
+        title = "More accurate, but slower" if better else "Next best"
+        return f" {title}: {action(other)}, {other.expected_accuracy:.0%}, {_time(other)}."
 
     def to_text(self) -> str:
-        """Give all of it as lines for people."""
+        """Return the advice as lines of text."""
         counts = list(self.images_per_class.values())
         height, width = self.image_size
         lines = [
-            f"{self.data} through {self.model} at {width} x {height} pixels: {sum(counts):,} images to train on, "
-            f"{len(counts)} classes of {min(counts):,} to {max(counts):,}",
+            f"Data: {self.data}, {sum(counts):,} training images in {len(counts)} classes of {min(counts):,} to "
+            f"{max(counts):,} images.",
+            f"Network: {self.model} at {width} x {height} pixels.",
             "",
-            self.reason[0].upper() + self.reason[1:],
+            self.reason,
             "",
-            f"{'':50}{'expected':>9}{'nine in ten':>14}{'training':>14}",
-            *(self._line(choice) for choice in self.choices),
+            f"{'Case and action':50}{'est. accuracy':>15}{'90% interval':>14}{'training time':>15}",
+            *(self._row(choice) for choice in self.choices),
+            "",
+            *self._similarity_lines(),
+            *self._size_lines(),
+            *self._layer_lines(),
         ]
-        lines += ["", *self._similarity_lines(), *self._size_lines(), *self._layer_lines()]
-        for title, texts in (
-            ("Warnings", [w.text for w in self.warnings]),
-            ("Not measured", list(self.notes)),
-        ):
+        for title, texts in (("Warnings", [w.text for w in self.warnings]), ("Not measured", self.notes)):
             lines += ["", f"{title}:", *(f"- {text}" for text in texts)] if texts else []
-        return "\n".join([*lines, "", f"This took {in_words(self.seconds)}.", ""])
+        return "\n".join([*lines, "", f"The advice took {format_duration(self.seconds)}.", ""])
 
-    def _line(self, choice: Choice) -> str:
-        low, high = choice.interval
+    def _row(self, choice: Choice) -> str:
         mark = "->" if choice is self.choice else "  "
         name = f"{mark} {POLICIES[choice.case].number} {action(choice)}"
-        interval = f"{low:.0%} to {high:.0%}"
-        return f"{name:50}{choice.expected_accuracy:>9.1%}{interval:>14}{in_words(choice.seconds):>14}"
+        interval, seconds = percent_range(choice.interval), format_duration(choice.seconds)
+        return f"{name:50}{choice.expected_accuracy:>15.1%}{interval:>14}{seconds:>15}"
 
     def _similarity_lines(self) -> list[str]:
         if self.similarity is None:
             return []
-        like = "similar to" if self.similarity.similar else "different from"
-        parts = ", ".join(
-            f"{name.replace('_', ' ')} {share:.2f}" for name, share in self.similarity.percentiles.items()
-        )
-        near = f"; nearest to {self.similarity.nearest}" if self.similarity.nearest else ""
+        similar = "similar" if self.similarity.similar else "different"
+        percentiles = ", ".join(f"{name} {value:.2f}" for name, value in self.similarity.percentiles.items())
+        nearest = f" Nearest reference set: {self.similarity.nearest}." if self.similarity.nearest else ""
         return [
-            f"Similarity {self.similarity.score:.2f}: {like} what the network knows{near} (0 to 1 among "
-            f"reference sets: {parts})"
+            f"Similarity to the pre-training data: {self.similarity.score:.2f} of 1 ({similar}).{nearest} Percentiles "
+            f"among the reference sets: {percentiles}."
         ]
 
     def _size_lines(self) -> list[str]:
         if len(self.sizes) < 2:
             return []
-        points = ", ".join(f"{point.accuracy:.0%} with {point.count:,}" for point in self.sizes)
-        return [
-            f"Size: {points} images; twice as many would bring about {100 * self.evidence.growth:+.1f} points"
-        ]
+        points = ", ".join(f"{point.accuracy:.0%} with {point.num_images:,}" for point in self.sizes)
+        growth = 100 * self.evidence.growth
+        return [f"Data size: accuracy {points} images. Twice as many images: about {growth:+.1f} points."]
 
     def _layer_lines(self) -> list[str]:
         if self.curve is None:
             return []
-        names, step = self.curve.names, -(-len(self.curve.names) // MOST_LAYERS)
-        shown = [
-            i for i in range(len(names)) if (len(names) - 1 - i) % step == 0 or names[i] == self.curve.cut
+        names, step = self.curve.names, -(-len(self.curve.names) // MAX_LAYERS)
+        rows = [
+            (name, probe, "  <- best cut" if name == self.curve.cut else "")
+            for i, (name, probe) in enumerate(zip(names, self.curve.probes, strict=True))
+            if (len(names) - 1 - i) % step == 0 or name == self.curve.cut
         ]
-        width = max(len(names[i]) for i in shown)
-        lines = ["Layers, each image judged by a head that never saw it:"]
-        for i in shown:
-            accuracy, error = self.curve.accuracy[i], self.curve.standard_error[i]
-            bar = "#" * round(30 * float(accuracy))
-            mark = "  <- cut" if names[i] == self.curve.cut else ""
-            lines.append(f"  {names[i]:{width}} {accuracy:6.1%} +- {error:.1%} {bar}{mark}")
-        together = self.curve.together
-        bar = "#" * round(30 * together.accuracy)
-        return [
-            *lines,
-            f"  {'all together':{width}} {together.accuracy:6.1%} +- {together.standard_error:.1%} {bar}",
+        rows.append(("all layers", self.curve.all_layers, ""))
+        width = max(len(name) for name, _, _ in rows)
+        return ["Layers: cross-validated accuracy of a linear head, with its standard error"] + [
+            f"  {name:{width}} {probe.accuracy:6.1%} +- {probe.standard_error:.1%} "
+            f"{'#' * round(30 * probe.accuracy)}{mark}"
+            for name, probe, mark in rows
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it for programs."""
-        curve = None
+        """Return the advice as a dictionary for JSON."""
+        curve = all_layers = None
         if self.curve is not None:
-            rows = zip(self.curve.names, self.curve.accuracy, self.curve.standard_error, strict=True)
-            curve = [
-                {"layer": name, "accuracy": float(acc), "standard_error": float(se)} for name, acc, se in rows
-            ]
+            pairs = zip(self.curve.names, self.curve.probes, strict=True)
+            curve = [{"layer": name, **_scores(probe)} for name, probe in pairs]
+            all_layers = _scores(self.curve.all_layers)
         return {
             "data": self.data,
             "model": self.model,
@@ -191,12 +192,7 @@ class Advice:
             "similarity_parts": None if self.similarity is None else asdict(self.similarity),
             "images_per_class": self.images_per_class,
             "layer_curve": curve,
-            "all_layers": None
-            if self.curve is None
-            else {
-                "accuracy": self.curve.together.accuracy,
-                "standard_error": self.curve.together.standard_error,
-            },
+            "all_layers": all_layers,
             "size_curve": [asdict(point) for point in self.sizes],
             "cases": [
                 {**asdict(c), "case": str(c.case), "interval": list(c.interval), "action": action(c)}
@@ -211,18 +207,26 @@ class Advice:
         }
 
     def to_json(self) -> str:
-        """Give the same as text."""
+        """Return the advice as JSON text."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
 
+def _scores(probe: RidgeProbe) -> dict[str, float]:
+    return {"accuracy": float(probe.accuracy), "standard_error": float(probe.standard_error)}
+
+
+def _time(choice: Choice) -> str:
+    return "training time unknown" if choice.seconds is None else f"about {format_duration(choice.seconds)}"
+
+
 def action(choice: Choice) -> str:
-    """Say what is done in a choice."""
+    """Return a choice in words, such as "fine-tune the whole network"."""
     if choice.cut is None:
-        return "train everything from the pre-trained weights"
+        return "fine-tune the whole network"
     if choice.cut == RANDOM:
-        return "train everything from random weights"
+        return "train the whole network from random weights"
     if choice.cut == ALL_LAYERS:
-        return "freeze everything, train a head on all layers"
+        return "train a new head on all frozen layers"
     if choice.case is Case.SMALL_SIMILAR:
-        return "freeze everything, train the head"
-    return f"cut at {choice.cut}, train the head"
+        return "train a new head on the frozen network"
+    return f"train a new head on frozen {choice.cut}"

@@ -1,4 +1,4 @@
-"""What each case would give and cost: decisions on numbers that were measured, and nothing else."""
+"""Estimated accuracy and training time of each choice, and the choice to recommend."""
 
 from __future__ import annotations
 
@@ -11,154 +11,141 @@ from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import Case
 from transfer.training.schedules import BATCH_SIZE
 
-NINETY_PERCENT = 1.645
-"""Standard errors on either side of a normal distribution's 90% interval."""
+Z_90 = 1.645
+"""Half width of a normal distribution's 90% interval, in standard deviations."""
 
 RANDOM = "random"
-"""Instead of a cut, where everything trains from random weights."""
+"""Value of `Choice.cut` for training the whole network from random weights."""
 
 
 @dataclass(frozen=True)
 class HeadEvidence:
-    """How a head did on images that were left out."""
+    """Cross-validated accuracy of a head."""
 
-    cut: str
-    accuracy: float
-    error: float
+    cut: str  # a layer, or "all"
+    accuracy: float  # corrected for the choice of the regularization strength
+    standard_error: float
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a decision rests on."""
+    """The measurements that the estimates rest on."""
 
     num_train: int
-    num_looked: int
-    # Images of the test, whose accuracy is to be foretold.
-    num_test: int
+    num_sampled: int  # training images in the sample
+    num_test: int  # 0 without test images
     num_classes: int
-    # The last layer's, that of the advised cut where it is another, and of all layers together.
+    # Heads on the last layer, on the layer of the best cut if that differs, and on all layers.
     heads: tuple[HeadEvidence, ...]
-    growth: float
-    chance: float
+    growth: float  # gain of accuracy from twice as many images
+    chance: float  # accuracy of always predicting the most frequent class
     signal: bool
-    # Accuracy of a head on the bare pixels, left out.
-    pixels: float | None
-    # To the pre-training's images.
-    similar: bool | None
-    # Of fine-tuning.
+    pixel_accuracy: float | None  # cross-validated accuracy of a linear classifier on pixels
+    similar: bool | None  # to the pre-training data
     trial: Trial | None
-    seconds_per_image: float
-    steps: int
-    steps_scratch: int
+    seconds_per_image: float  # of a forward pass
+    steps: int  # of fine-tuning
+    steps_scratch: int  # of training from random weights
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the ways to train, with what it would give and cost."""
+    """A way to train, with its estimated accuracy and training time."""
 
     case: Case
-    # The last layer that is kept, `"all"` for a head on several.
+    # Last layer that is kept, "all" for a head on several layers, None for fine-tuning, or "random".
     cut: str | None
     expected_accuracy: float
-    interval: tuple[float, float]
-    # Of training on this machine.
-    seconds: float | None
-    source: str
+    interval: tuple[float, float]  # 90% interval of the test accuracy
+    seconds: float | None  # of training on this machine
+    basis: str  # what the estimate rests on
 
 
-# The first four of these, and `SURELY`, are from what `tests/benchmarks/advice.py fit` prints of its tuning sets.
+# The command `python tests/benchmarks/advice.py fit` measures the next four constants, and `SINGLE_LAYER_MARGIN`, on
+# its tuning sets.
 
 HEAD_GAIN = 0.02
-"""What a head on a test has beyond what leaving out foretells: it is trained on all images."""
+"""Test accuracy of a head minus its cross-validated accuracy. The head trains on all images."""
 
 HEAD_ERROR = 0.035
-"""Standard deviation of that, with the errors of counting."""
+"""Standard deviation of that difference, including the sampling error of the test set."""
 
-GAIN_SHARE = 0.15
-"""What fine-tuning everything mends of what the best head has wrong."""
+GAIN_FRACTION = 0.15
+"""Fraction of the best head's errors that fine-tuning corrects."""
 
-LEAST_GAIN = 0.01
-"""But so much it is expected to bring beyond that head: it was better in 179 of 192 settings of Kornblith et al. 2019
-(arXiv:1805.08974)."""
+MIN_GAIN = 0.01
+"""Smallest estimated gain of fine-tuning over the best head. Fine-tuning was better in 179 of 192 settings of
+Kornblith et al. (2019), arXiv:1805.08974."""
 
-TUNED_ERROR = 0.05
-"""Standard deviation of what fine-tuning gives from what is foretold so. What a trial of forty steps gained said
-nothing of it: these take the network away from where it was, and what is gained comes later."""
+FINE_TUNING_ERROR = 0.05
+"""Standard deviation of the fine-tuned accuracy around its estimate. The gain of a trial of 40 steps did not predict
+the final gain, so a trial only measures the time."""
 
 SCRATCH_ERROR = 0.12
-"""The same of random weights, foretold from bare pixels: wide, since it was never measured."""
+"""Standard deviation of the accuracy from random weights around its estimate. Not measured, therefore wide."""
 
 SCRATCH_GAIN = 0.0
-"""What training from random weights gives beyond a linear head on bare pixels."""
+"""Accuracy of training from random weights minus that of a linear classifier on pixels."""
 
 FORWARD_PASSES = 3.0
-"""A training step costs at least so many forward passes over its images: one forward, and two of its size back."""
+"""Smallest cost of a training step in forward passes: one forward, and a backward pass that costs two."""
 
-SURELY = 0.03
-"""Accuracy that a head on a single layer must be expected to have beyond one on all layers, to be taken: heads
-chosen so lost 0.4 points to the best on the tuning sets, and 1.4 without such a margin."""
+SINGLE_LAYER_MARGIN = 0.03
+"""Gain over a head on all layers that a head on one layer needs to be chosen. Heads chosen with this margin lost 0.4
+points to the best head of the tuning sets; without a margin they lost 1.4."""
 
-WORTH = 0.005
-"""Accuracy that the costlier choice must bring beyond the cheaper one."""
+MIN_IMPROVEMENT = 0.005
+"""Gain of accuracy that a more expensive choice needs to be recommended."""
 
 
-def choices_of(evidence: Evidence) -> tuple[Choice, ...]:
-    """Foretell what each case would give."""
+def estimate_choices(evidence: Evidence) -> tuple[Choice, ...]:
+    """Estimate each choice, from the cheapest to the most expensive; no choices without evidence on heads."""
     if not evidence.heads:
         return ()
-    more = evidence.growth * math.log2(max(1.0, evidence.num_train / max(1, evidence.num_looked)))
-    last = evidence.heads[0].cut
-    frozen = [
-        _choice(
-            evidence,
-            Case.SMALL_SIMILAR if head.cut == last or _similar_all(evidence, head) else Case.SMALL_DIFFERENT,
-            head.cut,
-            head.accuracy + HEAD_GAIN + more,
-            (head.error, HEAD_ERROR),
-            evidence.seconds_per_image * evidence.num_train,
-            "images left out",
+    # The sample holds some of the training images; each doubling adds `growth`.
+    doublings = math.log2(max(1.0, evidence.num_train / max(1, evidence.num_sampled)))
+    more, frozen = evidence.growth * doublings, []
+    for head in evidence.heads:
+        # A head on all layers slices nothing off, so it is case 1 for similar images.
+        first = head.cut == evidence.heads[0].cut or (head.cut == ALL_LAYERS and evidence.similar)
+        case = Case.SMALL_SIMILAR if first else Case.SMALL_DIFFERENT
+        seconds = evidence.seconds_per_image * evidence.num_train
+        expected, errors = head.accuracy + HEAD_GAIN + more, (head.standard_error, HEAD_ERROR)
+        frozen.append(
+            _choice(evidence, case, head.cut, expected, errors, seconds, "cross-validation on the sample")
         )
-        for head in evidence.heads
-    ]
-    return (*frozen, _tuned(evidence, best_head(frozen).cut, more), *_scratch(evidence))
+    best = best_head(frozen).cut
+    return (*frozen, _fine_tuning(evidence, best, more), *_from_scratch(evidence))
 
 
-def _similar_all(evidence: Evidence, head: HeadEvidence) -> bool:
-    """Nothing is sliced off for a head on all layers: with similar images that is the first case."""
-    return head.cut == ALL_LAYERS and bool(evidence.similar)
-
-
-def _tuned(evidence: Evidence, best: str | None, more: float) -> Choice:
+def _fine_tuning(evidence: Evidence, best: str | None, more: float) -> Choice:
     head = next(head for head in evidence.heads if head.cut == best)
-    expected = max(head.accuracy + GAIN_SHARE * (1 - head.accuracy), head.accuracy + HEAD_GAIN + LEAST_GAIN)
+    expected = max(head.accuracy + GAIN_FRACTION * (1 - head.accuracy), head.accuracy + HEAD_GAIN + MIN_GAIN)
     case = Case.LARGE_SIMILAR if evidence.similar else Case.LARGE_DIFFERENT
-    seconds, errors = _seconds(evidence, evidence.steps), (head.error, TUNED_ERROR)
-    return _choice(
-        evidence, case, None, expected + more, errors, seconds, "what it brought on other data sets"
-    )
+    seconds, errors = _training_seconds(evidence, evidence.steps), (head.standard_error, FINE_TUNING_ERROR)
+    basis = "the best head, and gains of fine-tuning on other data sets"
+    return _choice(evidence, case, None, expected + more, errors, seconds, basis)
 
 
-def _scratch(evidence: Evidence) -> tuple[Choice, ...]:
-    if evidence.pixels is None:
+def _from_scratch(evidence: Evidence) -> tuple[Choice, ...]:
+    if evidence.pixel_accuracy is None:
         return ()
-    expected = evidence.pixels + SCRATCH_GAIN
-    seconds = _seconds(evidence, evidence.steps_scratch)
-    errors = (0.0, SCRATCH_ERROR)
-    return (
-        _choice(evidence, Case.LARGE_DIFFERENT, RANDOM, expected, errors, seconds, "a head on bare pixels"),
-    )
+    expected, errors = evidence.pixel_accuracy + SCRATCH_GAIN, (0.0, SCRATCH_ERROR)
+    seconds = _training_seconds(evidence, evidence.steps_scratch)
+    basis = "a linear classifier on pixels"
+    return (_choice(evidence, Case.LARGE_DIFFERENT, RANDOM, expected, errors, seconds, basis),)
 
 
-def _seconds(evidence: Evidence, steps: int) -> float | None:
-    """As measured in the trial; without one, the least that it can be."""
+def _training_seconds(evidence: Evidence, steps: int) -> float | None:
+    """Return the training time by the trial, or its lower bound without a trial."""
     trial = evidence.trial
     if trial is None:
-        return least_seconds(evidence.seconds_per_image, steps) or None
+        return minimum_seconds(evidence.seconds_per_image, steps) or None
     return trial.seconds_start + steps * trial.seconds_per_step
 
 
-def least_seconds(seconds_per_image: float, steps: int) -> float:
-    """Say how long training everything takes at least."""
+def minimum_seconds(seconds_per_image: float, steps: int) -> float:
+    """Return a lower bound of the time to train the whole network."""
     return FORWARD_PASSES * seconds_per_image * BATCH_SIZE * steps
 
 
@@ -169,53 +156,42 @@ def _choice(
     expected: float,
     errors: Sequence[float],
     seconds: float | None,
-    source: str,
+    basis: str,
 ) -> Choice:
     expected = min(1.0, max(evidence.chance if evidence.signal else 0.0, expected))
-    interval = interval_of(expected, errors, num_test=evidence.num_test)
-    return Choice(case, cut, expected, interval, seconds, source)
+    interval = prediction_interval(expected, errors, num_test=evidence.num_test)
+    return Choice(case, cut, expected, interval, seconds, basis)
 
 
-def interval_of(
-    expected: float, errors: Sequence[float], *, num_test: int = 0, width: float = NINETY_PERCENT
+def prediction_interval(
+    expected: float, errors: Sequence[float], *, num_test: int = 0, width: float = Z_90
 ) -> tuple[float, float]:
-    """Say where the accuracy on a test lies, with its own errors of counting."""
-    # Not 0 for an accuracy of 1: half an image is added to either side (Agresti and Coull 1998).
-    share = (expected * num_test + 0.5) / (num_test + 1) if num_test else expected
-    counting = share * (1 - share) / num_test if num_test else 0.0
-    half = width * math.sqrt(sum(error**2 for error in errors) + counting)
+    """Return the interval of a test accuracy, from independent standard errors and the size of the test set."""
+    # Normal approximation: expected +- width * sqrt(sum of errors^2 + p (1 - p) / num_test). Half an image is added to
+    # either side, so that the variance is not 0 for an accuracy of 1 (Agresti and Coull, 1998).
+    p = (expected * num_test + 0.5) / (num_test + 1) if num_test else expected
+    variance = p * (1 - p) / num_test if num_test else 0.0
+    half = width * math.sqrt(sum(error**2 for error in errors) + variance)
     return max(0.0, expected - half), min(1.0, expected + half)
 
 
 def pick(choices: Sequence[Choice], *, time_budget: float | None = None, frozen: bool = False) -> Choice:
-    """Take the choice that is expected to be the most accurate, in the time that there is."""
+    """Pick the choice with the highest estimated accuracy within the time budget, or the best head."""
     heads = [choice for choice in choices if choice.cut not in (None, RANDOM)]
     best = best_head(heads) if heads else choices[0]
     for choice in choices:
         if frozen or choice in heads:
             continue
         fits = time_budget is None or choice.seconds is None or choice.seconds <= time_budget
-        if fits and choice.expected_accuracy > best.expected_accuracy + WORTH:
+        if fits and choice.expected_accuracy > best.expected_accuracy + MIN_IMPROVEMENT:
             best = choice
     return best
 
 
 def best_head(heads: Sequence[Choice]) -> Choice:
-    """Take one of several heads, all of which cost the same."""
+    """Return the head on all layers, unless a head on one layer is better by `SINGLE_LAYER_MARGIN`."""
     best = max(heads, key=lambda head: head.expected_accuracy)
-    every = [head for head in heads if head.cut == ALL_LAYERS]
-    if every and best.expected_accuracy <= every[0].expected_accuracy + SURELY:
-        return every[0]
+    on_all = next((head for head in heads if head.cut == ALL_LAYERS), None)
+    if on_all and best.expected_accuracy <= on_all.expected_accuracy + SINGLE_LAYER_MARGIN:
+        return on_all
     return best
-
-
-def in_words(seconds: float | None) -> str:
-    """Say how long something takes."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        minutes = seconds / 60
-        return f"{minutes:.0f} minutes" if minutes >= 10 else f"{minutes:.1f} minutes"
-    return f"{seconds / 3600:.1f} hours"

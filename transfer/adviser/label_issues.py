@@ -11,7 +11,8 @@ from scipy.special import softmax
 
 from transfer.adviser.curves import LayerCurve
 from transfer.adviser.sample_features import SampleFeatures
-from transfer.common.errors import InputError, plural
+from transfer.common.errors import InputError
+from transfer.common.text import plural
 from transfer.images.datasets import ImageData
 
 MIN_EVIDENCE = 2.7
@@ -236,8 +237,8 @@ def _label_warnings(data: ImageData, sample: SampleFeatures, curve: LayerCurve) 
         first = issues[0]
         yield DataWarning(
             "label-noise",
-            f"About {noise.rate:.0%} of the labels are probably wrong. Found {plural(len(issues), 'label issue')}, such "
-            f"as {first.name}: labeled {first.label}, looks like {first.likely}. Check these images before training.",
+            f"About {noise.rate:.0%} of the labels are probably wrong. There are {plural(len(issues), 'label issue')}, "
+            f"such as {first.name}: labeled {first.label}, looks like {first.likely}. Check them before training.",
             tuple(issue.name for issue in issues[:MAX_NAMES]),
         )
     pairs = confusable_classes(probe, sample.labels, names)

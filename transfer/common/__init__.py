@@ -1,1 +1,1 @@
-"""Errors, atomic files, command helpers and page templates: what every other package may use."""
+"""Errors, files written whole, commands, figures and HTML pages: code that every other package may use."""

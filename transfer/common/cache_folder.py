@@ -1,4 +1,4 @@
-"""Where caches are kept from run to run."""
+"""The folder of the caches that later runs use again."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 
 
 def default_cache_folder() -> Path:
-    """Say where things are kept from run to run."""
+    """Return the folder in `TRANSFER_CACHE`, or else the user's cache folder of this system."""
     from platformdirs import user_cache_path
 
-    named = os.environ.get("TRANSFER_CACHE")
-    # Path.expanduser would stop at a user who does not exist.
-    return (
-        Path(os.path.expanduser(named))
-        if named
-        else user_cache_path("transfer", appauthor=False) / "features"
-    )
+    chosen = os.environ.get("TRANSFER_CACHE")
+    if chosen:
+        return Path(
+            os.path.expanduser(chosen)
+        )  # Path.expanduser raises an error for a user who does not exist
+    return user_cache_path("transfer", appauthor=False) / "features"

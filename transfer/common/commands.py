@@ -1,4 +1,4 @@
-"""What commands that print and write have in common: how they say what happens, and how they end."""
+"""The frame of a command: its log, its exit code, and its messages for errors."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TextIO
 
 from transfer.common.errors import InputError
 
 
-def run_command(work: Callable[[], None], *, stream: Any, stopped: str, level: int = logging.NOTSET) -> int:
-    """Do what a command is asked."""
-    told, above = logging.StreamHandler(stream), logging.getLogger("transfer")
-    above.addHandler(told)
+def run_command(
+    work: Callable[[], None], *, stream: TextIO, stopped: str, level: int = logging.NOTSET
+) -> int:
+    """Run a command with its log on `stream`; return 0, 2 for an `InputError`, or 130 for Ctrl-C."""
+    handler, log = logging.StreamHandler(stream), logging.getLogger("transfer")
+    log.addHandler(handler)
     if level:
-        above.setLevel(level)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
+        log.setLevel(level)
+    # Warnings of Pillow do not name the file. The data report does.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         work()
     except InputError as error:
@@ -27,5 +30,5 @@ def run_command(work: Callable[[], None], *, stream: Any, stopped: str, level: i
         sys.stderr.write(f"{stopped}\n")
         return 130
     finally:
-        above.removeHandler(told)
+        log.removeHandler(handler)
     return 0

@@ -1,4 +1,4 @@
-"""What every message about bad input has in common: one class, one way to suggest names."""
+"""Errors about wrong input, and suggestions for names that do not exist."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something that the caller gave is wrong; the message says how to mend it.
+    """Wrong input: an argument, option, file or data set that cannot be used.
 
-    The commands print the message alone and leave with exit code 2; any other
-    exception is a fault of ours and keeps its traceback.
+    The message says what was wrong, what was received, and what to do. The commands print the message alone and exit
+    with code 2. Any other exception is a bug, and keeps its traceback.
+
+    Example:
+        >>> import transfer
+        >>> try:
+        ...     transfer.load_data("no/such/folder")
+        ... except transfer.InputError as error:
+        ...     print("The input is wrong.")
+        The input is wrong.
     """
 
 
 def unknown(what: str, name: object, valid: Iterable[str], *, hint: str = "") -> InputError:
-    """Make the error for a name that does not exist, with the nearest names first."""
+    """Return the error for a name that does not exist; the message suggests similar names, or lists some."""
     valid = list(valid)
-    near = nearest(str(name), valid)
-    if near:
-        help_ = "Did you mean " + ", ".join(repr(n) for n in near) + "?"
+    suggestions, shown = nearest(str(name), valid), ", ".join(map(repr, valid[:12]))
+    if suggestions:
+        advice = f"Did you mean {', '.join(map(repr, suggestions))}?"
     else:
-        shown = ", ".join(repr(n) for n in valid[:12])
-        help_ = (
-            f"Expected one of {shown}{', ...' if len(valid) > 12 else ''}." if valid else "There are none."
-        )
-    return InputError(" ".join(filter(None, [f"Unknown {what} {name!r}.", help_, hint])))
+        advice = f"Expected one of {shown}{', ...' * (len(valid) > 12)}." if valid else "There are none."
+    return InputError(" ".join(filter(None, [f"Unknown {what} {name!r}.", advice, hint])))
 
 
 def nearest(name: str, valid: Iterable[str], *, most: int = 5) -> list[str]:
-    """Give the valid names that look most like `name`, best first."""
+    """Return the valid names that are most similar to a name, best first; letter case does not matter."""
     by_lower: dict[str, list[str]] = {}
-    for v in valid:
-        by_lower.setdefault(v.lower(), []).append(v)
-    near = difflib.get_close_matches(name.lower(), by_lower, n=most)
-    return [v for n in near for v in by_lower[n]][:most]
+    for known in valid:
+        by_lower.setdefault(known.lower(), []).append(known)
+    similar = difflib.get_close_matches(name.lower(), by_lower, n=most)
+    return [known for lower in similar for known in by_lower[lower]][:most]
 
 
 def one_line(error: Exception, *, most: int = 400) -> str:
-    """Give the words of somebody else's error in one line, for a message of ours."""
+    """Return the message of another library's error in one line of at most `most` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]} ..."
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun, such as "1 image" or "2,000 images"."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -1,4 +1,4 @@
-"""What all images are drawn on."""
+"""The basis of all figures: colors, size, and PNG output."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLORS = {"frozen": "#8fb8de", "trained": "#f4a261", "new": "#e76f51", "cut": "#ffffff"}
-"""Of the blocks of a network; the same in every drawing."""
+"""Color of a network's block by its state; the same in every figure."""
 
 
-class _Image(Figure):
-    """A figure that notebooks show without having been told to draw inline."""
+class _NotebookFigure(Figure):
+    """A figure that notebooks display without `%matplotlib inline`."""
 
     def _repr_png_(self) -> bytes:
         return png_of(self, dpi=80)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make a figure that no window manager knows of, so that a run draws the same everywhere."""
-    figure = _Image(figsize=(width, height), layout="constrained")
+    """Make an empty figure; width and height in inches."""
+    # No pyplot: the figure needs no display, and is the same on every machine.
+    figure = _NotebookFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def png_of(figure: Figure, *, dpi: int = 110) -> bytes:
-    """Draw a figure."""
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=dpi)
-    return image.getvalue()
+    """Return a figure as PNG."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi)
+    return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever found under their names."""
+"""Files that are written whole or not at all, and cells of CSV files."""
 
 from __future__ import annotations
 
@@ -12,37 +12,47 @@ from transfer.common.errors import InputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to; the file takes its own name when it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def written_whole(path: Path, *, unique: bool = True) -> Iterator[Path]:
+    """Yield a temporary path to write to, and rename it to `path` if the `with` block ends without an error."""
+    # `unique` lets several processes write the same file. Without it, a killed process leaves no more than one
+    # temporary file per path, which the next one overwrites.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial" if unique else f".{path.name}.partial")
     try:
-        try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Do the same as `written_whole` for a file of the user: raise an `InputError` if it cannot be written."""
+    try:
+        with written_whole(path) as partial:
             yield partial
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(
-            f"Cannot write {str(path)!r}: {reason}. Name a file in a folder that can be written to."
+            f"Cannot write {str(path)!r}: {reason}. Choose a file in a writable folder."
         ) from None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of text in UTF-8, all of it or nothing."""
+    """Write a text file in UTF-8, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-_COMMAND = re.compile(r"'*[=+\-@\t\r]")
+# Spreadsheets run a cell that starts with one of these as a formula, such as `=cmd|...`. An apostrophe in front of it
+# makes it text. Apostrophes that are there already count too, so that reading restores every text.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def to_cell(text: str) -> str:
-    """Write text so that a spreadsheet that opens the CSV takes it for text, and never for a formula
-    (`=cmd`)."""
-    return f"'{text}" if _COMMAND.match(text) else text
+    """Return text as a CSV cell that no spreadsheet runs as a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def from_cell(text: str) -> str:
-    """Read what `to_cell` wrote."""
-    return text[1:] if text[:1] == "'" and _COMMAND.match(text) else text
+    """Return the text of a cell that `to_cell` made."""
+    return text[1:] if text[:1] == "'" and _FORMULA.match(text) else text

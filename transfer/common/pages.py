@@ -1,17 +1,21 @@
-"""Pages that need nothing but themselves: templates filled in, images inside."""
+"""HTML pages that consist of one file: templates, and images inside the page."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import io
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import jinja2
+    from markupsafe import Markup
+
 
 @functools.cache
-def _environment() -> Any:
+def _environment() -> jinja2.Environment:
     import jinja2
 
     return jinja2.Environment(
@@ -19,19 +23,19 @@ def _environment() -> Any:
     )
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill in a template of `transfer/templates`."""
+def render(template: str, **values: object) -> Markup:
+    """Fill in a template of `transfer/common/templates`; text is escaped, `Markup` is not."""
     from jinja2 import UndefinedError
     from markupsafe import Markup
 
     try:
         return Markup(_environment().get_template(template).render(**values))
     except UndefinedError as error:
-        raise ValueError(f"a page wants what is not there: {error}") from error
+        raise ValueError(f"Template {template!r} needs a value that was not passed: {error}.") from error
 
 
 def data_uri(image: np.ndarray | bytes) -> str:
-    """Put an image into an address, so that a page carries it along."""
+    """Return an image, PNG bytes or pixels of shape (height, width, 3), as a `data:` address."""
     from PIL import Image
 
     if not isinstance(image, bytes):

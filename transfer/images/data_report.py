@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transfer.common.errors import InputError, plural
+from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
+from transfer.common.text import plural
 
 MIN_DIFFERENT = 3
 """Number of different images that a class needs: one each for training, validation and test."""
@@ -281,7 +282,7 @@ def _table(report: DataReport) -> str:
         rows = [*(rows[i] for i in order[:10]), hidden, *(rows[i] for i in order[-9:])]
     title = f"{report.name}: {len(report.class_names)} classes"
     lines = [(title, *report.counts), *rows, ("total", *map(sum, columns))]
-    width = max(len(line[0]) for line in lines)
+    width = max(len(str(line[0])) for line in lines)
     return "\n".join(
         f"{name:{width}}" + "".join(f"{f'{x:,}' if isinstance(x, int) else x:>9}" for x in cells)
         for name, *cells in lines

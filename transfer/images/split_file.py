@@ -11,8 +11,9 @@ from itertools import chain, islice
 from pathlib import Path
 from unicodedata import normalize
 
-from transfer.common.errors import InputError, nearest, plural, unknown
+from transfer.common.errors import InputError, nearest, unknown
 from transfer.common.files import replacing, to_cell
+from transfer.common.text import plural
 from transfer.images.splitting import Split, concatenate, groups_of
 from transfer.images.tables import SPLITS, Table, is_own_group, quoted, quoted_list
 

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from transfer.common.errors import InputError, plural
+from transfer.common.errors import InputError
+from transfer.common.text import plural
 from transfer.images.decoding import decode, to_rgb_array
 from transfer.images.duplicates import component_ids
 from transfer.images.tables import SPLITS, own_group
@@ -86,7 +87,7 @@ class _Selection(Sequence[Any]):
         if isinstance(items, _Selection):  # nested selections would make every access slower
             positions, items = items.positions[positions], items.items
         self.items: Any = items
-        self.positions = positions
+        self.positions: np.ndarray = positions
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -1,4 +1,4 @@
-"""Training that is never lost: its whole state on disk, written so that a kill at any moment leaves the last one."""
+"""Checkpoints: write the complete state of a training to disk, so that an interrupted run can resume exactly."""
 
 from __future__ import annotations
 
@@ -10,33 +10,40 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import keras
 import numpy as np
 
 from transfer.common.errors import InputError
-from transfer.distributed.process_group import current_group, lost
+from transfer.common.files import written_whole
+from transfer.distributed.process_group import current_group, describe_lost_workers
 from transfer.images.pipeline import Position
-from transfer.training.settings import read_settings, refuse_others
+from transfer.training.settings import read_settings, require_same_settings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-EVERY = 60.0
-"""Seconds between checkpoints: what a kill loses at most."""
+SECONDS_BETWEEN = 60.0
+"""Seconds between two checkpoints. A killed process loses at most this much work."""
 
-KEPT = 2
-"""Checkpoints that stay: should the last one's disk have lied about it, there is the one before."""
+NUM_KEPT = 2
+"""Checkpoints that stay on disk. The one before the last is the fallback if the last one is damaged."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to end, by Ctrl-C or by the system, and did so after a step, with all of it on disk.
+    """Raised when Ctrl-C or SIGTERM ended a training after a step; the message says whether a checkpoint was saved.
+
+    Call `fit` again with the same arguments and the same `checkpoints` folder to resume.
 
     Attributes:
-        signal: the signal's number.
+        signal: number of the signal, such as 2 for SIGINT or 15 for SIGTERM.
+
+    Example:
+        >>> Interrupted(15, "Stopped after epoch 3; a checkpoint was saved.").signal
+        15
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -44,186 +51,205 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
-@dataclass
-class State:
-    """Where training is."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training between two steps."""
 
+    # Name of the phase as in the log, or "done" after the last phase.
     phase: str
+    # Number of the epoch, from 0, and the steps of it that were taken.
     epoch: int = 0
     step: int = 0
+    # The training log so far, for JSON.
     log: dict[str, Any] = field(default_factory=dict)
+    # Weights and other arrays; `pack` makes the names.
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def where(self) -> str:
-        """The same in words."""
+    def description(self) -> str:
+        """The position in words."""
         if self.phase == "done":
-            return "all epochs were done"
-        return f"{self.phase}, epoch {self.epoch + 1}, after {self.step} steps of it"
+            return "the training was complete"
+        return f"{self.phase}, epoch {self.epoch + 1}, after step {self.step}"
+
+
+def pack(name: str, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a list of arrays as a dict with the keys NAME/0, NAME/1, ... for a checkpoint."""
+    return {f"{name}/{number}": array for number, array in enumerate(arrays)}
+
+
+def unpack(arrays: Mapping[str, np.ndarray], name: str) -> list[np.ndarray] | None:
+    """Return the list that `pack` stored under a name, or None if there is none."""
+    count = sum(key.startswith(f"{name}/") for key in arrays)
+    return [arrays[f"{name}/{number}"] for number in range(count)] or None
 
 
 class Checkpoints:
-    """The states of one training, in a folder."""
+    """The checkpoints of one training in a folder of their own."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, every: float = EVERY) -> None:
-        self.folder, self.every = folder, every
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], *, seconds_between: float = SECONDS_BETWEEN
+    ) -> None:
+        self.folder, self.seconds_between = folder, seconds_between
         self.settings = json.loads(json.dumps(dict(settings)))
-        self.written = time.monotonic()
+        self._written = time.monotonic()
         self._failed = False
-        current_group().decision(self._refuse_others)
+        current_group().broadcast(self._check_folder)
 
-    def _refuse_others(self) -> None:
+    def _check_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(
-                f"Expected a folder for the states of training. Received: {self.folder}, a file."
-            )
-        about = self.folder / "settings.json"
-        if about.exists():
-            refuse_others(read_settings(about), self.settings, self.folder)
+            raise InputError(f"Expected a folder for checkpoints. Received a file: {self.folder}.")
+        if self._settings_path.exists():
+            require_same_settings(read_settings(self._settings_path), self.settings, self.folder)
 
-    def latest(self) -> State | None:
-        """Read the last state that is whole; None where there is none."""
-        told = current_group().arrays(self._latest)
-        return State(**json.loads(bytes(told.pop("state")).decode()), arrays=told) if told else None
+    def latest(self) -> Checkpoint | None:
+        """Read the latest checkpoint that is not damaged; return None if there is none."""
+        arrays = current_group().broadcast_arrays(self._read_latest)
+        return Checkpoint(**json.loads(bytes(arrays.pop("state"))), arrays=arrays) if arrays else None
 
-    def _latest(self) -> dict[str, np.ndarray]:
+    def _read_latest(self) -> dict[str, np.ndarray]:
         for path in reversed(self._paths()):
-            with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
                 with np.load(path, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
-                State(**json.loads(bytes(arrays["state"]).decode()))
+                Checkpoint(**json.loads(bytes(arrays["state"])))
                 return arrays
-            log.warning("%s is damaged; an earlier state is taken.", path)
+            logger.warning("The checkpoint %s is damaged. Trying the one before it.", path)
         return {}
 
-    def save(self, state: State) -> bool:
-        """Write a state, and remove all but the last ones."""
+    def save(self, checkpoint: Checkpoint) -> bool:
+        """Write a checkpoint and remove old ones; warn once and return False if the disk refuses."""
         if not current_group().is_chief:
             return True
-        about = {"phase": state.phase, "epoch": state.epoch, "step": state.step, "log": state.log}
-        packed = np.frombuffer(json.dumps(about).encode(), "uint8")
+        header = {name: getattr(checkpoint, name) for name in ("phase", "epoch", "step", "log")}
+        arrays = {"state": np.frombuffer(json.dumps(header).encode(), "uint8"), **checkpoint.arrays}
         paths = self._paths()
         number = int(paths[-1].stem.split("-")[1]) + 1 if paths else 0
-        path = self.folder / f"state-{number:08d}.npz"
-        temporary = path.with_suffix(".partial")
-        self.written = time.monotonic()
+        self._written = time.monotonic()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_settings()
-            with temporary.open("wb") as file:
-                np.savez(file, **{"state": packed, **state.arrays})  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if not self._settings_path.exists():
+                text = json.dumps(self.settings, indent=2).encode()
+                _write(self._settings_path, lambda file: file.write(text))
+            _write(self.folder / f"state-{number:08d}.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             if not self._failed:
-                kept = f"the last that was is {paths[-1].name}" if paths else "there is none so far"
-                log.warning("No state could be written to %s (%s); %s.", self.folder, error.strerror, kept)
+                previous = f"The latest one is {paths[-1].name}" if paths else "There is none yet"
+                logger.warning(
+                    "Cannot write a checkpoint to %s (%s). %s. Training continues.",
+                    self.folder,
+                    error.strerror,
+                    previous,
+                )
             self._failed = True
             return False
-        for old in paths[: -(KEPT - 1)]:
+        for old in paths[: 1 - NUM_KEPT]:
             old.unlink(missing_ok=True)
         return True
 
     @property
     def due(self) -> bool:
-        """Whether it is time for the next."""
-        return time.monotonic() - self.written >= self.every
+        """Whether it is time for the next checkpoint."""
+        return time.monotonic() - self._written >= self.seconds_between
 
-    def _write_settings(self) -> None:
-        about = self.folder / "settings.json"
-        if not about.exists():
-            partial = about.with_suffix(".partial")
-            partial.write_text(json.dumps(self.settings, indent=2), encoding="utf-8")
-            os.replace(partial, about)
+    @property
+    def _settings_path(self) -> Path:
+        return self.folder / "settings.json"
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("state-*.npz"))
 
 
-class Keeping(keras.callbacks.Callback):
-    """Keep the state while Keras' `fit` runs, and the position from which its data go on."""
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all, and wait until it is on the disk."""
+    with written_whole(path, unique=False) as partial, partial.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class CheckpointCallback(keras.callbacks.Callback):
+    """Save checkpoints and stop on signals while Keras' `fit` runs; keep the position of the data up to date."""
 
     def __init__(
         self,
-        kept: Checkpoints | None,
+        checkpoints: Checkpoints | None,
         position: Position,
         *,
         step: int,
         per_epoch: int,
-        state: Callable[[], State],
+        snapshot: Callable[[], Checkpoint],
     ) -> None:
         super().__init__()
-        self.kept, self.position, self.per_epoch, self._state = kept, position, per_epoch, state
-        self._first, self._offset = position.epoch, step
-        self._asked = 0
+        self.checkpoints, self.position, self.per_epoch = checkpoints, position, per_epoch
+        self._snapshot = snapshot
+        self._first_epoch, self._first_step = position.epoch, step
+        self._signal = 0
         self._handlers = contextlib.ExitStack()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Listen to signals, and write where the training starts."""
-        if self.kept is not None:
-            self._handlers.enter_context(self._listening())
-            if not self.position.epoch and not self._offset:
+        """Install the signal handlers and save the start of the phase."""
+        if self.checkpoints is not None:
+            self._handlers.enter_context(self._signals_noted())
+            if not self.position.epoch and not self._first_step:
                 self._save(0, 0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Move the position on."""
+        """Update the position."""
         self.position.epoch = epoch
-        if epoch != self._first:
-            self._offset = 0
+        if epoch != self._first_epoch:
+            self._first_step = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Write the state where it is time to; after the last step, validation comes first."""
-        step = self._offset + batch + 1
+        """Save if it is time to, except after the last step, which validation follows."""
+        step = self._first_step + batch + 1
         if step < self.per_epoch:
-            self._keep(self.position.epoch, step)
+            self._save_if_due(self.position.epoch, step)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """The same, between two epochs."""
-        self._keep(epoch + 1, 0)
+        """Save if it is time to."""
+        self._save_if_due(epoch + 1, 0)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Listen no more."""
+        """Restore the signal handlers."""
         self.close()
 
-    def ended_by(self, error: Exception) -> None:
-        """Say that a signal ended a worker's training, where it did: the chief got it too, and left
-        first."""
-        if self._asked and lost(error):
-            raise Interrupted(self._asked, "Stopped with the other workers.") from None
+    def raise_if_interrupted(self, error: Exception) -> None:
+        """Raise Interrupted if an error means that the chief left after a signal that this worker got too."""
+        if self._signal and describe_lost_workers(error):
+            raise Interrupted(self._signal, "Stopped with the other workers.") from None
 
     def close(self) -> None:
-        """Give the signals back, however the training ended."""
+        """Restore the signal handlers, however the training ended."""
         self._handlers.close()
 
-    def _keep(self, epoch: int, step: int) -> None:
-        if self.kept is None or self.model.stop_training or not current_group().is_chief:
-            return  # a worker that is asked to end leaves when the chief does, or is killed
-        if not (self._asked or self.kept.due):
+    def _save_if_due(self, epoch: int, step: int) -> None:
+        # A worker that gets a signal does not stop by itself: it leaves when the chief does, or is killed.
+        if self.checkpoints is None or self.model.stop_training or not current_group().is_chief:
+            return
+        if not (self._signal or self.checkpoints.due):
             return
         saved = self._save(epoch, step)
-        if self._asked:
-            where = f"epoch {epoch + 1}, step {step}" if step else f"epoch {epoch}"
-            then = "its state is kept" if saved else "its state could not be written"
-            raise Interrupted(self._asked, f"Stopped after {where}; {then}.")
+        if self._signal:
+            place = f"epoch {epoch + 1}, step {step}" if step else f"epoch {epoch}"
+            result = "a checkpoint was saved" if saved else "no checkpoint could be written"
+            raise Interrupted(self._signal, f"Stopped after {place}; {result}.")
 
     def _save(self, epoch: int, step: int) -> bool:
-        state = self._state()
-        state.epoch, state.step = epoch, step
-        return self.kept is not None and self.kept.save(state)
+        checkpoint = replace(self._snapshot(), epoch=epoch, step=step)
+        return self.checkpoints is not None and self.checkpoints.save(checkpoint)
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Note the first signal, and leave the second to whoever listened before."""
+    def _signals_noted(self) -> Iterator[None]:
+        """Note the first signal and leave the second to the handlers that were installed before."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-        def note(number: int, frame: Any) -> None:
-            self._asked = number
-            log.warning("Stopping after this step; once more stops at once.")
+        def note(number: int, frame: object) -> None:
+            self._signal = number
+            logger.warning("Stopping after this step. Send the signal again to stop at once.")
             signal.signal(number, before[signal.Signals(number)])
 
         for number in before:

@@ -1,0 +1,21 @@
+"""Text for messages, reports and pages."""
+
+from __future__ import annotations
+
+
+def format_duration(seconds: float | None) -> str:
+    """Return a rounded duration, such as "0.4 s", "8.2 s", "42 s", "1.7 min", "12 min" or "2.5 h"."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 59.5:
+        value, unit = seconds, "s"
+    elif seconds < 90 * 60:
+        value, unit = seconds / 60, "min"
+    else:
+        value, unit = seconds / 3600, "h"
+    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, such as "1 image" or "2,000 images"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
