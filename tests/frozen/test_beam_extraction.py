@@ -1,4 +1,4 @@
-"""The forward pass on Beam: the same numbers as without it, in the same cache, and nothing computed twice."""
+"""Beam computes the same features as the local extraction, in the same cache, and none twice."""
 
 import logging
 import os
@@ -12,13 +12,14 @@ import pytest
 from helpers.images import write_image
 from helpers.networks import make_tiny
 
+from transfer.beam_features import PassConfig, main
 from transfer.cases.builders import small_similar
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.frozen import beam_extraction, beam_runner, extraction, feature_shards
-from transfer.frozen.beam_extraction import PassConfig, extract_with_beam, main
+from transfer.frozen.beam_extraction import extract_with_beam
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.frozen.feature_shards import Done, Worker
+from transfer.frozen.feature_shards import ShardReport, Worker
 from transfer.images.datasets import load_data
 from transfer.networks import surgery
 from transfer.networks.backbones import load_backbone
@@ -41,9 +42,9 @@ def split(colors):
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch):
-    """Do not wait for the bar."""
-    monkeypatch.setattr(beam_extraction, "_LOOKING", 0.01)
+def fast_progress_bar(monkeypatch):
+    """Do not wait for the progress bar."""
+    monkeypatch.setattr(beam_extraction, "_INTERVAL", 0.01)
 
 
 def on_beam(extractor, split, cache, **options):
@@ -78,8 +79,8 @@ def test_it_gives_what_the_local_pass_gives_to_the_last_bit(dtype, extractor, sp
     assert found.shapes == expected.shapes
     again = locally(extractor, split, cache, dtype=dtype)
     assert again.computed == 0 and np.array_equal(again.load(), expected.load())
-    assert [f.name for f in cache.folder.glob("*.shelf")] == [
-        f.name for f in other_cache(cache).folder.glob("*.shelf")
+    assert [f.name for f in cache.folder.glob("*.features")] == [
+        f.name for f in other_cache(cache).folder.glob("*.features")
     ]
 
 
@@ -107,8 +108,8 @@ def test_images_that_are_no_files_travel_in_the_shards(kind, extractor, split, c
 
 
 def test_copies_are_computed_once(extractor, split, cache, monkeypatch):
-    seen, read = [], feature_shards.reports
-    monkeypatch.setattr(feature_shards, "reports", lambda folder: seen.extend(read(folder)) or seen)
+    seen, read = [], feature_shards.read_reports
+    monkeypatch.setattr(feature_shards, "read_reports", lambda folder: seen.extend(read(folder)) or seen)
     found = on_beam(extractor, split.take([0, 1, 0, 2, 1]), cache)
     assert found.computed == 3 == sum(report.images for report in seen)
     assert np.array_equal(found.load()[0], found.load()[2])
@@ -130,16 +131,16 @@ def test_a_pass_that_died_goes_on_where_it_was(extractor, split, cache, monkeypa
     class Killed(Exception):
         pass
 
-    computed = Worker._computed
+    compute = extraction.compute_features
     shards = []
 
-    def dies_at_the_third(self, shard):
+    def compute_two_shards(run, store, shard, *arguments, **options):
         shards.append(len(shard))
         if len(shards) == 3:
             raise Killed
-        return computed(self, shard)
+        return compute(run, store, shard, *arguments, **options)
 
-    monkeypatch.setattr(Worker, "_computed", dies_at_the_third)
+    monkeypatch.setattr(extraction, "compute_features", compute_two_shards)
     with pytest.raises(Exception, match="Killed"):
         on_beam(extractor, split, cache)
     assert not passes(cache)
@@ -151,15 +152,15 @@ def test_a_pass_that_died_goes_on_where_it_was(extractor, split, cache, monkeypa
 
 def test_a_shard_that_is_given_out_again_is_not_computed_again(extractor, split, cache):
     """Clusters do so when they have lost sight of a worker."""
-    plan = plan_of(extractor, split, cache)
+    settings = settings_of(extractor, split, cache)
     with feature_shards.pass_folder(cache.folder) as folder:
-        lay_out(folder, extractor, plan, split)
+        write_pass(folder, extractor, settings, split)
         assert Worker(folder).work(0).images == len(split)
         assert Worker(folder).work(0) is None
     assert locally(extractor, split, cache).computed == 0
 
 
-def plan_of(extractor, split, cache, **changes):
+def settings_of(extractor, split, cache, **changes):
     store = locally(extractor, split.take([0]), other_cache(cache)).store
     cache.folder.mkdir(parents=True, exist_ok=True)
     options = {"image_size": SIZE, "resize": split.resize, "dtype": "float32", "engine": "keras"}
@@ -173,8 +174,8 @@ def plan_of(extractor, split, cache, **changes):
     return feature_shards.PassSettings(**options)
 
 
-def lay_out(folder, extractor, plan, split):
-    feature_shards.lay_out(folder, extractor, plan, split, count=1)
+def write_pass(folder, extractor, settings, split):
+    feature_shards.write_pass(folder, extractor, settings, split, count=1)
 
 
 # What can go wrong
@@ -202,7 +203,7 @@ def test_a_cache_that_cannot_be_made_costs_the_keeping_alone(extractor, split, m
 def test_errors_of_workers_are_one_sentence(extractor, split, cache):
     broken = surgery.clone(extractor)
     broken.get_layer("block3_bn").gamma.assign(np.full(16, np.nan, "float32"))
-    with pytest.raises(InputError, match="gives NaN") as caught:
+    with pytest.raises(InputError, match="returns NaN") as caught:
         on_beam(broken, split, cache)
     assert "Traceback" not in str(caught.value) and len(str(caught.value)) < 300
     assert all(store.rows == 0 for store in cache.stores()) and not passes(cache)
@@ -242,16 +243,16 @@ def test_a_network_that_cannot_be_saved_is_refused_and_leaves_nothing(split, cac
 
 
 def test_a_worker_that_would_give_other_numbers_is_refused(extractor, split, cache):
-    plan = plan_of(extractor, split, cache, store="another.shelf")
+    settings = settings_of(extractor, split, cache, store="another.features")
     with feature_shards.pass_folder(cache.folder) as folder:
-        lay_out(folder, extractor, plan, split)
-        with pytest.raises(InputError, match="gives other numbers"):
+        write_pass(folder, extractor, settings, split)
+        with pytest.raises(InputError, match="computes other features"):
             Worker(folder)
 
 
 def test_a_disk_that_workers_do_not_see_is_noticed(extractor, split, cache, monkeypatch, tmp_path):
-    with pytest.raises(InputError, match=r"to see .*TRANSFER_CACHE"):
-        feature_shards.run_shards(0, str(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match=r"does not see .*TRANSFER_CACHE"):
+        feature_shards.run_shard(0, str(tmp_path / "elsewhere"))
     monkeypatch.setattr(beam_runner, "run_shards", lambda *arguments: None)
     with pytest.raises(InputError, match=f"{len(split)} images are not in"):
         on_beam(extractor, split, cache)
@@ -261,7 +262,7 @@ def test_what_killed_passes_left_is_removed_later(cache):
     old, new = cache.folder / "pass-old", cache.folder / "pass-new"
     for folder in (old, new):
         folder.mkdir(parents=True)
-    before = time.time() - feature_shards.FORGOTTEN - 60
+    before = time.time() - feature_shards.WEEK - 60
     os.utime(old, (before, before))
     with feature_shards.pass_folder(cache.folder) as folder:
         assert sorted(passes(cache)) == sorted([folder, new])
@@ -282,11 +283,11 @@ def test_without_beam_it_is_said_how_to_install_it(extractor, split, cache, monk
 def test_what_beam_is_told_is_small(extractor, split, cache, monkeypatch):
     """Numbers of shards; and in the file of a shard, paths and not images."""
     monkeypatch.setattr(
-        feature_shards, "run_shards", lambda number, folder: Path(folder, f"{number}.told").touch()
+        feature_shards, "run_shard", lambda number, folder: Path(folder, f"{number}.told").touch()
     )
-    plan = plan_of(extractor, split, cache)
+    settings = settings_of(extractor, split, cache)
     with feature_shards.pass_folder(cache.folder) as folder:
-        feature_shards.lay_out(folder, extractor, plan, split, count=3)
+        feature_shards.write_pass(folder, extractor, settings, split, count=3)
         sizes = [path.stat().st_size for path in folder.glob("*.shard")]
         beam_runner.run_shards(folder, 3, beam_runner.read_options([]))
         told = sorted(path.name for path in folder.glob("*.told"))
@@ -299,10 +300,10 @@ def test_what_beam_is_told_is_small(extractor, split, cache, monkeypatch):
 
 def test_a_shard_is_a_sample_of_all_images(extractor, colors, cache):
     split = colors.train
-    plan = plan_of(extractor, split, cache)
+    settings = settings_of(extractor, split, cache)
     names = {digest: name for digest, name in zip(split.digests, split.names, strict=True)}
     with feature_shards.pass_folder(cache.folder) as folder:
-        feature_shards.lay_out(folder, extractor, plan, split, count=4)
+        feature_shards.write_pass(folder, extractor, settings, split, count=4)
         for path in folder.glob("*.shard"):
             of_class = {
                 Path(names[d]).parent.name for d in feature_shards.read_shard(path, "stretch").digests
@@ -311,21 +312,21 @@ def test_a_shard_is_a_sample_of_all_images(extractor, colors, cache):
 
 
 def test_there_are_as_many_shards_for_each_worker():
-    assert [beam_extraction._shards(n, 10, 2) for n in (1, 10, 11, 21, 40, 41)] == [1, 2, 2, 4, 4, 6]
-    assert beam_extraction._shards(41, 10, 1) == 5
+    assert [beam_extraction._count_shards(n, 10, 2) for n in (1, 10, 11, 21, 40, 41)] == [1, 2, 2, 4, 4, 6]
+    assert beam_extraction._count_shards(41, 10, 1) == 5
 
 
 def test_flags_are_beams_own_and_typos_are_not():
     options = beam_runner.read_options(TWO_PROCESSES)
     assert beam_runner.count_workers(options) == 2
-    assert beam_runner.threads_of_each(options) == max(1, os.cpu_count() // 2)
-    assert beam_runner.threads_of_each(beam_runner.read_options([])) == 0
+    assert beam_runner.threads_per_worker(options) == max(1, os.cpu_count() // 2)
+    assert beam_runner.threads_per_worker(beam_runner.read_options([])) == 0
     with pytest.raises(InputError, match="Unknown flag: --image-sise"):
         beam_runner.read_options(["--image-sise=96"])
     on_cluster = beam_runner.read_options(
         ["--runner=FlinkRunner", "--flink_master=here:1", "--num_workers=8"]
     )
-    assert beam_runner.count_workers(on_cluster) == 8 and beam_runner.threads_of_each(on_cluster) == 0
+    assert beam_runner.count_workers(on_cluster) == 8 and beam_runner.threads_per_worker(on_cluster) == 0
 
 
 def test_messages_are_found_in_whatever_wraps_them():
@@ -336,16 +337,20 @@ def test_messages_are_found_in_whatever_wraps_them():
 
 
 def test_the_rate_is_that_of_all_workers_without_their_start():
-    reports = [Done("a", 10, 0, 5, 2, 9, 5), Done("a", 12, 9, 9.5, 2, 10, 5), Done("b", 22, 0, 6, 2, 11, 4)]
-    assert feature_shards.per_image(reports) == pytest.approx(1 / (4 + 4))
-    assert feature_shards.per_image([Done("a", 2, 0, 5, 2, 5, 5)]) is None
-    assert feature_shards.per_image([]) is None
+    reports = [
+        ShardReport("a", 10, first=5, last=9, first_batch=2, setup=5),
+        ShardReport("a", 12, first=9.5, last=10, first_batch=2, setup=5),
+        ShardReport("b", 22, first=6, last=11, first_batch=2, setup=4),
+    ]
+    assert feature_shards.seconds_per_image(reports) == pytest.approx(1 / (4 + 4))
+    assert feature_shards.seconds_per_image([ShardReport("a", 2, 5, 5, 2, 5)]) is None
+    assert feature_shards.seconds_per_image([]) is None
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_same(extractor, split, cache, monkeypatch):
-    seen, read = [], feature_shards.reports
-    monkeypatch.setattr(feature_shards, "reports", lambda folder: seen.extend(read(folder)) or seen)
+    seen, read = [], feature_shards.read_reports
+    monkeypatch.setattr(feature_shards, "read_reports", lambda folder: seen.extend(read(folder)) or seen)
     found = on_beam(extractor, split, cache, options=TWO_PROCESSES)
     assert found.computed == len(split)
     assert np.array_equal(found.load(), locally(extractor, split, other_cache(cache)).load())
@@ -359,7 +364,7 @@ def test_two_processes_give_the_same(extractor, split, cache, monkeypatch):
 def test_errors_of_other_processes_are_one_sentence_too(extractor, split, cache, capfd):
     broken = surgery.clone(extractor)
     broken.get_layer("block3_bn").gamma.assign(np.full(16, np.nan, "float32"))
-    with pytest.raises(InputError, match="gives NaN"):
+    with pytest.raises(InputError, match="returns NaN"):
         on_beam(broken, split, cache, options=TWO_PROCESSES)
     said = capfd.readouterr()
     assert "Traceback" not in said.err and "INFO" not in said.err
@@ -385,7 +390,7 @@ def test_training_finds_what_the_command_computed(color_folder, monkeypatch, tmp
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert f"train, val, test: {len(data.test)} of {count + len(data.test)} images computed" in said
-    monkeypatch.setattr("transfer.frozen.extraction._chunks", None)
+    monkeypatch.setattr("transfer.frozen.extraction.compute_features", None)
     assert evaluate(model, data, engine="keras").accuracy > 0.5
     assert logging.getLogger("transfer").handlers == handlers
 

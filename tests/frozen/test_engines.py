@@ -23,7 +23,7 @@ from transfer.common.errors import InputError
 from transfer.frozen import engines
 from transfer.frozen.engines import TOLERANCE, Engine, engine_names, make_engine, relative_error
 from transfer.networks import surgery
-from transfer.networks.backbones import preprocessing_of
+from transfer.networks.preprocessing import preprocessing_of
 
 INSTALLED = importlib.util.find_spec("openvino") is not None
 needs_openvino = pytest.mark.skipif(not INSTALLED, reason="OpenVINO is not installed")
@@ -221,7 +221,9 @@ def test_a_failing_compiler_is_named_in_one_line(raw_tiny, monkeypatch, caplog):
     engine = Engine(raw_tiny, ["openvino float32", "keras", "keras predict"], 8)
     engine(raw_images(5))
     assert engine.name == "keras"
-    assert "engine openvino float32 failed (RuntimeError: no such operation); keras instead." in caplog.text
+    assert (
+        "engine openvino float32 failed (RuntimeError: no such operation). Using engine keras." in caplog.text
+    )
     assert len(caplog.records) == 1
 
 
@@ -229,7 +231,7 @@ def test_a_failing_compiler_is_named_in_one_line(raw_tiny, monkeypatch, caplog):
 def test_nan_weights_are_an_error_that_names_the_network(name, raw_tiny):
     layer = raw_tiny.get_layer("block2_conv")
     layer.set_weights([np.full_like(w, np.nan) for w in layer.get_weights()])
-    with pytest.raises(InputError, match="'tiny' gives NaN or infinity on these images"):
+    with pytest.raises(InputError, match="'tiny' returns NaN or infinity on these images"):
         Engine(raw_tiny, [name, "keras predict"], 8)(raw_images(5))
 
 
@@ -283,8 +285,8 @@ def test_bfloat16_that_cannot_be_is_said(caplog):
     )
     assert engine_names("auto", "bfloat16", installed=False, has_bfloat16=False, plain=False)[0] == "keras"
     assert [r.message.split(": ")[1] for r in caplog.records] == [
-        "this CPU has no bfloat16 in hardware. It runs as openvino float32.",
-        "only OpenVINO computes in bfloat16. It runs as keras.",
+        "this CPU has no bfloat16 in hardware. Using engine openvino float32.",
+        "only OpenVINO computes in bfloat16. Using engine keras.",
     ]
 
 
@@ -294,7 +296,7 @@ def test_bfloat16_that_cannot_be_is_said(caplog):
         ({"engine": "openvinno"}, "Did you mean 'openvino'"),
         ({"precision": "bfloat"}, "Did you mean 'bfloat16'"),
         ({"batch_size": 0}, "batch_size of at least 1"),
-        ({"engine": "keras", "precision": "bfloat16"}, "precision that the model was made with"),
+        ({"engine": "keras", "precision": "bfloat16"}, "the model's own precision"),
     ],
 )
 def test_wrong_options(options, message, raw_tiny):

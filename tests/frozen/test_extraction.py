@@ -13,9 +13,9 @@ from helpers.networks import make_tiny
 from transfer.cases.builders import small_similar
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
+from transfer.features import main
 from transfer.frozen import engines, extraction
 from transfer.frozen.extraction import KnownFeatures, extract, frozen_feature_extractor
-from transfer.features import main
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import load_data
 from transfer.networks import graphs, surgery

@@ -115,7 +115,7 @@ def test_the_choice_beats_both_ends_of_the_grid():
     rows = {}
     for c in (heads.GRID[0], heads.GRID[-1]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(heads, "_try", lambda trials, c=c: [heads.Tried(c, 0.0, 0.0)])
+            patch.setattr(heads, "_search", lambda trials, c=c: [heads.Candidate(c, 0.0, 0.0)])
             rows[c] = loss(heads.solve(x, y, 5))
     assert loss(chosen) < min(rows.values()) - 0.05
 
@@ -283,17 +283,17 @@ def spoilt(value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     "given, words",
     [
-        (bad(features=spoilt(np.nan)), "NaN or infinity in 1 of 12 images, the first at 7"),
+        (bad(features=spoilt(np.nan)), "NaN or infinity in 1 of 12 images, first in image 7"),
         (bad(features=spoilt(np.inf)), "NaN or infinity in 1 of 12 images"),
         (bad(features=np.zeros((12, 2, 2))), "Pool feature maps"),
         (bad(features=np.zeros((11, 4))), "a label for each image"),
         (bad(features=np.zeros((0, 4)), labels=np.zeros(0, int)), "a label for each image"),
-        (bad(labels=np.zeros(12, int), num_classes=1), "2 classes or more"),
+        (bad(labels=np.zeros(12, int), num_classes=1), "at least 2 classes"),
         (bad(labels=np.zeros(12, int)), r"none of \[1, 2\]"),
         (bad(num_classes=4), r"none of \[3\]"),
         (bad(num_classes=2), "from 0 to 1"),
-        (bad(labels=np.arange(12) % 3 - 1), "whole numbers from 0 to 2"),
-        (bad(labels=np.arange(12) % 3 + 0.5), "whole numbers from 0 to 2"),
+        (bad(labels=np.arange(12) % 3 - 1), "integer labels from 0 to 2"),
+        (bad(labels=np.arange(12) % 3 + 0.5), "integer labels from 0 to 2"),
         (bad(val=(np.zeros((5, 3)), np.zeros(5, int))), r"val features of shape \(images, 4\)"),
         (bad(val=(spoilt(np.nan), np.zeros(12, int))), "finite val features"),
         (bad(class_weights={0: 1.0, 1: 1.0}), "weight above 0 for each class"),

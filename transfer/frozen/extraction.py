@@ -1,7 +1,4 @@
-"""One forward pass over the images: what a frozen network makes of them, computed once and kept on disk.
-
-`python -m transfer.features --list` shows what is kept, `--clear` removes it.
-"""
+"""Extract features: run a frozen network once over images and store its outputs by the images' content."""
 
 from __future__ import annotations
 
@@ -9,9 +6,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
@@ -38,8 +34,11 @@ from transfer.networks import surgery
 
 log = logging.getLogger(__name__)
 
-_CHECKED = 4  # images
-_SAME = 1e-3  # relative error between engines of full precision, and no more
+_CHECKED = 4  # images of known features that are computed again
+_SAME = 1e-3  # largest relative error between engines of full precision
+
+BatchTimes = list[tuple[float, int]]
+"""For each batch, the time in seconds at which it was done, and its number of images."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,18 @@ class KnownFeatures:
 
 @dataclass(frozen=True)
 class Features:
-    """What a network makes of the images of a split, on disk."""
+    """The features of the images of a split, on disk."""
 
     store: FeatureStore
+    # The row of each image in the store.
     rows: np.ndarray
+    # Number of images that were computed now and not read from the cache.
     computed: int
-    # What ran it, such as `"openvino bfloat16"`.
+    # The engine that computed them, such as "openvino bfloat16"; "" if all were read.
     engine: str
+    # Output shapes of the network, without the batch.
     shapes: tuple[tuple[int, ...], ...]
-    # Of reading and running the network, after the first batch, which waits for what is done once.
+    # Without the first batch, which includes compilation.
     seconds_per_image: float | None = None
 
     def __len__(self) -> int:
@@ -69,24 +71,24 @@ class Features:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all of it, images first."""
+        """The shape of all features, (images, ...)."""
         return (len(self), *self.store.shape)
 
     def take(self, positions: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Read the rows at positions of the split."""
+        """Read the features of the images at some positions of the split."""
         return self.store.take(self.rows[np.asarray(positions, "int64")])
 
     def parts(self, positions: np.ndarray | Sequence[int]) -> list[np.ndarray]:
-        """Read the rows at positions, an array for each output of the network, of shape (n, *its shape)."""
+        """Read features as one array per output of the network, of shape (n, *output shape)."""
         rows = self.take(positions)
         if len(self.shapes) == 1:
             return [rows]
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
-        split = np.split(rows, ends, axis=1)
-        return [part.reshape(len(rows), *shape) for part, shape in zip(split, self.shapes, strict=True)]
+        parts = np.split(rows, ends, axis=1)
+        return [part.reshape(len(rows), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def load(self) -> np.ndarray:
-        """Read all rows into memory, as float32."""
+        """Read all features into memory as float32."""
         return self.store.take(self.rows).astype("float32", copy=False)
 
 
@@ -107,9 +109,9 @@ def extract(
     known: KnownFeatures | None = None,
     name: str = "features",
 ) -> Features:
-    """Run a network once over the images of a split, in inference mode, and keep what it gives."""
+    """Return the features of a split: read those in the cache and compute the others in inference mode."""
     if not len(split):
-        raise InputError("Expected images to run the network over. Received: an empty split.")
+        raise InputError("Expected images to compute features of. Received: an empty split.")
     check_views(views, augment)
     run = engine
     if not isinstance(run, Engine):
@@ -118,33 +120,66 @@ def extract(
     images = digests_of(split)
     digests = [*images]
     for view in range(1, views):
-        digests += [_changed(image, f"{augment} {flip} {seed} {view}") for image in images]
+        digests += [_augmented(image, f"{augment} {flip} {seed} {view}") for image in images]
     if known is not None and split.resize == known.split.resize:
         _store_known(store, extractor, known, images, image_size)
     missing = missing_rows(store, digests)
     parts = np.array_split(missing, current_group().count)
     own = parts[current_group().index]
-    own = own[store.find([digests[i] for i in own]) < 0]  # what others miss may be here
-    clock: list[tuple[float, int]] = []
+    own = own[store.find([digests[i] for i in own]) < 0]  # images that only other workers miss
+    times: BatchTimes = []
     for view in range(views):
-        wanted = own[own // len(split) == view]
-        if len(wanted):
-            keys = None if not view else _keys([digests[i] for i in wanted])
-            batches = make_dataset(
-                split.take(wanted % len(split)),
+        positions = own[own // len(split) == view]
+        if len(positions):
+            of_view = [digests[i] for i in positions]
+            times += compute_features(
+                run,
+                store,
+                split.take(positions % len(split)),
+                of_view,
                 image_size=image_size,
-                batch_size=run.batch_size,
+                name=f"{name}, view {view + 1} of {views}" if views > 1 else name,
                 augment=augment,
                 flip=flip,
-                keys=keys,
+                keys=_seeds(of_view) if view else None,
             )
-            title = f"{name}, view {view + 1} of {views}" if views > 1 else name
-            for places, values in _chunks(run, batches, len(wanted), title, clock):
-                store.append([digests[i] for i in wanted[places]], values)
     exchange(store, digests, parts)
     shapes = tuple(tuple(tensor.shape[1:]) for tensor in extractor.outputs)
-    ran_by = run.name if len(missing) else ""
-    return Features(store, store.find(digests), len(missing), ran_by, shapes, _per_image(clock))
+    engine_name = run.name if len(missing) else ""
+    return Features(store, store.find(digests), len(missing), engine_name, shapes, _per_image(times))
+
+
+def compute_features(
+    run: Engine,
+    store: FeatureStore,
+    split: Split,
+    digests: Sequence[str],
+    *,
+    image_size: tuple[int, int],
+    name: str | None = None,
+    augment: str = "none",
+    flip: bool = True,
+    keys: np.ndarray | None = None,
+) -> BatchTimes:
+    """Run the network over images and write its outputs under the digests; show progress under a name."""
+    batches = make_dataset(
+        split, image_size=image_size, batch_size=run.batch_size, augment=augment, flip=flip, keys=keys
+    )
+    times: BatchTimes = []
+    values: list[np.ndarray] = []
+    end = 0
+    silent = True if name is None or not current_group().is_chief else None  # None: only without a terminal
+    with tqdm(total=len(split), desc=name, unit=" images", leave=False, disable=silent) as bar:
+        for images, _ in batches:
+            values.append(run(np.asarray(images)))
+            count = len(values[-1])
+            end += count
+            times.append((time.perf_counter(), count))
+            bar.update(count)
+            if end == len(split) or sum(rows.nbytes for rows in values) >= CHUNK_BYTES:
+                chunk, values = np.concatenate(values), []
+                store.append(digests[end - len(chunk) : end], chunk)
+    return times
 
 
 def _store_known(
@@ -154,7 +189,7 @@ def _store_known(
     digests: Sequence[str],
     image_size: tuple[int, int],
 ) -> None:
-    """Write known rows of images that the store lacks, if the network gives the same for the first few."""
+    """Write known features that the store lacks, if the network returns the same for the first few images."""
     of_known, wanted = digests_of(known.split), set(digests)
     needed = np.array([digest in wanted for digest in of_known], bool) & (store.find(of_known) < 0)
     if not needed.any() or known.values.shape != (len(of_known), *store.shape):
@@ -165,6 +200,32 @@ def _store_known(
     if relative_error(known.values[: len(first)], expected) <= _SAME:
         rows = first_of_each(of_known, needed)
         store.append([of_known[i] for i in rows], known.values[rows])
+
+
+def _per_image(times: BatchTimes) -> float | None:
+    """Return the seconds per image, without the first batch."""
+    if len(times) < 2:
+        return None
+    return (times[-1][0] - times[0][0]) / sum(count for _, count in times[1:])
+
+
+def check_views(views: int, augment: str) -> None:
+    """Raise InputError if the number of views does not fit the augmentation."""
+    if views < 1 or (views > 1 and augment == "none"):
+        raise InputError(
+            "Expected views of at least 1, and an augmentation if views is above 1. Received: "
+            f"views={views}, augment={augment!r}."
+        )
+
+
+def _seeds(digests: Sequence[str]) -> np.ndarray:
+    """Return the seeds of the augmentation, int32 of shape (images, 2)."""
+    return np.array([[int(d[:7], 16), int(d[7:14], 16)] for d in digests], "int32")
+
+
+def _augmented(image: str, how: str) -> str:
+    """Return the digest of an augmented view of an image."""
+    return hashlib.sha256(f"{image} {how}".encode()).hexdigest()
 
 
 def keep(
@@ -192,82 +253,33 @@ def keep(
     return True
 
 
-def _per_image(clock: Sequence[tuple[float, int]]) -> float | None:
-    if len(clock) < 2:
-        return None
-    return (clock[-1][0] - clock[0][0]) / sum(count for _, count in clock[1:])
-
-
-def check_views(views: int, augment: str) -> None:
-    """Refuse a number of views that makes no sense."""
-    if views < 1 or (views > 1 and augment == "none"):
-        raise InputError(
-            f"Expected views of 1 or more, and an augmentation where there are several. Received: views={views}, "
-            f"augment={augment!r}."
-        )
-
-
-def _changed(image: str, how: str) -> str:
-    """The digest of an image that is changed in a certain way."""
-    return hashlib.sha256(f"{image} {how}".encode()).hexdigest()
-
-
-def _keys(digests: Sequence[str]) -> np.ndarray:
-    """Seeds of augmentation, two int32 for each image."""
-    return np.array([[int(d[:7], 16), int(d[7:14], 16)] for d in digests], "int32")
-
-
-def _chunks(
-    run: Engine, batches: Any, count: int, name: str, clock: list[tuple[float, int]]
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Run the network; give the values of some images at a time, with their places."""
-    held: list[np.ndarray] = []
-    start, size = 0, 0
-    quiet = None if current_group().is_chief else True
-    with tqdm(total=count, desc=name, unit=" images", leave=False, disable=quiet) as bar:
-        for images, _ in batches:
-            held.append(run(np.asarray(images)))
-            size += held[-1].nbytes
-            bar.update(len(held[-1]))
-            clock.append((time.perf_counter(), len(held[-1])))
-            if size >= CHUNK_BYTES:
-                yield _joined(held, start)
-                start, size, held = start + sum(map(len, held)), 0, []
-        if held:
-            yield _joined(held, start)
-
-
-def _joined(held: Sequence[np.ndarray], start: int) -> tuple[slice, np.ndarray]:
-    values = np.concatenate(held)
-    return slice(start, start + len(values)), values
-
-
 def frozen_feature_extractor(model: keras.Model) -> keras.Model | None:
-    """Give a model without its head where the head alone trains, so that the rest need run but once."""
+    """Return the model without its head if only the head trains, else None."""
     head = model.layers[-1]
-    alone = (
+    only_head_trains = (
         isinstance(head, keras.layers.Dense)
         and head.use_bias
         and len(head.input.shape) == 2
         and len(model.trainable_weights) == len(head.trainable_weights) > 0
     )
-    if not alone:
+    if not only_head_trains:
         return None
     with scope_of(model):
         return surgery.feature_extractor_of(model)
 
 
 def input_size(model: keras.Model, data: ImageData) -> tuple[int, int]:
-    """Say at what size a model is to see the images."""
+    """Return the height and width in pixels at which a model takes the images."""
     height, width = model.input_shape[1:3]
     if height is None or width is None:
         if data.image_size is None:
-            raise InputError(f"{model.name!r} takes any size. Say which: load_data(..., image_size=224).")
+            raise InputError(
+                f"{model.name!r} takes images of any size. Set one: load_data(..., image_size=224)."
+            )
         return data.image_size
     if data.image_size not in (None, (height, width)):
         raise InputError(
-            f"The model takes images of {height}x{width}, the data were asked for at "
-            f"{data.image_size[0]}x{data.image_size[1]}. Leave image_size out of load_data, or build the model "
-            "for that size."
+            f"Expected images of {height}x{width}, the input size of {model.name!r}. Received: data loaded with "
+            f"{data.image_size[0]}x{data.image_size[1]}. Omit image_size in load_data, or build the model for it."
         )
     return height, width

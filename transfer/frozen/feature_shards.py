@@ -1,11 +1,11 @@
-"""One forward pass in shards: images laid out on a disk that all workers see, and what a worker does with a shard.
+"""Files through which workers extract features: settings, the network, and the images of each shard.
 
-A pass is a folder beside the stores: the network, what to do with it, and a file for each shard. A worker needs to be
-told nothing but the folder and the number of a shard, and answers with a file. Nothing here knows who starts workers.
+A pass is a folder beside the stores. A worker gets the folder and the number of a shard, and writes a report.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,125 +29,125 @@ from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.decoding import to_rgb_array
 from transfer.images.splitting import Split
 
-FORGOTTEN = 7 * 24 * 3600.0
-"""Seconds after which what a killed pass left is removed; no shard takes so long."""
+if TYPE_CHECKING:
+    import keras
 
-_PATH, _ENCODED = -2, -1  # instead of a height, for images that are no pixels yet
+WEEK = 7 * 24 * 3600.0
+"""Age in seconds after which the folder of a killed pass is deleted; no shard takes so long."""
+
+_PATH, _ENCODED = -2, -1  # instead of the height of an image that is not an array
 _PREFIX = "pass-"
 
 
 @dataclass(frozen=True)
 class PassSettings:
-    """What every worker of a pass does."""
+    """Settings that all workers of a pass share."""
 
     # Name of the store's folder, beside that of the pass.
     store: str
     # Height and width in pixels.
     image_size: tuple[int, int]
-    # How images get that shape.
+    # How images are resized.
     resize: str
     dtype: str
     engine: str
     precision: str
     batch_size: int
-    # Of the cache, in bytes.
+    # Size limit of the cache in bytes.
     limit: int
-    # Of a worker, where several share a machine.
+    # Threads per worker if several workers share a machine; 0 leaves it to TensorFlow.
     threads: int = 0
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a worker says of a shard."""
+class ShardReport:
+    """A worker's report of a shard; times are seconds since 1970."""
 
     worker: str
     images: int
-    # When it took the shard, in seconds since 1970.
-    began: float
+    # Times at which the first and the last batch were done.
     first: float
+    last: float
+    # Images of the first batch.
     first_batch: int
-    ended: float
-    # Seconds that the worker needed before its first shard, imports included.
+    # Seconds that the worker needed to start, imports included.
     setup: float
 
 
 @contextmanager
 def pass_folder(cache: Path) -> Iterator[Path]:
-    """Make the folder of a pass, and remove it afterwards."""
+    """Make the folder of a pass, and delete it afterwards."""
     for old in cache.glob(f"{_PREFIX}*"):
         with suppress(OSError):
-            if time.time() - old.stat().st_mtime > FORGOTTEN:
+            if time.time() - old.stat().st_mtime > WEEK:
                 shutil.rmtree(old, ignore_errors=True)
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=cache))
         folder.chmod(0o755)  # workers may be other users
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise InputError(
-            f"Cannot write to {str(cache)!r}: {reason}. Set the environment variable TRANSFER_CACHE to a folder on a "
-            "disk with room that all workers see."
+            f"Cannot write to {str(cache)!r}: {(error.strerror or str(error)).lower()}. Set the environment variable "
+            "TRANSFER_CACHE to a folder that all workers see, on a disk with enough room."
         ) from None
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with _lock:
-            _workers.pop(str(folder), None)
+        _worker.cache_clear()
 
 
-def lay_out(folder: Path, extractor: Any, plan: PassSettings, split: Split, *, count: int) -> None:
-    """Write all that workers need."""
-    _save(extractor, folder / "trunk.keras")
-    write_text(folder / "plan.json", json.dumps(asdict(plan)))
+def write_pass(
+    folder: Path, extractor: keras.Model, settings: PassSettings, split: Split, *, count: int
+) -> None:
+    """Write the network, the settings, and the images as a number of shards."""
+    path = folder / "extractor.keras"
+    try:
+        extractor.save(path)
+    except OSError as error:
+        raise InputError(f"Cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}.") from None
+    except Exception as error:  # custom layers may raise anything
+        raise InputError(
+            f"{extractor.name!r} cannot be saved for the workers: {one_line(error, most=200)}. get_config() of each "
+            "layer must return all arguments of __init__."
+        ) from error
+    write_text(folder / "settings.json", json.dumps(asdict(settings)))
     order = np.random.default_rng(0).permutation(len(split))
     for number, positions in enumerate(np.array_split(order, count)):
         write_shard(folder / f"{number}.shard", split.take(positions))
 
 
-def _save(extractor: Any, path: Path) -> None:
-    try:
-        extractor.save(path)
-    except OSError as error:
-        raise InputError(f"Cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}.") from None
-    except Exception as error:  # the layers' own code runs, and may raise anything
-        raise InputError(
-            f"{extractor.name!r} cannot be saved for the workers: {one_line(error, most=200)}. Let each of its "
-            "layers give all arguments of __init__ in get_config()."
-        ) from error
-
-
-def write_shard(path: Path, images: Split) -> None:
-    """Write which images are in a shard: the paths of files, and the content of others."""
-    parts = [_written(image) for image in images.images]
-    content = np.frombuffer(b"".join(part for part, _ in parts), "uint8")
-    sizes, shapes = [len(part) for part, _ in parts], [shape for _, shape in parts]
+def write_shard(path: Path, shard: Split) -> None:
+    """Write the paths of image files and the content of other images."""
+    contents, shapes = zip(*map(_to_bytes, shard.images), strict=True)
+    arrays = {
+        "content": np.frombuffer(b"".join(contents), "uint8"),
+        "ends": np.cumsum([len(content) for content in contents]),
+        "shapes": np.array(shapes, "int32"),
+        "digests": np.array(list(shard.digests), "S"),
+    }
     with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(
-            file,
-            content=content,
-            sizes=np.array(sizes, "int64"),
-            shapes=np.array(shapes, "int32").reshape(-1, 2),
-            digests=np.array(list(images.digests), "S"),
-        )
+        np.savez(file, **arrays)
 
 
-def _written(image: Any) -> tuple[bytes, tuple[int, int]]:
+def _to_bytes(image: str | Path | bytes | np.ndarray) -> tuple[bytes, tuple[int, int]]:
     if isinstance(image, bytes):
         return image, (_ENCODED, 0)
     if isinstance(image, np.ndarray):
         pixels = to_rgb_array(image)
         return pixels.tobytes(), pixels.shape[:2]
-    return os.fsencode(os.path.abspath(image)), (_PATH, 0)  # a worker may be in another folder
+    return os.fsencode(os.path.abspath(image)), (_PATH, 0)  # a worker may run in another folder
 
 
 def read_shard(path: Path, resize: str) -> Split:
-    """Read which images are in a shard."""
-    with np.load(path, allow_pickle=False) as found:
-        content, sizes, shapes = (found[name] for name in ("content", "sizes", "shapes"))
-        digests = [digest.decode() for digest in found["digests"].tolist()]
-    parts = np.split(content, np.cumsum(sizes)[:-1])
-    images: list[Any] = []
-    for part, (height, width) in zip(parts, shapes.tolist(), strict=True):
+    """Read the images of a shard."""
+    with np.load(path, allow_pickle=False) as arrays:
+        parts = np.split(arrays["content"], arrays["ends"][:-1])
+        shapes, digests = (
+            arrays["shapes"].tolist(),
+            [digest.decode() for digest in arrays["digests"].tolist()],
+        )
+    images: list[str | bytes | np.ndarray] = []
+    for part, (height, width) in zip(parts, shapes, strict=True):
         if height in (_PATH, _ENCODED):
             images.append(os.fsdecode(part.tobytes()) if height == _PATH else part.tobytes())
         else:
@@ -156,135 +156,126 @@ def read_shard(path: Path, resize: str) -> Split:
 
 
 class Worker:
-    """A network, ready to run over the shards of a pass; made once in each process."""
+    """The network and the store of a pass in one worker process."""
 
     def __init__(self, folder: Path) -> None:
         began = time.time()
-        self.folder = folder
+        host = socket.gethostname()
         try:
-            self.plan = PassSettings(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+            settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(
-                f"Expected a worker on {socket.gethostname()} to see {str(folder)!r}. Set the environment variable "
-                "TRANSFER_CACHE to a folder on a disk that all workers see under one name."
+                f"The worker on {host} does not see {str(folder)!r}. Set the environment variable TRANSFER_CACHE to a "
+                "folder that all workers see under one name."
             ) from None
-        if self.plan.threads:  # TensorFlow looks when it computes for the first time
+        self.folder, self.settings = folder, PassSettings(**settings)
+        if self.settings.threads:  # TensorFlow reads them when it first computes
             for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-                os.environ.setdefault(name, str(self.plan.threads))
+                os.environ.setdefault(name, str(self.settings.threads))
         if "tensorflow" not in sys.modules:
             from transfer.distributed import strategies
 
             strategies.start_quietly()
-        self._make()
-        self._lock = threading.Lock()
-        self.setup = time.time() - began
-
-    def _make(self) -> None:
         import keras
 
         from transfer.frozen.engines import make_engine
         from transfer.frozen.store_keys import open_store
 
-        plan = self.plan
         try:
-            extractor = keras.models.load_model(self.folder / "trunk.keras", compile=False)
-        except Exception as error:  # the layers' own code runs, if it may
+            extractor = keras.models.load_model(folder / "extractor.keras", compile=False)
+        except Exception as error:  # custom layers may raise anything
             raise InputError(
-                f"The network cannot be loaded by the worker on {socket.gethostname()}: "
-                f"{one_line(error, most=200)}. Use layers of Keras alone, without Lambda, or "
-                "features.extract."
+                f"The network cannot be loaded by the worker on {host}: {one_line(error, most=200)}. Use a network of "
+                "Keras' own layers without Lambda, or extract its features without Beam."
             ) from None
+        settings = self.settings
+        self.size = (settings.image_size[0], settings.image_size[1])
         self.run = make_engine(
-            extractor, engine=plan.engine, precision=plan.precision, batch_size=plan.batch_size
+            extractor, engine=settings.engine, precision=settings.precision, batch_size=settings.batch_size
         )
-        self.size = (plan.image_size[0], plan.image_size[1])
+        cache = FeatureCache(folder.parent, limit=settings.limit)
         self.store = open_store(
-            self.run,
-            image_size=self.size,
-            resize=plan.resize,
-            dtype=plan.dtype,
-            cache=FeatureCache(self.folder.parent, limit=plan.limit),
+            self.run, image_size=self.size, resize=settings.resize, dtype=settings.dtype, cache=cache
         )
-        if self.store.folder.name != plan.store:
+        if self.store.folder.name != settings.store:
             raise InputError(
-                f"A worker on {socket.gethostname()} runs the network as {self.run.name}, which gives other numbers "
-                f"than were asked for. Say engine='keras', or precision='float32', which all workers can."
+                f"The worker on {host} uses the engine {self.run.name}, which computes other features than requested. "
+                "Set engine='keras' or precision='float32', which work on all machines."
             )
+        self.name = f"{host} {os.getpid()}"
+        self._lock = threading.Lock()
+        self.setup = time.time() - began
 
-    def work(self, number: int) -> Done | None:
-        """Run the network over a shard and write what it gives, all of it at once."""
-        with self._lock:  # an engine is for one thread
-            shard = read_shard(self.folder / f"{number}.shard", self.plan.resize)
-            left = np.flatnonzero(self.store.find(shard.digests) < 0)  # it may have been begun before
-            if not len(left):
+    def work(self, number: int) -> ShardReport | None:
+        """Compute the features of a shard that the store lacks."""
+        from transfer.frozen.extraction import compute_features
+
+        with self._lock:  # an engine serves one thread
+            shard = read_shard(self.folder / f"{number}.shard", self.settings.resize)
+            missing = np.flatnonzero(
+                self.store.find(shard.digests) < 0
+            )  # another worker may have begun the shard
+            if not len(missing):
                 return None
-            with suppress(OSError):  # disks without locks see by this that the store is in use
+            with suppress(OSError):  # on a disk without locks, the time shows that the store is in use
                 os.utime(self.store.folder / "used")
-            return self._computed(shard.take(left))
-
-    def _computed(self, shard: Split) -> Done:
-        from transfer.images.pipeline import make_dataset
-
-        began = time.time()
-        first, held = began, []
-        for images, _ in make_dataset(shard, image_size=self.size, batch_size=self.run.batch_size):
-            held.append(self.run(np.asarray(images)))
-            first = first if len(held) > 1 else time.time()
-        self.store.append(list(shard.digests), np.concatenate(held))
-        me = f"{socket.gethostname()} {os.getpid()}"
-        return Done(me, len(shard), began, first, len(held[0]), time.time(), self.setup)
+            shard = shard.take(missing)
+            times = compute_features(self.run, self.store, shard, shard.digests, image_size=self.size)
+        (first, first_batch), (last, _) = times[0], times[-1]
+        return ShardReport(self.name, len(shard), first, last, first_batch, self.setup)
 
 
-_workers: dict[str, Worker] = {}
+_worker = functools.lru_cache(maxsize=1)(Worker)  # loading the network takes seconds
 _lock = threading.Lock()
 
 
-def run_shards(number: int, folder: str) -> None:
-    """Do what a worker does with a shard; the process's first makes the worker."""
+def run_shard(number: int, folder: str) -> None:
+    """Run a shard in this worker process, and write a report or the problem."""
     place = Path(folder)
     if failure(place) is not None:
         return
     try:
         with _lock:
-            if folder not in _workers:
-                _workers[folder] = Worker(place)
-        done = _workers[folder].work(number)
+            worker = _worker(place)
+        report = worker.work(number)
     except Exception as error:
         problem = problem_in(error)
         if problem is None or not place.is_dir():
             raise
         write_text(place / "failure", problem)
         return
-    if done is not None:
-        write_text(place / f"{number}.done", json.dumps(asdict(done)))
+    if report is not None:
+        write_text(place / f"{number}.done", json.dumps(asdict(report)))
 
 
 def failure(folder: Path) -> str | None:
-    """Say what went wrong in a pass."""
+    """Return the problem that a worker of a pass has written."""
     with suppress(FileNotFoundError):
         return (folder / "failure").read_text(encoding="utf-8")
     return None
 
 
 def problem_in(error: BaseException) -> str | None:
-    """Find the message for the user in an error, however it was wrapped."""
+    """Return the message of an InputError that Beam or TensorFlow may have wrapped in another error."""
     if isinstance(error, InputError):
         return str(error)
-    found = re.search(r"InputError: (.+?)(?: ?\[while running|\\n|$)", str(error), flags=re.MULTILINE)
-    return found.group(1).strip() if found else None
+    match = re.search(r"InputError: (.+?)(?: ?\[while running|\\n|$)", str(error), flags=re.MULTILINE)
+    return match.group(1).strip() if match else None
 
 
-def reports(folder: Path) -> list[Done]:
-    """Read what workers have said."""
-    return [Done(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.done"))]
+def read_reports(folder: Path) -> list[ShardReport]:
+    """Read the reports of all workers."""
+    return [
+        ShardReport(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.done"))
+    ]
 
 
-def per_image(done: Sequence[Done]) -> float | None:
-    """Say what an image took, workers side by side, from when the first batches of all were there."""
+def seconds_per_image(reports: Sequence[ShardReport]) -> float | None:
+    """Return the seconds per image of all workers together, without each worker's first batch."""
     rates = []
-    for worker in {report.worker for report in done}:
-        own = sorted((report for report in done if report.worker == worker), key=lambda report: report.began)
-        images = sum(report.images for report in own) - own[0].first_batch
-        if images and own[-1].ended > own[0].first:
-            rates.append(images / (own[-1].ended - own[0].first))
+    for worker in {report.worker for report in reports}:
+        own = sorted((r for r in reports if r.worker == worker), key=lambda report: report.first)
+        images, seconds = sum(r.images for r in own) - own[0].first_batch, own[-1].last - own[0].first
+        if images and seconds > 0:
+            rates.append(images / seconds)
     return 1 / sum(rates) if rates else None

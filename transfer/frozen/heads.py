@@ -1,10 +1,10 @@
-"""The head of a frozen network, solved exactly on features computed once: a convex problem, no epochs."""
+"""Solve the head of a frozen network exactly on stored features: a convex problem without epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import log_softmax
@@ -14,45 +14,47 @@ from transfer.common.errors import InputError
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
-"""Values of C that may be chosen, strong regularization first: wide enough for noise and for separable classes."""
+"""Values of C to choose from, the strongest regularization first. The range covers noise and separable classes."""
 
 START = GRID[5]
-"""Where the search begins, about 3: below `DEFAULT_C`, since the search tries weaker regularization first."""
+"""First value of the search, about 3. It is below `DEFAULT_C`, since the search tries weaker regularization first."""
 
 DEFAULT_C = 10.0
-"""Where nothing can be left out to choose by, as with one image per class: the middle of what photos want."""
+"""C if no image can be held out, as with one image per class. It is the middle of the best values for photos."""
 
 FOLDS = 3
-"""Of the cross-validation: each more costs as much again."""
+"""Folds of the cross-validation; the time grows in proportion."""
 
 ENOUGH = {"validation": 200, "cross-validation": 1000}
-"""Images whose loss tells enough. Fewer validation images are left aside for cross-validation, which has more to
-go by; folds beyond so many images are not computed."""
+"""Images that suffice to choose C: below 200 validation images, cross-validation chooses, on at most 1,000 images."""
 
-_TOLERANCE = {"choice": 1e-4, "head": 1e-5}
-"""Largest slope of the mean loss at which L-BFGS stops; finer for the head that is kept than for the choice."""
+_TOLERANCE = {"choice": 1e-4, "head": 1e-5}  # largest gradient of the mean loss at which L-BFGS stops
 
 
-class Tried(NamedTuple):
-    """One value of the regularization."""
+class Candidate(NamedTuple):
+    """The results of one value of C on held-out images, weighted by class."""
 
     C: float
+    # Mean cross-entropy in nats.
     loss: float
     accuracy: float
 
 
 @dataclass(frozen=True, eq=False)
 class SolvedHead:
-    """A Dense softmax for raw features."""
+    """A Dense softmax layer for features that are not scaled."""
 
     # Float32 of shape (D, K).
     kernel: np.ndarray
     # Float32 of shape (K,).
     bias: np.ndarray
+    # The chosen C: the head minimizes the sum of the cross-entropies plus |kernel * scale|^2 / (2 C).
     regularization: float
+    # Root of the features' mean squared distance from their mean.
     scale: float
-    # What was compared, strong regularization first.
-    tried: tuple[Tried, ...]
+    # The strongest regularization first; empty if no image could be held out.
+    tried: tuple[Candidate, ...]
+    # "validation", "cross-validation" or "default".
     chosen_by: str
 
 
@@ -63,10 +65,11 @@ def solve(
     *,
     val: tuple[np.ndarray, np.ndarray] | None = None,
     class_weights: Mapping[int, float] | None = None,
-    groups: Sequence[Any] | np.ndarray = (),
+    groups: Sequence[Hashable] | np.ndarray = (),
     seed: int = 0,
 ) -> SolvedHead:
-    """Train a head to the optimum: multinomial logistic regression by L-BFGS, its regularization chosen."""
+    """Solve multinomial logistic regression by L-BFGS; choose C on the images of `val` or by cross-validation."""
+    # Features are centered and divided by one common scale. A scale per feature would amplify rarely active features.
     features, labels = _checked("features", features, labels, num_classes)
     _check_classes(labels, num_classes)
     if len(groups) not in (0, len(labels)):
@@ -78,18 +81,18 @@ def solve(
     x = features - mean
     scale = float(np.sqrt(np.mean(np.sum(np.square(x), axis=1, dtype="float64")))) or 1.0
     x /= np.float32(scale)
-    # Of such thin products more threads gain little, and where other work uses the cores they wait for each other.
+    # More threads hardly speed up such small products, and they wait for each other when other work uses the cores.
     with threadpool_limits(1):
         rotation, x = _span(x)
         chosen_by, trials = "validation", []
         if val is not None and len(val[1]):
             val_x, truth = _checked("val features", *val, num_classes, width=len(mean))
             val_x = (val_x - mean) / np.float32(scale)
-            trials = [_Trial(x, labels, val_x if rotation is None else val_x @ rotation, truth, weights)]
+            trials = [_HeldOut(x, labels, val_x if rotation is None else val_x @ rotation, truth, weights)]
         if not trials or len(trials[0].truth) < ENOUGH["validation"]:
-            folds = _left_out(x, labels, _folds(features, labels, groups, seed), weights)
+            folds = _cross_validation(x, labels, _folds(features, labels, groups, seed), weights)
             chosen_by, trials = ("cross-validation", folds) if folds else (chosen_by, trials)
-        tried = _try(trials)
+        tried = _search(trials)
         best = min(tried, key=lambda row: row.loss).C if tried else DEFAULT_C
         kernel, bias = _finish(trials, best, x, labels, weights)
     kernel = (kernel if rotation is None else rotation @ kernel).astype("float64") / scale
@@ -103,32 +106,33 @@ def _check_classes(labels: np.ndarray, num_classes: int) -> None:
     if num_classes < 2 or absent:
         none_of = f", none of {absent[:10]}" if absent else ""
         raise InputError(
-            f"Expected 2 classes or more, each with an image to train on. Received: num_classes={num_classes}, "
-            f"images of {len(np.unique(labels))}{none_of}. Add images, or number the classes that there are from 0."
+            f"Expected at least 2 classes, each with a training image. Received: num_classes={num_classes}, "
+            f"images of {len(np.unique(labels))}{none_of}. Add images, or number the classes from 0 without gaps."
         )
 
 
 def _checked(
     name: str, features: np.ndarray, labels: np.ndarray, num_classes: int, *, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return features as float32 and labels as int64; raise InputError if they cannot be used."""
     features, labels = np.asarray(features), np.asarray(labels)
     fits = features.ndim == 2 and labels.shape == features.shape[:1] and features.size
     if not fits or width not in (None, features.shape[1]):
         raise InputError(
             f"Expected {name} of shape (images, {width or 'features'}) and a label for each image. Received: "
-            f"{features.shape} and {labels.shape}. Pool feature maps first; give the same layers' features everywhere."
+            f"{features.shape} and {labels.shape}. Pool feature maps first, and use features of the same layers."
         )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_classes:
         raise InputError(
-            f"Expected labels that are whole numbers from 0 to {num_classes - 1}. Received: {labels.dtype}, "
-            f"{labels.min()} to {labels.max()}. Number the classes from 0, and give their number."
+            f"Expected integer labels from 0 to {num_classes - 1}. Received: {labels.dtype}, {labels.min()} to "
+            f"{labels.max()}. Number the classes from 0, and set num_classes to their number."
         )
     features = features.astype("float32")
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise InputError(
-            f"Expected finite {name}. Received: NaN or infinity in {len(bad)} of {len(features)} images, the first "
-            f"at {bad[0]}. Look at these images and at the network's weights; in float16, values end at 65504."
+            f"Expected finite {name}. Received: NaN or infinity in {len(bad)} of {len(features)} images, first "
+            f"in image {bad[0]}. Check these images and the network's weights; float16 ends at 65504."
         )
     return features, labels.astype("int64")
 
@@ -140,14 +144,14 @@ def _weight_by_class(class_weights: Mapping[int, float] | None, num_classes: int
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise InputError(
             f"Expected a weight above 0 for each class from 0 to {num_classes - 1}. Received: {dict(class_weights)}. "
-            "`pipeline.class_weights` gives those at which all classes count the same."
+            "`pipeline.class_weights` returns weights that balance the classes."
         )
     return weights
 
 
 def _span(x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """Rotate fewer images than features into the space that they span: the optimum lies there, so this is
-    exact."""
+    """Rotate the features into the space that the images span if there are fewer images than features."""
+    # This is exact: the optimal kernel lies in that space.
     if x.shape[0] >= x.shape[1]:
         return None, x
     rotation, rest = np.linalg.qr(x.T)
@@ -155,41 +159,41 @@ def _span(x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
 
 
 def _folds(
-    features: np.ndarray, labels: np.ndarray, groups: Sequence[Any] | np.ndarray, seed: int
+    features: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable] | np.ndarray, seed: int
 ) -> np.ndarray:
-    """Give each image a fold, each class spread evenly, groups whole; by the features, not by their
-    order."""
-    # A projection, and not a checksum: where another device rounds otherwise, hardly any image changes its place.
+    """Assign each image a fold, stratified by class and with whole groups, whatever the order of the images."""
+    # Sorting by a projection, unlike a checksum, hardly changes if another device rounds differently.
     keys = features.reshape(len(features), -1) @ np.random.default_rng(0).normal(size=features[0].size)
     order = np.lexsort((keys, labels))
     order = order[np.random.default_rng(seed).permutation(len(order))]
-    home: dict[Any, int] = {}
-    load = [[0] * FOLDS for _ in range(int(labels.max()) + 1)]
+    fold_of: dict[Hashable, int] = {}
+    counts = [[0] * FOLDS for _ in range(int(labels.max()) + 1)]
     total = [0] * FOLDS
     fold = np.empty(len(labels), "int64")
     for i in order.tolist():
-        group, of_class = groups[i] if len(groups) else i, load[labels[i]]
-        fold[i] = home.setdefault(group, min(range(FOLDS), key=lambda f: (of_class[f], total[f])))
+        group, of_class = groups[i] if len(groups) else i, counts[labels[i]]
+        fold[i] = fold_of.setdefault(group, min(range(FOLDS), key=lambda f: (of_class[f], total[f])))
         of_class[fold[i]] += 1
         total[fold[i]] += 1
     return fold
 
 
-class _Trial:
-    """Images to train on and others to judge by; each fit starts from the last."""
+class _HeldOut:
+    """Training images and held-out images on which values of C are compared."""
 
     def __init__(
         self, x: np.ndarray, labels: np.ndarray, other: np.ndarray, truth: np.ndarray, weights: np.ndarray
     ) -> None:
         self.classes, self.labels = np.unique(labels, return_inverse=True)
-        known = np.isin(truth, self.classes)  # a class of one image that is left out cannot be learnt
+        known = np.isin(truth, self.classes)  # a class whose only image is held out cannot be learned
         self.x, self.other, self.weights = x, other[known], weights[self.classes]
         self.truth = np.searchsorted(self.classes, truth[known])
         self.regression = SoftmaxRegression(x, self.labels, self.weights)
         self.solutions: dict[float, Solution] = {}
 
-    def judge(self, c: float) -> np.ndarray:
-        """Sums over the left-out images: of loss, of right ones, and of weights."""
+    def score(self, c: float) -> np.ndarray:
+        """Return weighted sums over the held-out images: the losses, the correct predictions, and the weights."""
+        # Start from the solution of the nearest C.
         start = (
             self.solutions[min(self.solutions, key=lambda d: abs(np.log(d / c)))] if self.solutions else None
         )
@@ -201,28 +205,29 @@ class _Trial:
         return np.array([weight @ loss, weight @ (scores.argmax(axis=1) == self.truth), weight.sum()])
 
 
-def _left_out(x: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray) -> list[_Trial]:
-    trials: list[_Trial] = []
+def _cross_validation(
+    x: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray
+) -> list[_HeldOut]:
+    trials: list[_HeldOut] = []
     for fold in range(FOLDS):
         out = folds == fold
         if len(np.unique(labels[~out])) > 1 and np.isin(labels[out], labels[~out]).any():
-            trials.append(_Trial(x[~out], labels[~out], x[out], labels[out], weights))
+            trials.append(_HeldOut(x[~out], labels[~out], x[out], labels[out], weights))
         if sum(len(trial.truth) for trial in trials) >= ENOUGH["cross-validation"]:
             break
     return trials
 
 
-def _try(trials: Sequence[_Trial]) -> list[Tried]:
-    """Walk from `START` along the grid while that helps, first to weaker regularization; the loss has one
-    valley."""
+def _search(trials: Sequence[_HeldOut]) -> list[Candidate]:
+    """Follow the grid from `START` while the loss falls, first to weaker regularization; it has one minimum."""
     if not trials:
         return []
     start = GRID.index(START)
-    tried = [_judge(trials, START)]
-    for way in (GRID[start + 1 :], GRID[:start][::-1]):
+    tried = [_score(trials, START)]
+    for direction in (GRID[start + 1 :], GRID[:start][::-1]):
         best = tried[0].loss
-        for c in way:
-            tried.append(_judge(trials, c))
+        for c in direction:
+            tried.append(_score(trials, c))
             if tried[-1].loss > best:
                 break
             best = tried[-1].loss
@@ -231,18 +236,18 @@ def _try(trials: Sequence[_Trial]) -> list[Tried]:
     return sorted(tried)
 
 
-def _judge(trials: Sequence[_Trial], c: float) -> Tried:
-    loss, right, weight = np.sum([trial.judge(c) for trial in trials], axis=0)
-    return Tried(c, float(loss / weight), float(right / weight))
+def _score(trials: Sequence[_HeldOut], c: float) -> Candidate:
+    loss, correct, weight = np.sum([trial.score(c) for trial in trials], axis=0)
+    return Candidate(c, float(loss / weight), float(correct / weight))
 
 
 def _finish(
-    trials: Sequence[_Trial], c: float, x: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    trials: Sequence[_HeldOut], c: float, x: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> Solution:
-    """Solve for all images, from a trial's solution where it knows all classes; in float32 for most of
-    the way, whose rounding may stop it early, and to the end in float64."""
+    """Solve for all images, starting from the solution of a trial that has all classes."""
     near = [trial for trial in trials if len(trial.classes) == len(weights) and c in trial.solutions]
     start = near[0].solutions[c] if near else None
+    # Most steps run in float32, which may stop early for its rounding; the last ones run in float64.
     same = near and near[0].x is x
     fast = near[0].regression if same else SoftmaxRegression(x, labels, weights)
     start = fast.solve(c, tolerance=_TOLERANCE["head"], start=start)

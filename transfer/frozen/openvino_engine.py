@@ -1,20 +1,25 @@
-"""OpenVINO, which runs frozen networks on CPUs: imported such that it sends nothing, and its requests."""
+"""Run frozen networks on CPUs with OpenVINO, without its telemetry."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel
 
 RunFunction = Callable[[np.ndarray], np.ndarray]
 
 
-def import_openvino() -> Any | None:
-    """Import OpenVINO such that nothing is ever sent."""
+def import_openvino() -> ModuleType | None:
+    """Return OpenVINO, imported so that it sends no telemetry; None if it is not installed."""
     missing = object()
     before = sys.modules.get("openvino_telemetry", missing)
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -30,7 +35,7 @@ def import_openvino() -> Any | None:
 
 
 def has_bfloat16() -> bool:
-    """Say whether OpenVINO is installed and the CPU computes with bfloat16 in hardware."""
+    """Return whether OpenVINO is installed and the CPU computes bfloat16 in hardware."""
     openvino = import_openvino()
     return openvino is not None and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -38,7 +43,7 @@ def has_bfloat16() -> bool:
 def compile_graph(
     definition: bytes, ends: tuple[str, str], *, precision: str, chunk: int, batch_size: int
 ) -> RunFunction:
-    """Compile a graph of TensorFlow for the CPU."""
+    """Compile a TensorFlow graph, from its input to its output, for the CPU."""
     openvino = import_openvino()
     if openvino is None:
         raise ImportError("OpenVINO is not installed")
@@ -49,34 +54,37 @@ def compile_graph(
     }
     with (
         tempfile.TemporaryDirectory() as folder
-    ):  # a file is read without the converter and what that reports
+    ):  # reading a file needs no converter, which would send telemetry
         file = Path(folder) / "network.pb"
         file.write_bytes(definition)
         network = core.read_model(file)
         parameters = [p for p in network.get_parameters() if ends[0] in p.output(0).get_names()]
         part = openvino.Model([network.output(ends[1])], parameters)
-        return _requests(core.compile_model(part, "CPU", hints), chunk, batch_size)
+        return _run_in_chunks(core.compile_model(part, "CPU", hints), chunk, batch_size)
 
 
-def _requests(compiled: Any, chunk: int, batch_size: int) -> RunFunction:
-    """Run a few images per request, as many requests side by side as the CPU has streams."""
+def _run_in_chunks(compiled: CompiledModel, chunk: int, batch_size: int) -> RunFunction:
+    """Run a few images per request, and as many requests at once as the CPU has streams."""
     count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), -(-batch_size // chunk))
     requests = [compiled.create_infer_request() for _ in range(count)]
 
     def run(images: np.ndarray) -> np.ndarray:
-        parts = [images[start : start + chunk] for start in range(0, len(images), chunk)]
         results: list[np.ndarray] = []
+        running: deque = deque()
 
         def collect() -> None:
-            request = requests[len(results) % count]
+            request, size = running.popleft()
             request.wait()
-            results.append(request.get_output_tensor(0).data[: len(parts[len(results)])].copy())
+            results.append(request.get_output_tensor(0).data[:size].copy())
 
-        for number, part in enumerate(parts):
-            if number >= count:
+        for number, start in enumerate(range(0, len(images), chunk)):
+            if len(running) == count:
                 collect()
-            requests[number % count].start_async({0: padded(part, chunk)}, share_inputs=True)
-        while len(results) < len(parts):
+            part = images[start : start + chunk]
+            request = requests[number % count]
+            request.start_async({0: padded(part, chunk)}, share_inputs=True)
+            running.append((request, len(part)))
+        while running:
             collect()
         return np.concatenate(results)
 
@@ -84,6 +92,6 @@ def _requests(compiled: Any, chunk: int, batch_size: int) -> RunFunction:
 
 
 def padded(images: np.ndarray, count: int) -> np.ndarray:
-    """Repeat the last image until there are `count`, since another shape would be compiled anew."""
+    """Repeat the last image up to `count` images: another batch shape would be compiled again."""
     missing = count - len(images)
     return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images

@@ -30,7 +30,7 @@ def local_copy(model: keras.Model) -> keras.Model:
 def missing_rows(store: FeatureStore, digests: Sequence[str]) -> np.ndarray:
     """Return the positions of images that the store of at least one worker lacks."""
     lacking = (store.find(digests) < 0).astype("int32")
-    by_worker = current_group().rows(lacking).reshape(current_group().count, -1)
+    by_worker = current_group().gather(lacking).reshape(current_group().count, -1)
     return first_of_each(digests, by_worker.max(axis=0, initial=0) > 0)
 
 
@@ -42,7 +42,7 @@ def exchange(store: FeatureStore, digests: Sequence[str], parts: Sequence[np.nda
     for first in range(0, max(map(len, parts)), step):
         pieces = [part[first : first + step] for part in parts]
         own = [digests[i] for i in pieces[current_group().index]]
-        values = current_group().rows(store.take(store.find(own)).astype("float32", copy=False))
+        values = current_group().gather(store.take(store.find(own)).astype("float32", copy=False))
         store.refresh()  # on a shared disk, the other workers' rows are already there
         names = [digests[i] for piece in pieces for i in piece]
         new = np.flatnonzero(store.find(names) < 0)

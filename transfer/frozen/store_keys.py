@@ -1,4 +1,4 @@
-"""Which store holds what a network makes of images, and what each image is called there."""
+"""Choose the feature store of a network and its preprocessing, and identify images by their content."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,13 +20,13 @@ from transfer.networks import graphs
 
 log = logging.getLogger(__name__)
 
-_DECODER = "1"  # another number where the same file would give other pixels
+_DECODER = "1"  # change it when the same file is decoded to other pixels
 
 
 def open_store(
     run: Engine, *, image_size: tuple[int, int], resize: str, dtype: str, cache: FeatureCache | None
 ) -> FeatureStore:
-    """Open the store of a network and a way to see images, with what is on it."""
+    """Open the store of a network and its preprocessing; a temporary one if the default cache is not writable."""
     about = {
         "network": run.model.name,
         "images": f"{image_size[0]}x{image_size[1]} {resize}",
@@ -35,32 +34,27 @@ def open_store(
     }
     parts = [graphs.fingerprint(run.model), *about.values(), dtype, _DECODER]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return _store(cache, key, shape=tuple(run.model.output_shape[1:]), dtype=dtype, about=about)
-
-
-def digests_of(split: Split) -> list[str]:
-    """Say what each image is by its content."""
-    return list(split.digests) or [_digest(image) for image in split.images]
-
-
-def _store(cache: FeatureCache | None, key: str, **options: Any) -> FeatureStore:
-    """Open the cache; where the user's own cannot be written to, a temporary one."""
+    shape = tuple(run.model.output_shape[1:])
     try:
-        return (cache or FeatureCache()).store(key, **options)
+        return (cache or FeatureCache()).store(key, shape=shape, dtype=dtype, about=about)
     except InputError as error:
         if cache is not None:
             raise
         log.warning("Features are not kept for the next run: %s", error)
         folder = tempfile.mkdtemp(prefix="transfer-features-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return FeatureCache(Path(folder)).store(key, **options)
+        return FeatureCache(Path(folder)).store(key, shape=shape, dtype=dtype, about=about)
 
 
-def _digest(image: Any) -> str:
-    """Say what an image is by its content, as the check of the data does."""
+def digests_of(split: Split) -> list[str]:
+    """Return the SHA-256 of each image's content."""
+    return list(split.digests) or [_digest(image) for image in split.images]
+
+
+def _digest(image: str | Path | bytes | np.ndarray) -> str:
+    """Return the same digest as the check of the data."""
     if isinstance(image, np.ndarray):
         image = image.tobytes()
     elif not isinstance(image, bytes):
-        with open(image, "rb") as file:
-            image = file.read()
+        image = Path(image).read_bytes()
     return hashlib.sha256(image).hexdigest()
