@@ -1,4 +1,4 @@
-"""Splits become batches: decoded once, shuffled anew, in the order of the split where nothing trains."""
+"""Batches: decoded once, shuffled in each epoch for training, and otherwise in the order of the split."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ SIZE = (8, 8)
 
 
 def numbered(count, *, labels=None) -> Split:
-    """Images whose red is their number and whose green is their label."""
+    """Images whose red values are their number and whose green values are their label."""
     labels = np.arange(count) % 3 if labels is None else np.asarray(labels)
     images = np.zeros((count, *SIZE, 3), "uint8")
     images[..., 0] = np.arange(count)[:, None, None]
@@ -33,7 +33,7 @@ def numbered(count, *, labels=None) -> Split:
 
 
 def epoch(dataset) -> tuple[list[int], list[int], list[int]]:
-    """The numbers, labels and labels seen in the images, in the order of one pass."""
+    """The numbers, the labels, and the labels in the pixels, in the order of one epoch."""
     numbers, given, seen = [], [], []
     for x, y in dataset:
         numbers += x.numpy()[:, 0, 0, 0].astype(int).tolist()
@@ -67,7 +67,7 @@ in_memory_and_on_disk = pytest.mark.parametrize("budget", [None, 0], ids=["memor
 
 
 @in_memory_and_on_disk
-def test_training_shuffles_anew_each_epoch_and_loses_nothing(budget):
+def test_training_shuffles_in_each_epoch_and_keeps_every_image(budget):
     dataset = batches(numbered(50), training=True, seed=1, cache_budget=budget)
     epochs = [epoch(dataset) for _ in range(3)]
     for numbers, given, seen in epochs:
@@ -80,8 +80,8 @@ def test_training_shuffles_anew_each_epoch_and_loses_nothing(budget):
     assert epoch(batches(numbered(50), training=True, seed=2))[0] != orders[0]
 
 
-def test_the_order_depends_on_the_seed_and_the_epoch_alone():
-    """TensorFlow's global seed, which a user may set or not, changes nothing; neither does the number of threads."""
+def test_the_order_depends_only_on_the_seed_and_the_epoch():
+    """Neither TensorFlow's global seed nor the number of threads changes it."""
     orders = []
     for global_seed, threads in ((1, 1), (2, 8)):
         tf.random.set_seed(global_seed)
@@ -92,7 +92,7 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone():
     assert orders[0] == orders[1]
 
 
-def test_an_epoch_that_is_left_early_changes_neither_the_next_nor_the_cache():
+def test_stopping_within_an_epoch_changes_neither_the_next_epoch_nor_the_cache():
     arrays = numbered(100)
     images = Counting(list(arrays.images))
     whole, broken = (
@@ -117,7 +117,7 @@ class Counting(list):
 
 
 def reads_of(passes=3, count=9, **options) -> list[int]:
-    """How often each image is read in some epochs; they show the right ones all the same."""
+    """How often each image is read in some epochs, which also checks the images."""
     arrays = numbered(count)
     images = Counting(list(arrays.images))
     dataset = batches(Split(images, arrays.labels, arrays.names), **options)
@@ -134,11 +134,11 @@ def test_images_are_decoded_once(budget, options):
 
 
 @pytest.mark.parametrize("options", [{"training": True, "cache": False}, {}], ids=["training", "validation"])
-def test_images_are_decoded_anew_where_nothing_is_cached(options):
+def test_images_are_decoded_in_each_epoch_without_a_cache(options):
     assert reads_of(**options) == [3] * 9
 
 
-def test_a_set_past_the_budget_is_cached_on_disk(caplog):
+def test_a_split_above_the_memory_budget_is_cached_on_disk(caplog):
     """Sixteen images of 8x8 pixels in three colors are 3072 bytes."""
     caplog.set_level(logging.INFO, "transfer")
     assert reads_of(count=16, training=True, cache_budget=16 * 8 * 8 * 3) == [1] * 16
@@ -147,35 +147,35 @@ def test_a_set_past_the_budget_is_cached_on_disk(caplog):
     assert "of decoded images in" in caplog.text
 
 
-def test_a_set_past_the_disk_is_not_cached_and_that_is_said(caplog, monkeypatch):
+def test_a_split_larger_than_the_disk_is_not_cached_with_a_warning(caplog, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 3071, 3071))
     assert reads_of(count=16, training=True, cache_budget=0) == [3] * 16
-    assert "not cached, but read anew each epoch" in caplog.text and "TMPDIR" in caplog.text
+    assert "not cached, so each epoch reads" in caplog.text and "TMPDIR" in caplog.text
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_disk_that_fills_up_meanwhile_stops_the_cache_alone(caplog, monkeypatch):
+def test_a_disk_that_fills_up_stops_only_the_cache(caplog, monkeypatch):
     full = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115
     monkeypatch.setattr(pipeline.tempfile, "TemporaryFile", lambda **_: full)
     assert reads_of(training=True, cache_budget=0) == [3] * 9
-    assert len([text for text in caplog.messages if "no longer cached" in text]) == 1
+    assert len([text for text in caplog.messages if "Stopped caching" in text]) == 1
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_threads_that_meet_a_full_disk_at_once_say_so_once(monkeypatch):
+def test_several_threads_warn_once_about_a_full_disk(monkeypatch):
     said = []
     monkeypatch.setattr(pipeline.log, "warning", lambda *message: (time.sleep(0.1), said.append(message)))
-    store = pipeline._File(SIZE)
+    store = pipeline._FileCache(SIZE)
     with open("/dev/full", "r+b", buffering=0) as store.file, ThreadPoolExecutor(8) as threads:
         kept = list(threads.map(lambda i: store.save(i, np.zeros((*SIZE, 3), "uint8")), range(8)))
     assert kept == [False] * 8 and len(said) == 1
 
 
-def test_memory_holds_a_quarter_of_the_machine_at_most(monkeypatch):
+def test_the_cache_takes_at_most_a_quarter_of_the_memory(monkeypatch):
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert pipeline._budget() == min(4 * 2**30, memory // 4)
+    assert pipeline._memory_budget() == min(4 * 2**30, memory // 4)
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}[name])
-    assert pipeline._budget() == 1_024_000
+    assert pipeline._memory_budget() == 1_024_000
 
 
 def test_keras_trains_from_a_cache_on_disk():
@@ -188,10 +188,10 @@ def test_keras_trains_from_a_cache_on_disk():
     assert len(model.fit(dataset, epochs=3, verbose=0, shuffle=False).history["loss"]) == 3
 
 
-def test_a_cache_on_disk_is_gone_even_when_the_process_is_killed(tmp_path):
+def test_a_cache_on_disk_disappears_when_the_process_is_killed(tmp_path):
     code = """
 import os, signal, tempfile, numpy as np
-from transfer import pipeline, splitting
+from transfer.images import pipeline, splitting
 made = []
 temporary_file = tempfile.TemporaryFile
 tempfile.TemporaryFile = lambda **options: made.append(temporary_file(**options)) or made[-1]
@@ -208,16 +208,16 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
-def test_mixes_make_labels_one_hot_and_mix_while_training_alone(mix):
+def test_mixes_make_labels_one_hot_and_mix_only_in_training(mix):
     options = {"mix": mix, "num_classes": 3}
     for training in (False, True):
         found = list(batches(numbered(11), training=training, **options))
         assert [y.shape for _, y in found] == [(4, 3), (4, 3), (3, 3)]
-        shares = np.concatenate([y for _, y in found])
-        assert shares.dtype == np.float32 and np.allclose(shares.sum(axis=1), 1)
-        assert (shares.max(axis=1) == 1).all() != training
+        weights = np.concatenate([y for _, y in found])
+        assert weights.dtype == np.float32 and np.allclose(weights.sum(axis=1), 1)
+        assert (weights.max(axis=1) == 1).all() != training
         if not training:
-            assert np.array_equal(shares.argmax(axis=1), numbered(11).labels)
+            assert np.array_equal(weights.argmax(axis=1), numbered(11).labels)
             assert np.array_equal(np.concatenate([x for x, _ in found]), numbered(11).images)
 
 
@@ -244,8 +244,8 @@ def test_class_weights_are_those_of_scikit_learn(labels):
 
 
 @pytest.mark.parametrize("labels, classes", [([0, 0, 2], 3), ([0, 1], 3), ([0, 1, 2], 2), ([], 2)])
-def test_class_weights_want_a_image_of_each_class(labels, classes):
-    with pytest.raises(InputError, match=f"labels of {classes} classes.*by class"):
+def test_class_weights_need_an_image_of_each_class(labels, classes):
+    with pytest.raises(InputError, match=f"labels of each of {classes} classes.*by class"):
         class_weights(np.array(labels, "int64"), classes)
 
 
@@ -305,4 +305,4 @@ def test_rows_are_batched_in_order_or_shuffled():
     assert len(shuffled) == 3
     tf.random.set_seed(3)
     again = [b.numpy() for _, b in batch_rows(x.__getitem__, y, width=1, batch_size=4, shuffle_seed=0)]
-    assert np.array_equal(np.concatenate(again), np.concatenate(first)), "by its seed alone"
+    assert np.array_equal(np.concatenate(again), np.concatenate(first)), "the seed alone decides"

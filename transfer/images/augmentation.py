@@ -1,4 +1,4 @@
-"""Changes to training images, by Keras' own layers, from a seed per image."""
+"""Augmentation and mixing of training images by Keras layers, with a seed per image."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 from transfer.common.errors import unknown
 
 AUGMENTATIONS = ("none", "light", "standard", "strong")
-"""How much training images change:
+"""Levels of augmentation:
 
-- `light`: shifted by up to 10%, half of them mirrored;
-- `standard`: also zoomed, and their brightness, contrast and saturation changed;
-- `strong`: shifted, zoomed, mirrored, then RandAugment and, for a quarter of them, RandomErasing.
+- `light`: shifts of up to 10%, and mirrors half of the images;
+- `standard`: also zooms, and changes brightness, contrast and saturation;
+- `strong`: shifts, zooms, mirrors, then applies RandAugment and, to a quarter of the images, RandomErasing.
 
-Hues stay as they are at every level, for color is what tells many classes apart.
+No level changes the hue, because color distinguishes many classes.
 """
 
 MIXES = ("none", "mixup", "cutmix")
-"""How the images of a batch are mixed, labels and all: MixUp (Zhang et al. 2018, arXiv:1710.09412) blends two
-images, CutMix (Yun et al. 2019, arXiv:1905.04899) lays a piece of one on the other."""
+"""Ways to mix the images of a batch and their labels: MixUp (Zhang et al. 2018, arXiv:1710.09412) blends two images,
+CutMix (Yun et al. 2019, arXiv:1905.04899) pastes a piece of one onto the other."""
 
 MIXUP_ALPHA = 0.2
-"""Of MixUp's Beta distribution: the least of what its authors recommend for photographs, 0.2 to 0.4."""
+"""Parameter of MixUp's Beta distribution; its authors recommend 0.2 to 0.4 for photographs."""
 
 ERASED = 0.25
-"""The share of images that `strong` erases a piece of (Zhong et al. 2020, arXiv:1708.04896, take a half)."""
+"""Fraction of images of which `strong` erases a piece; Zhong et al. (2020, arXiv:1708.04896) use 0.5."""
 
 RANDAUGMENT_OPS = 2
-"""Changes of RandAugment per image (Cubuk et al. 2020, arXiv:1909.13719)."""
+"""Number of RandAugment operations per image (Cubuk et al. 2020, arXiv:1909.13719)."""
 
 
 def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:
-    """Make the function that changes a training image."""
+    """Return a function that changes an image, shape (height, width, 3), by its seed, two integers."""
     from keras import ops
 
     if level not in AUGMENTATIONS:
@@ -43,45 +43,47 @@ def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:
         images = ops.cast(image, "float32")[None]
         for number, layers in enumerate(steps):
             images = _one_of(layers, images, _fold_in(seed, number))
-        # Sampling between pixels and conversions of color may round past the ends.
+        # Interpolation and color conversions may round to values outside the range.
         return ops.clip(images[0], 0.0, 255.0)
 
     return change
 
 
 def mixing(kind: str, num_classes: int, *, alpha: float = MIXUP_ALPHA) -> Callable[[Any, Any, Any], Any]:
-    """Make the function that mixes the images of a batch with one another, and their labels alike."""
+    """Return a function that mixes the images and the one-hot labels of a batch by a seed, two integers."""
     import keras
 
     ops = keras.ops
     if kind not in MIXES:
         raise unknown("mix", kind, MIXES)
-    layer = {
-        "none": lambda: None,
-        "mixup": lambda: keras.layers.MixUp(alpha, dtype="float32"),
-        "cutmix": lambda: keras.layers.CutMix((1.0, 1.0), dtype="float32"),
-    }[kind]()
+    layer: Any = None
+    if kind != "none":
+        layer = (
+            keras.layers.MixUp(alpha, dtype="float32")
+            if kind == "mixup"
+            else keras.layers.CutMix((1.0, 1.0), dtype="float32")
+        )
 
     def mix(images: Any, labels: Any, seed: Any) -> Any:
         images, labels = ops.cast(images, "float32"), ops.one_hot(labels, num_classes)
         if layer is None:
             return images, labels
-        how = layer.get_random_transformation(images, training=True, seed=_generator(seed))
-        if kind == "cutmix":  # Keras takes the area before it is rounded to pixels
-            pasted = ops.mean(ops.cast(how["batch_masks"], "float32"), axis=(1, 2, 3))
-            how = {**how, "mix_weight": 1.0 - pasted}
-        return layer.transform_images(images, how), layer.transform_labels(labels, how)
+        transformation = layer.get_random_transformation(images, training=True, seed=_generator(seed))
+        if kind == "cutmix":  # Keras would weigh by the area before rounding to pixels
+            pasted = ops.mean(ops.cast(transformation["batch_masks"], "float32"), axis=(1, 2, 3))
+            transformation = {**transformation, "mix_weight": 1.0 - pasted}
+        return layer.transform_images(images, transformation), layer.transform_labels(labels, transformation)
 
     return mix
 
 
 def _steps(level: str, flip: bool) -> list[Sequence[Any]]:
-    """What is done one after the other: at each step, one of some layers, None for nothing."""
+    """Return the steps of a level; a step applies one of its layers, and None changes nothing."""
     import keras
 
     layers, to_edge = keras.layers, {"fill_mode": "nearest", "dtype": "float32"}
     shift = layers.RandomTranslation(0.1, 0.1, **to_edge)
-    zoom = layers.RandomZoom((-0.25, 0.05), (-0.25, 0.05), **to_edge)  # below 0 is nearer: a crop
+    zoom = layers.RandomZoom((-0.25, 0.05), (-0.25, 0.05), **to_edge)  # negative values zoom in
     mirror = [[layers.RandomFlip("horizontal", dtype="float32")]] if flip else []
     if level == "none":
         return []
@@ -91,7 +93,7 @@ def _steps(level: str, flip: bool) -> list[Sequence[Any]]:
         color = [
             layers.RandomBrightness(0.1, dtype="float32"),
             layers.RandomContrast(0.2, dtype="float32"),
-            # The range is that of the saturation, whatever that of the pixels; 0.5 changes nothing.
+            # `value_range` is the range of the saturation, not of the pixels; 0.5 changes nothing.
             layers.RandomSaturation((0.4, 0.6), value_range=(0, 1), dtype="float32"),
         ]
         return [[zoom], [shift], *mirror, *([layer] for layer in color)]
@@ -101,7 +103,7 @@ def _steps(level: str, flip: bool) -> list[Sequence[Any]]:
 
 
 def _randaugment() -> list[Any]:
-    """The changes that RandAugment chooses from, as strong as its authors have them."""
+    """Return the operations of RandAugment, with the strengths of its authors."""
     import keras
 
     layers, to_edge = keras.layers, {"fill_mode": "nearest", "dtype": "float32"}
@@ -123,27 +125,29 @@ def _randaugment() -> list[Any]:
 
 
 def _one_of(layers: Sequence[Any], images: Any, seed: Any) -> Any:
-    """Change a batch of one image by one of the layers; the others are not computed."""
+    """Apply one layer, chosen at random, to a batch of one image; the others are not computed."""
     import keras
 
     def branch(layer: Any) -> Callable[[], Any]:
         def change() -> Any:
             if layer is None:
                 return images
-            how = layer.get_random_transformation(images, training=True, seed=_generator(seed))
-            return keras.ops.reshape(layer.transform_images(images, how, training=True), images.shape)
+            transformation = layer.get_random_transformation(images, training=True, seed=_generator(seed))
+            return keras.ops.reshape(
+                layer.transform_images(images, transformation, training=True), images.shape
+            )
 
         return change
 
     if len(layers) == 1:
         return branch(layers[0])()
-    # Of -1, from which no layer draws.
+    # -1 is a number that no step uses.
     chosen = keras.random.randint((), 0, len(layers), seed=_generator(_fold_in(seed, -1)))
     return keras.ops.switch(chosen, [branch(layer) for layer in layers])
 
 
 def _fold_in(seed: Any, number: int) -> Any:
-    """A seed of its own for each number."""
+    """Return a new seed for each number."""
     import keras
 
     if keras.backend.backend() == "jax":
@@ -156,10 +160,10 @@ def _fold_in(seed: Any, number: int) -> Any:
 
 
 def _generator(seed: Any) -> Any:
-    """Draws for one layer and image; Keras' own generator keeps a variable, which threads would race
-    on."""
+    """Return a seed generator for one layer and image."""
     import keras
 
+    # Keras' own generator keeps a variable, which would make the result depend on the order of threads.
     class SeedFromImage(keras.random.SeedGenerator):
         def __init__(self) -> None:
             self.draws = 0

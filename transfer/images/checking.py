@@ -231,8 +231,9 @@ def _duplicate_sets(
     for start, end in pairwise(ends.tolist()):
         members = sorted(order[start:end].tolist(), key=names.__getitem__)
         if len(members) > 1:
-            columns = (tuple(column[i] for i in members) for column in (names, classes, parts))
-            sets.append(DuplicateSet(*columns, exact=len({images[i].digest for i in members}) == 1))
+            columns = [tuple(column[i] for i in members) for column in (names, classes, parts)]
+            exact = len({images[i].digest for i in members}) == 1
+            sets.append(DuplicateSet(columns[0], columns[1], columns[2], exact))
     return tuple(sorted(sets))
 
 

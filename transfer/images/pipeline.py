@@ -1,4 +1,4 @@
-"""Splits of images become batches: cached decoded, shuffled, augmented, batched, prefetched."""
+"""Turn splits into batches: decoded, cached, shuffled, augmented and mixed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.distributed.batch_order import BatchOrder, BatchPart, Position
-from transfer.images.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
+from transfer.images.augmentation import MIXES, augmentation, mixing
 from transfer.images.splitting import Split
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CACHE_BUDGET = 4 * 2**30
-"""Bytes of decoded images to hold in memory at most, and never more than a quarter of the machine's; a larger
-split is cached on disk."""
+"""Largest size in bytes of the decoded images that a split caches in memory, but at most a quarter of the machine's
+memory. A larger split is cached on disk."""
 
 
 def make_dataset(
@@ -46,37 +46,35 @@ def make_dataset(
     position: Position | None = None,
     batch_part: BatchPart | None = None,
 ) -> tf.data.Dataset:
-    """Turn a split into batches: cached decoded, then shuffled, augmented, batched, mixed, prefetched.
+    """Turn a split into batches: images are decoded, cached, shuffled, augmented, batched, mixed and prefetched.
 
     Args:
-        split: the images.
-        image_size: height and width in pixels.
-        batch_size: images per batch, over all devices together; the last batch may be smaller.
-        training: shuffle, anew each epoch, and augment and mix. Otherwise the order is the split's.
-        augment: one of `AUGMENTATIONS`; each image changes differently, and differently each epoch. Ignored
-            unless `training`.
-        flip: whether augmentation may flip (see `flips_are_safe`).
-        mix: one of `MIXES`. All but `"none"` make the labels one-hot, for a loss that takes such; without
-            `training` that is all they do.
-        num_classes: of the one-hot labels, where there is a `mix`.
-        cache: keep the decoded images for the next epoch; None does so for `training` alone.
-        cache_budget: bytes to keep in memory at most, past which they go to a temporary file (in `TMPDIR`);
-            None is `CACHE_BUDGET`, or a quarter of the machine's memory where that is less.
-        seed: of order, augmentation and mixing, 0 or more. They depend on it and on the number of the epoch
-            alone: how often the data set has been gone through.
-        keys: seeds of the augmentation, int32 of shape (N, 2): each image changes by its own, without
-            `training` too. None draws them, for `training`.
-        position: its epoch is looked at when a pass begins; None counts the passes.
-        share: of one process among several replicas: a batch of the data set is a part of each batch then. With a
-            `mix`, whose images come from the whole batch, all of it is read, and then split.
+        split: The images.
+        image_size: Height and width in pixels.
+        batch_size: Images per batch, on all devices together; the last batch may be smaller.
+        training: Shuffle in each epoch, augment and mix. Otherwise the images keep the order of the split.
+        augment: One of `AUGMENTATIONS`. Each image changes differently in each epoch; ignored unless `training`.
+        flip: Whether augmentation may mirror images (see `flips_are_safe`).
+        mix: One of `MIXES`. All but `"none"` make the labels one-hot; images are mixed only with `training`.
+        num_classes: Length of one-hot labels; required for a `mix`.
+        cache: Keep decoded images for the next epoch; None does so only with `training`.
+        cache_budget: Largest size of the cache in memory, in bytes; a larger cache is a temporary file in `TMPDIR`.
+            None is `CACHE_BUDGET`, or a quarter of the machine's memory if that is less.
+        seed: Random seed of order, augmentation and mixing, 0 or more. The result depends only on it and on the
+            number of the epoch, which counts the passes over the data set.
+        keys: Random keys of the augmentation, int32 of shape (N, 2), which also augments without `training`. None
+            draws new keys in each epoch with `training`.
+        position: Epoch and image to start from, read when a pass begins; None counts the passes.
+        batch_part: The part of each batch that this process reads, if several replicas train. With a `mix`, the
+            process reads whole batches, mixes them and then takes its part.
 
     Returns:
-        A `tf.data.Dataset`, or with another backend than TensorFlow a `keras.utils.PyDataset`, of float32 images
-        (batch, height, width, 3), 0 to 255, and int64 labels (batch,), or
-        float32 ones (batch, num_classes) where there is a `mix`.
+        A `tf.data.Dataset`, or a `keras.utils.PyDataset` if Keras runs on another backend. Its batches are float32
+        images of shape (batch, height, width, 3), 0 to 255, and int64 labels of shape (batch,), or with a `mix`
+        float32 labels of shape (batch, num_classes).
 
     Raises:
-        InputError: unknown augmentation or mix, or a mix without the number of classes.
+        InputError: The augmentation or the mix is unknown, or a mix has too few classes.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -85,48 +83,64 @@ def make_dataset(
         >>> images.shape
         TensorShape([8, 64, 64, 3])
     """
-    if augment not in AUGMENTATIONS:
-        raise unknown("augmentation", augment, AUGMENTATIONS)
-    finish = mixing(mix if training else "none", _checked_classes(split, mix, num_classes))
-    change = augmentation(augment, flip=flip)
-    store = None
+    augmented = augmentation(augment, flip=flip)
+    change = augmented if (training or keys is not None) and augment != "none" else None
+    num_classes = _checked_classes(split, mix, num_classes)
+    finish = mixing(mix if training else "none", num_classes) if mix != "none" else None
+    pixels = None
     if training if cache is None else cache:
-        store = _store(len(split), image_size, _budget() if cache_budget is None else cache_budget)
-    after = batch_part if training and mix != "none" else None  # who mixes reads all of a batch
-    before = batch_part if after is None else after.undivided()
-    order = BatchOrder(len(split), batch_size, seed if training else None, keys, position, before)
-    changes = (training or keys is not None) and augment != "none"
-    if not _tensorflow():
-        from transfer.images import python_batches
+        pixels = _pixel_cache(
+            len(split), image_size, _memory_budget() if cache_budget is None else cache_budget
+        )
+    mixed_part = batch_part if training and finish is not None else None  # mixing needs whole batches
+    read_part = batch_part if mixed_part is None else mixed_part.undivided()
+    order = BatchOrder(len(split), batch_size, seed if training else None, keys, position, read_part)
+    read = _reader(split, image_size, pixels)
+    if _on_tensorflow():
+        return _tensorflow_batches(order, read, change, finish, image_size=image_size, batch_part=mixed_part)
+    from transfer.images import python_batches
 
-        read = _reader(split, image_size, store)
-        own = finish if mix != "none" else None
-        return python_batches.image_batches(order, read, change if changes else None, own, batch_part=after)
+    return python_batches.image_batches(order, read, change, finish, batch_part=mixed_part)
+
+
+def _tensorflow_batches(
+    order: BatchOrder,
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    change: Callable[[Any, Any], Any] | None,
+    finish: Callable[[Any, Any, Any], Any] | None,
+    *,
+    image_size: tuple[int, int],
+    batch_part: BatchPart | None,
+) -> tf.data.Dataset:
+    """Return batches as a `tf.data.Dataset`; `python_batches.image_batches` returns the same for other backends."""
     import tensorflow as tf
 
-    def change_all(images: Any, labels: Any, keys: Any) -> Any:
-        changed = tf.map_fn(lambda one: change(*one), (images, keys), fn_output_signature=tf.float32)
-        return tf.ensure_shape(changed, images.shape), labels, keys
+    def read_batch(positions: Any, keys: Any) -> Any:
+        images, labels = tf.numpy_function(read, [positions], (tf.uint8, tf.int64))
+        return tf.ensure_shape(images, (None, *image_size, 3)), tf.ensure_shape(labels, (None,)), keys
 
     def finish_batch(images: Any, labels: Any, keys: Any) -> Any:
-        if mix == "none":
-            return tf.cast(images, tf.float32), labels
-        return finish(images, labels, keys[0])
+        return finish(images, labels, keys[0]) if finish else (tf.cast(images, tf.float32), labels)
 
-    dataset = _positions(order).map(_reading(split, image_size, store), num_parallel_calls=tf.data.AUTOTUNE)
-    if changes:
-        dataset = dataset.map(change_all, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = _positions(order).map(read_batch, num_parallel_calls=tf.data.AUTOTUNE)
+    if change is not None:
+
+        def change_batch(images: Any, labels: Any, keys: Any) -> Any:
+            changed = tf.map_fn(lambda one: change(*one), (images, keys), fn_output_signature=tf.float32)
+            return tf.ensure_shape(changed, images.shape), labels, keys
+
+        dataset = dataset.map(change_batch, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.map(finish_batch, num_parallel_calls=tf.data.AUTOTUNE)
-    if after is not None:
-        dataset = dataset.flat_map(functools.partial(_parts, after))
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(order) * after.replicas))
+    if batch_part is not None:
+        dataset = dataset.flat_map(functools.partial(_parts, batch_part))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(order) * batch_part.replicas))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def _parts(batch_part: BatchPart, images: Any, labels: Any) -> tf.data.Dataset:
-    """A mixed batch, split as `BatchPart.split_batch` splits positions."""
+    """Split a mixed batch as `BatchPart.split_batch` splits positions."""
     import tensorflow as tf
 
     def split(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,11 +166,11 @@ def batch_rows(
     arrange: Callable[[int], np.ndarray] | None = None,
     position: Position | None = None,
 ) -> tf.data.Dataset:
-    """Turn rows that are read when they are wanted, such as features on disk, into batches."""
+    """Return batches of rows, such as cached features, which `take` reads by their positions."""
     order = BatchOrder(
         len(labels), batch_size, shuffle_seed, position=position, begin=each_epoch, arrange=arrange
     )
-    if not _tensorflow():
+    if not _on_tensorflow():
         from transfer.images import python_batches
 
         return python_batches.Batches(order, lambda positions, keys: (take(positions), labels[positions]))
@@ -170,18 +184,20 @@ def batch_rows(
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> dict[int, float]:
-    """Say how much an image of each class must count for all classes to count the same: N / (K n).
+    """Return class weights that give all classes the same total weight: N / (K n) for a class of n images.
+
+    This is the formula of scikit-learn's `compute_class_weight("balanced")`.
 
     Args:
-        labels: int array of shape (N,), of the images to train on.
-        num_classes: K.
+        labels: Labels of the training images, int of shape (N,).
+        num_classes: Number of classes, K.
 
     Returns:
-        Weight by class, as Keras' `fit(class_weight=...)` takes them. Their mean over the images is 1, so that
-        the learning rate needs no change.
+        Weight by class, for the argument `class_weight` of Keras' `fit`. The mean weight of the images is 1, so the
+        learning rate need not change.
 
     Raises:
-        InputError: a class has no image.
+        InputError: A class has no images.
 
     Example:
         >>> class_weights(np.array([0, 0, 0, 1]), 2)
@@ -190,32 +206,34 @@ def class_weights(labels: np.ndarray, num_classes: int) -> dict[int, float]:
     counts = np.bincount(labels, minlength=num_classes)
     if len(counts) != num_classes or not counts.all():
         raise InputError(
-            f"Expected labels of {num_classes} classes, each with an image or more, for class weights. Received: "
-            f"{len(labels)} images, by class {counts.tolist()}. Leave out the empty classes, or the weights."
+            f"Expected labels of each of {num_classes} classes, for class weights. Received: {len(labels)} labels, "
+            f"by class {counts.tolist()}. Remove the empty classes, or train without class weights."
         )
     return {label: len(labels) / (num_classes * int(n)) for label, n in enumerate(counts)}
 
 
 def _checked_classes(split: Split, mix: str, num_classes: int | None) -> int:
+    """Return the number of classes; raise an error if it is too small for a mix."""
     if mix not in MIXES:
         raise unknown("mix", mix, MIXES)
     needed = int(split.labels.max(initial=-1)) + 1
     if mix != "none" and (num_classes is None or num_classes < needed):
         raise InputError(
-            f"Expected the number of classes, {needed} or more, for the labels that mix={mix!r} makes. Received: "
-            f"num_classes={num_classes}."
+            f"Expected num_classes of {needed} or more for the one-hot labels of mix={mix!r}. Received: "
+            f"num_classes={num_classes}. Pass the number of classes."
         )
     return num_classes or needed
 
 
-def _tensorflow() -> bool:
-    """Whether Keras runs on TensorFlow, which reads and changes images on many threads then."""
+def _on_tensorflow() -> bool:
+    """Return whether Keras runs on TensorFlow, whose `tf.data` reads and changes images in many threads."""
     import keras
 
     return bool(keras.backend.backend() == "tensorflow")
 
 
 def _positions(order: BatchOrder) -> tf.data.Dataset:
+    """Return the positions and keys of each batch as a `tf.data.Dataset`."""
     import tensorflow as tf
 
     signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int32))
@@ -223,39 +241,27 @@ def _positions(order: BatchOrder) -> tf.data.Dataset:
     return dataset.apply(tf.data.experimental.assert_cardinality(len(order)))
 
 
-def _reading(split: Split, size: tuple[int, int], store: _Store | None) -> Callable[[Any, Any], Any]:
-    """The function that turns positions into images and labels, for `tf.data`."""
-    import tensorflow as tf
-
-    read_all = _reader(split, size, store)
-
-    def read(positions: Any, keys: Any) -> Any:
-        images, labels = tf.numpy_function(read_all, [positions], (tf.uint8, tf.int64))
-        return tf.ensure_shape(images, (None, *size, 3)), tf.ensure_shape(labels, (None,)), keys
-
-    return read
-
-
 def _reader(
-    split: Split, size: tuple[int, int], store: _Store | None
+    split: Split, size: tuple[int, int], pixels: _MemoryCache | _FileCache | None
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """The function that turns positions into images, uint8, and labels, int64."""
-    kept = np.zeros(len(split), bool)
+    """Return a function from positions to images (uint8) and labels (int64)."""
+    cached = np.zeros(len(split), bool)
 
     def image(position: int) -> np.ndarray:
-        if store is None:
-            return split.image(position, size)
-        if kept[position]:
-            return store.load(position)
-        pixels = split.image(position, size)
-        kept[position] = store.save(position, pixels)
-        return pixels
+        if pixels is not None and cached[position]:
+            return pixels.load(position)
+        decoded = split.image(position, size)
+        if pixels is not None:
+            cached[position] = pixels.save(position, decoded)
+        return decoded
 
-    def read_all(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        read = map if kept[positions].all() else _readers().map  # decoding leaves Python to other threads
-        return np.stack([*read(image, positions.tolist())]), split.labels[positions].astype("int64")
+    def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        apply = (
+            map if cached[positions].all() else _readers().map
+        )  # decoders release the GIL, so threads help
+        return np.stack([*apply(image, positions.tolist())]), split.labels[positions].astype("int64")
 
-    return read_all
+    return read
 
 
 @functools.cache
@@ -263,30 +269,22 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
 
 
-class _Store(Protocol):
-    """Where decoded images are kept; several threads use it at once."""
+class _MemoryCache:
+    """Decoded images in memory, for several threads at once."""
 
-    def save(self, position: int, pixels: np.ndarray) -> bool:
-        """Keep an image; False where that failed."""
-
-    def load(self, position: int) -> np.ndarray:
-        """Give an image that was kept."""
-
-
-class _Memory:
     def __init__(self, count: int, size: tuple[int, int]) -> None:
         self.pixels = np.empty((count, *size, 3), "uint8")
 
     def save(self, position: int, pixels: np.ndarray) -> bool:
         self.pixels[position] = pixels
-        return True
+        return True  # False means that the image was not saved
 
     def load(self, position: int) -> np.ndarray:
         return self.pixels[position]
 
 
-class _File:
-    """A temporary file without a name: it is gone when the process is, however that ends."""
+class _FileCache:
+    """Decoded images in a temporary file without a name, which disappears with the process."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.shape = (*size, 3)
@@ -301,8 +299,8 @@ class _File:
                 self.file.seek(position * self.bytes)
                 return self.file.write(np.ascontiguousarray(pixels).data) == self.bytes
             except OSError as error:
-                if not self.full:  # under the lock: several threads meet the full disk at once
-                    log.warning("Decoded images are no longer cached, but read anew each epoch: %s.", error)
+                if not self.full:  # several threads may meet the full disk; one of them warns
+                    log.warning("Stopped caching decoded images; each epoch reads the rest again: %s.", error)
                 self.full = True
                 return False
 
@@ -314,24 +312,25 @@ class _File:
         return pixels
 
 
-def _store(count: int, size: tuple[int, int], budget: int) -> _Store | None:
-    """Memory while the decoded images fit the budget, a temporary file past it, nothing past the disk."""
+def _pixel_cache(count: int, size: tuple[int, int], budget: int) -> _MemoryCache | _FileCache | None:
+    """Return a cache in memory, a larger one on disk, or None if the disk is too small."""
     needed, folder = count * size[0] * size[1] * 3, tempfile.gettempdir()
     if needed <= budget:
-        return _Memory(count, size)
+        return _MemoryCache(count, size)
     free = shutil.disk_usage(folder).free
     if needed <= free:
         log.info("Caching %.1f GB of decoded images in %s.", needed / 1e9, folder)
-        return _File(size)
+        return _FileCache(size)
     log.warning(
-        "Decoded images are not cached, but read anew each epoch: they take %.1f GB, more than the %.1f GB of "
-        "memory and the %.1f GB of disk in %s. Set TMPDIR to a folder with more room.",
+        "Decoded images are not cached, so each epoch reads the files again: %.1f GB do not fit into %.1f GB of memory "
+        "or %.1f GB of disk in %s. Set TMPDIR to a folder on a larger disk.",
         needed / 1e9, budget / 1e9, free / 1e9, folder,
     )  # fmt: skip
     return None
 
 
-def _budget() -> int:
+def _memory_budget() -> int:
+    """Return the limit of a cache in memory, in bytes."""
     if not hasattr(os, "sysconf"):  # Windows
         return CACHE_BUDGET
     return min(CACHE_BUDGET, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)

@@ -1,5 +1,4 @@
-"""Batches by Python alone, for Keras' other backends than TensorFlow: the same images in the same order as `pipeline`
-gives them there, changed by the same layers."""
+"""Batches without TensorFlow, for other Keras backends: the same order and the same augmentation."""
 
 from __future__ import annotations
 
@@ -13,11 +12,11 @@ import numpy as np
 from transfer.distributed.batch_order import BatchOrder, BatchPart
 
 Read = Callable[[np.ndarray, np.ndarray], tuple[Any, ...]]
-"""What turns positions and keys into what `fit` takes: images, labels and weights."""
+"""A function from positions and keys to the images and labels of a batch."""
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches in an order, the next one read while the network has this one."""
+    """Batches in a given order; a thread reads the next batch during each training step."""
 
     def __init__(
         self,
@@ -40,7 +39,7 @@ class Batches(keras.utils.PyDataset):
         return len(self.order)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        if index == 0:  # a pass begins
+        if index == 0:  # an epoch begins
             self._parts, self._next = [*self.order.batches()], None
         ahead = self._next if self._next is not None and self._next[0] == index else None
         batch = ahead[1].result() if ahead is not None else self._read(index)
@@ -57,13 +56,15 @@ class Batches(keras.utils.PyDataset):
             numbers = np.asarray(y).argmax(axis=1) if np.ndim(y) > 1 else y
             weights = weights * self.class_weights[numbers]
         batch = (x, y, weights)
-        return batch if self.batch_part is None else tuple(self.batch_part.split_padded(part) for part in batch)
+        return (
+            batch if self.batch_part is None else tuple(self.batch_part.split_padded(part) for part in batch)
+        )
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return (self[i] for i in range(len(self)))
 
     def repeat(self) -> Iterator[tuple[Any, ...]]:
-        """Go through it again and again."""
+        """Yield batches endlessly."""
         while True:
             yield from self
 
@@ -76,7 +77,7 @@ def image_batches(
     *,
     batch_part: BatchPart | None = None,
 ) -> Batches:
-    """Give batches of images: read, changed one by one, mixed."""
+    """Return batches of images that are read, augmented one by one, and mixed."""
     change_all = (
         compiled(lambda images, keys: keras.ops.map(lambda one: change(*one), (images, keys)))
         if change
@@ -95,7 +96,7 @@ def image_batches(
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of arrays where the backend can."""
+    """Compile a function of arrays if the backend is JAX."""
     if keras.backend.backend() != "jax":
         return function
     import jax
