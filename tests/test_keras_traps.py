@@ -1,4 +1,4 @@
-"""What Keras does that we work around. A test that fails here is good news: its message says what could go."""
+"""Behaviour of Keras that the package works around. If a test fails, its message says what can be removed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_trap_2_training_false_does_not_protect_batchnorm_once_the_base_trains()
     base.trainable = True
     train(compiled(model))
     assert differ(snapshot(norm)[2:], before[2:]), (
-        "training=False now keeps the statistics: pinning BatchNorm layer by layer (surgery.set_trainable) could go"
+        "training=False now keeps the statistics: pinning BatchNorm layers (surgery.set_trainable) can be removed"
     )
 
 
@@ -61,13 +61,15 @@ def test_trap_2_a_batchnorm_that_is_itself_frozen_keeps_its_statistics():
     )
 
 
-def test_trap_3_flags_set_after_the_first_fit_are_ignored_without_a_word(recwarn):
+def test_trap_3_flags_set_after_the_first_fit_are_ignored_without_a_warning(recwarn):
     model = train(compiled(make_tiny()))
     conv = model.get_layer("block1_conv")
     conv.trainable = False
     before = snapshot(conv)
     train(model)
-    assert differ(snapshot(conv), before), "flags count at once now: builders.unfreeze need not compile again"
+    assert differ(snapshot(conv), before), (
+        "flags now have an effect at once: builders.unfreeze need not compile again"
+    )
     assert not [w for w in recwarn if "trainable" in str(w.message)]
 
 
@@ -77,18 +79,18 @@ def test_trap_4_a_slice_shares_its_layers_with_its_model():
     assert not model.get_layer("block1_conv").trainable, "slices are copies now: builders need not clone"
 
 
-def test_trap_4_clone_model_copies_neither_weights_nor_what_normalization_knows():
+def test_trap_4_clone_model_copies_neither_weights_nor_the_constants_of_normalization():
     normalization = layers.Normalization()
     normalization.adapt(IMAGES)
     model = keras.Sequential([keras.Input((32, 32, 3)), normalization, layers.Conv2D(2, 3)])
     clone = keras.models.clone_model(model)
     assert differ(clone.get_weights(), model.get_weights()), (
-        "clone_model copies weights now: surgery.clone could shrink"
+        "clone_model copies weights now: surgery.clone can be shorter"
     )
     clone.set_weights(model.get_weights())
     same = np.allclose(clone.layers[0](IMAGES), normalization(IMAGES))
     assert not same, (
-        "set_weights now reaches Normalization's constants: finalize_state in surgery.clone could go"
+        "set_weights now sets Normalization's constants: finalize_state in surgery.clone can be removed"
     )
 
 
@@ -100,30 +102,30 @@ def test_trap_5_a_network_made_outside_the_scope_fails_on_two_replicas():
     try:
         train(model)
     except AssertionError as error:
-        assert not str(error), "the error says something now"
+        assert not str(error), "the error now has a message"
     else:
-        pytest.fail("it trains now: the builders need not clone inside the scope")
+        pytest.fail("such a network now trains: the builders need not clone inside the scope")
 
 
-def test_trap_18_made_up_layer_names_depend_on_what_was_built_before():
+def test_trap_18_automatic_layer_names_depend_on_earlier_models():
     first, second = (
         [layer.name for layer in keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3)]).layers]
         for _ in range(2)
     )
-    assert first != second, "made-up names are stable now: surgery.renumber could go"
+    assert first != second, "automatic names are stable now: surgery.renumber can be removed"
 
 
-def test_trap_19_a_flag_that_a_model_has_already_is_not_handed_on_to_its_layers():
+def test_trap_19_setting_a_flag_to_its_old_value_does_not_reach_the_layers():
     model = make_tiny()
     for layer in model.layers:
         layer.trainable = False
     model.trainable = True
     assert not model.trainable_weights, (
-        "flags are handed on always: surgery.set_trainable could set the model's alone"
+        "flags now always reach the layers: surgery.set_trainable can set only the flag of the model"
     )
 
 
-def test_trap_20_an_optimizer_does_not_serve_again_for_other_variables():
+def test_trap_20_an_optimizer_cannot_train_other_variables_later():
     model = make_tiny()
     model.get_layer("block1_conv").trainable = False
     optimizer = keras.optimizers.Adam()
@@ -138,17 +140,19 @@ def test_trap_21_saved_models_forget_the_state_of_random_generators(tmp_path):
     model(np.ones((2, 4)), training=True)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert differ(snapshot(loaded), snapshot(model)), "generators are saved now: resuming could rely on it"
+    assert differ(snapshot(loaded), snapshot(model)), "generators are saved now: resuming can use it"
 
 
-def test_trap_23_preprocessing_in_bfloat16_is_off_by_percents():
+def test_trap_23_preprocessing_in_bfloat16_is_inexact():
     raw = raw_images(2)
     with policy("mixed_bfloat16"):
         low = np.asarray(keras.ops.cast(layers.Rescaling(1 / 127.5, -1.0)(raw), "float32"))
         high = np.asarray(layers.Rescaling(1 / 127.5, -1.0, dtype="float32")(raw))
     exact = keras.applications.mobilenet_v2.preprocess_input(raw.copy())
     assert np.abs(high - exact).max() < 1e-6
-    assert np.abs(low - exact).max() > 1e-3, "mixed precision spares Rescaling now: dtype='float32' could go"
+    assert np.abs(low - exact).max() > 1e-3, (
+        "Rescaling now computes in float32: dtype='float32' can be removed"
+    )
 
 
 def test_trap_24_random_layers_stay_active_in_an_exported_model(tmp_path):
@@ -159,7 +163,7 @@ def test_trap_24_random_layers_stay_active_in_an_exported_model(tmp_path):
     exported = tf.saved_model.load(str(tmp_path / "model"))
     images = raw_images(4, 8)
     assert (np.asarray(exported.serve(images)) != images).any(), (
-        "export makes Random layers inactive now: augmentation may live in the model"
+        "export now turns Random layers off: augmentation can be part of the model"
     )
 
 
@@ -175,32 +179,34 @@ def test_trap_27_live_batchnorm_differs_between_replicas_unless_synchronized():
     assert np.abs(np.subtract(*replicas(True))).max() < 1e-6
     apart = np.abs(np.subtract(*replicas(False))).max()
     assert apart > 1e-4, (
-        "replicas agree by themselves now: synchronized=True in surgery.set_trainable could go"
+        "replicas now agree without it: synchronized=True in surgery.set_trainable can be removed"
     )
 
 
 def test_two_mirrored_strategies_in_a_process_disturb_each_other():
-    """Not done here, since it leaves the process unfit for more: both count their messages from the same number."""
+    """Both number their messages from the same start. The failure itself is not tested: it breaks the process."""
     import tensorflow as tf
 
     keys = [tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).extended._collective_keys for _ in range(2)]
     groups = [key.get_group_key(["CPU:0", "CPU:1"]) for key in keys]
     assert groups[0] == groups[1], (
-        "strategies number their groups apart now: the cache in strategy._mirrored could go"
+        "strategies number their groups separately now: the cache of strategies._mirrored can be removed"
     )
 
 
-def test_a_lambda_is_copied_only_on_our_word():
+def test_a_lambda_is_copied_only_without_safe_mode():
     double = layers.Lambda(lambda x: 2 * x)
     with pytest.raises(ValueError, match="safe_mode"):
         layers.Lambda.from_config(double.get_config())
     assert layers.Lambda.from_config(double.get_config(), safe_mode=False)
 
 
-def test_a_weights_file_that_does_not_fit_is_answered_with_pages(tmp_path):
+def test_the_error_for_weights_that_do_not_fit_is_long(tmp_path):
     make_tiny().save_weights(tmp_path / "five.weights.h5")
     with pytest.raises(
         ValueError, match=r"variable\.shape=\(16, 7\), Received: value\.shape=\(16, 5\)"
     ) as caught:
         make_tiny(classes=7).load_weights(tmp_path / "five.weights.h5")
-    assert str(caught.value).count("\n") > 5, "Keras is brief now: weight_files._what_is_wrong could go"
+    assert str(caught.value).count("\n") > 5, (
+        "Keras' error is short now: the summary in weight_files can be removed"
+    )

@@ -1,10 +1,10 @@
-"""Kill training at random moments, start it again each time, and compare what comes out with a run that was let be.
+"""Kill training at random moments, start it again each time, and compare its weights with an uninterrupted run.
 
     python tests/scripts/kill_training.py --kills 50
 
-A line per kill says where the run was; a line per finished run whether its weights are equal to the last bit. The
-images and networks are made up and tiny, so that most of the time goes into starting; the moments are spread from the
-first import to the end, over both phases, head and everything. What a run computes is kept for that run alone.
+Each kill prints the position of the run. Each finished run prints whether its weights are equal to the last bit. Images
+and networks are tiny, so that starting takes most of the time. The moments are spread from the first import to the end,
+over the training of the head and of all layers. Every run has a cache of its own.
 """
 
 from __future__ import annotations
@@ -25,27 +25,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 KINDS = {
-    "everything": ["--case", "large-similar", "--epochs", "60"],
-    "the tail": [
-        "--case",
-        "small-similar",
-        "--unfreeze-from",
-        "block3_conv",
-        "--views",
-        "4",
-        "--epochs",
-        "60",
+    "all layers": ["--case", "large-similar", "--epochs", "60"],
+    "upper layers": [
+        *("--case", "small-similar", "--unfreeze-from", "block3_conv", "--views", "4", "--epochs", "60"),
     ],
-    "from scratch, mixed": [
+    "random weights, CutMix": [
         *("--case", "large-different", "--init", "random", "--epochs", "60", "--mix", "cutmix"),
         *("--ema", "0.9", "--gradual-unfreezing", "0.3", "--label-smoothing", "0.1"),
     ],
-    "a head in epochs": ["--case", "small-similar", "--solver", "sgd", "--epochs", "60", "--dropout", "0.2"],
+    "head by SGD": ["--case", "small-similar", "--solver", "sgd", "--epochs", "60", "--dropout", "0.2"],
 }
 
 
 def main() -> int:
-    """Kill, and say what came of it; 1 where anything was lost."""
+    """Run the script; return 1 if a run ended with other weights."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,15 +46,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = kill_often(Path(folder), options.kills, seed=options.seed)
-    print(json.dumps(found))
-    return int(found["lost"] > 0)
+        counts = kill_often(Path(folder), options.kills, seed=options.seed)
+    print(json.dumps(counts))
+    return int(counts["different"] > 0)
 
 
 def kill_often(
     folder: Path, kills: int, *, seed: int = 0, kinds: dict[str, list[str]] = KINDS
 ) -> dict[str, int]:
-    """Kill so many times, spread over the kinds of training; say how many runs ended with other weights."""
+    """Kill `kills` times, spread over the kinds of training; count kills, runs, and runs with different weights."""
     from helpers.images import COLORS, write_image
     from helpers.networks import make_tiny
 
@@ -76,45 +69,44 @@ def kill_often(
         finish(launch(folder, kinds[kind], f"whole {kind}"))
         seconds[kind] = time.monotonic() - start
         expected[kind] = weights(folder / f"whole {kind}")
-        print(f"{kind}: {seconds[kind]:.1f} s when it is let be", flush=True)
-    found = {"kills": 0, "runs": 0, "lost": 0}
-    while found["kills"] < kills:
-        kind = list(kinds)[found["runs"] % len(kinds)]
-        run = f"killed {found['runs']}"
+        print(f"{kind}: {seconds[kind]:.1f} s without interruption", flush=True)
+    counts = {"kills": 0, "runs": 0, "different": 0}
+    while counts["kills"] < kills:
+        kind = list(kinds)[counts["runs"] % len(kinds)]
+        run = f"killed {counts['runs']}"
         while not (folder / run).exists():
             process = launch(folder, kinds[kind], run)
-            if found["kills"] >= kills:
+            if counts["kills"] >= kills:
                 finish(process)
                 break
             time.sleep(rng.uniform(0.3, 1.0) * seconds[kind])
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                found["kills"] += 1
-                print(f"kill {found['kills']}: {kind}, {place(folder / f'.{run}.partial')}", flush=True)
+                counts["kills"] += 1
+                print(f"kill {counts['kills']}: {kind}, {place(folder / f'.{run}.partial')}", flush=True)
             elif process.returncode:
                 finish(process)
         same = all(np.array_equal(a, b) for a, b in zip(expected[kind], weights(folder / run), strict=True))
-        found["runs"] += 1
-        found["lost"] += not same
-        print(f"run {found['runs']}: {kind}, {'equal' if same else 'NOT EQUAL'}", flush=True)
+        counts["runs"] += 1
+        counts["different"] += not same
+        print(f"run {counts['runs']}: {kind}, {'equal' if same else 'NOT EQUAL'}", flush=True)
         shutil.rmtree(folder / f"cache {run}", ignore_errors=True)
-    return found
+    return counts
 
 
 def launch(folder: Path, options: list[str], run: str) -> subprocess.Popen[str]:
-    """Start the command in a process group of its own."""
-    given = ["--data", str(folder / "colors"), "--model", str(folder / "tiny.keras"), "--preprocessing", "tf"]
-    rest = [
-        "--batch-size",
-        "16",
-        "--checkpoint-every",
-        "0.05s",
-        "--output",
-        str(folder / run),
-        "--strategy",
-        "default",
+    """Start the command in its own process group."""
+    inputs = [
+        "--data",
+        str(folder / "colors"),
+        "--model",
+        str(folder / "tiny.keras"),
+        "--preprocessing",
+        "tf",
     ]
+    rest = ["--batch-size", "16", "--checkpoint-every", "0.05s"]
+    rest += ["--output", str(folder / run), "--strategy", "default"]
     environment = {
         **os.environ,
         "TRANSFER_CACHE": str(folder / f"cache {run}"),
@@ -122,7 +114,7 @@ def launch(folder: Path, options: list[str], run: str) -> subprocess.Popen[str]:
         "TQDM_DISABLE": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "transfer.train", *given, *options, *rest],
+        [sys.executable, "-m", "transfer.train", *inputs, *options, *rest],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -132,24 +124,24 @@ def launch(folder: Path, options: list[str], run: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for a run's good end."""
-    said = process.communicate()[1]
+    """Wait for a run, which must succeed."""
+    output = process.communicate()[1]
     if process.returncode:
-        raise RuntimeError(f"The run failed with {process.returncode}: {said[-2000:]}")
+        raise RuntimeError(f"The run failed with {process.returncode}: {output[-2000:]}")
 
 
 def place(partial: Path) -> str:
-    """Say where a run was when it was killed, by what it left."""
-    states = sorted((partial / "checkpoints").glob("state-*.npz"))
-    if not states:
-        return "before everything trains" if partial.exists() else "before the run's folder was made"
-    with np.load(states[-1]) as file:
+    """Describe the position of a killed run, from its last checkpoint."""
+    checkpoints = sorted((partial / "checkpoints").glob("state-*.npz"))
+    if not checkpoints:
+        return "before the first checkpoint" if partial.exists() else "before the run had a folder"
+    with np.load(checkpoints[-1]) as file:
         about = json.loads(bytes(file["state"]).decode())
     return f"after {about['phase']} {about['epoch']}:{about['step']}"
 
 
 def weights(run: Path) -> list[np.ndarray]:
-    """The weights that a run ended with."""
+    """Return the final weights of a run."""
     import keras
 
     return keras.models.load_model(run / "model.keras").get_weights()

@@ -1,9 +1,9 @@
-"""Kill one of two workers that train together, start it again, and compare what comes out with a run that was let be.
+"""Kill one of two workers, start it again, and compare the weights with an uninterrupted run.
 
     python tests/scripts/kill_workers.py --kills 10
 
-A line per kill says who was killed, where the run was, how soon the other said so, and whether the run ended with the
-same weights, to the last bit. Each kill is a run of its own; the moments are spread over the whole of it.
+Each kill prints the killed worker, the position of the run, the seconds until the other worker reported the loss, and
+whether the run ended with weights that are equal to the last bit. Each kill is in a run of its own, at a random moment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPTIONS = ["--case", "large-similar", "--batch-size", "16", "--checkpoint-every"
 
 
 def main() -> int:
-    """Kill, and say what came of it; 1 where anything was lost."""
+    """Run the script; return 1 if a run ended with other weights."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def make_inputs(folder: Path) -> None:
-    """Made-up images and a tiny network."""
+    """Write images and a tiny network."""
     from helpers.images import COLORS, write_image
     from helpers.networks import make_tiny
 
@@ -52,13 +52,13 @@ def make_inputs(folder: Path) -> None:
 
 
 def kill_workers(folder: Path, kills: int, *, seed: int = 0, epochs: int = 40, timeout: float = 300) -> int:
-    """Kill so many times, in turns the chief and the other; give how many runs ended with other weights."""
+    """Kill the chief and the other worker in turn, `kills` times; return the number of runs with other weights."""
     make_inputs(folder)
-    rng, lost = np.random.default_rng(seed), 0
+    rng, different = np.random.default_rng(seed), 0
     begun = time.monotonic()
     finish(launch(folder, "whole", free_ports(2), epochs), timeout)
     seconds, expected = time.monotonic() - begun, weights(folder / "whole")
-    print(f"{seconds:.1f} s when it is let be", flush=True)
+    print(f"{seconds:.1f} s without interruption", flush=True)
     for kill in range(kills):
         victim, run, ports = kill % 2, f"killed {kill}", free_ports(2)
         for log in folder.glob("worker-*.log"):
@@ -68,19 +68,20 @@ def kill_workers(folder: Path, kills: int, *, seed: int = 0, epochs: int = 40, t
         where = place(folder / f".{run}.partial")
         workers[victim].kill()
         workers[victim].wait()
-        said = wait_for(folder / f"worker-{1 - victim}.log", "is gone", workers[1 - victim])
-        if not (folder / run).exists():  # else all was written when it was killed
-            given = arguments(run, epochs)
-            workers[victim] = start(given, victim, ports, folder, **cache(folder, run, victim))
+        reported = wait_for(folder / f"worker-{1 - victim}.log", "was lost", workers[1 - victim])
+        if not (folder / run).exists():  # otherwise the run was already complete
+            workers[victim] = start(
+                arguments(run, epochs), victim, ports, folder, **cache(folder, run, victim)
+            )
             finish(workers, timeout)
         for worker in workers:
             worker.kill()
         same = all(np.array_equal(a, b) for a, b in zip(expected, weights(folder / run), strict=True))
-        lost += not same
-        what = {"killed": victim, "where": where, "said_after_seconds": said, "equal": same}
-        print(json.dumps(what), flush=True)
+        different += not same
+        line = {"killed": victim, "where": where, "reported_after_seconds": reported, "equal": same}
+        print(json.dumps(line), flush=True)
         shutil.rmtree(folder / run)
-    return lost
+    return different
 
 
 def arguments(run: str, epochs: int) -> list[str]:
@@ -88,13 +89,14 @@ def arguments(run: str, epochs: int) -> list[str]:
 
 
 def cache(folder: Path, run: str, index: int) -> dict[str, str]:
-    """Workers that share no disk but the chief's folder of runs, which it alone uses."""
+    """Return a cache folder per worker: as on two machines, the workers share no disk."""
     return {"TRANSFER_CACHE": str(folder / f"cache {run} {index}")}
 
 
 def launch(folder: Path, run: str, ports: list[int], epochs: int) -> list:
-    given = arguments(run, epochs)
-    return [start(given, index, ports, folder, **cache(folder, run, index)) for index in range(2)]
+    return [
+        start(arguments(run, epochs), index, ports, folder, **cache(folder, run, index)) for index in range(2)
+    ]
 
 
 def finish(workers: list, timeout: float) -> None:
@@ -108,7 +110,7 @@ def finish(workers: list, timeout: float) -> None:
 
 
 def wait_for(file: Path, words: str, process: Any, seconds: float = 60) -> float | None:
-    """Say after how many seconds words stand in a file; None where they do not, since the process had ended."""
+    """Return the seconds until a file has these words; None if the process ends before."""
     begun = time.monotonic()
     while time.monotonic() < begun + seconds and process.poll() is None:
         if words in file.read_text():
