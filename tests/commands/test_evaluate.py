@@ -1,4 +1,4 @@
-"""`python -m transfer.evaluate`: figures on a run's own test images, or on others."""
+"""`python -m transfer.evaluate` measures a run on its own test images, or on others."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def evaluated(strange_run, tmp_path, capsys):
     return run
 
 
-def test_the_figures_are_those_of_the_run(evaluated, strange_run, tmp_path):
+def test_the_metrics_are_those_of_the_run(evaluated, strange_run, tmp_path):
     files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html")}
     code, out, _ = evaluated(*(part for kind, file in files.items() for part in (f"--{kind}", file)))
     accuracy = json.loads((strange_run / "metrics.json").read_text())["test_accuracy"]
@@ -32,28 +32,26 @@ def test_the_figures_are_those_of_the_run(evaluated, strange_run, tmp_path):
 
 
 @pytest.mark.parametrize(("least", "code"), [("0.1", 0), ("1", 1), ("2", 2)])
-def test_the_exit_code_says_whether_it_is_good_enough(least, code, evaluated):
+def test_the_exit_code_depends_on_the_asserted_accuracy(least, code, evaluated):
     found, _, err = evaluated("--assert-accuracy-at-least", least)
     assert found == code
     assert ("is below" in err) == (code == 1)
 
 
-def test_images_that_were_trained_on_are_noticed(evaluated, strange_folder, tmp_path):
+def test_training_images_are_reported(evaluated, strange_folder, tmp_path):
     code, out, err = evaluated("--data", strange_folder)
     assert code == 0 and "on 90 images" in out
-    assert "of the 90 images were trained or validated on" in err
+    assert "of the 90 images were used for training or validation" in err
     assert "Figures flatter" in out
-    renamed = tmp_path / "renamed" / STRANGE[2]  # under any other name
+    renamed = tmp_path / "renamed" / STRANGE[2]  # the names do not matter
     renamed.mkdir(parents=True)
     for i, file in enumerate((strange_folder / STRANGE[2]).iterdir()):
         shutil.copy(file, renamed / f"{i}.png")
     code, _, err = evaluated("--data", renamed.parent)
-    assert code == 0 and "were trained or validated on" in err
+    assert code == 0 and "were used for training or validation" in err
 
 
-def test_a_page_does_not_call_images_new_that_were_trained_on(
-    evaluated, strange_folder, strange_run, tmp_path
-):
+def test_a_page_does_not_call_training_images_held_out(evaluated, strange_folder, strange_run, tmp_path):
     page, figures = tmp_path / "out.html", tmp_path / "out.json"
     copied, rows = shutil.copytree(strange_folder, tmp_path / "twice"), read_split(strange_run / "split.csv")
     name = next(name for name, _, split in rows if split == "train")
@@ -61,12 +59,12 @@ def test_a_page_does_not_call_images_new_that_were_trained_on(
     assert evaluated("--data", copied, "--html", page, "--json", figures)[0] == 0
     seen = json.loads(figures.read_text())["num_seen"]
     assert seen == sum(split != "test" for _, _, split in rows) + 1
-    assert f"{seen} of them were trained or validated on" in page.read_text()
-    assert "never saw" not in page.read_text() and "did not learn from" not in page.read_text()
-    assert evaluated("--html", page)[0] == 0 and "never saw" in page.read_text()
+    assert f"{seen} of these images were used for training or validation" in page.read_text()
+    assert "held-out" not in page.read_text() and "not trained on" not in page.read_text()
+    assert evaluated("--html", page)[0] == 0 and "held-out" in page.read_text()
 
 
-def test_only_new_images_are_not_complained_of(evaluated, strange_folder, strange_run, tmp_path):
+def test_new_images_cause_no_warning(evaluated, strange_folder, strange_run, tmp_path):
     for name, label, split in read_split(strange_run / "split.csv"):
         if split == "test":
             place = tmp_path / "new" / label
@@ -74,9 +72,9 @@ def test_only_new_images_are_not_complained_of(evaluated, strange_folder, strang
             shutil.copy(strange_folder / name, place)
     code, out, err = evaluated("--data", tmp_path / "new")
     accuracy = json.loads((strange_run / "metrics.json").read_text())["test_accuracy"]
-    assert code == 0 and f"Accuracy {accuracy:.1%}" in out and "trained" not in err
+    assert code == 0 and f"Accuracy {accuracy:.1%}" in out and "training" not in err
 
 
-def test_bad_data_are_said(evaluated, tmp_path):
+def test_missing_data_are_reported(evaluated, tmp_path):
     code, _, err = evaluated("--data", tmp_path / "nothing")
     assert code == 2 and "nothing" in err

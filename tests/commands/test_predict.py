@@ -1,4 +1,4 @@
-"""`python -m transfer.predict` and `predict`: names and probabilities as in training, for anything readable."""
+"""`python -m transfer.predict` and `predict` return the classes and probabilities of the evaluation."""
 
 import csv
 import importlib
@@ -13,10 +13,11 @@ from PIL import Image
 
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
+from transfer.predict import main
 from transfer.results.finished_runs import load_run
-from transfer.results.predict import find_images, main, predict, predictions
+from transfer.results.predict import find_images, predict, predictions
 
-command = importlib.import_module("transfer.results.predict")
+predicting = importlib.import_module("transfer.results.predict")
 
 
 def test_predictions_are_those_of_the_evaluation(strange_run, strange_folder):
@@ -28,10 +29,10 @@ def test_predictions_are_those_of_the_evaluation(strange_run, strange_folder):
     assert [one.label for one in found] == [data.class_names[i] for i in expected.argmax(axis=1)]
 
 
-@pytest.mark.parametrize("few", [0, command.FEW])
-def test_many_images_are_run_by_a_fast_engine_and_few_by_keras_alike(few, strange_run, monkeypatch):
-    monkeypatch.setattr(command, "FEW", few)
-    monkeypatch.setattr(command, "BATCH", 16)
+@pytest.mark.parametrize("few", [0, predicting.FEW])
+def test_the_fast_engine_and_keras_predict_the_same(few, strange_run, monkeypatch):
+    monkeypatch.setattr(predicting, "FEW", few)
+    monkeypatch.setattr(predicting, "BATCH", 16)
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype("uint8")
     found = predict(strange_run, images, progress=False)
     expected = load_run(strange_run).model.predict(images.astype("float32"), verbose=0)
@@ -39,7 +40,7 @@ def test_many_images_are_run_by_a_fast_engine_and_few_by_keras_alike(few, strang
     np.testing.assert_allclose([one.probabilities for one in found], expected, atol=1e-4)
 
 
-def test_bad_images_are_named_and_the_others_predicted(strange_run, tmp_path, strange_folder):
+def test_unreadable_images_are_reported_and_the_others_predicted(strange_run, tmp_path, strange_folder):
     good = next(strange_folder.rglob("*.png"))
     (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
     (tmp_path / "text.jpg").write_text("no image")
@@ -62,7 +63,7 @@ def test_encoded_images_and_arrays_are_the_same_image(strange_run, strange_folde
     array = np.asarray(Image.open(file).convert("RGB"))
     by_path, by_bytes, by_array = predict(strange_run, [file, file.read_bytes(), array])
     alone = predict(strange_run, array)[0]
-    for one in (by_bytes, by_array, alone):  # the place in a batch may change the last digit
+    for one in (by_bytes, by_array, alone):  # the position in a batch may change the last digit
         np.testing.assert_allclose(one.probabilities, by_path.probabilities, atol=1e-6)
 
 
@@ -77,14 +78,14 @@ def test_any_number_of_images_streams(strange_run):
     stream = predictions(strange_run, endless())
     for _ in range(5):
         assert next(stream).label in STRANGE
-    assert len(drawn) <= 4 * command.BATCH
+    assert len(drawn) <= 4 * predicting.BATCH
     stream.close()
 
 
-def test_a_place_without_images_is_said(tmp_path):
-    with pytest.raises(InputError, match="There are none"):
+def test_a_source_without_images_is_reported(tmp_path):
+    with pytest.raises(InputError, match="Found none"):
         list(find_images(tmp_path))
-    with pytest.raises(InputError, match="There is none at"):
+    with pytest.raises(InputError, match="does not exist"):
         list(find_images(tmp_path / "nothing"))
 
 
@@ -94,7 +95,7 @@ def run_command(capsys, *arguments):
     return code, said.out, said.err
 
 
-def test_the_table_names_classes_and_probabilities(strange_run, strange_folder, capsys):
+def test_the_table_shows_classes_and_probabilities(strange_run, strange_folder, capsys):
     code, out, _ = run_command(capsys, strange_run, strange_folder, "--top", 2)
     lines = out.splitlines()
     assert code == 0 and len(lines) == 90
@@ -113,7 +114,7 @@ def test_csv_is_quoted_and_reads_back(strange_run, strange_folder, capsys, monke
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_json_is_json(count, strange_run, strange_folder, capsys, monkeypatch):
+def test_json_output_is_valid(count, strange_run, strange_folder, capsys, monkeypatch):
     files = sorted(strange_folder.rglob("*.png"))[:count]
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{file}\n" for file in files)))
     code, out, _ = run_command(capsys, strange_run, "-", "--format", "json")
@@ -122,7 +123,7 @@ def test_json_is_json(count, strange_run, strange_folder, capsys, monkeypatch):
     assert all({c["class"] for c in row["classes"]} == set(STRANGE) for row in rows)
 
 
-def test_exit_codes_tell_scripts_what_happened(strange_run, strange_folder, tmp_path, capsys):
+def test_exit_codes(strange_run, strange_folder, tmp_path, capsys):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\n")
     good = next(strange_folder.rglob("*.png"))
@@ -136,7 +137,7 @@ def test_exit_codes_tell_scripts_what_happened(strange_run, strange_folder, tmp_
     assert code == 2 and "keras" in err
 
 
-def test_heat_maps_stay_in_their_folder(strange_run, strange_folder, tmp_path, capsys):
+def test_heat_maps_are_written_to_their_folder(strange_run, strange_folder, tmp_path, capsys):
     files = sorted(strange_folder.rglob("*.png"))[:3]
     place = tmp_path / "heat"
     code, *_ = run_command(capsys, strange_run, *files, "--gradcam", place)

@@ -1,4 +1,4 @@
-"""Made-up shapes: repeatable, balanced, and told apart by shape alone."""
+"""Synthetic shapes are repeatable and balanced, and only the shape depends on the class."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_images_and_labels_have_their_types_and_shapes(drawn):
     assert len({image.tobytes() for image in images}) == 2000
 
 
-def test_the_seed_decides_everything(drawn):
+def test_the_same_seed_draws_the_same_images(drawn):
     again, labels = make_shapes(2000, seed=3)
     np.testing.assert_array_equal(again, drawn[0])
     np.testing.assert_array_equal(labels, drawn[1])
@@ -35,13 +35,13 @@ def test_the_seed_decides_everything(drawn):
     assert (labels != drawn[1]).mean() > 0.9
 
 
-def test_some_classes_in_an_order_of_ones_own():
+def test_labels_follow_the_order_of_the_given_classes():
     images, labels = make_shapes(7, classes=["star", "letter A", "disc"], image_size=20, seed=1)
     assert images.shape == (7, 20, 20, 3)
     assert sorted(np.bincount(labels).tolist()) == [2, 2, 3]
 
 
-def test_colors_do_not_tell_the_class():
+def test_colors_do_not_predict_the_class():
     images, labels, colors = make_colored_shapes(4000, seed=5)
     palettes = colors.reshape(len(labels), -1) / 255
     means = images.mean(axis=(1, 2)) / 255
@@ -51,7 +51,7 @@ def test_colors_do_not_tell_the_class():
         assert model.score(features[3000:], labels[3000:]) < 0.05
 
 
-def test_figures_stand_out_from_the_ground():
+def test_figures_contrast_with_the_background():
     _, _, colors = make_colored_shapes(1000, seed=6)
     apart = np.linalg.norm(colors[:, 0] - colors[:, 1], axis=1)
     assert np.mean(apart > 100) > 0.99

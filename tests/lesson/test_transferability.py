@@ -1,4 +1,4 @@
-"""The experiment of Yosinski et al. on tiny data: what is copied, what is frozen, what trains, what comes out."""
+"""The experiment of Yosinski et al. on tiny data: transferred, frozen and fine-tuned layers, and the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transfer.lesson.shapes import SHAPES, make_shapes
 from transfer.lesson.transferability import KINDS, Point, Transferability, transferability
 from transfer.networks.backbones import load_backbone
 
-room = importlib.import_module("transfer.lesson.transferability")  # the function has the same name
+module = importlib.import_module("transfer.lesson.transferability")  # the function has the same name
 
 FEW = SHAPES[16:22]
 
@@ -28,8 +28,8 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def lab():
-    return room._Lab(load_backbone("DemoCNN", weights="none"), 1, 16, 1e-3, None)
+def trainer():
+    return module._Trainer(load_backbone("DemoCNN", weights="none"), 1, 16, 1e-3, None)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def test_every_kind_is_measured_at_every_layer_and_seed(found):
     assert found.chance == pytest.approx(1 / 3)
 
 
-def test_it_is_told_as_json_as_text_and_in_images(found):
-    told = json.loads(json.dumps(found.to_dict()))
-    assert told["means"]["AnB"] == pytest.approx(found.means("AnB"))
-    assert len(told["points"]) == len(found.points)
+def test_results_are_written_as_json_text_and_figures(found):
+    values = json.loads(json.dumps(found.to_dict()))
+    assert values["means"]["AnB"] == pytest.approx(found.means("AnB"))
+    assert len(values["points"]) == len(found.points)
     lines = found.to_text().splitlines()
     assert lines[1].split() == ["layer", "n", *KINDS]
     assert [line.split()[0] for line in lines[2:]] == ["conv1", "conv2"]
@@ -67,26 +67,26 @@ def test_means_are_over_seeds():
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_what_is_frozen_stays_bit_by_bit_and_what_is_fresh_trains(frozen, data, lab):
-    ours, _ = room._halves(data, 0)
-    donor, _ = lab.train(ours, {}, None, frozen=False, seeds=(0, 0))
-    after, _ = lab.train(ours, donor, "conv2", frozen=frozen, seeds=(1, 0))
+def test_frozen_layers_stay_exactly_equal_and_new_layers_train(frozen, data, trainer):
+    ours, _ = module._split_classes(data, 0)
+    donor, _ = trainer.train(ours, {}, None, frozen=False, seeds=(0, 0))
+    after, _ = trainer.train(ours, donor, "conv2", frozen=frozen, seeds=(1, 0))
     for name in ("conv1", "conv2"):
         same = all(np.array_equal(*pair) for pair in zip(donor[name], after[name], strict=True))
         assert same == frozen, name
-    fresh = lab._fresh(3, "conv2" if frozen else None, 1)
+    fresh = trainer._new(3, "conv2" if frozen else None, 1)
     for name in ("conv3", "fc1", "fc2", "head"):
         assert not np.array_equal(fresh.get_layer(name).get_weights()[0], after[name][0]), name
         assert not np.array_equal(donor[name][0], after[name][0]), name
 
 
-def test_a_network_is_as_fresh_the_second_time_as_the_first(data, lab):
-    ours, theirs = room._halves(data, 0)
-    first, right = lab.train(ours, {}, None, frozen=False, seeds=(5, 0))
-    lab.train(theirs, {}, None, frozen=False, seeds=(6, 0))
-    fresh = lab._fresh(3, None, 5)
+def test_a_reused_network_starts_like_a_new_one(data, trainer):
+    ours, theirs = module._split_classes(data, 0)
+    first, right = trainer.train(ours, {}, None, frozen=False, seeds=(5, 0))
+    trainer.train(theirs, {}, None, frozen=False, seeds=(6, 0))
+    fresh = trainer._new(3, None, 5)
     assert all(not np.any(np.asarray(v)) for v in fresh.optimizer.variables[2:])
-    again = room._Lab(lab.base, 1, 16, 1e-3, None).train(ours, {}, None, frozen=False, seeds=(5, 0))
+    again = module._Trainer(trainer.base, 1, 16, 1e-3, None).train(ours, {}, None, frozen=False, seeds=(5, 0))
     assert again[1] == right
     for name, weights in first.items():
         for one, other in zip(weights, again[0][name], strict=True):
@@ -94,7 +94,7 @@ def test_a_network_is_as_fresh_the_second_time_as_the_first(data, lab):
 
 
 def test_halves_are_disjoint_and_drawn_by_the_seed(data):
-    ours, theirs = room._halves(data, 0)
+    ours, theirs = module._split_classes(data, 0)
     assert not set(ours.class_names) & set(theirs.class_names)
     assert set(ours.class_names) | set(theirs.class_names) == set(FEW)
     assert sorted(set(ours.train.labels.tolist())) == [0, 1, 2]
@@ -102,10 +102,10 @@ def test_halves_are_disjoint_and_drawn_by_the_seed(data):
     assert list(ours.train.take(np.flatnonzero(ours.train.labels == 1)).names) == [
         name for name, ok in zip(data.train.names, at, strict=True) if ok
     ]
-    assert any(room._halves(data, seed)[0].class_names != ours.class_names for seed in range(1, 5))
+    assert any(module._split_classes(data, seed)[0].class_names != ours.class_names for seed in range(1, 5))
 
 
-def test_two_tasks_and_a_network_of_ones_own(data):
+def test_two_tasks_and_your_own_network(data):
     images, labels = make_shapes(40, classes=SHAPES[:2], seed=9)
     other = load_data((images, labels), class_names=SHAPES[:2], near_duplicates=False, val=0)
     tiny = make_tiny(image_size=48)
@@ -118,19 +118,19 @@ def test_two_tasks_and_a_network_of_ones_own(data):
     assert found.chance == pytest.approx(1 / 6)
 
 
-def test_layers_are_each_of_a_small_network_and_blocks_of_a_larger():
+def test_default_layers_are_all_of_a_small_network_and_blocks_of_a_larger_one():
     demo = load_backbone("DemoCNN", weights="none")
-    assert room._checked_layers(demo, None) == ("conv1", "conv2", "conv3", "fc1", "fc2")
+    assert module._check_layers(demo, None) == ("conv1", "conv2", "conv3", "fc1", "fc2")
     tiny = make_tiny()
-    assert room._checked_layers(tiny, None) == ("block1_add", "block2_add", "block3_add", "pool")
+    assert module._check_layers(tiny, None) == ("block1_add", "block2_add", "block3_add", "pool")
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"kinds": ["CnB"]}, "Unknown kind 'CnB'"),
-        ({"kinds": []}, "one kind and one seed"),
-        ({"seeds": []}, "one kind and one seed"),
+        ({"kinds": []}, "one kind or more, and one seed"),
+        ({"seeds": []}, "one kind or more, and one seed"),
         ({"seeds": [-1]}, "seeds of 0 or more"),
         ({"epochs": 0}, "epochs and batch_size of 1 or more"),
         ({"batch_size": 0}, "epochs and batch_size of 1 or more"),
@@ -145,8 +145,8 @@ def test_refuses_options(options, says, data):
         transferability(data, **options)
 
 
-def test_refuses_what_something_runs_past_and_too_few_classes(data):
-    with pytest.raises(InputError, match=r"runs through\. Received: 'block2_branch'"):
+def test_refuses_bypassed_layers_and_too_few_classes(data):
+    with pytest.raises(InputError, match=r"passes through\. Received: 'block2_branch'"):
         transferability(data, base=make_tiny(image_size=48), layers=["block2_branch"])
     images, labels = make_shapes(30, classes=SHAPES[:3])
     three = load_data((images, labels), near_duplicates=False)

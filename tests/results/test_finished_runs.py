@@ -1,4 +1,4 @@
-"""A finished run is read again, and only what is the run's own."""
+"""Finished runs are loaded, and nothing outside their folder is read or executed."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ from helpers.images import STRANGE
 
 from transfer.common.errors import InputError
 from transfer.images.split_file import read_split, training_digests
-from transfer.results.finished_runs import add_labels, load_run, text_of
+from transfer.results.finished_runs import add_labels, load_run, read_text
 from transfer.results.run_records import read_record
 
 
@@ -24,24 +24,24 @@ def run(strange_run, tmp_path):
     return Path(shutil.copytree(strange_run, tmp_path / "run"))
 
 
-def test_a_run_gives_its_model_names_options_and_images(run, strange_folder):
-    found = load_run(run)
-    assert found.class_names == tuple(sorted(STRANGE)) and found.image_size == (32, 32)
-    assert found.config.data == str(strange_folder) and found.metrics["num_train"] > 0
-    data = found.data()
+def test_a_loaded_run_has_its_model_class_names_options_and_images(run, strange_folder):
+    loaded = load_run(run)
+    assert loaded.class_names == tuple(sorted(STRANGE)) and loaded.image_size == (32, 32)
+    assert loaded.config.data == str(strange_folder) and loaded.metrics["num_train"] > 0
+    data = loaded.data()
     rows = read_split(run / "split.csv")
     for split, part in data.splits.items():
         assert list(part.names) == [name for name, _, of in rows if of == split]
     assert training_digests(run / "split.csv") == {*data.train.digests, *data.val.digests}
 
 
-def test_the_model_alone_knows_its_names(run, tmp_path):
+def test_a_single_keras_file_contains_its_class_names(run, tmp_path):
     alone = tmp_path / "elsewhere.keras"
     shutil.copy(run / "model.keras", alone)
-    found = load_run(alone)
-    assert found.class_names == tuple(sorted(STRANGE)) and found.config is None
+    loaded = load_run(alone)
+    assert loaded.class_names == tuple(sorted(STRANGE)) and loaded.config is None
     with pytest.raises(InputError, match=r"config\.yaml"):
-        found.data()
+        loaded.data()
 
 
 def test_other_images_become_the_test_set(run, strange_folder, tmp_path):
@@ -55,7 +55,7 @@ def test_other_images_become_the_test_set(run, strange_folder, tmp_path):
         load_run(run).data(some)
 
 
-def test_what_is_no_run_is_said_with_what_is_near(run):
+def test_a_missing_run_is_reported_with_similar_names(run):
     with pytest.raises(InputError, match=r"Did you mean .*/run\?"):
         load_run(run.parent / "rum")
     (run / "metrics.json").unlink()
@@ -63,7 +63,7 @@ def test_what_is_no_run_is_said_with_what_is_near(run):
         read_record(run)
 
 
-def test_labels_that_do_not_fit_are_refused(run):
+def test_class_names_that_do_not_match_the_model_are_refused(run):
     (run / "labels.txt").write_text("a\nb\n")
     with pytest.raises(InputError, match="Expected 3 different class names"):
         load_run(run)
@@ -71,23 +71,23 @@ def test_labels_that_do_not_fit_are_refused(run):
 
 @pytest.mark.parametrize("name", ["metrics.json", "data.json", "advice.json", "evaluation.json"])
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
-def test_damaged_files_are_named(name, content, run):
+def test_damaged_files_are_reported(name, content, run):
     (run / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
         read_record(run)
 
 
-def test_damaged_predictions_are_named(run):
+def test_damaged_predictions_are_reported(run):
     for content in ("", "path,label\n", "path,label,predicted,group,a,b\nx,c,a,,1,0\n"):
         (run / "predictions.csv").write_text(content)
         with pytest.raises(InputError, match="predictions"):
             read_record(run)
 
 
-# Security: files of a run may come from anywhere.
+# Security: a run may come from anywhere.
 
 
-def test_a_model_with_code_of_its_own_is_refused_and_never_runs(tmp_path):
+def test_a_model_with_code_of_its_own_is_refused_and_never_executed(tmp_path):
     evil = keras.Sequential(
         [
             keras.Input((32, 32, 3)),
@@ -99,14 +99,14 @@ def test_a_model_with_code_of_its_own_is_refused_and_never_runs(tmp_path):
     folder = tmp_path / "evil"
     folder.mkdir()
     evil.save(folder / "model.keras")
-    Path("OWNED").unlink(missing_ok=True)  # it ran once, when it was made
+    Path("OWNED").unlink(missing_ok=True)  # the layer ran once, when the model was built
     (folder / "labels.txt").write_text("a\nb\n")
     with pytest.raises(InputError, match="Keras cannot load"):
         load_run(folder)
     assert not Path("OWNED").exists()
 
 
-def test_safe_mode_cannot_be_turned_off_from_within_the_file(tmp_path):
+def test_a_model_file_cannot_turn_safe_mode_off(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
     folder = tmp_path / "evil"
     folder.mkdir()
@@ -130,7 +130,7 @@ def test_safe_mode_cannot_be_turned_off_from_within_the_file(tmp_path):
         load_run(folder)
 
 
-def test_paths_in_the_archive_do_not_lead_out_of_it(tmp_path, run):
+def test_paths_in_a_model_file_do_not_leave_the_folder(tmp_path, run):
     with zipfile.ZipFile(run / "model.keras", "a") as archive:
         archive.writestr("../../escaped.txt", "out")
         archive.writestr("/tmp/transfer-escaped.txt", "out")
@@ -147,14 +147,14 @@ def test_links_out_of_the_run_are_not_followed(run, tmp_path):
     with pytest.raises(InputError, match="link out of it"):
         load_run(run)
     with pytest.raises(InputError, match="link out of it"):
-        text_of(run / "labels.txt")
+        read_text(run / "labels.txt")
     (run / "network.png").unlink()
     (run / "network.png").symlink_to(secret)
     with pytest.raises(InputError, match="link"):
         read_record(run)
 
 
-def test_a_text_in_place_of_a_image_is_not_put_on_a_page(run):
+def test_a_text_file_named_png_is_refused(run):
     (run / "network.png").write_text("<script>")
     with pytest.raises(InputError, match="Expected a PNG"):
         read_record(run)
@@ -165,7 +165,7 @@ class Evil:
         return (Path("OWNED").write_text, ("x",))
 
 
-def test_yaml_and_pickles_run_nothing(run):
+def test_yaml_and_pickles_execute_nothing(run):
     (run / "config.yaml").write_text("data: !!python/object/apply:os.system ['touch OWNED']\n")
     with pytest.raises(InputError, match="Cannot read the options"):
         load_run(run)
@@ -175,7 +175,7 @@ def test_yaml_and_pickles_run_nothing(run):
     assert not Path("OWNED").exists()
 
 
-def test_the_model_loads_in_a_plain_keras_without_this_package(run):
+def test_plain_keras_loads_the_model(run):
     images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
     np.save(run / "images.npy", images)
     code = (
@@ -189,7 +189,7 @@ def test_the_model_loads_in_a_plain_keras_without_this_package(run):
     np.testing.assert_allclose(np.load(run / "given.npy"), expected, atol=1e-6)
 
 
-def test_labels_are_put_in_once_and_keras_does_not_mind(tmp_path):
+def test_class_names_inside_a_keras_file_are_read(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
     model.save(tmp_path / "model.keras")
     add_labels(tmp_path / "model.keras", ("ants", "bées"))

@@ -1,4 +1,4 @@
-"""Plots say what they should; how they look was looked at."""
+"""Figures show the right names and numbers, and their labels do not overlap."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def test_learning_curves_show_both_phases_and_cope_with_no_validation():
 
 def test_confusion_matrix_names_the_classes_and_counts():
     shown = texts(plots.confusion_matrix(evaluation()))
-    assert "class 2" in shown and "accuracy 91.7% of 12" in shown
+    assert "class 2" in shown and "accuracy 91.7%, 12 images" in shown
 
 
 @pytest.mark.parametrize("classes", [2, 120])
@@ -48,7 +48,7 @@ def test_confusion_matrix_of_few_and_many_classes_can_be_saved(classes, tmp_path
     assert (tmp_path / "matrix.png").stat().st_size > 5000
 
 
-def test_prediction_sheet_says_what_wrong_images_really_are():
+def test_the_prediction_sheet_shows_the_true_class_of_wrong_predictions():
     image = np.zeros((8, 8, 3), "uint8")
     shown = texts(plots.prediction_sheet(evaluation(), {0: image, 1: image}))
     assert "class 0 90%" in shown and "class 2 90%\n(is class 1)" in shown
@@ -63,7 +63,7 @@ def test_the_network_is_drawn_with_all_states_whatever_its_depth(count, tmp_path
     shown = texts(figure)
     for text in ("block0", "softmax", "old classifier", "cut away", "frozen", "4 classes"):
         assert text in shown
-    assert "_add" not in shown and "trained further" not in shown
+    assert "_add" not in shown and "fine-tuned" not in shown
     assert figure.get_size_inches()[0] < 26
     figure.savefig(tmp_path / "network.png")
 
@@ -74,7 +74,7 @@ def test_a_notebook_shows_a_figure_by_itself():
 
 
 def curve_of(count, name="block{}_add", *, signal=True):
-    """Layers that see more and more, then a little less."""
+    """Return a layer curve that rises and then falls a little."""
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 3
     strengths = signal * (1.5 * np.minimum(1, 2 * np.arange(1, count + 1) / count))
@@ -88,15 +88,15 @@ def curve_of(count, name="block{}_add", *, signal=True):
     return layer_curve(taps, labels, 3)
 
 
-def test_the_layer_curve_shows_every_layer_the_cut_all_together_and_chance():
+def test_the_layer_curve_shows_every_layer_the_cut_all_layers_and_chance():
     curve = curve_of(17)
     figure = plots.layer_curve_plot(curve)
     (axes,) = figure.axes
     line = next(line for line in axes.lines if len(line.get_xdata()) == 17)
     np.testing.assert_allclose(line.get_ydata(), curve.accuracy)
-    ring = next(line for line in axes.lines if line.get_label().startswith("advised cut"))
+    ring = next(line for line in axes.lines if line.get_label().startswith("recommended cut"))
     cut = curve.names.index(curve.cut)
-    assert 0 < cut < 16, "or the mark could be anywhere"
+    assert 0 < cut < 16, "a cut at an end would not test the position of the mark"
     assert ring.get_xdata() == [cut] and ring.get_ydata() == [curve.accuracy[cut]]
     dashed = next(line for line in axes.lines if line.get_linestyle() == "--")
     assert set(dashed.get_ydata()) == {curve.all_layers.accuracy}
@@ -104,12 +104,12 @@ def test_the_layer_curve_shows_every_layer_the_cut_all_together_and_chance():
     assert band.y0 < curve.chance[0] < band.y1 < curve.all_layers.accuracy
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == [f"block{i}" for i in range(17)]
-    assert f"keep up to {names[cut]}" in axes.get_title(loc="left")
+    assert f"cut after {names[cut]}" in axes.get_title(loc="left")
 
 
-def test_the_layer_curve_advises_no_cut_where_there_is_no_signal():
+def test_the_layer_curve_without_signal_recommends_no_cut():
     shown = texts(plots.layer_curve_plot(curve_of(5, signal=False)))
-    assert "No layer tells" in shown and "cut" not in shown
+    assert "No layer predicts" in shown and "cut" not in shown
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ REFERENCES = [
 ]  # fmt: skip
 
 
-def test_the_four_cases_chart_puts_data_where_they_belong():
+def test_the_four_cases_chart_places_data_by_size_and_similarity():
     figure = plots.four_cases_chart(("mine", 1000, 0.25), [("other", 100_000, 0.75)])
     (axes,) = figure.axes
     dot, star = (line for line in axes.lines if line.get_marker() in ("o", "*"))

@@ -1,12 +1,12 @@
-"""The run's folder appears whole or not at all."""
+"""A run's folder appears complete or not at all, and an interrupted run is found again."""
 
 import pytest
 
 from transfer.common.errors import InputError
-from transfer.results.run_folders import refuse_used, run_folder, unfinished
+from transfer.results.run_folders import check_unused, find_interrupted, run_folder
 
 
-def test_a_run_appears_under_its_name_only_when_it_is_complete(tmp_path):
+def test_a_run_gets_its_name_when_it_is_complete(tmp_path):
     final = tmp_path / "deep" / "run"
     with run_folder(str(final), "x") as folder:
         (folder / "a.txt").write_text("a")
@@ -26,7 +26,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, error):
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="in use"):
-        refuse_used(tmp_path)
+        check_unused(tmp_path)
     with pytest.raises(InputError, match="in use"), run_folder(str(tmp_path), "x"):
         pass
     assert (tmp_path / "mine.txt").read_text() == "mine"
@@ -48,7 +48,7 @@ def test_two_runs_cannot_write_to_one_folder_at_once(tmp_path):
         pass
 
 
-def test_runs_without_a_name_are_numbered(tmp_path, monkeypatch):
+def test_runs_without_an_output_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         with run_folder(None, "emoji-case"):
@@ -56,48 +56,50 @@ def test_runs_without_a_name_are_numbered(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["emoji-case-1", "emoji-case-2"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_an_output_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Cannot make"), run_folder(str(tmp_path / "file" / "run"), "x"):
         pass
 
 
-def interrupted(final, asked):
-    """Leave what a killed run leaves."""
-    with pytest.raises(KeyboardInterrupt), run_folder(str(final), "x", asked=asked) as folder:
-        (folder / "state").mkdir()
-        (folder / "state" / "state-00000000.npz").write_bytes(b"weights")
+def interrupted(final, options):
+    """Leave the partial folder of a run that was interrupted after a checkpoint."""
+    with pytest.raises(KeyboardInterrupt), run_folder(str(final), "x", options=options) as folder:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "checkpoint-00000000.npz").write_bytes(b"weights")
         raise KeyboardInterrupt
     return folder
 
 
-def test_an_interrupted_run_is_found_again_by_its_options_and_then_completed(tmp_path):
+def test_an_interrupted_run_with_the_same_options_is_found_and_completed(tmp_path):
     final = tmp_path / "run"
     folder = interrupted(final, {"epochs": 3})
-    assert unfinished(str(final), {"epochs": 3}) == folder and not final.exists()
+    assert find_interrupted(str(final), {"epochs": 3}) == folder and not final.exists()
     with pytest.raises(InputError, match="epochs was 3, now 4"):
-        unfinished(str(final), {"epochs": 4})
-    with run_folder(str(final), "x", asked={"epochs": 3}, going_on=folder) as again:
-        assert again == folder and (again / "state" / "state-00000000.npz").exists()
+        find_interrupted(str(final), {"epochs": 4})
+    with run_folder(str(final), "x", options={"epochs": 3}, resume_from=folder) as again:
+        assert again == folder and (again / "checkpoints" / "checkpoint-00000000.npz").exists()
         (again / "a.txt").write_text("a")
     assert [p.name for p in final.iterdir()] == ["a.txt"] and not folder.exists()
 
 
-def test_without_a_name_the_newest_with_the_same_options_is_found_unless_it_is_running(tmp_path, monkeypatch):
+def test_without_an_output_the_newest_run_with_the_same_options_is_found_unless_it_is_running(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    assert unfinished(None, {"epochs": 3}) is None
+    assert find_interrupted(None, {"epochs": 3}) is None
     folder = interrupted("runs/x-1", {"epochs": 3})
     interrupted("runs/x-2", {"epochs": 4})
-    assert unfinished(None, {"epochs": 3}) == folder
-    with run_folder(None, "x", asked={"epochs": 3}, going_on=folder):
-        assert unfinished(None, {"epochs": 3}) is None
-    assert unfinished(None, {"epochs": 3}) is None
+    assert find_interrupted(None, {"epochs": 3}) == folder
+    with run_folder(None, "x", options={"epochs": 3}, resume_from=folder):
+        assert find_interrupted(None, {"epochs": 3}) is None
+    assert find_interrupted(None, {"epochs": 3}) is None
     with pytest.raises(InputError, match="no interrupted run"):
-        unfinished(None, {"epochs": 3}, needed=True)
+        find_interrupted(None, {"epochs": 3}, required=True)
 
 
-def test_damaged_options_of_an_interrupted_run_are_named(tmp_path):
+def test_damaged_options_of_an_interrupted_run_are_reported(tmp_path):
     folder = interrupted(tmp_path / "run", {"epochs": 3})
-    (folder / "asked.json").write_text('{"epo')
-    with pytest.raises(InputError, match=r"Cannot read .*asked.json"):
-        unfinished(str(tmp_path / "run"), {"epochs": 3})
+    (folder / "options.json").write_text('{"epo')
+    with pytest.raises(InputError, match=r"Cannot read .*options.json"):
+        find_interrupted(str(tmp_path / "run"), {"epochs": 3})

@@ -1,4 +1,4 @@
-"""Pages on runs: whole, safe, readable without a network, with a browser where there is one."""
+"""Reports are complete, safe, self-contained and accessible; some tests need a browser."""
 
 import csv
 import json
@@ -16,17 +16,17 @@ from helpers.images import STRANGE
 
 from transfer.common.pages import render
 from transfer.config import parse_arguments
+from transfer.report import main
 from transfer.results.prediction_files import read_predictions, write_predictions
-from transfer.results.run_records import FIGURES, read_record
 from transfer.results.run_pages import comparison_page, evaluation_page, model_card, run_page
-from transfer.results.run_writer import main
+from transfer.results.run_records import FIGURES, read_record
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
 class Page(HTMLParser):
-    """What is on a page: tags with their attributes, and text."""
+    """Tags with their attributes, and the text of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -50,15 +50,15 @@ def page(strange_run):
 
 def test_every_part_of_the_run_is_on_its_page(page, strange_run):
     ids = {attributes.get("id") for attributes in page.all("section")}
-    assert ids == {"network", "advice", "test", "mistakes", "blocks", "training", "data", "again"}
+    assert ids == {"network", "advice", "test", "mistakes", "blocks", "training", "data", "reproduce"}
     assert {a["href"] for a in page.all("a")} == {f"#{name}" for name in ids}
     metrics = json.loads((strange_run / "metrics.json").read_text())
     assert f"{metrics['test_accuracy']:.1%}" in page.text
-    for word in ("python -m transfer.train", "keras", "MB", "expected", "Precision", *STRANGE):
+    for word in ("python -m transfer.train", "keras", "MB", "estimated", "Precision", *STRANGE):
         assert word.lower() in page.text.lower()
 
 
-def test_the_page_needs_nothing_but_itself(strange_run, page):
+def test_the_page_loads_nothing_else(strange_run, page):
     for attributes in (attributes for _, attributes in page.tags):
         for name in ("src", "href", "srcset", "action", "data"):
             assert attributes.get(name, "#").startswith(("data:image/png;base64,", "#"))
@@ -78,7 +78,7 @@ def test_names_are_text_and_never_markup(page, strange_run):
     assert "<b onmouseover" not in card and "&lt;b onmouseover" in card
 
 
-def test_every_image_has_words_and_every_table_heads(page):
+def test_every_image_has_a_description_and_every_table_a_header(page):
     assert len(page.all("img")) >= len(FIGURES) - 1
     assert all(len(image.get("alt", "")) > 10 for image in page.all("img"))
     assert all(head.get("scope") in ("row", "col") for head in page.all("th"))
@@ -86,11 +86,11 @@ def test_every_image_has_words_and_every_table_heads(page):
     assert any("width=device-width" in meta.get("content", "") for meta in page.all("meta"))
 
 
-def test_figures_of_a_run_are_all_known(strange_run):
+def test_a_run_has_exactly_the_known_figures(strange_run):
     assert {file.stem for file in strange_run.glob("*.png")} == set(FIGURES)
 
 
-def test_the_command_on_the_page_trains_so_again(strange_run):
+def test_the_command_on_the_page_repeats_the_training(strange_run):
     record = read_record(strange_run)
     page = Page(run_page(record))
     assert record.config.command.split()[2] == "transfer.train"
@@ -106,15 +106,15 @@ def test_csv_files_hold_no_formulas(strange_run):
         assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
 
 
-def test_wrong_labels_are_suspected(strange_run):
+def test_wrong_labels_are_reported_as_label_issues(strange_run):
     found = json.loads((strange_run / "evaluation.json").read_text())
     assert found["accuracy"] == json.loads((strange_run / "metrics.json").read_text())["test_accuracy"]
     for one in found["label_issues"]:
         number = int(re.findall(r"\d+", one["name"])[-1])
-        assert number % 9 == 4  # those are mislabelled
+        assert number % 9 == 4  # these are mislabeled
 
 
-def test_the_report_is_made_again_from_the_files_alone(strange_run, tmp_path, capsys):
+def test_the_report_is_written_again_from_the_files(strange_run, tmp_path, capsys):
     copy = Path(shutil.copytree(strange_run, tmp_path / "strange"))
     before = (copy / "report.html").read_text()
     (copy / "report.html").unlink()
@@ -127,15 +127,15 @@ def test_the_report_is_made_again_from_the_files_alone(strange_run, tmp_path, ca
     assert "advice" not in ids and "blocks" not in ids and "test" in ids
 
 
-def test_images_of_data_that_are_gone_are_left_out(strange_run, tmp_path, capsys):
+def test_a_report_without_the_images_of_the_data_is_written_with_a_warning(strange_run, tmp_path, capsys):
     copy = Path(shutil.copytree(strange_run, tmp_path / "strange"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
     (copy / "config.yaml").write_text(yaml.safe_dump({**config, "data": "gone"}))
     assert main([str(copy)]) == 0
-    assert "not shown" in capsys.readouterr().err
+    assert "shows no images" in capsys.readouterr().err
 
 
-def test_runs_side_by_side(strange_run, tmp_path, monkeypatch, capsys):
+def test_runs_are_compared(strange_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     other = Path(shutil.copytree(strange_run, tmp_path / "other"))
     config = yaml.safe_load((other / "config.yaml").read_text())
@@ -153,7 +153,7 @@ def test_runs_side_by_side(strange_run, tmp_path, monkeypatch, capsys):
     assert "strange (1)" in twice and "strange (2)" in twice
 
 
-def test_what_is_no_run_gets_no_report(tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_gets_no_report(tmp_path, capsys):
     assert main([str(tmp_path / "nothing")]) == 2
     assert "model.keras" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -170,13 +170,15 @@ def test_what_is_no_run_gets_no_report(tmp_path, capsys):
         ("evaluation.json", {"label_issues": [{"name": "x"}]}),
     ],
 )
-def test_files_that_do_not_fit_are_told_and_change_nothing(name, content, strange_run, tmp_path, capsys):
+def test_files_with_missing_values_are_reported_and_change_nothing(
+    name, content, strange_run, tmp_path, capsys
+):
     copy = Path(shutil.copytree(strange_run, tmp_path / "strange"))
     (copy / name).write_text(json.dumps(content))
     before = (copy / "report.html").read_bytes(), (copy / "README.md").read_bytes()
     assert main([str(copy)]) == 2
     said = capsys.readouterr().err.strip().splitlines()
-    assert str(copy) in said[-1] or "check of data" in said[-1]
+    assert str(copy) in said[-1] or "report of a data check" in said[-1]
     assert ((copy / "report.html").read_bytes(), (copy / "README.md").read_bytes()) == before
     assert main([str(copy), str(strange_run), "--output", str(tmp_path / "both.html")]) in (0, 2)
     assert not list(tmp_path.glob(".both*"))
@@ -189,7 +191,7 @@ def test_a_run_without_a_test_has_a_page_and_a_card(color_folder, tmp_path):
     assert train(["--data", str(color_folder), *quick, "--output", str(tmp_path / "run")]) == 0
     page = Page((tmp_path / "run" / "report.html").read_text())
     ids = {attributes.get("id") for attributes in page.all("section")}
-    assert ids == {"network", "training", "data", "again"}
+    assert ids == {"network", "training", "data", "reproduce"}
     assert "no test images" in (tmp_path / "run" / "README.md").read_text()
     assert "no test images" in comparison_page([read_record(tmp_path / "run")] * 2)
 
@@ -202,7 +204,7 @@ def test_the_card_has_the_header_that_hubs_read(strange_run):
     (result,) = found["model-index"][0]["results"]
     accuracy = json.loads((strange_run / "metrics.json").read_text())["test_accuracy"]
     assert result["metrics"][0] == {"type": "accuracy", "value": round(accuracy, 4)}
-    for heading in ("What it is for", "Data", "Figures", "Limits", "How it was made"):
+    for heading in ("Intended use", "Data", "Evaluation", "Limits", "Training"):
         assert f"## {heading}" in body
     assert f"{accuracy:.1%}" in body and "95% interval" in body
 

@@ -139,14 +139,13 @@ def _choices(advice: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of the table of cases."""
     rows = []
     for choice in advice["cases"]:
-        seconds = choice["seconds"]
         rows.append(
             {
                 "case": f"{POLICIES[Case.parse(choice['case'])].number} {choice['case']}",
                 "action": choice["action"],
                 "expected": f"{choice['expected_accuracy']:.1%}",
                 "interval": percent_range(choice["interval"]),
-                "time": "not measured" if seconds is None else format_duration(seconds),
+                "time": format_duration(choice["seconds"]),
                 "chosen": choice["case"] == advice["case"] and choice["cut"] == advice["cut"],
             }
         )
