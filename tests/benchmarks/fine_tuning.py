@@ -149,14 +149,14 @@ def guide(base: Any, data: Any, *, pinned: bool) -> float:
     """Train in the guide's two phases, BatchNormalization pinned layer by layer or, as the guide has it, not."""
     import keras
 
-    from transfer.networks import backbones, graphs, surgery
+    from transfer.networks import graphs, preprocessing, surgery
 
     layers = keras.layers
     extractor = surgery.clone(
-        surgery.slice_at(base, graphs.layer_before_classifier(base))
+        surgery.slice_at(base, graphs.analyze(base).last_layer)
     )  # averaged over the image
     extractor.trainable = False
-    scale = backbones.preprocessing_of(base, None)
+    scale = preprocessing.preprocessing_of(base)
     inputs = keras.Input((advice.SIZE, advice.SIZE, 3))
     x = layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(inputs))
     x = extractor(scale(x) if scale else x, training=False)

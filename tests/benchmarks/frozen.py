@@ -289,7 +289,7 @@ def extractor(name: str, images: np.ndarray) -> Any:
 
     import transfer
     from transfer.networks import surgery
-    from transfer.networks.backbones import preprocessing_of
+    from transfer.networks.preprocessing import preprocessing_of
 
     keras.utils.set_random_seed(0)
     if name.startswith("EfficientNetLite"):

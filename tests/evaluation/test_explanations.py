@@ -170,7 +170,7 @@ def test_a_head_on_several_layers_includes_all_paths():
 
     def logit(change):
         values = {**maps, place: maps[place] + change}
-        return head.logits(run(nodes, values, last=head.place)[head.place]).numpy()[:, 1]
+        return head.logits(run(nodes, values, last=head.position)[head.position]).numpy()[:, 1]
 
     step = 1e-2 * float(np.abs(maps[place]).mean())
     slopes = [logit(step * np.eye(8, dtype="float32")[k]) - logit(-step * np.eye(8, dtype="float32")[k])
@@ -297,7 +297,7 @@ def test_receptive_fields_of_known_networks():
     ]
     for make, sides in known:
         nodes = unnested(make(weights=None, include_top=False, input_shape=(32, 32, 3)))
-        fields = {n.op.name: f.side for n, f in zip(nodes, receptive_fields(nodes), strict=True)}
+        fields = {n.op.name: f.size for n, f in zip(nodes, receptive_fields(nodes), strict=True)}
         assert {name: fields[name] for name in sides} == sides
 
 

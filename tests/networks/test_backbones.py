@@ -34,8 +34,10 @@ from transfer.cases.decisions import decision_of
 from transfer.cases.policies import early_position
 from transfer.common.errors import InputError
 from transfer.networks import backbones, graphs, surgery
-from transfer.networks.backbones import FAMILIES, block_ends, family_of, load_backbone, preprocessing_of
+from transfer.networks.backbones import block_ends, load_backbone
 from transfer.networks.demo_cnn import DemoCNN, save_weights
+from transfer.networks.families import FAMILIES, Family, family_of
+from transfer.networks.preprocessing import PREPROCESSING, preprocessing_of
 
 NAMES = backbones.backbone_names()
 QUICK = (
@@ -59,8 +61,8 @@ HUGE = (
 )
 
 
-def family(name: str) -> backbones.Family:
-    return next(f for f in FAMILIES.values() if name in f.builders)
+def family(name: str) -> Family:
+    return next(f for f in FAMILIES.values() if name in f.constructors)
 
 
 def mobilenet(**arguments) -> keras.Model:
@@ -111,7 +113,7 @@ def test_image_sizes_are_those_of_the_constructor(name, monkeypatch):
     monkeypatch.setattr(module.imagenet_utils, "obtain_input_shape", ask)
     with pytest.raises(Asked) as caught:
         constructor(weights=None)
-    assert caught.value.args == (family(name).builders[name], family(name).min_size)
+    assert caught.value.args == (family(name).constructors[name], family(name).min_size)
 
 
 def weighted(names) -> list:
@@ -134,7 +136,7 @@ def test_every_network_slices_builds_runs_and_reloads(name, tmp_path):
         assert len(surgery.slice_at(base, end).output.shape) == 4, end
 
     similar = small_similar(base, 3)
-    assert decision_of(similar).cut == graphs.layer_before_classifier(base)
+    assert decision_of(similar).cut == graphs.analyze(base).last_layer
     ours = soften(similar, images)
     features = np.asarray(
         surgery.slice_at(base, decision_of(similar).cut)(preprocess(images), training=False)
@@ -182,7 +184,7 @@ def test_the_biggest_networks_build_and_slice(name):
     early = ends[early_position(len(ends))]
     for end in (ends[0], early, ends[-1]):
         assert len(surgery.slice_at(base, end).output.shape) == 4
-    assert graphs.layer_before_classifier(base) != base.layers[-1].name
+    assert graphs.analyze(base).last_layer != base.layers[-1].name
     images = raw_images(6, size)
     sliced = surgery.slice_at(base, early)
     calibrate(sliced, preprocessing_of(base)(images))
@@ -347,7 +349,7 @@ def test_a_network_made_without_its_preprocessing_is_refused_unless_named(name):
 def test_a_network_of_ones_own_must_name_its_preprocessing():
     with pytest.raises(InputError) as caught:
         small_similar(make_tiny(), 3)
-    assert all(key in str(caught.value) for key in backbones.PREPROCESSING)
+    assert all(key in str(caught.value) for key in PREPROCESSING)
     with pytest.raises(InputError, match="Did you mean 'caffe'"):
         small_similar(make_tiny(), 3, preprocessing="cafe")
 
@@ -617,7 +619,7 @@ def test_a_missing_weights_file_is_refused(tmp_path):
 
 def test_a_vgg_file_with_the_top_serves_another_size_without_it(tmp_path, monkeypatch):
     # At its own size the top has 120 million weights; a default of 32 pixels tells as much.
-    monkeypatch.setitem(FAMILIES["VGG"].builders, "VGG16", 32)
+    monkeypatch.setitem(FAMILIES["VGG"].constructors, "VGG16", 32)
     whole = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3))
     save_legacy(whole, tmp_path / "vgg.h5")
     extractor = load_backbone("VGG16", weights=tmp_path / "vgg.h5", image_size=48)

@@ -60,8 +60,8 @@ def test_layers_are_those_of_the_lesson(demo):
     assert demo.name == "democnn"
     assert demo.input_shape == (None, 48, 48, 3)
     assert block_ends(demo) == ["conv1", "conv2", "conv3"]
-    assert graphs.layer_before_classifier(demo) == "fc2"
-    assert cuts.cuts_of(demo, "all") == ("conv1", "conv2", "conv3", "fc2")
+    assert graphs.analyze(demo).last_layer == "fc2"
+    assert cuts.cuts_of(graphs.analyze(demo), "all") == ("conv1", "conv2", "conv3", "fc2")
 
 
 def test_the_weights_that_come_along_know_shapes(demo, fresh):

@@ -9,8 +9,10 @@ from helpers.networks import assert_bit_equal, calibrate, infer, make_tiny, poli
 
 from transfer.common.errors import InputError
 from transfer.networks import graphs, surgery
-from transfer.networks.backbones import FAMILIES, load_backbone, preprocessing_of
+from transfer.networks.backbones import load_backbone
+from transfer.networks.families import FAMILIES
 from transfer.networks.frozen_boundary import frozen_bytes, split_at_frozen_boundary
+from transfer.networks.preprocessing import preprocessing_of
 
 layers = keras.layers
 IMAGES, LABELS = raw_images(8) / 255.0, np.arange(8) % 5
@@ -87,7 +89,7 @@ def boundaries(model: keras.Model) -> list[str]:
     return [nodes[place].op.name for place in dict.fromkeys(places)]
 
 
-MEMBERS = {family: next(iter(entry.builders)) for family, entry in FAMILIES.items()}
+MEMBERS = {family: next(iter(entry.constructors)) for family, entry in FAMILIES.items()}
 QUICK = ("MobileNetV2", "MobileNetV3")
 
 
@@ -398,7 +400,7 @@ def test_bytes_are_counted_over_all_that_crosses():
 
 
 def test_of_a_head_on_several_layers_vectors_cross_where_maps_need_not():
-    model = surgery.attach_head(surgery.join_at(make_tiny(), ["block1_add", "block3_add"]), 5)
+    model = surgery.attach_head(surgery.join_at(graphs.analyze(make_tiny()), ["block1_add", "block3_add"]), 5)
     train_only(model, "block3_conv", "block3_branch", "head")
     assert crossing(model) == ["joined_0_unit", "block2_add"]
     assert frozen_bytes(split_at_frozen_boundary(model)[0]) == 2 * (8 + 8 * 8 * 12)

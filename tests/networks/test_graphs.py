@@ -88,7 +88,7 @@ def test_a_layer_that_cannot_say_what_it_is_made_of_is_named(kind, tiny):
         def call(self, x):
             return x
 
-    with pytest.raises(InputError, match=r"'stubborn' cannot say .*Stubborn fails: not today"):
+    with pytest.raises(InputError, match=r"'stubborn' cannot be copied .*Stubborn fails: not today"):
         fingerprint(wrapped(Stubborn(name="stubborn"), tiny))
 
 

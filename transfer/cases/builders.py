@@ -1,4 +1,7 @@
-"""The four cases as models: each builder clones, slices, freezes, attaches a head, and compiles last."""
+"""Builders of the four cases: slice and clone a network, freeze layers, attach a head, compile.
+
+Nothing else in the package compiles a model.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,19 @@ from transfer.cases.policies import (
 )
 from transfer.common.errors import InputError, unknown
 from transfer.distributed.strategies import (
+    Strategy,
     get_strategy,
     needs_synchronized_batchnorm,
     record_devices,
     scope_of,
 )
 from transfer.images.decoding import as_size
-from transfer.networks import graphs, surgery
-from transfer.networks.backbones import block_ends, preprocessing_of
+from transfer.networks import surgery
+from transfer.networks.graphs import NetworkInfo, analyze, graph
+from transfer.networks.preprocessing import preprocessing_of
 
 INITS = ("pretrained", "random", "auto")
+"""Where training starts: pre-trained weights, random weights, or random ones only if pre-trained ones fail."""
 
 
 def build(
@@ -44,7 +50,7 @@ def build(
     init: str = "pretrained",
     image_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
-    strategy: Any = None,
+    strategy: str | Strategy | None = None,
     optimizer: str = "adam",
     learning_rate: float | None = None,
     pin_batchnorm: bool | None = None,
@@ -52,36 +58,41 @@ def build(
     steps_per_execution: int = 1,
     seed: int = 0,
 ) -> keras.Model:
-    """Build the model of a case from a pre-trained network.
+    """Build the model of a case from a pre-trained network, compiled and ready for `fit`.
+
+    The network is cloned, cut at a layer, and frozen as the case demands. A new head is attached: global average
+    pooling if needed, then a Dense softmax. The preprocessing of the images becomes part of the model.
 
     Args:
-        case: one of the four, by value or name.
-        base: a `keras.applications` model, with its top or without, or one's own. It is cloned and stays
-            as it is.
-        num_classes: 2 or more.
-        cut: the last layer to keep, or several, whose outputs the head sees side by side, each scaled to
-            unit length (see `cuts.cuts_of`). None: the last layer before the classifier, but for
-            `small-different` an early block's end (see `cases.EARLY_CUT`).
-        unfreeze_from: the first layer, or block, to train in a case that freezes all; layers behind it train too.
-        init: where training starts: `"pretrained"`; for `large-different` also `"random"`, or `"auto"`,
-            with which `fit` tries the first and falls back on the second.
-        image_size: pixels, one number or (height, width); None keeps the base's.
-        preprocessing: a key of `backbones.PREPROCESSING`; needed for a network of one's own only.
-        strategy: a name of `strategy.STRATEGIES` or a `tf.distribute.Strategy`; None chooses.
-        optimizer: one of `policies.OPTIMIZERS`.
-        learning_rate: of the optimizer; None is the case's own (see `cases.POLICIES`), or where `OPTIMIZERS` has one,
-            that.
-        pin_batchnorm: keep BatchNormalization as it was pre-trained; None does, but where weights start random.
-        precision: one of `policies.PRECISIONS`. Weights, input scaling and the head are always float32.
-        steps_per_execution: steps that are run at once, without Python between them.
-        seed: of the new head's weights, and of all weights where they start random.
+        case: one of the four cases, or its name.
+        base: a `keras.applications` model, with or without its classifier, or your own. It does not change.
+        num_classes: number of classes, 2 or more.
+        cut: the last layer to keep, by name or by the position of its block. With several layers, the head sees the
+            features of all of them, each scaled to unit length; `"all"` means the ends of all blocks. None is the layer
+            before the classifier, and for `small-different` the end of an early block (see `policies.EARLY_CUT`).
+        unfreeze_from: the first layer or block to train, in a case that freezes all layers. Layers behind it train
+            too. None trains the head only.
+        init: initial weights: `"pretrained"`; for `large-different` also `"random"`, or `"auto"`, with which `fit`
+            starts from the pre-trained weights and starts again from random ones if training fails.
+        image_size: image size in pixels, one number or (height, width). None is the size that `base` was built for.
+        preprocessing: a key of `preprocessing.PREPROCESSING`. Only your own networks need it.
+        strategy: a name in `strategies.STRATEGIES`, or a `tf.distribute.Strategy`. None is `"auto"`.
+        optimizer: `"adam"`, or `"rmsprop"` with the settings of Esteva et al. (2017), doi:10.1038/nature21056.
+        learning_rate: learning rate, above 0. None is the rate of the optimizer in `policies.OPTIMIZERS` if it has one,
+            else the rate of the case in `policies.POLICIES`.
+        pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights. None does, except with
+            `init="random"`.
+        precision: data type of the computation, one of `policies.PRECISIONS`. Weights, the scaling of the images and
+            the head are always float32.
+        steps_per_execution: number of training steps in one call of the compiled function, 1 or more.
+        seed: random seed of the head's weights, and of all weights with `init="random"`.
 
     Returns:
-        A plain compiled `keras.Model`: raw RGB images, 0 to 255, in; class probabilities out; labels are
-        whole numbers. Its last layer is the new Dense softmax.
+        A compiled `keras.Model`. Its input is a batch of raw RGB images, shape (batch, height, width, 3), 0 to 255. Its
+        output is the class probabilities, shape (batch, num_classes). Labels are integers.
 
     Raises:
-        InputError: an argument is wrong; the message says what would be right.
+        InputError: an argument is invalid, or the network has no graph with one input of color images and one output.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
@@ -90,8 +101,7 @@ def build(
         5124
     """
     case = Case.parse(case)
-    policy = POLICIES[case]
-    _check_base(base)
+    network = _analyze_base(base)
     _check_arguments(case, init, learning_rate, unfreeze_from)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -99,9 +109,8 @@ def build(
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     if steps_per_execution < 1:
         raise InputError(f"Expected steps_per_execution of 1 or more. Received: {steps_per_execution}.")
-    sliced, plan = _slice(case, base, cut, init)
-    pinned = plan.pin_batchnorm if pin_batchnorm is None else pin_batchnorm
-    plan = replace(plan, optimizer=optimizer, pin_batchnorm=pinned)
+    pinned = init != "random" if pin_batchnorm is None else pin_batchnorm
+    sliced, decision = _slice(case, network, cut, init=init, pin_batchnorm=pinned, optimizer=optimizer)
     devices = get_strategy(strategy)
     with devices.scope():
         extractor = surgery.clone(
@@ -114,34 +123,33 @@ def build(
         )
         model = record_devices(surgery.attach_head(extractor, num_classes, seed=seed), devices)
         head = model.layers[-1].name
-        own = SCRATCH_LEARNING_RATE if init == "random" else policy.learning_rate
-        _prepare(
+        default = SCRATCH_LEARNING_RATE if init == "random" else POLICIES[case].learning_rate
+        _freeze_and_compile(
             model,
-            (lambda layer: layer == head) if policy.frozen else True,
-            _optimizer(optimizer, learning_rate, own),
+            (lambda layer: layer == head) if POLICIES[case].frozen else True,
+            _optimizer(optimizer, learning_rate, default),
             pin_batchnorm=pinned,
             steps_per_execution=steps_per_execution,
         )
-    record_decision(model, plan)
+    record_decision(model, decision)
     if unfreeze_from is not None:
         unfreeze(model, from_layer=unfreeze_from, learning_rate=learning_rate, pin_batchnorm=pinned)
     return model
 
 
 def small_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.Model:
-    """Case 1: slice off the classifier, freeze everything, attach a new head.
+    """Build the model of case 1: slice off the classifier, freeze all layers, attach a new head.
 
     Args:
-        base: a pre-trained network; it stays as it is.
-        num_classes: 2 or more.
-        **options: keyword arguments of `build`: cut, unfreeze_from, image_size, preprocessing, strategy,
-            optimizer, learning_rate, pin_batchnorm, seed.
+        base: a pre-trained network. It does not change.
+        num_classes: number of classes, 2 or more.
+        **options: keyword arguments of `build`, except `init`.
 
     Returns:
-        A compiled model of which only the head trains.
+        A compiled model whose head alone trains, as described in `build`.
 
     Raises:
-        InputError: see `build`.
+        InputError: an argument is invalid, see `build`.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
@@ -152,19 +160,18 @@ def small_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.
 
 
 def small_different(base: keras.Model, num_classes: int, **options: Any) -> keras.Model:
-    """Case 2: keep only the early layers, freeze them, attach a new head.
+    """Build the model of case 2: keep the early layers only, freeze them, attach a new head.
 
     Args:
-        base: a pre-trained network; it stays as it is.
-        num_classes: 2 or more.
-        **options: keyword arguments of `build`: cut, unfreeze_from, image_size, preprocessing, strategy,
-            optimizer, learning_rate, pin_batchnorm, seed.
+        base: a pre-trained network. It does not change.
+        num_classes: number of classes, 2 or more.
+        **options: keyword arguments of `build`, except `init`.
 
     Returns:
-        A compiled model of which only the head trains.
+        A compiled model whose head alone trains, as described in `build`.
 
     Raises:
-        InputError: see `build`.
+        InputError: an argument is invalid, see `build`.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
@@ -176,19 +183,18 @@ def small_different(base: keras.Model, num_classes: int, **options: Any) -> kera
 
 
 def large_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.Model:
-    """Case 3: new head, start from the pre-trained weights, retrain everything (BatchNorm stays pinned).
+    """Build the model of case 3: attach a new head and fine-tune all layers from the pre-trained weights.
 
     Args:
-        base: a pre-trained network; it stays as it is.
-        num_classes: 2 or more.
-        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, optimizer,
-            learning_rate, pin_batchnorm, seed.
+        base: a pre-trained network. It does not change.
+        num_classes: number of classes, 2 or more.
+        **options: keyword arguments of `build`, except `init` and `unfreeze_from`.
 
     Returns:
-        A compiled model that trains from end to end.
+        A compiled model, as described in `build`, whose layers all train, except BatchNormalization.
 
     Raises:
-        InputError: see `build`.
+        InputError: an argument is invalid, see `build`.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
@@ -201,21 +207,21 @@ def large_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.
 def large_different(
     base: keras.Model, num_classes: int, *, init: str = "pretrained", **options: Any
 ) -> keras.Model:
-    """Case 4: new head, retrain everything, from the pre-trained weights or from random ones.
+    """Build the model of case 4: attach a new head and train all layers, from pre-trained or random weights.
 
     Args:
-        base: a network; it stays as it is.
-        num_classes: 2 or more.
-        init: `"pretrained"`, `"random"` (BatchNorm is live then), or `"auto"`: `fit` tries the first and
-            falls back on the second where it does not succeed on the validation set.
-        **options: keyword arguments of `build`: cut, image_size, preprocessing, strategy, optimizer,
-            learning_rate, pin_batchnorm, seed.
+        base: a network. It does not change.
+        num_classes: number of classes, 2 or more.
+        init: initial weights: `"pretrained"`; `"random"`, with which BatchNormalization trains too; or `"auto"`, with
+            which `fit` starts from the pre-trained weights and starts again from random ones if the validation
+            accuracy shows that training failed.
+        **options: keyword arguments of `build`, except `unfreeze_from`.
 
     Returns:
-        A compiled model that trains from end to end.
+        A compiled model, as described in `build`, whose layers all train.
 
     Raises:
-        InputError: see `build`.
+        InputError: an argument is invalid, see `build`.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
@@ -232,21 +238,22 @@ def unfreeze(
     learning_rate: float | None = None,
     pin_batchnorm: bool = True,
 ) -> keras.Model:
-    """Let more of a built model train, and compile it again so that the flags count.
+    """Unfreeze layers of a built model and compile it again, without which the change has no effect.
 
     Args:
-        model: a model of the builders; its flags change.
-        from_layer: the first layer to train, or the block that begins with it, such as `"block6a"`; None trains
-            all.
-        learning_rate: of a new optimizer of the same kind; None is that of fine-tuning (see `cases.POLICIES`), or where
-            `policies.OPTIMIZERS` has one, that.
-        pin_batchnorm: keep BatchNormalization as it was pre-trained.
+        model: a model of a builder. It is changed in place.
+        from_layer: the first layer to train, or the first block, such as `"block6a"`. Layers behind it train too. None
+            trains all layers.
+        learning_rate: learning rate of the new optimizer, above 0. The optimizer is of the same kind as before. None is
+            the optimizer's rate in `policies.OPTIMIZERS` if it has one, else the rate of fine-tuning in
+            `policies.POLICIES`.
+        pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights.
 
     Returns:
         The same model, compiled.
 
     Raises:
-        InputError: no layer is called that; the nearest names are listed.
+        InputError: the layer is unknown, with the nearest names, or the learning rate is not above 0.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
@@ -254,14 +261,12 @@ def unfreeze(
         >>> model.get_layer("block_15_project").trainable, model.get_layer("block_16_project").trainable
         (False, True)
     """
-    names = [node.op.name for node in graphs.graph(model)]
-    first = names.index(graphs.find_first(model, from_layer).op.name) if from_layer else 0
-    late = set(names[first:])
-    if learning_rate is not None:
-        _check_learning_rate(learning_rate)
+    network = analyze(model)
+    late = set(network.names[network.block_start(from_layer) if from_layer else 0 :])
+    _check_learning_rate(learning_rate)
     with scope_of(model):
         optimizer = _optimizer(_kind_of(model), learning_rate, POLICIES[Case.LARGE_SIMILAR].learning_rate)
-        _prepare(model, lambda name: name in late, optimizer, pin_batchnorm=pin_batchnorm)
+        _freeze_and_compile(model, late.__contains__, optimizer, pin_batchnorm=pin_batchnorm)
     decision = find_decision(model)
     if decision is not None:
         trained = tuple(end for end in decision.kept if end in late)
@@ -270,11 +275,11 @@ def unfreeze(
 
 
 def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
-    """Give a built model random weights, live BatchNormalization, and a new optimizer."""
+    """Give a built model random weights, trainable BatchNormalization and a new optimizer."""
     with scope_of(model):
         model.set_weights(surgery.clone(model, weights="random", seed=seed).get_weights())
         optimizer = _optimizer(_kind_of(model), None, SCRATCH_LEARNING_RATE)
-        _prepare(model, True, optimizer, pin_batchnorm=False)
+        _freeze_and_compile(model, True, optimizer, pin_batchnorm=False)
     decision = find_decision(model)
     if decision is not None:
         record_decision(model, replace(decision, init="random", pin_batchnorm=False))
@@ -282,19 +287,19 @@ def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
 
 
 def _kind_of(model: keras.Model) -> str:
-    """The optimizer that a model was built with; one that no builder built gets Adam."""
+    """Return the kind of optimizer that a model was built with, and Adam if no builder made it."""
     decision = find_decision(model)
     return decision.optimizer if decision else "adam"
 
 
-def _optimizer(kind: str, learning_rate: float | None, own: float) -> keras.optimizers.Optimizer:
-    """Make the optimizer: at the rate that is given, or else its own, or else the case's."""
-    make = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[kind]
-    settings = {"learning_rate": own, **OPTIMIZERS[kind]}
-    return make(**settings if learning_rate is None else {**settings, "learning_rate": learning_rate})
+def _optimizer(kind: str, learning_rate: float | None, default: float) -> keras.optimizers.Optimizer:
+    """Create an optimizer with the given learning rate, or its own from `OPTIMIZERS`, or the default."""
+    optimizer = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[kind]
+    rate = {} if learning_rate is None else {"learning_rate": learning_rate}
+    return optimizer(**{"learning_rate": default, **OPTIMIZERS[kind], **rate})
 
 
-def _prepare(
+def _freeze_and_compile(
     model: keras.Model,
     trainable: Callable[[str], bool] | bool,
     optimizer: keras.optimizers.Optimizer,
@@ -302,7 +307,7 @@ def _prepare(
     pin_batchnorm: bool,
     steps_per_execution: int | None = None,
 ) -> None:
-    """Set the flags, then compile with a new optimizer, so that they count."""
+    """Set which layers train, then compile with a new optimizer, without which the flags have no effect."""
     surgery.set_trainable(
         model, trainable, pin_batchnorm=pin_batchnorm, synchronized=needs_synchronized_batchnorm(model)
     )
@@ -314,54 +319,65 @@ def _prepare(
     )
 
 
-def _check_base(base: Any) -> None:
+def _analyze_base(base: keras.Model) -> NetworkInfo:
+    """Analyze a base network; raise unless it takes color images."""
     if not isinstance(base, keras.Model):
         raise InputError(
-            f"Expected a keras.Model as base. Received: {type(base).__name__}. load_backbone(name) gives one."
+            f"Expected a keras.Model as base. Received: {type(base).__name__}. Load one with load_backbone(name)."
         )
-    shape = tuple(graphs.graph(base)[0].tensor.shape)
+    network = analyze(base)
+    shape = tuple(network.nodes[0].tensor.shape)
     if len(shape) != 4 or shape[-1] != 3:
         raise InputError(
-            f"Expected a network of color images, with an input of shape (batch, height, width, 3). Received: "
-            f"{base.name!r} with {shape}. Grey images are read as color ones."
+            f"Expected a network for color images, with an input of shape (batch, height, width, 3). Received: "
+            f"{base.name!r} with {shape}. Grey images are read as color images."
         )
+    return network
 
 
 def _check_arguments(case: Case, init: str, learning_rate: float | None, unfreeze_from: str | None) -> None:
+    """Raise if arguments are invalid, or do not fit the case."""
     if unfreeze_from is not None and not POLICIES[case].frozen:
         raise InputError(
-            f"Expected unfreeze_from with a case that freezes layers, {Case.SMALL_SIMILAR} or {Case.SMALL_DIFFERENT}. "
-            f"Received: {case}, which trains all."
+            f"Expected unfreeze_from only with a case that freezes layers: {Case.SMALL_SIMILAR} or "
+            f"{Case.SMALL_DIFFERENT}. Received: {case}, which trains all layers."
         )
     if init not in INITS:
         raise unknown("init", init, INITS)
     if init != "pretrained" and case is not Case.LARGE_DIFFERENT:
-        raise InputError(f"Expected init='pretrained' for {case}; only large-different takes {init!r}.")
-    if learning_rate is not None:
-        _check_learning_rate(learning_rate)
+        raise InputError(
+            f"Expected init='pretrained' for {case}. Received: {init!r}, which needs {Case.LARGE_DIFFERENT}."
+        )
+    _check_learning_rate(learning_rate)
 
 
-def _check_learning_rate(learning_rate: float) -> None:
+def _check_learning_rate(learning_rate: float | None) -> None:
+    """Raise if a learning rate is given that is not a number above 0."""
+    if learning_rate is None:
+        return
     if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
         raise InputError(f"Expected a learning rate, a number above 0. Received: {learning_rate!r}.")
 
 
-def _slice(case: Case, base: keras.Model, cut: Cut | None, init: str) -> tuple[keras.Model, CaseDecision]:
-    ends = block_ends(base)
-    before = graphs.layer_before_classifier(base)
+def _slice(
+    case: Case, network: NetworkInfo, cut: Cut | None, *, init: str, pin_batchnorm: bool, optimizer: str
+) -> tuple[keras.Model, CaseDecision]:
+    """Cut a network for a case; return what is left of it and the decision."""
+    ends = network.block_ends
     if cut is None:
-        cut = early_position(len(ends)) if POLICIES[case].cut == "early" and ends else [before]
-    cuts = cuts_of(base, cut)
-    sliced = surgery.join_at(base, cuts)
-    kept = {node.op.name for node in graphs.graph(sliced)}
+        cut = early_position(len(ends)) if POLICIES[case].cut == "early" and ends else [network.last_layer]
+    cuts = cuts_of(network, cut)
+    sliced = surgery.join_at(network, cuts)
+    kept = {node.op.name for node in graph(sliced)}
     return sliced, CaseDecision(
         case=case,
         cut=cuts[-1],
         cuts=cuts,
         init=init,
-        base=base.name,
+        base=network.name,
         kept=tuple(end for end in ends if end in kept),
         cut_away=tuple(end for end in ends if end not in kept),
-        had_classifier=before != graphs.graph(base)[-1].op.name,
-        pin_batchnorm=init != "random",
+        had_classifier=network.has_classifier,
+        pin_batchnorm=pin_batchnorm,
+        optimizer=optimizer,
     )

@@ -1,4 +1,4 @@
-"""Where to cut a network: names, positions and `all`, as names of layers."""
+"""Cuts: names, positions and `all`, resolved to names of layers."""
 
 from __future__ import annotations
 
@@ -9,54 +9,51 @@ from numbers import Integral
 import keras
 
 from transfer.common.errors import InputError
-from transfer.networks import graphs
-from transfer.networks.backbones import block_ends
+from transfer.networks.graphs import NetworkInfo, Node
 
 Cut = str | int | Sequence[str | int]
-
+"""A layer's name or the position of its block, several of them, or `"all"`."""
 
 ALL_LAYERS = "all"
-"""The cut of a head on every block's end."""
+"""The cut that puts a head on the ends of all blocks."""
 
 
-def cuts_of(base: keras.Model, cut: Cut) -> tuple[str, ...]:
-    """Name the layers that a cut stands for."""
-    ends = block_ends(base)
+def cuts_of(network: NetworkInfo, cut: Cut) -> tuple[str, ...]:
+    """Return the names of the layers at which a cut slices, in the order of the network."""
     if isinstance(cut, str):
-        cut = _everywhere(base, ends) if cut == ALL_LAYERS else [name.strip() for name in cut.split(",")]
+        cut = _all_ends(network) if cut == ALL_LAYERS else [name.strip() for name in cut.split(",")]
     parts = list(cut) if isinstance(cut, Iterable) else [cut]
     if not parts:
         raise InputError("Expected the name or position of at least one layer to cut at. Received: none.")
-    names = {graphs.find(base, _named(part, ends, base.name)).op.name for part in parts}
-    place = {node.op.name: place for place, node in enumerate(graphs.graph(base))}
-    return tuple(sorted(names, key=place.__getitem__))
+    places = sorted({network.position(_layer_name(network, part)) for part in parts})
+    return tuple(network.nodes[place].op.name for place in places)
 
 
-def _everywhere(base: keras.Model, ends: list[str]) -> list[str]:
-    """List the block ends and the layer before the classifier, but no map whose average that layer is."""
-    nodes = graphs.graph(base)
-    last = graphs.find(base, graphs.layer_before_classifier(base))
-    same, node = {last.op.name}, last
-    while _averages(node, nodes[node.parents[0]].tensor.shape if node.parents else ()):
-        node = nodes[node.parents[0]]
+def _all_ends(network: NetworkInfo) -> list[str]:
+    """List the block ends and the last layer, without maps that the last layer only averages."""
+    node = network.nodes[network.position(network.last_layer)]
+    same = {node.op.name}
+    while node.parents and _keeps_average(node, network.nodes[node.parents[0]]):
+        node = network.nodes[node.parents[0]]
         same.add(node.op.name)
-    return [end for end in ends if end not in same] + [last.op.name]
+    return [end for end in network.block_ends if end not in same] + [network.last_layer]
 
 
-def _averages(node: graphs.Node, shape: tuple[int | None, ...]) -> bool:
-    """Say whether an operation's output, averaged over the image, is its input, averaged over the
-    image."""
+def _keeps_average(node: Node, parent: Node) -> bool:
+    """Return whether an operation keeps the average over the image."""
     if isinstance(node.op, keras.layers.Flatten | keras.layers.Reshape):
+        shape = parent.tensor.shape
         return math.prod(size or 0 for size in shape[1:]) == shape[-1]  # of one pixel
     return isinstance(node.op, keras.layers.Dropout | keras.layers.GlobalAveragePooling2D)
 
 
-def _named(cut: str | int, ends: list[str], name: str) -> str:
+def _layer_name(network: NetworkInfo, cut: str | int) -> str:
     if not isinstance(cut, Integral):
         return str(cut)
+    ends = network.block_ends
     if not -len(ends) <= cut < len(ends):
         raise InputError(
-            f"Expected a position among the {len(ends)} block ends of {name!r}, {-len(ends)} to "
+            f"Expected the position of one of the {len(ends)} block ends of {network.name!r}, {-len(ends)} to "
             f"{len(ends) - 1}. Received: {cut}."
         )
     return ends[int(cut)]

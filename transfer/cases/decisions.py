@@ -1,4 +1,4 @@
-"""What a builder decided about a model, kept in one registry for as long as the model lives."""
+"""The decisions of the builders about each model, in one registry. An entry lives as long as its model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from transfer.common.errors import InputError
 
 @dataclass(frozen=True)
 class CaseDecision:
-    """The case of a built model, where it was cut, and which of its blocks train.
+    """The decisions of a builder about a model: its case, its cut, its trainable blocks.
 
     Attributes:
         case: one of the four cases.
-        cut: the last layer that the head sees.
-        cuts: all layers that the head sees, in the order of the network.
-        init: where the weights start: `"pretrained"`, `"random"`, or `"auto"`.
+        cut: name of the last layer that the head sees.
+        cuts: names of all layers that the head sees, in the order of the network.
+        init: initial weights: `"pretrained"`, `"random"`, or `"auto"`.
         base: name of the network.
-        kept: ends of the blocks that were kept.
-        cut_away: ends of the blocks behind the cut.
-        had_classifier: whether the network came with a classifier, which was sliced off.
-        pin_batchnorm: whether BatchNormalization stays as it was pre-trained.
-        trained: ends of the blocks that `unfreeze` made trainable.
-        optimizer: a key of `OPTIMIZERS`.
+        kept: last layers of the blocks that were kept.
+        cut_away: last layers of the blocks that were cut away.
+        had_classifier: whether the network had a classifier, which was sliced off.
+        pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights.
+        trained: last layers of the blocks that `unfreeze` made trainable.
+        optimizer: a key of `policies.OPTIMIZERS`.
     """
 
     case: Case
@@ -43,7 +43,7 @@ class CaseDecision:
 
     @property
     def blocks(self) -> list[tuple[str, str]]:
-        """The network from input to output: (block, `"frozen"`, `"trained"`, `"new"` or `"cut"`)."""
+        """The blocks from input to output, each with `"frozen"`, `"trained"`, `"new"` or `"cut"`."""
         state = "frozen" if POLICIES[self.case].frozen else "new" if self.init == "random" else "trained"
         blocks = [(end, "trained" if end in self.trained else state) for end in self.kept]
         blocks += [("softmax", "new"), *((end, "cut") for end in self.cut_away)]
@@ -54,20 +54,20 @@ _DECISIONS: WeakKeyDictionary[keras.Model, CaseDecision] = WeakKeyDictionary()
 
 
 def record_decision(model: keras.Model, decision: CaseDecision) -> None:
-    """Remember what a builder decided; the entry goes away with the model."""
+    """Record the decision about a model."""
     _DECISIONS[model] = decision
 
 
 def find_decision(model: keras.Model) -> CaseDecision | None:
-    """Return what a builder decided about a model, or None for a model that no builder made."""
+    """Return the decision about a model, or None if no builder made it."""
     return _DECISIONS.get(model)
 
 
 def decision_of(model: keras.Model) -> CaseDecision:
-    """Return what a builder decided about a model: its case, its cut, its blocks.
+    """Return the decision about a built model: its case, its cut, its blocks.
 
     Args:
-        model: of one of the builders, in this process. A model that was loaded from a file has no decision.
+        model: a model that a builder made in this process. Models that were loaded from a file have no decision.
 
     Returns:
         The decision.
@@ -84,6 +84,6 @@ def decision_of(model: keras.Model) -> CaseDecision:
     decision = find_decision(model)
     if decision is None:
         raise InputError(
-            f"Expected a model of a builder, such as small_similar. Received: {model.name!r}; its case is unknown."
+            f"Expected a model of a builder, such as small_similar. Received: {model.name!r}, whose case is unknown."
         )
     return decision

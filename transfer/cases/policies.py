@@ -1,11 +1,11 @@
-"""The four classic cases of transfer learning, as data: what each cuts, trains and starts from.
+"""The four classic cases of transfer learning, as data: the cut, the trainable layers, the initial weights.
 
 | | similar to the pre-training data | different |
 |---|---|---|
 | small data | 1. new head on the frozen network | 2. new head on its frozen early layers |
-| large data | 3. new head, retrain everything from the pre-trained weights | 4. the same, or from random weights |
+| large data | 3. new head, train all layers from the pre-trained weights | 4. the same, or from random weights |
 
-Nothing here knows a network; `builders` turns a policy into a model.
+`builders` turns a policy into a model.
 """
 
 from __future__ import annotations
@@ -16,28 +16,35 @@ from dataclasses import dataclass
 from transfer.common.errors import InputError, unknown
 
 SMALL_DATA = 20_000
-"""Below this many training images data count as small. The rule of thumb speaks of two thousand
-as small and a million as large and leaves the line open; 20,000 is where the BiT HyperRule
-(Kolesnikov et al. 2020, arXiv:1912.11370) ends its small regime."""
+"""Number of training images below which data are small.
+
+The rule of thumb calls two thousand small and a million large, without a limit. The small regime of the BiT HyperRule
+(Kolesnikov et al. 2020, arXiv:1912.11370) ends at 20,000.
+"""
 
 EARLY_CUT = 0.8
-"""How deep `small_different` cuts by default, as a share of the network's blocks. On five data
-sets the blocks at about four fifths gave the best single layer of EfficientNet-Lite0 in most
-and were never far off; cutting at half lost 5 to 23 points."""
+"""Depth of the default cut of `small_different`, as a fraction of the network's blocks.
+
+On most of five data sets, the best single layer of EfficientNet-Lite0 was at about four fifths of the blocks. A cut at
+half of the blocks lost 5 to 23 points of accuracy.
+"""
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-"""Data types that layers compute in. The last two are for GPUs and TPUs."""
+"""Data types of the computation. The last two are for GPUs and TPUs."""
 
 OPTIMIZERS: dict[str, dict[str, float]] = {
     "adam": {},
     "rmsprop": {"learning_rate": 0.001, "rho": 0.9, "momentum": 0.9, "epsilon": 0.1},
 }
-"""Optimizers with their settings: Adam with Keras' defaults and the case's learning rate, or RMSProp with all settings
-of Esteva et al. (2017), doi:10.1038/nature21056."""
+"""Settings of the optimizers.
+
+Adam has the defaults of Keras and the learning rate of the case. RMSprop has the settings of Esteva et al. (2017),
+doi:10.1038/nature21056.
+"""
 
 
 class Case(enum.StrEnum):
-    """One of the four cases; its value is how the command line spells it.
+    """One of the four cases of transfer learning. Its value is its name on the command line.
 
     Example:
         >>> Case.parse("small-similar")
@@ -51,16 +58,16 @@ class Case(enum.StrEnum):
 
     @classmethod
     def parse(cls, name: str | Case) -> Case:
-        """Read a case's name; hyphens and underscores are the same.
+        """Return the case of a name.
 
         Args:
-            name: a `Case` or its name, such as `"small-similar"`.
+            name: a `Case` or its name, such as `"small-similar"`. Underscores count as hyphens.
 
         Returns:
             The case.
 
         Raises:
-            InputError: no case has that name; the nearest names are listed.
+            InputError: no case has that name. The message lists the nearest names.
 
         Example:
             >>> Case.parse("large_different").value
@@ -74,49 +81,47 @@ class Case(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Policy:
-    """What a case asks of the builders; every default of a case is said here and nowhere else."""
+    """The defaults of a case."""
 
-    # 1 to 4, as the lesson counts the cases.
-    number: int
-    cut: str
+    number: int  # 1 to 4, in the usual order
+    cut: str  # "top" or "early"
     frozen: bool
     learning_rate: float
-    # Passes over the training data, at most, where the head trains in epochs.
-    epochs: int | None
+    epochs: int | None  # maximum number of epochs of a head that is trained on features
     idea: str
 
 
-# Head: one Dense layer on scaled features bears thrice Adam's default rate and needs a third of the epochs
-# for it; they cost milliseconds, and early stopping ends them. Everything: a third of the default rate, warmed
-# up and brought down to 0, keeps pre-trained features from being torn.
+# A head on scaled features: three times Adam's default rate needs a third of the epochs. They take milliseconds, and
+# early stopping ends them. All layers: a third of the default rate, with warm-up and decay to 0, does not destroy the
+# pre-trained features.
 POLICIES: dict[Case, Policy] = {
     Case.SMALL_SIMILAR: Policy(
-        1, "top", True, 3e-3, 100, "slice off the classifier, freeze everything, train a new head"
+        1, "top", True, 3e-3, 100, "slice off the classifier, freeze all layers, train a new head"
     ),
     Case.SMALL_DIFFERENT: Policy(
         2, "early", True, 3e-3, 100, "keep only the early layers, freeze them, train a new head"
     ),
     Case.LARGE_SIMILAR: Policy(
-        3, "top", False, 3e-4, None, "new head, start from the pre-trained weights, retrain everything"
+        3, "top", False, 3e-4, None, "new head, start from the pre-trained weights, train all layers"
     ),
     Case.LARGE_DIFFERENT: Policy(
-        4, "top", False, 3e-4, None, "new head, retrain everything, from random weights where that is better"
+        4, "top", False, 3e-4, None, "new head, train all layers, from random weights if that is better"
     ),
 }
 
 SCRATCH_LEARNING_RATE = 1e-3
-"""Adam's default, for networks that start from random weights: there are no features to protect."""
+"""Learning rate for networks with random weights, Adam's default: there are no features to protect."""
 
 
 def rule_of_thumb(num_images: int, similar: bool) -> Case:
-    """Choose a case by the classic rule: how much data, and how like the pre-training data.
+    """Choose a case by the classic rule: the amount of data, and their similarity to the pre-training data.
 
     Args:
-        num_images: number of training images, 1 or more.
-        similar: whether the images resemble those of the pre-training (ImageNet: photos of things).
+        num_images: number of training images, 1 or more. Fewer than `SMALL_DATA` are small data.
+        similar: whether the images resemble the pre-training data (ImageNet: photos of objects).
 
     Returns:
-        The case; data are small below `SMALL_DATA` images.
+        The case.
 
     Raises:
         InputError: `num_images` is below 1.
@@ -135,5 +140,5 @@ def rule_of_thumb(num_images: int, similar: bool) -> Case:
 
 
 def early_position(num_blocks: int) -> int:
-    """Give the position of the block after which `small_different` cuts by default."""
+    """Return the position of the block behind which `small_different` cuts by default."""
     return max(0, min(num_blocks - 1, round(EARLY_CUT * num_blocks) - 1))

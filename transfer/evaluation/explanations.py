@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from transfer.common.errors import InputError
 from transfer.networks.gradients import (
     ClassifierHead,
-    find_maps,
+    find_feature_map,
     gradient_at,
     head_of,
     receptive_fields,
@@ -65,14 +65,14 @@ def grad_cam(
     """
     nodes = unnested(model)
     head, images = head_of(nodes), _check_images(model, nodes, images)
-    index = find_maps(nodes, layer)
+    index = find_feature_map(nodes, layer)
     wanted = _check_classes(classes, len(images), head.classes)
     heat = np.zeros(images.shape[:3], "float32")
     for part in _batches(len(images), batch_size):
         values = run(nodes, {0: _tensor(images[part])}, last=index)
 
         def score(maps: Any, values: dict[int, Any] = values, part: slice = part) -> tuple[Any, Any]:
-            logits = head.logits(run(nodes, {**values, index: maps}, last=head.place)[head.place])
+            logits = head.logits(run(nodes, {**values, index: maps}, last=head.position)[head.position])
             chosen = keras.ops.argmax(logits, axis=-1) if wanted is None else wanted[part]
             return keras.ops.sum(logits * keras.ops.one_hot(chosen, head.classes)), logits
 
@@ -219,10 +219,10 @@ def strongest_responses(
     """
     nodes = unnested(model)
     images, fields = _check_images(model, nodes, images), receptive_fields(nodes)
-    indices = [find_maps(nodes, name) for name in (shown_layers(model) if layers is None else layers)]
+    indices = [find_feature_map(nodes, name) for name in (shown_layers(model) if layers is None else layers)]
     if not len(images) or not indices:
         return []
-    maxima = {index: _Maxima(nodes[index].op.name, fields[index].side) for index in indices}
+    maxima = {index: _Maxima(nodes[index].op.name, fields[index].size) for index in indices}
     for part in _batches(len(images), batch_size):
         values = run(nodes, {0: _tensor(images[part])}, last=max(indices), keep=indices)
         for index, of_layer in maxima.items():
@@ -298,9 +298,9 @@ def _probabilities(
 ) -> np.ndarray:
     parts = [np.zeros((0, head.classes), "float32")]
     for part in _batches(len(images), batch_size):
-        logits = head.logits(run(nodes, {0: _tensor(images[part])}, last=head.place)[head.place])
+        logits = head.logits(run(nodes, {0: _tensor(images[part])}, last=head.position)[head.position])
         _require_finite(model, logits)
-        parts.append(_numpy(keras.ops.sigmoid(logits) if head.several else keras.ops.softmax(logits)))
+        parts.append(_numpy(keras.ops.sigmoid(logits) if head.multi_label else keras.ops.softmax(logits)))
     return np.concatenate(parts)
 
 

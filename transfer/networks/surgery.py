@@ -1,6 +1,6 @@
-"""Operations on the graph of a network: clone, slice, join, freeze, attach a head.
+"""Changes to networks: clone, slice, join, freeze, attach a head.
 
-Nothing here knows a case or a family of networks; what reads a graph without making a model is in `graphs`.
+Nothing here depends on a case or on a family of networks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, one_line
 from transfer.common.keras_private import all_layers
-from transfer.networks.graphs import Node, config_of, find, graph
+from transfer.networks.graphs import NetworkInfo, Node, analyze, config_of, graph
 
 
 def clone(
@@ -30,20 +30,23 @@ def clone(
     precision: str | None = None,
     seed: int = 0,
 ) -> keras.Model:
-    """Copy a model: new layers with the same names on a new input."""
+    """Copy a model: new layers with the same names, on a new input."""
     shape = tuple(graph(model)[0].tensor.shape[1:])
     if image_size is not None:
         shape = (*image_size, shape[-1])
+    # Without the input, whose name the new input may take.
     taken = {layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
     name = _free_name("image", taken) if preprocess else None
     raw = keras.Input(shape, dtype="float32", name=name)
     ready = preprocess(raw) if preprocess else raw
-    copies: dict[int, tuple[Any, Any]] = {}
+    copies: dict[int, tuple[Any, Any]] = {}  # id of a layer -> the layer and its copy
 
     def copy(op: Any) -> Any:
         scales = isinstance(op, keras.layers.Rescaling | keras.layers.Normalization)
-        other = precision and isinstance(op, keras.layers.Layer) and not scales and not hasattr(op, "layers")
-        new = new_like(op, **({"dtype": precision} if other else {}))
+        lowered = (
+            precision and isinstance(op, keras.layers.Layer) and not scales and not hasattr(op, "layers")
+        )
+        new = new_like(op, **({"dtype": precision} if lowered else {}))
         copies[id(op)] = (op, new)
         return new
 
@@ -51,7 +54,7 @@ def clone(
         args, kwargs = keras.tree.map_structure(lambda a: ready if a is raw else a, (args, kwargs))
         return op(*args, **kwargs)
 
-    # A plain functional view of the caller's layers: clone_model treats other classes differently.
+    # A functional model of the same layers, because clone_model treats other classes differently.
     view = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     try:
         with _seeded_initializers(seed):
@@ -70,23 +73,24 @@ def clone(
 
 
 def new_like(op: Any, **changes: Any) -> Any:
-    """Make a layer anew from its configuration, without its weights."""
+    """Build a layer of the same configuration, with new weights."""
     config = {**config_of(op), **changes}
-    # A Lambda's code runs already: there is nothing left to guard.
-    how = {"safe_mode": False} if isinstance(op, keras.layers.Lambda) else {}
+    # The code of a Lambda of the caller's model runs anyway, so that there is nothing to guard against.
+    options = {"safe_mode": False} if isinstance(op, keras.layers.Lambda) else {}
     try:
-        return type(op).from_config(config, **how)
-    except Exception as error:  # the layer's own code runs, and may raise anything
+        return type(op).from_config(config, **options)
+    except Exception as error:  # the layer's own code may raise anything
         raise InputError(
-            f"Layer {op.name!r} cannot be copied, since {type(op).__name__} cannot be made from what its "
-            f"get_config() gives: {one_line(error, most=200)}. Let get_config() return all arguments of "
-            "__init__, and let that hand **kwargs on to keras.layers.Layer."
+            f"Layer {op.name!r} cannot be copied: {type(op).__name__} cannot be built from its get_config(): "
+            f"{one_line(error, most=200)}. Return all arguments of __init__ from get_config(), and pass **kwargs on to "
+            "keras.layers.Layer."
         ) from error
 
 
 @contextlib.contextmanager
 def _seeded_initializers(seed: int) -> Iterator[None]:
-    """Make initializers without a seed repeatable: Keras draws their seeds from Python's generator."""
+    """Seed the initializers that have no seed of their own."""
+    # Keras draws the seed of such an initializer from Python's global generator.
     state = random.getstate()
     random.seed(seed)
     try:
@@ -96,8 +100,7 @@ def _seeded_initializers(seed: int) -> Iterator[None]:
 
 
 def _copy_state(old: Any, new: Any, *, everything: bool) -> None:
-    """Copy all variables of a layer, the states of its random generators too, or only what Normalization
-    knows."""
+    """Copy a layer's variables, random generators included, or only those of Normalization."""
     if not isinstance(old, keras.layers.Layer):
         return
     if everything:
@@ -105,28 +108,27 @@ def _copy_state(old: Any, new: Any, *, everything: bool) -> None:
     for source, target in zip(all_layers(old), all_layers(new), strict=True):
         if isinstance(target, keras.layers.Normalization):
             _assign(source, target)
-            target.finalize_state()  # it computes with constants made of its variables
+            target.finalize_state()  # it computes with constants that it derives from its variables
 
 
 def _assign(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     for source, target in zip(old.variables, new.variables, strict=True):
         if source.shape != target.shape:
             raise ValueError(
-                f"the weights of layer {old.name!r} have shape {source.shape} and would need {target.shape}."
+                f"layer {old.name!r} has weights of shape {source.shape} and would need {target.shape}."
             )
-        # By way of numpy, and not as they are: JAX would share the array, and delete it when one of the two trains.
+        # Through numpy: JAX would share the array between the two models and delete it when one of them trains.
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
 
 
 def renumber(model: keras.Model) -> keras.Model:
-    """Number the names that Keras made up (`conv2d_17`) from zero again, in their own order."""
+    """Number the names that Keras made up (`conv2d_17`) from zero again, in the same order."""
     made_up: dict[str, list[tuple[int, Any]]] = {}
     taken = set()
     for op in dict.fromkeys(node.op for node in graph(model)):
         stem = _snake_case(type(op).__name__)
-        match = re.fullmatch(rf"{stem}(?:_(\d+))?", op.name)
-        if match:
-            made_up.setdefault(stem, []).append((int(match.group(1) or 0), op))
+        if match := re.fullmatch(rf"{stem}(?:_(\d+))?", op.name):
+            made_up.setdefault(stem, []).append((int(match[1] or 0), op))
         else:
             taken.add(op.name)
     for stem, numbered in made_up.items():
@@ -138,38 +140,35 @@ def renumber(model: keras.Model) -> keras.Model:
 
 
 def _snake_case(name: str) -> str:
-    """Spell a class as Keras does when it names a layer after it."""
+    """Return the name that Keras gives a layer of this class."""
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def slice_at(model: keras.Model, name: str) -> keras.Model:
-    """Keep a model up to and with one layer."""
-    return keras.Model(model.inputs[0], find(model, name).tensor, name=model.name)
+    """Cut a model behind a layer, by name."""
+    return keras.Model(model.inputs[0], analyze(model).output(name), name=model.name)
 
 
-def join_at(model: keras.Model, names: Sequence[str]) -> keras.Model:
-    """Give what several layers see as one vector per image."""
-    wanted = {id(find(model, name).tensor) for name in names}
-    chosen = [node for node in graph(model) if id(node.tensor) in wanted]
-    if not chosen:
+def join_at(network: NetworkInfo, names: Sequence[str]) -> keras.Model:
+    """Build the model whose output is that of one layer, or of several layers as one vector per image."""
+    image, taken = network.nodes[0].tensor, set(network.names)
+    places = sorted({network.position(name) for name in names})
+    if not places:
         raise InputError("Expected the name of at least one layer. Received none.")
-    if len(chosen) == 1:
-        return slice_at(model, chosen[0].op.name)
-    taken = {layer.name for layer in model.layers}
+    if len(places) == 1:
+        return keras.Model(image, network.nodes[places[0]].tensor, name=network.name)
     vectors = []
-    for number, node in enumerate(chosen):
-        vector = _vector(node, _free_name(f"joined_{number}_pool", taken), dtype="float32")
-        unit = keras.layers.UnitNormalization(
-            dtype="float32", name=_free_name(f"joined_{number}_unit", taken)
-        )
-        vectors.append(unit(vector))
+    for number, place in enumerate(places):
+        vector = _vector(network.nodes[place], _free_name(f"joined_{number}_pool", taken), dtype="float32")
+        name = _free_name(f"joined_{number}_unit", taken)
+        vectors.append(keras.layers.UnitNormalization(dtype="float32", name=name)(vector))
     join = keras.layers.Concatenate(dtype="float32", name=_free_name("joined", taken))
-    return keras.Model(model.inputs[0], join(vectors), name=model.name)
+    return keras.Model(image, join(vectors), name=network.name)
 
 
 def _vector(node: Node, name: str, *, dtype: str | None = None) -> Any:
-    """Average an output over the image where it is a map, with a layer of that name."""
+    """Return an output as a vector per image; a layer of that name averages feature maps."""
     vector = node.tensor
     if len(vector.shape) == 4:
         vector = keras.layers.GlobalAveragePooling2D(name=name, dtype=dtype)(vector)
@@ -188,12 +187,12 @@ def set_trainable(
     pin_batchnorm: bool = True,
     synchronized: bool = False,
 ) -> keras.Model:
-    """Set the flags of a model's layers, one by one, inner layers too."""
-    model.trainable = True  # the model's own flag must let its layers' through
+    """Set `trainable` of each layer of a model, inner layers included."""
+    model.trainable = True  # the model's own flag overrides those of its layers
     for outer in model.layers:
         inner = all_layers(outer)
         flag = trainable(outer.name) if callable(trainable) else trainable
-        for layer in inner:
+        for layer in inner:  # all of them first, since each flag is passed on to the layers inside
             layer.trainable = flag
         for layer in inner:
             if isinstance(layer, keras.layers.BatchNormalization):
@@ -203,7 +202,7 @@ def set_trainable(
 
 
 def attach_head(extractor: keras.Model, num_classes: int, *, seed: int | None = None) -> keras.Model:
-    """Put a new Dense softmax on a network, behind global average pooling where it ends in a map."""
+    """Attach a Dense softmax, behind global average pooling if the network ends in feature maps."""
     if not isinstance(num_classes, Integral) or num_classes < 2:
         raise InputError(
             f"Expected a whole number of at least 2 classes. Received: num_classes={num_classes!r}."
@@ -225,6 +224,6 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def feature_extractor_of(model: keras.Model) -> keras.Model:
-    """Give a model without its last layer, the head."""
+    """Return a model without its last layer, the head."""
     nodes = graph(model)
-    return keras.Model(model.inputs[0], nodes[nodes[-1].parents[0]].tensor, name=f"{model.name}_trunk")
+    return keras.Model(model.inputs[0], nodes[nodes[-1].parents[0]].tensor, name=f"{model.name}_features")
