@@ -12,8 +12,7 @@ from transfer.cases.policies import POLICIES, Case
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.config import DataConfig
-from transfer.frozen import beam_runner
-from transfer.frozen.beam_extraction import SHARD_SIZE, extract_with_beam
+from transfer.frozen.beam_extraction import SHARD_SIZE, extract_with_beam, read_options
 
 log = logging.getLogger("transfer.beam_features")
 
@@ -73,7 +72,7 @@ def parse_pass_arguments(
 
 def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[str] = ()) -> int:
     """Fill the cache with what `fit` and `evaluate` will look for."""
-    beam_runner.read_options(flags)  # before anything slow
+    read_options(flags)  # before anything slow
     from transfer.distributed import strategies
 
     strategies.start_quietly()

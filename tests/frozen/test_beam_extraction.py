@@ -16,7 +16,7 @@ from transfer.beam_features import PassConfig, main
 from transfer.cases.builders import small_similar
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
-from transfer.frozen import beam_extraction, beam_runner, extraction, feature_shards
+from transfer.frozen import beam_extraction, extraction, feature_shards
 from transfer.frozen.beam_extraction import extract_with_beam
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.feature_shards import ShardReport, Worker
@@ -122,7 +122,7 @@ def test_what_is_there_is_not_computed_again(extractor, split, cache, monkeypatc
     locally(extractor, split.take(range(0, len(split), 2)), cache)
     found = on_beam(extractor, split, cache)
     assert found.computed == len(split) // 2
-    monkeypatch.setattr(beam_runner, "run_shards", None)  # it is not asked
+    monkeypatch.setattr(beam_extraction, "run_shards", None)  # it is not asked
     again = on_beam(extractor, split, cache)
     assert (again.computed, again.engine) == (0, "") and np.array_equal(again.load(), found.load())
 
@@ -154,9 +154,9 @@ def test_a_shard_that_is_given_out_again_is_not_computed_again(extractor, split,
     """Clusters do so when they have lost sight of a worker."""
     settings = settings_of(extractor, split, cache)
     with feature_shards.pass_folder(cache.folder) as folder:
-        write_pass(folder, extractor, settings, split)
-        assert Worker(folder).work(0).images == len(split)
-        assert Worker(folder).work(0) is None
+        write_pass(folder, extractor, split)
+        assert Worker(folder, settings).work(0).images == len(split)
+        assert Worker(folder, settings).work(0) is None
     assert locally(extractor, split, cache).computed == 0
 
 
@@ -174,8 +174,8 @@ def settings_of(extractor, split, cache, **changes):
     return feature_shards.PassSettings(**options)
 
 
-def write_pass(folder, extractor, settings, split):
-    feature_shards.write_pass(folder, extractor, settings, split, count=1)
+def write_pass(folder, extractor, split):
+    feature_shards.write_pass(folder, extractor, split, count=1)
 
 
 # What can go wrong
@@ -184,7 +184,7 @@ def write_pass(folder, extractor, settings, split):
 def test_what_the_local_pass_refuses_is_refused(extractor, split, cache, tmp_path):
     with pytest.raises(InputError, match="Received: an empty split"):
         on_beam(extractor, split.take([]), cache)
-    with pytest.raises(InputError, match="shard_size of 1"):
+    with pytest.raises(InputError, match="shard_size of at least 1 image"):
         on_beam(extractor, split, cache, shard_size=0)
     with pytest.raises(InputError, match="Did you mean 'keras'"):
         on_beam(extractor, split, cache, engine="kers")
@@ -245,15 +245,15 @@ def test_a_network_that_cannot_be_saved_is_refused_and_leaves_nothing(split, cac
 def test_a_worker_that_would_give_other_numbers_is_refused(extractor, split, cache):
     settings = settings_of(extractor, split, cache, store="another.features")
     with feature_shards.pass_folder(cache.folder) as folder:
-        write_pass(folder, extractor, settings, split)
+        write_pass(folder, extractor, split)
         with pytest.raises(InputError, match="computes other features"):
-            Worker(folder)
+            Worker(folder, settings)
 
 
 def test_a_disk_that_workers_do_not_see_is_noticed(extractor, split, cache, monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"does not see .*TRANSFER_CACHE"):
-        feature_shards.run_shard(0, str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(beam_runner, "run_shards", lambda *arguments: None)
+        feature_shards.run_shard(0, tmp_path / "elsewhere", settings_of(extractor, split, cache))
+    monkeypatch.setattr(beam_extraction, "run_shards", lambda *arguments: None)
     with pytest.raises(InputError, match=f"{len(split)} images are not in"):
         on_beam(extractor, split, cache)
 
@@ -283,13 +283,13 @@ def test_without_beam_it_is_said_how_to_install_it(extractor, split, cache, monk
 def test_what_beam_is_told_is_small(extractor, split, cache, monkeypatch):
     """Numbers of shards; and in the file of a shard, paths and not images."""
     monkeypatch.setattr(
-        feature_shards, "run_shard", lambda number, folder: Path(folder, f"{number}.told").touch()
+        feature_shards, "run_shard", lambda number, folder, settings: (folder / f"{number}.told").touch()
     )
     settings = settings_of(extractor, split, cache)
     with feature_shards.pass_folder(cache.folder) as folder:
-        feature_shards.write_pass(folder, extractor, settings, split, count=3)
+        feature_shards.write_pass(folder, extractor, split, count=3)
         sizes = [path.stat().st_size for path in folder.glob("*.shard")]
-        beam_runner.run_shards(folder, 3, beam_runner.read_options([]))
+        beam_extraction.run_shards(folder, settings, 3, beam_extraction.read_options([]))
         told = sorted(path.name for path in folder.glob("*.told"))
         found = [feature_shards.read_shard(path, "stretch") for path in sorted(folder.glob("*.shard"))]
     assert told == ["0.told", "1.told", "2.told"]
@@ -300,10 +300,10 @@ def test_what_beam_is_told_is_small(extractor, split, cache, monkeypatch):
 
 def test_a_shard_is_a_sample_of_all_images(extractor, colors, cache):
     split = colors.train
-    settings = settings_of(extractor, split, cache)
+    cache.folder.mkdir()
     names = {digest: name for digest, name in zip(split.digests, split.names, strict=True)}
     with feature_shards.pass_folder(cache.folder) as folder:
-        feature_shards.write_pass(folder, extractor, settings, split, count=4)
+        feature_shards.write_pass(folder, extractor, split, count=4)
         for path in folder.glob("*.shard"):
             of_class = {
                 Path(names[d]).parent.name for d in feature_shards.read_shard(path, "stretch").digests
@@ -317,16 +317,18 @@ def test_there_are_as_many_shards_for_each_worker():
 
 
 def test_flags_are_beams_own_and_typos_are_not():
-    options = beam_runner.read_options(TWO_PROCESSES)
-    assert beam_runner.count_workers(options) == 2
-    assert beam_runner.threads_per_worker(options) == max(1, os.cpu_count() // 2)
-    assert beam_runner.threads_per_worker(beam_runner.read_options([])) == 0
+    options = beam_extraction.read_options(TWO_PROCESSES)
+    assert beam_extraction.count_workers(options) == 2
+    assert beam_extraction.threads_per_worker(options) == max(1, os.cpu_count() // 2)
+    assert beam_extraction.threads_per_worker(beam_extraction.read_options([])) == 0
     with pytest.raises(InputError, match="Unknown flag: --image-sise"):
-        beam_runner.read_options(["--image-sise=96"])
-    on_cluster = beam_runner.read_options(
+        beam_extraction.read_options(["--image-sise=96"])
+    on_cluster = beam_extraction.read_options(
         ["--runner=FlinkRunner", "--flink_master=here:1", "--num_workers=8"]
     )
-    assert beam_runner.count_workers(on_cluster) == 8 and beam_runner.threads_per_worker(on_cluster) == 0
+    assert (
+        beam_extraction.count_workers(on_cluster) == 8 and beam_extraction.threads_per_worker(on_cluster) == 0
+    )
 
 
 def test_messages_are_found_in_whatever_wraps_them():

@@ -1,6 +1,6 @@
-"""Files through which workers extract features: settings, the network, and the images of each shard.
+"""Extract features in shards: a folder with the network and the images of each shard, and the workers' part.
 
-A pass is a folder beside the stores. A worker gets the folder and the number of a shard, and writes a report.
+A worker gets the folder, the settings, and the number of a shard. It writes a report.
 """
 
 from __future__ import annotations
@@ -96,10 +96,8 @@ def pass_folder(cache: Path) -> Iterator[Path]:
         _worker.cache_clear()
 
 
-def write_pass(
-    folder: Path, extractor: keras.Model, settings: PassSettings, split: Split, *, count: int
-) -> None:
-    """Write the network, the settings, and the images as a number of shards."""
+def write_pass(folder: Path, extractor: keras.Model, split: Split, *, count: int) -> None:
+    """Write the network, and the images as a number of shards."""
     path = folder / "extractor.keras"
     try:
         extractor.save(path)
@@ -110,7 +108,6 @@ def write_pass(
             f"{extractor.name!r} cannot be saved for the workers: {one_line(error, most=200)}. get_config() of each "
             "layer must return all arguments of __init__."
         ) from error
-    write_text(folder / "settings.json", json.dumps(asdict(settings)))
     order = np.random.default_rng(0).permutation(len(split))
     for number, positions in enumerate(np.array_split(order, count)):
         write_shard(folder / f"{number}.shard", split.take(positions))
@@ -119,14 +116,14 @@ def write_pass(
 def write_shard(path: Path, shard: Split) -> None:
     """Write the paths of image files and the content of other images."""
     contents, shapes = zip(*map(_to_bytes, shard.images), strict=True)
-    arrays = {
-        "content": np.frombuffer(b"".join(contents), "uint8"),
-        "ends": np.cumsum([len(content) for content in contents]),
-        "shapes": np.array(shapes, "int32"),
-        "digests": np.array(list(shard.digests), "S"),
-    }
     with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(
+            file,
+            content=np.frombuffer(b"".join(contents), "uint8"),
+            ends=np.cumsum([len(content) for content in contents]),
+            shapes=np.array(shapes, "int32"),
+            digests=np.array(list(shard.digests), "S"),
+        )
 
 
 def _to_bytes(image: str | Path | bytes | np.ndarray) -> tuple[bytes, tuple[int, int]]:
@@ -158,20 +155,17 @@ def read_shard(path: Path, resize: str) -> Split:
 class Worker:
     """The network and the store of a pass in one worker process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: PassSettings) -> None:
         began = time.time()
         host = socket.gethostname()
-        try:
-            settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not folder.is_dir():
             raise InputError(
                 f"The worker on {host} does not see {str(folder)!r}. Set the environment variable TRANSFER_CACHE to a "
                 "folder that all workers see under one name."
-            ) from None
-        self.folder, self.settings = folder, PassSettings(**settings)
-        if self.settings.threads:  # TensorFlow reads them when it first computes
+            )
+        if settings.threads:  # TensorFlow reads them when it first computes
             for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-                os.environ.setdefault(name, str(self.settings.threads))
+                os.environ.setdefault(name, str(settings.threads))
         if "tensorflow" not in sys.modules:
             from transfer.distributed import strategies
 
@@ -188,21 +182,23 @@ class Worker:
                 f"The network cannot be loaded by the worker on {host}: {one_line(error, most=200)}. Use a network of "
                 "Keras' own layers without Lambda, or extract its features without Beam."
             ) from None
-        settings = self.settings
-        self.size = (settings.image_size[0], settings.image_size[1])
         self.run = make_engine(
             extractor, engine=settings.engine, precision=settings.precision, batch_size=settings.batch_size
         )
         cache = FeatureCache(folder.parent, limit=settings.limit)
         self.store = open_store(
-            self.run, image_size=self.size, resize=settings.resize, dtype=settings.dtype, cache=cache
+            self.run,
+            image_size=settings.image_size,
+            resize=settings.resize,
+            dtype=settings.dtype,
+            cache=cache,
         )
         if self.store.folder.name != settings.store:
             raise InputError(
                 f"The worker on {host} uses the engine {self.run.name}, which computes other features than requested. "
                 "Set engine='keras' or precision='float32', which work on all machines."
             )
-        self.name = f"{host} {os.getpid()}"
+        self.folder, self.settings, self.name = folder, settings, f"{host} {os.getpid()}"
         self._lock = threading.Lock()
         self.setup = time.time() - began
 
@@ -220,7 +216,9 @@ class Worker:
             with suppress(OSError):  # on a disk without locks, the time shows that the store is in use
                 os.utime(self.store.folder / "used")
             shard = shard.take(missing)
-            times = compute_features(self.run, self.store, shard, shard.digests, image_size=self.size)
+            times = compute_features(
+                self.run, self.store, shard, shard.digests, image_size=self.settings.image_size
+            )
         (first, first_batch), (last, _) = times[0], times[-1]
         return ShardReport(self.name, len(shard), first, last, first_batch, self.setup)
 
@@ -229,23 +227,22 @@ _worker = functools.lru_cache(maxsize=1)(Worker)  # loading the network takes se
 _lock = threading.Lock()
 
 
-def run_shard(number: int, folder: str) -> None:
+def run_shard(number: int, folder: Path, settings: PassSettings) -> None:
     """Run a shard in this worker process, and write a report or the problem."""
-    place = Path(folder)
-    if failure(place) is not None:
+    if failure(folder) is not None:
         return
     try:
         with _lock:
-            worker = _worker(place)
+            worker = _worker(folder, settings)
         report = worker.work(number)
     except Exception as error:
         problem = problem_in(error)
-        if problem is None or not place.is_dir():
+        if problem is None or not folder.is_dir():
             raise
-        write_text(place / "failure", problem)
+        write_text(folder / "failure", problem)
         return
     if report is not None:
-        write_text(place / f"{number}.done", json.dumps(asdict(report)))
+        write_text(folder / f"{number}.done", json.dumps(asdict(report)))
 
 
 def failure(folder: Path) -> str | None:
