@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from transfer.images.sources import embedded_folder
+from transfer.images.folder_source import embedded_folder
 
 from transfer.__main__ import COMMANDS
 from transfer.config import parse_advice_arguments, parse_arguments, parse_check_arguments

@@ -130,7 +130,7 @@ def write_list(path: Path, job: dict) -> str:
     Images that show the same stay on one side, since `load_data` draws the test where there is none yet.
     """
     from transfer.images.datasets import load_data
-    from transfer.images.sources import find_source, read_folder
+    from transfer.images.folder_source import find_source, read_folder
 
     def sample(labels: np.ndarray, count: int) -> np.ndarray:
         place = np.random.default_rng(job["seed"]).permutation(len(labels)).astype("float64")
