@@ -12,7 +12,6 @@ from transfer.common.errors import InputError
 from transfer.common.files import write_text
 from transfer.config import parse_check_arguments
 from transfer.images.datasets import load_data
-from transfer.images.folder_source import embedded_folder as embedded_folder
 from transfer.images.split_file import write_split
 
 

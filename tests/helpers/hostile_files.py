@@ -302,7 +302,9 @@ def disguises(corpus: Corpus) -> None:
     ):
         corpus.bad(kind, f"red/{name}", content, why="not an image")
     for name, content in (("a.heic", heic), ("a.svg", svg), ("a.tiff", encode(solid((9, 9, 9)), "TIFF"))):
-        corpus.bad(f"{name[2:].upper()} with its own extension", f"red/{name}", content, why="is not supported")
+        corpus.bad(
+            f"{name[2:].upper()} with its own extension", f"red/{name}", content, why="is not supported"
+        )
     for name, content in (
         ("notes.txt", b"BM is how a BMP begins"),
         ("labels.csv", b"a,b\n"),
@@ -680,7 +682,9 @@ def folders(corpus: Corpus) -> None:
     corpus.note("a class of one image", (), "read", "few")
     corpus.plain("unsupported class", "a", "b")
     corpus.write("new/a.heic", b"heic", "unsupported class")
-    corpus.note("a class of HEIC alone", (), "refused", "unsupported class", why="new/a.heic (HEIC is not supported")
+    corpus.note(
+        "a class of HEIC alone", (), "refused", "unsupported class", why="new/a.heic (HEIC is not supported"
+    )
     corpus.plain("empty class", "a", "b")
     (corpus.folder / "empty class" / "nothing").mkdir()
     corpus.note("a class without images", (), "refused", "empty class", why="nothing")

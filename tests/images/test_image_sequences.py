@@ -74,7 +74,9 @@ def test_a_full_disk_is_reported_and_earlier_images_stay():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"Cannot write a temporary copy .* Set the environment variable TMPDIR"):
+        with pytest.raises(
+            InputError, match=r"Cannot write a temporary copy .* Set the environment variable TMPDIR"
+        ):
             images.append(b"y" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

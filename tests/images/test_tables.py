@@ -158,7 +158,9 @@ def test_an_unknown_split_lists_the_valid_ones(write):
 def test_required_columns_must_be_filled(write):
     path = write("path,label,split\na,b,train\nc,d,\n")
     assert len(read(path)) == 2
-    assert "list.csv, line 3: the split is empty. Correct" in refusal(path, required=("path", "label", "split"))
+    assert "list.csv, line 3: the split is empty. Correct" in refusal(
+        path, required=("path", "label", "split")
+    )
     assert "expected a column 'split' (or set, subset)" in refusal(
         write("path,label\na,b\n"), required=("path", "label", "split")
     )
@@ -173,9 +175,9 @@ def test_nul_bytes_are_reported_by_line(write, column):
 
 def test_an_unclosed_quote_is_reported_by_the_line_where_it_opens(write):
     path = write('path,label\na,b\n"c,d\n' + "e,f\n" * 10)
-    assert "list.csv, line 3: unexpected end of data (is a quote not closed?). Correct" in refusal(path).replace(
-        "?.", "?"
-    )
+    assert "list.csv, line 3: unexpected end of data (is a quote not closed?). Correct" in refusal(
+        path
+    ).replace("?.", "?")
     assert "line 3: field larger than field limit" in refusal(
         write('path,label\na,b\n"c,d\n' + "e,f\n" * 50_000)
     )
@@ -248,7 +250,9 @@ def test_folders_urls_and_pipes_are_refused(tmp_path):
 def test_a_file_without_read_permission_is_reported(write):
     path = write("path,label\na,b\n")
     path.chmod(0)
-    assert refusal(path) == f"Cannot read {str(path)!r}: Permission denied. Check the file, or create it again."
+    assert (
+        refusal(path) == f"Cannot read {str(path)!r}: Permission denied. Check the file, or create it again."
+    )
 
 
 def test_a_tilde_means_the_home_folder(write, tmp_path, monkeypatch):
