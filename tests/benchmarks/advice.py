@@ -168,7 +168,7 @@ def truth(data: Any, seed: int) -> dict[str, Any]:
     import keras
 
     import transfer
-    from transfer.adviser.curves import side_by_side
+    from transfer.adviser.curves import concatenate_normalized
     from transfer.adviser.sample_features import extract_sample_features
     from transfer.frozen import heads
 
@@ -177,7 +177,7 @@ def truth(data: Any, seed: int) -> dict[str, Any]:
     heads_at = {}
     for name in [*parts["train"].taps, "all"]:
         x = {
-            split: side_by_side(list(sample.taps.values())) if name == "all" else sample.taps[name]
+            split: concatenate_normalized(list(sample.taps.values())) if name == "all" else sample.taps[name]
             for split, sample in parts.items()
         }
         head = heads.solve(
@@ -275,7 +275,7 @@ def fit(options: argparse.Namespace) -> None:
             kind = "all" if head["cut"] == "all" else "one layer"
             off[kind].append(truth["heads"][head["cut"]] - head["accuracy"])
         if "scratch" in rows:
-            off["from-scratch"].append(rows["scratch"]["from-scratch"] - evidence["pixels"])
+            off["from-scratch"].append(rows["scratch"]["from-scratch"] - evidence["pixel_accuracy"])
         heads = {head["cut"]: head["accuracy"] for head in evidence["heads"]}
         best = heads[pick(choices(rows["advised"]), frozen=True).cut]
         wrong.append(1 - best)
@@ -369,14 +369,14 @@ def chosen_by(rows: dict[str, dict], who: str, budget: float | None = None) -> s
 
 def choices(advice: dict) -> Any:
     """What the adviser expects of each choice, from the evidence that it had."""
-    from transfer.adviser.estimates import Evidence, HeadEvidence, choices_of
+    from transfer.adviser.estimates import Evidence, HeadEvidence, estimate_choices
     from transfer.adviser.trials import Trial
 
     given = {
         **advice["evidence"],
         "heads": tuple(HeadEvidence(**head) for head in advice["evidence"]["heads"]),
     }
-    return choices_of(Evidence(**given, trial=advice["trial"] and Trial(**advice["trial"])))
+    return estimate_choices(Evidence(**given, trial=advice["trial"] and Trial(**advice["trial"])))
 
 
 def key_of(choice: Any) -> str:

@@ -1,10 +1,10 @@
-"""The numbers that `transfer.similarity` compares with: what two networks make of sets of images that are known.
+"""Measures of two networks on the reference sets that `transfer.adviser.similarity` compares with.
 
     python tests/benchmarks/references.py --images path/to/images --weights mobilenet_v2.weights.h5
 
-It writes `transfer/references.json`, the same each time; half an hour on two cores. The images: `emoji` comes along;
-`--images` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`, `cifar10/train/CLASS` and
-`fashion_mnist.npz`; the other sets are made of these, or drawn. At most 1,000 images of each are looked at.
+Writes `transfer/adviser/references.json`, the same each time; takes half an hour on two cores. `emoji` comes with the
+package. `--images` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`, `cifar10/train/CLASS` and
+`fashion_mnist.npz`. The other sets are computed. At most 1,000 images of each set are used.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ import numpy as np
 
 COMMAND = "python tests/benchmarks/references.py --images IMAGES --weights MOBILENET_V2.weights.h5"
 SIZES = (96, 128, 224)
-MOST = 1000  # images of a set
-COUNTS = (50, 100, 200, 400, 1000)  # images to take the information from
-DRAWS = 10  # of so many images
+MAX_IMAGES = 1000  # of a set
+COUNTS = (50, 100, 200, 400, 1000)  # images to compute the information from
+DRAWS = 10  # of each count
 SETS = {
     "cifar10": "photos of animals and vehicles, 32 px",
-    "cifar10-blurred": "the same, grey and out of focus",
-    "cifar10-inverted": "the same as negatives",
-    "cifar10-scrambled": "the same, each cut into 16 tiles that are shuffled",
-    "digits": "handwritten digits of 8 px, of scikit-learn",
+    "cifar10-blurred": "cifar10 in grey and out of focus",
+    "cifar10-inverted": "cifar10 as negatives",
+    "cifar10-scrambled": "cifar10, each image cut into 16 shuffled tiles",
+    "digits": "handwritten digits of scikit-learn, 8 px",
     "emoji": "drawings on white",
     "fashion_mnist": "grey images of clothes, 28 px",
     "hymenoptera": "photos of ants and bees",
-    "hymenoptera-32px": "the same, reduced to 32 px",
-    "patterns": "random patterns, of five degrees of smoothness",
+    "hymenoptera-32px": "hymenoptera reduced to 32 px",
+    "patterns": "random patterns with five degrees of smoothness",
     "sign_digits": "photos of hands that show digits, 100 px",
 }
 
 
 def main() -> None:
-    """Look at every set with both networks at every size, and write the numbers."""
+    """Measure every set with both networks at every size, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[2] / "transfer" / "references.json"
+        "--output", type=Path, default=Path(__file__).parents[2] / "transfer" / "adviser" / "references.json"
     )
     options = parser.parse_args()
     from transfer.distributed.strategies import start_quietly
@@ -72,53 +72,55 @@ def main() -> None:
             for model, base in networks.items():
                 start = time.perf_counter()
                 row = {"name": name, "model": model, "image_size": size, "num_available": available}
-                rows.append(row := {**row, **numbers(images, labels, base)})
+                rows.append(row := {**row, **measures(images, labels, base)})
                 print(f"{time.perf_counter() - start:4.0f} s", json.dumps(row), flush=True)
     write(rows, options.output)
 
 
-def numbers(images: np.ndarray, labels: np.ndarray, base: Any) -> dict[str, Any]:
-    """What a network makes of a set."""
+def measures(images: np.ndarray, labels: np.ndarray, base: Any) -> dict[str, Any]:
+    """Return the measures of a network on a set."""
     from transfer.adviser.probes import label_information
-    from transfer.adviser.sample_features import extract_sample_features, some_of_each
+    from transfer.adviser.sample_features import extract_sample_features, stratified_sample
     from transfer.adviser.similarity import keeps_statistics, shift_by_depth
     from transfer.frozen.feature_cache import FeatureCache
     from transfer.images.splitting import Split
 
-    sample = Split(images, labels, [str(i) for i in range(len(labels))])
-    with tempfile.TemporaryDirectory() as folder:  # Keras, so that it does not matter what else is installed
-        sample = extract_sample_features(sample, base, engine="keras", cache=FeatureCache(Path(folder)))
-    assert sample.old is not None
+    split = Split(images, labels, [str(i) for i in range(len(labels))])
+    with tempfile.TemporaryDirectory() as folder:  # Keras, so that results do not depend on other engines
+        sample = extract_sample_features(split, base, engine="keras", cache=FeatureCache(Path(folder)))
+    assert sample.source_probabilities is not None
     information = {}
     for count in sorted({min(count, len(labels)) for count in COUNTS}):
-        found = []
+        values = []
         for seed in range(DRAWS if count < len(labels) else 1):
-            some = some_of_each(sample.labels, count, seed)
-            found.append(
-                label_information(sample.old[some], np.unique(sample.labels[some], return_inverse=True)[1])
+            some = stratified_sample(sample.labels, count, seed)
+            values.append(
+                label_information(
+                    sample.source_probabilities[some], np.unique(sample.labels[some], return_inverse=True)[1]
+                )
             )
-        information[str(count)] = round(float(np.mean(found)), 4)
+        information[str(count)] = round(float(np.mean(values)), 4)
     shift = shift_by_depth(sample.shifts) if keeps_statistics(base) else None
     return {
         "num_images": len(labels),
         "num_classes": sample.num_classes,
         "information": information,
-        "confidence": round(float(sample.old.max(axis=1).mean()), 4),
+        "confidence": round(float(sample.source_probabilities.max(axis=1).mean()), 4),
         "shift": shift and [round(value, 4) for value in shift],
     }
 
 
 def write(rows: list[dict[str, Any]], output: Path) -> None:
-    """Write the file, a line per row."""
+    """Write the file, with one line per row."""
     rows = sorted(rows, key=lambda row: (row["model"], row["image_size"], row["name"]))
-    head = json.dumps({"made by": COMMAND, "sets": SETS}, indent=1).rstrip("\n }")
+    head = json.dumps({"made_by": COMMAND, "sets": SETS}, indent=1).rstrip("\n }")
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     output.write_text(f'{head}\n }},\n "references": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
     json.loads(output.read_text(encoding="utf-8"))
 
 
 def read(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Give the images of a set, uint8 of shape (N, size, size, 3), their labels, and of how many they are some."""
+    """Return images of a set, uint8 of shape (N, size, size, 3), their labels, and the size of the whole set."""
     from transfer.images.datasets import embedded_folder
 
     if name == "patterns":
@@ -144,29 +146,29 @@ def read(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, in
 
 
 def of_files(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Some images of each folder that is called like a class."""
-    from transfer.adviser.sample_features import some_of_each
+    """Return a stratified sample of a folder with one subfolder per class."""
+    from transfer.adviser.sample_features import stratified_sample
     from transfer.images.decoding import decode
 
-    # No GIF: that of hymenoptera says that its image is missing.
+    # No GIF: the one in hymenoptera is a placeholder for a missing image.
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     labels = np.unique([path.parent.name for path in files], return_inverse=True)[1]
-    some = np.sort(some_of_each(labels, MOST, 0))
+    some = np.sort(stratified_sample(labels, MAX_IMAGES, 0))
     return np.stack([decode(files[i], (size, size)) for i in some]), labels[some], len(files)
 
 
 def of_arrays(images: np.ndarray, labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Some images of each class."""
-    from transfer.adviser.sample_features import some_of_each
+    """Return a stratified sample of arrays."""
+    from transfer.adviser.sample_features import stratified_sample
     from transfer.images.decoding import to_rgb_array
 
-    some = np.sort(some_of_each(labels, MOST, 0))
+    some = np.sort(stratified_sample(labels, MAX_IMAGES, 0))
     some_images = np.stack([to_rgb_array(images[i], (size, size)) for i in some])
     return some_images, labels[some].astype("int64"), len(labels)
 
 
 def blurred(images: np.ndarray) -> np.ndarray:
-    """Grey and out of focus."""
+    """Convert images to grey and blur them."""
     from PIL import Image, ImageFilter
 
     soft = ImageFilter.GaussianBlur(images.shape[1] / 24)
@@ -174,7 +176,7 @@ def blurred(images: np.ndarray) -> np.ndarray:
 
 
 def scrambled(images: np.ndarray) -> np.ndarray:
-    """Cut into 4 x 4 tiles, shuffled otherwise in each image."""
+    """Cut each image into 4 x 4 tiles and shuffle them."""
     rng = np.random.default_rng(0)
     side = images.shape[1] // 4
     tiles = images.reshape(-1, 4, side, 4, side, 3).swapaxes(2, 3).reshape(-1, 16, side, side, 3)
@@ -183,17 +185,17 @@ def scrambled(images: np.ndarray) -> np.ndarray:
 
 
 def patterns(size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Random colors, smoothed; the class is by how much."""
+    """Return smoothed random colors; the class is the degree of smoothness."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(0)
-    labels = np.arange(MOST) % 5
-    images = np.empty((MOST, size, size, 3), "uint8")
+    labels = np.arange(MAX_IMAGES) % 5
+    images = np.empty((MAX_IMAGES, size, size, 3), "uint8")
     for i, label in enumerate(labels):
         width = 2.0**label * size / 128
         noise = gaussian_filter(rng.normal(size=(size, size, 3)), (width, width, 0), mode="wrap")
         images[i] = np.clip(128 + 55 * (noise - noise.mean()) / noise.std(), 0, 255)
-    return images, labels, MOST
+    return images, labels, MAX_IMAGES
 
 
 if __name__ == "__main__":

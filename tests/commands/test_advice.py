@@ -1,4 +1,4 @@
-"""The command: a table for people, files for programs and images, and clear words for bad input."""
+"""The advice command: text, JSON and figures, and clear messages for invalid input."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_table_json_and_plots(color_folder, capsys, tmp_path):
+def test_text_json_and_figures_are_written(color_folder, capsys, tmp_path):
     files = ["--json", "advice.json", "--plots", "plots"]
     assert main(["--data", str(color_folder), *TINY, *files]) == 0
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "advice.json").read_text())
-    assert found["reason"][1:] in printed and "nine in ten" in printed
+    assert found["reason"] in printed and "90% interval" in printed
     assert found["signal"] is True and found["images_per_class"].keys() == {"blue", "green", "red"}
     for name in ("layer-curve.png", "four-cases.png"):
         with Image.open(tmp_path / "plots" / name) as image:
@@ -40,7 +40,7 @@ def test_networks_are_compared(color_folder, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (["--data", "nowhere"], "nowhere"),
         (["--model", "MobileNetV9"], "MobileNetV2"),
@@ -50,20 +50,20 @@ def test_networks_are_compared(color_folder, capsys, tmp_path):
         (["--compare", "MobilNetV2"], "MobileNetV2"),
     ],
 )
-def test_bad_input_is_told_in_a_line(flags, words, capsys, tmp_path):
+def test_invalid_input_gives_a_one_line_message(flags, message, capsys, tmp_path):
     assert main([*TINY, "--json", "advice.json", *flags]) == 2
-    told = capsys.readouterr().err.strip()
-    assert words in told and "Traceback" not in told and len(told.splitlines()) <= 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "Traceback" not in error and len(error.splitlines()) <= 2
     assert not (tmp_path / "advice.json").exists()
 
 
-def test_nothing_is_left_that_writes_to_a_stream_of_before():
+def test_log_handlers_are_restored():
     handlers = list(logging.getLogger("transfer").handlers)
     assert main([*TINY, "--data", "nowhere"]) == 2
     assert logging.getLogger("transfer").handlers == handlers
 
 
-def test_a_file_that_cannot_be_written_is_told(color_folder, capsys):
+def test_a_file_that_cannot_be_written_gives_a_message(color_folder, capsys):
     assert main(["--data", str(color_folder), *TINY, "--json", "no/such/folder.json"]) == 2
     assert "Cannot write" in capsys.readouterr().err
 
@@ -71,15 +71,15 @@ def test_a_file_that_cannot_be_written_is_told(color_folder, capsys):
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2H", 7200), (None, None)]
 )
-def test_times_are_read_with_their_units(text, seconds):
+def test_durations_are_parsed_with_units(text, seconds):
     assert seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "m", "0s", "-5m", "nan", "inf", "5 minutes"])
-def test_what_is_no_time_is_refused(text):
+def test_invalid_durations_are_rejected(text):
     with pytest.raises(InputError, match="5m"):
         seconds_of(text)
 
 
-def test_defaults_are_those_of_the_dataclass():
+def test_defaults_equal_the_defaults_of_the_dataclass():
     assert parse_advice_arguments([])[0] == AdviceConfig()

@@ -271,7 +271,7 @@ def test_errors_say_what_is_expected():
     with pytest.raises(InputError, match="same shape"):
         agreement(np.zeros((3, 3)), np.zeros((3, 4)))
     plain = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(2, "softmax")])
-    with pytest.raises(InputError, match="a layer that gives maps"):
+    with pytest.raises(InputError, match="a model with feature maps"):
         grad_cam(plain, np.zeros((1, 8, 8, 3)))
     broken = make_tiny()
     broken.get_layer("classes").set_weights([np.full((16, 5), np.nan), np.zeros(5)])

@@ -1,28 +1,27 @@
-"""Which case is mine? Measured on the images, before anything is trained."""
+"""Measure which of the four cases suits some images, before training."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
 
 from transfer.adviser.advice import Advice
-from transfer.adviser.curves import LayerCurve, SizePoint, layer_curve, side_by_side, size_curve
+from transfer.adviser.curves import LayerCurve, SizePoint, concatenate_normalized, layer_curve, size_curve
 from transfer.adviser.estimates import (
     FORWARD_PASSES,
     Choice,
     Evidence,
     HeadEvidence,
-    choices_of,
-    least_seconds,
+    estimate_choices,
+    minimum_seconds,
     pick,
 )
-from transfer.adviser.label_issues import warnings_of
-from transfer.adviser.probes import one_of_each, ridge_leave_one_out, unselected_accuracy
-from transfer.adviser.sample_features import MOST_IMAGES, SampleFeatures, extract_sample, some_of_each
+from transfer.adviser.label_issues import find_warnings
+from transfer.adviser.probes import debiased_accuracy, ridge_leave_one_out, stratified_folds
+from transfer.adviser.sample_features import MAX_IMAGES, SampleFeatures, extract_sample, stratified_sample
 from transfer.adviser.similarity import Similarity, measure_similarity
 from transfer.adviser.trials import Trial, time_fine_tuning
 from transfer.cases.cuts import ALL_LAYERS
@@ -30,31 +29,30 @@ from transfer.cases.policies import POLICIES, early_position, rule_of_thumb
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import ImageData
-from transfer.networks import graphs
-from transfer.networks.backbones import block_ends
+from transfer.networks.graphs import analyze
 from transfer.training.schedules import BATCH_SIZE, epochs_for
 
-FEWEST_IMAGES = 20
-"""Images below which leaving out tells nothing: an accuracy is uncertain by more than 20 points then."""
+MIN_IMAGES = 20
+"""Fewest images for cross-validation. With fewer, the accuracy is uncertain by more than 20 points."""
 
-FEWEST_GROUPS = 4
-"""Groups below which leaving one out tells nothing."""
+MIN_GROUPS = 4
+"""Fewest groups for cross-validation by group."""
 
-FADING = 0.7
-"""What the next doubling of the images brings, as a share of the last: curves flatten."""
+GROWTH_DECAY = 0.7
+"""Gain of the next doubling of the images, as a fraction of the gain of the last one. Learning curves flatten."""
 
 PIXELS = (16, 16)
-"""Size of the bare pixels from which training from scratch is foretold."""
+"""Image size of the linear classifier on pixels, which estimates training from random weights."""
 
-MOST_PIXELS_OF = 500
-"""Images whose bare pixels are looked at."""
+MAX_PIXEL_IMAGES = 500
+"""Most images for the linear classifier on pixels."""
 
 
 def advise(
     data: ImageData,
     base: keras.Model,
     *,
-    max_images: int = MOST_IMAGES,
+    max_images: int = MAX_IMAGES,
     time_budget: float | None = None,
     trial: bool = True,
     frozen: bool = False,
@@ -64,29 +62,29 @@ def advise(
     sample: SampleFeatures | None = None,
     seed: int = 0,
 ) -> Advice:
-    """Say which of the four cases is best for some images, where to cut, and what to expect.
+    """Recommend one of the four cases for some images, a cut, and estimate the accuracy.
 
-    One forward pass with taps at every block's end, probes on what they give, and a few steps of fine-tuning: no more
-    than a minute or so for 2,000 images on a laptop.
+    The advice rests on one forward pass that extracts the features of every block, on linear probes of these features,
+    and on a few timed steps of fine-tuning. It takes about a minute for 2,000 images on a laptop.
 
     Args:
-        data: of `load_data`; the test images are not looked at.
-        base: a pre-trained network, best with its own classifier.
-        max_images: images to look at, at most.
-        time_budget: seconds that training may take; None is as much as it takes.
-        trial: time a few steps of fine-tuning; without, its time is the least that it can be.
-        frozen: advise a head on the frozen network, whatever fine-tuning would bring.
-        preprocessing: see `builders.build`.
-        engine: what runs the network, one of `engines.ENGINES`.
-        cache: where features are kept; None is the user's own cache.
-        look: of `looks.extract_sample`, where one was taken already.
-        seed: of the choice of images, of folds, and of the trial.
+        data: images from `load_data`. Test images are not used.
+        base: a pre-trained network, preferably with its own classifier.
+        max_images: largest number of training images to use, 2 or more.
+        time_budget: limit of the training time in seconds, above 0. None is no limit.
+        trial: whether to time a few steps of fine-tuning. Without a trial, its estimated time is a lower bound.
+        frozen: whether to recommend only heads on the frozen network.
+        preprocessing: preprocessing of the network, as for `build`.
+        engine: engine that runs the network, one of `ENGINES`.
+        cache: feature cache. None is the user's default cache.
+        sample: features from `extract_sample`, if they were computed before.
+        seed: random seed of the sample, of the folds, and of the trial.
 
     Returns:
         The advice.
 
     Raises:
-        InputError: a number is out of range, or the network gives NaN on these images.
+        InputError: a number is out of range, or the network returns NaN for these images.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -101,72 +99,84 @@ def advise(
         )
     start = time.perf_counter()
     if sample is None:
-        options: dict[str, Any] = {"preprocessing": preprocessing, "engine": engine, "cache": cache}
-        sample = extract_sample(data, base, max_images=max_images, seed=seed, **options)
-    curve, sizes = curves_of(sample, seed)
-    tried = None
-    if trial and curve is not None and curve.signal and not _out_of_reach(data, sample, time_budget):
-        size = sample.image_size
-        tried = time_fine_tuning(sample.images, base, image_size=size, preprocessing=preprocessing, seed=seed)
+        sample = extract_sample(
+            data,
+            base,
+            max_images=max_images,
+            preprocessing=preprocessing,
+            engine=engine,
+            cache=cache,
+            seed=seed,
+        )
+    size = sample.image_size
+    curve, sizes = probe_sample(sample, seed)
+    timing = None
+    if trial and curve is not None and curve.signal and not _exceeds_budget(data, sample, time_budget):
+        timing = time_fine_tuning(
+            sample.images, base, image_size=size, preprocessing=preprocessing, seed=seed
+        )
     similarity = measure_similarity(sample, base.name, base=base)
-    evidence = _evidence(data, sample, curve, sizes, similarity, tried)
-    choices = choices_of(evidence)
-    frozen = frozen or not evidence.signal  # nobody should wait for what there is not
-    choice = pick(choices, time_budget=time_budget, frozen=frozen) if choices else _unmeasured(evidence, base)
+    evidence = _evidence(data, sample, curve, sizes, similarity, timing)
+    choices = estimate_choices(evidence)
+    frozen = frozen or not evidence.signal  # without a signal, fine-tuning wastes time
+    choice = (
+        pick(choices, time_budget=time_budget, frozen=frozen) if choices else _rule_of_thumb(evidence, base)
+    )
+    counts = np.bincount(data.train.labels, minlength=data.num_classes).tolist()
     return Advice(
         data=data.name,
         model=base.name,
-        image_size=sample.image_size,
+        image_size=size,
         choice=choice,
         choices=choices or (choice,),
         time_budget=time_budget,
         similarity=similarity,
-        images_per_class=_counts(data),
+        images_per_class=dict(zip(data.class_names, counts, strict=True)),
         curve=curve,
         sizes=sizes,
-        trial=tried,
-        warnings=() if curve is None else warnings_of(data, sample, curve, image_size=sample.image_size),
-        notes=_notes(data, sample, curve, similarity, tried if trial else None),
+        trial=timing,
+        warnings=() if curve is None else find_warnings(data, sample, curve, image_size=size),
+        notes=_notes(data, sample, curve, similarity, timing),
         evidence=evidence,
         seconds=time.perf_counter() - start,
     )
 
 
-def _out_of_reach(data: ImageData, sample: SampleFeatures, time_budget: float | None) -> bool:
-    """Say whether fine-tuning takes too long for sure, so that nobody need try it."""
+def _exceeds_budget(data: ImageData, sample: SampleFeatures, time_budget: float | None) -> bool:
+    """Return whether even the lower bound of the fine-tuning time exceeds the budget."""
     if time_budget is None or sample.seconds_per_image is None:
         return False
-    return least_seconds(sample.seconds_per_image, _steps(data, "pretrained")) > time_budget
+    return minimum_seconds(sample.seconds_per_image, _steps(data, "pretrained")) > time_budget
 
 
 def _steps(data: ImageData, init: str) -> int:
-    """How many `fit` takes to train everything."""
+    """Return the number of steps that `fit` takes to train the whole network."""
     count = len(data.train)
     return epochs_for(count, BATCH_SIZE, init=init) * -(-count // BATCH_SIZE)
 
 
-def _counts(data: ImageData) -> dict[str, int]:
-    counts = np.bincount(data.train.labels, minlength=data.num_classes).tolist()
-    return dict(zip(data.class_names, counts, strict=True))
-
-
-def curves_of(sample: SampleFeatures, seed: int) -> tuple[LayerCurve | None, tuple[SizePoint, ...]]:
-    """Probe the layers, and the number of images."""
-    if len(sample.labels) < FEWEST_IMAGES or sample.num_classes < 2 or np.bincount(sample.labels).max() < 2:
+def probe_sample(sample: SampleFeatures, seed: int) -> tuple[LayerCurve | None, tuple[SizePoint, ...]]:
+    """Compute the accuracy by layer and by number of images; None and () if there are too few images."""
+    labels, groups = sample.labels, sample.images.groups
+    too_few = len(labels) < MIN_IMAGES or sample.num_classes < 2 or np.bincount(labels).max() < 2
+    if too_few or (groups and len(set(groups)) < MIN_GROUPS):
         return None, ()
-    groups = sample.images.groups
-    if groups and len(set(groups)) < FEWEST_GROUPS:
-        return None, ()
-    curve = layer_curve(sample.taps, sample.labels, sample.num_classes, groups=groups)
-    sizes = size_curve(_features(sample, curve), sample.labels, sample.num_classes, groups=groups, seed=seed)
-    return curve, tuple(sizes)
+    curve = layer_curve(sample.taps, labels, sample.num_classes, groups=groups)
+    if curve.best is curve.all_layers:
+        features = concatenate_normalized(list(sample.taps.values()))
+    else:
+        features = sample.taps[curve.names[int(curve.accuracy.argmax())]]
+    return curve, tuple(size_curve(features, labels, sample.num_classes, groups=groups, seed=seed))
 
 
-def _features(sample: SampleFeatures, curve: LayerCurve) -> np.ndarray:
-    """What the most accurate head sees."""
-    if curve.best is curve.together:
-        return side_by_side(list(sample.taps.values()))
-    return sample.taps[curve.names[int(curve.accuracy.argmax())]]
+def head_evidence(curve: LayerCurve) -> tuple[HeadEvidence, ...]:
+    """Return the evidence on heads on the last layer, at the best cut, and on all layers."""
+    probes = {curve.names[-1]: curve.probes[-1], curve.cut: curve.probes[curve.names.index(curve.cut)]}
+    probes |= {ALL_LAYERS: curve.all_layers} if len(curve.names) > 1 else {}
+    return tuple(
+        HeadEvidence(name, debiased_accuracy(probe.correct_by_lambda), probe.standard_error)
+        for name, probe in probes.items()
+    )
 
 
 def _evidence(
@@ -175,72 +185,50 @@ def _evidence(
     curve: LayerCurve | None,
     sizes: Sequence[SizePoint],
     similarity: Similarity | None,
-    tried: Trial | None,
+    timing: Trial | None,
 ) -> Evidence:
     counts = np.bincount(data.train.labels)
+    growth = GROWTH_DECAY * (sizes[-1].accuracy - sizes[-2].accuracy) if len(sizes) > 1 else 0.0
+    seconds_per_image = sample.seconds_per_image or 0.0
+    if sample.seconds_per_image is None and timing is not None:  # the features were cached
+        seconds_per_image = timing.seconds_per_step / BATCH_SIZE / FORWARD_PASSES
     return Evidence(
         num_train=len(data.train),
-        num_looked=len(sample.labels),
+        num_sampled=len(sample.labels),
         num_test=len(data.test),
         num_classes=data.num_classes,
-        heads=() if curve is None else heads_of(curve),
-        growth=_growth(sizes),
+        heads=() if curve is None else head_evidence(curve),
+        growth=max(0.0, growth),
         chance=float(counts.max() / counts.sum()),
         signal=curve is None or curve.signal,
-        pixels=_pixels(sample) if curve is not None else None,
+        pixel_accuracy=None if curve is None else _pixel_accuracy(sample),
         similar=None if similarity is None else similarity.similar,
-        trial=tried,
-        seconds_per_image=_per_image(sample, tried),
+        trial=timing,
+        seconds_per_image=seconds_per_image,
         steps=_steps(data, "pretrained"),
         steps_scratch=_steps(data, "random"),
     )
 
 
-def _per_image(sample: SampleFeatures, tried: Trial | None) -> float:
-    """Seconds of a forward pass: as measured; where all was kept from before, by the steps of the trial."""
-    if sample.seconds_per_image is None and tried is not None:
-        return tried.seconds_per_step / BATCH_SIZE / FORWARD_PASSES
-    return sample.seconds_per_image or 0.0
+def _pixel_accuracy(sample: SampleFeatures) -> float:
+    """Return the cross-validated accuracy of a linear classifier on small images."""
+    chosen = stratified_sample(sample.labels, MAX_PIXEL_IMAGES, 0)
+    pixels = np.stack([sample.images.image(int(i), PIXELS) for i in chosen]).reshape(len(chosen), -1)
+    labels, groups = sample.labels[chosen], sample.images.groups
+    folds = [groups[i] for i in chosen] if groups else stratified_folds(labels)
+    probe = ridge_leave_one_out(pixels / 255.0, labels, sample.num_classes, groups=folds)
+    return debiased_accuracy(probe.correct_by_lambda)
 
 
-def heads_of(curve: LayerCurve) -> tuple[HeadEvidence, ...]:
-    """Say how accurate heads would be."""
-    wanted = {curve.names[-1]: curve.probes[-1], curve.cut: curve.probes[curve.names.index(curve.cut)]}
-    wanted |= {ALL_LAYERS: curve.together} if len(curve.names) > 1 else {}
-    return tuple(
-        HeadEvidence(name, unselected_accuracy(probe.correct_by_lambda), probe.standard_error)
-        for name, probe in wanted.items()
-    )
-
-
-def _growth(sizes: Sequence[SizePoint]) -> float:
-    """What twice as many images bring: somewhat less than the last time they were doubled, never a
-    loss."""
-    if len(sizes) < 2:
-        return 0.0
-    return max(0.0, FADING * (sizes[-1].accuracy - sizes[-2].accuracy))
-
-
-def _pixels(sample: SampleFeatures) -> float:
-    """Left-out accuracy of a head on the bare pixels of some images."""
-    some = some_of_each(sample.labels, MOST_PIXELS_OF, 0)
-    pixels = np.stack([sample.images.image(int(i), PIXELS) for i in some]).reshape(len(some), -1)
-    own = sample.images.groups
-    groups = [own[i] for i in some] if own else one_of_each(sample.labels[some])
-    probe = ridge_leave_one_out(pixels / 255.0, sample.labels[some], sample.num_classes, groups=groups)
-    return unselected_accuracy(probe.correct_by_lambda)
-
-
-def _unmeasured(evidence: Evidence, base: keras.Model) -> Choice:
-    """What the rule of thumb says, where there are too few images to measure anything."""
+def _rule_of_thumb(evidence: Evidence, base: keras.Model) -> Choice:
+    """Return the choice of the rule of thumb, for too few images to measure anything."""
     case = rule_of_thumb(evidence.num_train, bool(evidence.similar))
-    ends, cut = block_ends(base), None
+    network, cut = analyze(base), None
     if POLICIES[case].frozen:
+        ends = network.block_ends
         early = POLICIES[case].cut == "early" and ends
-        cut = ends[early_position(len(ends))] if early else graphs.layer_before_classifier(base)
-    return Choice(
-        case, cut, evidence.chance, (0.0, 1.0), None, "the rule of thumb; nothing could be measured"
-    )
+        cut = ends[early_position(len(ends))] if early else network.last_layer
+    return Choice(case, cut, evidence.chance, (0.0, 1.0), None, "the rule of thumb")
 
 
 def _notes(
@@ -248,24 +236,24 @@ def _notes(
     sample: SampleFeatures,
     curve: LayerCurve | None,
     similarity: Similarity | None,
-    tried: Trial | None,
+    timing: Trial | None,
 ) -> tuple[str, ...]:
-    """Say what could not be measured."""
+    """Return a sentence for each measurement that could not be made."""
     notes = []
     if curve is None:
         notes.append(
-            f"No accuracy: {len(sample.labels)} images of {sample.num_classes} classes are too few to leave some out. "
-            "The case is that of the rule of thumb."
+            f"Accuracy: {len(sample.labels)} images of {sample.num_classes} classes are too few for cross-validation. "
+            "The recommendation is the rule of thumb."
         )
     if sample.num_classes < data.num_classes:
         notes.append(
-            f"{data.num_classes - sample.num_classes:,} of {data.num_classes:,} classes are not in the sample, so all "
-            "estimates are too high. Use more images (--max-images)."
+            f"Accuracy on all classes: the sample lacks {data.num_classes - sample.num_classes:,} of "
+            f"{data.num_classes:,} classes, so the estimates are too high. Use more images (--max-images)."
         )
     if similarity is None:
-        notes.append("No similarity: the network has no classifier and no BatchNormalization.")
+        notes.append("Similarity: the network has no classifier and no BatchNormalization.")
     else:
-        notes += [f"No {name.replace('_', ' ')}: {why}." for name, why in similarity.missing.items()]
-    if curve is not None and curve.signal and tried is None:
-        notes.append("No trial of fine-tuning: its time is the least that it can be.")
+        notes += [f"Similarity by {name}: {why}." for name, why in similarity.missing.items()]
+    if curve is not None and curve.signal and timing is None:
+        notes.append("Time of fine-tuning: there was no trial, so the time is a lower bound.")
     return tuple(notes)

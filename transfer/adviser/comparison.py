@@ -1,4 +1,4 @@
-"""Which network is best for some images: each judged by what a head on it would give, and by its cost."""
+"""Comparison of networks for some images, by cross-validated accuracy and cost."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from dataclasses import asdict, dataclass
 
 import keras
 
-from transfer.adviser.advise import FEWEST_IMAGES, curves_of, heads_of
+from transfer.adviser.advise import MIN_IMAGES, head_evidence, probe_sample
 from transfer.adviser.sample_features import extract_sample
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import ImageData
-from transfer.networks import graphs
 from transfer.networks.backbones import load_backbone
+from transfer.networks.graphs import analyze
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network among others."""
+    """Accuracy and cost of a network with its best head."""
 
     model: str
-    # Pixels.
     image_size: int
     cut: str
     accuracy: float
-    error: float
-    # Of the forward pass on this machine.
-    seconds_per_image: float | None
+    standard_error: float
+    seconds_per_image: float | None  # of the forward pass on this machine; None if the features were cached
     parameters: int
 
 
@@ -43,75 +41,75 @@ def compare(
     cache: FeatureCache | None = None,
     seed: int = 0,
 ) -> list[Candidate]:
-    """Rank networks by what a head on each would give.
+    """Rank networks by the cross-validated accuracy of a head on each.
 
     Args:
-        data: of `load_data`; the test images are not looked at.
-        models: names, as `load_backbone` takes them.
-        weights: of each, by name; `"pretrained"` where there is none.
-        image_size: pixels; None is what each was trained for.
-        max_images: images to look at, at most.
-        engine: what runs the networks.
-        cache: where features are kept; None is the user's own cache.
-        seed: of the choice of images.
+        data: images from `load_data`. Only training images are used.
+        models: names of networks, as for `load_backbone`.
+        weights: weights of each network by name, `"pretrained"` by default.
+        image_size: height and width in pixels. None is the size that each network was trained at.
+        max_images: largest number of training images to use.
+        engine: engine that runs the networks, one of `ENGINES`.
+        cache: feature cache. None is the user's default cache.
+        seed: random seed of the sample.
 
     Returns:
-        The most accurate first; of those no more than a standard error behind it, the quickest come first.
+        The candidates, the most accurate first. Candidates within one standard error of the best are sorted by speed.
 
     Raises:
-        InputError: a name is unknown, or there are too few images to leave some out.
+        InputError: a name is unknown, or there are too few images for cross-validation.
 
     Example:
         >>> from transfer.images.datasets import load_data
         >>> options = {"weights": {"MobileNetV2": "none"}, "image_size": 32, "max_images": 60}
-        >>> [found.model for found in compare(load_data("emoji"), ["MobileNetV2"], **options)]
+        >>> [candidate.model for candidate in compare(load_data("emoji"), ["MobileNetV2"], **options)]
         ['MobileNetV2']
     """
-    found = []
+    candidates = []
     for name in dict.fromkeys(models):
         base = load_backbone(name, weights=(weights or {}).get(name, "pretrained"), image_size=image_size)
         sample = extract_sample(data, base, max_images=max_images, engine=engine, cache=cache, seed=seed)
-        curve, _ = curves_of(sample, seed)
+        curve, _ = probe_sample(sample, seed)
         if curve is None:
             raise InputError(
-                f"Expected {FEWEST_IMAGES} images to train on or more, so that some can be left out. Received: "
-                f"{len(sample.labels)}. Add some."
+                f"Expected {MIN_IMAGES} training images or more, for cross-validation. Received: "
+                f"{len(sample.labels)}. Add images."
             )
-        head = max(heads_of(curve), key=lambda head: head.accuracy)
-        last = graphs.find(base, graphs.layer_before_classifier(base))
-        kept = keras.Model(base.inputs, last.tensor)
-        size = sample.image_size[0]
-        found.append(
+        head = max(head_evidence(curve), key=lambda head: head.accuracy)
+        network = analyze(base)
+        parameters = keras.Model(base.inputs, network.output(network.last_layer)).count_params()
+        candidates.append(
             Candidate(
-                name, size, head.cut, head.accuracy, head.error, sample.seconds_per_image, kept.count_params()
+                model=name,
+                image_size=sample.image_size[0],
+                cut=head.cut,
+                accuracy=head.accuracy,
+                standard_error=head.standard_error,
+                seconds_per_image=sample.seconds_per_image,
+                parameters=parameters,
             )
         )
-    return _ranked(found)
-
-
-def _ranked(found: Sequence[Candidate]) -> list[Candidate]:
-    best = max(found, key=lambda one: one.accuracy)
-    near = [one for one in found if best.accuracy - one.accuracy <= best.error]
-    rest = [one for one in found if one not in near]
+    best = max(candidates, key=lambda one: one.accuracy)
+    near = [one for one in candidates if best.accuracy - one.accuracy <= best.standard_error]
+    rest = [one for one in candidates if one not in near]
     return [
         *sorted(near, key=lambda one: (one.seconds_per_image or 0.0, -one.accuracy)),
         *sorted(rest, key=lambda one: -one.accuracy),
     ]
 
 
-def comparison_text(found: Sequence[Candidate]) -> str:
-    """Give candidates as a table."""
-    lines = [f"{'network':22}{'pixels':>6}{'accuracy':>10}{'parameters':>21}{'ms per image':>17}  head at"]
-    for one in found:
-        milliseconds = "kept" if one.seconds_per_image is None else f"{1000 * one.seconds_per_image:.1f}"
-        accuracy = f"{one.accuracy:.1%} +- {one.error:.1%}"
-        size = f"{one.parameters / 1e6:.1f} M"
+def comparison_text(candidates: Sequence[Candidate]) -> str:
+    """Return candidates as a table."""
+    lines = [f"{'network':22}{'pixels':>6}{'accuracy':>18}{'parameters':>13}{'ms per image':>17}  head on"]
+    for one in candidates:
+        milliseconds = "cached" if one.seconds_per_image is None else f"{1000 * one.seconds_per_image:.1f}"
+        accuracy, size = f"{one.accuracy:.1%} +- {one.standard_error:.1%}", f"{one.parameters / 1e6:.1f} M"
         lines.append(
             f"{one.model:22}{one.image_size:>6}{accuracy:>18}{size:>13}{milliseconds:>17}  {one.cut}"
         )
     return "\n".join(lines)
 
 
-def comparison_json(found: Sequence[Candidate]) -> str:
-    """Give candidates as JSON, in their order."""
-    return json.dumps([asdict(one) for one in found], indent=2) + "\n"
+def comparison_json(candidates: Sequence[Candidate]) -> str:
+    """Return candidates as JSON text, in their order."""
+    return json.dumps([asdict(one) for one in candidates], indent=2) + "\n"

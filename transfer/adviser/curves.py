@@ -1,4 +1,4 @@
-"""What probes say of layers and of more images: curves of left-out accuracy, and where to cut by them."""
+"""Cross-validated accuracy by layer and by number of images, and the best cut."""
 
 from __future__ import annotations
 
@@ -8,72 +8,73 @@ from typing import Any
 
 import numpy as np
 
-from transfer.adviser.probes import RidgeProbe, chance_accuracy, one_of_each, ridge_leave_one_out
+from transfer.adviser.probes import RidgeProbe, chance_accuracy, ridge_leave_one_out, stratified_folds
 from transfer.common.errors import InputError
 
-CLEAR = 4.0
-"""Standard deviations above what shuffled labels give, from which on labels have to do with images."""
+SIGNAL_DEVIATIONS = 4.0
+"""Standard deviations above the accuracy with shuffled labels at which labels count as related to the images."""
 
-
-MANY = 1000
-"""Images with which shuffled labels give nearly the same each time, so that fewer draws tell."""
+MANY_IMAGES = 1000
+"""Number of images above which 10 shuffles suffice: the accuracy with shuffled labels hardly varies."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerCurve:
-    """How well each layer's features tell the classes, each image predicted by all others."""
+    """Cross-validated accuracy of a linear head on each layer, and on all layers together."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # layers in the order of the network
     probes: tuple[RidgeProbe, ...]
-    together: RidgeProbe
-    # Of the images, shape (N,).
-    labels: np.ndarray
-    chance: tuple[float, float]
+    all_layers: RidgeProbe
+    labels: np.ndarray  # shape (N,)
+    chance: tuple[float, float]  # mean and standard deviation of `all_layers` with shuffled labels
 
     @property
     def accuracy(self) -> np.ndarray:
-        """By layer."""
+        """Accuracy by layer."""
         return np.array([probe.accuracy for probe in self.probes])
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Of each accuracy."""
+        """Standard error of the accuracy by layer."""
         return np.array([probe.standard_error for probe in self.probes])
 
     @property
     def best(self) -> RidgeProbe:
-        """Of the most accurate of the layers and all of them together."""
-        return max((*self.probes, self.together), key=lambda probe: probe.accuracy)
+        """Most accurate probe, on one layer or on all layers."""
+        return max((*self.probes, self.all_layers), key=lambda probe: probe.accuracy)
 
     @property
     def cut(self) -> str:
-        """The layer that tells the classes best; of equals, the deepest."""
+        """Most accurate layer; of equals, the deepest."""
+        # Not the deepest layer within a standard error of it, as in Breiman et al. (1984): on the tuning sets of
+        # tests/benchmarks/advice.py (`fit`) that rule lost 3.5 points to the best layer of all, and this one 1.4.
         return self.names[len(self.names) - 1 - int(self.accuracy[::-1].argmax())]
 
     @property
     def signal(self) -> bool:
-        """Whether the labels have to do with the images, as far as this network sees (see `CLEAR`)."""
+        """Whether the labels are related to the images, as far as the network can tell."""
         mean, deviation = self.chance
-        return bool(self.together.accuracy > mean + CLEAR * max(deviation, 1 / len(self.labels)))
+        margin = SIGNAL_DEVIATIONS * max(deviation, 1 / len(self.labels))
+        return bool(self.all_layers.accuracy > mean + margin)
 
 
 def layer_curve(
     taps: Mapping[str, np.ndarray], labels: np.ndarray, num_classes: int, *, groups: Sequence[Any] = ()
 ) -> LayerCurve:
-    """Judge layers by ridge regression on what they see, one image of each class left out at a time."""
+    """Cross-validate a ridge regression on the features of each layer, by group or by stratified fold."""
     if not taps:
         raise InputError("Expected the features of one layer or more. Received: none.")
-    parts = groups if len(groups) else one_of_each(labels)
-    probes = [ridge_leave_one_out(x, labels, num_classes, groups=parts) for x in taps.values()]
-    joined = side_by_side(list(taps.values()))
-    together = ridge_leave_one_out(joined, labels, num_classes, groups=parts)
-    draws = 20 if len(labels) <= MANY else 10
+    folds = groups if len(groups) else stratified_folds(labels)
+    probes = [ridge_leave_one_out(x, labels, num_classes, groups=folds) for x in taps.values()]
+    joined = concatenate_normalized(list(taps.values()))
+    all_layers = ridge_leave_one_out(joined, labels, num_classes, groups=folds)
+    draws = 20 if len(labels) <= MANY_IMAGES else 10
     chance = chance_accuracy(joined, labels, num_classes, groups=groups, draws=draws)
-    return LayerCurve(tuple(taps), tuple(probes), together, np.asarray(labels), chance)
+    return LayerCurve(tuple(taps), tuple(probes), all_layers, np.asarray(labels), chance)
 
 
-def side_by_side(taps: Sequence[np.ndarray]) -> np.ndarray:
-    """Join the features of several layers, each image's vector of each layer scaled to unit length."""
+def concatenate_normalized(taps: Sequence[np.ndarray]) -> np.ndarray:
+    """Scale each layer's features of an image to unit length and concatenate them, as float32."""
     lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in taps]
     units = [x / np.where(length > 0, length, 1) for x, length in zip(taps, lengths, strict=True)]
     return np.concatenate(units, axis=1).astype("float32")
@@ -81,21 +82,23 @@ def side_by_side(taps: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SizePoint:
-    """Left-out accuracy with so many images."""
+    """Cross-validated accuracy with a number of images."""
 
-    count: int
-    accuracy: float
+    num_images: int
+    accuracy: float  # mean over disjoint parts of that size
     standard_error: float
 
 
 def size_curve(
     features: np.ndarray, labels: np.ndarray, num_classes: int, *, groups: Sequence[Any] = (), seed: int = 0
 ) -> list[SizePoint]:
-    """Say how the accuracy grows with the number of images: with a quarter, half and all of them."""
-    order = _spread(np.asarray(labels), seed)
+    """Cross-validate with a quarter, half and all of the images; skip sizes with a class of fewer than 2."""
+    # Every k-th image of this order is a stratified part: shuffled within classes, class after class.
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
     points = []
-    for share in (4, 2, 1):
-        parts = [order[start::share] for start in range(share)]
+    for count in (4, 2, 1):
+        parts = [order[start::count] for start in range(count)]
         if any(np.bincount(labels[part], minlength=num_classes).min() < 2 for part in parts):
             continue
         probes = [
@@ -103,18 +106,11 @@ def size_curve(
                 features[part],
                 labels[part],
                 num_classes,
-                groups=[groups[i] for i in part] if groups else one_of_each(labels[part]),
+                groups=[groups[i] for i in part] if groups else stratified_folds(labels[part]),
             )
             for part in parts
         ]
-        error = np.sqrt(np.sum([probe.standard_error**2 for probe in probes])) / share
+        error = np.sqrt(np.sum([probe.standard_error**2 for probe in probes])) / count
         accuracy = float(np.mean([probe.accuracy for probe in probes]))
         points.append(SizePoint(len(parts[0]), accuracy, float(error)))
     return points
-
-
-def _spread(labels: np.ndarray, seed: int) -> np.ndarray:
-    """An order of the images in which every k-th is stratified: shuffled within classes, class after
-    class."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    return order[np.argsort(labels[order], kind="stable")]

@@ -1,4 +1,4 @@
-"""How much images resemble those of a network's pre-training: three measures, each placed among known sets."""
+"""Similarity of images to a network's pre-training data, by three measures relative to reference sets."""
 
 from __future__ import annotations
 
@@ -19,52 +19,46 @@ from transfer.common.errors import InputError
 from transfer.common.keras_private import all_layers
 
 WEIGHTS = {"information": 2.0, "confidence": 1.0, "shift": 3.0}
-"""How much each percentile counts. The information counts double the confidence, which is high on hand signs and
-drawings as well. It does not count double the shift, for it says how well the old classes tell the new ones apart, not
-how alike the images are: EfficientNet-Lite0 at 128 px gave random patterns 0.55, clothes 0.45, and CIFAR-10 0.39,
-and the shift had these the other way round (see `references.json`). Weighted 2, 1, 1, CIFAR-10 and clothes had means
-of 0.72 and 0.72 at 96 px, and 0.73 and 0.63 at 128 px; weighted like this, 0.75 and 0.62, and 0.77 and 0.53."""
+"""Weights of the percentiles. The information counts twice as much as the confidence, which is also high on hand signs
+and drawings. The shift counts most, since information measures how well the source classes separate the new classes,
+not how similar the images are: EfficientNet-Lite0 at 128 px had an information of 0.55 on random patterns, 0.45 on
+clothes and 0.39 on CIFAR-10, and the shift ranked these in reverse (see `references.json`). With weights of 2, 1, 1,
+CIFAR-10 and clothes had means of 0.72 and 0.72 at 96 px, and 0.73 and 0.63 at 128 px; with these weights they have 0.75
+and 0.62, and 0.77 and 0.53."""
 
-BORDERS = {True: 0.64, False: 0.9}
-"""The mean percentile from which on images count as similar, where the shift counts, and where it does not; chosen on
-the known sets themselves. EfficientNet-Lite0, at 96 to 224 px and from 50 to 1,000 images, had ants and bees at 0.82
-to 1, CIFAR-10 at 0.65 to 0.78, clothes at 0.62 at most, hand signs at 0.50 at most, and drawings at 0.45 to 0.73.
-Without the shift no border tells CIFAR-10 from clothes, which MobileNetV2 placed before it in the mean at each size, at
-up to 0.87; there only ants and bees, at 128 px or more, are similar: 0.97 to 1."""
+THRESHOLDS = {True: 0.64, False: 0.9}
+"""Mean percentile from which images count as similar, with and without the shift; chosen on the reference sets. For
+EfficientNet-Lite0 at 96 to 224 px and 50 to 1,000 images, hymenoptera had 0.82 to 1, CIFAR-10 0.65 to 0.78, clothes at
+most 0.62, hand signs at most 0.50, and drawings 0.45 to 0.73. Without the shift no threshold separates CIFAR-10 from
+clothes, which MobileNetV2 ranked higher on average at each size, up to 0.87. There, only hymenoptera at 128 px or more
+are similar, with 0.97 to 1."""
 
-SIMILAR_FROM = 0.5
-"""The score at the border, to which `BORDERS` are drawn, so that it means the same whatever could be measured."""
+SIMILAR_SCORE = 0.5
+"""Score at the threshold. `THRESHOLDS` are mapped to it, so that a score means the same with and without the shift."""
 
-_USUAL_SIZE = 128  # pixels, for a look that does not say at which size
+_DEFAULT_SIZE = 128  # pixels, for a sample without an image size
 
 Shift = tuple[float, float, float]
+"""Median shift of the BatchNormalization layers in the early, middle and late third of a network."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a network made of a set of images that is known (see `tests/benchmarks/references.py`)."""
+    """Measures of a network on a reference set at an image size (see `tests/benchmarks/references.py`)."""
 
     name: str
     model: str
-    # Height and width in pixels.
     image_size: int
     num_available: int
     num_images: int
     num_classes: int
-    # Label information of the old classifier, by the number of images that it was taken from.
-    information: Mapping[int, float]
+    information: Mapping[int, float]  # label information by the number of images it was computed from
     confidence: float
-    # See `shift_by_depth`.
     shift: Shift | None
 
-    @property
-    def images_per_class(self) -> float:
-        """Images that were looked at, per class."""
-        return self.num_images / self.num_classes
 
-
-class Place(NamedTuple):
-    """Where a known set is."""
+class RankedReference(NamedTuple):
+    """A reference set with its similarity score."""
 
     name: str
     num_images: int
@@ -73,33 +67,29 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Similarity:
-    """How much images resemble those of the pre-training, and what that rests on."""
+    """Similarity of images to the pre-training data, and its measures."""
 
-    score: float
-    # What the old classes tell of the new ones (see `probes.label_information`).
-    information: float | None
-    # Largest probability of the old classifier, mean over images.
-    confidence: float | None
-    # See `shift_by_depth`.
+    score: (
+        float  # 0 (different) to 1 (similar): the weighted mean percentile, with the threshold mapped to 0.5
+    )
+    information: float | None  # of the source classes on the labels (see `label_information`)
+    confidence: float | None  # mean over images of the largest source probability
     shift: Shift | None
-    # The place of each measure among the known sets, 0 to 1.
-    percentiles: dict[str, float]
-    # The measures that do not count, each with the reason.
-    missing: dict[str, str]
-    nearest: str
-    scale: tuple[Place, ...]
-    calibrated: bool
+    percentiles: dict[str, float]  # by measure, among the reference sets; 1 is similar
+    missing: dict[str, str]  # measures that do not count, with the reason
+    nearest: str  # reference set with the nearest score
+    references: tuple[RankedReference, ...]  # the most similar first
+    calibrated: bool  # whether the reference sets were measured with this network
 
     @property
     def similar(self) -> bool:
         """Whether the images count as similar."""
-        return self.score >= SIMILAR_FROM
+        return self.score >= SIMILAR_SCORE
 
 
 @dataclass(frozen=True)
 class _Measures:
-    """The measures of a set, those of a known one as they would be at some size and from so many
-    images."""
+    """Measures of a data set, or of a reference set interpolated to an image size and number of images."""
 
     information: float | None
     confidence: float | None
@@ -111,55 +101,54 @@ class _Measures:
 def measure_similarity(
     sample: SampleFeatures, model_name: str, *, base: keras.Model | None = None
 ) -> Similarity | None:
-    """Compare what a network makes of images with what it made of known sets of images."""
+    """Compare images with reference sets by the measures of a network; None if it has none of them."""
     own = references(model_name)
-    size = float(np.sqrt(np.prod(sample.image_size))) or _USUAL_SIZE
-    measured, missing = _measure(sample, base)
-    known = _known(own or _shipped(), size=size, count=len(sample.labels))
-    comparable = bool(own) and all(one.shift for one in known)  # statistics are of one network alone
-    if measured.shift and not comparable:
-        missing["shift"] = f"it is not known what that of {model_name} is on the known sets"
-    percentiles = _percentiles(measured, known, without=missing)
+    size = float(np.sqrt(np.prod(sample.image_size))) or _DEFAULT_SIZE
+    measures, missing = _measure(sample, base)
+    reference_sets = _interpolate(own or _all_references(), size=size, count=len(sample.labels))
+    comparable = bool(own) and all(one.shift for one in reference_sets)  # shifts differ between networks
+    if measures.shift and not comparable:
+        missing["shift"] = f"the reference sets have no shift for {model_name}"
+    percentiles = _percentiles(measures, reference_sets, without=missing)
     if not percentiles:
         return None
-    score = _joined(percentiles)
-    scale = _scale(known, missing)
+    score = _score(percentiles)
+    ranking = _rank(reference_sets, missing)
     return Similarity(
         score=score,
-        information=measured.information,
-        confidence=measured.confidence,
-        shift=measured.shift,
+        information=measures.information,
+        confidence=measures.confidence,
+        shift=measures.shift,
         percentiles=percentiles,
         missing=missing,
-        nearest=min(scale, key=lambda place: abs(place.score - score)).name,
-        scale=scale,
+        nearest=min(ranking, key=lambda one: abs(one.score - score)).name,
+        references=ranking,
         calibrated=bool(own),
     )
 
 
 def references(model_name: str) -> tuple[Reference, ...]:
-    """Give what a network made of known sets, at several image sizes."""
-    return tuple(one for one in _shipped() if _plain(one.model) == _plain(model_name))
+    """Return the reference sets that were measured with a network, at several image sizes."""
+    return tuple(one for one in _all_references() if _plain(one.model) == _plain(model_name))
 
 
 @functools.cache
-def _shipped() -> tuple[Reference, ...]:
+def _all_references() -> tuple[Reference, ...]:
     text = (importlib.resources.files("transfer.adviser") / "references.json").read_text(encoding="utf-8")
-    found = []
-    for row in json.loads(text)["references"]:
+    rows = json.loads(text)["references"]
+    for row in rows:
         row["information"] = {int(count): value for count, value in row["information"].items()}
         row["shift"] = row["shift"] and tuple(row["shift"])
-        found.append(Reference(**row))
-    return tuple(found)
+    return tuple(Reference(**row) for row in rows)
 
 
 def _plain(model_name: str) -> str:
-    """Without what Keras adds to a constructor's name: the width of 1 and the image size."""
+    """Return a name without the width of 1 and the image size that Keras appends."""
     return re.sub(r"(_1\.0+)?(_(\d+|none))?$", "", model_name.lower())
 
 
 def shift_by_depth(shifts: Mapping[str, float]) -> Shift | None:
-    """Sum up the shifts of BatchNormalization statistics by depth."""
+    """Return the median shift of the early, middle and late third of the layers; None for fewer than 3 layers."""
     if len(shifts) < 3:
         return None
     return _triple(float(np.median(part)) for part in np.array_split(list(shifts.values()), 3))
@@ -171,117 +160,111 @@ def _triple(values: Iterable[float]) -> Shift:
 
 
 def keeps_statistics(base: keras.Model) -> bool:
-    """Tell whether a network's BatchNormalizations keep statistics of what it was trained on."""
-    for layer in all_layers(base):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            mean, variance = (
-                keras.ops.convert_to_numpy(kept) for kept in (layer.moving_mean, layer.moving_variance)
-            )
-            if np.any(mean != 0) or np.any(variance != 1):
-                return True
-    return False
+    """Return whether a BatchNormalization layer has statistics of the pre-training data."""
+    # All means are 0 and all variances 1 in untrained networks, and where the layers were folded into the convolutions,
+    # as in weights that were recovered from an 8-bit model.
+    layers = [x for x in all_layers(base) if isinstance(x, keras.layers.BatchNormalization)]
+    statistics = keras.ops.convert_to_numpy
+    return any(
+        np.any(statistics(x.moving_mean) != 0) or np.any(statistics(x.moving_variance) != 1) for x in layers
+    )
 
 
-def percentile(value: float, known: Sequence[float]) -> float:
-    """Place a value among known ones."""
-    if not len(known):
-        raise InputError("Expected known values to place another among. Received: none.")
-    return float(np.interp(value, np.sort(known), np.linspace(0, 1, len(known))))
+def percentile(value: float, reference: Sequence[float]) -> float:
+    """Return the percentile of a value among reference values, 0 to 1."""
+    if not len(reference):
+        raise InputError("Expected reference values for a percentile. Received: none.")
+    return float(np.interp(value, np.sort(reference), np.linspace(0, 1, len(reference))))
 
 
 def _measure(sample: SampleFeatures, base: keras.Model | None) -> tuple[_Measures, dict[str, str]]:
-    """Take what can be taken, and say why the rest cannot."""
+    """Return the measures of the sample, and the reasons for missing ones."""
     if not len(sample.labels):
-        raise InputError("Expected a look at one image or more. Received: none.")
-    given = [*([] if sample.old is None else [sample.old]), np.array(list(sample.shifts.values()))]
-    if not all(np.isfinite(values).all() for values in given):
+        raise InputError("Expected a sample of one image or more. Received: no images.")
+    source = sample.source_probabilities
+    if not all(np.isfinite(x).all() for x in ([] if source is None else source, [*sample.shifts.values()])):
         raise InputError(
-            "Expected finite numbers in the look. Received: NaN or infinity. Look at the network's weights."
+            "Expected finite outputs of the network. Received: NaN or infinity. Check the network's weights."
         )
     information = confidence = shift = None
     missing = {}
-    if sample.old is None:
-        missing["information"] = missing["confidence"] = "the network has no classifier of its own"
+    if source is None:
+        missing["information"] = missing["confidence"] = "the network has no classifier"
     else:
-        confidence = float(sample.old.max(axis=1).mean())
+        confidence = float(source.max(axis=1).mean())
         if sample.num_classes > 1:
-            information = float(label_information(sample.old, sample.labels))
+            information = float(label_information(source, sample.labels))
         else:
             missing["information"] = "all images are of one class"
     if not sample.shifts:
         missing["shift"] = "the network has no BatchNormalization"
     elif base is not None and not keeps_statistics(base):
-        missing["shift"] = (
-            "the network's BatchNormalizations keep no statistics (all means 0, all variances 1)"
-        )
+        missing["shift"] = "the BatchNormalization layers have no statistics (all means 0, all variances 1)"
     else:
         shift = shift_by_depth(sample.shifts)
         if shift is None:
-            missing["shift"] = f"{len(sample.shifts)} BatchNormalizations are too few"
+            missing["shift"] = f"{len(sample.shifts)} BatchNormalization layers are too few"
     return _Measures(information, confidence, shift), missing
 
 
-def _known(given: Sequence[Reference], *, size: float, count: int) -> list[_Measures]:
-    """Give each known set as it would be at an image size and from so many images, linear in the
-    logarithms."""
+def _interpolate(rows: Sequence[Reference], *, size: float, count: int) -> list[_Measures]:
+    """Interpolate each reference set to an image size and number of images, linearly in their logarithms."""
     by_set: dict[tuple[str, str], list[Reference]] = {}
-    for one in sorted(given, key=lambda one: one.image_size):
-        by_set.setdefault((one.model, one.name), []).append(one)
-    known = []
+    for row in sorted(rows, key=lambda row: row.image_size):
+        by_set.setdefault((row.model, row.name), []).append(row)
+    measures = []
     for at_sizes in by_set.values():
-        sizes = [one.image_size for one in at_sizes]
+        sizes = [row.image_size for row in at_sizes]
         information = [
-            _along(count, list(one.information), list(one.information.values())) for one in at_sizes
+            _log_interp(count, list(row.information), list(row.information.values())) for row in at_sizes
         ]
-        shifts = [one.shift for one in at_sizes if one.shift]
-        known.append(
+        shifts = [row.shift for row in at_sizes if row.shift]
+        shift = _triple(_log_interp(size, sizes, x) for x in zip(*shifts, strict=True)) if shifts else None
+        measures.append(
             _Measures(
-                information=_along(size, sizes, information),
-                confidence=_along(size, sizes, [one.confidence for one in at_sizes]),
-                shift=_triple(_along(size, sizes, depth) for depth in zip(*shifts, strict=True))
-                if shifts
-                else None,
+                information=_log_interp(size, sizes, information),
+                confidence=_log_interp(size, sizes, [row.confidence for row in at_sizes]),
+                shift=shift,
                 name=at_sizes[0].name,
                 num_images=at_sizes[0].num_available,
             )
         )
-    return known
+    return measures
 
 
-def _along(place: float, places: Sequence[float], values: Sequence[float]) -> float:
-    return float(np.interp(np.log(place), np.log(places), values))
+def _log_interp(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    return float(np.interp(np.log(x), np.log(xs), ys))
 
 
 def _percentiles(
-    one: _Measures, known: Sequence[_Measures], *, without: Mapping[str, str]
+    measures: _Measures, reference_sets: Sequence[_Measures], *, without: Mapping[str, str]
 ) -> dict[str, float]:
-    """Place each measure of a set among the known sets, so that 1 is similar."""
-    found = {}
-    for measure in WEIGHTS:
-        value = getattr(one, measure)
-        if measure in without or value is None:
+    """Return the percentile of each measure among the reference sets, where 1 is similar."""
+    percentiles = {}
+    for name in WEIGHTS:
+        value = getattr(measures, name)
+        if name in without or value is None:
             continue
-        others = [getattr(other, measure) for other in known]
-        if measure == "shift":  # a large one is different; each third of the depth counts alike
+        others = [getattr(other, name) for other in reference_sets]
+        if name == "shift":  # a large shift is different; each third of the network counts equally
             thirds = zip(value, zip(*others, strict=True), strict=True)
-            found[measure] = 1 - float(np.mean([percentile(mine, theirs) for mine, theirs in thirds]))
+            percentiles[name] = 1 - float(np.mean([percentile(own, reference) for own, reference in thirds]))
         else:
-            found[measure] = percentile(value, others)
-    return found
+            percentiles[name] = percentile(value, others)
+    return percentiles
 
 
-def _joined(percentiles: Mapping[str, float]) -> float:
-    """The score: the weighted mean, with its border moved to the middle."""
-    weights = [WEIGHTS[measure] for measure in percentiles]
-    mean = float(np.average(list(percentiles.values()), weights=weights))
-    return float(np.interp(mean, [0, BORDERS["shift" in percentiles], 1], [0, SIMILAR_FROM, 1]))
+def _score(percentiles: Mapping[str, float]) -> float:
+    """Return the weighted mean percentile, with the threshold mapped to `SIMILAR_SCORE`."""
+    mean = np.average(list(percentiles.values()), weights=[WEIGHTS[name] for name in percentiles])
+    return float(np.interp(mean, [0, THRESHOLDS["shift" in percentiles], 1], [0, SIMILAR_SCORE, 1]))
 
 
-def _scale(known: Sequence[_Measures], missing: Mapping[str, str]) -> tuple[Place, ...]:
-    """Score the known sets like any other; where several networks serve, each set once."""
+def _rank(reference_sets: Sequence[_Measures], missing: Mapping[str, str]) -> tuple[RankedReference, ...]:
+    """Score the reference sets by the same measures, averaged over networks, the most similar first."""
     scores: dict[str, list[float]] = {}
-    for one in known:
-        scores.setdefault(one.name, []).append(_joined(_percentiles(one, known, without=missing)))
-    counts = {one.name: one.num_images for one in known}
-    places = [Place(name, counts[name], float(np.mean(of_set))) for name, of_set in scores.items()]
-    return tuple(sorted(places, key=lambda place: -place.score))
+    for one in reference_sets:
+        scores.setdefault(one.name, []).append(_score(_percentiles(one, reference_sets, without=missing)))
+    counts = {one.name: one.num_images for one in reference_sets}
+    ranking = [RankedReference(name, counts[name], float(np.mean(x))) for name, x in scores.items()]
+    return tuple(sorted(ranking, key=lambda one: -one.score))

@@ -1,4 +1,4 @@
-"""A few steps of fine-tuning, timed: what training everything costs on this machine."""
+"""Timing of fine-tuning: a few steps on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from transfer.cases import builders
 from transfer.cases.policies import POLICIES, Case
-from transfer.common.allocator import kept_memory
 from transfer.common.errors import InputError
 from transfer.distributed.process_group import current_group
 from transfer.images.datasets import Split
@@ -19,19 +18,19 @@ from transfer.images.pipeline import make_dataset
 from transfer.training.schedules import BATCH_SIZE, WarmupCosine
 
 STEPS = 8
-"""Of the trial: enough to time them. More say no more: what forty gained did not foretell what training in full did."""
+"""Steps of a trial, enough to time them. The gain of a trial of 40 steps did not predict the gain of full training."""
 
-_UNTIMED = 2  # steps: the first is traced and compiled, the second allocates
-_FEWEST = 2  # steps that are timed
+_UNTIMED_STEPS = 2  # the first step is traced and compiled, the second allocates memory
+_MIN_STEPS = _UNTIMED_STEPS + 2
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a few steps of fine-tuning took."""
+    """Measured time of a few steps of fine-tuning."""
 
     steps: int
     seconds_per_step: float
-    seconds_start: float
+    seconds_start: float  # before the first step is done, beyond the time of a step
 
 
 def time_fine_tuning(
@@ -44,26 +43,29 @@ def time_fine_tuning(
     seed: int = 0,
 ) -> Trial:
     """Fine-tune a copy of a network for a few steps and time them."""
-    if steps < _UNTIMED + _FEWEST:
-        raise InputError(f"Expected {_UNTIMED + _FEWEST} steps or more. Received: {steps}.")
-    options: dict[str, Any] = {"image_size": image_size, "preprocessing": preprocessing, "seed": seed}
-    options["strategy"] = (
-        "default" if current_group().count > 1 else None
-    )  # of several workers, the chief tries by itself
-    model = builders.build(Case.LARGE_SIMILAR, base, int(images.labels.max()) + 1, **options)
+    if steps < _MIN_STEPS:
+        raise InputError(f"Expected {_MIN_STEPS} steps or more. Received: {steps}.")
+    model = builders.build(
+        Case.LARGE_SIMILAR,
+        base,
+        int(images.labels.max()) + 1,
+        image_size=image_size,
+        preprocessing=preprocessing,
+        strategy="default" if current_group().count > 1 else None,  # only the chief runs the trial
+        seed=seed,
+    )
     dataset = make_dataset(
         images, image_size=image_size, batch_size=BATCH_SIZE, training=True, augment="light", seed=seed
     )
-    clock = _Clock(peak=POLICIES[Case.LARGE_SIMILAR].learning_rate, steps=steps)
-    began = time.perf_counter()
-    with kept_memory():  # as training does
-        model.fit(dataset.repeat(), steps_per_epoch=steps, callbacks=[clock], verbose=0, shuffle=False)
-    per_step = float(np.median(np.diff(clock.ends)[_UNTIMED - 1 :]))
-    return Trial(steps, per_step, max(0.0, clock.ends[0] - began - per_step))
+    timer = _StepTimer(peak=POLICIES[Case.LARGE_SIMILAR].learning_rate, steps=steps)
+    start = time.perf_counter()
+    model.fit(dataset.repeat(), steps_per_epoch=steps, callbacks=[timer], verbose=0, shuffle=False)
+    per_step = float(np.median(np.diff(timer.ends)[_UNTIMED_STEPS - 1 :]))
+    return Trial(steps, per_step, max(0.0, timer.ends[0] - start - per_step))
 
 
-class _Clock(WarmupCosine):
-    """Follow a schedule, as training does, and note when each step ended."""
+class _StepTimer(WarmupCosine):
+    """Follow the learning-rate schedule of training and record the end of each step."""
 
     def __init__(self, *, peak: float, steps: int) -> None:
         super().__init__(peak=peak, steps=steps)
