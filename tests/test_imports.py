@@ -1,8 +1,9 @@
-"""The layout of the package as a law: which package may import which, and where TensorFlow and matplotlib may be."""
+"""The layout of the package: imports between packages, and the modules that may use TensorFlow and matplotlib."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,8 @@ def layer(module: str) -> str:
     return module.split(".")[0]
 
 
-def imported(tree: ast.Module):
-    """Yield every module that an import names, wherever it stands."""
+def imported(tree: ast.AST):
+    """Yield the name of every import, those inside functions included."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -76,10 +77,20 @@ def edges() -> set[tuple[str, str]]:
 
 
 def importers_of(library: str) -> set[str]:
-    return {m for m, tree in modules().items() if any(layer(n) == library for n in imported(tree))}
+    """Return the modules that import a library when they run; imports for annotations do not count."""
+    found = set()
+    for module, tree in modules().items():
+        annotations = [
+            n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+        ]
+        names = Counter(imported(tree))
+        names.subtract(name for node in annotations for name in imported(node))
+        if any(layer(name) == library for name in names.elements()):
+            found.add(module)
+    return found
 
 
-def test_every_module_has_a_place():
+def test_every_module_is_in_a_known_package():
     assert {layer(module) for module in modules()} == set(LAYERS) | COMMANDS
 
 
@@ -88,6 +99,15 @@ def test_a_package_imports_only_those_above_it(package):
     allowed = set(LAYERS[: LAYERS.index(package) + 1])
     wrong = {edge for edge in edges() if layer(edge[0]) == package and edge[1] not in allowed}
     assert not wrong
+
+
+def test_only_commands_set_the_memory_allocator():
+    """A library must not change malloc for the program that uses it."""
+    allocator = "transfer.common.allocator"
+    users = {
+        module for module, tree in modules().items() if any(n.startswith(allocator) for n in imported(tree))
+    }
+    assert {"train", "advice"} <= users <= COMMANDS
 
 
 def test_nobody_imports_a_command():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transfer.common.allocator import kept_memory
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.common.files import replacing, write_text
@@ -18,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         options, more = parse_advice_arguments(arguments)
-        run(options, compared=more.compare, json_file=more.json, plots=more.plots)
+        with kept_memory():  # trials then take as long as training by the command `train`
+            run(options, compared=more.compare, json_file=more.json, plots=more.plots)
 
     return run_command(work, stream=sys.stderr, stopped="Stopped. Nothing was written.")
 
