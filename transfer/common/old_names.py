@@ -15,26 +15,22 @@ OLD_KEYS = {
     "seconds_per_picture": "seconds_per_image",
     "suspected_labels": "label_issues",
     "deed": "action",
+    "source": "basis",
+    "pixels": "pixel_accuracy",
+    "share": "fraction",
 }
 """Keys in the JSON files."""
 
-OLD_KINDS = {"few-pictures": "few-images", "pictures left out": "images left out"}
-"""Values of `kind` and `source` in `advice.json`."""
-
-_NAMED_BY_USERS = {"images_per_class"}  # its keys are class names, which may look like an old key
+_CLASS_COUNTS = "images_per_class"  # its keys are class names, which may be equal to an old key
 
 
 def renamed(values: Any) -> Any:
-    """Return a copy of parsed JSON in which old keys and kinds have their new names, at any depth."""
+    """Return parsed JSON with the new names of old keys, at any depth."""
     if isinstance(values, list):
         return [renamed(value) for value in values]
     if not isinstance(values, dict):
         return values
-    result: dict[str, Any] = {}
-    for old, value in values.items():
-        key: str = OLD_KEYS.get(old) or old
-        if key in ("kind", "source"):
-            result[key] = OLD_KINDS.get(value, value) if isinstance(value, str) else value
-        else:
-            result[key] = value if key in _NAMED_BY_USERS else renamed(value)
-    return result
+    return {
+        OLD_KEYS.get(key, key): value if key == _CLASS_COUNTS else renamed(value)
+        for key, value in values.items()
+    }
