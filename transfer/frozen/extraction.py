@@ -228,31 +228,6 @@ def _augmented(image: str, how: str) -> str:
     return hashlib.sha256(f"{image} {how}".encode()).hexdigest()
 
 
-def keep(
-    extractor: keras.Model,
-    split: Split,
-    values: np.ndarray,
-    *,
-    image_size: tuple[int, int],
-    engine: str = "auto",
-    cache: FeatureCache | None = None,
-) -> bool:
-    """Keep what is known already of what a network gives, so that `extract` need not compute it again."""
-    if tuple(extractor.output_shape[1:]) != values.shape[1:] or not len(split):
-        return False
-    extractor = local_copy(extractor)
-    some = split.take(range(min(_CHECKED, len(split))))
-    images, _ = next(iter(make_dataset(some, image_size=image_size, batch_size=_CHECKED)))
-    if relative_error(values[: len(some)], np.asarray(extractor(images, training=False))) > _SAME:
-        return False
-    run = make_engine(extractor, engine=engine)
-    store = open_store(run, image_size=image_size, resize=split.resize, dtype="float32", cache=cache)
-    digests = digests_of(split)
-    missing = first_of_each(digests, store.find(digests) < 0)
-    store.append([digests[i] for i in missing], values[missing].astype("float32"))
-    return True
-
-
 def frozen_feature_extractor(model: keras.Model) -> keras.Model | None:
     """Return the model without its head if only the head trains, else None."""
     head = model.layers[-1]

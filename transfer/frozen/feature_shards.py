@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import feather
 
 from transfer.common.errors import InputError, one_line
 from transfer.common.files import replacing, write_text
@@ -35,8 +37,11 @@ if TYPE_CHECKING:
 WEEK = 7 * 24 * 3600.0
 """Age in seconds after which the folder of a killed pass is deleted; no shard takes so long."""
 
-_PATH, _ENCODED = -2, -1  # instead of the height of an image that is not an array
 _PREFIX = "pass-"
+# An image is the path of a file, an encoded file, or an RGB array, which has a height.
+_SCHEMA = pa.schema(
+    {"path": pa.binary(), "content": pa.large_binary(), "height": pa.int32(), "digest": pa.string()}
+)
 
 
 @dataclass(frozen=True)
@@ -115,41 +120,37 @@ def write_pass(folder: Path, extractor: keras.Model, split: Split, *, count: int
 
 def write_shard(path: Path, shard: Split) -> None:
     """Write the paths of image files and the content of other images."""
-    contents, shapes = zip(*map(_to_bytes, shard.images), strict=True)
+    rows = [
+        {**_row(image), "digest": digest} for image, digest in zip(shard.images, shard.digests, strict=True)
+    ]
     with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(
-            file,
-            content=np.frombuffer(b"".join(contents), "uint8"),
-            ends=np.cumsum([len(content) for content in contents]),
-            shapes=np.array(shapes, "int32"),
-            digests=np.array(list(shard.digests), "S"),
-        )
+        feather.write_feather(pa.Table.from_pylist(rows, _SCHEMA), file, "uncompressed")
 
 
-def _to_bytes(image: str | Path | bytes | np.ndarray) -> tuple[bytes, tuple[int, int]]:
+def _row(image: str | Path | bytes | np.ndarray) -> dict[str, bytes | int]:
     if isinstance(image, bytes):
-        return image, (_ENCODED, 0)
+        return {"content": image}
     if isinstance(image, np.ndarray):
         pixels = to_rgb_array(image)
-        return pixels.tobytes(), pixels.shape[:2]
-    return os.fsencode(os.path.abspath(image)), (_PATH, 0)  # a worker may run in another folder
+        return {"content": pixels.tobytes(), "height": len(pixels)}
+    return {"path": os.fsencode(os.path.abspath(image))}  # a worker may run in another folder
 
 
 def read_shard(path: Path, resize: str) -> Split:
     """Read the images of a shard."""
-    with np.load(path, allow_pickle=False) as arrays:
-        parts = np.split(arrays["content"], arrays["ends"][:-1])
-        shapes, digests = (
-            arrays["shapes"].tolist(),
-            [digest.decode() for digest in arrays["digests"].tolist()],
-        )
-    images: list[str | bytes | np.ndarray] = []
-    for part, (height, width) in zip(parts, shapes, strict=True):
-        if height in (_PATH, _ENCODED):
-            images.append(os.fsdecode(part.tobytes()) if height == _PATH else part.tobytes())
-        else:
-            images.append(part.reshape(height, width, 3))
-    return Split(images, np.zeros(len(images), "int64"), digests, digests=digests, resize=resize)
+    rows = feather.read_table(path, memory_map=False).to_pylist()
+    digests = [row["digest"] for row in rows]
+    return Split(
+        [_image(row) for row in rows], np.zeros(len(rows), "int64"), digests, digests=digests, resize=resize
+    )
+
+
+def _image(row: dict) -> str | bytes | np.ndarray:
+    if row["path"] is not None:
+        return os.fsdecode(row["path"])
+    if row["height"] is None:
+        return row["content"]
+    return np.frombuffer(row["content"], "uint8").reshape(row["height"], -1, 3)
 
 
 class Worker:
