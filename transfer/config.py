@@ -208,8 +208,39 @@ class TrainConfig(
         """The options of fine-tuning as the `recipe` argument of `fit`."""
         return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
 
+    def build_options(self) -> dict[str, Any]:
+        """The arguments of `build` besides network, classes and devices."""
+        default = self.init == TrainConfig.init and self.case != "large-different"
+        names = ("case", "cut", "unfreeze_from", "image_size", "preprocessing", "optimizer", "learning_rate")
+        return {
+            **self._values(*names, "precision", "steps_per_execution", "seed"),
+            "init": "pretrained" if default else self.init,
+            "pin_batchnorm": False if self.batchnorm == "live" else None,
+        }
+
+    def fit_options(self) -> dict[str, Any]:
+        """The arguments of `fit` besides model, data and checkpoints."""
+        names = (
+            "epochs",
+            "batch_size",
+            "augment",
+            "class_weights",
+            "solver",
+            "dropout",
+            "label_smoothing",
+            "views",
+        )
+        return {**self._values(*names, "engine", "seed"), "flip": self.flips, "recipe": self.recipe}
+
+    def evaluate_options(self) -> dict[str, Any]:
+        """The arguments of `evaluate` and `calibrate` besides model and data."""
+        return {**self._values("augment", "engine", "seed"), "flip": self.flips, "views": self.views or 1}
+
+    def _values(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
+
     @property
-    def asked(self) -> dict[str, Any]:
+    def result_options(self) -> dict[str, Any]:
         """The options that change the result, which an interrupted run must share to be resumed."""
         found = dataclasses.asdict(self)
         return {k: v for k, v in found.items() if k not in ("output", "resume", "checkpoint_every")}

@@ -1,4 +1,4 @@
-"""`python -m transfer.train` from end to end, in this process on made-up images and once on the emoji."""
+"""`python -m transfer.train` end to end: in this process on synthetic images, and once on the emoji."""
 
 import csv
 import json
@@ -53,7 +53,7 @@ KEYS = {
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Run in an empty folder, so that whatever is left behind is seen."""
+    """Run in an empty folder, so that files left behind are found."""
     folder = tmp_path / "cwd"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -65,7 +65,7 @@ def metrics_of(folder):
 
 
 @pytest.mark.parametrize("case", ["small-similar", "small-different", "large-similar", "large-different"])
-def test_each_case_learns_colors_and_leaves_a_whole_folder(case, color_folder, elsewhere):
+def test_each_case_learns_colors_and_writes_a_complete_folder(case, color_folder, elsewhere):
     epochs = ["--epochs", "1"] if case.startswith("large") else []
     assert main(["--data", str(color_folder), "--case", case, "--output", "run", *QUICK, *epochs]) == 0
     folder = elsewhere / "run"
@@ -83,24 +83,24 @@ def test_each_case_learns_colors_and_leaves_a_whole_folder(case, color_folder, e
 
 def test_probabilities_are_calibrated_on_request(color_folder, elsewhere):
     main(["--data", str(color_folder), "--case", "small-similar", "--val", "30", "--output", "plain", *QUICK])
-    main(["--config", "plain/config.yaml", "--calibrate", "--output", "honest"])
-    plain, honest = (metrics_of(elsewhere / name) for name in ("plain", "honest"))
-    assert plain["temperature"] is None and honest["temperature"] > 0
-    one, two = (keras.models.load_model(elsewhere / name / "model.keras") for name in ("plain", "honest"))
+    main(["--config", "plain/config.yaml", "--calibrate", "--output", "calibrated"])
+    plain, calibrated = (metrics_of(elsewhere / name) for name in ("plain", "calibrated"))
+    assert plain["temperature"] is None and calibrated["temperature"] > 0
+    one, two = (keras.models.load_model(elsewhere / name / "model.keras") for name in ("plain", "calibrated"))
     for a, b in zip(one.layers[-1].get_weights(), two.layers[-1].get_weights(), strict=True):
-        np.testing.assert_allclose(a, honest["temperature"] * b, rtol=1e-5)
-    assert plain["test_accuracy"] == honest["test_accuracy"]
+        np.testing.assert_allclose(a, calibrated["temperature"] * b, rtol=1e-5)
+    assert plain["test_accuracy"] == calibrated["test_accuracy"]
 
 
-def test_too_few_images_to_calibrate_on_are_told_before_training(color_folder, elsewhere, capsys):
+def test_too_few_validation_images_to_calibrate_fail_before_training(color_folder, elsewhere, capsys):
     flags = ["--data", str(color_folder), "--case", "large-similar", "--calibrate", "--output", "run", *QUICK]
     assert main(flags) == 2
-    said = capsys.readouterr()
-    assert "30 images for validation" in said.err and "Epoch" not in said.out
+    printed = capsys.readouterr()
+    assert "30 validation images" in printed.err and "Epoch" not in printed.out
     assert not list(elsewhere.iterdir())
 
 
-def test_the_saved_model_names_raw_images_in_plain_keras(color_folder, elsewhere):
+def test_the_saved_model_classifies_raw_images_in_plain_keras(color_folder, elsewhere):
     main(["--data", str(color_folder), "--case", "small-similar", "--output", "run", *QUICK])
     model = keras.models.load_model(elsewhere / "run" / "model.keras")
     names = (elsewhere / "run" / "labels.txt").read_text().split()
@@ -111,7 +111,7 @@ def test_the_saved_model_names_raw_images_in_plain_keras(color_folder, elsewhere
 
 @pytest.mark.parametrize(
     "case",
-    ["auto", pytest.param("large-similar", marks=pytest.mark.slow)],  # the second with live dropout
+    ["auto", pytest.param("large-similar", marks=pytest.mark.slow)],  # the second has active dropout
 )
 def test_config_yaml_reproduces_the_run(case, color_folder, elsewhere):
     epochs = ["--epochs", "2"] if case.startswith("large") else []
@@ -120,21 +120,21 @@ def test_config_yaml_reproduces_the_run(case, color_folder, elsewhere):
     one, two = (keras.models.load_model(elsewhere / name / "model.keras") for name in ("one", "two"))
     for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    work = {"engine", "num_computed", "peak_memory_mb"}  # the second run reads what the first computed
+    work = {"engine", "num_computed", "peak_memory_mb"}  # the second run reads cached features
     stripped = [
         {k: v for k, v in metrics_of(elsewhere / n).items() if "sec" not in k and k not in work}
         for n in ("one", "two")
     ]
-    decided = dict.fromkeys(("similarity", "expected_accuracy", "expected_interval"))  # in the first run
-    assert {**stripped[0], **decided} == stripped[1]
+    advised = dict.fromkeys(("similarity", "expected_accuracy", "expected_interval"))  # only the first run advises
+    assert {**stripped[0], **advised} == stripped[1]
 
 
-def test_case_auto_says_which_case_and_why(color_folder, capsys):
+def test_case_auto_logs_the_case_and_the_reason(color_folder, capsys):
     main(["--data", str(color_folder), *QUICK])
-    said = capsys.readouterr().out
-    assert "Case 1, small-similar: small" in said or "Case 2, small-different: small" in said
-    assert "expected" in said and "Fine-tuning everything" in said
-    assert "Everything is in runs/colors-" in said
+    printed = capsys.readouterr().out
+    assert "(case 1, small-similar)" in printed or "(case 2, small-different)" in printed
+    assert "Estimated test accuracy" in printed and "90% interval" in printed
+    assert "Results: runs/colors-" in printed
 
 
 def test_another_backbone_and_a_cut_by_name(color_folder, elsewhere):
@@ -157,7 +157,7 @@ def test_another_backbone_and_a_cut_by_name(color_folder, elsewhere):
     assert metrics_of(elsewhere / "run")["cut"] == "block_6_expand_relu"
 
 
-def test_a_network_of_ones_own_needs_its_preprocessing_named(color_folder, elsewhere, capsys):
+def test_your_own_network_needs_a_preprocessing(color_folder, elsewhere, capsys):
     from helpers.networks import make_tiny
 
     make_tiny().save(elsewhere / "mine.keras")
@@ -210,16 +210,16 @@ def used_output(folder):
         (used_output, "in use"),
     ],
 )
-def test_bad_input_gives_one_message_and_leaves_nothing(arguments, message, elsewhere, capsys):
+def test_bad_input_gives_one_message_and_leaves_no_files(arguments, message, elsewhere, capsys):
     arguments = arguments(elsewhere) if callable(arguments) else arguments
     before = sorted(p.relative_to(elsewhere) for p in elsewhere.rglob("*"))
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed
     assert sorted(p.relative_to(elsewhere) for p in elsewhere.rglob("*")) == before
 
 
-def test_an_unknown_flag_is_named(capsys):
+def test_an_unknown_flag_is_reported(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--modell", "x"])
     assert exit.value.code == 2 and "--modell" in capsys.readouterr().err
@@ -237,7 +237,7 @@ def test_help_imports_neither_tensorflow_nor_keras():
     assert "--image-size" in done.stdout and "--config" in done.stdout
 
 
-def test_standard_error_has_the_message_alone(elsewhere):
+def test_standard_error_has_only_the_message(elsewhere):
     command = [sys.executable, "-m", "transfer.train", "--model", "NoSuchNet", "--data", "emoji"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=elsewhere)
     assert done.returncode == 2
@@ -246,18 +246,18 @@ def test_standard_error_has_the_message_alone(elsewhere):
 
 
 @pytest.mark.slow
-def test_without_any_flag_it_trains_on_the_emoji_from_any_folder(elsewhere):
+def test_without_flags_it_trains_on_the_emoji_from_any_folder(elsewhere):
     subprocess.run([sys.executable, "-m", "transfer.train"], check=True, cwd=elsewhere, capture_output=True)
     (folder,) = (elsewhere / "runs").iterdir()
-    assert folder.name.startswith("emoji-small-")  # the others take more than five minutes
-    advice = {"advice.json", "four_cases.png", "layer_curve.png"}  # the case was measured
+    assert folder.name.startswith("emoji-small-")  # fine-tuning takes more than five minutes
+    advice = {"advice.json", "four_cases.png", "layer_curve.png"}
     assert {p.name for p in folder.iterdir()} - SOMETIMES == FILES | advice
     metrics = metrics_of(folder)
     assert metrics["num_classes"] == load_data("emoji").num_classes == 12
     assert metrics["test_accuracy"] >= 0.74 and metrics["expected_accuracy"] > 0.7
 
 
-def test_several_cuts_by_name_and_all_of_them(color_folder, elsewhere, capsys):
+def test_a_head_on_several_layers_and_on_all_layers(color_folder, elsewhere, capsys):
     arguments = ["--data", str(color_folder), "--case", "small-similar", *QUICK]
     assert main([*arguments, "--cut", "block5c_add,block2b_add", "--output", "two"]) == 0
     assert metrics_of(elsewhere / "two")["cuts"] == ["block2b_add", "block5c_add"]

@@ -1,0 +1,56 @@
+"""What `metrics.json` of a run holds."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from typing import Any
+
+import keras
+
+from transfer.cases.decisions import decision_of
+from transfer.distributed.process_group import versions
+from transfer.evaluation.evaluate import Evaluation
+from transfer.images.datasets import ImageData
+from transfer.training.phases import TrainingLog
+
+ADVISED = ("similarity", "expected_accuracy", "expected_interval")
+"""Keys that only a run with advice fills."""
+
+
+def collect_metrics(
+    model: keras.Model, data: ImageData, training: TrainingLog, evaluation: Evaluation | None
+) -> dict[str, Any]:
+    """Return the metrics of a trained model; the caller adds times and what was advised."""
+    decision = decision_of(model)
+    return {
+        "case": str(decision.case),
+        "cut": decision.cut,
+        "cuts": list(decision.cuts),
+        "init": training.init,
+        "engine": training.engine,
+        "num_computed": training.computed,
+        "views": training.views,
+        "regularization": training.regularization,
+        "image_size": list(model.input_shape[1:3]),
+        "num_classes": data.num_classes,
+        "num_train": len(data.train),
+        "num_val": len(data.val),
+        "num_test": len(data.test),
+        "num_skipped": len(data.skipped),
+        "test_accuracy": evaluation.accuracy if evaluation else None,
+        "test_loss": evaluation.loss if evaluation else None,
+        **dict.fromkeys(ADVISED),
+        "seconds_features": round(training.seconds_features, 3),
+        "seconds_training": round(training.seconds_training, 3),
+        "peak_memory_mb": round(_peak_bytes() / 2**20),
+        "trainable_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        "versions": versions(),
+    }
+
+
+def _peak_bytes() -> int:
+    """Return the peak memory of this process; macOS reports bytes, Linux kilobytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
