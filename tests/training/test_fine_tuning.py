@@ -1,4 +1,4 @@
-"""The ingredients do what they say to real weights, over several optimizers, and leave nothing behind."""
+"""Each option of a recipe has its effect on real weights, with several optimizers, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transfer.common.errors import InputError
 from transfer.images.pipeline import make_dataset
 from transfer.training.fine_tuning import adapt_batchnorm
 from transfer.training.fit import fit
-from transfer.training.layer_decay import blocks_of, following
+from transfer.training.layer_decay import blocks_of, optimizer_following
 from transfer.training.recipes import Recipe
 
 
@@ -25,18 +25,18 @@ def built(data, **options):
 
 
 def moved(before, model):
-    """How far each trainable weight went."""
+    """Return the largest change of each trainable weight."""
     return [np.abs(np.asarray(w) - b).max() for w, b in zip(model.trainable_variables, before, strict=True)]
 
 
 def one_step(model, recipe, optimizer=None, progress=None):
-    """Take one step on made-up gradients of the same size everywhere; say how far each weight went."""
+    """Take one step with all gradients equal to 1 and return the largest change of each weight."""
     if optimizer is not None:
         model.compile(optimizer, "sparse_categorical_crossentropy")
     before = [np.array(w) for w in model.trainable_variables]
-    with following(recipe, model) as each_step:
+    with optimizer_following(recipe, model) as set_progress:
         if progress is not None:
-            each_step(progress)
+            set_progress(progress)
         model.optimizer.build(model.trainable_variables)
         model.optimizer.apply(
             [keras.ops.ones(w.shape) for w in model.trainable_variables], model.trainable_variables
@@ -45,7 +45,7 @@ def one_step(model, recipe, optimizer=None, progress=None):
 
 
 @pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "Lion"])
-def test_each_block_steps_at_its_own_rate_under_any_optimizer(name, colors):
+def test_each_block_has_its_own_learning_rate_with_any_optimizer(name, colors):
     plain = one_step(built(colors), Recipe(), getattr(keras.optimizers, name)(0.01))
     model = built(colors)
     scaled = one_step(model, Recipe(layer_decay=0.125), getattr(keras.optimizers, name)(0.01))
@@ -55,7 +55,7 @@ def test_each_block_steps_at_its_own_rate_under_any_optimizer(name, colors):
     np.testing.assert_allclose(scaled / plain, wanted, rtol=1e-3)
 
 
-def test_blocks_that_are_not_thawed_stay_to_the_bit(colors):
+def test_blocks_that_are_still_frozen_do_not_change(colors):
     model = built(colors)
     far = one_step(
         model, Recipe(gradual_unfreezing=0.6, weight_decay=0.1), keras.optimizers.Adam(0.01), progress=0.3
@@ -68,7 +68,7 @@ def test_weight_decay_shrinks_kernels_and_leaves_biases(colors):
     model = built(colors)
     model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
     before = [np.array(w) for w in model.trainable_variables]
-    with following(Recipe(weight_decay=0.1), model):
+    with optimizer_following(Recipe(weight_decay=0.1), model):
         model.optimizer.build(model.trainable_variables)
         zeros = [keras.ops.zeros(w.shape) for w in model.trainable_variables]
         model.optimizer.apply(zeros, model.trainable_variables)
@@ -76,7 +76,7 @@ def test_weight_decay_shrinks_kernels_and_leaves_biases(colors):
         np.testing.assert_allclose(now, then * (0.95 if then.ndim > 1 else 1.0), rtol=1e-5)
 
 
-def test_the_optimizer_is_its_own_again_and_the_model_loads_without_this_package(colors, tmp_path):
+def test_the_optimizer_is_restored_and_the_model_loads_without_this_package(colors, tmp_path):
     model = built(colors)
     fit(
         model,
@@ -96,7 +96,7 @@ def test_the_optimizer_is_its_own_again_and_the_model_loads_without_this_package
     assert done.stdout.split() == ["Adam", str(2 * -(-len(colors.train) // 32)), "1.0"]
 
 
-def test_the_average_of_the_weights_is_what_is_kept(colors):
+def test_the_trained_model_has_the_averages_of_the_weights(colors):
     one, other = built(colors), built(colors)
     for model, recipe in ((one, Recipe()), (other, Recipe(ema=0.9))):
         fit(model, colors, epochs=2, recipe=recipe, augment="none", verbose=0)
@@ -116,13 +116,13 @@ def test_the_average_of_the_weights_is_what_is_kept(colors):
     ids=str,
 )
 @pytest.mark.parametrize("first", [None, "block3_conv"])
-def test_soft_labels_train_and_leave_the_model_compiled_for_hard_ones(options, first, colors):
+def test_training_on_soft_labels_leaves_the_model_compiled_for_hard_ones(options, first, colors):
     if first:
         model = small_similar(make_tiny(), colors.num_classes, unfreeze_from=first, preprocessing="tf")
     else:
         model = built(colors)
-    done = fit(model, colors, epochs=3, verbose=0, **options)
-    assert done.rows[-1]["val_accuracy"] > 0.8
+    log = fit(model, colors, epochs=3, verbose=0, **options)
+    assert log.rows[-1]["val_accuracy"] > 0.8
     images, labels = next(iter(make_dataset(colors.val, image_size=(32, 32), batch_size=9)))
     assert model.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"] > 0.8
     if "label_smoothing" in options:
@@ -131,7 +131,7 @@ def test_soft_labels_train_and_leave_the_model_compiled_for_hard_ones(options, f
         assert model.predict(images, verbose=0).max() < plain.predict(images, verbose=0).max()
 
 
-def test_statistics_are_taken_from_the_images_and_nothing_else_changes(colors):
+def test_adapting_batchnorm_changes_the_statistics_and_nothing_else(colors):
     model = built(colors)
     names = [weight.path for weight in model.weights]
     before, flags = snapshot(model), [layer.trainable for layer in model.layers]
@@ -147,7 +147,7 @@ def test_statistics_are_taken_from_the_images_and_nothing_else_changes(colors):
 
 
 @pytest.mark.parametrize("batchnorm", ["pinned", "adapted"])
-def test_pretrained_statistics_stay_while_everything_trains(batchnorm, colors):
+def test_pretrained_statistics_do_not_change_during_fine_tuning(batchnorm, colors):
     model = built(colors)
     if batchnorm == "adapted":
         adapt_batchnorm(model, make_dataset(colors.train, image_size=(32, 32), batch_size=32))
@@ -158,7 +158,7 @@ def test_pretrained_statistics_stay_while_everything_trains(batchnorm, colors):
         np.testing.assert_array_equal(one, other)
 
 
-def test_from_random_weights_statistics_are_live_whatever_is_asked(colors):
+def test_from_random_weights_statistics_are_always_live(colors):
     model = large_different(make_tiny(), colors.num_classes, init="random", preprocessing="tf")
     before = [np.array(w) for w in model.weights if "moving_" in w.path]
     fit(model, colors, epochs=1, recipe=Recipe(batchnorm="adapted"), verbose=0)
@@ -166,13 +166,13 @@ def test_from_random_weights_statistics_are_live_whatever_is_asked(colors):
     assert all(np.abs(np.asarray(a) - b).max() > 0 for a, b in zip(after, before, strict=True))
 
 
-def test_a_lost_loss_ends_the_training_with_the_weights_before_it_and_says_what_to_try(colors, caplog):
+def test_a_loss_that_is_not_finite_stops_the_training_and_restores_finite_weights(colors, caplog):
     model = built(colors, learning_rate=1e30)
     with caplog.at_level(logging.ERROR):
-        done = fit(model, colors, epochs=5, augment="none", verbose=0)
-    assert "not finite any more in epoch" in caplog.text and "learning rate" in caplog.text
+        log = fit(model, colors, epochs=5, augment="none", verbose=0)
+    assert "not finite in epoch" in caplog.text and "learning rate" in caplog.text
     assert all(np.isfinite(w).all() for w in model.get_weights())
-    assert len(done.rows) < 6
+    assert len(log.rows) < 6
 
 
 @pytest.mark.parametrize("name", ["mixed_bfloat16", "mixed_float16"])
@@ -185,13 +185,13 @@ def test_lower_precision_keeps_weights_scaling_and_softmax_in_full_precision(nam
     for layer in model.layers:
         if isinstance(layer, keras.layers.Rescaling):
             assert layer.compute_dtype == "float32"
-    done = fit(
+    log = fit(
         model, colors, epochs=2, recipe=Recipe(layer_decay=0.5, clip_norm=1.0), label_smoothing=0.1, verbose=0
     )
-    assert done.rows[-1]["val_accuracy"] > 0.8
+    assert log.rows[-1]["val_accuracy"] > 0.8
 
 
-def test_several_steps_at_once_give_the_same_weights_and_schedule(colors):
+def test_steps_per_execution_gives_the_same_weights_and_schedule(colors):
     one, other = built(colors), built(colors, steps_per_execution=2)
     for model in (one, other):
         fit(model, colors, epochs=2, batch_size=16, augment="none", recipe=Recipe(), verbose=0)
@@ -201,10 +201,10 @@ def test_several_steps_at_once_give_the_same_weights_and_schedule(colors):
         np.testing.assert_allclose(a, b, atol=5e-3)  # two steps share a learning rate
 
 
-def test_averages_are_refused_of_an_optimizer_that_has_trained_and_leave_fit_as_it_is(colors):
+def test_averages_are_refused_with_an_optimizer_that_has_trained(colors):
     model = built(colors)
     fit(model, colors, epochs=1, verbose=0)
-    with pytest.raises(InputError, match="not trained yet"):
+    with pytest.raises(InputError, match="not been trained yet"):
         fit(model, colors, epochs=1, recipe=Recipe(ema=0.9), verbose=0)
     fresh = built(colors)
     fit(fresh, colors, epochs=1, recipe=Recipe(ema=0.9), verbose=0)
@@ -216,7 +216,7 @@ STEPS = Recipe(schedule="steps", decay_factor=4, decay_every=2, batchnorm="live"
 
 
 @pytest.mark.parametrize("step", [1, 5])
-def test_rmsprop_in_steps_goes_on_to_the_same_weights_after_an_interruption(step, colors, tmp_path):
+def test_rmsprop_with_step_decay_resumes_to_the_same_weights(step, colors, tmp_path):
     whole, cut = built(colors, **RMSPROP), built(colors, **RMSPROP)
     options = {"epochs": 3, "recipe": STEPS, "verbose": 0, "checkpoint_every": 0.0}
     fit(whole, colors, **options, checkpoints=tmp_path / "whole")
@@ -231,7 +231,7 @@ def test_rmsprop_in_steps_goes_on_to_the_same_weights_after_an_interruption(step
 
 
 class Stop(keras.callbacks.Callback):
-    """Kill the training after so many steps."""
+    """Raise KeyboardInterrupt after a number of steps."""
 
     def __init__(self, step):
         super().__init__()
@@ -243,7 +243,7 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def test_a_state_of_another_optimizer_is_refused(colors, tmp_path):
+def test_a_checkpoint_of_another_optimizer_is_refused(colors, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(
             built(colors, **RMSPROP), colors, epochs=2, recipe=STEPS, checkpoints=tmp_path,
@@ -254,7 +254,7 @@ def test_a_state_of_another_optimizer_is_refused(colors, tmp_path):
         fit(other, colors, epochs=2, recipe=STEPS, checkpoints=tmp_path, verbose=0)
 
 
-def test_live_statistics_are_asked_for_where_the_model_is_built(colors):
+def test_live_statistics_need_a_model_that_was_built_for_them(colors):
     model = built(colors, pin_batchnorm=False)
     before = [np.array(w) for w in model.weights if "moving_" in w.path]
     fit(model, colors, epochs=1, recipe=Recipe(batchnorm="live"), verbose=0)

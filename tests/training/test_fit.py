@@ -1,4 +1,4 @@
-"""`fit`: what changes, what must not, and that it learns what can be learnt and nothing else."""
+"""`fit` learns what can be learned, changes the trainable weights, and leaves the frozen ones."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def test_frozen_weights_and_statistics_are_bit_equal_after_fit(case, colors):
     assert not np.array_equal(head, to_numpy(model.layers[-1].kernel))
 
 
-def test_the_model_is_the_trunk_with_the_head_that_was_trained_on_its_features(colors):
+def test_the_model_is_the_frozen_network_with_the_trained_head(colors):
     model = built("small-similar")
     fit(model, colors, epochs=3, verbose=0)
     images = np.stack([colors.test.image(i, (32, 32)) for i in range(6)])
@@ -63,13 +63,13 @@ def test_the_model_is_the_trunk_with_the_head_that_was_trained_on_its_features(c
     np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-5)
 
 
-def test_colors_are_learnt_from_cached_features(colors):
+def test_colors_are_learned_from_cached_features(colors):
     model = built("small-similar")
     fit(model, colors, verbose=0)
     assert evaluate(model, colors).accuracy >= 0.9
 
 
-def test_shuffled_labels_are_not_learnt(shuffled_folder):
+def test_shuffled_labels_are_not_learned(shuffled_folder):
     data = load_data(shuffled_folder)
     model = built("small-similar")
     fit(model, data, verbose=0)
@@ -79,8 +79,8 @@ def test_shuffled_labels_are_not_learnt(shuffled_folder):
 def test_fine_tuning_trains_the_head_first_and_pins_batchnorm(colors):
     model = built("large-similar", learning_rate=1e-3)
     before = state(model)
-    done = fit(model, colors, epochs=2, verbose=0)
-    assert list(dict.fromkeys(done.history["phase"])) == ["head", "fine-tune"]
+    log = fit(model, colors, epochs=2, verbose=0)
+    assert list(dict.fromkeys(log.history["phase"])) == ["head", "fine-tune"]
     names = {layer.name for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
     assert names and names <= equal(before, state(model))
     assert not {"block1_conv", "block3_branch"} & equal(before, state(model))
@@ -90,36 +90,36 @@ def test_fine_tuning_trains_the_head_first_and_pins_batchnorm(colors):
 def test_from_random_weights_batchnorm_is_live(colors):
     model = large_different(make_tiny(), 3, init="random", preprocessing="tf")
     before = state(model)
-    done = fit(model, colors, epochs=1, verbose=0)
-    assert set(done.history["phase"]) == {"from-scratch"} and done.init == "random"
+    log = fit(model, colors, epochs=1, verbose=0)
+    assert set(log.history["phase"]) == {"from-scratch"} and log.init == "random"
     assert "block1_bn" not in equal(before, state(model))
 
 
-def test_init_auto_falls_back_on_random_weights_when_the_pre_trained_ones_are_dead(colors, caplog):
+def test_init_auto_falls_back_to_random_weights_if_the_pretrained_ones_fail(colors, caplog):
     base = make_tiny()
-    for layer in base.layers:  # every image looks the same to it, and no gradient comes through
+    for layer in base.layers:  # all images give the same features, and no gradient passes
         if layer.name.startswith("block1"):
             layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
     model = large_different(base, 3, init="auto", preprocessing="tf")
-    done = fit(model, colors, epochs=12, verbose=0, augment="none")
-    assert list(dict.fromkeys(done.history["phase"])) == ["head", "fine-tune", "from-scratch"]
-    assert done.init == "random" and decision_of(model).init == "random"
+    log = fit(model, colors, epochs=12, verbose=0, augment="none")
+    assert list(dict.fromkeys(log.history["phase"])) == ["head", "fine-tune", "from-scratch"]
+    assert log.init == "random" and decision_of(model).init == "random"
     assert "no better than guessing" in caplog.text
     assert model.get_layer("block1_bn").trainable
     assert evaluate(model, colors).accuracy > 0.5
 
 
-def test_init_auto_stays_with_pre_trained_weights_that_succeed(colors):
+def test_init_auto_keeps_pretrained_weights_that_succeed(colors):
     model = large_different(make_tiny(), 3, init="auto", preprocessing="tf")
-    done = fit(model, colors, epochs=1, verbose=0)
-    assert "from-scratch" not in done.history["phase"] and done.init == "pretrained"
+    log = fit(model, colors, epochs=1, verbose=0)
+    assert "from-scratch" not in log.history["phase"] and log.init == "pretrained"
 
 
-def test_weights_that_validation_finds_much_worse_are_not_kept(shuffled_folder):
+def test_last_weights_that_are_clearly_worse_are_not_kept(shuffled_folder):
     data = load_data(shuffled_folder, val=0.4)
-    model = built("large-similar", learning_rate=0.3)  # so fast that it ends anywhere
-    done = fit(model, data, epochs=4, verbose=0, augment="none")
-    best = max(row["val_accuracy"] for row in done.rows)
+    model = built("large-similar", learning_rate=0.3)  # so high that training diverges
+    log = fit(model, data, epochs=4, verbose=0, augment="none")
+    best = max(row["val_accuracy"] for row in log.rows)
     error = np.sqrt(best * (1 - best) / len(data.val))
     assert evaluate(model, data, split="val").accuracy >= best - error - 1e-6
 
@@ -138,16 +138,16 @@ def test_one_seed_gives_one_result_and_another_seed_another(colors):
 def test_fit_works_without_validation_images(color_folder, caplog):
     data = load_data(color_folder, val=0.0)
     model = built("small-similar")
-    done = fit(model, data, epochs=2, verbose=0)
-    assert len(done.rows) == 2 and "val_loss" not in done.history
+    log = fit(model, data, epochs=2, verbose=0)
+    assert len(log.rows) == 2 and "val_loss" not in log.history
     assert "no validation images" in caplog.text
 
 
 def test_the_log_has_a_row_per_epoch_and_the_seconds(colors):
-    done = fit(built("small-different"), colors, epochs=3, verbose=0)
-    assert done.history["epoch"] == [1, 2, 3]
-    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(done.rows[0])
-    assert done.seconds_features > 0 and done.seconds_training > 0
+    log = fit(built("small-different"), colors, epochs=3, verbose=0)
+    assert log.history["epoch"] == [1, 2, 3]
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(log.rows[0])
+    assert log.seconds_features > 0 and log.seconds_training > 0
 
 
 def test_a_saved_model_loads_without_warnings_and_predicts_the_same(colors, tmp_path, recwarn):
@@ -160,7 +160,7 @@ def test_a_saved_model_loads_without_warnings_and_predicts_the_same(colors, tmp_
     assert not [w for w in recwarn if "variable" in str(w.message)]
 
 
-def test_a_user_can_call_keras_own_fit_on_a_built_model(colors):
+def test_keras_fit_also_trains_a_built_model(colors):
     model = built("small-different")
     before = state(model)
     images = np.stack([colors.train.image(i, (32, 32)) for i in range(20)])
@@ -181,8 +181,8 @@ def test_two_replicas_train_a_base_that_was_made_outside_their_scope(case, color
 
 
 @pytest.mark.parametrize("options", [{}, {"class_weights": True}, {"recipe": Recipe(mix="mixup")}])
-def test_two_replicas_end_with_the_weights_of_one_with_uneven_batches_too(options):
-    """77 images in batches of 8: the last has 5, of which one replica sees 3."""
+def test_two_replicas_end_with_the_weights_of_one(options):
+    """The last batch has 5 images: 3 for one replica, 2 for the other."""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
@@ -190,13 +190,13 @@ def test_two_replicas_end_with_the_weights_of_one_with_uneven_batches_too(option
     noise = np.clip(rng.normal(120, 60, (110, 32, 32, 3)) + 12 * np.eye(3)[labels][:, None, None], 0, 255)
     data = load_data((noise.astype("uint8"), labels), val=0.2, test=0.1, near_duplicates=False)
     assert len(data.train) % 8 == 5
-    found = []
+    results = []
     for strategy in ("default", tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
         keras.utils.set_random_seed(0)
         model = built("large-similar", classes=3, strategy=strategy)
-        done = fit(model, data, epochs=2, batch_size=8, engine="keras", verbose=0, **options)
-        found.append((model.get_weights(), done.history["val_loss"][-1]))
-    (one, loss), (two, other) = found
+        log = fit(model, data, epochs=2, batch_size=8, engine="keras", verbose=0, **options)
+        results.append((model.get_weights(), log.history["val_loss"][-1]))
+    (one, loss), (two, other) = results
     assert loss == pytest.approx(other, rel=1e-5)
     for some, others in zip(one, two, strict=True):
         np.testing.assert_allclose(others, some, atol=1e-5 * np.abs(some).max())
@@ -207,7 +207,9 @@ def test_fewer_images_than_devices_are_refused(colors):
 
     model = built("large-similar", strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
     few = replace(colors, val=colors.val.take([0]))
-    with pytest.raises(InputError, match=r"an image for each of the 2 devices.*and 1\. Use fewer devices"):
+    with pytest.raises(
+        InputError, match=r"image for each of the 2 devices.*and 1 validation images\. Use fewer devices"
+    ):
         fit(model, few, epochs=1, verbose=0)
 
 
@@ -215,32 +217,32 @@ def test_gradients_are_not_clipped_on_several_replicas(colors):
     import tensorflow as tf
 
     model = built("large-similar", strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-    with pytest.raises(InputError, match=r"no clip_norm on several devices.*each of the 2"):
+    with pytest.raises(InputError, match=r"no clip_norm on several devices.*each of the 2 devices"):
         fit(model, colors, epochs=1, recipe=Recipe(clip_norm=1.0), verbose=0)
 
 
 @pytest.mark.parametrize("case", ["small-similar", "large-similar"])
 def test_class_weights_make_small_classes_count_as_much_as_large_ones(case):
-    """On noise nothing can be learnt but how frequent the classes are."""
+    """From noise, only the frequencies of the classes can be learned."""
     x = np.random.default_rng(0).integers(0, 256, (180, 32, 32, 3), dtype="uint8")
     data = load_data((x, np.repeat([0, 1], [150, 30])))
 
-    def share_of_the_small_class(**options):
+    def probability_of_the_small_class(**options):
         model = built(case, classes=2)
         fit(model, data, epochs=20 if case == "small-similar" else 2, augment="none", verbose=0, **options)
         return float(evaluate(model, data).probabilities[:, 1].mean())
 
-    plain, weighted = share_of_the_small_class(), share_of_the_small_class(class_weights=True)
+    plain, weighted = probability_of_the_small_class(), probability_of_the_small_class(class_weights=True)
     assert plain < weighted - 0.08 and abs(weighted - 0.5) < 0.1
 
 
-def test_that_images_are_not_mirrored_is_said(colors, caplog):
+def test_missing_flips_are_logged(colors, caplog):
     caplog.set_level("INFO", logger="transfer")
     fit(built("large-similar"), colors, epochs=1, flip=False, verbose=0)
-    assert "mirrors no images" in caplog.text
+    assert "does not flip images" in caplog.text
 
 
-def test_nothing_is_looked_at_in_the_test_split(colors):
+def test_the_test_images_are_not_read(colors):
     from dataclasses import replace
 
     from transfer.images.splitting import Split
@@ -257,7 +259,7 @@ def test_nothing_is_looked_at_in_the_test_split(colors):
     ("options", "message"),
     [({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch_size"), ({"augment": "lite"}, "'light'")],
 )
-def test_bad_options_are_named(options, message, colors):
+def test_invalid_options_are_named(options, message, colors):
     with pytest.raises(InputError, match=message):
         fit(built("large-similar"), colors, **{"epochs": 1, "verbose": 0, **options})
 
@@ -283,24 +285,24 @@ def test_a_head_on_several_views_learns_from_all_of_them(colors, tmp_path):
     assert log.views == 3 and log.computed == 3 * len(colors.train) + len(colors.val)
     assert evaluate(model, colors, cache=cache).accuracy > 0.8
     alone = fit(built("small-similar"), colors, cache=cache, verbose=0)
-    assert alone.computed == 0, "the first view is the image as it is"
+    assert alone.computed == 0, "the first view is the image itself"
     assert alone.rows[0]["loss"] != log.rows[0]["loss"]
 
 
 def test_predictions_are_averaged_over_views(colors, tmp_path):
     cache = FeatureCache(tmp_path)
-    model = built("small-similar")  # its head is random: a trained one is sure of each view
+    model = built("small-similar")  # with a random head: a trained one gives each view the same class
     options = {"augment": "light", "flip": False, "cache": cache}
     one = evaluate(model, colors, cache=cache).probabilities
     three = evaluate(model, colors, views=3, **options).probabilities
     assert np.abs(one - three).max() > 1e-3
-    model.trainable = True  # now not by features but through the whole
+    model.trainable = True  # now predicts with the whole model instead of features
     np.testing.assert_allclose(evaluate(model, colors, views=3, **options).probabilities, three, atol=1e-3)
     np.testing.assert_allclose(evaluate(model, colors, cache=cache).probabilities, one, atol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{"dropout": 0.5}, {"label_smoothing": 0.3}])
-def test_dropout_and_label_smoothing_train_in_epochs_and_do_what_they_say(options, colors, tmp_path):
+def test_dropout_and_label_smoothing_train_the_head_in_epochs(options, colors, tmp_path):
     cache = FeatureCache(tmp_path)
     plain, other = built("small-similar"), built("small-similar")
     fit(plain, colors, epochs=60, cache=cache, verbose=0)
@@ -318,11 +320,11 @@ def test_dropout_and_label_smoothing_train_in_epochs_and_do_what_they_say(option
         ("small-similar", {"dropout": 1.0}, "from 0 to below 1"),
         ("small-similar", {"label_smoothing": -0.1}, "from 0 to below 1"),
         ("small-similar", {"dropout": 0.2, "solver": "exact"}, "solver='exact'"),
-        ("large-similar", {"dropout": 0.1}, "more than the head trains"),
-        ("small-similar", {"views": 0}, "views of 1 or more"),
-        ("small-similar", {"views": 2, "augment": "none"}, "views of 1 or more"),
+        ("large-similar", {"dropout": 0.1}, "more than the head is trained"),
+        ("small-similar", {"views": 0}, "views of at least 1"),
+        ("small-similar", {"views": 2, "augment": "none"}, "views of at least 1"),
     ],
 )
-def test_options_of_the_head_that_make_no_sense_are_refused(case, options, message, colors):
+def test_invalid_options_of_the_head_are_refused(case, options, message, colors):
     with pytest.raises(InputError, match=message):
         fit(built(case), colors, verbose=0, **options)

@@ -1,4 +1,4 @@
-"""What is asked of a training, and how fast each block learns by it."""
+"""Recipes check their options and give the learning rate of each block."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from transfer.training.recipes import Recipe, block_rates
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"layer_decay": 0.0}, "layer_decay above 0"),
         ({"layer_decay": 1.5}, "layer_decay above 0"),
@@ -26,28 +26,28 @@ from transfer.training.recipes import Recipe, block_rates
         ({"decay_every": 0}, "decay_every of 1"),
     ],
 )
-def test_what_cannot_be_is_refused(options, said):
-    with pytest.raises(InputError, match=said):
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
         Recipe(**options)
 
 
-def test_rates_fall_by_the_same_factor_from_block_to_block():
+def test_rates_grow_by_a_constant_factor_from_block_to_block():
     rates = block_rates(Recipe(layer_decay=0.01), 5, 0.0)
     assert rates[0] == pytest.approx(0.01) and rates[-1] == 1.0
     factors = [a / b for a, b in zip(rates[1:], rates, strict=False)]
     assert factors == pytest.approx([factors[0]] * 4)
 
 
-def test_blocks_thaw_one_after_the_other_the_last_first_and_stay_so():
+def test_blocks_unfreeze_one_after_the_other_from_the_last():
     recipe = Recipe(gradual_unfreezing=0.8)
-    awake = [[rate > 0 for rate in block_rates(recipe, 5, step / 20)] for step in range(21)]
-    assert awake[0] == [False] * 4 + [True] and awake[-1] == [True] * 5
-    counts = [sum(row) for row in awake]
+    trainable = [[rate > 0 for rate in block_rates(recipe, 5, step / 20)] for step in range(21)]
+    assert trainable[0] == [False] * 4 + [True] and trainable[-1] == [True] * 5
+    counts = [sum(row) for row in trainable]
     assert counts == sorted(counts) and set(counts) == {1, 2, 3, 4, 5}
-    assert all(row == sorted(row) for row in awake)
+    assert all(row == sorted(row) for row in trainable)
     assert counts.index(5) == 16
 
 
-def test_a_recipe_that_asks_for_nothing_changes_no_rate():
+def test_the_default_recipe_changes_no_rate():
     assert block_rates(Recipe(), 4, 0.5) == [1.0] * 4
     assert dataclasses.astuple(Recipe())[:2] == (1.0, 0.0)

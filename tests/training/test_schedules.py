@@ -1,4 +1,4 @@
-"""How long to train and how fast: the rate rises and falls, and worse weights are taken back."""
+"""Numbers of epochs, learning-rate schedules, and the choice between the last and earlier weights."""
 
 import keras
 import numpy as np
@@ -8,8 +8,8 @@ from transfer.cases.builders import build
 from transfer.training.fit import fit
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import (
-    FEWEST_EPOCHS,
-    MOST_EPOCHS,
+    MAX_EPOCHS,
+    MIN_EPOCHS,
     STEPS,
     KeepBetter,
     StepDecay,
@@ -21,22 +21,22 @@ from transfer.training.schedules import (
 
 
 @pytest.mark.parametrize("init", STEPS)
-def test_fewer_images_are_seen_more_often(init):
+def test_fewer_images_train_for_more_epochs(init):
     epochs = [epochs_for(count, 32, init=init) for count in (1, 300, 1000, 3000, 10**6)]
     assert epochs == sorted(epochs, reverse=True)
-    assert epochs[0] == MOST_EPOCHS and epochs[-1] == FEWEST_EPOCHS[init]
+    assert epochs[0] == MAX_EPOCHS and epochs[-1] == MIN_EPOCHS[init]
     assert epochs[2] * -(-1000 // 32) >= STEPS[init]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 400])
-def test_the_rate_rises_to_its_peak_and_falls_but_never_to_nothing(steps):
+def test_the_rate_rises_to_its_peak_and_falls_but_stays_above_0(steps):
     rates = [learning_rate_at(step, peak=0.5, steps=steps) for step in range(steps)]
     top = int(np.argmax(rates))
     assert max(rates) == pytest.approx(0.5) and min(rates) > 0
     assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
 
 
-def test_training_everything_follows_the_schedule_and_leaves_the_rate_as_it_was(colors, tiny):
+def test_fine_tuning_follows_the_schedule_and_restores_the_rate(colors, tiny):
     model = build("large-similar", tiny, 3, preprocessing="tf", learning_rate=1e-3)
     seen = []
     watch = keras.callbacks.LambdaCallback(
@@ -50,7 +50,7 @@ def test_training_everything_follows_the_schedule_and_leaves_the_rate_as_it_was(
     assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
 
 
-def test_the_rate_is_divided_every_so_many_epochs_and_is_its_own_again(colors, tiny):
+def test_step_decay_divides_the_rate_and_restores_it(colors, tiny):
     rates = [decayed_rate_at(step, first=0.001, every=30, factor=16) for step in range(90)]
     assert rates == pytest.approx([0.001] * 30 + [0.001 / 16] * 30 + [0.001 / 256] * 30)
     assert decayed_rate_at(10**6, first=0.001, every=1, factor=16) == 0
@@ -66,7 +66,7 @@ def test_the_rate_is_divided_every_so_many_epochs_and_is_its_own_again(colors, t
     assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
 
 
-def test_a_schedule_of_the_users_own_is_heeded(colors, tiny):
+def test_a_schedule_of_the_user_is_respected(colors, tiny):
     model = build("large-similar", tiny, 3, preprocessing="tf")
     seen = []
     watch = keras.callbacks.LambdaCallback(
@@ -78,7 +78,7 @@ def test_a_schedule_of_the_users_own_is_heeded(colors, tiny):
 
 
 class Model:
-    """What the callback needs of a model."""
+    """A stand-in for a model, with weights and a stop flag."""
 
     def __init__(self):
         self.weights = [np.zeros(1)]
@@ -101,20 +101,20 @@ class Model:
         (None, [0.6, 0.9, 0.9], 3),
     ],
 )
-def test_the_last_weights_stay_unless_validation_says_clearly_that_others_are_better(start, accuracies, kept):
-    callback, model = KeepBetter(count=100, start=start), Model()
+def test_the_last_weights_stay_unless_others_were_clearly_better(start, accuracies, kept):
+    callback, model = KeepBetter(num_val=100, start=start), Model()
     callback.set_model(model)
     callback.on_train_begin()
     for epoch, accuracy in enumerate(accuracies):
         model.weights[0][:] = epoch + 1
         callback.on_epoch_end(epoch, {"val_accuracy": accuracy, "loss": 1.0})
-    callback.settle()
+    callback.choose_weights()
     assert model.weights[0][0] == kept
 
 
-def test_a_loss_that_is_lost_ends_the_training_and_brings_the_weights_before_it_back(caplog):
+def test_a_loss_that_is_not_finite_stops_the_training_and_restores_earlier_weights(caplog):
     for count, first, kept in ((100, 2, 2), (0, 2, 2), (100, 0, 0)):
-        callback, model = KeepBetter(count=count), Model()
+        callback, model = KeepBetter(num_val=count), Model()
         callback.set_model(model)
         callback.on_train_begin()
         for epoch in range(first + 1):
@@ -122,13 +122,11 @@ def test_a_loss_that_is_lost_ends_the_training_and_brings_the_weights_before_it_
             callback.on_epoch_begin(epoch)
             callback.on_train_batch_end(0, {"loss": 1.0 if epoch < first else np.nan})
             callback.on_epoch_end(epoch, {"val_accuracy": 0.5, "loss": 1.0})
-        callback.settle()
+        callback.choose_weights()
         assert model.stop_training and model.weights[0][0] == kept
-        assert (
-            f"not finite any more in epoch {first + 1}, step 1" in caplog.text and "clip_norm" in caplog.text
-        )
+        assert f"not finite in epoch {first + 1}, step 1" in caplog.text and "clip_norm" in caplog.text
 
 
-def test_the_schedule_is_that_of_all_epochs_together():
+def test_a_schedule_starts_at_a_step():
     assert WarmupCosine(peak=1.0, steps=10).step == 0
     assert StepDecay(peak=1.0, steps=9, start=6, every=3, factor=2.0).rate == 0.25

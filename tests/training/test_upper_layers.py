@@ -1,4 +1,4 @@
-"""Training the layers behind a frozen part: the same as training the model, for less."""
+"""Training the layers behind a frozen part gives the same result as training the whole model."""
 
 import logging
 
@@ -33,7 +33,7 @@ def weights_of(model):
 def test_without_augmentation_it_is_training_the_whole_model(first, colors, cache, monkeypatch):
     parted, whole = built(first), built(first)
     log = train(parted, colors, cache)
-    monkeypatch.setattr(upper_layers, "boundary_of", lambda model: None)
+    monkeypatch.setattr(upper_layers, "split_model", lambda model: None)
     expected = train(whole, colors, cache)
     assert (
         log.history["phase"] == expected.history["phase"] == ["head", "fine-tune", "fine-tune", "fine-tune"]
@@ -47,7 +47,7 @@ def test_without_augmentation_it_is_training_the_whole_model(first, colors, cach
             assert np.abs(a - b).max() <= 0.02 * moved + 1e-6, name
 
 
-def test_what_is_frozen_is_bit_equal_afterwards_and_what_is_not_has_moved(colors, cache):
+def test_frozen_layers_are_bit_equal_afterwards_and_the_others_have_changed(colors, cache):
     model = built("block3")
     before = weights_of(model)
     log = train(model, colors, cache, augment="light", views=3)
@@ -62,18 +62,18 @@ def test_what_is_frozen_is_bit_equal_afterwards_and_what_is_not_has_moved(colors
     assert log.views == 3
 
 
-def test_without_views_no_image_changes_and_that_is_said(colors, cache, caplog):
+def test_without_views_images_are_not_augmented_and_this_is_logged(colors, cache, caplog):
     caplog.set_level(logging.INFO, "transfer")
     changed, unchanged = built(), built()
     log = train(changed, colors, cache, augment="light")
-    assert log.views == 1 and "sees each image once, as it is" in caplog.text
+    assert log.views == 1 and "process each image once, without augmentation" in caplog.text
     caplog.clear()
     train(unchanged, colors, cache, augment="none")
     assert_bit_equal(snapshot(changed), snapshot(unchanged))
-    assert "sees each image once" not in caplog.text
+    assert "process each image once" not in caplog.text
 
 
-def test_views_differ_from_each_other_and_are_kept(colors, cache):
+def test_views_differ_and_are_cached(colors, cache):
     model = built()
     first = train(model, colors, cache, augment="light", views=2)
     assert first.views == 2
@@ -83,35 +83,35 @@ def test_views_differ_from_each_other_and_are_kept(colors, cache):
     assert again.computed == 0
     assert again.history["val_loss"] == first.history["val_loss"]
     other = train(built(), colors, cache, augment="light", views=2, seed=1)
-    assert other.computed > 0, "another seed changes images otherwise"
+    assert other.computed > 0, "another seed gives other views"
 
 
-def test_a_model_that_trains_throughout_or_runs_on_replicas_is_not_parted(colors):
-    assert upper_layers.boundary_of(large_similar(make_tiny(), 3, preprocessing="tf")) is None
-    assert upper_layers.boundary_of(built()) is not None
-    assert upper_layers.boundary_of(built(strategy=two_replicas())) is None
+def test_a_model_without_frozen_layers_or_on_replicas_is_not_split(colors):
+    assert upper_layers.split_model(large_similar(make_tiny(), 3, preprocessing="tf")) is None
+    assert upper_layers.split_model(built()) is not None
+    assert upper_layers.split_model(built(strategy=two_replicas())) is None
 
 
-def test_where_the_disk_has_no_room_the_model_trains_as_a_whole(colors, tmp_path, caplog):
+def test_without_room_in_the_cache_the_whole_model_is_trained(colors, tmp_path, caplog):
     small = FeatureCache(tmp_path / "small", limit=200_000)
     model = built()
     caplog.set_level(logging.INFO, "transfer")
     log = train(model, colors, small, augment="light")
-    assert "sees each image once" not in caplog.text
+    assert "process each image once" not in caplog.text
     assert log.history["phase"][-1] == "fine-tune"
-    assert "more than the 0.0 GB that may be kept" in caplog.text
+    assert "the cache has room for 0.0 GB" in caplog.text
     assert log.views == 1
 
 
 def test_a_callback_sees_the_whole_model(colors, cache):
     seen = []
 
-    class Look(keras.callbacks.Callback):
+    class Recorder(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             seen.append(self.model)
 
     model = built()
-    train(model, colors, cache, callbacks=[Look()])
+    train(model, colors, cache, callbacks=[Recorder()])
     assert seen == [model]
 
 
@@ -135,7 +135,7 @@ def test_it_learns_colors(colors, cache):
     assert evaluate(model, colors, cache=cache).accuracy > 0.8
 
 
-def test_a_block_is_named_by_what_its_layers_begin_with(colors):
+def test_a_block_can_be_named_by_the_prefix_of_its_layers(colors):
     model = built("block3")
     flags = {layer.name: layer.trainable for layer in model.layers}
     assert not flags["block2_branch"] and flags["block3_conv"] and flags["block3_branch"]

@@ -1,1 +1,1 @@
-"""`fit`: train the head, then fine-tune; schedules, recipes and checkpoints."""
+"""Training: `fit`, fine-tuning recipes, schedules, checkpoints, and the learning-rate range test."""

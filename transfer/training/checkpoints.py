@@ -134,12 +134,10 @@ class Checkpoints:
             _write(self.folder / f"state-{number:08d}.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         except OSError as error:
             if not self._failed:
-                previous = f"The latest one is {paths[-1].name}" if paths else "There is none yet"
+                latest = f"The latest one is {paths[-1].name}" if paths else "There is none yet"
+                reason = f"{error.strerror}). {latest}"
                 logger.warning(
-                    "Cannot write a checkpoint to %s (%s). %s. Training continues.",
-                    self.folder,
-                    error.strerror,
-                    previous,
+                    "Cannot write a checkpoint to %s (%s. Training continues.", self.folder, reason
                 )
             self._failed = True
             return False
@@ -174,16 +172,14 @@ class CheckpointCallback(keras.callbacks.Callback):
     def __init__(
         self,
         checkpoints: Checkpoints | None,
-        position: Position,
-        *,
-        step: int,
-        per_epoch: int,
         snapshot: Callable[[], Checkpoint],
+        position: Position,
+        first_step: int,
+        per_epoch: int,
     ) -> None:
         super().__init__()
-        self.checkpoints, self.position, self.per_epoch = checkpoints, position, per_epoch
-        self._snapshot = snapshot
-        self._first_epoch, self._first_step = position.epoch, step
+        self.checkpoints, self.position, self._snapshot = checkpoints, position, snapshot
+        self.first_epoch, self.first_step, self.per_epoch = position.epoch, first_step, per_epoch
         self._signal = 0
         self._handlers = contextlib.ExitStack()
 
@@ -191,18 +187,18 @@ class CheckpointCallback(keras.callbacks.Callback):
         """Install the signal handlers and save the start of the phase."""
         if self.checkpoints is not None:
             self._handlers.enter_context(self._signals_noted())
-            if not self.position.epoch and not self._first_step:
+            if not self.position.epoch and not self.first_step:
                 self._save(0, 0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Update the position."""
         self.position.epoch = epoch
-        if epoch != self._first_epoch:
-            self._first_step = 0
+        if epoch != self.first_epoch:
+            self.first_step = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save if it is time to, except after the last step, which validation follows."""
-        step = self._first_step + batch + 1
+        step = self.first_step + batch + 1
         if step < self.per_epoch:
             self._save_if_due(self.position.epoch, step)
 

@@ -1,11 +1,12 @@
-"""Training everything, or all behind a frozen part: by a recipe, and so that an interruption loses nothing."""
+"""Train all trainable layers of a model by a recipe, with checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -16,273 +17,236 @@ from transfer.cases.builders import start_over
 from transfer.cases.decisions import find_decision
 from transfer.common.errors import InputError
 from transfer.common.keras_private import apply_averages, has_schedule
-from transfer.distributed.process_group import BatchPart
-from transfer.distributed.strategies import (
-    batch_part_of,
-    distributed,
-    make_exact,
-    replicas_of,
-    scope_of,
-    while_training,
-)
+from transfer.distributed import strategies
 from transfer.frozen import extraction
 from transfer.images.pipeline import Position, make_dataset
-from transfer.training import upper_layers
-from transfer.training.checkpoints import Keeping, State
-from transfer.training.layer_decay import following
-from transfer.training.phases import TrainingLog, TrainingSettings
+from transfer.training.checkpoints import Checkpoint, CheckpointCallback, pack, unpack
+from transfer.training.layer_decay import SetProgress, optimizer_following
+from transfer.training.phases import Rows, Trainee, TrainingLog, TrainingSettings
 from transfer.training.schedules import KeepBetter, StepDecay, WarmupCosine, epochs_for
+from transfer.training.upper_layers import upper_layers_of
 from transfer.training.validation import Validation
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-MOST_ADAPTED = 64
-"""Batches from which statistics of BatchNormalization are taken anew, at most: 2,000 images tell them."""
+MAX_ADAPTED_BATCHES = 64
+"""Largest number of batches for new BatchNormalization statistics. About 2,000 images are enough."""
 
-_RATES = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
+_RATE_CALLBACKS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 
-def train_all(
-    run: TrainingSettings,
-    done: TrainingLog,
-    epochs: int | None,
+def fine_tune(
+    settings: TrainingSettings,
+    before: TrainingLog,
     phase: str,
     *,
-    state: State | None = None,
-    more: Callable[[], dict[str, np.ndarray]] = dict,
-) -> None:
-    """Train what trains."""
-    model = run.model
-    _refuse_pinned(run)
+    checkpoint: Checkpoint | None = None,
+    extra_arrays: Callable[[], dict[str, np.ndarray]] = dict,
+) -> TrainingLog:
+    """Train all trainable weights, from a checkpoint of this phase if given, and return the phase's log."""
+    model, num_train = settings.model, len(settings.data.train)
+    _check(settings)
     init = "random" if phase == "from-scratch" else "pretrained"
-    epochs = epochs or epochs_for(len(run.data.train), run.batch_size, init=init)
-    _say_flips(run)
-    per_epoch = -(-len(run.data.train) // run.batch_size)
-    peak = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # before a state's own comes back
-    first, step = (state.epoch, state.step) if state is not None else (0, 0)
-    tail = upper_layers.tail_of(run, done)
-    trainee, train_set, val_set = tail or _whole(run)
-    batch_part = batch_part_of(model) if tail is None else None
-    with _ready(run) as each_step:
-        better = _keep_better(run, done)
-        if state is not None:
-            restore(run, state)
-            better.go_on(state.log["better"], numbered(state.arrays, "best"))
-
-        def now() -> State:
-            arrays = {**_arrays(run), **named("best", better.weights or []), **more()}
-            return State(phase, log={**summary(done), "better": better.state()}, arrays=arrays)
-
-        position = Position(first)
-        keeping = Keeping(run.kept, position, step=step, per_epoch=per_epoch, state=now)
+    epochs = settings.epochs or epochs_for(num_train, settings.batch_size, init=init)
+    per_epoch = -(-num_train // settings.batch_size)
+    peak = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # before a checkpoint changes it
+    first, step = (checkpoint.epoch, checkpoint.step) if checkpoint is not None else (0, 0)
+    trainee = upper_layers_of(settings) or _whole_model(settings)
+    with _built_optimizer(settings) as set_progress:
+        better, rows = _keep_better(settings, before), Rows(phase)
+        if checkpoint is not None:
+            restore(settings, checkpoint)
+            better.resume(checkpoint.log["better"], unpack(checkpoint.arrays, "best"))
+        snapshot = functools.partial(_snapshot, settings, before + trainee.log, rows, better, extra_arrays)
+        saving = CheckpointCallback(settings.checkpoints, snapshot, Position(first), step, per_epoch)
         steps = {"steps": epochs * per_epoch, "start": first * per_epoch + step}
-        schedule = _schedule(run, per_epoch, peak=peak, each_step=each_step, **steps)
-        callbacks = [
-            *schedule,
-            *_validation(run, batch_part),
-            better,
-            _Rows(done, phase),
-            keeping,
-            *run.callbacks,
-        ]
-        weights = {} if batch_part is None else {"class_weight": None}  # `distributed` has seen to them
-        options = {"validation_data": val_set, **run.fit_options(callbacks), **weights}
-        start, trainee.stop_training = time.perf_counter(), False
+        schedule = _schedule(settings, per_epoch, peak=peak, set_progress=set_progress, **steps)
+        # The order matters: each callback sees what those before it added to the logs.
+        callbacks = [*schedule, *_validation(settings, trainee), better, rows, saving, *settings.callbacks]
+        start = time.perf_counter()
         try:
-            with while_training(model):
-                if step:  # what is left of an epoch
-                    rest = train_set(Position(first, step * run.batch_size))
-                    trainee.fit(rest, initial_epoch=first, epochs=first + 1, **options)
-                    first += 1
-                if not trainee.stop_training:
-                    trainee.fit(train_set(position), initial_epoch=first, epochs=epochs, **options)
-        except Exception as error:
-            keeping.ended_by(error)
-            raise
+            _run_epochs(settings, trainee, callbacks, saving, epochs)
         finally:
-            keeping.close()
-            if schedule:  # its own end is not reached where training is interrupted
+            if schedule:  # an interruption skips the schedule's own `on_train_end`
                 model.optimizer.learning_rate = peak
-            done.seconds_training += time.perf_counter() - start
-        if run.recipe.ema and better.lost_at is None:
+        seconds = time.perf_counter() - start
+        if settings.recipe.ema and better.lost_at is None:
             apply_averages(model.optimizer, model.trainable_variables)
-        better.set_model(trainee)
-        better.settle()
+        better.set_model(trainee.model)
+        better.choose_weights()
+    return trainee.log + TrainingLog(rows.rows, seconds_training=seconds)
 
 
-def _say_flips(run: TrainingSettings) -> None:
-    if run.augment != "none" and not run.flip:
-        log.info("Augmentation mirrors no images: the classes are digits or letters, or it was asked not to.")
-
-
-def _refuse_pinned(run: TrainingSettings) -> None:
-    """What is pinned was so when the model was compiled, and would silently stay so."""
-    plan = getattr(run.model, "plan", None)
-    if run.recipe.batchnorm == "live" and plan is not None and plan.pin_batchnorm:
+def _check(settings: TrainingSettings) -> None:
+    if settings.augment != "none" and not settings.flip:
+        logger.info("Augmentation does not flip images: the classes are digits or letters, or flip is False.")
+    decision = find_decision(settings.model)
+    if settings.recipe.batchnorm == "live" and decision is not None and decision.pin_batchnorm:
         raise InputError(
-            "Expected a model whose BatchNormalization trains, for batchnorm='live'. Received one that pins it. Build "
-            "it with pin_batchnorm=False."
+            "Expected a model whose BatchNormalization trains, for batchnorm='live'. Received one whose "
+            "BatchNormalization was pinned when it was built. Build it with pin_batchnorm=False."
         )
 
 
-def _whole(run: TrainingSettings) -> tuple[keras.Model, Callable[[Position], Any], Any]:
-    """The model itself, from images on."""
-    data, trainee, batch_part = run.data, run.model, batch_part_of(run.model)
-    options: dict[str, Any] = {"image_size": run.image_size, "mix": run.recipe.mix, "batch_part": batch_part}
+def _run_epochs(
+    settings: TrainingSettings,
+    trainee: Trainee,
+    callbacks: list[keras.callbacks.Callback],
+    saving: CheckpointCallback,
+    epochs: int,
+) -> None:
+    """Run Keras' `fit` from where `saving` begins; the rest of an interrupted epoch is a call of its own."""
+    options = {"validation_data": trainee.val_batches, **settings.fit_options(callbacks)}
+    if trainee.batch_part is not None:
+        options["class_weight"] = None  # `distribute_dataset` has applied the class weights
+    model, first, step = trainee.model, saving.position.epoch, saving.first_step
+    model.stop_training = False
+    try:
+        with strategies.training_scope(settings.model):
+            if step:
+                rest = trainee.batches(Position(first, step * settings.batch_size))
+                model.fit(rest, initial_epoch=first, epochs=first + 1, **options)
+                first += 1
+            if not model.stop_training:
+                model.fit(trainee.batches(saving.position), initial_epoch=first, epochs=epochs, **options)
+    except Exception as error:
+        saving.raise_if_interrupted(error)
+        raise
+    finally:
+        saving.close()
+
+
+def _whole_model(settings: TrainingSettings) -> Trainee:
+    """Return the model itself with batches of images."""
+    model, data, recipe = settings.model, settings.data, settings.recipe
+    num_train, num_val, replicas = len(data.train), len(data.val), strategies.replicas_of(model)
+    part = strategies.batch_part_of(model)
+    padded = part is not None and part.padded
+    if part is not None and (num_train < part.total or 0 < num_val < part.total):
+        raise InputError(
+            f"Expected at least one training image and one validation image for each of the {part.total} devices. "
+            f"Received: {num_train} training images and {num_val} validation images. Use fewer devices."
+        )
+    if padded and settings.batch_size % replicas:
+        raise InputError(
+            f"Expected a batch_size that is a multiple of the {replicas} devices, as JAX requires. Received: "
+            f"{settings.batch_size}."
+        )
+    options: dict[str, Any] = {"image_size": settings.image_size, "mix": recipe.mix, "batch_part": part}
     options["num_classes"] = data.num_classes
-    changes: dict[str, Any] = {"augment": run.augment, "flip": run.flip, "seed": run.seed}
+    training: dict[str, Any] = {"training": True, "batch_size": settings.batch_size, "seed": settings.seed}
+    training |= {"augment": settings.augment, "flip": settings.flip}
 
-    def train_set(position: Position) -> Any:
-        batches: dict[str, Any] = {"batch_size": run.batch_size, "training": True, "position": position}
-        dataset = make_dataset(data.train, **batches, **changes, **options)
-        return distributed(run.model, dataset, run.class_weights)
+    def batches(position: Position) -> Iterable[Any]:
+        dataset = make_dataset(data.train, position=position, **training, **options)
+        return strategies.distribute_dataset(model, dataset, settings.class_weights)
 
-    val_set = None
-    if batch_part is not None and (len(data.train) < batch_part.of or 0 < len(data.val) < batch_part.of):
-        raise InputError(
-            f"Expected an image for each of the {batch_part.of} devices, to train on and for validation. Received: "
-            f"{len(data.train)} and {len(data.val)}. Use fewer devices."
-        )
-    if batch_part is not None and batch_part.whole and run.batch_size % replicas_of(run.model):
-        raise InputError(
-            f"Expected a batch_size that {replicas_of(run.model)} devices can share evenly, which JAX asks for. "
-            f"Received: {run.batch_size}."
-        )
-    if len(data.val) and not (batch_part is not None and batch_part.whole):  # else see `Validation`
-        val_set = distributed(
-            run.model, make_dataset(data.val, batch_size=extraction.BATCH_SIZE, cache=True, **options)
-        )
-    if run.recipe.mix != "none" or run.label_smoothing:
-        with scope_of(run.model):
-            trainee = keras.Model(run.model.inputs, run.model.outputs, name=run.model.name)
-            run.compile_alike(trainee)
-    make_exact(trainee, soft_labels=run.recipe.mix != "none")
-    return trainee, train_set, val_set
+    val_batches = None
+    if num_val and not padded:  # otherwise the callback `Validation` does it
+        dataset = make_dataset(data.val, batch_size=extraction.BATCH_SIZE, cache=True, **options)
+        val_batches = strategies.distribute_dataset(model, dataset)
+    trained = model
+    if recipe.mix != "none" or recipe.label_smoothing:
+        with strategies.scope_of(model):
+            trained = keras.Model(model.inputs, model.outputs, name=model.name)
+            settings.compile_like_model(trained)
+    strategies.make_steps_exact(trained, soft_labels=recipe.mix != "none")
+    return Trainee(trained, batches, val_batches, batch_part=part)
 
 
-def _validation(run: TrainingSettings, batch_part: BatchPart | None) -> list[keras.callbacks.Callback]:
-    """Where Keras cannot count images that fill up a batch out of its metrics, what does instead of
-    it."""
-    if batch_part is None or not batch_part.whole or not len(run.data.val):
+def _validation(settings: TrainingSettings, trainee: Trainee) -> list[keras.callbacks.Callback]:
+    """Return a validation callback where Keras would count the padding of batches in its metrics."""
+    if trainee.batch_part is None or not trainee.batch_part.padded or not len(settings.data.val):
         return []
-    return [Validation(run.model, run.data.val, run.image_size, label_smoothing=run.label_smoothing)]
+    smoothing = settings.recipe.label_smoothing
+    return [Validation(settings.model, settings.data.val, settings.image_size, smoothing)]
 
 
-def _keep_better(run: TrainingSettings, done: TrainingLog) -> KeepBetter:
-    if not len(run.data.val):
-        log.warning("There are no validation images: training keeps the last weights.")
-    start = done.rows[-1].get("val_accuracy") if done.rows and done.init != "random" else None
-    return KeepBetter(count=len(run.data.val), start=start)
+def _keep_better(settings: TrainingSettings, before: TrainingLog) -> KeepBetter:
+    if not len(settings.data.val):
+        logger.warning("There are no validation images: training keeps its last weights.")
+    after_head = before.rows[-1].get("val_accuracy") if before.rows and before.init != "random" else None
+    return KeepBetter(num_val=len(settings.data.val), start=after_head)
 
 
-def _schedule(run: TrainingSettings, per_epoch: int, **options: Any) -> list[keras.callbacks.Callback]:
-    """What sets the learning rate, unless the user does."""
-    recipe, optimizer = run.recipe, run.model.optimizer
-    if has_schedule(optimizer) or any(isinstance(callback, _RATES) for callback in run.callbacks):
+def _schedule(settings: TrainingSettings, per_epoch: int, **options: Any) -> list[keras.callbacks.Callback]:
+    """Return the learning-rate schedule, unless the user's optimizer or callbacks set the rate."""
+    recipe = settings.recipe
+    by_user = any(isinstance(callback, _RATE_CALLBACKS) for callback in settings.callbacks)
+    if by_user or has_schedule(settings.model.optimizer):
         return []
     if recipe.schedule == "steps":
         return [StepDecay(every=recipe.decay_every * per_epoch, factor=recipe.decay_factor, **options)]
     return [WarmupCosine(**options)]
 
 
-class _Rows(keras.callbacks.Callback):
-    """Write each epoch into the log when it ends, so that a state has all of them."""
-
-    def __init__(self, done: TrainingLog, phase: str) -> None:
-        super().__init__()
-        self.done, self.phase = done, phase
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        values = {name: float(value) for name, value in (logs or {}).items()}
-        self.done.rows.append({"phase": self.phase, "epoch": epoch + 1, **values})
-
-
-def summary(done: TrainingLog) -> dict[str, Any]:
-    """Give what happened so far, for JSON."""
-    return asdict(done)
-
-
-def recall(done: TrainingLog, state: State) -> None:
-    """Write into a log what a state says happened."""
-    for name in asdict(done):
-        if name in state.log:
-            setattr(done, name, state.log[name])
-
-
-def whole_state(run: TrainingSettings, done: TrainingLog) -> State:
-    """Give the state at the end of all training."""
-    with _ready(run):
-        return State("done", log=summary(done), arrays=_arrays(run))
+def _snapshot(
+    settings: TrainingSettings,
+    before: TrainingLog,
+    rows: Rows,
+    better: KeepBetter,
+    extra_arrays: Callable[[], dict[str, np.ndarray]],
+) -> Checkpoint:
+    """Return a checkpoint of the present state; the caller adds the epoch and the step."""
+    log = {**asdict(before + TrainingLog(rows.rows)), "better": better.progress()}
+    arrays = _arrays(settings) | pack("best", better.weights or []) | extra_arrays()
+    return Checkpoint(rows.phase, log=log, arrays=arrays)
 
 
 @contextlib.contextmanager
-def _ready(run: TrainingSettings) -> Iterator[Callable[[float], None] | None]:
-    """The optimizer with all that the recipe asks of it, and all its variables."""
-    model = run.model
-    with following(run.recipe, model) as each_step, scope_of(model):
+def _built_optimizer(settings: TrainingSettings) -> Iterator[SetProgress | None]:
+    """Let the optimizer follow the recipe, and create its variables."""
+    model = settings.model
+    with optimizer_following(settings.recipe, model) as set_progress, strategies.scope_of(model):
         if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)  # the order in which a saved model lists them
-        yield each_step
+            model.optimizer.build(model.trainable_variables)  # in the order in which a saved model lists them
+        yield set_progress
 
 
-def finish(run: TrainingSettings, done: TrainingLog, state: State) -> None:
-    """Give a model what it had at the end of all training."""
-    if done.init == "random" and (decision := find_decision(run.model)) and decision.init == "auto":
-        start_over(run.model, seed=run.seed)
-    with _ready(run):
-        restore(run, state)
+def final_checkpoint(settings: TrainingSettings, log: TrainingLog) -> Checkpoint:
+    """Return the checkpoint of a complete training."""
+    with _built_optimizer(settings):
+        return Checkpoint("done", log=asdict(log), arrays=_arrays(settings))
 
 
-def restore(run: TrainingSettings, state: State) -> None:
-    """Give a model and its optimizer, which is built, the values of a state."""
-    for name, variables in _variables(run):
-        for variable, value in zip(variables, numbered(state.arrays, name) or (), strict=True):
-            variable.assign(value)
+def restore_final(settings: TrainingSettings, log: TrainingLog, checkpoint: Checkpoint) -> None:
+    """Restore the model of a complete training from its checkpoint."""
+    decision = find_decision(settings.model)
+    if log.init == "random" and decision is not None and decision.init == "auto":
+        start_over(settings.model, seed=settings.seed)  # the fallback trained layers that were pinned
+    with _built_optimizer(settings):
+        restore(settings, checkpoint)
 
 
-def _variables(run: TrainingSettings) -> list[tuple[str, list[Any]]]:
-    """All that training changes: weights, statistics, the states of random generators, moments, the
-    step."""
-    return [("model", list(run.model.variables)), ("optimizer", list(run.model.optimizer.variables))]
+def restore(settings: TrainingSettings, checkpoint: Checkpoint) -> None:
+    """Restore the variables of the model and of its built optimizer from a checkpoint."""
+    values = unpack(checkpoint.arrays, "variables") or ()
+    for variable, value in zip(_variables(settings), values, strict=True):
+        variable.assign(value)
 
 
-def _arrays(run: TrainingSettings) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for name, variables in _variables(run):
-        found |= named(name, [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables])
-    return found
+def _variables(settings: TrainingSettings) -> list[keras.Variable]:
+    """Return all that training changes: weights, statistics, random states, and the optimizer's variables."""
+    return [*settings.model.variables, *settings.model.optimizer.variables]
 
 
-def named(name: str, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Give a list of arrays names, for a state."""
-    return {f"{name}/{number}": array for number, array in enumerate(arrays)}
+def _arrays(settings: TrainingSettings) -> dict[str, np.ndarray]:
+    variables = _variables(settings)
+    return pack("variables", [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables])
 
 
-def numbered(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray] | None:
-    """Give the list back."""
-    count = sum(key.startswith(f"{name}/") for key in arrays)
-    return [arrays[f"{name}/{number}"] for number in range(count)] or None
-
-
-def adapt_batchnorm(model: keras.Model, batches: Any) -> int:
-    """Take the statistics of BatchNormalization anew from images: the mean over batches, each layer
-    seeing what the layers before it make of the same batch."""
+def adapt_batchnorm(model: keras.Model, batches: Iterable[tuple[Any, Any]]) -> int:
+    """Replace the statistics of BatchNormalization by means over batches; return the number of layers."""
     layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
-    with _learning(layers):
-        for number, (images, _) in zip(range(MOST_ADAPTED), batches, strict=False):
-            for layer in layers:
-                layer.momentum = number / (number + 1)
-            model(images, training=True)
-    return len(layers)
-
-
-@contextlib.contextmanager
-def _learning(layers: list[Any]) -> Iterator[None]:
     before = [(layer.trainable, layer.momentum) for layer in layers]
-    for layer in layers:
-        layer.trainable = True
     try:
-        yield
+        for layer in layers:
+            layer.trainable = True
+        for number, (images, _) in zip(range(MAX_ADAPTED_BATCHES), batches, strict=False):
+            for layer in layers:
+                layer.momentum = number / (number + 1)  # makes the moving average a plain mean
+            model(images, training=True)
     finally:
         for layer, (trainable, momentum) in zip(layers, before, strict=True):
             layer.trainable, layer.momentum = trainable, momentum
+    return len(layers)

@@ -1,49 +1,35 @@
-"""`fit`: the head on cached features where the trunk is frozen, end to end otherwise."""
+"""`fit`: train the head on features of the frozen layers, then fine-tune all trainable layers."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
 from transfer.cases.builders import start_over, unfreeze
 from transfer.cases.decisions import find_decision
-from transfer.common.allocator import kept_memory
 from transfer.common.errors import InputError, unknown
 from transfer.distributed.process_group import current_group, versions
-from transfer.frozen import extraction
-from transfer.frozen.extraction import digests_of, input_size
+from transfer.frozen.extraction import KnownFeatures, check_views, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
 from transfer.images.datasets import ImageData, flips_are_safe
-from transfer.images.pipeline import make_dataset
-from transfer.networks import graphs
-from transfer.training.checkpoints import EVERY, Checkpoints, State
-from transfer.training.fine_tuning import (
-    adapt_batchnorm,
-    finish,
-    named,
-    numbered,
-    recall,
-    train_all,
-    whole_state,
-)
+from transfer.training.checkpoints import SECONDS_BETWEEN, Checkpoint, Checkpoints, pack, unpack
+from transfer.training.fine_tuning import adapt_batchnorm, final_checkpoint, fine_tune, restore_final
 from transfer.training.head_training import train_head
-from transfer.training.phases import TrainingLog, TrainingSettings
+from transfer.training.identity import identity_of
+from transfer.training.phases import TrainingLog, TrainingSettings, log_from
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SOLVERS = ("auto", "exact", "sgd")
-"""How a head on cached features is trained."""
+"""How a head is trained on features: solved exactly, in epochs by SGD, or chosen by the options and the size."""
 
 
 def fit(
@@ -61,62 +47,73 @@ def fit(
     views: int | None = None,
     engine: str = "auto",
     cache: FeatureCache | None = None,
+    known_features: KnownFeatures | None = None,
     seed: int = 0,
     recipe: Recipe | None = None,
     checkpoints: str | Path | None = None,
-    checkpoint_every: float = EVERY,
+    checkpoint_every: float = SECONDS_BETWEEN,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: str | int = "auto",
 ) -> TrainingLog:
-    """Train a built model.
+    """Train a model that a builder made.
 
-    Where only the head trains, the frozen trunk runs once over the images and the head trains on what
-    it gave, from zero: as good as training through the trunk, for one forward pass. Otherwise the head is
-    trained so first, where the weights are pre-trained, since a random head would tear them (LP-FT: Kumar
-    et al. 2022, arXiv:2202.10054), and then everything that trains; where layers in front are frozen, they run
-    once too, and the epochs see the tail alone. The learning rate warms up and falls to 0; where validation says that
-    the last weights are worse than earlier ones, those stay (see `schedules.KeepBetter`).
+    The trainable flags and the initial weights of the model decide what is trained:
+
+    - **Only the head is trainable.** The features of all images are computed once, and the head is trained on them from
+      zero weights. This gives the same model as training through the frozen network, for one forward pass per image.
+    - **More is trainable, pre-trained weights.** First the head is trained as above: a random head would distort the
+      pre-trained weights (Kumar et al. 2022, arXiv:2202.10054). Then all trainable layers are fine-tuned. If the
+      first layers are frozen, their outputs are computed once, and each epoch runs only the layers behind them.
+    - **Random weights.** All layers are trained from scratch.
+    - **Built with `init="auto"`.** The pre-trained weights are fine-tuned. If the validation accuracy is then no better
+      than guessing, the network is also trained from random weights, and the lower validation loss decides.
+
+    While more than the head is trained, the learning rate follows the schedule of the recipe. The last weights are
+    kept unless the validation accuracy of an earlier epoch was higher by more than one standard error.
 
     Args:
-        model: of the builders, compiled; its weights change.
-        data: of `load_data`; its `test` images are not looked at.
-        epochs: so many, but that a head stops earlier where validation gets no better; None goes by the number of
-            images (see `schedules.epochs_for`), for a head by `cases.POLICIES`.
-        batch_size: images per step, over all devices together.
-        augment: a level of `augmentation.AUGMENTATIONS`, for training end to end; a frozen network sees each
-            image as it is, and changed so where there are several `views`.
-        flip: whether augmentation mirrors images; None does, but where the classes are digits or letters.
-        class_weights: let images of small classes count more, so that all classes count the same.
-        solver: of the head on cached features: `"exact"` finds the optimum of the convex problem, its
-            regularization chosen; `"sgd"` trains in epochs, as Keras does, without holding the features in memory;
-            `"auto"` takes the first while they fit, unless `epochs`, `callbacks`, `dropout` or `label_smoothing`
-            are given.
-        dropout: share of the features that are left out while a head on a frozen network trains in epochs.
-        label_smoothing: share of each label that is spread over all classes, while a head trains in epochs or while
-            everything trains.
-        views: how often a frozen part sees each training image: first as it is, then changed by `augment`.
-            None: once, also where layers behind it train. Several views were worth nothing there at up to 2,000
-            images (`tests/benchmarks/fine_tuning.py views`).
-        engine: what runs the frozen trunk, one of `engines.ENGINES`.
-        cache: where features are kept; None is the user's own cache.
-        seed: of the order and the augmentation. Dropout draws from seeds that its layers got when the base was
-            made: `keras.utils.set_random_seed` before that makes it repeatable too.
-        recipe: how everything trains, where more than a head does; None is the default of each ingredient.
-        checkpoints: a folder to keep the training's state in. Where it holds an unfinished one with the same options,
-            that is gone on with, and ends with the same weights as if it had not been interrupted; Ctrl-C and SIGTERM
-            end a training after a step. None keeps nothing.
-        checkpoint_every: seconds between two states.
-        callbacks: more Keras callbacks, for the phase that trains end to end, or the head where only it
-            does. With them, a frozen part in front of layers that train runs in each epoch.
-        verbose: as in Keras.
+        model: compiled model from a builder. It is trained in place.
+        data: images from `load_data`. The test images are not read.
+        epochs: number of epochs, 1 or more. None chooses 8 to 60 for pre-trained and 20 to 60 for random weights, by
+            the number of training images. A head stops early when its validation loss no longer falls.
+        batch_size: images per step over all devices, 1 or more.
+        augment: augmentation of the training images: `"none"`, `"light"`, `"standard"` or `"strong"`. Frozen layers
+            see augmented images only with `views` of 2 or more.
+        flip: whether augmentation flips images horizontally. None flips unless the classes look like digits or letters.
+        class_weights: weight the loss so that all classes count the same, whatever their number of images.
+        solver: how a head is trained on features. `"exact"` computes the optimum of the convex problem and chooses its
+            regularization. `"sgd"` trains in epochs and never holds all features in memory. `"auto"` takes
+            `"exact"` for features of up to 2 GiB, unless `epochs`, `callbacks`, `dropout` or `label_smoothing` ask for
+            epochs.
+        dropout: dropout rate before the head, from 0 to below 1, when only the head is trained in epochs.
+        label_smoothing: fraction of each label that is spread over all classes, from 0 to below 1, wherever training
+            runs in epochs. 0 takes the value of the recipe.
+        views: number of views of each training image that the frozen layers see: the image itself, and augmented views
+            of it. None means 1: more did not raise the accuracy with up to 2,000 images
+            (`tests/benchmarks/fine_tuning.py views`).
+        engine: inference engine of the frozen layers: `"auto"`, `"keras"` or `"openvino"`.
+        cache: where features are stored between runs. None uses the default cache of the user.
+        known_features: features of training images that were computed before, such as by `advise`. They are checked
+            on a few images and then used instead of a forward pass. They do not change the result.
+        seed: random seed of the order of the images, their augmentation, and dropout before the head. Layers that draw
+            random numbers take their seeds when they are made: call `keras.utils.set_random_seed` before that.
+        recipe: how more than the head is trained: schedule, layer-wise learning-rate decay, weight decay and so on.
+            None uses the defaults of `Recipe`.
+        checkpoints: folder for checkpoints. If it holds an interrupted training with the same settings, network and
+            images, that training resumes and ends with the same weights as without the interruption. Ctrl-C and SIGTERM
+            then stop after the current step and save a checkpoint. None saves nothing.
+        checkpoint_every: seconds between two checkpoints.
+        callbacks: more Keras callbacks for the training in epochs. They see the whole model, so that frozen layers run
+            in each epoch.
+        verbose: progress output of Keras: `"auto"`, 0, 1 or 2.
 
     Returns:
-        What happened, epoch by epoch.
+        The log: rows per epoch, seconds, and how the head was regularized.
 
     Raises:
-        InputError: the model's classes or compilation do not fit, a number is out of range, options contradict each
-            other, or `checkpoints` holds another training.
-        Interrupted: a signal ended the training; its state is kept.
+        InputError: the model is not compiled or has another number of classes than the data, an option is out of
+            range, options contradict each other, or `checkpoints` holds another training.
+        Interrupted: a signal stopped the training. Call `fit` with the same arguments to resume.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -127,16 +124,21 @@ def fit(
         ['head']
     """
     _check_arguments(model, data, epochs, batch_size)
-    head_alone = extraction.frozen_feature_extractor(model) is not None
-    check_head_options(solver, dropout, label_smoothing, head_alone=head_alone)
+    head_only = frozen_feature_extractor(model) is not None
+    recipe = recipe or Recipe()
+    recipe = replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
+    _check_head_options(solver, dropout, recipe.label_smoothing, head_only=head_only)
     if views is not None:
-        extraction.check_views(views, augment)
-    if solver == "auto" and head_alone and (epochs or callbacks or dropout or label_smoothing):
+        check_views(views, augment)
+    if solver == "auto" and head_only and (epochs or callbacks or dropout or recipe.label_smoothing):
         solver = "sgd"
-    run = TrainingSettings(
+    group = current_group()
+    settings = TrainingSettings(
         model=model,
         data=data,
+        head_only=head_only,
         image_size=input_size(model, data),
+        epochs=epochs,
         batch_size=batch_size,
         augment=augment,
         flip=flips_are_safe(data.class_names) if flip is None else flip,
@@ -144,174 +146,129 @@ def fit(
         class_weights=pipeline.class_weights(data.train.labels, data.num_classes) if class_weights else None,
         solver=solver,
         dropout=dropout,
-        label_smoothing=label_smoothing,
         engine=engine,
         cache=cache,
+        known_features=known_features,
         seed=seed,
-        recipe=recipe or Recipe(),
-        kept=None,
+        recipe=recipe,
+        checkpoints=None,
         callbacks=list(callbacks),
-        verbose=verbose if current_group().is_chief else 0,
+        verbose=verbose if group.is_chief else 0,
     )
-    if current_group().count > 1:
-        current_group().agree(
-            {**versions(), **_settings(run, epochs), "checkpoints": checkpoints is not None}
-        )
+    identity = identity_of(settings) if checkpoints is not None or group.count > 1 else {}
+    if group.count > 1:
+        group.require_equal({**versions(), **identity, "checkpoints": checkpoints is not None})
     if checkpoints is not None:
-        settings = _settings(run, epochs)
-        run = replace(run, kept=Checkpoints(Path(checkpoints), settings, every=checkpoint_every))
-    with kept_memory():
-        return _fit(run, epochs, head_alone=head_alone)
-
-
-def _fit(run: TrainingSettings, epochs: int | None, *, head_alone: bool) -> TrainingLog:
-    """Train, from where an interrupted training was, if there is one."""
-    if head_alone:  # nothing else heeds the recipe
-        run = replace(run, recipe=Recipe(batchnorm=run.recipe.batchnorm))
-    plan = find_decision(run.model)
-    done = TrainingLog(init="random" if plan and plan.init == "random" else "pretrained")
-    state = run.kept.latest() if run.kept is not None else None
-    if state is not None:
-        recall(done, state)
-        log.info("Going on: %s.", state.where)
-    elif run.recipe.batchnorm == "adapted" and done.init != "random":
-        options: dict[str, Any] = {"image_size": run.image_size, "batch_size": run.batch_size}
-        adapt_batchnorm(run.model, make_dataset(run.data.train, **options))
-    if state is not None and state.phase == "done":
-        finish(run, done, state)
-        return done
-    if head_alone:
-        train_head(run, done, epochs, alone=True)
-    else:
-        _train_phases(run, done, epochs, state)
-    if run.kept is not None:
-        run.kept.save(whole_state(run, done))
-    return done
-
-
-def _settings(run: TrainingSettings, epochs: int | None) -> dict[str, Any]:
-    """What makes a training what it is."""
-    names = ("batch_size", "augment", "flip", "views", "solver", "dropout", "label_smoothing", "seed")
-    asked = {**{name: getattr(run, name) for name in names}, "resize": run.data.train.resize}
-    weighted = run.class_weights is not None
-    settings = {"epochs": epochs, "class_weights": weighted, **asked, **asdict(run.recipe)}
-    return settings | _compiled(run.model) | identity_of(run.model, run.data)
-
-
-def _compiled(model: keras.Model) -> dict[str, Any]:
-    """What a model was compiled with."""
-    optimizer = model.optimizer
-    if not hasattr(optimizer, "_begun_with"):
-        config = _plain({"": type(optimizer).__name__, **optimizer.get_config()})
-        optimizer._begun_with = {f"optimizer {key}".strip(): value for key, value in config.items()}
-    return {**optimizer._begun_with, **_plain({"loss": model.loss})}
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON has it, rounded, for rates are float32, and without names, which count how
-    many there were."""
-
-    def tell(value: Any) -> Any:
-        if hasattr(value, "get_config"):
-            return {"class": type(value).__name__, **value.get_config()}
-        if hasattr(value, "tolist"):
-            return value.tolist()
-        return getattr(value, "__name__", type(value).__name__)
-
-    def tidy(values: dict[str, Any]) -> dict[str, Any]:
-        values.pop("name", None)
-        return {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in values.items()}
-
-    return dict(json.loads(json.dumps(config, default=tell), object_hook=tidy))
-
-
-def _train_phases(run: TrainingSettings, done: TrainingLog, epochs: int | None, state: State | None) -> None:
-    """The head, then everything; then, where that failed and it may, everything from random weights."""
-    plan = find_decision(run.model)
-    phase = "from-scratch" if done.init == "random" else "fine-tune"
-    if state is None and plan and plan.init != "random":
-        train_head(run, done, None, alone=False)
-    if state is None or state.phase == phase:
-        train_all(run, done, epochs, phase, state=state)
-        state = None
-    if plan and plan.init == "auto" and not _succeeded(done, run.data):
-        _fall_back(run, done, epochs, state)
-
-
-def check_head_options(solver: str, dropout: float, label_smoothing: float, *, head_alone: bool) -> None:
-    """Refuse what cannot be: see `fit`."""
-    if solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
-        if not 0 <= share < 1:
-            raise InputError(f"Expected {name} from 0 to below 1. Received: {share!r}.")
-        if share and head_alone and solver == "exact":
-            raise InputError(
-                f"{name} is for a head that trains in epochs; here solver='exact'. Leave it out, or use solver='sgd'."
-            )
-    if dropout and not head_alone:
-        raise InputError(
-            "dropout is for a head on a frozen network that trains in epochs; here more than the head trains. Leave it "
-            "out, or use solver='sgd' with small-similar or small-different."
-        )
-
-
-def identity_of(model: keras.Model, data: ImageData) -> dict[str, Any]:
-    """Say by content which network and images a training is about."""
-    if not hasattr(model, "_begun_from"):  # an interrupted training has changed the weights of the same model
-        model._begun_from = graphs.fingerprint(model)[:16]
-    training = hashlib.sha256(repr([weight.trainable for weight in model.weights]).encode())
-    images = hashlib.sha256()
-    for part in (data.train, data.val):
-        for digest, label in zip(digests_of(part), part.labels.tolist(), strict=True):
-            images.update(f"{digest} {label}\n".encode())
-    return {
-        "network": model._begun_from,
-        "training": training.hexdigest()[:16],
-        "images": images.hexdigest()[:16],
-    }
+        folder = Checkpoints(Path(checkpoints), identity, seconds_between=checkpoint_every)
+        settings = replace(settings, checkpoints=folder)
+    if head_only:  # the other options of a recipe do not apply to a head
+        recipe = Recipe(batchnorm=recipe.batchnorm, label_smoothing=recipe.label_smoothing)
+        settings = replace(settings, recipe=recipe)
+    return _train(settings)
 
 
 def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, batch_size: int) -> None:
     classes = model.output_shape[-1]
     if classes != data.num_classes:
         raise InputError(
-            f"The model has {classes} classes, the data have {data.num_classes}. Build it for the data."
+            f"The model has {classes} classes, the data have {data.num_classes}. Build the model with num_classes="
+            f"{data.num_classes}."
         )
     if not model.compiled:
         raise InputError(
-            "Expected a compiled model. The builders compile theirs; compile yours before `fit`."
+            "Expected a compiled model. Received one that is not compiled. Use a builder, or call model.compile first."
         )
     if (epochs is not None and epochs < 1) or batch_size < 1:
         raise InputError(f"Expected epochs and batch_size of 1 or more. Received: {epochs}, {batch_size}.")
 
 
-def _succeeded(done: TrainingLog, data: ImageData) -> bool:
-    """Say whether validation shows that something was learnt: two standard errors above always guessing the
-    most frequent class."""
-    best = max((row.get("val_accuracy", 1.0) for row in done.rows if row["phase"] != "head"), default=0.0)
+def _check_head_options(solver: str, dropout: float, label_smoothing: float, *, head_only: bool) -> None:
+    if solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    if not 0 <= dropout < 1:
+        raise InputError(f"Expected dropout from 0 to below 1. Received: {dropout!r}.")
+    for name, value in (("dropout", dropout), ("label_smoothing", label_smoothing)):
+        if value and head_only and solver == "exact":
+            raise InputError(
+                f"Expected no {name} with solver='exact', which does not train in epochs. Leave it out, or use "
+                "solver='sgd'."
+            )
+    if dropout and not head_only:
+        raise InputError(
+            f"Expected no dropout when more than the head is trained. Received: {dropout!r}. Leave it out, or build "
+            "the model with small_similar or small_different."
+        )
+
+
+def _train(settings: TrainingSettings) -> TrainingLog:
+    """Run all phases, from the latest checkpoint if there is one, and return the log."""
+    decision = find_decision(settings.model)
+    checkpoint = settings.checkpoints.latest() if settings.checkpoints is not None else None
+    if checkpoint is not None:
+        log = log_from(checkpoint.log)
+        logger.info("Resuming: %s.", checkpoint.description)
+        if checkpoint.phase == "done":
+            restore_final(settings, log, checkpoint)
+            return log
+    else:
+        log = TrainingLog(init="random" if decision and decision.init == "random" else "pretrained")
+        if settings.recipe.batchnorm == "adapted" and log.init != "random":
+            batches = pipeline.make_dataset(
+                settings.data.train, image_size=settings.image_size, batch_size=settings.batch_size
+            )
+            adapt_batchnorm(settings.model, batches)
+    if settings.head_only:
+        log += train_head(settings)
+    else:
+        log = _train_phases(settings, log, checkpoint)
+    if settings.checkpoints is not None:
+        settings.checkpoints.save(final_checkpoint(settings, log))
+    return log
+
+
+def _train_phases(settings: TrainingSettings, log: TrainingLog, checkpoint: Checkpoint | None) -> TrainingLog:
+    """Train the head, then all trainable layers, then possibly again from random weights; return the log."""
+    decision = find_decision(settings.model)
+    phase = "from-scratch" if log.init == "random" else "fine-tune"
+    if checkpoint is None and decision and decision.init != "random":
+        log += train_head(settings)
+    if checkpoint is None or checkpoint.phase == phase:
+        log += fine_tune(settings, log, phase, checkpoint=checkpoint)
+        checkpoint = None
+    # A checkpoint that is left is one of the fallback, which was decided on before.
+    if decision and decision.init == "auto" and (checkpoint or not _succeeded(log, settings.data)):
+        log = _fall_back(settings, log, checkpoint)
+    return log
+
+
+def _succeeded(log: TrainingLog, data: ImageData) -> bool:
+    """Return whether the validation accuracy is two standard errors above always guessing the largest class."""
     if not len(data.val):
         return True
+    best = max((row.get("val_accuracy", 1.0) for row in log.rows if row["phase"] != "head"), default=0.0)
     guess = np.bincount(data.val.labels).max() / len(data.val)
     return bool(best > guess + 2 * np.sqrt(guess * (1 - guess) / len(data.val)))
 
 
-def _fall_back(run: TrainingSettings, done: TrainingLog, epochs: int | None, state: State | None) -> None:
-    """Start the same network from random weights; keep whichever has the better validation loss."""
-    model = run.model
-    before = model.get_weights() if state is None else numbered(state.arrays, "before")
-    if state is None:
-        log.warning(
-            "From the pre-trained weights, validation is no better than guessing: trying random weights."
+def _fall_back(settings: TrainingSettings, log: TrainingLog, checkpoint: Checkpoint | None) -> TrainingLog:
+    """Train from random weights; keep these or the earlier weights by validation loss, and return the log."""
+    model = settings.model
+    before = model.get_weights() if checkpoint is None else unpack(checkpoint.arrays, "before") or []
+    if checkpoint is None:
+        logger.warning(
+            "With the pre-trained weights, validation is no better than guessing. Training again from random weights."
         )
-    start_over(model, seed=run.seed)
-    earlier = min(row["val_loss"] for row in done.rows if row["phase"] != "from-scratch")
-    train_all(run, done, epochs, "from-scratch", state=state, more=lambda: named("before", before or []))
-    later = min(row["val_loss"] for row in done.rows if row["phase"] == "from-scratch")
-    if later < earlier:
-        done.init = "random"
-        log.warning("Random weights did better (validation loss %.3f against %.3f): kept.", later, earlier)
-    else:
-        unfreeze(model)
-        model.set_weights(before)
-        log.warning("Random weights did no better (validation loss %.3f against %.3f).", later, earlier)
+    start_over(model, seed=settings.seed)
+    log += fine_tune(
+        settings, log, "from-scratch", checkpoint=checkpoint, extra_arrays=lambda: pack("before", before)
+    )
+    pretrained = min(row["val_loss"] for row in log.rows if row["phase"] != "from-scratch")
+    random = min(row["val_loss"] for row in log.rows if row["phase"] == "from-scratch")
+    losses = "validation loss %.3f from random weights, %.3f from pre-trained weights."
+    if random < pretrained:
+        logger.warning(f"Keeping the training from random weights: {losses}", random, pretrained)
+        return replace(log, init="random")
+    unfreeze(model)
+    model.set_weights(before)
+    logger.warning(f"Keeping the training from pre-trained weights: {losses}", random, pretrained)
+    return log

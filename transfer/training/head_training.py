@@ -1,11 +1,13 @@
-"""The head of a frozen network, trained on what one forward pass gave."""
+"""Train the head of a frozen network on features that are computed once."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -15,139 +17,140 @@ from scipy.special import log_softmax
 from transfer.cases.policies import POLICIES, Case
 from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
-from transfer.frozen import extraction, heads
+from transfer.frozen import heads
+from transfer.frozen.extraction import Features
 from transfer.frozen.sampling import Sampler
 from transfer.images import pipeline
 from transfer.networks import surgery
-from transfer.training.phases import TrainingLog, TrainingSettings, smoothed
+from transfer.training.phases import Rows, TrainingLog, TrainingSettings, smoothed_cross_entropy
 
-MOST_EXACT = 2 * 2**30
-"""Bytes of features, as float32, that are solved exactly; the solver holds about three times as much."""
+logger = logging.getLogger(__name__)
 
-_ROWS = 4096  # of features in memory at a time
+MAX_EXACT_BYTES = 2 * 2**30
+"""Largest size of the features, as float32, for an exact head. The solver needs about three times as much memory."""
+
+PATIENCE = 10
+"""Epochs without a better validation loss after which a head stops training and takes its best weights back."""
+
+MIN_DELTA = 1e-3
+"""Smallest decrease of the validation loss, in nats, that counts as better. Heads of easy problems would never stop."""
+
+_ROWS = 4096  # features that are in memory at a time
+
+_Weights = tuple[np.ndarray, np.ndarray]  # kernel and bias
 
 
-def train_head(run: TrainingSettings, done: TrainingLog, epochs: int | None, *, alone: bool) -> None:
-    """Run the trunk once over the images, train a head on what it gave, and put it into the model."""
-    model = run.model
-    start = time.perf_counter()
+def train_head(settings: TrainingSettings) -> TrainingLog:
+    """Compute features once, train a head on them, put it into the model, and return the log."""
+    model, head_only = settings.model, settings.head_only
     with scope_of(model):
         extractor = surgery.feature_extractor_of(model)
-    views = (run.views or 1) if alone else 1
-    cached = run.extract(extractor, views=views, name="features")
-    done.views = views
-    done.note_features(cached, time.perf_counter() - start)
+    views = (settings.views or 1) if head_only else 1
+    features, log = settings.extract(extractor, views=views, name="features")
     start = time.perf_counter()
-    exact = run.solver == "exact" or (run.solver == "auto" and _fits_in_memory(cached["train"]))
-    labels = {"train": np.tile(run.data.train.labels, views), "val": run.data.val.labels}
-    if exact:
-        kernel, bias = _solved(run, done, cached, labels)
-    else:
-        kernel, bias = _descended(run, done, cached, labels, epochs, alone=alone)
-    told = current_group().arrays(lambda: {"kernel": kernel, "bias": bias})  # machines may round differently
-    model.layers[-1].set_weights([told["kernel"], told["bias"]])
-    done.rows = current_group().decision(lambda: done.rows)
-    if alone and not model.optimizer.built:
+    small = 4 * math.prod(features["train"].shape) <= MAX_EXACT_BYTES
+    exact = settings.solver == "exact" or (settings.solver == "auto" and small)
+    labels = {"train": np.tile(settings.data.train.labels, views), "val": settings.data.val.labels}
+    (kernel, bias), head_log = (_solve if exact else _train_in_epochs)(settings, features, labels)
+    # Workers may round differently: all take the chief's result.
+    weights = current_group().broadcast_arrays(lambda: {"kernel": kernel, "bias": bias})
+    model.layers[-1].set_weights([weights["kernel"], weights["bias"]])
+    rows = current_group().broadcast(lambda: head_log.rows)
+    if head_only and not model.optimizer.built:  # otherwise Keras warns when the saved model is loaded
         with scope_of(model):
-            model.optimizer.build(
-                model.trainable_variables
-            )  # else Keras warns when the saved model is loaded
-    done.seconds_training += time.perf_counter() - start
+            model.optimizer.build(model.trainable_variables)
+    return log + replace(head_log, rows=rows, seconds_training=time.perf_counter() - start)
 
 
-def _fits_in_memory(cached: extraction.Features) -> bool:
-    return 4 * math.prod(cached.shape) <= MOST_EXACT
-
-
-def _solved(
-    run: TrainingSettings,
-    done: TrainingLog,
-    cached: dict[str, extraction.Features],
-    labels: dict[str, np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:
-    """The head as the solution of a convex problem, its regularization chosen."""
-    x = {name: part.load() for name, part in cached.items()}
-    views = len(labels["train"]) // len(run.data.train)
-    groups = run.data.train.groups or (range(len(run.data.train)) if views > 1 else ())
+def _solve(
+    settings: TrainingSettings, features: dict[str, Features], labels: dict[str, np.ndarray]
+) -> tuple[_Weights, TrainingLog]:
+    """Solve the convex problem of the head exactly and choose its regularization."""
+    x = {name: part.load() for name, part in features.items()}
+    train = settings.data.train
+    views = len(labels["train"]) // len(train)
+    # Views of one image stay in one fold of the cross-validation.
+    groups = train.groups or (range(len(train)) if views > 1 else ())
     head = heads.solve(
         x["train"],
         labels["train"],
-        run.data.num_classes,
+        settings.data.num_classes,
         val=(x["val"], labels["val"]) if "val" in x else None,
-        class_weights=run.class_weights,
+        class_weights=settings.class_weights,
         groups=[*groups] * views,
-        seed=run.seed,
+        seed=settings.seed,
     )
     row: dict[str, Any] = {"phase": "head", "epoch": 1}
     for name, prefix in (("train", ""), ("val", "val_")):
         if name in x:
-            scores = log_softmax(x[name] @ head.kernel + head.bias, axis=1)
-            truth = labels[name]
+            scores, truth = log_softmax(x[name] @ head.kernel + head.bias, axis=1), labels[name]
             row[f"{prefix}loss"] = float(-scores[np.arange(len(truth)), truth].mean())
             row[f"{prefix}accuracy"] = float((scores.argmax(axis=1) == truth).mean())
-    done.rows.append(row)
-    done.regularization, done.tried = head.regularization, head.tried
-    return head.kernel, head.bias
+    log = TrainingLog([row], regularization=head.regularization, tried=head.tried)
+    return (head.kernel, head.bias), log
 
 
-def _descended(
-    run: TrainingSettings,
-    done: TrainingLog,
-    cached: dict[str, extraction.Features],
-    labels: dict[str, np.ndarray],
-    epochs: int | None,
-    *,
-    alone: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The head by Keras' own training, for features past memory."""
+def _train_in_epochs(
+    settings: TrainingSettings, features: dict[str, Features], labels: dict[str, np.ndarray]
+) -> tuple[_Weights, TrainingLog]:
+    """Train the head with Keras, without holding the features in memory."""
     policy = POLICIES[Case.SMALL_SIMILAR]
-    mean, scale = _center_and_scale(cached["train"])
-    head = _zero_head(run)
-    if not alone:  # the model's own rate is for fine-tuning
+    mean, scale = _mean_and_scale(features["train"])
+    head = _zero_head(settings)
+    if not settings.head_only:  # the model's learning rate is for fine-tuning
         head.optimizer.learning_rate = policy.learning_rate
-    sets = {}
-    for name, part in cached.items():
-        read: Callable[[np.ndarray], np.ndarray] = functools.partial(_standardized, part, mean, scale)
-        options: dict[str, Any] = {"width": part.shape[1], "batch_size": run.batch_size}
-        if name == "train":  # by blocks, since a jump of the disk for each row takes longer than training
-            sampler = Sampler(read, part.rows, seed=run.seed)
+
+    def standardized(part: Features, positions: np.ndarray) -> np.ndarray:
+        return ((part.take(positions) - mean) / scale).astype("float32")
+
+    batches = {}
+    for name, part in features.items():
+        read: Callable[[np.ndarray], np.ndarray] = functools.partial(standardized, part)
+        options: dict[str, Any] = {"width": part.shape[1], "batch_size": settings.batch_size}
+        if name == "train":  # reads blocks of rows: single random rows would take longer than the training
+            sampler = Sampler(read, part.rows, seed=settings.seed)
             read = sampler.take
-            options |= {"shuffle_seed": run.seed, "arrange": sampler.order}
-        sets[name] = pipeline.batch_rows(read, labels[name], **options)
-    history = head.fit(
-        sets["train"],
-        validation_data=sets.get("val"),
-        epochs=epochs or policy.epochs,
-        **run.fit_options([*run.early_stopping(), *(run.callbacks if alone else [])]),
+            options |= {"shuffle_seed": settings.seed, "arrange": sampler.order}
+        batches[name] = pipeline.batch_rows(read, labels[name], **options)
+    callbacks = [*settings.callbacks] if settings.head_only else []
+    if "val" in batches:
+        options = {"min_delta": MIN_DELTA, "patience": PATIENCE, "restore_best_weights": True}
+        callbacks.insert(0, keras.callbacks.EarlyStopping("val_loss", **options))
+    else:
+        logger.warning("There are no validation images: the head trains for all epochs, to its last weights.")
+    rows = Rows("head")
+    head.fit(
+        batches["train"],
+        validation_data=batches.get("val"),
+        epochs=(settings.epochs if settings.head_only else None) or policy.epochs,
+        **settings.fit_options([*callbacks, rows]),
     )
-    done.add("head", history)
     kernel, bias = head.layers[-1].get_weights()
-    return kernel / scale, bias - mean @ kernel / scale
+    return (kernel / scale, bias - mean @ kernel / scale), TrainingLog(rows.rows)
 
 
-def _center_and_scale(cached: extraction.Features) -> tuple[np.ndarray, float]:
-    """The mean of each feature, and one scale for all: features keep their proportions, since scaling each
-    by itself blows up the ones that are seldom active."""
-    parts = [np.arange(i, min(i + _ROWS, len(cached))) for i in range(0, len(cached), _ROWS)]
-    total = sum(cached.take(part).astype("float64").sum(axis=0) for part in parts)
-    mean = (total / len(cached)).astype("float32")
-    squares = sum(np.square(cached.take(part).astype("float64") - mean).sum() for part in parts)
-    return mean, float(np.sqrt(squares / (len(cached) * len(mean)))) or 1.0
+def _mean_and_scale(features: Features) -> tuple[np.ndarray, float]:
+    """Return the mean of each feature and one standard deviation for all of them."""
+    # One scale for all keeps the proportions: a scale for each would amplify features that are rarely active.
+    count = len(features)
+    parts = [np.arange(i, min(i + _ROWS, count)) for i in range(0, count, _ROWS)]
+    total = sum(features.take(part).astype("float64").sum(axis=0) for part in parts)
+    mean = (total / count).astype("float32")
+    squares = sum(np.square(features.take(part).astype("float64") - mean).sum() for part in parts)
+    return mean, float(np.sqrt(squares / (count * len(mean)))) or 1.0
 
 
-def _standardized(
-    cached: extraction.Features, mean: np.ndarray, scale: float, positions: np.ndarray
-) -> np.ndarray:
-    return ((cached.take(positions) - mean) / scale).astype("float32")
-
-
-def _zero_head(run: TrainingSettings) -> keras.Model:
-    """A copy of the model's head, compiled like the model, that starts from zero."""
-    own = run.model.layers[-1]
+def _zero_head(settings: TrainingSettings) -> keras.Model:
+    """Return a copy of the model's head with zero weights, compiled like the model."""
+    # The problem is convex, so that the start matters only with more features than images: there, random weights
+    # would remain as noise.
+    own = settings.model.layers[-1]
     zero = surgery.new_like(own, kernel_initializer="zeros", bias_initializer="zeros", trainable=True)
-    noise = [keras.layers.Dropout(run.dropout, seed=run.seed, dtype="float32")] * bool(run.dropout)
-    head = keras.Sequential([keras.Input((own.kernel.shape[0],)), *noise, zero])
-    head.compile_from_config(run.model.get_compile_config())
-    if run.label_smoothing:
-        head.compile(head.optimizer, smoothed(run.label_smoothing, own.units), metrics=["accuracy"])
+    options = {"seed": settings.seed, "dtype": "float32"}
+    dropout = [keras.layers.Dropout(settings.dropout, **options)] if settings.dropout else []
+    head = keras.Sequential([keras.Input(own.kernel.shape[:1]), *dropout, zero])
+    head.compile_from_config(settings.model.get_compile_config())
+    if settings.recipe.label_smoothing:
+        loss = smoothed_cross_entropy(settings.recipe.label_smoothing, own.units)
+        head.compile(head.optimizer, loss, metrics=["accuracy"])
     return head

@@ -1,4 +1,4 @@
-"""Which learning rate a network bears: the loss while it rises from step to step (Smith 2017, arXiv:1506.01186)."""
+"""Learning-rate range test: the loss while the learning rate rises from step to step."""
 
 from __future__ import annotations
 
@@ -12,67 +12,71 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError
+from transfer.common.figures import Figure
 from transfer.images.datasets import ImageData
+from transfer.training import fine_tuning
 from transfer.training.fit import fit
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
 from transfer.training.training_plots import learning_rate_plot
 
 STEPS = 100
-"""From the lowest rate to the highest."""
+"""Default number of steps from the lowest to the highest learning rate."""
 
 LOWEST, HIGHEST = 1e-6, 1.0
-"""Rates that are tried."""
+"""The range of learning rates that is tried."""
 
-SMOOTH = 0.9
-"""How much of the average of the losses stays at each step."""
+SMOOTHING = 0.9
+"""Weight of the previous average of the losses at each step."""
 
-LOST = 4.0
-"""Times the least loss beyond which nothing more is to be seen."""
+DIVERGED = 4.0
+"""The test ends when the average loss is this many times the smallest average so far."""
 
-SAFE = 10.0
-"""The rate that is suggested is so many times below that of the least loss, where steps are already too long. It is on
-the safe side of what a schedule with a warm-up bears."""
+SAFETY_FACTOR = 10.0
+"""The suggested rate is this many times below the rate of the smallest loss, where steps are already too long. A
+schedule with a warm-up tolerates more."""
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """What was seen."""
+    """The losses of a learning-rate range test, with a suggested learning rate."""
 
+    # One value per step: the rate, the loss of its batch before the update, and the moving average of the losses.
     rates: tuple[float, ...]
     losses: tuple[float, ...]
-    # Average of the losses so far, later ones counting more.
-    smooth: tuple[float, ...]
+    averages: tuple[float, ...]
 
     @property
     def suggestion(self) -> float:
-        """A rate to begin with."""
-        return self.rates[int(np.argmin(self.smooth))] / SAFE
+        """The suggested learning rate."""
+        return self.rates[int(np.argmin(self.averages))] / SAFETY_FACTOR
 
-    def plot(self) -> Any:
-        """Draw it."""
-        return learning_rate_plot(self.rates, self.losses, self.smooth, self.suggestion)
+    def plot(self) -> Figure:
+        """Draw the losses against the learning rate."""
+        return learning_rate_plot(self.rates, self.losses, self.averages, self.suggestion)
 
 
 def find_learning_rate(
     model: keras.Model, data: ImageData, *, steps: int = STEPS, batch_size: int = BATCH_SIZE, **options: Any
 ) -> RateCurve:
-    """Train for some steps with a learning rate that rises, and put everything back.
+    """Run a learning-rate range test (Smith 2017, arXiv:1506.01186) and restore the model.
 
-    As in `fit`, the head is trained before, where the weights are pre-trained.
+    The test trains with a learning rate that rises exponentially from 1e-6 to 1. As in `fit`, the head is trained first
+    if the weights are pre-trained.
 
     Args:
-        model: of the builders, not trained yet, of which more than a head trains; it is as before afterwards.
-        data: of `load_data`.
-        steps: from the lowest rate to the highest, 10 or more; they end where the loss gets out of hand.
+        model: model from a builder that has not been trained yet, with more than the head trainable. Its weights and
+            optimizer are the same afterwards.
+        data: images from `load_data`. Only the training images are used.
+        steps: number of steps, 10 or more. The test ends early when the loss diverges.
         batch_size: images per step.
-        **options: more arguments of `fit`.
+        **options: further arguments of `fit`.
 
     Returns:
-        The curve, with a suggestion.
+        The learning rates, their losses and the suggested rate; `plot()` draws them.
 
     Raises:
-        InputError: too few steps, or only a head trains, which needs no rate.
+        InputError: `steps` is below 10, or only the head is trainable.
 
     Example:
         >>> from transfer.cases.builders import large_similar
@@ -85,42 +89,44 @@ def find_learning_rate(
     if steps < 10:
         raise InputError(f"Expected steps of 10 or more. Received: {steps}.")
     if len(model.trainable_weights) <= 2:
-        raise InputError("Only the head trains, which is solved exactly and needs no learning rate.")
+        raise InputError(
+            "Expected a model with more than the head trainable. Received one with a trainable head alone, which is "
+            "solved exactly and needs no learning rate."
+        )
     optimizer = model.optimizer
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
     variables = [*model.variables, *optimizer.variables]
     before = [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
     ramp = _Ramp(steps)
-    options["recipe"] = replace(
-        options.get("recipe") or Recipe(), ema=0.0
-    )  # it averages nothing in so few steps
+    # No weight averages: they would mean nothing after so few steps, and need an optimizer that is not built yet.
+    options["recipe"] = replace(options.get("recipe") or Recipe(), ema=0.0)
     epochs = math.ceil(steps / math.ceil(len(data.train) / batch_size))
-    given = {"batch_size": batch_size, "verbose": 0, **options, "epochs": epochs, "callbacks": [ramp]}
-    quiet = logging.getLogger("transfer.training.fine_tuning")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # of validation, which is left out here
+    arguments = {"batch_size": batch_size, "verbose": 0, **options, "epochs": epochs, "callbacks": [ramp]}
+    level = fine_tuning.logger.level
+    fine_tuning.logger.setLevel(logging.ERROR)  # without its warning that there are no validation images
     try:
-        fit(model, replace(data, val=data.val.take([])), **given)
+        fit(model, replace(data, val=data.val.take([])), **arguments)
     finally:
-        quiet.setLevel(level)
+        fine_tuning.logger.setLevel(level)
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
-    return RateCurve(tuple(ramp.rates), tuple(ramp.losses), tuple(smoothed(ramp.losses)))
+    return RateCurve(tuple(ramp.rates), tuple(ramp.losses), tuple(moving_averages(ramp.losses)))
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Average losses over the steps before, without a bias towards the start."""
-    average, found = 0.0, []
+def moving_averages(losses: Sequence[float]) -> list[float]:
+    """Return the exponential moving average of the losses at each step, without a bias towards 0."""
+    average, averages = 0.0, []
     for number, loss in enumerate(losses, start=1):
-        average = SMOOTH * average + (1 - SMOOTH) * loss
-        found.append(average / (1 - SMOOTH**number))
-    return found
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        averages.append(average / (1 - SMOOTHING**number))
+    return averages
 
 
 class _Ramp(keras.callbacks.LearningRateScheduler):
-    """Raise the rate from step to step, and note each step's own loss."""
+    """Raise the learning rate from step to step and collect the loss of each step."""
 
+    # A LearningRateScheduler, so that `fit` leaves the learning rate to it.
     def __init__(self, steps: int) -> None:
         super().__init__(lambda epoch, rate: rate)
         self.steps, self._total = steps, 0.0
@@ -131,21 +137,22 @@ class _Ramp(keras.callbacks.LearningRateScheduler):
         self._total = 0.0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Leave out what the class does."""
+        """Do not log the learning rate, as the parent class does."""
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        share = len(self.rates) / max(1, self.steps - 1)
-        self.rates.append(LOWEST * (HIGHEST / LOWEST) ** share)
+        progress = len(self.rates) / max(1, self.steps - 1)
+        self.rates.append(LOWEST * (HIGHEST / LOWEST) ** progress)
         self.model.optimizer.learning_rate = self.rates[-1]
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        mean = float((logs or {})["loss"])  # of the epoch so far
-        loss, self._total = mean * (batch + 1) - self._total, mean * (batch + 1)
-        lost = not math.isfinite(loss)
-        if lost:
+        total = float((logs or {})["loss"]) * (batch + 1)  # Keras logs the mean of the epoch so far
+        loss, self._total = total - self._total, total
+        diverged = not math.isfinite(loss)
+        if diverged:
             self.rates.pop()
         else:
             self.losses.append(loss)
-            lost = smoothed(self.losses)[-1] > LOST * min(smoothed(self.losses))
-        if lost or len(self.rates) >= self.steps:
+            averages = moving_averages(self.losses)
+            diverged = averages[-1] > DIVERGED * min(averages)
+        if diverged or len(self.rates) >= self.steps:
             self.model.stop_training = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -19,31 +19,23 @@ from transfer.images.pipeline import Position
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.recipes import Recipe
 
-logger = logging.getLogger(__name__)
-
-PATIENCE = 10
-"""Epochs without a better validation loss after which a head stops training and takes its best weights back."""
-
-MIN_DELTA = 1e-3
-"""Smallest decrease of the validation loss, in nats, that counts as better. Heads of easy problems would never stop."""
-
 
 @dataclass(frozen=True)
 class TrainingLog:
     """What `fit` did: one row per epoch, seconds, and features that were computed.
 
     Attributes:
-        rows: one dict per epoch with `phase` (`"head"`, `"fine-tune"` or `"from-scratch"`), `epoch` (from 1), `loss` and
-            `accuracy`, and with validation images also `val_loss` and `val_accuracy`. Losses are in nats, accuracies
-            from 0 to 1. A head that was solved exactly has a single row.
+        rows: one dict per epoch with `phase` (`"head"`, `"fine-tune"` or `"from-scratch"`), `epoch` (from 1), `loss`,
+            `accuracy`, and with validation images `val_loss` and `val_accuracy`. Losses are in nats, accuracies from 0
+            to 1. A head that was solved exactly has a single row.
         seconds_features: seconds for the features of the frozen layers.
         seconds_training: seconds for training itself.
         init: initial weights of the model that was kept: `"pretrained"` or `"random"`.
         computed: number of images whose features were computed; the features of the others were read from the cache.
         engine: inference engine that computed them, such as `"openvino bfloat16"`; `""` if none did.
         regularization: the inverse regularization strength C of a head that was solved exactly; None otherwise.
-        tried: a tuple (C, loss, accuracy) for each C that was tried, measured on images that the head was not fitted to.
-        views: augmented views of each training image whose features were used; 1 is the image itself.
+        tried: a tuple (C, loss, accuracy) for each C that was tried, measured on held-out images.
+        views: number of views of each training image that the frozen layers saw; 1 is the image itself.
 
     Example:
         >>> log = TrainingLog([{"phase": "head", "epoch": 1, "loss": 0.5}])
@@ -87,12 +79,18 @@ def log_from(saved: Mapping[str, Any]) -> TrainingLog:
     return TrainingLog(**{item.name: saved[item.name] for item in fields(TrainingLog) if item.name in saved})
 
 
-def rows_of(phase: str, history: keras.callbacks.History) -> list[dict[str, Any]]:
-    """Return the epochs of one call of Keras' `fit` as rows of the log."""
-    return [
-        {"phase": phase, "epoch": epoch + 1, **{key: float(values[i]) for key, values in history.history.items()}}
-        for i, epoch in enumerate(history.epoch)
-    ]
+class Rows(keras.callbacks.Callback):
+    """Collect a row of the log for each epoch as soon as it ends, so that checkpoints contain it."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self.phase = phase
+        self.rows: list[dict[str, Any]] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Add the row of an epoch."""
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        self.rows.append({"phase": self.phase, "epoch": epoch + 1, **values})
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,6 @@ class TrainingSettings:
     class_weights: dict[int, float] | None
     solver: str
     dropout: float
-    label_smoothing: float
     engine: str
     cache: FeatureCache | None
     seed: int
@@ -140,27 +137,24 @@ class TrainingSettings:
 
     def extract(
         self, extractor: keras.Model, *, views: int, name: str, precision: str = "auto"
-    ) -> dict[str, Features]:
-        """Return features of the training images, in several views, and of the validation images."""
-        engine = make_engine(
-            local_copy(extractor), engine=self.engine, precision=precision, batch_size=BATCH_SIZE
-        )
+    ) -> tuple[dict[str, Features], TrainingLog]:
+        """Return features of the training images, in several views, and of the validation images; and a log."""
+        start = time.perf_counter()
+        own = local_copy(extractor)
+        engine = make_engine(own, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
         options: dict[str, Any] = {"image_size": self.image_size, "engine": engine, "cache": self.cache}
-        augmentation: dict[str, Any] = {"augment": self.augment, "flip": self.flip, "seed": self.seed}
-        features = {
-            "train": extract(
-                extractor,
-                self.data.train,
-                name=f"train {name}",
-                views=views,
-                known=self.known_features,
-                **augmentation,
-                **options,
-            )
-        }
+        training: dict[str, Any] = {"augment": self.augment, "flip": self.flip, "seed": self.seed}
+        training |= {"views": views, "known": self.known_features}
+        features = {"train": extract(extractor, self.data.train, name=f"train {name}", **options, **training)}
         if len(self.data.val):
             features["val"] = extract(extractor, self.data.val, name=f"val {name}", **options)
-        return features
+        log = TrainingLog(
+            seconds_features=time.perf_counter() - start,
+            computed=sum(part.computed for part in features.values()),
+            engine=features["train"].engine,
+            views=views,
+        )
+        return features, log
 
     def fit_options(self, callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, Any]:
         """Return the arguments of Keras' `fit` that all phases share."""
@@ -174,27 +168,17 @@ class TrainingSettings:
     def compile_like_model(self, other: keras.Model) -> None:
         """Compile another model of the same layers with the model's optimizer, for soft labels if needed."""
         model = self.model
-        if self.recipe.mix == "none" and not self.label_smoothing:
+        if self.recipe.mix == "none" and not self.recipe.label_smoothing:
             other.compile_from_config(model.get_compile_config())
             other.optimizer = model.optimizer
             return
         other.compile(
             model.optimizer,
-            smoothed_cross_entropy(self.label_smoothing, self.data.num_classes),
+            smoothed_cross_entropy(self.recipe.label_smoothing, self.data.num_classes),
             metrics=["accuracy"],
             steps_per_execution=model.steps_per_execution,
             auto_scale_loss=False,  # the model's optimizer scales the loss already
         )
-
-
-def features_log(features: Mapping[str, Features], seconds: float, views: int) -> TrainingLog:
-    """Return the log of an extraction of features."""
-    return TrainingLog(
-        seconds_features=seconds,
-        computed=sum(part.computed for part in features.values()),
-        engine=features["train"].engine,
-        views=views,
-    )
 
 
 def smoothed_cross_entropy(smoothing: float, num_classes: int) -> Callable[[Any, Any], Any]:

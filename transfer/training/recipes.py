@@ -1,4 +1,4 @@
-"""How everything is trained: each ingredient once, with its reason and its source."""
+"""The recipe of fine-tuning: its options, their ranges, their sources, and the learning rate of each block."""
 
 from __future__ import annotations
 
@@ -9,37 +9,52 @@ from transfer.common.errors import InputError, unknown
 from transfer.images.augmentation import MIXES
 
 BATCHNORMS = ("pinned", "adapted", "live")
-"""What becomes of pre-trained BatchNormalization: its statistics stay as they are, which is safe for few images; or
-are first taken anew from the training images (Li et al. 2017, arXiv:1603.04779), for images that are unlike those
-of the pre-training; or go on training with the rest, for very many images. From random weights they are live,
-whatever is said here."""
-
+"""Treatments of the statistics of pre-trained BatchNormalization; `Recipe` explains them."""
 
 SCHEDULES = ("cosine", "steps")
-"""How the learning rate goes: it warms up and falls to 0 along a cosine; or is divided every so many epochs."""
+"""Learning-rate schedules; `Recipe` explains them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done while everything trains, beside the learning rate's warm-up and cosine.
+    """How all trainable layers are trained. The defaults switch every optional ingredient off.
+
+    A recipe applies to fine-tuning and to training from scratch. When only the head is trained, `fit` uses its
+    `label_smoothing` and `batchnorm` alone.
 
     Attributes:
-        layer_decay: learning rate of the first block as a fraction of the head's rate, above 0 up to 1. Rates fall
-            from block to block by the same factor (Howard and Ruder 2018, arXiv:1801.06146). 1: one rate for all.
-        gradual_unfreezing: fraction of the training during which blocks start to train, the last block first
-            (same paper), 0 to below 1. 0: all blocks train from the start.
-        weight_decay: of weights but biases and normalization, decoupled from the gradient (Loshchilov and Hutter 2019,
-            arXiv:1711.05101); a step takes this share of them, times the learning rate.
-        clip_norm: length of the gradient of all weights together beyond which it is shortened; None leaves it.
-        ema: how much of the moving average of the weights stays at each step, such as 0.99; the average is what is
-            kept in the end. 0 keeps the weights themselves.
-        label_smoothing: share of each label that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567).
-        mix: one of `augmentation.MIXES`.
-        batchnorm: one of `BATCHNORMS`.
-        schedule: one of `SCHEDULES`.
-        decay_factor: by what the learning rate is divided, 1 or more, with the schedule `"steps"`; this and the next
-            are by default those of Esteva et al. 2017.
-        decay_every: after how many epochs, each time, 1 or more.
+        layer_decay: learning rate of the first block divided by that of the head, above 0 and up to 1. In between, the
+            rates grow by a constant factor per block (layer-wise learning-rate decay; Howard and Ruder 2018,
+            arXiv:1801.06146). 1 gives all blocks the same rate.
+        gradual_unfreezing: fraction of the training after which all blocks train, from 0 to below 1. Blocks start one
+            after the other, the last block first (Howard and Ruder 2018). 0 trains all blocks from the start.
+        weight_decay: decoupled weight decay, 0 or more (Loshchilov and Hutter 2019, arXiv:1711.05101). Each step
+            subtracts this fraction of the weights times the learning rate. Biases and normalization are not decayed.
+        clip_norm: largest global norm of the gradient, above 0; longer gradients are scaled down to it. None does not
+            clip. Not available on several devices with TensorFlow.
+        ema: decay of an exponential moving average of the weights per step, such as 0.99, from 0 to below 1. The
+            trained model has the averages. 0 keeps no average.
+        label_smoothing: fraction of each label that is spread over all classes, from 0 to below 1 (Szegedy et al. 2016,
+            arXiv:1512.00567).
+        mix: `"none"`, `"mixup"` (Zhang et al. 2018, arXiv:1710.09412) or `"cutmix"` (Yun et al. 2019,
+            arXiv:1905.04899).
+        batchnorm: statistics of pre-trained BatchNormalization. `"pinned"` keeps them, which is safe with few images.
+            `"adapted"` replaces them once by those of the training images (Li et al. 2017, arXiv:1603.04779), for
+            images unlike those of the pre-training. `"live"` updates them during training, for very many images, and
+            needs a model that was built with `pin_batchnorm=False`. From random weights they are always live.
+        schedule: learning-rate schedule: `"cosine"` warms up linearly and falls to 0 along half a cosine; `"steps"`
+            divides the rate by `decay_factor` after every `decay_every` epochs.
+        decay_factor: divisor of the learning rate in the schedule `"steps"`, 1 or more. The default is that of Esteva
+            et al. (2017), doi:10.1038/nature21056.
+        decay_every: epochs between two divisions, 1 or more. The default is that of Esteva et al. (2017).
+
+    Raises:
+        InputError: an option is out of its range.
+
+    Example:
+        >>> recipe = Recipe(layer_decay=0.1, weight_decay=1e-4)
+        >>> recipe.schedule
+        'cosine'
     """
 
     layer_decay: float = 1.0
@@ -55,34 +70,31 @@ class Recipe:
     decay_every: int = 30
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not 0 < self.layer_decay <= 1:
-            raise InputError(f"Expected layer_decay above 0, up to 1. Received: {self.layer_decay!r}.")
-        for name in ("gradual_unfreezing", "ema", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"Expected {name} from 0 to below 1. Received: {getattr(self, name)!r}.")
-        if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"Expected weight_decay of 0 or more. Received: {self.weight_decay!r}.")
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise InputError(f"Expected clip_norm above 0, or None. Received: {self.clip_norm!r}.")
-        if self.mix not in MIXES:
-            raise unknown("mix", self.mix, MIXES)
-        if self.batchnorm not in BATCHNORMS:
-            raise unknown("batchnorm", self.batchnorm, BATCHNORMS)
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
-        if not 1 <= self.decay_factor < math.inf:
-            raise InputError(
-                f"Expected decay_factor of 1 or more: it divides. Received: {self.decay_factor!r}."
-            )
-        if self.decay_every < 1:
-            raise InputError(f"Expected decay_every of 1 epoch or more. Received: {self.decay_every!r}.")
+        """Raise InputError if an option is out of its range."""
+        expected = {
+            "layer_decay above 0 and up to 1": 0 < self.layer_decay <= 1,
+            "gradual_unfreezing from 0 to below 1": 0 <= self.gradual_unfreezing < 1,
+            "ema from 0 to below 1": 0 <= self.ema < 1,
+            "label_smoothing from 0 to below 1": 0 <= self.label_smoothing < 1,
+            "weight_decay of 0 or more": 0 <= self.weight_decay < math.inf,
+            "clip_norm above 0, or None": self.clip_norm is None or 0 < self.clip_norm < math.inf,
+            "decay_factor of 1 or more, since it divides": 1 <= self.decay_factor < math.inf,
+            "decay_every of 1 epoch or more": self.decay_every >= 1,
+        }
+        for range_, holds in expected.items():
+            if not holds:
+                raise InputError(f"Expected {range_}. Received: {getattr(self, range_.split()[0])!r}.")
+        for name, valid in (("mix", MIXES), ("batchnorm", BATCHNORMS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in valid:
+                raise unknown(name, getattr(self, name), valid)
 
 
 def block_rates(recipe: Recipe, blocks: int, progress: float) -> list[float]:
-    """Say how fast each block learns, as a share of the learning rate."""
+    """Return the learning rate of each block, from the input on, as a fraction of the head's rate."""
     last = max(1, blocks - 1)
-    depths = [(last - i) / last if blocks > 1 else 0.0 for i in range(blocks)]
+    depths = [
+        (last - i) / last if blocks > 1 else 0.0 for i in range(blocks)
+    ]  # 1 at the input, 0 at the head
     return [
         recipe.layer_decay**depth if progress >= recipe.gradual_unfreezing * depth else 0.0
         for depth in depths

@@ -1,4 +1,4 @@
-"""How long to train the whole network, and how fast it learns meanwhile."""
+"""How long to train the whole network, its learning-rate schedules, and which weights to keep."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 
 import keras
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
-"""Images per training step: what most published fine-tuning recipes use, and what a laptop bears."""
+"""Default number of images per training step. Most published fine-tuning recipes use it, and it fits a laptop."""
 
 STEPS = {"pretrained": 400, "random": 1200}
-"""Of training the whole network, at least, by what it starts from. From EfficientNet-Lite0's weights, 345 emoji at
-96 px were at .72 after 130 steps and at .78 after 330; from random weights there is more to learn."""
+"""Fewest steps to train the whole network, by its initial weights. From EfficientNet-Lite0's weights, 345 emoji at
+96 px reached an accuracy of 0.72 after 130 steps and 0.78 after 330. Random weights need more steps."""
 
-FEWEST_EPOCHS = {"pretrained": 8, "random": 20}
-"""Where so many passes are more steps."""
+MIN_EPOCHS = {"pretrained": 8, "random": 20}
+"""Fewest epochs, by the initial weights. Large data sets take more than `STEPS` in that many."""
 
-MOST_EPOCHS = 60
-"""Where there are so few images that more would only learn them by heart."""
+MAX_EPOCHS = 60
+"""Most epochs. With so few images that it matters, more epochs would only overfit."""
 
 WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises: Adam knows nothing yet of the gradients' sizes, and would take
-its largest steps then."""
+"""Fraction of the steps in which the learning rate rises. Adam's estimates of the gradients are poor at the start, when
+its steps would be largest."""
 
 
 def epochs_for(num_images: int, batch_size: int, *, init: str = "pretrained") -> int:
-    """Say how long to train everything, from the data's size alone, as BiT's rule does
-    (arXiv:1912.11370)."""
+    """Return the number of epochs for the whole network, from the number of images alone."""
+    # The idea is BiT's HyperRule (Kolesnikov et al. 2020, arXiv:1912.11370).
     per_epoch = -(-num_images // batch_size)
-    return max(FEWEST_EPOCHS[init], min(MOST_EPOCHS, -(-STEPS[init] // per_epoch)))
+    return max(MIN_EPOCHS[init], min(MAX_EPOCHS, -(-STEPS[init] // per_epoch)))
 
 
 def learning_rate_at(step: int, *, peak: float, steps: int) -> float:
-    """Give the learning rate of a step: a linear warm-up, then half a cosine down to 0."""
+    """Return the learning rate of a step: a linear warm-up, then half a cosine to 0."""
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return peak * (step + 1) / warm
@@ -45,13 +45,12 @@ def learning_rate_at(step: int, *, peak: float, steps: int) -> float:
 
 
 def decayed_rate_at(step: int, *, first: float, every: int, factor: float) -> float:
-    """Give the learning rate of a step where it is divided again and again, and stays the same in
-    between."""
+    """Return the learning rate of a step when it is divided by a factor after every so many steps."""
     return first * factor ** -(step // every)
 
 
 class WarmupCosine(keras.callbacks.Callback):
-    """Set the learning rate before each step (see `learning_rate_at`)."""
+    """Set the learning rate before each step: a linear warm-up, then half a cosine to 0."""
 
     def __init__(
         self,
@@ -59,35 +58,35 @@ class WarmupCosine(keras.callbacks.Callback):
         peak: float,
         steps: int,
         start: int = 0,
-        each_step: Callable[[float], None] | None = None,
+        set_progress: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__()
         self.peak, self.steps, self.step = peak, steps, start
-        self._each_step, self._began = each_step, 0
+        self._set_progress, self._first_step = set_progress, 0
 
     @property
     def rate(self) -> float:
-        """Of the step to come."""
+        """The learning rate of the next step."""
         return learning_rate_at(self.step, peak=self.peak, steps=self.steps)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the rate of the step to come, or of the steps that are executed together."""
-        self._began = batch
+        """Set the learning rate of the next step, or of the steps that are executed together."""
+        self._first_step = batch
         self.model.optimizer.learning_rate = self.rate
-        if self._each_step is not None:
-            self._each_step(self.step / self.steps)
+        if self._set_progress is not None:
+            self._set_progress(self.step / self.steps)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Count the steps."""
-        self.step += batch - self._began + 1
+        self.step += batch - self._first_step + 1
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leave the model with the rate that it was compiled with."""
+        """Restore the learning rate that the model was compiled with."""
         self.model.optimizer.learning_rate = self.peak
 
 
 class StepDecay(WarmupCosine):
-    """Divide the learning rate every so many steps (see `decayed_rate_at`), without a warm-up."""
+    """Divide the learning rate by a factor after every so many steps, without a warm-up."""
 
     def __init__(self, *, every: int, factor: float, **options: Any) -> None:
         super().__init__(**options)
@@ -95,65 +94,64 @@ class StepDecay(WarmupCosine):
 
     @property
     def rate(self) -> float:
-        """Of the step to come."""
+        """The learning rate of the next step."""
         return decayed_rate_at(self.step, first=self.peak, every=self.every, factor=self.factor)
 
 
 class KeepBetter(keras.callbacks.Callback):
-    """Take earlier weights back where validation says that the last are worse, or where the loss was
-    lost."""
+    """Restore earlier weights if they were clearly better on validation, or if the loss became NaN or infinite."""
 
-    def __init__(self, *, count: int, start: float | None = None) -> None:
+    def __init__(self, *, num_val: int, start: float | None = None) -> None:
         super().__init__()
-        self.count, self.best, self.epoch = count, -1.0 if start is None else start, 0
-        self.lost_at: tuple[int, int] | None = None
+        # `start` is the validation accuracy before training; None does not count the weights before training.
+        self.num_val, self.best, self.epoch = num_val, -1.0 if start is None else start, 0
+        self.lost_at: tuple[int, int] | None = None  # epoch and step, from 1, of a loss that is not finite
         self.weights: list[Any] | None = None
         self._last: float | None = None
 
-    def state(self) -> dict[str, Any]:
-        """What is known, but for the weights, for JSON; see `go_on`."""
+    def progress(self) -> dict[str, Any]:
+        """Return the state without the weights, for JSON; `resume` takes it."""
         return {"best": self.best, "epoch": self.epoch, "last": self._last}
 
-    def go_on(self, state: Mapping[str, Any], weights: list[Any] | None) -> None:
-        """Go on where an interrupted training was."""
-        self.best, self.epoch, self._last = state["best"], state["epoch"], state["last"]
+    def resume(self, progress: Mapping[str, Any], weights: list[Any] | None) -> None:
+        """Restore the state of an interrupted training."""
+        self.best, self.epoch, self._last = progress["best"], progress["epoch"], progress["last"]
         self.weights = weights
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Keep what there is before training, unless it is known from before the training was
-        interrupted."""
+        """Keep the weights before training, except in a resumed training."""
         if self.weights is None:
             self.weights = self.model.get_weights()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note it, to say where the loss was lost."""
-        self._now = epoch + 1
+        """Note the number of the epoch."""
+        self._current = epoch + 1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """End the training where the loss is not finite."""
+        """Stop the training if the loss is not finite."""
         if self.lost_at is None and not math.isfinite((logs or {}).get("loss", 0.0)):
-            self.lost_at = self._now, batch + 1
+            self.lost_at = self._current, batch + 1
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep weights that are as good as the best so far."""
+        """Keep the weights if they are at least as good as the best so far."""
         if self.lost_at is not None:
             return
         self._last = (logs or {}).get("val_accuracy", 0.0)
-        if not self.count or self._last >= self.best:
+        if not self.num_val or self._last >= self.best:
             self.best, self.epoch, self.weights = self._last, epoch + 1, self.model.get_weights()
 
-    def settle(self) -> None:
-        """Decide between the best and the last, when all epochs are done."""
-        error = math.sqrt(max(0.0, self.best * (1 - self.best)) / max(1, self.count))
-        worse = self._last is not None and self.count and self.best - self._last > error
+    def choose_weights(self) -> None:
+        """Keep the last weights, or restore the best ones if the last are worse by over one standard error."""
+        error = math.sqrt(max(0.0, self.best * (1 - self.best)) / max(1, self.num_val))
+        worse = self._last is not None and self.num_val and self.best - self._last > error
         if self.weights is not None and (worse or self.lost_at is not None):
             self.model.set_weights(self.weights)
         if self.lost_at is not None:
-            log.error(
-                "The loss was not finite any more in epoch %d, step %d: training stopped, and the weights are those "
-                "of %s. Try a third of the learning rate, clip_norm=1.0, or fewer changes to the images.",
+            logger.error(
+                "The loss was not finite in epoch %d, step %d. Training stopped and restored the weights %s. Try a "
+                "third of the learning rate, clip_norm=1.0, or weaker augmentation.",
                 *self.lost_at,
-                f"epoch {self.epoch}" if self.epoch else "before it",
+                f"of epoch {self.epoch}" if self.epoch else "from before training",
             )
         self.weights = None

@@ -1,4 +1,4 @@
-"""The settings of an interrupted training: read them and compare them with new ones."""
+"""Read the saved settings of an interrupted training and compare them with new ones."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from transfer.common.errors import InputError
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read what an interrupted run or training was asked."""
+    """Read the settings of an interrupted run or training from a JSON file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Cannot read {path}, which says what an interrupted training was asked: {error}. Remove {path.parent} to "
-            "start anew."
+            f"Cannot read {path}, the settings of an interrupted training: {error}. Remove {path.parent} to start anew."
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise InputError(
-            f"Expected options in {path}. Received: {type(found).__name__}. Remove {path.parent}."
+            f"Expected a JSON object with settings in {path}. Received: {type(settings).__name__}. Remove "
+            f"{path.parent} to start anew."
         )
-    return found
+    return settings
 
 
-def refuse_others(earlier: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
-    """Refuse to go on with something else."""
+def require_same_settings(earlier: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError, with the differences, unless an interrupted training had the same settings."""
     names = [name for name in {**earlier, **now} if earlier.get(name) != now.get(name)]
     if names:
-        shown = "; ".join(f"{name} was {earlier.get(name)!r}, now {now.get(name)!r}" for name in names)
+        differences = "; ".join(f"{name} was {earlier.get(name)!r}, now {now.get(name)!r}" for name in names)
         raise InputError(
-            f"{place} holds an unfinished training of another kind: {shown}. Go on with the options that it was "
-            "started with, or choose another folder, or remove it."
+            f"{folder} holds an unfinished training with other settings: {differences}. Resume it with the same "
+            "settings, choose another folder, or remove this one."
         )

@@ -1,14 +1,11 @@
-"""Where only the last layers train: the frozen part runs once, and only the tail behind it in each epoch."""
+"""Train only the layers behind a frozen part, on outputs of the frozen part that are computed once."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import math
-import os
 import shutil
-import time
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,63 +18,60 @@ from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
 from transfer.images.pipeline import Position
 from transfer.networks import frozen_boundary
-from transfer.training.phases import TrainingLog, TrainingSettings
+from transfer.training.phases import Trainee, TrainingSettings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-SHARE = 0.5
-"""Of the cache's limit, or of what is free on its disk, that the frozen part's output may take."""
+MAX_CACHE_FRACTION = 0.5
+"""Largest fraction of the cache's limit, or of the free disk space, for the outputs of the frozen part."""
 
 
-def boundary_of(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
-    """Split a model where its frozen part ends, as far as that saves anything."""
+def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
+    """Split a model into its frozen part and its upper layers; return None if that would save nothing."""
     if None in model.input_shape[1:] or replicas_of(model) > 1:
         return None
     try:
         with scope_of(model):
-            extractor, tail = frozen_boundary.split_at_frozen_boundary(model, ignore_noise=True)
-    except InputError:  # its first layer trains
+            frozen, upper = frozen_boundary.split_at_frozen_boundary(model, ignore_noise=True)
+    except InputError:  # the first layer trains
         return None
-    return (extractor, tail) if any(len(weight.shape) > 1 for weight in extractor.weights) else None
+    return (frozen, upper) if any(len(weight.shape) > 1 for weight in frozen.weights) else None
 
 
-def tail_of(
-    run: TrainingSettings, done: TrainingLog
-) -> tuple[keras.Model, Callable[[Position], Any], Any] | None:
-    """Give the tail, ready to train on what the frozen part gave once, if that is possible."""
-    # A user's callback means the whole model; images are mixed before they enter it.
-    parts = None if run.callbacks or run.recipe.mix != "none" else boundary_of(run.model)
-    if parts is None:
+def upper_layers_of(settings: TrainingSettings) -> Trainee | None:
+    """Return the layers behind the frozen part, ready to train on its outputs, or None to train the whole model."""
+    # Callbacks of the user expect the whole model, and MixUp and CutMix mix the images before they enter it.
+    if settings.callbacks or settings.recipe.mix != "none" or (parts := split_model(settings.model)) is None:
         return None
-    extractor, tail = parts
-    views = run.views or 1  # more cost a forward pass each, and were worth nothing where it was measured
-    size = 2 * frozen_boundary.frozen_bytes(extractor)  # as float32
-    if not _has_room(run.cache or FeatureCache(), size * (views * len(run.data.train) + len(run.data.val))):
+    frozen, upper = parts
+    data = settings.data
+    # Each further view costs a forward pass per image; none improved the accuracy (benchmarks/fine_tuning.py views).
+    views = settings.views or 1
+    size = 2 * frozen_boundary.frozen_bytes(frozen) * (views * len(data.train) + len(data.val))  # as float32
+    if not _has_room(settings.cache or FeatureCache(), size):
         return None
-    if views == 1 and run.augment != "none":
-        log.info(
-            "The frozen part sees each image once, as it is, without augmentation, unless you ask for more views."
+    if views == 1 and settings.augment != "none":
+        logger.info(
+            "The frozen layers process each image once, without augmentation. Set views to 2 or more to train on "
+            "augmented images."
         )
-    start = time.perf_counter()
-    # In full precision: what is trained on it is the model that is saved.
-    cached = run.extract(extractor, views=views, name="frozen part", precision="float32")
-    done.note_features(cached, time.perf_counter() - start)
-    done.views = views
-    with scope_of(run.model):
-        run.compile_alike(tail)
-    train_set = functools.partial(_batches, run, cached["train"], run.data.train.labels, views)
-    val_set = _batches(run, cached["val"], run.data.val.labels, 1) if "val" in cached else None
-    return tail, train_set, val_set
+    # In full precision, because the saved model computes the frozen part in it.
+    features, log = settings.extract(frozen, views=views, name="frozen layers", precision="float32")
+    with scope_of(settings.model):
+        settings.compile_like_model(upper)
+    batches = functools.partial(_batches, settings, features["train"], data.train.labels, views)
+    val_batches = _batches(settings, features["val"], data.val.labels, 1) if "val" in features else None
+    return Trainee(upper, batches, val_batches, log=log)
 
 
 def _has_room(cache: FeatureCache, size: int) -> bool:
-    """Say whether so many bytes may be kept; where not, say what happens instead."""
-    folder = next(place for place in (cache.folder, *cache.folder.parents) if os.path.exists(place))
-    room = SHARE * min(cache.limit, shutil.disk_usage(folder).free)
+    """Return whether the cache may take this many bytes; warn if not."""
+    folder = next(place for place in (cache.folder, *cache.folder.parents) if place.exists())
+    room = MAX_CACHE_FRACTION * min(cache.limit, shutil.disk_usage(folder).free)
     if size > room:
-        log.warning(
-            "The frozen part gives %.1f GB for these images, more than the %.1f GB that may be kept: it runs anew "
-            "in each epoch. Fewer views, smaller images or a later layer to train from need less.",
+        logger.warning(
+            "The outputs of the frozen layers need %.1f GB; the cache has room for %.1f GB. The frozen layers run in "
+            "every epoch instead. To avoid that, use fewer views, smaller images, or train fewer layers.",
             size / 1e9,
             room / 1e9,
         )
@@ -85,39 +79,43 @@ def _has_room(cache: FeatureCache, size: int) -> bool:
 
 
 def _batches(
-    run: TrainingSettings, cached: Features, labels: np.ndarray, views: int, position: Position | None = None
+    settings: TrainingSettings,
+    features: Features,
+    labels: np.ndarray,
+    views: int,
+    position: Position | None = None,
 ) -> Any:
-    """Batches of what the tail eats; in training, where there is a position, one view of each image,
-    drawn anew each epoch."""
+    """Return batches of features; with a position, shuffled and with a random view of each image per epoch."""
     count = len(labels)
-    chosen = np.zeros(count, "int64")
+    chosen_views = np.zeros(count, "int64")
 
     def take(positions: np.ndarray) -> np.ndarray:
-        rows = cached.take(chosen[positions] * count + positions)
+        rows = features.take(chosen_views[positions] * count + positions)
         return rows.reshape(len(rows), -1).astype("float32", copy=False)
 
-    def draw(epoch: int) -> None:
-        chosen[:] = np.random.default_rng([run.seed, epoch, views]).integers(views, size=count)
+    def choose_views(epoch: int) -> None:
+        random = np.random.default_rng([settings.seed, epoch, views])
+        chosen_views[:] = random.integers(views, size=count)
 
-    rows = pipeline.batch_rows(
+    batches = pipeline.batch_rows(
         take,
         labels,
-        width=math.prod(cached.shape[1:]),
-        batch_size=run.batch_size,
-        shuffle_seed=run.seed if position else None,
-        each_epoch=draw if position else None,
+        width=math.prod(features.shape[1:]),
+        batch_size=settings.batch_size,
+        shuffle_seed=settings.seed if position else None,
+        each_epoch=choose_views if position else None,
         position=position,
     )
-    apart = functools.partial(_apart, cached.shapes)
+    split = functools.partial(_split_inputs, features.shapes)
     if keras.backend.backend() == "tensorflow":
-        return rows.map(apart)
-    read = rows.read
-    rows.read = lambda positions, keys: apart(*read(positions, keys))
-    return rows
+        return batches.map(split)
+    read = batches.read
+    batches.read = lambda positions, keys: split(*read(positions, keys))
+    return batches
 
 
-def _apart(shapes: tuple[tuple[int, ...], ...], rows: Any, labels: Any) -> tuple[Any, Any]:
-    """Give the tail its inputs in their shapes."""
+def _split_inputs(shapes: tuple[tuple[int, ...], ...], rows: Any, labels: Any) -> tuple[Any, Any]:
+    """Split flat rows into the inputs of the upper layers, in their shapes."""
     ops, parts, start = keras.ops, [], 0
     for shape in shapes:
         stop = start + math.prod(shape)
