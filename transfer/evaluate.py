@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.common.files import write_text
+from transfer.results.file_names import SPLIT
 
 if TYPE_CHECKING:
     from transfer.evaluation.evaluate import Evaluation
@@ -47,7 +48,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     from transfer.evaluation.evaluate import evaluate
     from transfer.images.split_file import training_digests
     from transfer.results import run_figures, run_pages, run_writer
-    from transfer.results.finished_runs import SPLIT, load_run
+    from transfer.results.finished_runs import load_run
     from transfer.results.prediction_files import write_predictions
 
     run = load_run(parsed.run)

@@ -7,13 +7,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
-from transfer.results.finished_runs import load_run_data
-from transfer.results.run_pages import Thumbnail
-from transfer.results.run_records import read_record
-from transfer.results.run_writer import COMPARISON, PAGE, write_comparison, write_pages
+from transfer.results.file_names import COMPARISON, PAGE
+
+if TYPE_CHECKING:
+    from transfer.results.run_pages import Thumbnail
 
 log = logging.getLogger("transfer.report")
 
@@ -41,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(runs: Sequence[Path], output: str | None) -> None:
+    from transfer.distributed import strategies
+
+    strategies.start_quietly()
+    from transfer.results.run_writer import write_comparison, write_pages
+
     if len(runs) > 1:
         place = Path(output or COMPARISON)
         write_comparison(place, runs)
@@ -56,6 +62,9 @@ def _run(runs: Sequence[Path], output: str | None) -> None:
 
 def _thumbnails(folder: Path) -> Thumbnail | None:
     """Return the thumbnails of the run's images; None if the images are missing."""
+    from transfer.results.finished_runs import load_run_data
+    from transfer.results.run_records import read_record
+
     config = read_record(folder).config
     try:
         return load_run_data(folder, config).thumbnail

@@ -94,7 +94,7 @@ def test_the_layer_curve_shows_every_layer_the_cut_all_layers_and_chance():
     (axes,) = figure.axes
     line = next(line for line in axes.lines if len(line.get_xdata()) == 17)
     np.testing.assert_allclose(line.get_ydata(), curve.accuracy)
-    ring = next(line for line in axes.lines if line.get_label().startswith("recommended cut"))
+    ring = next(line for line in axes.lines if line.get_label().startswith("best layer"))
     cut = curve.names.index(curve.cut)
     assert 0 < cut < 16, "a cut at an end would not test the position of the mark"
     assert ring.get_xdata() == [cut] and ring.get_ydata() == [curve.accuracy[cut]]
@@ -104,12 +104,12 @@ def test_the_layer_curve_shows_every_layer_the_cut_all_layers_and_chance():
     assert band.y0 < curve.chance[0] < band.y1 < curve.all_layers.accuracy
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == [f"block{i}" for i in range(17)]
-    assert f"cut after {names[cut]}" in axes.get_title(loc="left")
+    assert f"keep the layers up to {names[cut]}" in axes.get_title(loc="left")
 
 
 def test_the_layer_curve_without_signal_recommends_no_cut():
     shown = texts(plots.layer_curve_plot(curve_of(5, signal=False)))
-    assert "No layer predicts" in shown and "cut" not in shown
+    assert "No layer predicts" in shown and "best layer" not in shown and "keep" not in shown
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from helpers.images import STRANGE
 from transfer.common.pages import render
 from transfer.config import parse_arguments
 from transfer.report import main
+from transfer.results.file_names import FIGURES
 from transfer.results.prediction_files import read_predictions, write_predictions
 from transfer.results.run_pages import comparison_page, evaluation_page, model_card, run_page
-from transfer.results.run_records import FIGURES, read_record
+from transfer.results.run_records import read_record
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")

@@ -22,6 +22,7 @@ from transfer.exporters.output_folder import (
     replacing_folder,
 )
 from transfer.exporters.verification import Exported, compare, format_name
+from transfer.results.file_names import LABELS
 
 if TYPE_CHECKING:  # TensorFlow is imported only when there is a run to export, so that --help is fast
     import keras
@@ -89,7 +90,7 @@ def export(
         raise InputError("Export needs the TensorFlow backend. Run it with KERAS_BACKEND=tensorflow.")
     from transfer.exporters import formats
     from transfer.networks import surgery
-    from transfer.results.finished_runs import LABELS, load_run
+    from transfer.results.finished_runs import load_run
 
     formats.load_packages(to, quantize)
     run = load_run(run) if isinstance(run, str | Path) else run

@@ -19,9 +19,7 @@ from transfer.config import TrainConfig, load_config
 from transfer.images.datasets import ImageData, load_data, load_test
 from transfer.images.decoding import RESIZES
 from transfer.networks.weight_files import saved_model
-
-MODEL, LABELS, CONFIG = "model.keras", "labels.txt", "config.yaml"
-METRICS, SPLIT = "metrics.json", "split.csv"
+from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, SPLIT
 
 _MAX_BYTES = 2**26  # of a text file; the files of a run have a few hundred kilobytes at most
 

@@ -159,7 +159,7 @@ def _draw_block(axes: Axes, x: float, y: float, name: str, state: str, height: f
 
 
 def layer_curve_plot(curve: LayerCurve) -> Figure:
-    """Draw the cross-validated accuracy of each layer, in the order of the network, and the recommended cut."""
+    """Draw the cross-validated accuracy of each layer, in the order of the network, and the best layer."""
     names = [_shorten(_short(name)) for name in curve.names]
     accuracy, all_layers, (mean, deviation) = curve.accuracy, curve.all_layers.accuracy, curve.chance
     figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
@@ -173,9 +173,9 @@ def layer_curve_plot(curve: LayerCurve) -> Figure:
     title, cut = "No layer predicts the labels better than shuffled labels", None
     if curve.signal:
         cut = curve.names.index(curve.cut)
-        title = f"Accuracy of each layer: cut after {names[cut]}"
+        title = f"Accuracy of each layer: keep the layers up to {names[cut]}"
         ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mew": 2.5, "color": COLORS["new"]}
-        axes.plot([cut], accuracy[[cut]], "o", label=f"recommended cut: {accuracy[cut]:.0%}", **ring)
+        axes.plot([cut], accuracy[[cut]], "o", label=f"best layer: {accuracy[cut]:.0%}", **ring)
         axes.axvline(cut, color=COLORS["new"], linestyle=":", zorder=0)
     _layer_ticks(axes, names, cut)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

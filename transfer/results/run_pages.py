@@ -113,9 +113,9 @@ def _versions(record: RunRecord) -> str:
 
 
 def _lead(record: RunRecord) -> str:
-    layers = len(record.metrics.get("cuts", ()))
-    head = f"a head on {layers} layers" if layers > 1 else f"cut at {record.metrics['cut']}"
-    return f"{record.config.model} on {record.config.data}, {head}: {_policy(record).idea}."
+    layers, idea = len(record.metrics.get("cuts", ())), _policy(record).idea
+    what = f"new head on {layers} frozen layers" if layers > 1 else f"{idea} (cut at {record.metrics['cut']})"
+    return f"{record.config.model} on {record.config.data}: {what}."
 
 
 def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:

@@ -10,25 +10,19 @@ from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config
 from transfer.evaluation.evaluate import Evaluation
 from transfer.images.data_report import DataReport
-from transfer.results.finished_runs import CONFIG, METRICS, MODEL, missing_run, read_json
+from transfer.results.file_names import (
+    ADVICE,
+    CONFIG,
+    DATA,
+    EVALUATION,
+    FIGURES,
+    METRICS,
+    MODEL,
+    PREDICTIONS,
+)
+from transfer.results.finished_runs import missing_run, read_json
 from transfer.results.prediction_files import read_predictions
 from transfer.results.run_folders import final_folder
-
-DATA, ADVICE, EVALUATION, PREDICTIONS = "data.json", "advice.json", "evaluation.json", "predictions.csv"
-
-FIGURES = (
-    "four_cases",
-    "layer_curve",
-    "network",
-    "learning_curves",
-    "confusion_matrix",
-    "classes",
-    "calibration",
-    "mistakes",
-    "predictions",
-    "blocks",
-)
-"""PNG files of a run, in the order in which its page shows them."""
 
 _MAX_BYTES = 2**25  # of a PNG file
 

@@ -20,16 +20,15 @@ from transfer.config import TrainConfig, save_config
 from transfer.evaluation.evaluate import Evaluation
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
-from transfer.results.finished_runs import CONFIG, LABELS, METRICS, MODEL, SPLIT, add_labels
+from transfer.results import file_names
+from transfer.results.finished_runs import add_labels
 from transfer.results.prediction_files import write_predictions
 from transfer.results.run_pages import Thumbnail, comparison_page, model_card, run_page
-from transfer.results.run_records import ADVICE, DATA, EVALUATION, PREDICTIONS, read_record
+from transfer.results.run_records import read_record
 from transfer.training.phases import TrainingLog
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PAGE, CARD, COMPARISON = "report.html", "README.md", "comparison.html"
 
 
 def write_run(
@@ -44,16 +43,16 @@ def write_run(
     label_issues: Sequence[LabelIssue] = (),
 ) -> None:
     """Write a run's model, class names, split, options, history, predictions and figures."""
-    model.save(folder / MODEL)
-    add_labels(folder / MODEL, data.class_names)
-    save_config(config, folder / CONFIG)
-    write_text(folder / LABELS, "".join(f"{name}\n" for name in data.class_names))
-    write_split(folder / SPLIT, data.splits, data.class_names)
-    write_text(folder / DATA, data.report.to_json())
-    write_text(folder / "history.csv", _history(training.rows))
+    model.save(folder / file_names.MODEL)
+    add_labels(folder / file_names.MODEL, data.class_names)
+    save_config(config, folder / file_names.CONFIG)
+    write_text(folder / file_names.LABELS, "".join(f"{name}\n" for name in data.class_names))
+    write_split(folder / file_names.SPLIT, data.splits, data.class_names)
+    write_text(folder / file_names.DATA, data.report.to_json())
+    write_text(folder / file_names.HISTORY, _history(training.rows))
     if evaluation is not None:
-        write_predictions(folder / PREDICTIONS, evaluation)
-        write_evaluation(folder / EVALUATION, evaluation, label_issues)
+        write_predictions(folder / file_names.PREDICTIONS, evaluation)
+        write_evaluation(folder / file_names.EVALUATION, evaluation, label_issues)
     write_figures(folder, figures)
 
 
@@ -72,13 +71,13 @@ def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
 
 def write_advice(folder: Path, advice: Advice, figures: Mapping[str, Figure]) -> None:
     """Write the advice that chose the case, with its figures."""
-    write_text(folder / ADVICE, advice.to_json())
+    write_text(folder / file_names.ADVICE, advice.to_json())
     write_figures(folder, figures)
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write the metrics of a run; all files but the pages come before, so that the total time is known."""
-    write_text(folder / METRICS, json.dumps(dict(metrics), indent=2) + "\n")
+    write_text(folder / file_names.METRICS, json.dumps(dict(metrics), indent=2) + "\n")
 
 
 def write_pages(folder: Path, *, thumbnail: Thumbnail | None = None) -> None:
@@ -86,8 +85,8 @@ def write_pages(folder: Path, *, thumbnail: Thumbnail | None = None) -> None:
     record = read_record(folder)
     with _mismatches_reported(folder):
         page, card = run_page(record, thumbnail=thumbnail), model_card(record)
-    write_text(folder / PAGE, page)
-    write_text(folder / CARD, card)
+    write_text(folder / file_names.PAGE, page)
+    write_text(folder / file_names.CARD, card)
 
 
 def write_comparison(path: Path, folders: Sequence[Path]) -> None:
