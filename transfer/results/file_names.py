@@ -1,0 +1,23 @@
+"""Names of the files in a run's folder."""
+
+MODEL, LABELS, CONFIG = "model.keras", "labels.txt", "config.yaml"
+METRICS, HISTORY, ADVICE, DATA = "metrics.json", "history.csv", "advice.json", "data.json"
+SPLIT, PREDICTIONS, EVALUATION = "split.csv", "predictions.csv", "evaluation.json"
+PAGE, CARD = "report.html", "README.md"
+
+COMPARISON = "comparison.html"
+"""Default name of the page that compares several runs."""
+
+FIGURES = (
+    "four_cases",
+    "layer_curve",
+    "network",
+    "learning_curves",
+    "confusion_matrix",
+    "classes",
+    "calibration",
+    "mistakes",
+    "predictions",
+    "blocks",
+)
+"""PNG files of a run without their suffix, in the order in which its page shows them."""
