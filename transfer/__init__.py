@@ -1,7 +1,7 @@
-"""Transfer learning for image classifiers: the four classic cases, done right.
+"""Transfer learning for image classifiers: the four classic cases.
 
-What there is stands in `__init__.pyi`, one line each. Names are loaded when they are first used, so that
-importing this package is cheap and `python -m transfer.train --help` answers at once.
+The public API is listed in `__init__.pyi`. Names are loaded when they are first used, so importing this package is fast
+and `python -m transfer.train --help` answers at once.
 """
 
 import sys
@@ -13,8 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 class _Package(types.ModuleType):
-    """Commands have the names of functions, such as `evaluate`: importing a command must not hide the
-    function."""
+    """Keeps a function visible when the command of the same name is imported, such as `evaluate`."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (isinstance(value, types.ModuleType) and name in __all__):

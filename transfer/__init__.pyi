@@ -1,27 +1,27 @@
-# The table of contents; `__init__.py` reads it at run time.
-# ruff: noqa: I001  in the order of the work, not of the alphabet
+# The public API: `__init__.py` reads this list at run time.
+# ruff: noqa: I001  in the order of use, not of the alphabet
 
-# What is raised for bad input, and the options of `python -m transfer.train`.
+# The error for bad input, and the options of `python -m transfer.train`.
 from .common.errors import InputError as InputError
 from .config import TrainConfig as TrainConfig
 
-# Data: a folder, a list, a tensorflow_datasets name or arrays -> images in three splits, checked.
+# Data: a folder, a list, a tensorflow_datasets name or arrays -> checked images in three splits.
 from .images.datasets import ImageData as ImageData
 from .images.datasets import load_data as load_data
 from .images.data_report import DataReport as DataReport
 
-# Batches: a split -> a tf.data.Dataset, for loops of your own.
+# Batches: a split -> a tf.data.Dataset, for your own training loop.
 from .images.pipeline import class_weights as class_weights
 from .images.pipeline import make_dataset as make_dataset
 
-# Cases: what each of the four means, and which is yours.
+# Cases: the four cases, and advice on which one to use.
 from .cases.policies import Case as Case
 from .cases.policies import rule_of_thumb as rule_of_thumb
 from .adviser.advice import Advice as Advice
 from .adviser.advise import advise as advise
 from .adviser.comparison import compare as compare
 
-# Networks: by name, from keras.applications or from the package registry.
+# Networks by name.
 from .networks.backbones import backbone_names as backbone_names
 from .networks.backbones import block_ends as block_ends
 from .networks.backbones import load_backbone as load_backbone
@@ -42,7 +42,7 @@ from .cases.builders import unfreeze as unfreeze
 from .cases.decisions import CaseDecision as CaseDecision
 from .cases.decisions import decision_of as decision_of
 
-# Training and after.
+# Training and evaluation.
 from .training.phases import TrainingLog as TrainingLog
 from .training.fit import fit as fit
 from .training.recipes import Recipe as Recipe
@@ -57,7 +57,7 @@ from .evaluation.class_tree import training_classes as training_classes
 from .evaluation.screening import Screening as Screening
 from .evaluation.screening import screening as screening
 
-# What a run leaves: its model, its names, its figures; predictions, explanations, and files for elsewhere.
+# Finished runs: load, predict, explain, export.
 from .results.finished_runs import FinishedRun as FinishedRun
 from .results.finished_runs import load_run as load_run
 from .results.predict import Prediction as Prediction
@@ -67,7 +67,7 @@ from .evaluation.explanations import occlusion as occlusion
 from .evaluation.explanations import strongest_responses as strongest_responses
 from .exporters.export import export as export
 
-# The course: drawings in the lesson's manner, and how transferable the layers of a network are.
+# Lessons: drawings, and how transferable the layers of a network are.
 from .lesson.drawings import filters_plot as filters_plot
 from .lesson.drawings import lesson_drawing as lesson_drawing
 from .lesson.transferability import Transferability as Transferability
