@@ -43,12 +43,10 @@ Result = TypeVar("Result")
 class FileState(NamedTuple):
     """The state of a file before it was read."""
 
-    # Of its row, from path and rules.
+    # Of its row in the table, from path and rules.
     id: int
     # Path, rules, size, times and inode.
     state: bytes
-    # The file is old enough that a later change would show in its state.
-    settled: bool
 
 
 class CheckCache:
@@ -71,7 +69,7 @@ class CheckCache:
         self._close()
 
     def file_states(self, paths: Sequence[str]) -> list[FileState | None]:
-        """Return the states of files, None for missing ones; call it before reading them, in any thread."""
+        """Return the states of files before they are read, in any thread; None if missing or changed just now."""
         now, states = time.time_ns(), list[FileState | None]()
         for path in paths:
             try:
@@ -80,28 +78,28 @@ class CheckCache:
                 states.append(None)
         return states
 
-    def _file_state(self, path: bytes, info: os.stat_result, now: int) -> FileState:
-        name = blake2b(self._rules + path, digest_size=16).digest()
+    def _file_state(self, path: bytes, info: os.stat_result, now: int) -> FileState | None:
         modified, changed = info.st_mtime_ns, info.st_ctime_ns  # the second shows that the first was set back
+        if now - max(modified, changed) < SETTLED_NS:
+            return None
+        name = blake2b(self._rules + path, digest_size=16).digest()
         state = b"%b %d %d %d %d" % (name, info.st_size, modified, changed, info.st_ino)
         # Ids of files in one folder are neighbors, so that looking them up reads few pages. Files with the same id
         # replace each other.
         id = crc32(os.path.dirname(path)) << 32 | int.from_bytes(name[:4])
-        return FileState(id - 2**63, state, now - max(modified, changed) >= SETTLED_NS)
+        return FileState(id - 2**63, state)
 
     def load(self, states: Sequence[FileState | None]) -> list[list[Any] | None]:
         """Return the cached result of each file, or None."""
-        ids = ",".join(str(state.id) for state in states if state and state.settled)
+        ids = ",".join(str(state.id) for state in states if state)
         query = f"SELECT id, checksum, used, result FROM checks WHERE id IN ({ids})"
         rows = self._run(lambda database: database.execute(query).fetchall(), write=False) if ids else None
         cached = {id: row for id, *row in rows or ()}
         results: list[list[Any] | None] = [None] * len(states)
         today, stale = int(time.time()) // _DAY, []
         for i, state in enumerate(states):
-            if state is None or not state.settled or state.id not in cached:
-                continue
-            checksum, used, result = cached[state.id]
-            if type(result) is bytes and checksum == _checksum(state.state, result):
+            checksum, used, result = cached.get(state.id, (None,) * 3) if state else (None,) * 3
+            if state and type(result) is bytes and checksum == _checksum(state.state, result):
                 results[i] = json.loads(result)
                 if used != today:
                     stale.append((today, state.id))
@@ -109,10 +107,10 @@ class CheckCache:
         return results
 
     def save(self, states: Sequence[FileState | None], results: Sequence[Sequence[Any] | None]) -> None:
-        """Cache the results of settled files; results are lists for JSON."""
+        """Cache the results of files that have a state; results are lists for JSON, or None."""
         today, rows = int(time.time()) // _DAY, []
         for state, result in zip(states, results, strict=True):
-            if state and state.settled and result is not None:
+            if state and result is not None:
                 content = json.dumps(result, separators=(",", ":")).encode()
                 rows.append((state.id, _checksum(state.state, content), today, content))
         self._write("INSERT OR REPLACE INTO checks VALUES (?, ?, ?, ?)", sorted(rows))
@@ -195,11 +193,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _shrink(database: sqlite3.Connection) -> None:
     """Delete the least recently used quarter of the rows if the database is too large."""
-    pages, unused, size = (
-        database.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("page_count", "freelist_count", "page_size")
-    )
-    if (pages - unused) * size > MAX_BYTES:
+    size = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, "
+    if database.execute(size + "pragma_page_size").fetchone()[0] > MAX_BYTES:
         with database:
             database.execute(
                 "DELETE FROM checks WHERE id IN "

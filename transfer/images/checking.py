@@ -9,6 +9,7 @@ import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -118,10 +119,8 @@ def _library_versions() -> tuple[str, ...]:
 
     versions = [platform.machine(), str(features.version_codec("jpg")), str(features.version_module("webp"))]
     for name in ("Pillow", "ImageHash", "numpy", "scipy"):
-        try:
-            versions.append(version(name))
-        except PackageNotFoundError:
-            versions.append("")
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
     return tuple(versions)
 
 

@@ -46,7 +46,7 @@ def make_dataset(
     position: Position | None = None,
     batch_part: BatchPart | None = None,
 ) -> tf.data.Dataset:
-    """Turn a split into batches: images are decoded, cached, shuffled, augmented, batched, mixed and prefetched.
+    """Turn a split into batches: decode, cache, shuffle, augment, mix and prefetch its images.
 
     Args:
         split: The images.
@@ -112,7 +112,7 @@ def _tensorflow_batches(
     image_size: tuple[int, int],
     batch_part: BatchPart | None,
 ) -> tf.data.Dataset:
-    """Return batches as a `tf.data.Dataset`; `python_batches.image_batches` returns the same for other backends."""
+    """Return batches as a `tf.data.Dataset`, like `python_batches.image_batches` for other backends."""
     import tensorflow as tf
 
     def read_batch(positions: Any, keys: Any) -> Any:

@@ -91,7 +91,7 @@ def apply_split(
     *,
     skipped_names: Collection[str] = (),
 ) -> dict[str, Split]:
-    """Assign images to splits by the rows of a split file, in their order; images without a row are left out."""
+    """Assign images to splits by the rows of a split file; images without a row are left out."""
     data = concatenate([*parts.values()])
     rows = [(_nfc(name), _nfc(label), split) for name, label, split in rows]
     class_names = [*map(_nfc, class_names)]

@@ -15,6 +15,7 @@ from transfer.common.errors import InputError
 from transfer.common.text import plural
 from transfer.images.decoding import decode, to_rgb_array
 from transfer.images.duplicates import component_ids
+from transfer.images.image_sequences import LazySequence
 from transfer.images.tables import SPLITS, own_group
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,14 @@ class Split:
     def take(self, positions: Sequence[int] | np.ndarray) -> Split:
         """Return the images at `positions`, in that order, without reading them."""
         chosen = np.asarray(positions, "int64").reshape(-1)
+        images = self.images
 
         def at(items: Sequence[str]) -> Sequence[str]:
             return [items[i] for i in chosen.tolist()] if len(items) else ()
 
         return replace(
             self,
-            images=_Selection(self.images, chosen),
+            images=LazySequence(len(chosen), lambda i: images[int(chosen[i])]),
             labels=self.labels[chosen],
             names=at(self.names),
             groups=at(self.groups),
@@ -80,44 +82,19 @@ class SourceData:
     ignored: Sequence[str] = ()
 
 
-class _Selection(Sequence[Any]):
-    """Some items of a sequence, each read when it is indexed."""
-
-    def __init__(self, items: Sequence[Any] | np.ndarray, positions: np.ndarray) -> None:
-        if isinstance(items, _Selection):  # nested selections would make every access slower
-            positions, items = items.positions[positions], items.items
-        self.items: Any = items
-        self.positions: np.ndarray = positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.items[int(self.positions[i])]
-
-
-class _Concatenation(Sequence[Any]):
-    """Several sequences as one; each item is read when it is indexed."""
-
-    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
-        self.parts = parts
-        self.starts = np.cumsum([0, *map(len, parts)]).tolist()
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getitem__(self, i: Any) -> Any:
-        part = bisect_right(self.starts, i) - 1
-        return self.parts[part][i - self.starts[part]]
-
-
 def concatenate(parts: Sequence[Split]) -> Split:
     """Return several splits as one, without reading images."""
     grouped = any(len(part.groups) for part in parts)
     known = all(len(part.digests) == len(part) for part in parts)
+    starts = np.cumsum([0, *map(len, parts)]).tolist()
+
+    def image(i: int) -> Any:
+        part = bisect_right(starts, i) - 1
+        return parts[part].images[i - starts[part]]
+
     return replace(
         parts[0],
-        images=_Concatenation([part.images for part in parts]),
+        images=LazySequence(starts[-1], image),
         labels=np.concatenate([part.labels for part in parts]),
         names=[name for part in parts for name in part.names],
         groups=[group for part in parts for group in groups_of(part)] if grouped else (),
@@ -198,7 +175,7 @@ class _Unit:
 
     members: list[int]
     # Number of different images, by class.
-    weights: dict[int, int]
+    weights: Counter[int]
     # The class with most of them.
     main_class: int
     # One image has several labels.
@@ -219,7 +196,7 @@ def _units(images: Split, duplicate_ids: np.ndarray) -> list[_Unit]:
     units = []
     for positions in members.values():
         different = {(ids[i], labels[i]) for i in positions}
-        weights = dict(Counter(label for _, label in different))
+        weights = Counter(label for _, label in different)
         main_class = min(weights, key=lambda label: (-weights[label], label))
         conflicting = len({image for image, _ in different}) < len(different)
         units.append(_Unit(positions, weights, main_class, conflicting))
@@ -228,10 +205,7 @@ def _units(images: Split, duplicate_ids: np.ndarray) -> list[_Unit]:
 
 def _different_images(units: Sequence[_Unit]) -> Counter[int]:
     """Count the different images of each class."""
-    total: Counter[int] = Counter()
-    for unit in units:
-        total.update(unit.weights)
-    return total
+    return Counter(label for unit in units for label in unit.weights.elements())
 
 
 def _shuffled(items: Sequence[Item], seed: int, label: int) -> list[Item]:
