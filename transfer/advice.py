@@ -1,4 +1,4 @@
-"""`python -m transfer.advice`: which case of transfer learning suits some images, and what to expect of it."""
+"""`python -m transfer.advice`: estimate which case of transfer learning suits a data set."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from transfer.config import AdviceConfig, parse_advice_arguments, seconds_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Run the command and return its exit code."""
 
     def work() -> None:
         options, more = parse_advice_arguments(arguments)
-        with kept_memory():  # trials then take as long as training by the command `train`
+        with kept_memory():  # so that the trial takes as long per step as the command `train`
             run(options, compared=more.compare, json_file=more.json, plots=more.plots)
 
     return run_command(work, stream=sys.stderr, stopped="Stopped. Nothing was written.")
@@ -32,7 +32,7 @@ def run(
     json_file: str | None = None,
     plots: str | None = None,
 ) -> None:
-    """Advise, and print and write the advice."""
+    """Advise, or compare networks; print the result, and write the files that were asked for."""
     from transfer.distributed import strategies
 
     strategies.start_quietly()
@@ -48,10 +48,10 @@ def run(
     }
     if compared:
         weights = {config.model: config.weights} if config.model in compared else {}
-        found = comparison.compare(data, compared, weights=weights, image_size=config.image_size, **options)
-        sys.stdout.write(comparison.comparison_text(found) + "\n")
+        ranking = comparison.compare(data, compared, weights=weights, image_size=config.image_size, **options)
+        sys.stdout.write(comparison.comparison_text(ranking) + "\n")
         if json_file:
-            write_text(Path(json_file), comparison.comparison_json(found))
+            write_text(Path(json_file), comparison.comparison_json(ranking))
         return
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     advice = advise.advise(

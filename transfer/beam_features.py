@@ -11,8 +11,9 @@ from typing import Any
 from transfer.cases.policies import POLICIES, Case
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
-from transfer.config import DataConfig
+from transfer.config import ModelOptions, make_parser
 from transfer.frozen.beam_extraction import SHARD_SIZE, extract_with_beam, read_options
+from transfer.images.data_config import DataConfig
 
 log = logging.getLogger("transfer.beam_features")
 
@@ -20,31 +21,24 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class PassConfig(DataConfig):
-    """Run a frozen network over labelled images on Apache Beam, and keep what it gives."""
+class PassConfig(ModelOptions, DataConfig):
+    """Run a frozen network over labelled images on Apache Beam, and cache its features. Unknown flags go to Beam."""
 
-    # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, or a .keras file of your own.
-    model: str = "EfficientNetLite0"
-    # 'pretrained', 'none' for random ones, or a weights file.
-    weights: str = "pretrained"
-    # How your own .keras file wants its input: none, tf, torch, caffe or lite.
-    preprocessing: str | None = None
-    # The case to train later: small-similar or small-different.
+    # Case to train later: small-similar or small-different.
     case: str = "small-similar"
-    # The last layer to keep, by name; several, with commas, or 'all'; by default the case's own.
+    # Last layer to keep: a layer name, several names with commas, or 'all'. Default: by case.
     cut: str | None = None
-    # Pixels, height and width; by default those that the network was trained for.
-    image_size: int | None = None
-    # What runs the network: auto, keras or openvino (pip install ".[fast]").
+    # Engine that runs the network: auto, keras or openvino (needs: pip install ".[fast]").
     engine: str = "auto"
-    # What OpenVINO computes in: auto, float32 or bfloat16.
+    # Precision of OpenVINO: auto, float32 or bfloat16.
     precision: str = "auto"
-    # Images per shard, at most.
+    # Maximum number of images per shard.
     shard_size: int = SHARD_SIZE
 
     def __post_init__(self) -> None:
-        """Check what can be checked without looking at data or networks."""
-        super().__post_init__()
+        """Raise an error for a value out of range."""
+        DataConfig.__post_init__(self)
+        ModelOptions.__post_init__(self)
         if not POLICIES[Case.parse(self.case)].frozen:
             raise InputError(
                 f"Expected a case that freezes the network, small-similar or small-different. Received: {self.case}."
@@ -54,16 +48,9 @@ class PassConfig(DataConfig):
 def parse_pass_arguments(
     arguments: Sequence[str] | None = None,
 ) -> tuple[PassConfig, tuple[str, ...], list[str]]:
-    """Read the flags of `python -m transfer.beam_features`."""
-    import simple_parsing
-
-    parser = simple_parsing.ArgumentParser(
-        prog="python -m transfer.beam_features",
-        allow_abbrev=False,
-        add_option_string_dash_variants=simple_parsing.DashVariant.DASH,
-        argument_generation_mode=simple_parsing.ArgumentGenerationMode.FLAT,
-    )
-    which = "which images to run the network over; by default all"
+    """Parse the flags of `python -m transfer.beam_features`: the options, the splits, and flags for Beam."""
+    parser = make_parser("transfer.beam_features", PassConfig.__doc__ or "")
+    which = "splits whose images the network runs over (default: all)"
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help=which)
     parser.add_arguments(PassConfig, dest="options")
     parsed, flags = parser.parse_known_args(arguments)
@@ -71,8 +58,8 @@ def parse_pass_arguments(
 
 
 def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[str] = ()) -> int:
-    """Fill the cache with what `fit` and `evaluate` will look for."""
-    read_options(flags)  # before anything slow
+    """Fill the cache with the features that `fit` and `evaluate` read; return how many images were computed."""
+    read_options(flags)  # raises before any slow work
     from transfer.distributed import strategies
 
     strategies.start_quietly()
@@ -92,7 +79,7 @@ def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[s
     name = ", ".join(name for name in splits if len(data.splits[name]))
     if not wanted:
         raise InputError(f"Expected images in {', '.join(splits)}. Received: none.")
-    found = extract_with_beam(
+    features = extract_with_beam(
         extractor,
         concatenate(wanted),  # one pass, so that workers start once
         image_size=size,
@@ -102,19 +89,21 @@ def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[s
         options=flags,
         name=name,
     )
-    log.info("%s: %d of %d images computed; %s", name, found.computed, len(found), found.store.folder)
-    return found.computed
+    log.info(
+        "%s: %d of %d images computed, in %s", name, features.computed, len(features), features.store.folder
+    )
+    return features.computed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Run the command and return its exit code."""
 
     def work() -> None:
         options, splits, flags = parse_pass_arguments(arguments)
         run(options, splits=splits, flags=flags)
 
-    said = "Stopped. The same command goes on from there."
-    return run_command(work, stream=sys.stdout, stopped=said, level=logging.INFO)
+    stopped = "Stopped. Run the same command again to resume."
+    return run_command(work, stream=sys.stdout, stopped=stopped, level=logging.INFO)
 
 
 if __name__ == "__main__":

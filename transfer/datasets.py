@@ -16,10 +16,10 @@ from transfer.images.split_file import write_split
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check data by themselves: `python -m transfer.datasets DIR`."""
+    """Check a data set, print the report, and return the exit code."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    logging.getLogger("transfer").addHandler(logging.NullHandler())  # the table says it all
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; what matters is in the report
+    logging.getLogger("transfer").addHandler(logging.NullHandler())  # the report contains all of it
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they have no file name; the report has
     try:
         options, files = parse_check_arguments(arguments)
         data = load_data(options.data, **options.load_options())

@@ -12,16 +12,18 @@ from transfer.images.check_cache import delete_check_cache
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List or clear what is kept: `python -m transfer.features --list|--clear`."""
+    """List or clear the feature cache and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m transfer.features", allow_abbrev=False)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", action="store_true", help="show what is kept, the oldest first")
-    what.add_argument("--clear", action="store_true", help="remove all of it")
+    what.add_argument("--list", action="store_true", help="list the cached features, the oldest first")
+    what.add_argument(
+        "--clear", action="store_true", help="delete all cached features and cached file checks"
+    )
     options = parser.parse_args(arguments)
     cache = FeatureCache()
     try:
         if options.clear:
-            freed = cache.clear() + delete_check_cache(cache.folder)  # with what the check of images remembers
+            freed = cache.clear() + delete_check_cache(cache.folder)
             sys.stdout.write(f"Removed {freed / 1e6:,.1f} MB from {cache.folder}.\n")
         else:
             sys.stdout.write(_listing(cache))
