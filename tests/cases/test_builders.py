@@ -1,4 +1,4 @@
-"""The four cases as models: what is cut, what trains, what stays as it was, to the last bit."""
+"""The builders: cuts, trainable layers, unchanged weights, seeds, image sizes, replicas, errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def by_layer(model) -> dict[str, list[np.ndarray]]:
 
 
 def changed(before: dict, after: dict) -> set[str]:
-    """Names of the layers of which any variable has changed by as much as a bit."""
+    """Return the names of the layers with any changed variable."""
     differ = {k for k in before if any((a != b).any() for a, b in zip(before[k], after[k], strict=True))}
     return differ
 
@@ -62,7 +62,7 @@ def learning_rate(model) -> float:
     return float(model.optimizer.learning_rate.numpy())
 
 
-# What each case is
+# The four cases
 
 
 def test_small_similar_on_mobilenet_trains_a_head_of_1280_times_4_and_4():
@@ -90,7 +90,7 @@ def test_every_case_takes_raw_images_and_ends_in_a_softmax(case, tiny):
     np.testing.assert_allclose(ours, pooled, rtol=1e-4, atol=1e-5)
 
 
-def test_the_cases_differ_in_cut_trainable_layers_and_rate(tiny):
+def test_the_cases_differ_in_cut_trainable_layers_and_learning_rate(tiny):
     everything = {f"block{n}_{part}" for n in (1, 2, 3) for part in ("conv", "branch")} | {"head"}
     expected = {
         "small-similar": ("pool", {"head"}),
@@ -107,7 +107,7 @@ def test_the_cases_differ_in_cut_trainable_layers_and_rate(tiny):
         assert decision_of(model).pin_batchnorm
 
 
-def test_the_four_functions_are_build_by_another_name(tiny):
+def test_the_four_functions_equal_build_with_their_case(tiny):
     for case, function in zip(
         CASES, (small_similar, small_different, large_similar, large_different), strict=True
     ):
@@ -119,7 +119,7 @@ def test_the_four_functions_are_build_by_another_name(tiny):
         assert_bit_equal(snapshot(one), snapshot(other))
 
 
-def test_the_plan_lists_the_blocks_from_input_to_output(tiny):
+def test_the_decision_lists_the_blocks_from_input_to_output(tiny):
     assert decision_of(small_different(tiny, 3, **OWN)).blocks == [
         ("block1_add", "frozen"),
         ("block2_add", "frozen"),
@@ -132,7 +132,7 @@ def test_the_plan_lists_the_blocks_from_input_to_output(tiny):
     assert ("block3_add", "trained") in decision_of(large_similar(make_tiny(top=False), 3, **OWN)).blocks
 
 
-def test_the_last_hidden_layers_of_a_vgg_stay_for_case_1():
+def test_case_1_keeps_the_hidden_layers_of_a_vgg():
     base = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3), classes=5)
     model = small_similar(base, 3)
     assert [layer.name for layer in model.layers[-4:]] == ["flatten", "fc1", "fc2", "head"]
@@ -147,7 +147,7 @@ def test_a_base_without_its_top_is_kept_whole():
     assert not decision_of(model).had_classifier
 
 
-# Where to cut
+# Cuts
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_a_cut_is_a_name_or_a_position_among_block_ends(tiny, cut, expected):
         assert expected in names[-3:]
 
 
-def test_what_lies_past_the_cut_is_gone(tiny):
+def test_layers_behind_the_cut_are_removed(tiny):
     model = small_similar(tiny, 3, cut="block1_add", **OWN)
     assert not [layer.name for layer in model.layers if layer.name.startswith("block2")]
     assert decision_of(model).kept == ("block1_add",)
     assert decision_of(model).cut_away == ("block2_add", "block3_add")
 
 
-def test_wrong_cuts_are_refused_with_the_right_ones(tiny):
+def test_wrong_cuts_are_refused_with_valid_ones(tiny):
     with pytest.raises(InputError, match=r"'block4_add'\. Did you mean 'block"):
         small_similar(tiny, 3, cut="block4_add", **OWN)
     for cut in (3, -4):
@@ -198,7 +198,7 @@ TWO = ["block1_add", "block3_add"]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_several_cuts_give_one_head_on_all_of_them(case, tiny):
+def test_one_head_sees_the_features_of_several_cuts(case, tiny):
     model = build(case, tiny, 3, cut=TWO[::-1], **OWN)
     assert decision_of(model).cuts == tuple(TWO)
     assert decision_of(model).cut == "block3_add"
@@ -215,7 +215,7 @@ def test_several_cuts_give_one_head_on_all_of_them(case, tiny):
     assert changed(before, by_layer(model)) == {"head"} | (convolutions if case in LARGE else set())
 
 
-def test_one_cut_is_a_plan_with_one_cut(tiny):
+def test_a_list_of_one_cut_equals_that_cut(tiny):
     for cut in ("block2_add", ["block2_add"], ["block2_add", 1], "block2_add, block2_add", [1]):
         model = small_similar(tiny, 3, cut=cut, **OWN)
         assert (decision_of(model).cut, decision_of(model).cuts) == ("block2_add", ("block2_add",))
@@ -236,7 +236,7 @@ def test_cuts_come_from_the_command_line_as_text(tiny):
         assert decision_of(model).cuts == cuts
 
 
-def test_all_cuts_are_the_block_ends_and_the_last_layer_but_no_map_twice():
+def test_all_cuts_are_the_block_ends_and_the_last_layer_without_duplicates():
     assert cuts_of(analyze(make_tiny()), "all") == ("block1_add", "block2_add", "pool")
     assert cuts_of(analyze(make_tiny(top=False)), "all") == ("block1_add", "block2_add", "block3_add")
     base = load_backbone("MobileNetV2", weights="none", image_size=32)
@@ -270,7 +270,7 @@ def test_cuts_that_do_not_feed_each_other_are_all_kept():
     assert "side4" not in [layer.name for layer in model.layers]
 
 
-def test_several_cuts_take_an_image_size_that_what_is_cut_away_could_not():
+def test_several_cuts_allow_an_image_size_that_only_the_removed_layers_refuse():
     base = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3), classes=5)
     model = small_similar(base, 3, cut=[1, 2], image_size=64)
     assert model.output_shape == (None, 3)
@@ -287,7 +287,7 @@ def test_a_model_with_several_cuts_can_be_the_base_of_the_next_one(tiny):
     assert len(set(names)) == len(names)
 
 
-def test_wrong_cuts_among_several_are_refused_with_the_right_ones(tiny):
+def test_wrong_cuts_among_several_are_refused_with_valid_ones(tiny):
     for cut, message in (
         ("block1_add,block4_add", r"'block4_add'\. Did you mean 'block"),
         (["block1_add", "block4_add"], r"'block4_add'\. Did you mean 'block"),
@@ -316,11 +316,11 @@ def test_several_cuts_train_on_two_replicas(tiny):
     assert_replicas_agree(model)
 
 
-# What stays as it was
+# Unchanged weights
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_building_and_training_leave_the_callers_network_alone(case, tiny):
+def test_building_and_training_do_not_change_the_base(case, tiny):
     tiny.get_layer("block2_conv").trainable = False
     before, flags_before = snapshot(tiny), flags(tiny)
     model = build(case, tiny, 3, **OWN)
@@ -346,7 +346,7 @@ def test_frozen_layers_are_bit_equal_after_fit(case, tiny):
 
 
 @pytest.mark.parametrize("build_it", [large_similar, large_different])
-def test_batchnorm_is_pinned_where_training_starts_from_pretrained_weights(build_it, tiny):
+def test_batchnorm_is_pinned_with_pretrained_weights(build_it, tiny):
     model = build_it(tiny, 3, **OWN)
     before = by_layer(model)
     train(model, epochs=2)
@@ -355,7 +355,7 @@ def test_batchnorm_is_pinned_where_training_starts_from_pretrained_weights(build
     assert changed(before, by_layer(model)) == set(before) - pinned
 
 
-def test_batchnorm_is_live_where_training_starts_from_random_weights(tiny):
+def test_batchnorm_trains_with_random_weights(tiny):
     model = large_different(tiny, 3, init="random", **OWN)
     before = by_layer(model)
     train(model, epochs=2)
@@ -367,7 +367,7 @@ def test_batchnorm_is_live_where_training_starts_from_random_weights(tiny):
         assert all((a != b).all() for a, b in zip(old[2:], new[2:], strict=True))
 
 
-# Seeds and starts
+# Seeds and initial weights
 
 
 def test_the_same_seed_gives_the_same_head_and_another_seed_another(tiny):
@@ -395,7 +395,7 @@ def test_auto_starts_from_the_pretrained_weights(tiny):
     assert_bit_equal(snapshot(auto), snapshot(pretrained))
 
 
-def test_starting_over_gives_random_weights_live_batchnorm_and_a_new_optimizer(tiny):
+def test_starting_over_gives_random_weights_trainable_batchnorm_and_a_new_optimizer(tiny):
     model = large_different(tiny, 3, init="auto", **OWN)
     train(model)
     before, optimizer = by_layer(model), model.optimizer
@@ -413,7 +413,7 @@ def test_starting_over_gives_random_weights_live_batchnorm_and_a_new_optimizer(t
 # Unfreezing
 
 
-def test_unfreezing_counts_at_once_and_pins_batchnorm(tiny):
+def test_unfreezing_has_an_effect_at_once_and_pins_batchnorm(tiny):
     model = small_similar(tiny, 3, **OWN)
     train(model)
     optimizer = model.optimizer
@@ -425,7 +425,7 @@ def test_unfreezing_counts_at_once_and_pins_batchnorm(tiny):
     assert model.optimizer is not optimizer
 
 
-def test_unfreezing_from_a_layer_leaves_what_is_before_it(tiny):
+def test_unfreezing_from_a_layer_keeps_the_layers_before_it_frozen(tiny):
     model = unfreeze(small_similar(tiny, 3, **OWN), from_layer="block3_conv")
     assert learning_rate(model) == pytest.approx(POLICIES[Case.LARGE_SIMILAR].learning_rate)
     before = by_layer(model)
@@ -460,7 +460,7 @@ def test_unfreezing_refuses_unknown_layers_and_bad_rates(tiny):
 # Image sizes
 
 
-def test_an_image_size_of_ones_own_changes_the_input_alone(tiny):
+def test_another_image_size_changes_the_input_only(tiny):
     model = small_similar(tiny, 3, image_size=(48, 64), **OWN)
     assert model.input_shape == (None, 48, 64, 3)
     assert small_similar(tiny, 3, image_size=np.int64(48), **OWN).input_shape == (None, 48, 48, 3)
@@ -469,7 +469,7 @@ def test_an_image_size_of_ones_own_changes_the_input_alone(tiny):
 
 
 @pytest.mark.parametrize("size", [0, -8, (32,), (32, 0), "32", 32.5, (32, 32, 3)])
-def test_image_sizes_that_are_none_are_refused(tiny, size):
+def test_invalid_image_sizes_are_refused(tiny, size):
     with pytest.raises(InputError, match="Expected an image size"):
         small_similar(tiny, 3, image_size=size, **OWN)
 
@@ -512,7 +512,7 @@ def test_two_replicas_train_as_one_does(tiny):
     assert apart < 0.1 * moved
 
 
-def test_live_batchnorm_is_the_same_on_both_replicas(tiny):
+def test_trainable_batchnorm_is_the_same_on_both_replicas(tiny):
     model = large_different(tiny, 3, init="random", strategy=two_replicas(), **OWN)
     before = by_layer(model)
     train(model)
@@ -526,7 +526,7 @@ def assert_replicas_agree(model, tolerance: float = 0.0) -> None:
         assert np.abs(first - second).max() <= tolerance * max(1.0, np.abs(first).max()), variable.path
 
 
-# Bad arguments
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
@@ -550,7 +550,7 @@ def assert_replicas_agree(model, tolerance: float = 0.0) -> None:
         ({"preprocessing": "torch "}, "Did you mean 'torch'"),
     ],
 )
-def test_bad_arguments_are_refused_with_what_is_right(tiny, options, message):
+def test_invalid_arguments_are_refused_with_valid_ones(tiny, options, message):
     arguments = {"case": "small-similar", "base": tiny, "num_classes": 3, **OWN, **options}
     with pytest.raises(InputError, match=message):
         build(**arguments)
@@ -577,7 +577,7 @@ def test_networks_that_cannot_be_sliced_are_refused():
             small_similar(base, 3, **OWN)
 
 
-def test_a_model_of_ours_can_be_the_base_of_the_next_one(tiny):
+def test_a_built_model_can_be_the_base_of_the_next_one(tiny):
     first = large_similar(tiny, 5, **OWN)
     second = small_similar(first, 3)
     assert decision_of(second).cut == "pool"
@@ -589,7 +589,7 @@ def test_a_model_of_ours_can_be_the_base_of_the_next_one(tiny):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rmsprop_is_that_of_the_paper_and_stays_one(case, tiny):
+def test_rmsprop_has_the_settings_of_the_paper_also_after_unfreezing(case, tiny):
     model = build(case, tiny, 3, optimizer="rmsprop", **OWN)
     for again in (model, unfreeze(model), start_over(model)):
         assert isinstance(again.optimizer, keras.optimizers.RMSprop)
@@ -603,7 +603,7 @@ def test_rmsprop_is_that_of_the_paper_and_stays_one(case, tiny):
     train(model)
 
 
-def test_an_optimizer_that_there_is_not_is_refused_with_the_nearest(tiny):
+def test_an_unknown_optimizer_lists_the_nearest(tiny):
     with pytest.raises(InputError, match="Did you mean 'rmsprop'"):
         build("large-similar", tiny, 3, optimizer="rmspop", **OWN)
 
@@ -611,7 +611,7 @@ def test_an_optimizer_that_there_is_not_is_refused_with_the_nearest(tiny):
 @pytest.mark.parametrize(
     ("case", "more"), [("large-similar", {}), ("small-similar", {"unfreeze_from": "block2_conv"})]
 )
-def test_batchnorm_may_be_live_from_pretrained_weights(case, more, tiny):
+def test_batchnorm_can_train_from_pretrained_weights(case, more, tiny):
     model = build(case, tiny, 3, pin_batchnorm=False, **more, **OWN)
     layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert [x.trainable for x in layers] == [case == "large-similar", True, True]

@@ -30,14 +30,14 @@ def test_the_rule_of_thumb_is_the_classic_table(num_images, similar, number):
 
 
 @pytest.mark.parametrize("num_images", [0, -5])
-def test_the_rule_refuses_no_images(num_images):
+def test_the_rule_of_thumb_refuses_no_images(num_images):
     with pytest.raises(InputError, match="at least 1 training image"):
         rule_of_thumb(num_images, True)
 
 
-def test_policies_say_of_each_case_what_the_lesson_says():
-    said = {policy.number: (policy.cut, policy.frozen) for policy in POLICIES.values()}
-    assert said == {1: ("top", True), 2: ("early", True), 3: ("top", False), 4: ("top", False)}
+def test_policies_match_the_four_classic_cases():
+    cuts = {policy.number: (policy.cut, policy.frozen) for policy in POLICIES.values()}
+    assert cuts == {1: ("top", True), 2: ("early", True), 3: ("top", False), 4: ("top", False)}
     assert list(POLICIES) == list(Case)
     heads = [p.learning_rate for p in POLICIES.values() if p.frozen]
     whole = [p.learning_rate for p in POLICIES.values() if not p.frozen]
@@ -62,7 +62,7 @@ def test_an_unknown_case_lists_the_nearest(name, message):
         Case.parse(name)
 
 
-def test_a_case_prints_as_the_command_line_spells_it():
+def test_a_case_prints_its_name_on_the_command_line():
     assert f"{Case.LARGE_DIFFERENT}" == "large-different"
 
 
@@ -73,7 +73,7 @@ def test_the_early_cut_is_a_position_for_any_number_of_blocks():
         assert abs(position + 1 - EARLY_CUT * blocks) <= 0.5 or blocks == 1
 
 
-def test_the_early_cut_leaves_something_out_from_three_blocks_on():
+def test_the_early_cut_removes_blocks_from_networks_of_three_or_more():
     assert [early_position(blocks) for blocks in (1, 2, 3, 5, 16)] == [0, 1, 1, 3, 12]
 
 

@@ -1,4 +1,4 @@
-"""The demonstration network: its layers, its weights, and that everything works on it as on any network."""
+"""The demonstration network: layers, weights, builders, cuts, drawings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def demo() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Images that it was not trained on."""
+    """Return images that the network was not trained on."""
     return make_shapes(200, seed=2_000_000)
 
 
@@ -46,7 +46,7 @@ def ready(images):
     return images.astype("float32") / 127.5 - 1
 
 
-def test_layers_are_those_of_the_lesson(demo):
+def test_layers_and_block_ends(demo):
     weighted = {layer.name: layer.output.shape[1:] for layer in demo.layers if layer.weights}
     assert weighted == {
         "conv1": (24, 24, 32),
@@ -64,7 +64,7 @@ def test_layers_are_those_of_the_lesson(demo):
     assert cuts.cuts_of(graphs.analyze(demo), "all") == ("conv1", "conv2", "conv3", "fc2")
 
 
-def test_the_weights_that_come_along_know_shapes(demo, fresh):
+def test_the_installed_weights_classify_shapes(demo, fresh):
     images, labels = fresh
     right = np.asarray(demo(ready(images))).argmax(axis=1) == labels
     assert right.mean() > 0.9
@@ -72,7 +72,7 @@ def test_the_weights_that_come_along_know_shapes(demo, fresh):
     assert random.mean() < 0.15
 
 
-def test_the_file_of_weights_is_small_and_holds_arrays_alone():
+def test_the_weights_file_is_small_and_holds_arrays_only():
     assert WEIGHTS.stat().st_size < 1_000_000
     with np.load(WEIGHTS, allow_pickle=False) as arrays:
         assert {array.dtype.name for array in arrays.values()} == {"float16"}
@@ -80,7 +80,7 @@ def test_the_file_of_weights_is_small_and_holds_arrays_alone():
 
 
 def test_first_filters_are_smooth(demo):
-    """What has learnt edges and contrasts has neighbours that are alike; noise has not."""
+    """Neighboring weights of trained filters are similar; those of random filters are not."""
 
     def roughness(kernel):
         kernel = kernel - kernel.mean(axis=(0, 1), keepdims=True)
@@ -120,7 +120,7 @@ def test_case_2_keeps_edges_and_shapes(demo):
     assert decision_of(small_different(demo, 3)).cut_away == ("conv3",)
 
 
-def test_ways_to_build_it():
+def test_it_can_be_built_with_all_arguments():
     assert DemoCNN(False).output_shape == (None, None, None, 128)
     assert DemoCNN(False, pooling="avg").output_shape == (None, 128)
     assert DemoCNN(False, pooling="max", input_shape=(64, 32, 3)).output_shape == (None, 128)
@@ -130,7 +130,7 @@ def test_ways_to_build_it():
     assert np.asarray(logits(np.zeros((1, 48, 48, 3)))).sum() != pytest.approx(1)
 
 
-def test_it_is_built_on_a_tensor():
+def test_it_can_be_built_on_a_tensor():
     image = keras.Input((48, 48, 3), name="image")
     model = DemoCNN(input_tensor=keras.layers.Rescaling(1 / 127.5, -1)(image))
     assert model.inputs[0] is image
@@ -143,7 +143,7 @@ def test_it_is_built_on_a_tensor():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"weights": "imagenet"}, "those of ImageNet neither"),
+        ({"weights": "imagenet"}, "none of ImageNet"),
         ({"weights": "missing.npz"}, "Received: 'missing.npz'"),
         ({"weights": __file__}, "ends in .npz or .h5"),
         ({"classes": 10}, "has 40 classes. Received: classes=10"),
@@ -151,7 +151,7 @@ def test_it_is_built_on_a_tensor():
         ({"classes": True, "weights": None}, "Received: True"),
         ({"include_top": False, "pooling": "average"}, "Did you mean 'avg'"),
         ({"input_shape": (15, 48, 3)}, r"at least 16 pixels.*\(15, 48, 3\)"),
-        ({"input_shape": (None, None, 3)}, "where include_top=False"),
+        ({"input_shape": (None, None, 3)}, "None only if include_top=False"),
         ({"input_shape": (48, 48)}, r"Received: \(48, 48\)"),
         ({"input_shape": (64, 64, 3)}, "do not fit democnn: 'fc1' has a kernel of shape"),
         ({"input_shape": (48, 48, 1)}, "do not fit democnn: 'conv1' has a kernel"),
@@ -162,7 +162,7 @@ def test_refuses_arguments(arguments, says):
         DemoCNN(**arguments)
 
 
-def test_refuses_files_that_are_none(tmp_path):
+def test_refuses_files_without_weights(tmp_path):
     (tmp_path / "junk.npz").write_bytes(b"junk")
     np.savez(tmp_path / "objects.npz", **{"conv1/kernel": np.array([{}], dtype=object)})
     np.savez(tmp_path / "few.npz", **{"conv1/kernel": np.zeros((7, 7, 3, 32))})
@@ -182,7 +182,7 @@ def test_refuses_channels_first():
         keras.config.set_image_data_format("channels_last")
 
 
-def test_weights_say_where_they_are_from():
+def test_the_origin_of_the_weights_is_documented():
     text = Path(WEIGHTS).with_name("README.md").read_text(encoding="utf-8")
     assert "Apache-2.0" in text
     assert "pretrain_demo_cnn.py" in text
@@ -196,7 +196,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 @pytest.mark.parametrize("case", list(Case))
-def test_the_lesson_drawing_is_made_from_the_model(case, demo):
+def test_the_lesson_drawing_shows_the_model(case, demo):
     model = build(case, demo, 12)
     words = texts(lesson_drawing(model, demo))
     assert [word for word in words if word in SEES][-1] == "predictions"
@@ -208,7 +208,7 @@ def test_the_lesson_drawing_is_made_from_the_model(case, demo):
     assert {"edges", "shapes", "cut away"} <= set(words)
 
 
-def test_the_lesson_drawing_shows_what_trains(demo):
+def test_the_lesson_drawing_shows_trainable_layers(demo):
     def legend(model):
         return [text.get_text() for text in lesson_drawing(model, demo).legends[0].get_texts()]
 
@@ -224,5 +224,5 @@ def test_the_lesson_drawing_shows_what_trains(demo):
 
 def test_filters_are_drawn(demo):
     assert len(filters_plot(demo.get_layer("conv1").kernel).axes) == len(SHAPES) - 8
-    with pytest.raises(InputError, match="see no colors"):
+    with pytest.raises(InputError, match="first layer see colors"):
         filters_plot(demo.get_layer("conv2").kernel)

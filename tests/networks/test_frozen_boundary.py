@@ -1,4 +1,4 @@
-"""Where the frozen part of a network ends: on every family, and on small graphs made to be awkward."""
+"""Splitting at the frozen boundary, on every family and on small graphs with special cases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def conv(width: int, name: str, **options) -> keras.layers.Conv2D:
 
 
 def train_from(model: keras.Model, first: str, **options) -> keras.Model:
-    """Set the flags as `unfreeze` does: this layer and all that come later train."""
+    """Set the flags as `unfreeze` does: this layer and the layers behind it train."""
     names = [node.op.name for node in graphs.graph(model)]
     late = set(names[names.index(first) :])
     return surgery.set_trainable(model, lambda name: name in late, **options)
@@ -39,18 +39,18 @@ def train_only(model: keras.Model, *names: str, **options) -> keras.Model:
 
 
 def crossing(model: keras.Model, **options) -> list[str]:
-    """Which tensors cross the boundary, by their layers; what must hold of any split is checked on the way."""
-    extractor, tail = split_at_frozen_boundary(model, **options)
+    """Return the layers whose outputs cross the boundary; check what holds for every split."""
+    extractor, upper = split_at_frozen_boundary(model, **options)
     assert not [weight.path for weight in extractor.weights if weight.trainable]
-    assert [weight.path for weight in tail.trainable_weights] == [w.path for w in model.trainable_weights]
+    assert [weight.path for weight in upper.trainable_weights] == [w.path for w in model.trainable_weights]
     own = {id(layer) for layer in model.layers if layer.weights}
-    assert {id(layer) for part in (extractor, tail) for layer in part.layers if layer.weights} == own
+    assert {id(layer) for part in (extractor, upper) for layer in part.layers if layer.weights} == own
     return [tensor._keras_history.operation.name for tensor in extractor.outputs]
 
 
 def assert_exact(model: keras.Model, images=IMAGES, tolerance: float = 1e-6, **options) -> None:
-    extractor, tail = split_at_frozen_boundary(model, **options)
-    ours, theirs = np.asarray(tail(extractor(images)), "float32"), infer(model, images)
+    extractor, upper = split_at_frozen_boundary(model, **options)
+    ours, theirs = np.asarray(upper(extractor(images)), "float32"), infer(model, images)
     assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
@@ -58,7 +58,7 @@ def assert_exact(model: keras.Model, images=IMAGES, tolerance: float = 1e-6, **o
 
 
 def live(op) -> bool:
-    """Whether training moves or draws anything in a layer, said in another way than by the code."""
+    """Return whether training changes a layer's output, computed in another way than in the package."""
     if not isinstance(op, layers.Layer):
         return False
     noise = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise, layers.RandomFlip)
@@ -67,7 +67,7 @@ def live(op) -> bool:
 
 
 def frozen_kernels(model: keras.Model) -> set[str]:
-    """Layers with a matrix of weights that have nothing live among themselves and all that feed them."""
+    """Return the layers with matrices of weights that depend on frozen layers only."""
     nodes, below = graphs.graph(model), []
     for node in nodes:
         below.append(live(node.op) or any(below[parent] for parent in node.parents))
@@ -79,7 +79,7 @@ def frozen_kernels(model: keras.Model) -> set[str]:
 
 
 def boundaries(model: keras.Model) -> list[str]:
-    """Layers with weights, early, in the middle and last, and one inside a block that has branches."""
+    """Return layers with weights: an early one, one in the middle, the last, and one inside a block with branches."""
     nodes = graphs.graph(model)
     weighted = [
         p for p, node in enumerate(nodes) if any(len(w.shape) > 1 for w in getattr(node.op, "weights", ()))
@@ -96,7 +96,7 @@ QUICK = ("MobileNetV2", "MobileNetV3")
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MEMBERS]
 )
-def test_every_family_splits_where_its_frozen_part_ends(family):
+def test_every_family_splits_at_the_end_of_its_frozen_part(family):
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     size = FAMILIES[family].min_size
@@ -109,10 +109,10 @@ def test_every_family_splits_where_its_frozen_part_ends(family):
         for ignore_noise in (False, True) if "EfficientNet" in family else (False,):
             crossing(model, ignore_noise=ignore_noise)
             assert_exact(model, images, ignore_noise=ignore_noise)
-            extractor, tail = split_at_frozen_boundary(model, ignore_noise=ignore_noise)
+            extractor, upper = split_at_frozen_boundary(model, ignore_noise=ignore_noise)
             if not ignore_noise:
                 assert frozen_kernels(model) <= {layer.name for layer in extractor.layers}, first
-                assert not frozen_kernels(model) & {layer.name for layer in tail.layers}, first
+                assert not frozen_kernels(model) & {layer.name for layer in upper.layers}, first
             assert frozen_bytes(extractor) == sum(2 * int(np.prod(t.shape[1:])) for t in extractor.outputs)
     assert_bit_equal(snapshot(model), before)
 
@@ -129,18 +129,18 @@ def test_dropout_inside_an_efficientnet_ends_the_frozen_part_unless_it_is_ignore
 
 @pytest.mark.parametrize("pinned", [True, False])
 @pytest.mark.parametrize("first", ["block1_branch", "block2_conv", "block2_branch", "block3_bn", "classes"])
-def test_training_the_tail_is_training_the_model(first, pinned):
+def test_training_the_upper_layers_equals_training_the_model(first, pinned):
     whole = train_from(make_tiny(), first, pin_batchnorm=pinned)
     parted = train_from(make_tiny(), first, pin_batchnorm=pinned)
     before = {layer.name: snapshot(layer) for layer in parted.layers}
-    extractor, tail = split_at_frozen_boundary(parted)
+    extractor, upper = split_at_frozen_boundary(parted)
     features = extractor.predict(IMAGES, verbose=0)
-    for model in (whole, tail):
+    for model in (whole, upper):
         model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
     for batch in (slice(0, 4), slice(4, 8)):
         whole.train_on_batch(IMAGES[batch], LABELS[batch])
         part = [x[batch] for x in features] if isinstance(features, list) else features[batch]
-        tail.train_on_batch(part, LABELS[batch])
+        upper.train_on_batch(part, LABELS[batch])
     for a, b in zip(snapshot(whole), snapshot(parted), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
     moved = {
@@ -153,7 +153,7 @@ def test_training_the_tail_is_training_the_model(first, pinned):
     assert moved == {name for name in late if not (pinned and name.endswith("_bn"))}
 
 
-def test_training_the_tail_draws_the_same_dropout_as_training_the_model():
+def test_training_the_upper_layers_draws_the_same_dropout_as_training_the_model():
     def network():
         keras.utils.set_random_seed(0)
         inside = [conv(4, "first"), conv(4, "second"), layers.Dropout(0.5), layers.GlobalAveragePooling2D()]
@@ -161,8 +161,8 @@ def test_training_the_tail_draws_the_same_dropout_as_training_the_model():
         return train_from(model, "second")
 
     whole, parted = network(), network()
-    extractor, tail = split_at_frozen_boundary(parted)
-    for model, x in ((whole, IMAGES), (tail, extractor(IMAGES))):
+    extractor, upper = split_at_frozen_boundary(parted)
+    for model, x in ((whole, IMAGES), (upper, extractor(IMAGES))):
         model.compile("sgd", "sparse_categorical_crossentropy")
         for _ in range(2):
             model.train_on_batch(x, LABELS)
@@ -194,14 +194,14 @@ def test_a_boundary_inside_a_residual_block_cuts_both_branches(first, expected):
     assert_exact(model)
 
 
-def test_a_frozen_layer_behind_one_that_trains_belongs_to_the_tail():
+def test_a_frozen_layer_behind_a_trainable_one_belongs_to_the_upper_layers():
     model = train_only(functional(residual), "second", "last")
     assert crossing(model) == ["first"]
     assert model.get_layer("third") in split_at_frozen_boundary(model)[1].layers
     assert_exact(model)
 
 
-def test_what_widens_a_tensor_for_nothing_is_done_behind_the_boundary():
+def test_operations_that_only_enlarge_a_tensor_run_behind_the_boundary():
     def call(x):
         x = layers.UpSampling2D(name="larger")(layers.ZeroPadding2D(name="pad")(conv(4, "first")(x)))
         return conv(2, "last")(x)
@@ -211,7 +211,7 @@ def test_what_widens_a_tensor_for_nothing_is_done_behind_the_boundary():
     assert_exact(model)
 
 
-def test_an_activation_beside_its_input_is_computed_again():
+def test_an_activation_is_computed_again_if_its_input_crosses_too():
     def call(x):
         x = conv(4, "first")(x)
         y = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(x))
@@ -245,7 +245,7 @@ def test_the_latest_of_equally_large_tensors_crosses():
     assert crossing(train_from(functional(call), "last")) == ["relu"]
 
 
-def test_images_cross_where_something_behind_the_boundary_reads_them():
+def test_images_cross_if_a_layer_behind_the_boundary_reads_them():
     def call(x):
         return conv(2, "last")(layers.Concatenate()([conv(4, "middle")(conv(4, "first")(x)), x]))
 
@@ -254,22 +254,22 @@ def test_images_cross_where_something_behind_the_boundary_reads_them():
     assert_exact(model)
 
 
-def test_scaling_in_front_of_a_network_that_trains_is_a_trunk():
+def test_preprocessing_in_front_of_a_trainable_network_is_the_feature_extractor():
     model = surgery.clone(make_tiny(), preprocess=layers.Rescaling(2.0, name="scale"))
     assert crossing(surgery.set_trainable(model, True)) == ["scale"]
     assert_exact(model)
 
 
-def test_images_do_not_cross_by_themselves():
+def test_images_do_not_cross_if_nothing_reads_them():
     model = train_only(functional(lambda x: conv(2, "last")(layers.ZeroPadding2D(name="pad")(x))), "last")
     assert crossing(model) == ["pad"]
 
 
-def test_everything_but_the_head_frozen_leaves_vectors_and_the_head():
+def test_with_only_the_head_trainable_vectors_cross():
     model = train_only(make_tiny(), "classes")
-    extractor, tail = split_at_frozen_boundary(model)
+    extractor, upper = split_at_frozen_boundary(model)
     assert extractor.output_shape == (None, 16)
-    assert [layer.name for layer in tail.layers[1:]] == ["classes"]
+    assert [layer.name for layer in upper.layers[1:]] == ["classes"]
     assert_exact(model, tolerance=0)
 
 
@@ -279,11 +279,11 @@ def double_use(x):
     return conv(2, "last")(shared(conv(4, "middle")(x)))
 
 
-def test_a_frozen_layer_that_is_used_on_both_sides_is_in_both():
+def test_a_frozen_layer_called_on_both_sides_is_in_both_models():
     model = train_only(functional(double_use), "middle", "last")
-    extractor, tail = split_at_frozen_boundary(model)
+    extractor, upper = split_at_frozen_boundary(model)
     shared = model.get_layer("shared")
-    assert shared in extractor.layers and shared in tail.layers
+    assert shared in extractor.layers and shared in upper.layers
     assert_exact(model)
 
 
@@ -309,17 +309,17 @@ def test_a_nested_model_is_frozen_as_a_whole_or_not_at_all():
 def test_tensors_keep_their_type_under_mixed_precision():
     with policy("mixed_bfloat16"):
         model = train_from(functional(residual), "third")
-        extractor, tail = split_at_frozen_boundary(model)
-        assert {tensor.dtype for tensor in (*extractor.outputs, *tail.inputs)} == {"bfloat16"}
+        extractor, upper = split_at_frozen_boundary(model)
+        assert {tensor.dtype for tensor in (*extractor.outputs, *upper.inputs)} == {"bfloat16"}
         assert_exact(model, tolerance=0)
 
 
-def test_trunks_and_tails_save_and_load(tmp_path):
+def test_both_parts_save_and_load(tmp_path):
     model = train_from(make_tiny(), "block2_branch")
     for number, part in enumerate(split_at_frozen_boundary(model)):
         part.save(tmp_path / f"{number}.keras")
-    extractor, tail = (keras.models.load_model(tmp_path / f"{number}.keras") for number in (0, 1))
-    np.testing.assert_allclose(tail(extractor(IMAGES)), model(IMAGES), atol=1e-6)
+    extractor, upper = (keras.models.load_model(tmp_path / f"{number}.keras") for number in (0, 1))
+    np.testing.assert_allclose(upper(extractor(IMAGES)), model(IMAGES), atol=1e-6)
 
 
 # What is not frozen
@@ -343,14 +343,14 @@ def test_trunks_and_tails_save_and_load(tmp_path):
         (lambda: layers.ReLU(), True),
     ],
 )
-def test_a_layer_with_chance_or_a_living_state_is_not_frozen(make, frozen):
+def test_a_layer_with_random_numbers_or_a_changing_state_is_not_frozen(make, frozen):
     layer = make()
     layer.name = "asked"
     model = functional(lambda x: conv(2, "last")(layer(conv(4, "first", trainable=False)(x))))
     assert crossing(model) == (["asked"] if frozen else ["first"])
 
 
-def test_noise_that_is_ignored_is_silent_also_where_the_tail_trains():
+def test_ignored_noise_is_not_applied_when_the_upper_layers_train():
     def call(x):
         x = layers.Dropout(0.5, name="drop")(layers.ZeroPadding2D(20, name="pad")(conv(4, "first")(x)))
         return conv(2, "last")(layers.ZeroPadding2D(20)(x))
@@ -358,11 +358,11 @@ def test_noise_that_is_ignored_is_silent_also_where_the_tail_trains():
     model = train_from(functional(call), "last")
     assert crossing(model) == ["first"]
     assert crossing(model, ignore_noise=True) == ["drop"]
-    extractor, tail = split_at_frozen_boundary(model, ignore_noise=True)
-    np.testing.assert_array_equal(tail(extractor(IMAGES), training=True), model(IMAGES, training=False))
+    extractor, upper = split_at_frozen_boundary(model, ignore_noise=True)
+    np.testing.assert_array_equal(upper(extractor(IMAGES), training=True), model(IMAGES, training=False))
 
 
-def test_a_model_without_a_frozen_part_in_front_is_refused():
+def test_a_model_without_frozen_first_layers_is_refused():
     for model, message in (
         (make_tiny(), "'block1_conv' trains"),
         (train_only(make_tiny(), "block1_conv", "classes"), "'block1_conv' trains"),
@@ -381,7 +381,7 @@ def test_a_model_without_a_frozen_part_in_front_is_refused():
             split_at_frozen_boundary(model)
 
 
-def test_a_model_in_which_nothing_trains_is_refused():
+def test_a_model_without_trainable_layers_is_refused():
     model = surgery.set_trainable(make_tiny(), False)
     with pytest.raises(InputError, match="'tiny', all frozen"):
         split_at_frozen_boundary(model)
@@ -394,12 +394,12 @@ def test_a_model_in_which_nothing_trains_is_refused():
 # Sizes
 
 
-def test_bytes_are_counted_over_all_that_crosses():
+def test_bytes_are_summed_over_all_crossing_tensors():
     model = train_from(functional(residual), "third")
     assert frozen_bytes(split_at_frozen_boundary(model)[0]) == 2 * (32 * 32 * 4) * 2
 
 
-def test_of_a_head_on_several_layers_vectors_cross_where_maps_need_not():
+def test_with_a_head_on_several_layers_vectors_cross_instead_of_maps():
     model = surgery.attach_head(surgery.join_at(graphs.analyze(make_tiny()), ["block1_add", "block3_add"]), 5)
     train_only(model, "block3_conv", "block3_branch", "head")
     assert crossing(model) == ["joined_0_unit", "block2_add"]
@@ -407,7 +407,7 @@ def test_of_a_head_on_several_layers_vectors_cross_where_maps_need_not():
     assert_exact(model)
 
 
-def test_bytes_of_images_of_any_size_are_not_known():
+def test_bytes_are_unknown_for_images_of_any_size():
     model = train_from(functional(residual, shape=(None, None, 3)), "third")
     extractor, _ = split_at_frozen_boundary(model)
     assert_exact(model)

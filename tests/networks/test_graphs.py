@@ -1,4 +1,4 @@
-"""Networks told apart by what they compute."""
+"""Fingerprints of networks, and operations with several outputs."""
 
 import subprocess
 import sys
@@ -10,21 +10,21 @@ from helpers.networks import make_tiny
 
 from transfer.common.errors import InputError
 from transfer.networks import surgery
-from transfer.networks.graphs import fingerprint
+from transfer.networks.graphs import analyze, call_again, fingerprint, graph
 
 
 def wrapped(change, tiny):
     return keras.Model(tiny.inputs[0], change(tiny.outputs[0]))
 
 
-def test_a_copy_under_other_names_is_the_same_network(tiny):
+def test_a_copy_with_other_names_has_the_same_fingerprint(tiny):
     copy = surgery.clone(tiny)
     assert fingerprint(copy) == fingerprint(tiny)
     copy.layers[1].name = "renamed"
     assert fingerprint(surgery.clone(copy)) == fingerprint(tiny)
 
 
-def test_one_weight_makes_another_network(tiny):
+def test_one_weight_changes_the_fingerprint(tiny):
     copy = surgery.clone(tiny)
     for layer in copy.layers:
         for weight in layer.weights:
@@ -46,7 +46,7 @@ def test_one_weight_makes_another_network(tiny):
     lambda y: keras.ops.transpose(keras.ops.transpose(y)),
     lambda y: keras.layers.Reshape((5, 1))(y),
 ])  # fmt: skip
-def test_another_operation_makes_another_network(change, tiny):
+def test_another_operation_changes_the_fingerprint(change, tiny):
     assert fingerprint(wrapped(change, tiny)) != fingerprint(tiny)
 
 
@@ -56,12 +56,12 @@ def test_another_operation_makes_another_network(change, tiny):
     (lambda y: keras.ops.sum(y, axis=1), lambda y: keras.ops.sum(y, axis=1, keepdims=True)),
     (lambda y: y - keras.ops.relu(y), lambda y: keras.ops.relu(y) - y),
 ])  # fmt: skip
-def test_constants_arguments_and_the_order_of_inputs_count(one, other, tiny):
+def test_constants_arguments_and_the_order_of_inputs_change_the_fingerprint(one, other, tiny):
     assert fingerprint(wrapped(one, tiny)) == fingerprint(wrapped(one, tiny))
     assert fingerprint(wrapped(one, tiny)) != fingerprint(wrapped(other, tiny))
 
 
-def test_each_number_of_a_long_array_in_a_configuration_counts(tiny):
+def test_each_number_of_a_long_array_in_a_configuration_changes_the_fingerprint(tiny):
     class Plus(keras.layers.Layer):
         def __init__(self, numbers, **kwargs):
             super().__init__(**kwargs)
@@ -80,7 +80,7 @@ def test_each_number_of_a_long_array_in_a_configuration_counts(tiny):
 
 
 @pytest.mark.parametrize("kind", [AttributeError, NotImplementedError, ZeroDivisionError])
-def test_a_layer_that_cannot_say_what_it_is_made_of_is_named(kind, tiny):
+def test_the_error_names_a_layer_without_a_configuration(kind, tiny):
     class Stubborn(keras.layers.Layer):
         def get_config(self):
             raise kind("not today")
@@ -92,7 +92,7 @@ def test_a_layer_that_cannot_say_what_it_is_made_of_is_named(kind, tiny):
         fingerprint(wrapped(Stubborn(name="stubborn"), tiny))
 
 
-def test_sharing_a_layer_counts():
+def test_sharing_a_layer_changes_the_fingerprint():
     image = keras.Input((4,))
     dense, other = keras.layers.Dense(4), keras.layers.Dense(4)
     other.build((None, 4))
@@ -101,14 +101,14 @@ def test_sharing_a_layer_counts():
     assert fingerprint(shared) != fingerprint(keras.Model(image, other(dense(image))))
 
 
-def test_preprocessing_and_size_count():
+def test_preprocessing_and_image_size_change_the_fingerprint():
     assert fingerprint(make_tiny(image_size=32)) != fingerprint(make_tiny(image_size=64))
     tiny = make_tiny()
     halved = surgery.clone(tiny, preprocess=keras.layers.Rescaling(0.5))
     assert fingerprint(halved) != fingerprint(surgery.clone(tiny, preprocess=keras.layers.Rescaling(0.25)))
 
 
-def test_it_is_the_same_in_another_process():
+def test_the_fingerprint_is_the_same_in_another_process():
     code = """
 import keras, numpy as np
 from transfer.networks.graphs import fingerprint
@@ -124,3 +124,29 @@ print(fingerprint(model))
         for _ in range(2)
     }
     assert len(runs) == 1 and len(runs.pop().strip()) == 64
+
+
+def test_analyze_returns_all_that_is_known_of_a_graph(tiny):
+    network = analyze(tiny)
+    assert network.name == "tiny" and network.family is None and network.has_classifier
+    assert network.block_ends == ("block1_add", "block2_add", "block3_add")
+    assert network.last_layer == "pool"
+    assert network.output("pool") is tiny.get_layer("pool").output
+    assert network.names[network.block_start("block2")] == "block2_conv"
+
+
+def test_an_operation_with_several_outputs_is_called_again_once():
+    calls = []
+
+    class Halves(keras.layers.Layer):
+        def call(self, x):
+            calls.append(1)
+            return x / 2, -x / 2
+
+    image = keras.Input((4,))
+    left, right = Halves()(image)
+    nodes = graph(keras.Model(image, keras.layers.Add()([left, right * 3.0])))
+    calls.clear()
+    values = call_again(nodes, {0: np.ones((1, 4), "float32")}, range(1, len(nodes)))
+    assert len(calls) == 1 and list(values) == [len(nodes) - 1]
+    np.testing.assert_allclose(values[len(nodes) - 1], -np.ones((1, 4)))

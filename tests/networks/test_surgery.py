@@ -1,4 +1,4 @@
-"""Cloning, slicing, flags and heads, and the reading of graphs: on small networks of every kind."""
+"""Cloning, slicing, freezing, heads, and the analysis of graphs, on small networks of every kind."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def twice_used() -> keras.Model:
 
 
 class Doubled(keras.Model):
-    """A class of one's own on top of a functional graph."""
+    """A subclass of keras.Model with a functional graph."""
 
 
 def of_own_class() -> keras.Model:
@@ -73,7 +73,7 @@ NETWORKS = {
     "sequential": lambda: chain(layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(2)),
     "nested": nested,
     "shared layer": twice_used,
-    "class of one's own": of_own_class,
+    "subclass": of_own_class,
     "operations without layers": lambda: functional(lambda x: keras.ops.multiply(x, x) + 1.0),
     "lambda": lambda: functional(lambda x: layers.Lambda(lambda t: 2 * t)(x)),
 }
@@ -83,7 +83,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_clone_gives_the_same_under_the_same_names(kind):
+def test_a_clone_computes_the_same_with_the_same_layer_names(kind):
     model = NETWORKS[kind]()
     clone = surgery.clone(model)
     assert_same_function(model, clone, IMAGES, tolerance=0)
@@ -114,7 +114,7 @@ def test_a_clone_of_a_compiled_model_is_not_compiled_and_leaves_it_alone():
     assert model.optimizer is optimizer
 
 
-def test_a_clone_knows_what_normalization_has_learned():
+def test_a_clone_copies_the_statistics_of_normalization():
     model = normalizing_efficientnet()
     for weights in ("copy", "random"):
         clone = surgery.clone(model, weights=weights)
@@ -124,7 +124,7 @@ def test_a_clone_knows_what_normalization_has_learned():
     assert_same_function(model, surgery.clone(model), raw_images())
 
 
-def test_random_weights_keep_what_a_nested_normalization_has_learned():
+def test_random_weights_keep_the_statistics_of_a_nested_normalization():
     inner = chain(layers.Normalization(name="scale"), layers.Conv2D(2, 3, name="conv"), name="inner")
     inner.get_layer("scale").adapt(IMAGES)
     clone = surgery.clone(chain(inner), weights="random").get_layer("inner")
@@ -166,7 +166,7 @@ def test_a_clone_takes_another_image_size():
     assert_bit_equal(clone.get_weights(), model.get_weights())
 
 
-def test_an_image_size_that_does_not_fit_is_refused_in_a_sentence():
+def test_an_image_size_that_does_not_fit_is_refused_in_one_sentence():
     flat = chain(layers.Flatten(), layers.Dense(2, name="wide"))
     with pytest.raises(InputError, match=r"'chain' cannot take images of shape \(8, 8, 3\): .*layer 'wide'"):
         surgery.clone(flat, image_size=(8, 8))
@@ -197,7 +197,7 @@ def test_a_layer_that_is_called_image_does_not_collide_with_the_input():
     assert [layer.name for layer in clone.layers].count("image") == 1
 
 
-def test_a_layer_that_cannot_be_copied_is_named():
+def test_the_error_names_a_layer_that_cannot_be_copied():
     class Times(layers.Layer):
         def __init__(self, factor):
             super().__init__(name="times_three")
@@ -211,7 +211,7 @@ def test_a_layer_that_cannot_be_copied_is_named():
 
 
 @pytest.mark.parametrize("kind", [AttributeError, KeyError, NotImplementedError, ZeroDivisionError])
-def test_whatever_a_layers_own_code_raises_it_is_named(kind):
+def test_the_error_names_a_layer_whose_own_code_raises(kind):
     class Stubborn(layers.Layer):
         def get_config(self):
             raise kind("not today")
@@ -223,7 +223,7 @@ def test_whatever_a_layers_own_code_raises_it_is_named(kind):
         surgery.clone(functional(Stubborn(name="stubborn")))
 
 
-def test_models_without_one_graph_are_refused():
+def test_models_without_a_graph_are_refused():
     class Subclassed(keras.Model):
         def call(self, x):
             return x
@@ -243,14 +243,14 @@ def test_models_without_one_graph_are_refused():
 # Names
 
 
-def test_made_up_names_are_counted_from_zero_in_their_own_order():
+def test_made_up_names_are_numbered_from_zero_in_the_same_order():
     layers.Conv2D(1, 1), layers.Conv2D(1, 1)
     model = chain(*[layers.Conv2D(2, 1) for _ in range(12)], layers.ReLU(name="mine"), layers.Flatten())
     names = [layer.name for layer in surgery.renumber(model).layers]
     assert names == ["conv2d", *(f"conv2d_{i}" for i in range(1, 12)), "mine", "flatten"]
 
 
-def test_a_name_that_is_taken_is_passed_over():
+def test_a_taken_name_is_skipped():
     model = chain(layers.Conv2D(2, 1), layers.ReLU(name="conv2d"), layers.Conv2D(2, 1), layers.Conv2D(2, 1))
     names = [layer.name for layer in surgery.renumber(model).layers]
     assert names == ["conv2d_1", "conv2d", "conv2d_2", "conv2d_3"]
@@ -289,12 +289,12 @@ def test_an_unknown_layer_lists_the_nearest():
         surgery.slice_at(make_tiny(), "block2_ad")
 
 
-def test_find_gives_the_last_use_of_a_layer():
+def test_the_output_of_a_layer_is_that_of_its_last_call():
     model = twice_used()
     assert graphs.analyze(model).output("shared") is model.outputs[0]
 
 
-def test_a_graph_lists_everything_after_all_that_feeds_it():
+def test_a_graph_lists_each_operation_after_its_inputs():
     nodes = graphs.graph(make_tiny())
     assert nodes[0].parents == ()
     assert all(parent < place for place, node in enumerate(nodes) for parent in node.parents)
@@ -302,7 +302,7 @@ def test_a_graph_lists_everything_after_all_that_feeds_it():
     assert [nodes[p].op.name for p in add.parents] == ["block1_relu", "block1_branch"]
 
 
-def test_bottlenecks_are_where_everything_runs_through():
+def test_every_path_runs_through_the_bottlenecks():
     nodes = graphs.graph(make_tiny())
     necks = [nodes[place].op.name for place in graphs.bottlenecks(nodes)]
     inside = {f"block{n}_branch" for n in (1, 2, 3)}
@@ -313,7 +313,7 @@ def test_bottlenecks_are_where_everything_runs_through():
 
 
 def tops() -> dict[str, tuple[list, str]]:
-    """Ends of networks, and which layer comes before their classifier."""
+    """Return ends of networks, and the name of the layer before their classifier."""
     conv, dense = layers.Conv2D, layers.Dense
     start = [conv(4, 3, name="conv"), layers.ReLU(name="relu")]
     pool = layers.GlobalAveragePooling2D
@@ -367,7 +367,7 @@ def test_flags_are_set_layer_by_layer():
     assert model.trainable
 
 
-def test_everything_can_be_thawed_after_everything_was_frozen_by_hand():
+def test_a_model_frozen_by_hand_can_be_unfrozen():
     model = make_tiny()
     for layer in model.layers:
         layer.trainable = False
@@ -398,14 +398,14 @@ def test_flags_reach_into_nested_models_and_pin_batchnorm_there():
     assert len(surgery.set_trainable(model, False).trainable_variables) == 0
 
 
-def test_layers_of_a_nested_model_that_were_frozen_one_by_one_thaw():
+def test_layers_of_a_nested_model_frozen_one_by_one_can_be_unfrozen():
     model = nested()
     for layer in model.get_layer("inner").layers:
         layer.trainable = False
     assert len(surgery.set_trainable(model, True).trainable_variables) == 4
 
 
-def test_batchnorm_takes_statistics_from_all_replicas_only_where_it_trains():
+def test_batchnorm_uses_statistics_of_all_replicas_only_if_it_trains():
     model = surgery.set_trainable(make_tiny(), True, pin_batchnorm=False, synchronized=True)
     assert model.get_layer("block1_bn").synchronized
     surgery.set_trainable(model, True, synchronized=True)
@@ -436,7 +436,7 @@ def test_a_head_of_fewer_than_two_classes_is_refused(classes):
         surgery.attach_head(make_tiny(top=False), classes)
 
 
-def test_a_head_takes_counts_of_numpy():
+def test_the_number_of_classes_may_be_a_numpy_integer():
     assert surgery.attach_head(make_tiny(top=False), np.int64(4)).output_shape == (None, 4)
 
 
@@ -465,7 +465,7 @@ def test_a_second_head_gets_a_name_of_its_own():
     assert [layer.name for layer in second.layers[-2:]] == ["head", "new_head"]
 
 
-def test_the_trunk_is_what_the_head_sees():
+def test_the_feature_extractor_computes_the_input_of_the_head():
     model = surgery.attach_head(make_tiny(top=False), 4)
     features = surgery.feature_extractor_of(model)(raw_images())
     np.testing.assert_array_equal(model.layers[-1](features), model(raw_images()))
@@ -515,7 +515,7 @@ def test_a_join_at_one_layer_is_a_slice_without_scaling():
         assert joined.output.shape == (None, 8, 8, 12)
 
 
-def test_a_join_keeps_what_leads_to_any_of_its_layers_and_nothing_else():
+def test_a_join_keeps_only_the_layers_that_its_outputs_need():
     def call(x):
         x = layers.Conv2D(3, 3, name="start")(x)
         side = layers.Conv2D(4, 3, name="side")(x)
@@ -527,7 +527,7 @@ def test_a_join_keeps_what_leads_to_any_of_its_layers_and_nothing_else():
     assert {"start", "side", "other", "relu"} <= names and not {"gone", "sum"} & names
 
 
-def test_a_join_of_silent_layers_is_zero_and_has_gradients():
+def test_a_join_of_zero_outputs_is_zero_and_has_gradients():
     import tensorflow as tf
 
     model = functional(lambda x: layers.Conv2D(3, 1, name="last")(layers.ReLU(name="relu")(-x)))
@@ -564,7 +564,7 @@ def test_a_join_of_a_join_has_names_of_its_own(tmp_path):
     assert_same_function(second, keras.models.load_model(tmp_path / "model.keras"), IMAGES, tolerance=0)
 
 
-def test_a_saved_join_needs_keras_alone(tmp_path):
+def test_a_saved_join_loads_in_plain_keras(tmp_path):
     model = surgery.attach_head(
         surgery.join_at(graphs.analyze(make_tiny(image_size=16)), ["block1_add", "block3_add"]), 3
     )
@@ -580,7 +580,7 @@ def test_a_saved_join_needs_keras_alone(tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, check=True)
 
 
-def test_joins_of_nothing_of_unknown_layers_and_of_sequences_are_refused():
+def test_joins_of_no_layer_of_unknown_layers_and_of_sequences_are_refused():
     with pytest.raises(InputError, match="at least one layer"):
         surgery.join_at(graphs.analyze(make_tiny()), [])
     with pytest.raises(InputError, match="Did you mean 'block2_add'"):

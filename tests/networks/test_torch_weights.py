@@ -1,4 +1,4 @@
-"""The reader of PyTorch's old format, on files that are written here byte by byte."""
+"""The reader of PyTorch's old format, on valid and hostile files written byte by byte."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REBUILD = "torch._utils", "_rebuild_tensor_v2"
 
 
 class Code(bytes):
-    """Pickle operations that leave one object."""
+    """Pickle operations that push one object."""
 
 
 def code(value: object) -> Code:
@@ -148,14 +148,14 @@ def test_reads_each_type(read, kind, dtype):
         "empty",
     ],
 )
-def test_honours_strides_and_offsets(read, shape, strides, offset, expected):
+def test_reads_strides_and_offsets(read, shape, strides, offset, expected):
     state = read(written(ordered({"w": tensor(shape, strides, offset)}), SIX))
     assert state["w"].shape == shape
     assert state["w"].flags.owndata
     np.testing.assert_array_equal(state["w"], expected)
 
 
-def test_reads_shared_storages_in_any_order_and_leaves_the_metadata_out(read):
+def test_reads_shared_storages_in_any_order_and_ignores_metadata(read):
     state = {"x": tensor((2,), (1,), 4), "y": tensor((1,), (1,), 0, storage("b", 1)), "z": tensor((3,), (1,))}
     content = written(ordered(state, {"_metadata": ordered({"": {"version": 2}})}), SIX, np.float32([7]))
     assert {k: v.tolist() for k, v in read(content).items()} == {"x": [4, 5], "y": [7], "z": [0, 1, 2]}
@@ -184,7 +184,7 @@ class Evil:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("function", [os.system, eval, exec, __import__])
-def test_runs_nothing_and_names_what_was_asked_for(refused, tmp_path, function, protocol):
+def test_runs_nothing_and_names_the_requested_function(refused, tmp_path, function, protocol):
     mark = tmp_path / "mark"
     words = {os.system: f"touch {mark}", __import__: "this"}.get(function, f"open({str(mark)!r}, 'w')")
     evil = pickle.dumps(Evil(function, words), protocol=protocol)
@@ -214,7 +214,7 @@ def test_runs_nothing_and_names_what_was_asked_for(refused, tmp_path, function, 
         ("numpy", "FloatStorage"),
     ],
 )
-def test_refuses_other_names(refused, module, attribute):
+def test_refuses_other_globals(refused, module, attribute):
     called = refused(written(ordered({"w": call(name(module, attribute), "true")}), SIX))
     assert f"'{module}.{attribute}'" in called
     assert f"'{module}.{attribute}'" in refused(written(name(module, attribute), SIX))
@@ -282,6 +282,7 @@ BAD_STATES = {
     "call of text": (Code(code("f") + code(()) + b"R"), "calls something"),
     "call with a list": (Code(name("collections", "OrderedDict") + code([]) + b"R"), "calls something"),
     "state of a tuple": (Code(code((1, 2)) + code({}) + b"b"), "sets the state"),
+    "state of a tensor": (Code(tensor((1,), (1,)) + code({"shape": (1 << 40,)}) + b"b"), "sets the state"),
     "state that is no dict": (ordered({}, ("x", 1)), "sets the state"),
     "item of a tuple": (Code(code(()) + code("k") + code(1) + b"s"), "state dict is cut short or damaged"),
     "append to a dict": (Code(code({}) + code(1) + b"a"), "state dict is cut short or damaged"),
@@ -300,7 +301,7 @@ BAD_STATES = {
 
 
 @pytest.mark.parametrize(("state", "says"), BAD_STATES.values(), ids=BAD_STATES)
-def test_refuses_what_does_not_fit(refused, state, says):
+def test_refuses_invalid_state_dicts(refused, state, says):
     assert says in refused(written(state, SIX))
 
 
@@ -323,11 +324,11 @@ def test_refuses_what_does_not_fit(refused, state, says):
         (b"", "empty file"),
     ],
 )
-def test_refuses_files_of_wrong_parts(refused, content, says):
+def test_refuses_files_with_wrong_parts(refused, content, says):
     assert says in refused(content)
 
 
-def test_refuses_a_zip_archive_with_the_way_out(refused):
+def test_refuses_a_zip_archive_and_says_how_to_convert_it(refused):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("weights/data.pkl", pickle.dumps({}))
@@ -337,19 +338,19 @@ def test_refuses_a_zip_archive_with_the_way_out(refused):
 
 
 @pytest.mark.parametrize(("path", "says"), [("missing.pth", "does not exist"), ("", "is not a file")])
-def test_refuses_what_is_no_file(tmp_path, path, says):
+def test_refuses_a_path_that_is_not_a_file(tmp_path, path, says):
     with pytest.raises(InputError, match=says) as caught:
         read_state_dict(tmp_path / path)
     assert str(tmp_path / path) in str(caught.value)
 
 
-def test_a_file_cut_at_any_place_is_refused(refused):
+def test_a_file_cut_at_any_byte_is_refused(refused):
     for end in range(len(PLAIN)):
         refused(PLAIN[:end])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pickletools warns of old text
-def test_a_changed_byte_never_raises_anything_else(read):
+def test_a_changed_byte_raises_no_other_error(read):
     content = written(ordered({"w": tensor((2, 3), (3, 1))}, {"_metadata": ordered({"": {"v": 1}})}), SIX)
     random = np.random.default_rng(0)
     for at in range(len(content)):
@@ -361,11 +362,11 @@ def test_a_changed_byte_never_raises_anything_else(read):
             assert all(isinstance(value, np.ndarray) for value in state.values())
 
 
-def test_bombs_end_soon(refused, monkeypatch):
+def test_bombs_are_refused_quickly(refused, monkeypatch):
     began = time.perf_counter()
     deep = Code(b")" + b"\x85" * 300_000)
     assert "is of type tuple" in refused(written(ordered({"w": deep}), SIX))
-    # Each tuple holds the one before it twice: 2^5000 leaves for whoever walks or hashes them.
+    # Each tuple holds the one before it twice: 2^5000 leaves to walk through or to hash.
     doubled = b")q\x00" + b"h\x00\x86q\x00" * 5000
     assert "received tuple" in refused(written(Code(b"}" + doubled + b"Ns"), SIX))
     assert "not to a storage" in refused(written(Code(doubled + b"Q"), SIX))

