@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from transfer.common import keras_private
 from transfer.common.errors import InputError, unknown
+from transfer.common.streams import discarded
 from transfer.distributed.batch_order import BatchPart
 from transfer.distributed.cluster import (
     read_cluster,
@@ -62,7 +63,7 @@ def start_quietly(*, repeatable: bool = False) -> None:
     """Import TensorFlow and list its devices without its notes on standard error."""
     # Repeatable operations make tf.data report an error for each data set, although there is none: hence level 3.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
-    with _silent_stderr():
+    with discarded(2):
         if not on_tensorflow():  # asks Keras, which imports TensorFlow
             return
         import tensorflow as tf
@@ -71,20 +72,6 @@ def start_quietly(*, repeatable: bool = False) -> None:
         # On a CPU, operations that give the same bits each time cost little.
         if repeatable and not tf.config.list_physical_devices("GPU"):
             tf.config.experimental.enable_op_determinism()
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Discard what the process writes to standard error, libraries in C++ included."""
-    sys.stderr.flush()
-    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)
 
 
 def get_strategy(strategy: str | Strategy | None = "auto", *, patience: float = PATIENCE) -> Strategy:

@@ -7,8 +7,6 @@ import importlib
 import io
 import json
 import logging
-import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ import tensorflow as tf
 
 from transfer.common.errors import InputError
 from transfer.common.keras_private import with_constants
+from transfer.common.streams import discarded
 from transfer.frozen.openvino_engine import import_openvino
 from transfer.results.finished_runs import add_labels
 
@@ -59,26 +58,15 @@ def _imports(name: str) -> bool:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppress all output of converters, which they write through several channels for their developers."""
-    before = logging.root.manager.disable
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    copies = [os.dup(number) for number in (1, 2)]
-    null = os.open(os.devnull, os.O_WRONLY)
+    before, unseen = logging.root.manager.disable, io.StringIO()
+    redirected = contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen)
+    logging.disable(max(before, logging.ERROR))
     try:
-        for number in (1, 2):
-            os.dup2(null, number)
-        logging.disable(max(before, logging.ERROR))
-        unseen = io.StringIO()
-        redirected = contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen)
-        with warnings.catch_warnings(), redirected[0], redirected[1]:
+        with discarded(1, 2), warnings.catch_warnings(), redirected[0], redirected[1]:
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
-        for number, copy in zip((1, 2), copies, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(null)
 
 
 class Graph(tf.Module):
