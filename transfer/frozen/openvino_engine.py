@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel
+    from openvino import CompiledModel, InferRequest
 
 RunFunction = Callable[[np.ndarray], np.ndarray]
 
@@ -60,33 +59,26 @@ def compile_graph(
         network = core.read_model(file)
         parameters = [p for p in network.get_parameters() if ends[0] in p.output(0).get_names()]
         part = openvino.Model([network.output(ends[1])], parameters)
-        return _run_in_chunks(core.compile_model(part, "CPU", hints), chunk, batch_size)
+        return _run_in_chunks(openvino, core.compile_model(part, "CPU", hints), chunk, batch_size)
 
 
-def _run_in_chunks(compiled: CompiledModel, chunk: int, batch_size: int) -> RunFunction:
+def _run_in_chunks(openvino: ModuleType, compiled: CompiledModel, chunk: int, batch_size: int) -> RunFunction:
     """Run a few images per request, and as many requests at once as the CPU has streams."""
     count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), -(-batch_size // chunk))
-    requests = [compiled.create_infer_request() for _ in range(count)]
+    queue = openvino.AsyncInferQueue(compiled, count)
 
     def run(images: np.ndarray) -> np.ndarray:
-        results: list[np.ndarray] = []
-        running: deque = deque()
+        parts = [padded(images[start : start + chunk], chunk) for start in range(0, len(images), chunk)]
+        results: dict[int, np.ndarray] = {}
 
-        def collect() -> None:
-            request, size = running.popleft()
-            request.wait()
-            results.append(request.get_output_tensor(0).data[:size].copy())
+        def collect(request: InferRequest, number: int) -> None:
+            results[number] = request.get_output_tensor(0).data.copy()
 
-        for number, start in enumerate(range(0, len(images), chunk)):
-            if len(running) == count:
-                collect()
-            part = images[start : start + chunk]
-            request = requests[number % count]
-            request.start_async({0: padded(part, chunk)}, share_inputs=True)
-            running.append((request, len(part)))
-        while running:
-            collect()
-        return np.concatenate(results)
+        queue.set_callback(collect)
+        for number, part in enumerate(parts):
+            queue.start_async({0: part}, number, share_inputs=True)
+        queue.wait_all()
+        return np.concatenate([results[number] for number in range(len(parts))])[: len(images)]
 
     return run
 
