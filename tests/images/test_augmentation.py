@@ -1,4 +1,4 @@
-"""Augmentation: of training images alone, another each epoch, the same for the same seed."""
+"""Augmentation changes only training images, differently in each epoch, and repeats with the same seed."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ every_level = pytest.mark.parametrize("augment", LEVELS)
 
 
 def halves(count=64) -> Split:
-    """Images with a bright left half: a flip shows whatever else was done."""
+    """Images with a bright left half, which shows flips."""
     images = np.zeros((count, SIDE, SIDE, 3), "uint8")
     images[:, :, : SIDE // 2] = 200
     return Split(images, np.zeros(count, "int64"), [str(i) for i in range(count)])
 
 
 def striped(count) -> Split:
-    """Images striped on the left and plain on the right, which no change of color hides, inversion included."""
+    """Images with stripes on the left, which show flips under any change of color."""
     images = np.full((count, SIDE, SIDE, 3), 128, "uint8")
     images[:, :, : SIDE // 2] = np.tile([0, 0, 255, 255], 3)[: SIDE // 2, None]
     return Split(images, np.zeros(count, "int64"), [str(i) for i in range(count)])
@@ -34,7 +34,7 @@ def mirrored(images) -> np.ndarray:
 
 
 def numbered(count) -> Split:
-    """Noise, and each image a class of its own."""
+    """Images of noise, each with its own class."""
     images = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3)).astype("uint8")
     return Split(images, np.arange(count), [str(i) for i in range(count)])
 
@@ -61,27 +61,29 @@ def epochs(count=1, *, split=None, threads=None, **options):
 
 @every_level
 def test_two_epochs_differ(augment):
-    """Caching after augmenting would show the same changes forever."""
+    """A cache behind the augmentation would repeat the same changes."""
     first, second, third = epochs(3, augment=augment)
     assert not np.array_equal(first, second) and not np.array_equal(second, third)
 
 
 @every_level
-def test_some_images_are_flipped_and_some_are_not(augment):
+def test_some_images_are_flipped(augment):
     for images in epochs(2, augment=augment, split=striped(128)):
         assert 0.25 < mirrored(images).mean() < 0.75
 
 
 @every_level
-def test_nothing_is_flipped_where_flips_are_off(augment):
+def test_no_image_is_flipped_without_flips(augment):
     for images in epochs(2, augment=augment, flip=False, split=striped(128)):
-        assert len(np.unique(images, axis=0)) > 60, "they change all the same"
-        assert mirrored(images).mean() < (0.15 if augment == "strong" else 0.01), "erasing may mislead"
+        assert len(np.unique(images, axis=0)) > 60, "other changes remain"
+        assert mirrored(images).mean() < (0.15 if augment == "strong" else 0.01), (
+            "erasing may look like a flip"
+        )
 
 
 @every_level
-def test_no_step_flips_where_flips_are_off(augment):
-    """Exactly, where the test above has to leave room for chance."""
+def test_no_layer_flips_without_flips(augment):
+    """Unlike the test above, this one leaves no room for chance."""
     kinds = [
         {type(layer).__name__ for step in _steps(augment, flip) for layer in step} for flip in (False, True)
     ]
@@ -104,7 +106,7 @@ def test_the_number_of_threads_changes_nothing(augment):
     assert np.array_equal(*(epochs(2, threads=threads, augment=augment) for threads in (1, 8)))
 
 
-def test_the_changes_depend_on_no_global_seed():
+def test_the_global_seed_changes_nothing():
     found = []
     for seed in (1, 2):
         tf.random.set_seed(seed)
@@ -113,14 +115,14 @@ def test_the_changes_depend_on_no_global_seed():
 
 
 @pytest.mark.parametrize("options", [{"training": False}, {"augment": "none"}], ids=str)
-def test_other_images_stay_as_they_are(options):
+def test_other_images_do_not_change(options):
     for images in epochs(2, **options):
         assert np.array_equal(images, halves().images)
 
 
 @every_level
 def test_values_stay_from_0_to_255(augment):
-    for values in (range(256), (0, 255)):  # the ends alone leave no room
+    for values in (range(256), (0, 255)):  # only the extreme values
         noise = np.random.default_rng(0).choice(values, (200, SIDE, SIDE, 3)).astype("uint8")
         (images,) = epochs(split=Split(noise, np.zeros(200, "int64"), ["x"] * 200), augment=augment)
         assert images.dtype == np.float32 and images.shape == noise.shape
@@ -129,7 +131,7 @@ def test_values_stay_from_0_to_255(augment):
 
 @every_level
 def test_plain_images_stay_finite(augment):
-    """Stretching the contrast of one value divides by zero."""
+    """AutoContrast of a single value would divide by zero."""
     plain = np.repeat(np.arange(0, 256, 2, "uint8"), SIDE * SIDE * 3).reshape(-1, SIDE, SIDE, 3)
     (images,) = epochs(split=Split(plain, np.zeros(128, "int64"), ["x"] * 128), augment=augment)
     assert np.isfinite(images).all()
@@ -150,7 +152,7 @@ def test_mixed_precision_leaves_images_exact(options):
 
 
 @every_level
-def test_a_change_depends_on_its_seed_alone(augment):
+def test_a_change_depends_only_on_its_seed(augment):
     change, again = augmentation(augment), augmentation(augment)
     made = [change(dot(), seed).numpy() for seed in seeds(12)]
     backwards = [again(dot(), seed).numpy() for seed in reversed(seeds(12))]
@@ -158,11 +160,11 @@ def test_a_change_depends_on_its_seed_alone(augment):
     assert len({image.tobytes() for image in made}) >= 11
     compiled = tf.function(augmentation(augment))
     assert np.allclose([compiled(dot(), seed) for seed in seeds(12)], made, atol=0.01), (
-        "tf.data draws the same"
+        "a graph draws the same"
     )
 
 
-def test_shifts_are_at_most_a_tenth_both_ways_and_fill_with_the_edge():
+def test_shifts_reach_a_tenth_in_both_directions_and_repeat_the_edge():
     change, far = augmentation("light", flip=False), SIDE // 10
     moves = []
     for seed in seeds(60):
@@ -174,13 +176,13 @@ def test_shifts_are_at_most_a_tenth_both_ways_and_fill_with_the_edge():
         )
     for axis in np.array(moves).T:
         assert -far - 0.1 <= axis.min() < -far / 2 and far / 2 < axis.max() <= far + 0.1
-    assert abs(np.corrcoef(*np.array(moves).T)[0, 1]) < 0.4, "each way by itself"
+    assert abs(np.corrcoef(*np.array(moves).T)[0, 1]) < 0.4, "the directions are independent"
     plain = np.full((SIDE, SIDE, 3), 90, "uint8")
     assert np.allclose([change(plain, seed) for seed in seeds(5)], 90, atol=0.01)
 
 
 @every_level
-def test_a_image_of_any_shape_keeps_it(augment):
+def test_images_of_any_shape_keep_it(augment):
     for seed in seeds(20):
         assert augmentation(augment)(np.zeros((12, 30, 3), "uint8"), seed).shape == (12, 30, 3)
 
@@ -196,7 +198,7 @@ def test_standard_changes_colors_but_not_hues_and_light_does_not():
         brightness, saturation = colors.max(axis=1) / 150, 1 - colors.min(axis=1) / colors.max(axis=1)
         assert brightness.std() > 0.05 and saturation.std() > 0.04
         assert brightness.min() > 0.7 and brightness.max() < 1.3, "moderate"
-        assert (np.diff(colors, axis=1) < 0).all(), "red above green above blue, as before"
+        assert (np.diff(colors, axis=1) < 0).all(), "the order of red, green and blue stays"
 
 
 def test_standard_zooms_by_at_most_a_quarter():
@@ -213,7 +215,7 @@ def test_standard_zooms_by_at_most_a_quarter():
 
 
 def test_strong_erases_a_piece_of_some_images():
-    """What is erased is noise: it is rougher than anything else that is done to a plain image."""
+    """The erased piece is noise, which is rougher than any other change of a plain image."""
     plain = np.full((400, SIDE, SIDE, 3), 90, "uint8")
     (images,) = epochs(split=Split(plain, np.zeros(400, "int64"), ["x"] * 400), augment="strong")
     rough = (np.abs(np.diff(images, axis=2)) > 20).any(axis=3)
@@ -222,7 +224,7 @@ def test_strong_erases_a_piece_of_some_images():
     assert (rough[erased].mean(axis=(1, 2)) < 0.6).all(), "a piece, not all"
 
 
-def test_unknown_levels_and_mixes_are_refused():
+def test_unknown_levels_and_mixes_raise_an_error():
     with pytest.raises(InputError, match=r"Unknown augmentation 'stong'\. Did you mean 'strong'"):
         augmentation("stong")
     with pytest.raises(InputError, match=r"Unknown mix 'mixupp'\. Did you mean 'mixup'"):
@@ -236,26 +238,26 @@ def constant(count=24, classes=6) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_labels_say_what_is_in_the_images(kind):
-    """The mean of a mixed image is the mean of its labels' values, whatever was drawn."""
+def test_labels_match_the_mixed_images(kind):
+    """The mean of a mixed image is the mean of the values of its labels."""
     images, labels = constant()
     values = 10.0 * np.arange(6)
     for seed in seeds(10):
-        mixed, shares = mixing(kind, 6)(images, labels, seed)
-        assert mixed.dtype == shares.dtype == tf.float32 and shares.shape == (24, 6)
-        assert np.allclose(shares.numpy().sum(axis=1), 1) and shares.numpy().min() >= 0
-        assert np.allclose(mixed.numpy().mean(axis=(1, 2, 3)), shares.numpy() @ values, atol=1e-3)
+        mixed, weights = mixing(kind, 6)(images, labels, seed)
+        assert mixed.dtype == weights.dtype == tf.float32 and weights.shape == (24, 6)
+        assert np.allclose(weights.numpy().sum(axis=1), 1) and weights.numpy().min() >= 0
+        assert np.allclose(mixed.numpy().mean(axis=(1, 2, 3)), weights.numpy() @ values, atol=1e-3)
 
 
-def test_mixup_blends_whole_images_most_of_them_a_little():
+def test_mixup_blends_whole_images_and_most_of_them_slightly():
     images, labels = constant()
-    weights = []
+    own = []
     for seed in seeds(20):
-        mixed, shares = mixing("mixup", 6)(images, labels, seed)
+        mixed, weights = mixing("mixup", 6)(images, labels, seed)
         assert np.allclose(mixed.numpy().std(axis=(1, 2, 3)), 0, atol=1e-4)
-        weights.append(shares.numpy()[np.arange(24), labels])
-    weights = np.concatenate(weights)
-    # Of Beta(0.2, 0.2) four fifths lie in the outer fifths; images that met their own class count as 1.
+        own.append(weights.numpy()[np.arange(24), labels])
+    weights = np.concatenate(own)
+    # 80% of Beta(0.2, 0.2) lies below 0.2 or above 0.8; images mixed with their own class count as 1.
     assert 0.05 < ((weights > 0.2) & (weights < 0.8)).mean() < 0.3
     other = np.concatenate(
         [mixing("mixup", 6, alpha=20)(images, labels, s)[1].numpy().max(axis=1) for s in seeds(5)]
@@ -265,17 +267,17 @@ def test_mixup_blends_whole_images_most_of_them_a_little():
 
 def test_cutmix_pastes_one_rectangle_of_another_image():
     images, labels = constant(24, 24)
-    shares_seen = []
+    areas = []
     for seed in seeds(10):
-        mixed, shares = (tensor.numpy() for tensor in mixing("cutmix", 24)(images, labels, seed))
-        for image, share, label in zip(mixed[..., 0], shares, labels, strict=True):
+        mixed, weights = (tensor.numpy() for tensor in mixing("cutmix", 24)(images, labels, seed))
+        for image, weight, label in zip(mixed[..., 0], weights, labels, strict=True):
             pasted = image != 10 * label
             assert len(np.unique(image)) <= 2
             rows, columns = pasted.any(axis=1).sum(), pasted.any(axis=0).sum()
             assert pasted.sum() == rows * columns
-            assert share[label] == pytest.approx(1 - pasted.mean(), abs=1e-6), "counted in pixels"
-            shares_seen.append(pasted.mean())
-    assert min(shares_seen) < 0.1 and max(shares_seen) > 0.8 and 0.3 < np.mean(shares_seen) < 0.6
+            assert weight[label] == pytest.approx(1 - pasted.mean(), abs=1e-6), "weighted by pixels"
+            areas.append(pasted.mean())
+    assert min(areas) < 0.1 and max(areas) > 0.8 and 0.3 < np.mean(areas) < 0.6
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
@@ -290,10 +292,8 @@ def test_mixes_differ_by_epoch_and_repeat_by_seed_on_any_number_of_threads(kind)
     first, again, other = labels(1, 1), labels(1, 8), labels(2, 8)
     assert np.array_equal(first, again)
     assert not np.array_equal(first[0], first[1]) and not np.array_equal(first, other)
-    assert first[0].shape == (64, 64), "the small last batch is mixed in itself"
+    assert first[0].shape == (64, 64), "the small last batch is mixed too"
     for one, other in ((first[0][:10], first[0][10:20]), (first[0][:10], first[1][:10])):
-        assert not np.allclose(one.max(axis=1), other.max(axis=1)), (
-            "each batch draws anew, not the order alone"
-        )
+        assert not np.allclose(one.max(axis=1), other.max(axis=1)), "each batch draws its own weights"
     in_two = (first[0] > 0).sum(axis=1)
     assert in_two.max() == 2 and (in_two == 2).mean() > 0.5

@@ -1,4 +1,4 @@
-"""Sources become splits of labelled images, checked; the command that checks them by itself."""
+"""`load_data` turns sources into checked splits, and the command `datasets` reports the check."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ SIZE = (8, 8)
 
 
 def fill(folder: Path, counts: dict[str, int], *, start: int = 0) -> Path:
-    """Write different images into the sub-folders named."""
+    """Write different images into sub-folders."""
     for place, (name, count) in enumerate(counts.items()):
         for i in range(count):
             write_image(folder / name / f"{i:02}.png", (90, 90, 90), size=8, seed=start + 1000 * place + i)
@@ -47,8 +47,8 @@ def test_labels_are_the_sorted_names_of_folders(color_folder):
             assert part.names[i].startswith(data.class_names[part.labels[i]] + "/")
 
 
-def test_numbers_as_names_keep_their_labels(tmp_path):
-    """In text order 1, 10, 2; what counts is that a label and its name stay together."""
+def test_class_names_that_are_numbers_keep_their_labels(tmp_path):
+    """The text order is 1, 10, 2; labels and names must match."""
     data = load_data(fill(tmp_path, {"2": 4, "10": 5, "1": 6}))
     assert data.class_names == ("1", "10", "2")
     for part in (data.train, data.val, data.test):
@@ -57,13 +57,13 @@ def test_numbers_as_names_keep_their_labels(tmp_path):
     assert counts.tolist() == [6, 5, 4]
 
 
-def test_names_may_be_of_any_alphabet(tmp_path):
+def test_names_may_use_any_alphabet(tmp_path):
     data = load_data(fill(tmp_path / "Früchte 図", {"Äpfel": 3, "梨": 3, "a b": 3}))
     assert data.class_names == ("a b", "Äpfel", "梨") and data.name == "Früchte 図"
     assert sum(len(y) for _, y in make_dataset(data.train, image_size=SIZE, batch_size=4)) == 3
 
 
-def test_what_is_no_image_is_passed_over(tmp_path):
+def test_files_that_are_not_images_are_ignored(tmp_path):
     fill(tmp_path, {"a": 5, "b": 5})
     fill(tmp_path, {".hidden": 3, "__MACOSX": 3, "__MACOSX/a": 3, "a/.thumbnails": 3, "b/__MACOSX/deep": 3})
     for name in ("Thumbs.db", ".DS_Store", "notes.txt", "._00.png", "desktop.ini", ".hidden.png"):
@@ -75,7 +75,7 @@ def test_what_is_no_image_is_passed_over(tmp_path):
     assert len(data.train) + len(data.val) + len(data.test) == 10
 
 
-def test_images_may_lie_deeper_and_be_called_in_capitals(tmp_path):
+def test_images_may_lie_in_deeper_folders_and_have_upper_case_extensions(tmp_path):
     fill(tmp_path, {"a/x": 2, "a/y/z": 2, "b": 4})
     (tmp_path / "b" / "00.png").rename(tmp_path / "b" / "00.PNG")
     data = load_data(tmp_path, val=0, test=0)
@@ -86,7 +86,7 @@ def test_images_may_lie_deeper_and_be_called_in_capitals(tmp_path):
 @pytest.mark.parametrize("names", [
     ("train", "val", "test"), ("Train", "VALID", "Test"), ("training", "Validation", "TESTING"),
 ])  # fmt: skip
-def test_folders_for_splits_are_kept(names, tmp_path):
+def test_folders_of_splits_are_kept(names, tmp_path):
     for place, name in enumerate(names):
         fill(tmp_path / name, {"a": 3 - place, "b": 1}, start=100 * place)
     data = load_data(tmp_path)
@@ -104,14 +104,14 @@ def test_val_without_test_is_the_test_set(name, tmp_path):
     assert {n.split("/")[0] for n in data.val.names} == {"train"}
 
 
-def test_a_class_may_be_called_like_a_split(tmp_path):
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
     data = load_data(fill(tmp_path, {"car": 3, "plane": 3, "train": 3}))
     assert data.class_names == ("car", "plane", "train")
 
 
-def test_folders_beside_the_splits_are_said_to_be_skipped(tmp_path):
+def test_folders_beside_the_splits_are_reported_as_skipped(tmp_path):
     fill(tmp_path / "train", {"a": 5, "b": 5})
-    fill(tmp_path, {"test": 3})  # without classes, as competitions give it
+    fill(tmp_path, {"test": 3})  # without classes, as in competitions
     data = load_data(tmp_path)
     assert data.skipped == (("test", "3 images outside the folders of splits and classes"),)
     assert {n.split("/")[0] for n in data.test.names} == {"train"}
@@ -146,8 +146,8 @@ def test_another_seed_is_another_split(color_folder):
     assert all(first[part] != other[part] for part in first)
 
 
-def test_copies_under_two_names_or_classes_are_never_on_both_sides(tmp_path):
-    """The old image retrainer leaked most of its validation images into training."""
+def test_duplicates_with_other_names_or_classes_are_never_separated(tmp_path):
+    """Separated duplicates would leak test images into training."""
     fill(tmp_path, {"a": 10, "b": 10})
     for i in range(10):
         content = (tmp_path / "a" / f"{i:02}.png").read_bytes()
@@ -161,7 +161,7 @@ def test_copies_under_two_names_or_classes_are_never_on_both_sides(tmp_path):
         assert all(len(part) for part in seen)
 
 
-def test_copies_in_given_splits_raise_a_warning(tmp_path, caplog):
+def test_duplicates_across_provided_splits_are_reported(tmp_path, caplog):
     fill(tmp_path / "train", {"a": 5, "b": 5})
     fill(tmp_path / "test", {"a": 2, "b": 1})
     load_data(tmp_path)
@@ -169,7 +169,7 @@ def test_copies_in_given_splits_raise_a_warning(tmp_path, caplog):
     assert "test/a/00.png = train/a/00.png" in caplog.text
 
 
-def test_the_images_that_come_along_load():
+def test_the_included_data_set_loads():
     data = load_data("emoji")
     assert data.num_classes == 12 and not data.skipped and len(data.train) > 300
     assert embedded_folder().name == "emoji"
@@ -188,7 +188,7 @@ def broken_folder(tmp_path):
     return tmp_path
 
 
-def test_broken_files_are_skipped_named_and_counted(broken_folder, caplog):
+def test_broken_files_are_skipped_and_reported(broken_folder, caplog):
     data = load_data(broken_folder)
     assert dict(data.skipped) == {
         "a/00.png": "image file is truncated",
@@ -200,17 +200,17 @@ def test_broken_files_are_skipped_named_and_counted(broken_folder, caplog):
     for part in (data.train, data.val, data.test):
         assert [data.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
         batches = make_dataset(part, image_size=SIZE, batch_size=4)
-        assert sum(len(y) for _, y in batches) == len(part), "training does not stumble over them"
+        assert sum(len(y) for _, y in batches) == len(part), "batches contain no broken files"
 
 
-def test_strict_refuses_broken_files_by_name(broken_folder):
+def test_strict_raises_an_error_that_names_broken_files(broken_folder):
     with pytest.raises(
         InputError, match=r"Received 3 .*a/00\.png: .*; b/empty\.jpg: empty; b/text\.jpg: .*Fix"
     ):
         load_data(broken_folder, strict=True)
 
 
-def test_long_lists_of_broken_files_are_cut(tmp_path, caplog):
+def test_long_lists_of_broken_files_are_shortened(tmp_path, caplog):
     fill(tmp_path, {"a": 5, "b": 5})
     for i in range(14):
         (tmp_path / "a" / f"bad{i:02}.jpg").write_bytes(b"x")
@@ -218,7 +218,7 @@ def test_long_lists_of_broken_files_are_cut(tmp_path, caplog):
     assert "bad04.jpg" in caplog.text and "bad05.jpg" not in caplog.text and "and 9 more" in caplog.text
 
 
-def test_a_class_of_broken_files_alone_is_refused(tmp_path):
+def test_a_class_with_only_broken_files_raises_an_error(tmp_path):
     fill(tmp_path, {"a": 5, "b": 5})
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "x.jpg").write_bytes(b"x")
@@ -226,14 +226,14 @@ def test_a_class_of_broken_files_alone_is_refused(tmp_path):
         load_data(tmp_path)
 
 
-def test_a_file_that_vanishes_later_is_named(tmp_path):
+def test_an_error_names_a_file_that_was_deleted_later(tmp_path):
     data = load_data(fill(tmp_path, {"a": 4, "b": 4}))
     Path(data.train.images[0]).unlink()
     with pytest.raises(Exception, match=re.escape(data.train.names[0])):
         list(make_dataset(data.train, image_size=SIZE, batch_size=4))
 
 
-# What is refused
+# Errors
 
 
 def misfits(tmp_path):
@@ -288,7 +288,7 @@ def misfits(tmp_path):
     ("colors", {"seed": -1}, "Expected a seed of 0 or more. Received: -1. Use another"),
     ("colors", {"class_names": ["a", "b"]}, "class_names only with arrays. .* Leave them out"),
 ])  # fmt: skip
-def test_input_that_cannot_be_right_is_refused_with_a_remedy(source, options, message, tmp_path):
+def test_wrong_input_raises_an_error_with_advice(source, options, message, tmp_path):
     misfits(tmp_path)
     with pytest.raises(InputError, match=message):
         load_data("emojis" if source == "emojis" else tmp_path / source, **options)
@@ -301,16 +301,16 @@ def test_image_sizes_are_pairs(size, expected, color_folder):
     assert load_data(color_folder, image_size=size).image_size == expected
 
 
-# Splits on request
+# Options of splits
 
 
-def test_sizes_may_be_counts_of_images(color_folder):
+def test_sizes_may_be_numbers_of_images(color_folder):
     data = load_data(color_folder, val=6, test=15)
     assert [len(part) for part in data.splits.values()] == [69, 6, 15]
     assert np.bincount(data.test.labels).tolist() == [5, 5, 5]
 
 
-def test_few_shot_trains_on_some_of_each_class_and_measures_on_the_same(color_folder):
+def test_few_shot_keeps_some_training_images_per_class_and_the_whole_test_set(color_folder):
     whole, three, one = (load_data(color_folder, few_shot=few) for few in (None, 3, 1))
     assert np.bincount(three.train.labels).tolist() == [3, 3, 3] and len(one.train) == 3
     assert set(one.train.names) < set(three.train.names) < set(whole.train.names)
@@ -318,18 +318,18 @@ def test_few_shot_trains_on_some_of_each_class_and_measures_on_the_same(color_fo
     assert three.report.counts["train"] == (3, 3, 3)
 
 
-def test_a_split_that_was_written_can_be_given_back(tmp_path):
+def test_a_split_file_restores_the_split(tmp_path):
     folder = fill(tmp_path / "photos", {"a": 12, "b": 12})
     before = load_data(folder, seed=5)
     write_split(tmp_path / "split.csv", before.splits, before.class_names)
     fill(folder, {"a": 15}, start=7000)  # other images under the same names, and three new ones
     again = load_data(folder, seed=0, split_file=tmp_path / "split.csv")
-    assert names_of(again) == names_of(before), "whatever the seed, and new images are left out"
+    assert names_of(again) == names_of(before), "independent of the seed, and without new images"
     for part in again.splits.values():
         assert [again.class_names[y] for y in part.labels] == [Path(n).parent.name for n in part.names]
 
 
-def test_a_split_of_other_data_is_refused(tmp_path):
+def test_a_split_file_of_other_data_raises_an_error(tmp_path):
     write_split(tmp_path / "s.csv", load_data(fill(tmp_path / "x", {"a": 5, "b": 5})).splits, ["a", "b"])
     other = fill(tmp_path / "y", {"a": 5, "c": 5})
     with pytest.raises(InputError, match="Unknown class 'b'"):
@@ -347,8 +347,8 @@ def test_lists_of_images_load_with_groups(tmp_path):
     assert dict(data.skipped) == {"photos/gone.png": "no such file or directory"}
 
 
-def test_near_duplicates_stay_on_one_side(tmp_path):
-    """Every image is there twice, once saved as a small JPEG."""
+def test_near_duplicates_stay_in_one_split(tmp_path):
+    """Every image occurs twice, the second time as a small JPEG."""
     for i in range(24):
         coarse = np.random.default_rng(i).integers(0, 256, (12, 16, 3), dtype="uint8")
         image = Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
@@ -364,7 +364,7 @@ def test_near_duplicates_stay_on_one_side(tmp_path):
     assert load_data(tmp_path, near_duplicates=False).report.duplicates == ()
 
 
-def test_a_image_is_resized_as_asked(tmp_path):
+def test_images_are_resized_as_requested(tmp_path):
     for name, color in (("a", "red"), ("b", "blue")):
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -383,8 +383,8 @@ def test_a_image_is_resized_as_asked(tmp_path):
 # Names
 
 
-def test_names_are_the_same_on_systems_that_store_them_decomposed(tmp_path):
-    """macOS stores é as e and an accent; the split must not depend on it."""
+def test_decomposed_names_give_the_same_split(tmp_path):
+    """macOS stores é as e and an accent."""
     composed = fill(tmp_path / "x", {"caf\u00e9": 10, "the": 10})
     decomposed = fill(tmp_path / "y", {"cafe\u0301": 10, "the": 10})
     first, second = load_data(composed), load_data(decomposed)
@@ -401,10 +401,10 @@ def test_names_that_cannot_be_written_are_escaped(tmp_path):
     json.loads(data.report.to_json()), data.report.to_text().encode("utf-8")
 
 
-# What is not an image by its name
+# Files without an image extension
 
 
-def test_images_are_found_whatever_they_are_called(tmp_path):
+def test_images_are_recognized_by_their_content(tmp_path):
     fill(tmp_path, {"a": 6, "b": 6})
     for old, new in (
         ("00", "no ending"),
@@ -428,7 +428,7 @@ def test_images_are_found_whatever_they_are_called(tmp_path):
 # The command
 
 
-def test_the_command_prints_the_report_and_writes_what_is_asked_for(broken_folder, tmp_path, capsys):
+def test_the_command_prints_the_report_and_writes_files(broken_folder, tmp_path, capsys):
     files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "html", "csv")}
     code = main([str(broken_folder), "--json", str(files["json"]), "--html", str(files["html"]),
                  "--write-split", str(files["csv"]), "--test", "3"])  # fmt: skip
@@ -440,7 +440,7 @@ def test_the_command_prints_the_report_and_writes_what_is_asked_for(broken_folde
     assert len(read_split(files["csv"])) == 11
 
 
-def test_the_command_stops_at_broken_files_when_strict(broken_folder, capsys):
+def test_the_command_stops_at_broken_files_with_strict(broken_folder, capsys):
     assert main([str(broken_folder), "--strict"]) == 2
     out, err = capsys.readouterr()
     assert (
@@ -451,12 +451,12 @@ def test_the_command_stops_at_broken_files_when_strict(broken_folder, capsys):
 @pytest.mark.parametrize(
     "flags", [["--json", "no/such/folder/x.json"], ["--seed", "-1"], ["--split", "no.csv"]]
 )
-def test_the_command_refuses_bad_flags_in_one_line(flags, color_folder, capsys):
+def test_the_command_reports_bad_flags_in_one_line(flags, color_folder, capsys):
     assert main([str(color_folder), *flags]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_command_answers_help_without_tensorflow():
+def test_the_command_starts_without_tensorflow():
     code = "import sys; from transfer import datasets; print('tensorflow' in sys.modules or 'keras' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -469,10 +469,10 @@ def test_the_command_answers_help_without_tensorflow():
     (["0", "1", "2"], False), (["a", "b", "Z"], False), (["10", "7", "x"], False), (["ä", "図"], False),
     (["ants", "bees"], True), (["a", "ant"], True), (["1_cat", "2_dog"], True),
 ])  # fmt: skip
-def test_letters_and_digits_are_not_mirrored(names, safe):
+def test_letters_and_digits_must_not_be_mirrored(names, safe):
     assert flips_are_safe(names) is safe
 
 
-def test_nothing_is_logged_above_info_for_clean_data(color_folder, caplog):
+def test_clean_data_log_no_warning(color_folder, caplog):
     load_data(color_folder)
     assert not [record for record in caplog.records if record.levelno > logging.INFO]

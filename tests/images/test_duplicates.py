@@ -1,4 +1,4 @@
-"""Copies and near-duplicates: the same image saved another way is found, different images are not."""
+"""Duplicates: images saved in another form are found, different images are not."""
 
 import io
 
@@ -18,7 +18,7 @@ from transfer.images.duplicates import (
 
 
 def scene(seed=0, size=(240, 180)) -> Image.Image:
-    """Smooth blobs of color, another composition for each seed, as photos are at low frequencies."""
+    """Smooth blobs of color, different for each seed, like the low frequencies of photos."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (9, 12, 3), dtype="uint8")
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
@@ -34,7 +34,7 @@ def hash_of(content: bytes) -> bytes:
     return perceptual_hash(decode(content, (64, 64)))
 
 
-def apart(first: bytes, second: bytes) -> int:
+def distance(first: bytes, second: bytes) -> int:
     return int(np.unpackbits(np.frombuffer(first, "uint8") ^ np.frombuffer(second, "uint8")).sum())
 
 
@@ -51,23 +51,23 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_same_image_saved_another_way_is_near(change, seed):
-    assert apart(hash_of(saved(scene(seed))), hash_of(change(scene(seed)))) <= MAX_BITS
+def test_an_image_saved_in_another_form_is_near(change, seed):
+    assert distance(hash_of(saved(scene(seed))), hash_of(change(scene(seed)))) <= MAX_BITS
 
 
 def test_different_images_are_far():
     hashes = [hash_of(saved(scene(seed))) for seed in range(40)]
-    assert min(apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 2 * MAX_BITS
+    assert min(distance(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 2 * MAX_BITS
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (255, 0, 0), (250, 249, 248)])
-def test_images_of_one_color_are_like_no_other(color):
+def test_images_of_a_single_color_match_nothing(color):
     pixels = np.full((64, 64, 3), color, "uint8")
     assert perceptual_hash(pixels) == b""
     assert find_duplicates(["a", "b"], [b"", b""]).tolist() == [0, 1]
 
 
-def test_a_hash_has_all_its_bits():
+def test_a_hash_has_256_bits():
     assert len(hash_of(saved(scene()))) * 8 == BITS
 
 
@@ -82,7 +82,7 @@ def random_hashes(count, seed=0):
     return [row.tobytes() for row in rng.integers(0, 256, (count, BITS // 8), dtype="uint8")], rng
 
 
-def test_all_pairs_within_15_bits_are_found_and_none_past_the_limit():
+def test_all_pairs_within_15_bits_and_none_above_the_limit_are_found():
     hashes, rng = random_hashes(300)
     near = [flipped(h, int(rng.integers(0, 16)), rng) for h in hashes]
     far = [flipped(h, int(rng.integers(MAX_BITS + 1, 60)), rng) for h in hashes]
@@ -98,17 +98,17 @@ def test_most_pairs_up_to_the_limit_are_found():
     assert sum((i, 1000 + i) in found for i in range(1000)) > 950
 
 
-def test_pairs_are_those_of_comparing_all_with_all():
-    """Against brute force, on hashes that are crowded together."""
+def test_pairs_equal_those_of_brute_force():
+    """The hashes lie close to each other."""
     base, rng = random_hashes(10)
     hashes = [flipped(base[i % 10], int(rng.integers(0, 14)), rng) for i in range(80)]
-    close = {(i, j) for j in range(80) for i in range(j) if apart(hashes[i], hashes[j]) <= 15}
-    far = {(i, j) for j in range(80) for i in range(j) if apart(hashes[i], hashes[j]) > MAX_BITS}
+    close = {(i, j) for j in range(80) for i in range(j) if distance(hashes[i], hashes[j]) <= 15}
+    far = {(i, j) for j in range(80) for i in range(j) if distance(hashes[i], hashes[j]) > MAX_BITS}
     found = {tuple(pair) for pair in near_pairs(hashes).tolist()}
     assert close <= found and not far & found
 
 
-def test_a_hundred_thousand_equal_hashes_take_no_time_squared():
+def test_equal_hashes_take_linear_time():
     pairs = near_pairs([bytes(32)] * 100_000)
     assert len(pairs) == 99_999, "a chain, not every pair"
     assert (component_ids(100_000, pairs) == 0).all()
@@ -119,15 +119,15 @@ def test_too_few_hashes_have_no_pairs(hashes):
     assert near_pairs(hashes).shape == (0, 2)
 
 
-def test_same_content_or_looks_over_several_steps_is_one():
+def test_duplicates_are_linked_over_several_steps():
     hashes, rng = random_hashes(3)
     near = flipped(hashes[0], 5, rng)
     digests = ["a", "b", "c", "b", "d"]
-    looks = [hashes[0], near, hashes[1], b"", hashes[2]]
-    assert find_duplicates(digests, looks).tolist() == [0, 0, 1, 0, 2]
+    perceptual = [hashes[0], near, hashes[1], b"", hashes[2]]
+    assert find_duplicates(digests, perceptual).tolist() == [0, 0, 1, 0, 2]
 
 
-def test_nothing_is_the_same_as_nothing():
+def test_no_images_have_no_ids():
     assert find_duplicates([], []).tolist() == []
     assert component_ids(0, np.zeros((0, 2), "int64")).tolist() == []
     assert component_ids(3, np.zeros((0, 2), "int64")).tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""The split as a file: it comes back as it was, fits its data or is refused, and is never half written."""
+"""Split files: they restore the split, raise an error for other data, and are never half written."""
 
 import logging
 import os
@@ -67,13 +67,13 @@ def contents(splits):
     }
 
 
-def refusal(*args, **options) -> str:
+def error_of(*args, **options) -> str:
     with pytest.raises(InputError) as raised:
         apply_split(*args, **options)
     return str(raised.value)
 
 
-def test_a_split_comes_back(data, tmp_path):
+def test_a_written_split_is_restored(data, tmp_path):
     path = tmp_path / "split.csv"
     write_split(path, data, CLASSES)
     assert read_split(path) == ROWS
@@ -82,7 +82,7 @@ def test_a_split_comes_back(data, tmp_path):
         assert contents(apply_split(read_split(path), parts, CLASSES)) == contents(data)
 
 
-def test_what_the_file_looks_like(data, tmp_path):
+def test_the_lines_of_the_file(data, tmp_path):
     write_split(tmp_path / "split.csv", {"test": data["test"], "train": data["train"]}, CLASSES)
     lines = (tmp_path / "split.csv").read_text().splitlines()
     assert lines == [
@@ -94,7 +94,7 @@ def test_what_the_file_looks_like(data, tmp_path):
     ]
 
 
-def test_awkward_names_and_classes_come_back(tmp_path):
+def test_awkward_names_and_classes_are_restored(tmp_path):
     classes = sorted(AWKWARD)
     labels = np.random.default_rng(0).permutation(len(AWKWARD))
     splits = {"train": split_of(AWKWARD, labels)}
@@ -104,7 +104,7 @@ def test_awkward_names_and_classes_come_back(tmp_path):
     assert contents(apply_split(rows, splits, classes))["train"] == contents(splits)["train"]
 
 
-def test_any_name_comes_back(tmp_path):
+def test_any_name_is_restored(tmp_path):
     letters = [*" ,;\t\"'\r\nab#\\é\udce9\ufeff"]
     names = {"".join(random.Random(i).choices(letters, k=i % 5 + 1)) for i in range(2000)}
     names = sorted({normalize("NFC", name) for name in names})
@@ -112,7 +112,7 @@ def test_any_name_comes_back(tmp_path):
     assert [name for name, _, _ in read_split(tmp_path / "split.csv")] == names
 
 
-def test_groups_are_written_where_there_are_any(tmp_path):
+def test_groups_are_written_if_there_are_any(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "list.csv").write_text("path,label,group\na.png,x,p 1\nb.png,y,\nc.png,y,p 1\n")
     found = read_manifest(tmp_path / "list.csv")
@@ -123,7 +123,7 @@ def test_groups_are_written_where_there_are_any(tmp_path):
         "b.png,y,train,",
         "c.png,y,train,p 1",
     ]
-    again = read_manifest(tmp_path / "split.csv")  # beside the images it is a manifest
+    again = read_manifest(tmp_path / "split.csv")  # a split file is also a list of images
     assert contents(again.parts) == contents(found.parts)
     assert again.class_names == found.class_names
     applied = apply_split(read_split(tmp_path / "split.csv"), found.parts, found.class_names)
@@ -138,18 +138,18 @@ def test_the_order_of_the_data_does_not_matter(data):
     assert contents(apply_split(ROWS, shuffled, CLASSES)) == contents(apply_split(ROWS, data, CLASSES))
 
 
-def test_other_class_order_gives_the_labels_of_the_data(data):
+def test_labels_follow_the_class_order_of_the_data(data):
     turned = {name: split_of(part.names, 1 - part.labels) for name, part in data.items()}
     assert apply_split(ROWS, turned, CLASSES[::-1])["train"].labels.tolist() == [1, 0, 0]
 
 
-def test_the_order_of_rows_is_kept(data):
+def test_images_keep_the_order_of_rows(data):
     got = apply_split(ROWS[::-1], data, CLASSES)
     assert got["train"].names == ["c.png", "b.png", "a.png"]
     assert list(got["train"].images) == ["pixels of c.png", "pixels of b.png", "pixels of a.png"]
 
 
-def test_arrays_and_ways_to_resize_are_kept():
+def test_arrays_and_resizing_are_kept():
     pixels = np.arange(4 * 12, dtype="uint8").reshape(4, 2, 2, 3)
     parts = {
         "train": Split(pixels[:3], np.array([0, 1, 0]), ["0", "1", "2"], resize="pad"),
@@ -161,14 +161,14 @@ def test_arrays_and_ways_to_resize_are_kept():
     assert got["train"].resize == "pad" and len(got["val"]) == 0
 
 
-def test_only_one_part_has_groups(data):
+def test_images_without_a_group_get_their_own(data):
     data["val"] = split_of(["d.png"], [0], ["p1"])
     got = apply_split(ROWS, data, CLASSES)
     assert list(got["val"].groups) == ["p1"]
     assert len(set(got["train"].groups) | {"p1"}) == 4
 
 
-def test_either_form_of_accents_fits(data, tmp_path):
+def test_composed_and_decomposed_accents_match(data, tmp_path):
     composed, decomposed = (normalize(form, "é.png") for form in ("NFC", "NFD"))
     names = {"NFC": normalize("NFC", "Zoë"), "NFD": normalize("NFD", "Zoë")}
     for in_data, in_file in (("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")):
@@ -183,39 +183,41 @@ def test_either_form_of_accents_fits(data, tmp_path):
         apply_split(more, {"train": image}, [names[in_data]], skipped_names=[decomposed + "x"])
 
 
-def test_images_that_the_data_lack(data):
+def test_images_that_the_data_lack_raise_an_error(data):
     rows = [*ROWS, *((f"a{i}.png", "cat", "train") for i in range(7))]
     rows = [row for row in rows if row[0] != "a.png"]
-    assert refusal(rows, data, CLASSES) == (
+    assert error_of(rows, data, CLASSES) == (
         "Expected images of these data in the split file. Received 7 of 11 that are not in the data: 'a0.png', "
         "'a1.png', 'a2.png', 'a3.png', 'a4.png' and 2 more. Did you mean 'a.png'? Use the data that the split was "
         "made from."
     )
 
 
-def test_other_labels_than_the_data_have(data):
+def test_other_labels_raise_an_error(data):
     rows = [("a.png", "dog", "train"), *ROWS[1:4], ("e.png", "cat", "test")]
-    assert refusal(rows, data, CLASSES) == (
+    assert error_of(rows, data, CLASSES) == (
         "Expected the labels of the data in the split file. Received 2 of 5 that differ: 'a.png' is 'dog' in the "
         "file and 'cat' in the data; 'e.png' is 'cat' in the file and 'dog' in the data. Correct the file or the data."
     )
 
 
-def test_classes_that_the_data_lack(data):
+def test_classes_that_the_data_lack_raise_an_error(data):
     rows = [*ROWS[:4], ("e.png", "dogs", "test")]
-    assert refusal(rows, data, CLASSES) == ("Unknown class 'dogs'. Did you mean 'dog'? Check the split file.")
+    assert error_of(rows, data, CLASSES) == (
+        "Unknown class 'dogs'. Did you mean 'dog'? Check the split file."
+    )
 
 
-def test_unknown_splits(data, tmp_path):
+def test_unknown_splits_raise_an_error(data, tmp_path):
     assert (
-        refusal([("a.png", "cat", "trian")], data, CLASSES) == "Unknown split 'trian'. Did you mean 'train'?"
+        error_of([("a.png", "cat", "trian")], data, CLASSES) == "Unknown split 'trian'. Did you mean 'train'?"
     )
     with pytest.raises(InputError, match=r"Unknown split 'tets'\. Did you mean 'test'"):
         write_split(tmp_path / "split.csv", {"tets": data["test"]}, CLASSES)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_image_twice(data, tmp_path):
+def test_an_image_that_occurs_twice_raises_an_error(data, tmp_path):
     (tmp_path / "split.csv").write_text(
         "path,label,split\na.png,cat,train\nb.png,dog,train\na.png,cat,test\n"
     )
@@ -224,24 +226,24 @@ def test_a_image_twice(data, tmp_path):
     assert str(raised.value) == (
         "Expected every image once. Received 'a.png' twice: split.csv, line 2 and split.csv, line 4. Remove one."
     )
-    assert "'a.png' twice: row 1 of the split and row 6 of the split" in refusal(
+    assert "'a.png' twice: row 1 of the split and row 6 of the split" in error_of(
         [*ROWS, ROWS[0]], data, CLASSES
     )
     data["test"] = split_of(["a.png"], [0])
-    assert "'a.png' twice: image 1 of the data and image 5 of the data" in refusal(ROWS, data, CLASSES)
+    assert "'a.png' twice: image 1 of the data and image 5 of the data" in error_of(ROWS, data, CLASSES)
     with pytest.raises(InputError, match=r"'a\.png' twice: image 1 of the data and image 5"):
         write_split(tmp_path / "new.csv", data, CLASSES)
     assert not (tmp_path / "new.csv").exists()
 
 
-def test_nothing_to_train_on(data):
-    assert "none of these in train. Assign images to train." in refusal(ROWS[3:], data, CLASSES)
-    assert "Received: 1 row, 0 of them with a readable image" in refusal(
+def test_a_split_without_training_images_raises_an_error(data):
+    assert "none of these in train. Assign images to train." in error_of(ROWS[3:], data, CLASSES)
+    assert "Received: 1 row, 0 of them with a readable image" in error_of(
         [("x.png", "cat", "train")], data, CLASSES, skipped_names=["x.png"]
     )
 
 
-def test_what_is_left_out_is_told(data, caplog):
+def test_skipped_rows_and_images_are_logged(data, caplog):
     rows = [*ROWS[:3], ("bad.png", "dog", "test")]
     with caplog.at_level(logging.WARNING):
         got = apply_split(rows, data, CLASSES, skipped_names=["bad.png", "other.png"])
@@ -255,12 +257,12 @@ def test_what_is_left_out_is_told(data, caplog):
     assert not caplog.messages
 
 
-def test_a_skipped_name_that_is_in_the_data_counts_as_there(data):
-    """Of two splits one may have a broken image by the name of a good one."""
+def test_a_skipped_name_that_is_also_in_the_data_is_used(data):
+    """One split may have a broken image with the name of a good image in another split."""
     assert len(apply_split(ROWS, data, CLASSES, skipped_names=["a.png"])["train"]) == 3
 
 
-def test_a_file_without_splits(tmp_path):
+def test_a_file_without_splits_raises_an_error(tmp_path):
     (tmp_path / "split.csv").write_text("path,label\na.png,cat\n")
     with pytest.raises(InputError, match="expected a column 'split'"):
         read_split(tmp_path / "split.csv")
@@ -270,7 +272,7 @@ def test_a_file_without_splits(tmp_path):
 
 
 class Failing(list):
-    """Names that can be read once, and break off at the second time."""
+    """Names that raise an error when they are read for the second time."""
 
     times = 0
 
@@ -283,7 +285,7 @@ class Failing(list):
 
 
 @pytest.mark.parametrize("failing", ["names", "labels", "groups"])
-def test_a_failure_on_the_way_leaves_the_old_file(data, tmp_path, failing):
+def test_an_error_while_writing_keeps_the_old_file(data, tmp_path, failing):
     path = tmp_path / "split.csv"
     write_split(path, data, CLASSES)
     before = path.read_bytes()
@@ -297,7 +299,7 @@ def test_a_failure_on_the_way_leaves_the_old_file(data, tmp_path, failing):
     assert os.listdir(tmp_path) == ["split.csv"]
 
 
-def test_names_that_no_file_can_hold(data, tmp_path):
+def test_names_that_no_encoding_can_write_raise_an_error(data, tmp_path):
     data["test"] = split_of(["\ud800.png"], [0])
     with pytest.raises(InputError, match="Cannot write the split to"):
         write_split(tmp_path / "split.csv", data, CLASSES)
@@ -309,11 +311,11 @@ def test_an_older_file_is_replaced(data, tmp_path):
     path.write_text("x" * 100_000)
     with path.open() as reading:
         write_split(path, data, CLASSES)
-        assert reading.read() == "x" * 100_000  # who reads it meanwhile sees all of the old one
+        assert reading.read() == "x" * 100_000  # a reader still sees the whole old file
     assert read_split(path) == ROWS and os.listdir(tmp_path) == ["split.csv"]
 
 
-def test_where_nothing_can_be_written(data, tmp_path):
+def test_paths_that_cannot_be_written_raise_an_error(data, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for path, why in [
@@ -331,7 +333,7 @@ def test_where_nothing_can_be_written(data, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_read_only(data, tmp_path):
+def test_a_read_only_folder_keeps_the_old_file(data, tmp_path):
     write_split(tmp_path / "split.csv", data, CLASSES)
     before = (tmp_path / "split.csv").read_bytes()
     tmp_path.chmod(0o500)

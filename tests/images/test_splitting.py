@@ -1,4 +1,4 @@
-"""The split: seeded, stratified, disjoint, complete, and nothing that belongs together on both sides."""
+"""Splits are seeded, stratified, disjoint and complete, and never separate duplicates or groups."""
 
 import logging
 
@@ -8,21 +8,21 @@ import pytest
 from transfer.common.errors import InputError
 from transfer.images.splitting import Split, complete_splits, few_per_class, stratified_split
 
-SHARES = {"val": 0.1, "test": 0.2}
+FRACTIONS = {"val": 0.1, "test": 0.2}
 
 
 def numbers(digests) -> np.ndarray:
     return np.unique(list(digests), return_inverse=True)[1]
 
 
-def draw(labels, digests=None, names=None, *, shares=None, seed=0, groups=None):
+def draw(labels, digests=None, names=None, *, fractions=None, seed=0, groups=None):
     names = names or [f"{i:04}.png" for i in range(len(labels))]
     split = Split(names, np.array(labels), names, groups or ())
-    return stratified_split(split, numbers(digests or names), shares or SHARES, seed=seed)
+    return stratified_split(split, numbers(digests or names), fractions or FRACTIONS, seed=seed)
 
 
 def images(digests, labels) -> Split:
-    """A split whose images are their own digests."""
+    """A split in which each image is its own digest."""
     return Split(list(digests), np.array(labels), [f"{i:04}" for i in range(len(labels))])
 
 
@@ -33,14 +33,14 @@ def complete(parts, *, val=0.1, test=0.2, seed=0):
 
 
 def random_data(seed):
-    """Classes of all sizes, with copies within and across them."""
+    """Classes of all sizes, with duplicates within and across them."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 6, 300).tolist() + list(range(6)) + [6]
     return labels, [str(d) for d in rng.integers(0, 250, len(labels))]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_splits_are_disjoint_complete_and_keep_copies_together(seed):
+def test_splits_are_disjoint_and_complete_and_keep_duplicates_together(seed):
     labels, digests = random_data(seed)
     parts = draw(labels, digests, seed=seed)
     assert sorted(i for part in parts.values() for i in part) == list(range(len(labels)))
@@ -49,31 +49,31 @@ def test_splits_are_disjoint_complete_and_keep_copies_together(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_class_keeps_a_image_to_train_on(seed):
+def test_every_class_keeps_an_image_for_training(seed):
     labels, digests = random_data(seed)
-    parts = draw(labels, digests, shares={"val": 0.45, "test": 0.5}, seed=seed)
+    parts = draw(labels, digests, fractions={"val": 0.45, "test": 0.5}, seed=seed)
     assert {labels[i] for i in parts["train"]} == set(labels)
 
 
-def test_every_class_gives_the_same_share():
+def test_every_class_gives_the_same_fraction():
     labels = [0] * 100 + [1] * 50 + [2] * 10
     counts = {name: np.bincount(np.array(labels)[part]).tolist() for name, part in draw(labels).items()}
     assert counts == {"train": [70, 35, 7], "val": [10, 5, 1], "test": [20, 10, 2]}
 
 
-def test_the_same_seed_draws_the_same_and_another_another():
+def test_the_seed_decides_the_split():
     labels = [0, 1] * 50
     assert draw(labels, seed=3) == draw(labels, seed=3)
     assert draw(labels, seed=3)["test"] != draw(labels, seed=4)["test"]
 
 
-def test_classes_of_one_size_are_not_drawn_alike():
+def test_classes_of_one_size_draw_different_positions():
     parts = draw([0] * 50 + [1] * 50)
     first = [i for i in parts["test"] if i < 50]
     assert first != [i - 50 for i in parts["test"] if i >= 50]
 
 
-def test_the_order_given_does_not_matter():
+def test_the_order_of_the_images_does_not_matter():
     labels, digests = random_data(0)
     names = [f"{i:04}.png" for i in range(len(labels))]
     order = np.random.default_rng(1).permutation(len(labels))
@@ -83,38 +83,40 @@ def test_the_order_given_does_not_matter():
         assert {names[i] for i in part} == {names[order[i]] for i in other[name]}
 
 
-def test_copies_count_as_one_image():
-    """Ten copies of one image and ten different ones are eleven to draw from."""
+def test_duplicates_count_as_one_image():
+    """Ten copies of one image and ten different images are eleven images to draw from."""
     digests = ["same"] * 10 + [str(i) for i in range(10)]
     for seed in range(10):
-        parts = draw([0] * 20, digests, shares={"test": 0.2}, seed=seed)
+        parts = draw([0] * 20, digests, fractions={"test": 0.2}, seed=seed)
         assert len({digests[i] for i in parts["test"]}) == 2
 
 
-def test_copies_in_several_classes_are_only_trained_on(caplog):
+def test_duplicates_with_conflicting_labels_are_used_for_training_only(caplog):
     labels, digests = [0] * 10 + [1] * 10, [str(i) for i in range(10)] * 2
     digests[9], digests[19] = "nine", "nineteen"
     for seed in range(10):
         parts = draw(labels, digests, seed=seed)
-        assert parts["train"] == list(range(20)), "one image of its own per class, which trains"
+        assert parts["train"] == list(range(20)), (
+            "each class has one image without a conflict, which stays in train"
+        )
     assert "Using 18 images for training only: their labels conflict" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("size", "sizes"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (2, 1, 1)), (10, (7, 1, 2))]
 )
-def test_small_classes_train_first_then_test_then_validate(size, sizes):
+def test_small_classes_fill_train_first_then_test_then_val(size, sizes):
     parts = draw([0] * size + [1] * 30)
     assert tuple(sum(i < size for i in parts[name]) for name in ("train", "val", "test")) == sizes
 
 
 @pytest.mark.parametrize("test", [0.5, 0.85])
-def test_a_large_test_set_leaves_one_for_validation(test):
-    assert len(draw([0] * 3, shares={"val": 0.1, "test": test})["val"]) == 1
+def test_a_large_test_set_leaves_an_image_for_validation(test):
+    assert len(draw([0] * 3, fractions={"val": 0.1, "test": test})["val"]) == 1
 
 
-def test_no_share_draws_nothing():
-    parts = draw([0] * 10, shares={"val": 0.0, "test": 0.0})
+def test_a_fraction_of_zero_draws_nothing():
+    parts = draw([0] * 10, fractions={"val": 0.0, "test": 0.0})
     assert [len(part) for part in parts.values()] == [0, 0, 10]
 
 
@@ -125,14 +127,14 @@ def test_missing_splits_are_drawn_from_train():
         assert all(int(d) % 2 == label for d, label in zip(part.images, part.labels, strict=True))
 
 
-def test_a_lonely_val_becomes_the_test_set_and_another_is_drawn():
+def test_val_without_test_becomes_the_test_set_and_a_new_val_is_drawn():
     parts = {"train": images("abcdefghij" * 2, [0] * 20), "val": images("xyz", [0, 0, 0])}
     done = complete(parts)
     assert list(done["test"].images) == ["x", "y", "z"]
     assert len(done["val"]) and set(done["val"].images) <= set("abcdefghij")
 
 
-def test_given_splits_are_kept():
+def test_provided_splits_are_kept():
     parts = {name: images(name, [0] * len(name)) for name in ("train", "val", "test")}
     assert {name: list(part.images) for name, part in complete(parts).items()} == {
         "train": list("train"),
@@ -148,22 +150,22 @@ def test_clean_splits_raise_no_warning(caplog):
 
 
 @pytest.mark.parametrize("labels", [[0] * 4 + [1] * 4, [0] * 8], ids=["across classes", "within one"])
-def test_images_that_are_all_alike_are_refused(labels):
+def test_data_with_a_single_different_image_raise_an_error(labels):
     with pytest.raises(InputError, match=r"8 images .* 1 of them different. Add images"):
         complete({"train": images(["same"] * 8, labels)})
 
 
-def test_one_image_per_class_is_refused_unless_nothing_is_to_be_drawn():
+def test_one_image_per_class_raises_an_error_unless_nothing_is_drawn():
     single = {"train": images("ab", [0, 1])}
     with pytest.raises(InputError, match="at least 2 different images"):
         complete(single)
     assert len(complete(single, val=0, test=0)["train"]) == 2
     assert len(complete({**single, "test": images("xy", [0, 1])})["train"]) == 2, (
-        "one shot, measured elsewhere"
+        "one-shot training with a provided test set"
     )
 
 
-def test_classes_without_test_images_are_named(caplog):
+def test_classes_without_test_images_are_reported(caplog):
     digests = [*map(str, range(10)), *["same"] * 10, "single"]
     done = complete({"train": images(digests, [0] * 10 + [1] * 10 + [2])})
     assert set(done["test"].labels) == {0}
@@ -177,7 +179,7 @@ def test_taking_keeps_images_labels_and_names_together():
     assert arrays.images[0].tolist() == [[4, 5], [6, 7]] and arrays.names == ["b"]
 
 
-def test_picking_from_what_was_picked_reads_nothing_and_finds_the_right_ones():
+def test_taking_from_a_taken_split_reads_no_image_until_it_is_indexed():
     class Unread(list):
         def __getitem__(self, i):
             read.append(i)
@@ -202,20 +204,20 @@ def patients(seed, count=60):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_groups_stay_on_one_side_and_sizes_come_near(seed):
+def test_groups_stay_in_one_split_and_sizes_are_nearly_met(seed):
     labels, groups = patients(seed)
     parts = draw(labels, groups=groups, seed=seed)
     assert sorted(i for part in parts.values() for i in part) == list(range(len(labels)))
     seen = [{groups[i] for i in part} for part in parts.values()]
     assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
-    for name, share in SHARES.items():
-        assert abs(len(parts[name]) / len(labels) - share) < 0.05
+    for name, fraction in FRACTIONS.items():
+        assert abs(len(parts[name]) / len(labels) - fraction) < 0.05
         assert {labels[i] for i in parts[name]} == {0, 1, 2}
     assert {labels[i] for i in parts["train"]} == {0, 1, 2}
 
 
-def test_copies_join_groups_over_several_steps():
-    """a1 and b1 are copies, so that the images of a and b belong together, and c's through b2."""
+def test_duplicates_join_groups_over_several_steps():
+    """a1 and b1 are duplicates, and so are b2 and c1: groups a, b and c stay together."""
     names = ["a1", "a2", "b1", "b2", "c1", "c2"] + [f"x{i}" for i in range(20)]
     digests = ["1", "2", "1", "3", "3", "4", *names[6:]]
     groups = ["a", "a", "b", "b", "c", "c", *names[6:]]
@@ -224,13 +226,13 @@ def test_copies_join_groups_over_several_steps():
         assert len({name for name, part in parts.items() if set(part) & set(range(6))}) == 1
 
 
-def test_two_large_groups_are_one_for_each_side():
-    parts = draw([0] * 40, groups=["p"] * 25 + ["q"] * 15, shares={"test": 0.2})
-    assert parts["test"] == list(range(25, 40)), "the smaller one"
-    assert draw([0] * 40, groups=["p"] * 40, shares={"test": 0.2})["test"] == []
+def test_of_two_large_groups_the_smaller_one_is_the_test_set():
+    parts = draw([0] * 40, groups=["p"] * 25 + ["q"] * 15, fractions={"test": 0.2})
+    assert parts["test"] == list(range(25, 40)), "the smaller group"
+    assert draw([0] * 40, groups=["p"] * 40, fractions={"test": 0.2})["test"] == []
 
 
-def test_a_group_that_holds_all_of_a_class_stays_to_train():
+def test_a_group_with_all_images_of_a_class_stays_in_train():
     labels, groups = [0] * 30 + [1] * 3, [str(i % 10) for i in range(30)] + ["3"] * 3
     for seed in range(20):
         parts = draw(labels, groups=groups, seed=seed)
@@ -238,30 +240,30 @@ def test_a_group_that_holds_all_of_a_class_stays_to_train():
 
 
 @pytest.mark.parametrize("test", [7, 20, 61])
-def test_counts_are_met_exactly_and_by_class_sizes(test):
+def test_numbers_of_images_are_met_exactly_and_in_proportion_to_classes(test):
     labels = [0] * 100 + [1] * 50 + [2] * 10
-    parts = draw(labels, shares={"val": 5, "test": test})
+    parts = draw(labels, fractions={"val": 5, "test": test})
     assert (len(parts["val"]), len(parts["test"])) == (5, test)
     counts = np.bincount([labels[i] for i in parts["test"]], minlength=3)
     assert np.abs(counts - test * np.array([100, 50, 10]) / 160).max() <= 1
 
 
-def test_a_count_and_a_share_go_together():
-    parts = draw([0] * 100, shares={"val": 0.1, "test": 7})
+def test_a_fraction_and_a_number_can_be_combined():
+    parts = draw([0] * 100, fractions={"val": 0.1, "test": 7})
     assert (len(parts["val"]), len(parts["test"])) == (10, 7)
 
 
-def test_more_than_there_is_is_refused_with_the_most_that_can_be_had():
+def test_too_many_images_raise_an_error_with_the_largest_possible_number():
     with pytest.raises(InputError, match=r"at most 18 images for val and test.*val=9, test=10"):
-        draw([0, 1] * 10, shares={"val": 9, "test": 10})
-    assert len(draw([0, 1] * 10, shares={"val": 9, "test": 9})["train"]) == 2
+        draw([0, 1] * 10, fractions={"val": 9, "test": 10})
+    assert len(draw([0, 1] * 10, fractions={"val": 9, "test": 9})["train"]) == 2
 
 
 def test_few_per_class_are_different_nested_and_repeatable():
     labels = np.repeat([0, 1, 2], [50, 20, 4])
     names = [f"{i:03}" for i in range(74)]
     split, same = Split(names, labels, names), np.arange(74)
-    same[:50] //= 2  # pairs that show the same
+    same[:50] //= 2  # pairs of duplicates
     few = {n: few_per_class(split, same, n, seed=0).names for n in (1, 3, 10, 60)}
     assert [len(few[n]) for n in few] == [3, 9, 24, 49]
     assert set(few[1]) < set(few[3]) < set(few[10]) < set(few[60])

@@ -13,20 +13,20 @@ from transfer.images.decoding import RESIZES
 class DataConfig:
     """Options of a data set: its source, its splits, and the form of its images."""
 
-    # Images: a folder with a sub-folder per class, a CSV or Parquet list, tfds:NAME, or 'emoji', which is included.
+    # Images: a folder with a sub-folder per class, a CSV or Parquet list, tfds:NAME, or 'emoji' (included).
     data: str = "emoji"
-    # Folder of prepared tensorflow_datasets; by default the one that TFDS uses.
+    # Folder of prepared tensorflow_datasets; by default the folder that TFDS uses.
     data_dir: str | None = None
     # Splits of tfds:NAME in TFDS syntax: 'train[:1000]', or 'train=train[:1000],test=test'.
     tfds_split: str | None = None
-    # Size of the validation set, if the data have none: a fraction below 1 or a number of images.
+    # Validation set, if the data have none: a fraction below 1 or a number of images.
     val: int | float = 0.1
-    # Size of the test set, if the data have none: a fraction below 1 or a number of images. The accuracy is known to
-    # within 10 points with 100 images, and to within 3 points with 1000.
+    # Test set, if the data have none: a fraction below 1 or a number of images. 100 images measure the accuracy to
+    # within 10 points, 1000 to within 3.
     test: int | float = 0.2
-    # Number of different training images per class, for experiments with little data; by default all.
+    # Training images per class, all different, for experiments with little data; by default all.
     few_shot: int | None = None
-    # Keep near-duplicates (an image saved in two forms) in one split; exact duplicates always stay in one.
+    # Keep near-duplicates (one image saved in two forms) in one split, as exact duplicates always are.
     near_duplicates: bool = True
     # Split file (split.csv) of an earlier run, to use the same split again.
     split: str | None = None

@@ -213,7 +213,7 @@ def _problems(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
         text = f"{plural(len(conflicts), 'image')} {have} conflicting labels: used for training only. Please fix {fix}."
         yield "conflicting_labels", text, _equations(conflicts)
     if shared := report.shared:
-        text = f"Found {plural(len(shared), 'image')} {too_high} Remove duplicates, or provide unsplit data."
+        text = f"Found {plural(len(shared), 'image')} {too_high} Remove them from train, or provide unsplit data."
         yield "shared_images", text, _equations(shared)
     if report.shared_groups:
         text = f"Found {len(report.shared_groups)} of {plural(report.groups, 'group')} {too_high}"
