@@ -65,12 +65,12 @@ def passes(cache):
     return list(cache.folder.glob("pass-*"))
 
 
-# The same as without Beam
+# Equal to the local extraction
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_it_gives_what_the_local_pass_gives_to_the_last_bit(dtype, extractor, split, cache):
-    """Batches differ, but the engine runs as many images at a time, whatever they are."""
+def test_features_equal_those_of_the_local_extraction(dtype, extractor, split, cache):
+    """Batches differ, but the engine always runs the same number of images at a time."""
     found = on_beam(extractor, split, cache, dtype=dtype)
     expected = locally(extractor, split, other_cache(cache), dtype=dtype)
     assert found.computed == len(split) == len(found) and found.engine == "keras"
@@ -84,7 +84,7 @@ def test_it_gives_what_the_local_pass_gives_to_the_last_bit(dtype, extractor, sp
     ]
 
 
-def test_a_network_whose_outputs_are_several_maps_is_run_too(split, cache):
+def test_networks_with_several_outputs_are_supported(split, cache):
     tiny = make_tiny()
     both = keras.Model(tiny.inputs[0], [tiny.get_layer("block3_add").output, tiny.get_layer("pool").output])
     found, expected = on_beam(both, split, cache), locally(both, split, other_cache(cache))
@@ -94,7 +94,7 @@ def test_a_network_whose_outputs_are_several_maps_is_run_too(split, cache):
 
 
 @pytest.mark.parametrize("kind", ["grey arrays", "arrays", "encoded"])
-def test_images_that_are_no_files_travel_in_the_shards(kind, extractor, split, cache):
+def test_shards_hold_images_that_are_not_files(kind, extractor, split, cache):
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (24, 20, 28, 3), "uint8")
     labels = np.arange(24) % 2
@@ -115,19 +115,19 @@ def test_copies_are_computed_once(extractor, split, cache, monkeypatch):
     assert np.array_equal(found.load()[0], found.load()[2])
 
 
-# Nothing twice
+# Resumed passes
 
 
-def test_what_is_there_is_not_computed_again(extractor, split, cache, monkeypatch):
+def test_cached_features_are_not_computed_again(extractor, split, cache, monkeypatch):
     locally(extractor, split.take(range(0, len(split), 2)), cache)
     found = on_beam(extractor, split, cache)
     assert found.computed == len(split) // 2
-    monkeypatch.setattr(beam_extraction, "run_shards", None)  # it is not asked
+    monkeypatch.setattr(beam_extraction, "run_shards", None)  # must not be called
     again = on_beam(extractor, split, cache)
     assert (again.computed, again.engine) == (0, "") and np.array_equal(again.load(), found.load())
 
 
-def test_a_pass_that_died_goes_on_where_it_was(extractor, split, cache, monkeypatch):
+def test_an_interrupted_pass_is_resumed(extractor, split, cache, monkeypatch):
     class Killed(Exception):
         pass
 
@@ -150,8 +150,8 @@ def test_a_pass_that_died_goes_on_where_it_was(extractor, split, cache, monkeypa
     assert np.array_equal(found.load(), locally(extractor, split, other_cache(cache)).load())
 
 
-def test_a_shard_that_is_given_out_again_is_not_computed_again(extractor, split, cache):
-    """Clusters do so when they have lost sight of a worker."""
+def test_a_repeated_shard_is_not_computed_again(extractor, split, cache):
+    """Clusters repeat a shard after losing contact with a worker."""
     settings = settings_of(extractor, split, cache)
     with feature_shards.pass_folder(cache.folder) as folder:
         write_pass(folder, extractor, split)
@@ -178,10 +178,10 @@ def write_pass(folder, extractor, split):
     feature_shards.write_pass(folder, extractor, split, count=1)
 
 
-# What can go wrong
+# Errors
 
 
-def test_what_the_local_pass_refuses_is_refused(extractor, split, cache, tmp_path):
+def test_invalid_arguments_are_errors(extractor, split, cache, tmp_path):
     with pytest.raises(InputError, match="Received: an empty split"):
         on_beam(extractor, split.take([]), cache)
     with pytest.raises(InputError, match="shard_size of at least 1 image"):
@@ -193,14 +193,14 @@ def test_what_the_local_pass_refuses_is_refused(extractor, split, cache, tmp_pat
         on_beam(extractor, split, FeatureCache(tmp_path / "file" / "cache"))
 
 
-def test_a_cache_that_cannot_be_made_costs_the_keeping_alone(extractor, split, monkeypatch, tmp_path, caplog):
+def test_without_a_writable_cache_features_are_temporary(extractor, split, monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "file" / "cache"))
     found = on_beam(extractor, split.take(range(6)), None)
     assert found.computed == 6 and "not kept for the next run" in caplog.text
 
 
-def test_errors_of_workers_are_one_sentence(extractor, split, cache):
+def test_errors_of_workers_are_reported_in_one_sentence(extractor, split, cache):
     broken = surgery.clone(extractor)
     broken.get_layer("block3_bn").gamma.assign(np.full(16, np.nan, "float32"))
     with pytest.raises(InputError, match="returns NaN") as caught:
@@ -209,7 +209,7 @@ def test_errors_of_workers_are_one_sentence(extractor, split, cache):
     assert all(store.rows == 0 for store in cache.stores()) and not passes(cache)
 
 
-def test_a_image_that_is_gone_is_named_and_the_others_stay(extractor, tmp_path, cache):
+def test_a_missing_image_is_reported(extractor, tmp_path, cache):
     for i in range(12):
         write_image(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", (40 * i % 256, 90, 200), seed=i)
     split = load_data(tmp_path / "photos", val=0, test=0).train
@@ -219,14 +219,14 @@ def test_a_image_that_is_gone_is_named_and_the_others_stay(extractor, tmp_path, 
     assert os.path.basename(split.images[7]) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_network_that_cannot_be_loaded_safely_is_refused(split, cache):
+def test_networks_with_unsafe_layers_are_errors(split, cache):
     code = keras.layers.Lambda(lambda x: x / 255)
     model = keras.Sequential([keras.Input((*SIZE, 3)), code, keras.layers.GlobalAveragePooling2D()])
     with pytest.raises(InputError, match="cannot be loaded"):
         on_beam(model, split, cache)
 
 
-def test_a_network_that_cannot_be_saved_is_refused_and_leaves_nothing(split, cache):
+def test_a_network_that_cannot_be_saved_is_an_error_without_leftovers(split, cache):
     class Stubborn(keras.layers.Layer):
         def get_config(self):
             if (folder := cache.folder).is_dir() and passes(cache):
@@ -242,7 +242,7 @@ def test_a_network_that_cannot_be_saved_is_refused_and_leaves_nothing(split, cac
     assert all(store.rows == 0 for store in cache.stores()) and not passes(cache)
 
 
-def test_a_worker_that_would_give_other_numbers_is_refused(extractor, split, cache):
+def test_a_worker_with_another_engine_is_an_error(extractor, split, cache):
     settings = settings_of(extractor, split, cache, store="another.features")
     with feature_shards.pass_folder(cache.folder) as folder:
         write_pass(folder, extractor, split)
@@ -250,7 +250,7 @@ def test_a_worker_that_would_give_other_numbers_is_refused(extractor, split, cac
             Worker(folder, settings)
 
 
-def test_a_disk_that_workers_do_not_see_is_noticed(extractor, split, cache, monkeypatch, tmp_path):
+def test_a_folder_that_workers_do_not_see_is_an_error(extractor, split, cache, monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"does not see .*TRANSFER_CACHE"):
         feature_shards.run_shard(0, tmp_path / "elsewhere", settings_of(extractor, split, cache))
     monkeypatch.setattr(beam_extraction, "run_shards", lambda *arguments: None)
@@ -258,7 +258,7 @@ def test_a_disk_that_workers_do_not_see_is_noticed(extractor, split, cache, monk
         on_beam(extractor, split, cache)
 
 
-def test_what_killed_passes_left_is_removed_later(cache):
+def test_old_folders_of_killed_passes_are_deleted(cache):
     old, new = cache.folder / "pass-old", cache.folder / "pass-new"
     for folder in (old, new):
         folder.mkdir(parents=True)
@@ -269,7 +269,7 @@ def test_what_killed_passes_left_is_removed_later(cache):
     assert passes(cache) == [new]
 
 
-def test_without_beam_it_is_said_how_to_install_it(extractor, split, cache, monkeypatch, capsys):
+def test_missing_beam_is_an_error_with_the_install_command(extractor, split, cache, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(InputError, match=r'pip install "transfer\[beam\]"'):
         on_beam(extractor, split, cache)
@@ -280,8 +280,8 @@ def test_without_beam_it_is_said_how_to_install_it(extractor, split, cache, monk
 # Shards and workers
 
 
-def test_what_beam_is_told_is_small(extractor, split, cache, monkeypatch):
-    """Numbers of shards; and in the file of a shard, paths and not images."""
+def test_shards_hold_paths_and_beam_gets_their_numbers(extractor, split, cache, monkeypatch):
+    """Beam gets only numbers; the file of a shard holds paths and no images."""
     monkeypatch.setattr(
         feature_shards, "run_shard", lambda number, folder, settings: (folder / f"{number}.told").touch()
     )
@@ -311,12 +311,12 @@ def test_a_shard_is_a_sample_of_all_images(extractor, colors, cache):
             assert of_class == {"blue", "green", "red"}
 
 
-def test_there_are_as_many_shards_for_each_worker():
+def test_the_number_of_shards_is_a_multiple_of_the_workers():
     assert [beam_extraction._count_shards(n, 10, 2) for n in (1, 10, 11, 21, 40, 41)] == [1, 2, 2, 4, 4, 6]
     assert beam_extraction._count_shards(41, 10, 1) == 5
 
 
-def test_flags_are_beams_own_and_typos_are_not():
+def test_flags_of_beam_are_read_and_unknown_flags_are_errors():
     options = beam_extraction.read_options(TWO_PROCESSES)
     assert beam_extraction.count_workers(options) == 2
     assert beam_extraction.threads_per_worker(options) == max(1, os.cpu_count() // 2)
@@ -331,14 +331,14 @@ def test_flags_are_beams_own_and_typos_are_not():
     )
 
 
-def test_messages_are_found_in_whatever_wraps_them():
+def test_messages_are_extracted_from_wrapped_errors():
     assert feature_shards.problem_in(InputError("So.")) == "So."
     text = "{{node}} InputError: Cannot read a.png: it is broken.\nTraceback (most recent call last):\n  File"
     assert feature_shards.problem_in(RuntimeError(text)) == "Cannot read a.png: it is broken."
     assert feature_shards.problem_in(RuntimeError("out of memory")) is None
 
 
-def test_the_rate_is_that_of_all_workers_without_their_start():
+def test_the_speed_excludes_the_start_of_the_workers():
     reports = [
         ShardReport("a", 10, first=5, last=9, first_batch=2, setup=5),
         ShardReport("a", 12, first=9.5, last=10, first_batch=2, setup=5),
@@ -350,7 +350,7 @@ def test_the_rate_is_that_of_all_workers_without_their_start():
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same(extractor, split, cache, monkeypatch):
+def test_two_processes_compute_the_same_features(extractor, split, cache, monkeypatch):
     seen, read = [], feature_shards.read_reports
     monkeypatch.setattr(feature_shards, "read_reports", lambda folder: seen.extend(read(folder)) or seen)
     found = on_beam(extractor, split, cache, options=TWO_PROCESSES)
@@ -363,7 +363,7 @@ def test_two_processes_give_the_same(extractor, split, cache, monkeypatch):
 
 
 @pytest.mark.slow
-def test_errors_of_other_processes_are_one_sentence_too(extractor, split, cache, capfd):
+def test_errors_of_other_processes_are_reported_in_one_sentence(extractor, split, cache, capfd):
     broken = surgery.clone(extractor)
     broken.get_layer("block3_bn").gamma.assign(np.full(16, np.nan, "float32"))
     with pytest.raises(InputError, match="returns NaN"):
@@ -375,7 +375,7 @@ def test_errors_of_other_processes_are_one_sentence_too(extractor, split, cache,
 # The command
 
 
-def test_training_finds_what_the_command_computed(color_folder, monkeypatch, tmp_path, capsys):
+def test_training_reads_the_features_that_the_command_computed(color_folder, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "mine"))
     make_tiny().save(tmp_path / "tiny.keras")
     network = ["--model", str(tmp_path / "tiny.keras"), "--preprocessing", "tf"]
@@ -405,7 +405,7 @@ def test_training_finds_what_the_command_computed(color_folder, monkeypatch, tmp
         (["--direct_num_wrokers=2"], "Unknown flag: --direct_num_wrokers"),
     ],
 )
-def test_mistakes_are_one_message(arguments, expected, capsys):
+def test_invalid_command_lines_are_reported_in_one_message(arguments, expected, capsys):
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert expected in said and "Traceback" not in said

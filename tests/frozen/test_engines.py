@@ -1,4 +1,4 @@
-"""Engines: equal to plain Keras, and where they are not, noticed."""
+"""Engines equal plain Keras, and differences are noticed."""
 
 import importlib.util
 import logging
@@ -37,12 +37,12 @@ WAYS = [
 
 @pytest.fixture
 def raw_tiny():
-    """A network that eats raw images."""
+    """A network that takes raw images."""
     return surgery.clone(make_tiny(), preprocess=keras.layers.Rescaling(1 / 127.5, offset=-1))
 
 
 def mixed(size=32, *, normalization=False):
-    """BatchNorm, depthwise convolutions, relu6, dropout, preprocessing inside; ends in a map."""
+    """A network with BatchNorm, depthwise convolutions, relu6, dropout, and preprocessing that returns feature maps."""
     keras.utils.set_random_seed(1)
     layers = keras.layers
     x = image = keras.Input((size, size, 3))
@@ -63,7 +63,7 @@ def mixed(size=32, *, normalization=False):
 
 
 def assert_equal(model, name, images, *, tolerance=None):
-    """An engine, which has none to give way to, gives what Keras gives."""
+    """A single engine without a fallback returns the same as Keras."""
     result = Engine(model, [name], 32)(images)
     assert result.dtype == np.float32
     expected = infer(model, images.astype("float32"))
@@ -95,7 +95,7 @@ def test_families_equal_keras(builder, name):
     )
     model = surgery.clone(base, preprocess=preprocessing_of(base))
     calibrate(model, raw_images(32, 64))
-    # Random weights, and noise for images, round worse in bfloat16 than what networks are made for.
+    # Random weights and noise images have larger rounding errors in bfloat16 than real ones.
     assert_equal(model, name, raw_images(9, 64), tolerance=0.3 if name.endswith("bfloat16") else 1e-3)
 
 
@@ -107,7 +107,7 @@ def test_real_weights_equal_keras(name):
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_bytes_short_batches_and_single_images(name, raw_tiny):
+def test_uint8_short_batches_and_single_images(name, raw_tiny):
     images = raw_images(7).round().astype("uint8")
     engine = Engine(raw_tiny, [name], 7)
     whole = engine(images)
@@ -119,7 +119,7 @@ def test_bytes_short_batches_and_single_images(name, raw_tiny):
         np.testing.assert_allclose(part, whole[:count], rtol=1e-3, atol=1e-5)
 
 
-def test_nothing_is_traced_again_for_a_short_batch(raw_tiny, monkeypatch):
+def test_a_short_batch_is_not_traced_again(raw_tiny, monkeypatch):
     made = []
     original = engines._constant_function
     monkeypatch.setattr(engines, "_constant_function", lambda *a: made.append(a[1]) or original(*a))
@@ -138,14 +138,14 @@ def test_the_network_is_left_as_it_was(raw_tiny):
 
 @pytest.mark.parametrize("name", WAYS)
 def test_always_inference_mode(name):
-    """A model whose layers would do something else in training gives the same twice."""
+    """A model whose layers act differently in training returns the same twice."""
     model, images = mixed(), raw_images(4)
     engine = Engine(model, [name], 4)
     np.testing.assert_array_equal(engine(images), engine(images))
 
 
 @pytest.mark.parametrize("name", WAYS[1:])
-def test_a_wrong_result_is_noticed_and_another_engine_takes_over(name, raw_tiny, monkeypatch, caplog):
+def test_a_wrong_engine_is_replaced_by_the_next(name, raw_tiny, monkeypatch, caplog):
     original = engines._make
 
     def wrong(way, *rest):
@@ -166,7 +166,7 @@ def test_a_wrong_result_is_noticed_and_another_engine_takes_over(name, raw_tiny,
 
 @needs_openvino
 def test_bfloat16_keeps_large_maps_in_float32():
-    """The first layers make most of the error; a network is cut where its maps are small, as every path runs."""
+    """The first layers cause most of the error; a network is cut where its maps are small."""
     base = transfer.load_backbone("EfficientNetLite0", image_size=64)
     model = surgery.feature_extractor_of(surgery.clone(base, preprocess=preprocessing_of(base)))
     assert engines._small_maps(model) is model.get_layer("block3a_project_bn").output
@@ -188,7 +188,7 @@ def test_small_maps_are_never_inside_a_skip_connection_or_before_an_activation(t
 
 
 @needs_openvino
-def test_bfloat16_gives_way_to_float32_before_keras(raw_tiny, monkeypatch, caplog):
+def test_float32_replaces_a_wrong_bfloat16_engine(raw_tiny, monkeypatch, caplog):
     monkeypatch.setitem(engines.TOLERANCE, "bfloat16", 1e-6)
     engine = Engine(raw_tiny, ["openvino bfloat16", "openvino float32", "keras", "keras predict"], 8)
     engine(raw_images(5))
@@ -213,7 +213,7 @@ def test_infinity_in_a_later_batch_is_noticed(raw_tiny, monkeypatch, caplog):
     assert engine.name == "keras"
 
 
-def test_a_failing_compiler_is_named_in_one_line(raw_tiny, monkeypatch, caplog):
+def test_a_failing_compiler_is_reported_in_one_line(raw_tiny, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("no such\n   operation")
 
@@ -278,7 +278,7 @@ def test_names_in_order():
     assert names("openvino", plain=True) == ["openvino bfloat16", "openvino float32", "keras predict"]
 
 
-def test_bfloat16_that_cannot_be_is_said(caplog):
+def test_unavailable_bfloat16_is_reported(caplog):
     assert (
         engine_names("auto", "bfloat16", installed=True, has_bfloat16=False, plain=False)[0]
         == "openvino float32"
@@ -319,7 +319,7 @@ def test_wrong_images(images, raw_tiny):
         make_engine(raw_tiny, engine="keras", batch_size=8)(images)
 
 
-def test_a_network_of_any_size_takes_that_of_the_first_batch():
+def test_a_network_of_any_size_keeps_the_size_of_the_first_batch():
     image = keras.Input((None, None, 3))
     model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image)))
     engine = make_engine(model, engine="keras")
@@ -342,7 +342,7 @@ def run_python(code, **environment):
 def _clean_environment():
     import os
 
-    hidden = {"CI", "TF_BUILD", "JENKINS_URL"}  # where these are set, OpenVINO sends nothing anyway
+    hidden = {"CI", "TF_BUILD", "JENKINS_URL"}  # OpenVINO sends nothing if one of these is set
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
@@ -373,8 +373,8 @@ except InputError as error:
 
 
 @needs_openvino
-def test_nothing_is_sent(tmp_path):
-    """Neither at the import nor at the compilation: no socket, no thread of telemetry, no file about the user."""
+def test_no_telemetry_is_sent(tmp_path):
+    """Import and compilation open no socket, start no telemetry thread, and write no file about the user."""
     code = """
 import socket, sys, threading
 def refuse(*args, **kwargs):
@@ -403,7 +403,7 @@ def test_relative_error():
     assert relative_error(np.ones(2), np.zeros(2)) == np.inf
 
 
-def test_a_network_that_gives_early_layers_too_does_not_start_in_bfloat16(tiny, monkeypatch):
+def test_networks_with_early_outputs_do_not_use_bfloat16_automatically(tiny, monkeypatch):
     monkeypatch.setattr(engines, "import_openvino", lambda: object())
     monkeypatch.setattr(engines, "has_bfloat16", lambda: True)
     both = keras.Model(tiny.inputs[0], [tiny.get_layer("block1_add").output, tiny.get_layer("pool").output])

@@ -1,4 +1,4 @@
-"""Features: computed once, found again by content, never wrong."""
+"""Features are computed once, found again by content, and never wrong."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def by_keras(extractor, split, size=SIZE):
 
 
 def assert_near(found, expected):
-    """As near as bfloat16 brings it; images differ by far more."""
+    """Equal within the error of bfloat16, which is far smaller than the difference between images."""
     assert np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
     assert np.ptp(expected, axis=0).max() > 0.2 * np.abs(expected).max()
 
@@ -56,7 +56,7 @@ def run(extractor, split, cache, **options):
 
 
 @pytest.mark.parametrize("engine", ["auto", "keras"])
-def test_features_are_the_networks_own_in_the_splits_order(engine, extractor, split, cache):
+def test_features_equal_the_networks_outputs_in_the_order_of_the_split(engine, extractor, split, cache):
     expected = by_keras(extractor, split)
     found = run(extractor, split, cache, engine=engine, precision="float32")
     assert found.shape == expected.shape and found.computed == len(split) and found.engine
@@ -65,7 +65,7 @@ def test_features_are_the_networks_own_in_the_splits_order(engine, extractor, sp
     assert np.array_equal(found.take(order), found.load()[order])
 
 
-def test_what_was_computed_is_read_the_second_time(extractor, split, cache):
+def test_features_are_read_the_second_time(extractor, split, cache):
     first = run(extractor, split, cache)
     again = run(extractor, split, cache)
     assert (first.computed, again.computed, again.engine) == (len(split), 0, "")
@@ -74,7 +74,7 @@ def test_what_was_computed_is_read_the_second_time(extractor, split, cache):
     assert backwards.computed == 0 and np.array_equal(backwards.load(), first.load()[::-1])
 
 
-def test_another_split_or_seed_computes_what_is_new_alone(extractor, color_folder, cache):
+def test_another_seed_computes_only_new_images(extractor, color_folder, cache):
     one, other = (load_data(color_folder, seed=seed).train for seed in (0, 1))
     run(extractor, one, cache)
     new = len(set(other.names) - set(one.names))
@@ -107,7 +107,7 @@ def test_known_features_that_do_not_fit_are_ignored(change, extractor, colors, c
     assert run(extractor, split, cache, known=known).computed == len(split)
 
 
-def test_a_changed_image_alone_is_computed_anew(extractor, tmp_path, cache):
+def test_only_a_changed_image_is_computed_again(extractor, tmp_path, cache):
     for i in range(12):
         write_image(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", (40 * i % 256, 90, 200), seed=i)
     before = load_data(tmp_path / "photos", val=0, test=0).train
@@ -126,7 +126,7 @@ def test_copies_are_computed_once(extractor, split, cache):
     assert np.array_equal(found.load()[0], found.load()[2])
 
 
-def test_images_that_nobody_looked_at_are_told_by_their_content(extractor, split, cache):
+def test_unchecked_images_are_identified_by_their_content(extractor, split, cache):
     run(extractor, split, cache)
     assert run(extractor, dataclasses.replace(split, digests=()), cache).computed == 0
 
@@ -139,7 +139,7 @@ def changed_weight(extractor):
 
 
 @pytest.mark.parametrize("change", ["weights", "size", "resize", "precision", "dtype", "preprocessing"])
-def test_whatever_changes_the_features_computes_them_anew(change, extractor, split, cache):
+def test_any_change_of_the_features_computes_them_again(change, extractor, split, cache):
     run(extractor, split, cache, precision="float32")
     options = {"image_size": SIZE, "cache": cache, "precision": "float32"}
     if change == "size":
@@ -163,7 +163,7 @@ def test_whatever_changes_the_features_computes_them_anew(change, extractor, spl
     assert extract(extractor, split, **options).computed == len(split)
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(extractor, split, cache, monkeypatch):
+def test_an_interrupted_extraction_is_resumed(extractor, split, cache, monkeypatch):
     monkeypatch.setattr(extraction, "CHUNK_BYTES", 1)  # a file for each batch
     make = extraction.make_engine
 
@@ -193,7 +193,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(extractor, split, cache, mon
     assert_near(found.load(), by_keras(extractor, split))
 
 
-def test_damage_on_disk_is_noticed_and_mended(extractor, split, cache, caplog):
+def test_damaged_features_are_computed_again(extractor, split, cache, caplog):
     before = run(extractor, split, cache).load()
     largest = max((f for f in cache.folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -204,7 +204,7 @@ def test_damage_on_disk_is_noticed_and_mended(extractor, split, cache, caplog):
     assert largest.name in caplog.text
 
 
-def test_a_network_that_gives_nan_is_refused_and_nothing_kept(extractor, split, cache):
+def test_nan_is_an_error_and_nothing_is_stored(extractor, split, cache):
     broken = surgery.clone(extractor)
     broken.get_layer("block3_bn").gamma.assign(np.full(16, np.nan, "float32"))
     with pytest.raises(InputError, match="NaN"):
@@ -212,13 +212,13 @@ def test_a_network_that_gives_nan_is_refused_and_nothing_kept(extractor, split, 
     assert all(store.rows == 0 for store in cache.stores())
 
 
-def test_one_image_is_enough_and_none_is_refused(extractor, split, cache):
+def test_one_image_suffices_and_none_is_an_error(extractor, split, cache):
     assert run(extractor, split.take([3]), cache).shape == (1, 16)
     with pytest.raises(InputError, match="Received: an empty split"):
         run(extractor, split.take([]), cache)
 
 
-def test_the_cache_is_listed_and_cleared_by_command(extractor, split, monkeypatch, tmp_path, capsys):
+def test_the_command_lists_and_clears_the_cache(extractor, split, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "mine"))
     run(extractor, split, None)
     assert main(["--list"]) == 0
@@ -231,7 +231,7 @@ def test_the_cache_is_listed_and_cleared_by_command(extractor, split, monkeypatc
     assert run(extractor, split, None).computed == len(split)
 
 
-def test_a_cache_that_cannot_be_made_costs_the_keeping_alone(extractor, split, monkeypatch, tmp_path, caplog):
+def test_without_a_writable_cache_features_are_temporary(extractor, split, monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "file" / "cache"))
     assert_near(run(extractor, split, None).load(), by_keras(extractor, split))
@@ -240,7 +240,7 @@ def test_a_cache_that_cannot_be_made_costs_the_keeping_alone(extractor, split, m
         run(extractor, split, FeatureCache())
 
 
-def test_the_trunk_is_given_only_where_the_head_alone_trains(tiny):
+def test_there_is_a_frozen_extractor_only_if_only_the_head_trains(tiny):
     model = small_similar(tiny, 3, preprocessing="tf")
     assert graphs.fingerprint(frozen_feature_extractor(model)) == graphs.fingerprint(
         surgery.feature_extractor_of(model)
@@ -249,10 +249,10 @@ def test_the_trunk_is_given_only_where_the_head_alone_trains(tiny):
     assert frozen_feature_extractor(model) is None
 
 
-# Training and evaluation on them
+# Training and evaluation on features
 
 
-def test_a_second_fit_computes_nothing_and_gives_the_same(color_folder, cache):
+def test_a_second_fit_reads_all_features_and_gives_the_same_result(color_folder, cache):
     data = load_data(color_folder)
     models = [small_similar(make_tiny(), 3, preprocessing="tf") for _ in range(2)]
     first, second = (fit(model, data, cache=cache, verbose=0) for model in models)
@@ -262,7 +262,7 @@ def test_a_second_fit_computes_nothing_and_gives_the_same(color_folder, cache):
 
 
 @pytest.mark.parametrize("solver", ["exact", "sgd"])
-def test_both_solvers_learn_and_say_what_happened(solver, color_folder, cache):
+def test_both_solvers_learn_and_log(solver, color_folder, cache):
     data = load_data(color_folder)
     model = small_similar(make_tiny(), 3, preprocessing="tf")
     done = fit(model, data, solver=solver, cache=cache, verbose=0)
@@ -272,13 +272,13 @@ def test_both_solvers_learn_and_say_what_happened(solver, color_folder, cache):
     assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(done.rows[-1])
 
 
-def test_epochs_ask_for_epochs(color_folder, cache):
+def test_options_of_epochs_select_sgd(color_folder, cache):
     done = fit(small_similar(make_tiny(), 3, preprocessing="tf"), load_data(color_folder), epochs=2, cache=cache,
                verbose=0)  # fmt: skip
     assert [row["epoch"] for row in done.rows] == [1, 2]
 
 
-def test_evaluation_on_kept_features_is_that_of_the_model(color_folder, cache):
+def test_evaluation_on_stored_features_equals_that_of_the_model(color_folder, cache):
     data = load_data(color_folder)
     model = small_similar(make_tiny(), 3, preprocessing="tf")
     fit(model, data, cache=cache, verbose=0)
@@ -289,12 +289,12 @@ def test_evaluation_on_kept_features_is_that_of_the_model(color_folder, cache):
     assert (found.predictions == expected.argmax(axis=1)).mean() > 0.9
 
 
-def test_unknown_solvers_are_named(color_folder):
+def test_unknown_solvers_are_errors(color_folder):
     with pytest.raises(InputError, match=r"Unknown solver 'exakt'\. Did you mean 'exact'"):
         fit(small_similar(make_tiny(), 3, preprocessing="tf"), load_data(color_folder), solver="exakt")
 
 
-def test_nothing_is_said_above_info(extractor, split, cache, caplog):
+def test_nothing_is_logged_above_info(extractor, split, cache, caplog):
     run(extractor, split, cache)
     assert not [r for r in caplog.records if r.name.startswith("transfer") and r.levelno > logging.INFO]
     json.dumps([store.about for store in cache.stores()])
@@ -304,7 +304,7 @@ def test_nothing_is_said_above_info(extractor, split, cache, caplog):
 
 
 @pytest.mark.parametrize("engine", ["auto", "keras"])
-def test_several_outputs_come_side_by_side_and_apart_again(engine, split, cache):
+def test_several_outputs_are_joined_and_split_again(engine, split, cache):
     tiny = make_tiny()
     maps, vector = tiny.get_layer("block2_add").output, tiny.get_layer("pool").output
     both = keras.Model(tiny.inputs[0], [maps, vector])
@@ -318,7 +318,7 @@ def test_several_outputs_come_side_by_side_and_apart_again(engine, split, cache)
     assert run(both, split, cache, engine=engine, precision="float32").computed == 0
 
 
-def test_an_output_that_is_wrong_is_noticed_beside_a_large_one_that_is_right(tiny):
+def test_a_wrong_small_output_is_noticed_beside_a_correct_large_one(tiny):
     maps = tiny.get_layer("block2_add").output
     large = keras.layers.Rescaling(1e6)(maps)
     engine = engines.make_engine(
@@ -343,7 +343,7 @@ def test_an_engine_serves_several_splits(extractor, color_folder, cache):
     assert_near(second.load(), by_keras(extractor, data.val))
 
 
-def test_views_are_the_image_and_changes_of_it(extractor, split, cache):
+def test_views_are_the_image_and_augmented_views(extractor, split, cache):
     alone = run(extractor, split, cache)
     found = run(extractor, split, cache, views=3, augment="light", flip=False)
     assert found.shape == (3 * len(split), *alone.shape[1:]) and found.computed == 2 * len(split)

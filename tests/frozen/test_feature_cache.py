@@ -1,4 +1,4 @@
-"""Features on disk come back as they were, or not at all; whatever happens, the rest stays."""
+"""Features on disk are read back unchanged or not at all, and damage affects no other features."""
 
 import gc
 import json
@@ -31,7 +31,7 @@ def digests_of(numbers):
 
 
 def rows_of(numbers, shape=(3,), dtype="float16"):
-    """What the network gave for each image: noise from its number."""
+    """Return made-up features for each image: noise with its number as the seed."""
     made = [np.random.default_rng([number]).normal(size=shape) for number in numbers]
     return np.array(made, dtype).reshape(-1, *shape)
 
@@ -49,14 +49,14 @@ def files_of(store):
 
 
 def check(store, numbers):
-    """All of these images are there, with their own rows."""
+    """Check that the store has all of these images, with their own rows."""
     ids = store.find(digests_of(numbers))
     assert (ids >= 0).all()
     assert np.array_equal(store.take(ids), rows_of(numbers, store.shape, store.dtype))
 
 
 def run(code, *arguments, **options):
-    """Start Python with this file's helpers at hand."""
+    """Start Python with the helpers of this file."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_feature_cache import *\n"
         + code
@@ -86,7 +86,7 @@ def test_rows_come_back_in_any_order_from_any_files(shape, dtype, tmp_path):
     for each in (store, open_store(tmp_path, shape=shape, dtype=dtype)):
         assert len(each) == 100 and np.array_equal(each.find(digests_of(range(100))), ids)
         for _ in range(20):
-            wanted = rng.integers(0, 100, rng.integers(0, 150))  # some several times
+            wanted = rng.integers(0, 100, rng.integers(0, 150))  # some of them repeated
             found = each.find(digests_of(wanted))
             assert np.array_equal(found, ids[wanted])
             taken = each.take(found)
@@ -94,7 +94,7 @@ def test_rows_come_back_in_any_order_from_any_files(shape, dtype, tmp_path):
             assert np.array_equal(taken, rows[wanted])
 
 
-def test_what_is_not_there_is_minus_one(tmp_path):
+def test_unknown_images_have_row_minus_one(tmp_path):
     store = open_store(tmp_path)
     assert store.find(digests_of(range(3))).tolist() == [-1, -1, -1] and len(store) == 0
     fill(store, [5, 6])
@@ -103,7 +103,7 @@ def test_what_is_not_there_is_minus_one(tmp_path):
     assert found.dtype == np.int64
 
 
-def test_nothing_is_appended_found_and_taken(tmp_path):
+def test_empty_input_is_valid(tmp_path):
     store = open_store(tmp_path, shape=(2, 2, 3))
     assert store.append([], np.zeros((0, 2, 2, 3))).shape == (0,)
     assert not files_of(store)
@@ -111,14 +111,14 @@ def test_nothing_is_appended_found_and_taken(tmp_path):
 
 
 @pytest.mark.parametrize("ids", [[0, -1], [2], [10**12]])
-def test_ids_that_are_none_are_errors(ids, tmp_path):
+def test_invalid_rows_are_errors(ids, tmp_path):
     store = open_store(tmp_path)
     fill(store, [0, 1])
     with pytest.raises(IndexError):
         store.take(ids)
 
 
-def test_the_same_image_twice_does_no_harm(tmp_path):
+def test_the_same_image_may_be_appended_twice(tmp_path):
     store = open_store(tmp_path)
     fill(store, [1, 2, 1])
     fill(store, [2, 3])
@@ -126,7 +126,7 @@ def test_the_same_image_twice_does_no_harm(tmp_path):
         check(each, [3, 2, 1, 1, 2])
 
 
-def test_stores_of_other_networks_shapes_and_dtypes_are_others(tmp_path):
+def test_keys_shapes_and_dtypes_have_separate_stores(tmp_path):
     fill(open_store(tmp_path), [1])
     assert len(open_store(tmp_path, key=OTHER)) == 0
     assert len(open_store(tmp_path, shape=(3, 1))) == 0
@@ -134,7 +134,7 @@ def test_stores_of_other_networks_shapes_and_dtypes_are_others(tmp_path):
     check(open_store(tmp_path), [1])
 
 
-def test_rows_larger_than_what_is_read_at_once(tmp_path, monkeypatch):
+def test_rows_larger_than_one_read(tmp_path, monkeypatch):
     monkeypatch.setattr("transfer.frozen.row_files._PIECE", 100)
     store = open_store(tmp_path, shape=(70,))
     fill(store, range(10))
@@ -159,7 +159,7 @@ def test_more_files_than_are_kept_open(tmp_path):
     assert len(os.listdir("/dev/fd")) == before
 
 
-def test_threads_read_while_one_writes(tmp_path):
+def test_threads_read_while_another_writes(tmp_path):
     store = open_store(tmp_path)
     with ThreadPoolExecutor(8) as pool:
         jobs = []
@@ -170,7 +170,7 @@ def test_threads_read_while_one_writes(tmp_path):
             job.result()
 
 
-# What must not be used
+# Damaged and invalid features
 
 
 def test_every_flipped_bit_is_noticed(tmp_path, caplog):
@@ -192,7 +192,7 @@ def test_every_flipped_bit_is_noticed(tmp_path, caplog):
     check(store, [0, 1])
 
 
-def test_every_length_but_the_right_one_is_noticed(tmp_path, caplog):
+def test_every_wrong_length_is_noticed(tmp_path, caplog):
     store = open_store(tmp_path)
     fill(store, [0, 1])
     [path] = files_of(store)
@@ -206,7 +206,7 @@ def test_every_length_but_the_right_one_is_noticed(tmp_path, caplog):
     check(open_store(tmp_path), [0, 1])
 
 
-def test_only_the_broken_file_is_computed_anew(tmp_path):
+def test_only_the_damaged_file_is_lost(tmp_path):
     store = open_store(tmp_path)
     for numbers in ([0, 1, 2], [3, 4, 5], [5, 6]):
         fill(store, numbers)
@@ -224,8 +224,8 @@ def test_only_the_broken_file_is_computed_anew(tmp_path):
         check(each, range(7))
 
 
-def test_images_of_a_broken_file_that_are_asked_for_far_apart(tmp_path, monkeypatch):
-    """The file breaks when its last image is looked up; its first must not have been promised."""
+def test_a_damaged_file_loses_all_images_of_one_query(tmp_path, monkeypatch):
+    """Damage that is noticed at the last image of a query also removes the first image of the file."""
     monkeypatch.setattr("transfer.frozen.feature_store._LOOKUP", 2)
     store = open_store(tmp_path)
     fill(store, range(4))
@@ -239,7 +239,7 @@ def test_images_of_a_broken_file_that_are_asked_for_far_apart(tmp_path, monkeypa
     assert found[0] == found[-1] == -1 and (found[1:-1] >= 0).all()
 
 
-def test_what_breaks_after_it_was_found_is_no_row(tmp_path):
+def test_rows_damaged_after_they_were_found_are_an_error(tmp_path):
     store = open_store(tmp_path)
     fill(store, [0, 1])
     ids = store.find(digests_of([0, 1]))
@@ -249,18 +249,18 @@ def test_what_breaks_after_it_was_found_is_no_row(tmp_path):
         last = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
-    assert np.array_equal(store.find(digests_of([0, 1])), ids)  # it was read before, and is not again
+    assert np.array_equal(store.find(digests_of([0, 1])), ids)  # it was checked before and is not read again
     with pytest.raises(
         InputError, match=rf"{path.name}' were lost .*: its checksum is wrong. Run the command again"
     ):
         store.take(ids)
-    assert np.array_equal(store.take(ids[:1]), rows_of([0]))  # found before, and sound
+    assert np.array_equal(store.take(ids[:1]), rows_of([0]))  # found before and not damaged
     assert store.find(digests_of([0, 1])).tolist() == [-1, -1]
     fill(store, [0, 1])
     check(store, [0, 1])
 
 
-def test_what_is_cut_short_after_it_was_found_is_no_row(tmp_path):
+def test_rows_truncated_after_they_were_found_are_an_error(tmp_path):
     store = open_store(tmp_path)
     ids = fill(store, [0, 1])
     os.truncate(files_of(store)[0], 80)
@@ -279,7 +279,7 @@ def test_another_version_is_never_read(tmp_path, caplog):
     path.write_bytes(content)
     assert open_store(tmp_path).find(digests_of([0])).tolist() == [-1]
     assert f"version {VERSION + 1}, expected {VERSION}" in caplog.text and path.name in caplog.text
-    assert later.exists() and later.name not in caplog.text  # for the version that wrote it
+    assert later.exists() and later.name not in caplog.text  # kept for the version that wrote it
     FeatureCache(tmp_path).clear()
     assert not list(tmp_path.iterdir())
 
@@ -294,7 +294,7 @@ def test_a_file_of_another_store_is_never_read(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_no_numbers_are_refused(value, tmp_path):
+def test_nan_and_infinity_are_errors(value, tmp_path):
     store = open_store(tmp_path)
     rows = rows_of(range(3), dtype="float32")
     rows[1, 2] = value
@@ -303,7 +303,7 @@ def test_no_numbers_are_refused(value, tmp_path):
     assert not files_of(store) and len(store) == 0
 
 
-def test_numbers_too_large_for_float16_are_refused(tmp_path):
+def test_values_too_large_for_float16_are_errors(tmp_path):
     rows = np.full((2, 3), 7e4, "float32")
     with pytest.raises(InputError, match=r"above 65504, .* for 2 of 2 images. Store its features as float32"):
         open_store(tmp_path).append(digests_of(range(2)), rows)
@@ -311,7 +311,7 @@ def test_numbers_too_large_for_float16_are_refused(tmp_path):
     assert np.array_equal(store.take(store.append(digests_of(range(2)), rows)), rows)
 
 
-def test_wrong_arguments_are_named(tmp_path):
+def test_invalid_arguments_are_errors(tmp_path):
     store = open_store(tmp_path)
     with pytest.raises(InputError, match=r"Expected features of shape \(2, 3\). Received: \(2, 4\)"):
         store.append(digests_of(range(2)), np.zeros((2, 4)))
@@ -327,10 +327,10 @@ def test_wrong_arguments_are_named(tmp_path):
             open_store(tmp_path, **wrong)
 
 
-# Disks that are full or closed
+# Full disks and missing permissions
 
 
-def test_a_full_disk_is_said_to_be_so_and_keeps_what_it_has(tmp_path):
+def test_a_full_disk_is_reported_and_keeps_earlier_features(tmp_path):
     store = open_store(tmp_path, shape=(1000,))
     fill(store, [0, 1])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -350,7 +350,7 @@ def test_a_full_disk_is_said_to_be_so_and_keeps_what_it_has(tmp_path):
 
 
 NOBODY = """
-rows_of([0])  # loads what may not be found later
+rows_of([0])  # imports modules that may not be readable later
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
@@ -362,7 +362,7 @@ except PermissionError:
 
 
 def as_nobody(code, made):
-    """Run code as a user who may not write to the folder."""
+    """Run code as a user without write permission."""
     process = run(NOBODY, made, code, cwd="/")
     if not finish(process):
         pytest.skip("permissions stop nobody here")
@@ -370,14 +370,14 @@ def as_nobody(code, made):
 
 @pytest.fixture
 def open_to_all():
-    """A folder that any user may read, with all above it."""
+    """A folder that any user may read, with all its parents."""
     with tempfile.TemporaryDirectory(dir="/tmp") as made:
         os.chmod(made, 0o755)
         yield Path(made)
         os.chmod(made, 0o755)
 
 
-def test_a_cache_that_is_closed_is_said_to_be_so(open_to_all):
+def test_a_folder_without_write_permission_is_reported(open_to_all):
     os.chmod(open_to_all, 0o555)
     as_nobody(
         """
@@ -389,7 +389,7 @@ with pytest.raises(InputError, match=r"Cannot write .*: permission denied.*TRANS
     assert not list(open_to_all.iterdir())
 
 
-def test_a_cache_that_can_only_be_read_is_read(open_to_all):
+def test_a_read_only_cache_is_read(open_to_all):
     store = open_store(open_to_all)
     fill(store, [0, 1])
     (store.folder / "used").chmod(0o666)
@@ -414,7 +414,7 @@ with pytest.raises(InputError, match="Cannot delete .*: permission denied.*TRANS
     check(open_store(open_to_all), [0, 1])
 
 
-def test_a_file_in_the_way_is_named(tmp_path):
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "features").write_text("mine")
     with pytest.raises(InputError, match="Cannot write features to"):
         open_store(tmp_path / "features")
@@ -424,7 +424,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
 # Several processes
 
 
-def test_two_that_append_at_once_lose_nothing(tmp_path):
+def test_two_processes_that_append_lose_nothing(tmp_path):
     code = """
 store, first = open_store(Path(sys.argv[1])), int(sys.argv[2])
 for i in range(50):
@@ -438,7 +438,7 @@ for i in range(50):
     check(store, [*range(50), *range(1000, 1050), *range(10_000, 10_050)])
 
 
-def test_kill_leaves_whole_files_and_all_that_was_appended(tmp_path, caplog):
+def test_a_killed_process_leaves_complete_files(tmp_path, caplog):
     code = """
 store, first = open_store(Path(sys.argv[1]), shape=(1000,)), int(sys.argv[2])
 while True:
@@ -458,7 +458,7 @@ while True:
     assert not caplog.records and done <= len(store) <= done + 6 * 50
     leftovers = [path for path in store.folder.iterdir() if path.name.endswith(".partial")]
     FeatureCache(tmp_path).evict()
-    assert all(path.exists() for path in leftovers)  # as young as those that are being written
+    assert all(path.exists() for path in leftovers)  # they may still be written
     for path in leftovers:
         os.utime(path, (0, 0))
     FeatureCache(tmp_path).evict()
@@ -486,7 +486,7 @@ for i in range(150):
     check(store, range(150))
 
 
-def test_any_number_of_processes_may_clear_and_evict(tmp_path):
+def test_several_processes_may_clear_and_evict(tmp_path):
     code = """
 cache = FeatureCache(Path(sys.argv[1]), limit=1)
 while not (Path(sys.argv[1]) / "enough").exists():
@@ -500,7 +500,7 @@ while not (Path(sys.argv[1]) / "enough").exists():
         finish(process)
 
 
-def test_a_store_that_was_cleared_is_read_on_and_made_again(tmp_path):
+def test_an_open_store_survives_clearing(tmp_path):
     store = open_store(tmp_path)
     fill(store, [0, 1])
     check(store, [0, 1])
@@ -514,7 +514,7 @@ def test_a_store_that_was_cleared_is_read_on_and_made_again(tmp_path):
     check(open_store(tmp_path), [2])
 
 
-def test_what_was_cleared_before_it_was_read_is_missing(tmp_path, caplog):
+def test_rows_cleared_before_they_were_read_are_missing(tmp_path, caplog):
     fill(open_store(tmp_path), [0, 1])
     store, other = open_store(tmp_path), open_store(tmp_path)
     FeatureCache(tmp_path).clear()
@@ -524,11 +524,11 @@ def test_what_was_cleared_before_it_was_read_is_missing(tmp_path, caplog):
     assert not caplog.records
 
 
-# Room
+# Size limit, list and clear
 
 
 def make_stores(folder, ages):
-    """Shelves of 10 kB each that nobody has open, opened so many seconds ago."""
+    """Make stores of 10 kB each that are closed and were used some seconds ago."""
     for number, age in enumerate(ages):
         store = open_store(folder, key=f"{number:08x}", shape=(5000,))
         fill(store, [number])
@@ -555,7 +555,7 @@ def test_stores_are_listed_oldest_first(tmp_path):
     assert keys(cache) == [2, 0, 1]
 
 
-def test_what_was_opened_longest_ago_goes_first_down_to_the_limit(tmp_path):
+def test_the_least_recently_used_stores_are_evicted_down_to_the_limit(tmp_path):
     make_stores(tmp_path, [500, 1500, 1000, 2000])
     assert FeatureCache(tmp_path, limit=50_000).evict() == 0
     freed = FeatureCache(tmp_path, limit=25_000).evict()
@@ -563,7 +563,7 @@ def test_what_was_opened_longest_ago_goes_first_down_to_the_limit(tmp_path):
     assert FeatureCache(tmp_path, limit=25_000).evict() == 0
 
 
-def test_appending_evicts_but_never_what_is_open(tmp_path):
+def test_appending_evicts_no_open_store(tmp_path):
     make_stores(tmp_path, [500, 1500, 1000])
     oldest = open_store(tmp_path, key="00000001", shape=(5000,))
     os.utime(oldest.folder / "used", (0, 0))
@@ -572,13 +572,13 @@ def test_appending_evicts_but_never_what_is_open(tmp_path):
     assert keys(FeatureCache(tmp_path)) == [1, 2, 0, int(OTHER, 16)]
     fill(store, [8])
     assert keys(FeatureCache(tmp_path)) == [1, 0, int(OTHER, 16)]
-    fill(store, range(9, 13))  # alone more than the limit
+    fill(store, range(9, 13))  # more than the limit by itself
     assert keys(FeatureCache(tmp_path)) == [1, int(OTHER, 16)]
     check(store, range(7, 13))
     check(oldest, [1])
 
 
-def test_what_another_process_has_open_is_not_evicted(tmp_path):
+def test_a_store_open_in_another_process_is_not_evicted(tmp_path):
     make_stores(tmp_path, [500])
     code = """
 store = open_store(Path(sys.argv[1]), key="00000000", shape=(5000,))
@@ -593,7 +593,7 @@ sys.stdin.readline()
     assert FeatureCache(tmp_path, limit=1).evict() > 10_000
 
 
-def test_where_the_disk_knows_no_locks_what_was_opened_lately_stays(tmp_path, monkeypatch):
+def test_without_locks_recently_used_stores_are_not_evicted(tmp_path, monkeypatch):
     def no_locks(place, operation):
         raise OSError(95, "Operation not supported")
 
@@ -603,7 +603,7 @@ def test_where_the_disk_knows_no_locks_what_was_opened_lately_stays(tmp_path, mo
     assert keys(FeatureCache(tmp_path)) == [0]
 
 
-def test_clear_deletes_what_is_asked_for(tmp_path):
+def test_clear_deletes_the_stores_of_the_given_keys(tmp_path):
     cache = make_stores(tmp_path, [500, 1500, 1000])
     open_store(tmp_path, key="00000002", dtype="float32")
     freed = cache.clear(["00000002", "00000000"])
@@ -625,7 +625,7 @@ def test_stores_of_earlier_versions_are_listed_and_cleared(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_not_ours_stays(tmp_path):
+def test_foreign_files_are_not_deleted(tmp_path):
     mine = [tmp_path / "thesis.txt", tmp_path / "photos" / "a.rows1", tmp_path / "used"]
     store = open_store(tmp_path)
     mine.append(store.folder / "notes.txt")
@@ -638,7 +638,7 @@ def test_what_is_not_ours_stays(tmp_path):
     assert not files_of(store) and not (store.folder / "used").exists()
 
 
-def test_a_store_without_its_words_is_listed_all_the_same(tmp_path):
+def test_a_store_with_a_damaged_description_is_listed(tmp_path):
     store = open_store(tmp_path)
     fill(store, [0])
     about = store.folder / "about.json"
@@ -650,7 +650,7 @@ def test_a_store_without_its_words_is_listed_all_the_same(tmp_path):
     assert [info.rows for info in FeatureCache(tmp_path).stores()] == [1]
 
 
-def test_the_folder_is_named_by_the_environment(tmp_path, monkeypatch):
+def test_environment_variables_set_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "named"))
     assert FeatureCache().folder == tmp_path / "named"
     monkeypatch.delenv("TRANSFER_CACHE")
@@ -686,10 +686,10 @@ print(len(store), memory() - before)
 """
     count, grown = finish(run(code, tmp_path)).split()
     assert int(count) == 200_000
-    assert float(grown) < 35  # MB; the rows are 51
+    assert float(grown) < 35  # MB; the rows take 51 MB
 
 
-def test_reading_is_quiet(tmp_path, caplog):
+def test_reading_logs_nothing(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     fill(open_store(tmp_path), range(10))
     check(open_store(tmp_path), range(10))

@@ -1,4 +1,4 @@
-"""The exact head: that it is the optimum, that its regularization is chosen well, and what must not matter."""
+"""The exact head is the optimum, with well-chosen regularization, whatever the order and type of its input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transfer.images.pipeline import class_weights
 def clusters(
     count: int, width: int, classes: int, *, apart: float = 1.0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features like pooled activations: never negative, far from 0 on average, of very different sizes."""
+    """Features like pooled activations: not negative, with a mean above 0, and of very different scales."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     centers = apart * np.random.default_rng(99).normal(size=(classes, width))
@@ -26,7 +26,7 @@ def clusters(
 def slope(
     head: heads.SolvedHead, x: np.ndarray, y: np.ndarray, weights=None
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Gradients of the documented objective at the head, per image, from the raw features; and the objective."""
+    """Return the gradients of the documented objective at the head, per image, and the objective."""
     x, kernel = x.astype("float64"), head.kernel.astype("float64")
     weights = np.ones(len(y)) if weights is None else weights
     p = softmax(x @ kernel + head.bias, axis=1)
@@ -54,7 +54,7 @@ def test_the_gradient_of_the_objective_vanishes(count, width, classes):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_it_is_where_a_long_gradient_descent_ends(classes):
+def test_gradient_descent_converges_to_the_same_head(classes):
     x, y = clusters(90, 6, classes, apart=0.4)
     head = heads.solve(x, y, classes)
     z = (x.astype("float64") - x.mean(axis=0, dtype="float64")) / head.scale
@@ -70,13 +70,13 @@ def test_it_is_where_a_long_gradient_descent_ends(classes):
 
 
 @pytest.mark.parametrize("count, width, classes", [(200, 10, 3), (30, 100, 3), (60, 10, 2)])
-def test_it_is_the_head_that_scikit_learn_finds(count, width, classes):
+def test_the_head_equals_that_of_scikit_learn(count, width, classes):
     x, y = clusters(count, width, classes, apart=0.4)
     head = heads.solve(x, y, classes)
     own = (x.astype("float64") - x.mean(axis=0, dtype="float64")) / head.scale
     c = (
         2 * head.regularization if classes == 2 else head.regularization
-    )  # of two classes theirs has one vector
+    )  # with two classes, scikit-learn has one vector
     theirs = LogisticRegression(C=c, tol=1e-6, max_iter=50_000).fit(own, y).predict_proba(own)
     assert np.allclose(softmax(x @ head.kernel + head.bias, axis=1), theirs, atol=2e-3)
     assert np.ptp(theirs[:, 0]) > 0.3
@@ -93,7 +93,7 @@ def test_the_offset_and_scale_of_features_change_no_prediction():
     assert head.regularization == other.regularization
 
 
-def test_noise_is_regularised_strongly_and_clear_classes_weakly():
+def test_noise_is_regularized_strongly_and_separable_classes_weakly():
     rng = np.random.default_rng(0)
     noise = heads.solve(rng.normal(size=(300, 30)), np.arange(300) % 3, 3)
     x, y = clusters(300, 30, 3, apart=3.0)
@@ -103,7 +103,7 @@ def test_noise_is_regularised_strongly_and_clear_classes_weakly():
     assert np.abs(softmax(rng.normal(size=(50, 30)) @ noise.kernel + noise.bias, axis=1) - 1 / 3).max() < 0.1
 
 
-def test_the_choice_beats_both_ends_of_the_grid():
+def test_the_chosen_c_beats_both_ends_of_the_grid():
     x, y = clusters(150, 60, 5, apart=0.25)
     new_x, new_y = clusters(3000, 60, 5, apart=0.25, seed=7)
 
@@ -120,7 +120,7 @@ def test_the_choice_beats_both_ends_of_the_grid():
     assert loss(chosen) < min(rows.values()) - 0.05
 
 
-def test_the_table_holds_what_was_tried_and_its_best_row_was_taken():
+def test_the_candidate_with_the_smallest_loss_is_chosen():
     x, y = clusters(150, 20, 3, apart=0.3)
     head = heads.solve(x, y, 3)
     assert head.chosen_by == "cross-validation"
@@ -130,15 +130,15 @@ def test_the_table_holds_what_was_tried_and_its_best_row_was_taken():
     assert all(0 <= row.accuracy <= 1 and row.loss > 0 for row in head.tried)
 
 
-def test_left_out_figures_are_honest():
-    """Where there is nothing to learn but everything to memorise, they say so."""
+def test_held_out_scores_of_noise_are_at_chance():
+    """Features of noise can be memorized, but nothing can be learned from them."""
     x = np.random.default_rng(1).normal(size=(120, 400))
     head = heads.solve(x, np.arange(120) % 2, 2)
     assert ((x @ head.kernel + head.bias).argmax(axis=1) == np.arange(120) % 2).mean() > 0.9
     assert all(row.accuracy < 0.65 and row.loss > 0.68 for row in head.tried)
 
 
-def test_many_validation_images_decide_and_are_not_trained_on():
+def test_many_validation_images_choose_c_and_are_not_trained_on():
     x, y = clusters(120, 20, 3, apart=0.6)
     other_x, other_y = clusters(300, 20, 3, apart=0.6, seed=3)
     good = heads.solve(x, y, 3, val=(other_x, other_y))
@@ -151,7 +151,7 @@ def test_many_validation_images_decide_and_are_not_trained_on():
     )
 
 
-def test_few_validation_images_do_not_decide():
+def test_cross_validation_replaces_few_validation_images():
     x, y = clusters(120, 20, 3, apart=0.6)
     assert heads.solve(x, y, 3, val=(x[:9], y[:9])).chosen_by == "cross-validation"
     assert heads.solve(x, y, 3, val=(x[:0], y[:0])).chosen_by == "cross-validation"
@@ -177,7 +177,7 @@ def test_a_class_of_one_image_among_others_works(counts):
     assert ((x[0][at] @ head.kernel + head.bias).argmax(axis=1) == y).all()
 
 
-def test_weights_make_all_classes_count_the_same():
+def test_class_weights_balance_the_classes():
     x, y = clusters(3000, 4, 2, apart=0.3)
     keep = (y == 0) | (np.arange(len(y)) % 20 == 1)
     x, y = x[keep], y[keep]
@@ -204,7 +204,9 @@ def test_the_order_of_rows_does_not_matter(width):
     assert one.regularization == other.regularization
     assert [row.C for row in one.tried] == [row.C for row in other.tried]
     steep = [(r.loss, s.loss) for r, s in zip(one.tried, other.tried, strict=True) if r.C <= 100]
-    assert len(steep) > 2 and np.allclose(*zip(*steep, strict=True), rtol=0.02)  # beyond, the valley is flat
+    assert len(steep) > 2 and np.allclose(
+        *zip(*steep, strict=True), rtol=0.02
+    )  # above, the loss is nearly constant
     assert np.array_equal(heads._folds(x, y, (), 0)[order], heads._folds(x[order], y[order], (), 0))
     p, q = (softmax(x @ head.kernel + head.bias, axis=1) for head in (one, other))
     assert np.allclose(p, q, atol=2e-3)
@@ -241,7 +243,7 @@ def test_large_float16_features_do_not_overflow():
     assert ((large.astype("float32") @ head.kernel + head.bias).argmax(axis=1) == y).mean() > 0.8
 
 
-def test_features_that_are_all_the_same_give_the_share_of_each_class():
+def test_constant_features_predict_the_class_fractions():
     y = np.repeat([0, 1, 2], [60, 30, 10])
     head = heads.solve(np.ones((100, 5)), y, 3)
     assert np.allclose(softmax(np.ones((1, 5)) @ head.kernel + head.bias), [[0.6, 0.3, 0.1]], atol=1e-3)
@@ -257,8 +259,8 @@ def test_folds_are_even_and_keep_groups_whole():
     assert np.ptp(np.bincount(fold)) <= 30
 
 
-def test_groups_keep_the_choice_honest():
-    """Images of one patient are nearly the same, and the patient's class is chance."""
+def test_groups_prevent_leakage_between_folds():
+    """Images of one patient are nearly the same, and each patient's class is random."""
     rng = np.random.default_rng(0)
     patients = rng.normal(size=(40, 30))
     groups = np.repeat(np.arange(40), 6)
@@ -301,7 +303,7 @@ def spoilt(value: float) -> np.ndarray:
         (bad(groups=[1, 2]), "a group for each of 12"),
     ],
 )
-def test_bad_input_is_refused_with_the_remedy(given, words):
+def test_invalid_input_is_an_error_with_a_remedy(given, words):
     given = dict(given)
     essentials = [given.pop(name) for name in ("features", "labels", "num_classes")]
     with pytest.raises(InputError, match=words):

@@ -1,4 +1,4 @@
-"""Rows on disk in random order: each once, mixed from everywhere, read in runs."""
+"""Rows come in random order, each once, mixed from everywhere, with few disk reads."""
 
 import threading
 
@@ -13,7 +13,7 @@ SMALL = {"block": 8, "mixed": 4}
 
 @pytest.fixture
 def rows():
-    """Where 1,000 rows stand on disk: not in their own order, and with gaps, as other splits lie between."""
+    """Places of 1,000 rows on disk: in another order, and with gaps for the rows of other splits."""
     draw = np.random.default_rng(3)
     return draw.permutation(draw.choice(1500, 1000, replace=False))
 
@@ -32,13 +32,13 @@ def test_epochs_and_seeds_differ_and_repeat(rows):
     assert not np.array_equal(first, order(rows, seed=1, epoch=0, **SMALL))
 
 
-def test_what_fits_in_a_window_is_the_plain_permutation_of_training(rows):
+def test_rows_of_one_window_are_a_plain_permutation(rows):
     expected = np.random.default_rng([4, 2]).permutation(np.arange(len(rows)))
     assert np.array_equal(order(rows, seed=4, epoch=2), expected)
     assert not np.array_equal(order(rows, seed=4, epoch=2, **SMALL), expected)
 
 
-def test_a_window_is_of_many_blocks_from_everywhere_and_read_in_few_runs():
+def test_a_window_has_blocks_from_everywhere_and_needs_few_reads():
     rows = np.arange(1000)
     whole = [w for w in windows(rows, seed=0, epoch=0, **SMALL) if len(w) == 32]
     assert len(whole) == 31
@@ -50,12 +50,12 @@ def test_a_window_is_of_many_blocks_from_everywhere_and_read_in_few_runs():
     assert count_runs(plain[:32]) > 25, "so many a plain permutation needs"
 
 
-def test_within_a_window_neighbours_are_torn_apart():
+def test_rows_of_a_window_are_mixed():
     found = order(np.arange(1000), seed=0, epoch=0, **SMALL)
     assert (np.abs(np.diff(found)) == 1).mean() < 0.1
 
 
-def test_blocks_begin_elsewhere_in_each_epoch():
+def test_blocks_start_elsewhere_in_each_epoch():
     rows = np.arange(1000)
     edges = []
     for epoch in range(8):
@@ -64,14 +64,14 @@ def test_blocks_begin_elsewhere_in_each_epoch():
     assert len(set(edges)) > 2
 
 
-def test_neighbours_on_disk_are_read_together_whatever_their_positions(rows):
-    """Positions follow the split, reads the disk: blocks are of neighbours there."""
+def test_blocks_are_neighbors_on_disk(rows):
+    """Positions follow the split, but blocks hold neighbors on disk."""
     compact = np.random.default_rng(0).permutation(1000)
     for window in windows(compact, seed=0, epoch=0, **SMALL):
         assert count_runs(compact[window]) <= 6
 
 
-def test_a_sampler_gives_what_is_asked_and_reads_each_window_once(rows):
+def test_a_sampler_reads_each_window_once(rows):
     values = np.random.default_rng(0).normal(size=(1000, 3)).astype("float32")
     reads = []
 
@@ -84,7 +84,7 @@ def test_a_sampler_gives_what_is_asked_and_reads_each_window_once(rows):
         reads.clear()
         found = sampler.order(epoch)
         assert np.array_equal(found, order(rows, seed=0, epoch=epoch, **SMALL))
-        for start in range(0, 1000, 50):  # some lie across windows
+        for start in range(0, 1000, 50):  # some batches span two windows
             batch = found[start : start + 50]
             assert np.array_equal(sampler.take(batch), values[batch])
         assert sum(reads) == 1000 and max(reads) == 32
@@ -93,12 +93,12 @@ def test_a_sampler_gives_what_is_asked_and_reads_each_window_once(rows):
     assert sampler.take(np.zeros(0, "int64")).shape == (0, 3)
 
 
-def test_a_sampler_without_an_order_reads_what_is_asked(rows):
+def test_a_sampler_without_an_order_reads_rows(rows):
     values = np.arange(1000.0)
     assert np.array_equal(Sampler(values.__getitem__, rows, seed=0).take([5, 3]), [5.0, 3.0])
 
 
-def test_a_sampler_serves_threads(rows):
+def test_a_sampler_is_safe_for_threads(rows):
     values = np.arange(1000.0)
     sampler = Sampler(values.__getitem__, rows, seed=0, **SMALL)
     found = sampler.order(0)
@@ -118,6 +118,6 @@ def test_a_sampler_serves_threads(rows):
     assert not wrong
 
 
-def test_runs_are_counted_as_the_disk_is_read():
+def test_reads_are_counted():
     assert [count_runs(np.array(rows)) for rows in ([], [3], [4, 3], [1, 3, 5], [2, 2, 3])] == [0, 1, 1, 3, 1]
     assert sampling.BLOCK * sampling.MIXED == 8192

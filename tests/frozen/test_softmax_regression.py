@@ -1,4 +1,4 @@
-"""The solver of the head's convex problem: at the optimum, from anywhere, in few steps."""
+"""The solver of the head's convex problem reaches the optimum from any start in few steps."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from transfer.frozen.softmax_regression import SoftmaxRegression
 
 
 def problem(count=300, width=20, classes=4, *, seed=0):
-    """Centred features of very different sizes, as layers give them."""
+    """Centered features of very different scales, as of real layers."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=count)
     labels[:classes] = np.arange(classes)
@@ -39,7 +39,7 @@ def test_no_step_from_the_solution_lowers_the_objective(c, classes):
             assert objective(x, labels, weights, c, kernel + step[0], bias + step[1]) > best
 
 
-def test_it_ends_at_the_same_place_from_anywhere_and_in_float32():
+def test_any_start_and_float32_give_the_same_solution():
     x, labels = problem()
     weights = np.ones(4)
     expected = SoftmaxRegression(x, labels, weights).solve(10.0, tolerance=1e-9)
@@ -52,12 +52,14 @@ def test_it_ends_at_the_same_place_from_anywhere_and_in_float32():
     assert np.ptp(p) > 5
 
 
-def test_steps_are_few_where_directions_differ_in_steepness(monkeypatch):
-    """Features of very different sizes with weak regularization: otherwise it takes many times more."""
+def test_few_steps_suffice_for_features_of_different_scale(monkeypatch):
+    """Without the preconditioner, features of different scales and weak regularization take many more steps."""
     x, labels = problem(300, 30, 5)
     counts = {}
     for name, least in (("preconditioned", softmax_regression._LEAST), ("plain", 1e9)):
-        monkeypatch.setattr(softmax_regression, "_LEAST", least)  # so large that all directions look the same
+        monkeypatch.setattr(
+            softmax_regression, "_LEAST", least
+        )  # so large that it disables the preconditioner
         regression = SoftmaxRegression(x, labels, np.ones(5))
         calls, true_loss = [], regression._loss
 
@@ -71,7 +73,7 @@ def test_steps_are_few_where_directions_differ_in_steepness(monkeypatch):
     assert 3 * counts["preconditioned"] < counts["plain"], counts
 
 
-def test_moments_of_another_precision_change_nothing_but_the_way():
+def test_given_moments_do_not_change_the_solution():
     x, labels = problem()
     weights = np.ones(4)
     fast = SoftmaxRegression(x.astype("float32"), labels, weights)

@@ -1,4 +1,4 @@
-"""Extract features on Apache Beam, with the cores of this machine or a cluster, into the cache that training reads.
+"""Extract features on Apache Beam, on this machine or a cluster, into the cache that training reads.
 
 The command is `python -m transfer.beam_features`. It needs `pip install "transfer[beam]"`.
 """
@@ -138,7 +138,7 @@ def _run_pass(
 
 
 def _count_shards(images: int, size: int, workers: int) -> int:
-    """Return a multiple of the number of workers: the local runner gives each worker the same number of shards."""
+    """Return a multiple of the number of workers, among which the local runner divides the shards evenly."""
     count = -(-images // size)
     return min(images, -(-count // workers) * workers)
 

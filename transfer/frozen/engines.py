@@ -33,7 +33,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 """Largest `relative_error` between an engine and Keras, by the engine's precision."""
 
 CHUNK = {"float32": 2, "bfloat16": 4, "keras": 8}
-"""Images per request. Cores work on small parts of a batch in parallel, so that feature maps fit in their caches."""
+"""Images per request. Cores work in parallel on small parts, whose feature maps fit in their caches."""
 
 _CHECKED = 8  # images of the first batch that plain Keras runs as well; more would take longer than the rest
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 def make_engine(
     model: keras.Model, *, engine: str = "auto", precision: str = "auto", batch_size: int = 32
 ) -> Engine:
-    """Return an engine that runs a network in inference mode, with the weights of the time of the first batch."""
+    """Return an engine for a network in inference mode, with its weights at the time of the first batch."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if precision not in PRECISIONS:
@@ -76,7 +76,7 @@ def on_accelerator() -> bool:
 
 
 def _with_one_output(model: keras.Model) -> tuple[keras.Model, tuple[int, ...]]:
-    """Join several outputs to one vector; return the new model, and the length of each output in the vector."""
+    """Join several outputs to one vector; return the new model and the length of each output."""
     outputs = getattr(model, "outputs", None) or ()
     if len(outputs) < 2:
         return model, ()
@@ -313,7 +313,7 @@ def _openvino(model: keras.Model, shape: tuple[int, ...], batch_size: int, preci
 
 
 def _graph_behind(output: tf.Tensor, function: ConcreteFunction) -> tuple[tf.Graph, tf.Tensor, tf.Tensor]:
-    """Return a graph that computes a function's last output from another output, with its input and output."""
+    """Return a graph from another output of a function to its last one, with the graph's input and output."""
     source = output.op.inputs[0] if output.op.type == "Identity" else output
     with tf.Graph().as_default() as rest:
         start = tf.compat.v1.placeholder(source.dtype, source.shape, name="maps")

@@ -22,7 +22,7 @@ from transfer.frozen.row_files import SUFFIX, count_rows
 log = logging.getLogger(__name__)
 
 LIMIT = 20 * 2**30
-"""Bytes on disk: 8 million images with 1,280 features (EfficientNet) in float16, a twelfth of a laptop's 256 GB."""
+"""Bytes on disk: 8 million images with 1,280 float16 features (EfficientNet), a twelfth of a 256 GB disk."""
 
 HOUR = 3600.0
 """Age in seconds after which a temporary file is a leftover: writing one takes seconds."""
@@ -146,7 +146,7 @@ def _last_used(folder: Path) -> float:
 
 
 def _sizes(folder: Path) -> dict[Path, int]:
-    """Return the files of a folder with their sizes in bytes, except those that another process deletes meanwhile."""
+    """Return the files of a folder with their sizes in bytes; ignore files that another process deletes."""
     sizes = {}
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
@@ -173,7 +173,7 @@ def _is_open(folder: Path) -> bool:
 
 
 def _delete(folder: Path) -> int:
-    """Delete a store, except foreign files and files that another process is writing; return the bytes freed."""
+    """Delete a store except foreign files and files that are being written; return the bytes freed."""
     freed = _delete_leftovers(folder)
     for path, size in _sizes(folder).items():
         if _OURS.fullmatch(path.name):

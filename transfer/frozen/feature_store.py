@@ -180,7 +180,7 @@ class FeatureStore:
                 yield self._files[numbers[places[0]]], order[places]
 
     def _descriptor(self, path: Path) -> int:
-        """Return a descriptor of a file and keep it open: the file stays readable after another process deletes it."""
+        """Return a descriptor that stays open: the file can be read after another process deletes it."""
         if path not in self._open:
             self._open[path] = os.open(path, os.O_RDONLY)
             if len(self._open) > _MOST_OPEN:
@@ -205,7 +205,7 @@ class FeatureStore:
             os.fsync(file.fileno())
 
     def _retry(self, write: Callable[[], None]) -> None:
-        """Call a function that needs the folder, and again if another process deletes the folder meanwhile."""
+        """Call a function that needs the folder; repeat it if another process deletes the folder."""
         for left in reversed(range(_ATTEMPTS)):
             try:
                 return write()

@@ -14,19 +14,19 @@ from transfer.common.errors import InputError
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
-"""Values of C to choose from, the strongest regularization first. The range covers noise and separable classes."""
+"""Values of C to choose from, the strongest regularization first, for noise as for separable classes."""
 
 START = GRID[5]
-"""First value of the search, about 3. It is below `DEFAULT_C`, since the search tries weaker regularization first."""
+"""First value of the search, about 3; below `DEFAULT_C`, since weaker regularization is tried first."""
 
 DEFAULT_C = 10.0
-"""C if no image can be held out, as with one image per class. It is the middle of the best values for photos."""
+"""C if no image can be held out, as with one image per class: the middle of the best values for photos."""
 
 FOLDS = 3
 """Folds of the cross-validation; the time grows in proportion."""
 
 ENOUGH = {"validation": 200, "cross-validation": 1000}
-"""Images that suffice to choose C: below 200 validation images, cross-validation chooses, on at most 1,000 images."""
+"""Images that suffice to choose C. Cross-validation replaces fewer than 200 validation images."""
 
 _TOLERANCE = {"choice": 1e-4, "head": 1e-5}  # largest gradient of the mean loss at which L-BFGS stops
 
@@ -68,7 +68,7 @@ def solve(
     groups: Sequence[Hashable] | np.ndarray = (),
     seed: int = 0,
 ) -> SolvedHead:
-    """Solve multinomial logistic regression by L-BFGS; choose C on the images of `val` or by cross-validation."""
+    """Solve multinomial logistic regression by L-BFGS; choose C on `val` or by cross-validation."""
     # Features are centered and divided by one common scale. A scale per feature would amplify rarely active features.
     features, labels = _checked("features", features, labels, num_classes)
     _check_classes(labels, num_classes)
@@ -161,7 +161,7 @@ def _span(x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
 def _folds(
     features: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable] | np.ndarray, seed: int
 ) -> np.ndarray:
-    """Assign each image a fold, stratified by class and with whole groups, whatever the order of the images."""
+    """Assign each image a fold, stratified by class, with whole groups, for any order of the images."""
     # Sorting by a projection, unlike a checksum, hardly changes if another device rounds differently.
     keys = features.reshape(len(features), -1) @ np.random.default_rng(0).normal(size=features[0].size)
     order = np.lexsort((keys, labels))
@@ -192,7 +192,7 @@ class _HeldOut:
         self.solutions: dict[float, Solution] = {}
 
     def score(self, c: float) -> np.ndarray:
-        """Return weighted sums over the held-out images: the losses, the correct predictions, and the weights."""
+        """Return weighted sums over the held-out images: losses, correct predictions, and weights."""
         # Start from the solution of the nearest C.
         start = (
             self.solutions[min(self.solutions, key=lambda d: abs(np.log(d / c)))] if self.solutions else None
@@ -219,7 +219,7 @@ def _cross_validation(
 
 
 def _search(trials: Sequence[_HeldOut]) -> list[Candidate]:
-    """Follow the grid from `START` while the loss falls, first to weaker regularization; it has one minimum."""
+    """Follow the grid from `START` while the loss falls, first to weaker regularization."""
     if not trials:
         return []
     start = GRID.index(START)

@@ -51,7 +51,7 @@ class RowFile:
     # Not memory-mapped: a file that another process truncates would end this one by a signal, and mapped rows
     # count as its memory.
     def read(self, descriptor: int, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Read rows in pieces and compare their checksums; read neighbouring rows together."""
+        """Read rows in pieces and compare their checksums; read neighboring rows together."""
         size, start = self.row_bytes, _offset(len(self))
         step = max(1, _PIECE // size)
         for i in range(0, len(rows), step):
@@ -123,7 +123,7 @@ def count_rows(path: Path) -> int:
 
 
 def _offset(count: int) -> int:
-    """Return where the rows start: after the header, the digests, the checksums, and the checksum of these."""
+    """Return where the rows start: after the header, digests, checksums, and their checksum."""
     return _HEAD.size + count * (_DIGEST + 4) + 4
 
 

@@ -1,4 +1,4 @@
-"""Read rows in random order with few disk reads: shuffle blocks of neighbouring rows, then rows within windows."""
+"""Random order with few disk reads: shuffle blocks of neighboring rows, then rows within windows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 BLOCK = 256
-"""Neighbouring rows that are read together: about a megabyte, which takes a disk about as long as a seek."""
+"""Neighboring rows that are read together: about a megabyte, which takes a disk about as long as a seek."""
 
 MIXED = 32
-"""Blocks per window, from random places; their rows are mixed. A window takes 42 MB at 1,280 features per row."""
+"""Random blocks per window, whose rows are mixed. A window takes 42 MB at 1,280 features per row."""
 
 _HELD = 2  # windows in memory: a batch may span two
 
@@ -44,7 +44,7 @@ def order(rows: np.ndarray, *, seed: int, epoch: int, block: int = BLOCK, mixed:
 
 
 def count_runs(rows: np.ndarray) -> int:
-    """Return the number of disk reads for some rows: neighbours are read together."""
+    """Return the number of disk reads for some rows: neighbors are read together."""
     return int((np.diff(np.sort(rows)) > 1).sum()) + 1 if len(rows) else 0
 
 

@@ -1,4 +1,4 @@
-"""Share the extraction among the workers of a process group: each computes a part, then all exchange features."""
+"""Divide the extraction among the workers of a process group; each computes a part and sends it to all."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _DECODER = "1"  # change it when the same file is decoded to other pixels
 def open_store(
     run: Engine, *, image_size: tuple[int, int], resize: str, dtype: str, cache: FeatureCache | None
 ) -> FeatureStore:
-    """Open the store of a network and its preprocessing; a temporary one if the default cache is not writable."""
+    """Open the store of a network and its preprocessing; a temporary one if the cache is not writable."""
     about = {
         "network": run.model.name,
         "images": f"{image_size[0]}x{image_size[1]} {resize}",
