@@ -12,10 +12,12 @@ from transfer.cases.builders import build, large_different, large_similar, small
 from transfer.cases.decisions import decision_of
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
+from transfer.frozen.extraction import KnownFeatures
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import load_data
 from transfer.networks import surgery
 from transfer.training.fit import fit
+from transfer.training.phases import TrainingLog
 from transfer.training.recipes import Recipe
 
 
@@ -328,3 +330,33 @@ def test_dropout_and_label_smoothing_train_the_head_in_epochs(options, colors, t
 def test_invalid_options_of_the_head_are_refused(case, options, message, colors):
     with pytest.raises(InputError, match=message):
         fit(built(case), colors, verbose=0, **options)
+
+
+def test_known_features_replace_the_forward_pass(colors, tmp_path):
+    model, again = built("small-similar"), built("small-similar")
+    images = np.stack([colors.train.image(i, (32, 32)) for i in range(len(colors.train))])
+    values = surgery.feature_extractor_of(model).predict(images, verbose=0)
+    options = {"engine": "keras", "verbose": 0}
+    known = KnownFeatures(colors.train, values)
+    log = fit(model, colors, known_features=known, cache=FeatureCache(tmp_path / "known"), **options)
+    assert log.computed == len(colors.val)
+    expected = fit(again, colors, cache=FeatureCache(tmp_path / "computed"), **options)
+    assert expected.computed == len(colors.train) + len(colors.val)
+    np.testing.assert_allclose(log.rows[0]["val_loss"], expected.rows[0]["val_loss"], rtol=1e-3)
+
+
+def test_label_smoothing_of_a_recipe_is_that_of_fit(colors):
+    one, other = built("large-similar"), built("large-similar")
+    fit(one, colors, epochs=1, label_smoothing=0.3, verbose=0)
+    fit(other, colors, epochs=1, recipe=Recipe(label_smoothing=0.3), verbose=0)
+    for some, others in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(some, others)
+
+
+def test_logs_of_phases_add_up():
+    rows = [{"phase": "head", "epoch": 1}], [{"phase": "fine-tune", "epoch": 1}]
+    head = TrainingLog(rows[0], seconds_features=1.0, computed=3, engine="keras float32", regularization=0.5)
+    both = TrainingLog(init="random") + head + TrainingLog(rows[1], seconds_features=2.0, views=2)
+    assert both.rows == rows[0] + rows[1] and both.init == "random" and both.views == 2
+    assert (both.seconds_features, both.computed, both.regularization) == (3.0, 3, 0.5)
+    assert both.engine == "keras float32"

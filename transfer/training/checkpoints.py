@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -186,7 +186,7 @@ class CheckpointCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Install the signal handlers and save the start of the phase."""
         if self.checkpoints is not None:
-            self._handlers.enter_context(self._signals_noted())
+            self._install_handlers()
             if not self.position.epoch and not self.first_step:
                 self._save(0, 0)
 
@@ -235,23 +235,17 @@ class CheckpointCallback(keras.callbacks.Callback):
         checkpoint = replace(self._snapshot(), epoch=epoch, step=step)
         return self.checkpoints is not None and self.checkpoints.save(checkpoint)
 
-    @contextlib.contextmanager
-    def _signals_noted(self) -> Iterator[None]:
+    def _install_handlers(self) -> None:
         """Note the first signal and leave the second to the handlers that were installed before."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before: dict[int, Any] = {}
 
         def note(number: int, frame: object) -> None:
             self._signal = number
             logger.warning("Stopping after this step. Send the signal again to stop at once.")
-            signal.signal(number, before[signal.Signals(number)])
+            signal.signal(number, before[number])
 
-        for number in before:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():  # no other thread may install handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.getsignal(number)
+                self._handlers.callback(signal.signal, number, before[number])
+                signal.signal(number, note)

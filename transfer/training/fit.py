@@ -264,11 +264,15 @@ def _fall_back(settings: TrainingSettings, log: TrainingLog, checkpoint: Checkpo
     )
     pretrained = min(row["val_loss"] for row in log.rows if row["phase"] != "from-scratch")
     random = min(row["val_loss"] for row in log.rows if row["phase"] == "from-scratch")
-    losses = "validation loss %.3f from random weights, %.3f from pre-trained weights."
-    if random < pretrained:
-        logger.warning(f"Keeping the training from random weights: {losses}", random, pretrained)
+    winner = "random" if random < pretrained else "pre-trained"
+    logger.warning(
+        "Keeping the %s weights: validation loss %.3f from random weights, %.3f from pre-trained weights.",
+        winner,
+        random,
+        pretrained,
+    )
+    if winner == "random":
         return replace(log, init="random")
     unfreeze(model)
     model.set_weights(before)
-    logger.warning(f"Keeping the training from pre-trained weights: {losses}", random, pretrained)
     return log

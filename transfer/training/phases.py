@@ -1,4 +1,4 @@
-"""What the phases of training share: settings, the log, the passes over frozen layers, the loss."""
+"""Used by all phases of training: the settings, the log, the extraction of features, the loss."""
 
 from __future__ import annotations
 

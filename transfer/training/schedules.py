@@ -45,7 +45,7 @@ def learning_rate_at(step: int, *, peak: float, steps: int) -> float:
 
 
 def decayed_rate_at(step: int, *, first: float, every: int, factor: float) -> float:
-    """Return the learning rate of a step when it is divided by a factor after every so many steps."""
+    """Return the learning rate of a step that is divided by a factor after every `every` steps."""
     return first * factor ** -(step // every)
 
 
@@ -86,7 +86,7 @@ class WarmupCosine(keras.callbacks.Callback):
 
 
 class StepDecay(WarmupCosine):
-    """Divide the learning rate by a factor after every so many steps, without a warm-up."""
+    """Divide the learning rate by a factor after every `every` steps, without a warm-up."""
 
     def __init__(self, *, every: int, factor: float, **options: Any) -> None:
         super().__init__(**options)
