@@ -193,11 +193,7 @@ def _converter_errors(name: str) -> Iterator[None]:
 
 
 def _convert(
-    model: keras.Model,
-    run: FinishedRun,
-    notes: dict[str, Any],
-    folder: Path,
-    calibration: np.ndarray | None,
+    model: keras.Model, run: FinishedRun, notes: dict[str, Any], folder: Path, calibration: np.ndarray | None
 ) -> Path:
     """Write the file; return the path that its runtime loads."""
     from transfer.exporters import formats, saved_model

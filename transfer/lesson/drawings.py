@@ -162,12 +162,7 @@ def _layers(model: keras.Model, base: keras.Model) -> tuple[list[_DrawnLayer], l
 
 
 def _draw(
-    kept: Sequence[_DrawnLayer],
-    cut: Sequence[_DrawnLayer],
-    title: str,
-    *,
-    image: int,
-    legend: bool = True,
+    kept: Sequence[_DrawnLayer], cut: Sequence[_DrawnLayer], title: str, *, image: int, legend: bool = True
 ) -> Figure:
     """Draw the kept layers in a row from the image on, and the layers cut away in a row below the cut."""
     row = [_DrawnLayer("image", image, 3, "", ""), *kept]

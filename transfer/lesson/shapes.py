@@ -225,11 +225,7 @@ _LETTERS = SHAPES[22:26]  # letters are not mirrored
 
 
 def make_shapes(
-    num_images: int,
-    *,
-    classes: Sequence[str] | None = None,
-    image_size: int = IMAGE_SIZE,
-    seed: int = 0,
+    num_images: int, *, classes: Sequence[str] | None = None, image_size: int = IMAGE_SIZE, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw labeled images of shapes with random colors, size, position, rotation, background, light and blur.
 
@@ -257,11 +253,7 @@ def make_shapes(
 
 
 def make_colored_shapes(
-    num_images: int,
-    *,
-    classes: Sequence[str] | None = None,
-    image_size: int = IMAGE_SIZE,
-    seed: int = 0,
+    num_images: int, *, classes: Sequence[str] | None = None, image_size: int = IMAGE_SIZE, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the images and labels of `make_shapes`, and the background and main color of each image."""
     names = _checked(num_images, classes, image_size, seed)

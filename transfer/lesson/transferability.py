@@ -60,6 +60,11 @@ class Transferability:
         chance: Accuracy of a random guess, 0 to 1.
         base: Accuracy of network B itself for each seed, 0 to 1.
         points: Accuracy of every other network.
+
+    Example:
+        >>> points = (Point("AnB", "conv1", 0, 0.25), Point("AnB", "conv1", 1, 0.75))
+        >>> Transferability("net", ("conv1",), 10, 5, 0.5, (0.75, 1.0), points).means("AnB")
+        [0.5]
     """
 
     network: str

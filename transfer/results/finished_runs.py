@@ -34,6 +34,9 @@ class FinishedRun:
         class_names: Class names in the order of the probabilities.
         config: Options of the training; None if there is no `config.yaml`.
         metrics: Contents of `metrics.json`; empty if there is no such file.
+
+    Example:
+        load_run("runs/emoji-small-similar-1").metrics["test_accuracy"]
     """
 
     folder: Path

@@ -39,6 +39,11 @@ class Prediction:
         class_names: Class names in the order of the probabilities.
         probabilities: Probability of each class, shape (classes,); zeros if there is a problem.
         problem: Why the image could not be read; empty for a readable image.
+
+    Example:
+        >>> prediction = Prediction("photo.jpg", ("cat", "dog"), np.array([0.25, 0.75]))
+        >>> prediction.label, prediction.top(1)
+        ('dog', [('dog', 0.75)])
     """
 
     name: str
@@ -94,11 +99,7 @@ def predict(
 
 
 def predictions(
-    run: str | Path | FinishedRun,
-    items: Iterable[Image],
-    *,
-    engine: str = "auto",
-    progress: bool = False,
+    run: str | Path | FinishedRun, items: Iterable[Image], *, engine: str = "auto", progress: bool = False
 ) -> Iterator[Prediction]:
     """Yield the predictions of `predict` one by one, so that any number of images fits into memory."""
     from tqdm.auto import tqdm

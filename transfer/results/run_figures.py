@@ -55,12 +55,7 @@ def label_issues_of(evaluation: Evaluation) -> tuple[LabelIssue, ...]:
 
 
 def draw_figures(
-    model: keras.Model,
-    data: ImageData,
-    evaluation: Evaluation | None,
-    *,
-    training: TrainingLog,
-    title: str,
+    model: keras.Model, data: ImageData, evaluation: Evaluation | None, *, training: TrainingLog, title: str
 ) -> dict[str, Figure]:
     """Draw the figures of a trained model, by name; without an evaluation, only those of the training."""
     figures = {

@@ -78,10 +78,7 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
 
 
 def evaluation_page(
-    title: str,
-    evaluation: Evaluation,
-    label_issues: Sequence[LabelIssue],
-    figures: Mapping[str, Figure],
+    title: str, evaluation: Evaluation, label_issues: Sequence[LabelIssue], figures: Mapping[str, Figure]
 ) -> str:
     """Return the page of an evaluation as HTML."""
     shown = {
