@@ -1,19 +1,23 @@
-"""How good advice is: regret of the advised case against the best of all, and errors of what it expects.
+"""Measure the quality of advice: the regret of the recommended case, and the errors of its estimates.
 
     python tests/benchmarks/advice.py truth --images path/to/images
     python tests/benchmarks/advice.py advise --images path/to/images
     python tests/benchmarks/advice.py fit
     python tests/benchmarks/advice.py show
 
-A unit is a data set, a number of images to train on (validation included) and a seed. `truth` trains what there is
-to choose from: heads at every block end and on all layers, everything from the pre-trained weights, and, with
-`--scratch`, from random ones. `advise` asks the adviser, and the rules it is compared with. `fit` prints what the
-constants of expectations.py are taken from, on the tuning sets alone. `show` sums up.
-A line per unit goes to `--results`, and what is in it is not repeated.
+A unit is a data set, a number of training images (validation images included) and a seed.
 
-The images: `emoji` comes along; `--images` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`,
-`cifar10/{train,test}/CLASS` and `fashion_mnist.npz`. Others are made of these: `cifar10-blurred` (grey and out of
-focus) and `mixed` (photos of CIFAR-10 and clothes of Fashion-MNIST, 20 classes).
+- `truth` trains every choice: heads on each block and on all layers, the whole network from the pre-trained weights,
+  and with `--scratch` the whole network from random weights.
+- `advise` runs the adviser and the rules that it is compared with.
+- `fit` prints the constants of `transfer/adviser/estimates.py`, measured on the tuning sets.
+- `show` prints the tables.
+
+Each unit adds a row to `--results`. Units that have a row are skipped.
+
+Images: `emoji` is part of the package. `--images` is a folder with `hymenoptera/{train,val}/CLASS`,
+`sign_digits/CLASS`, `cifar10/{train,test}/CLASS` and `fashion_mnist.npz`. Two sets are computed from these:
+`cifar10-blurred` (grey and blurred) and `mixed` (CIFAR-10 and Fashion-MNIST together, 20 classes).
 """
 
 from __future__ import annotations
@@ -38,45 +42,45 @@ SIZE = 96
 TUNING = ("emoji", "sign_digits", "cifar10", "cifar10-blurred")
 HELD_OUT = ("hymenoptera", "fashion_mnist", "mixed")
 COUNTS = (100, 400, 1600)
-TEST = 1000  # images at most
+MAX_TEST = 1000  # images
 
 
 def main() -> None:
-    """Run one of the commands."""
+    """Run a command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("truth", "advise", "fit", "show"))
-    parser.add_argument("--images", type=Path, default=Path("images"))
+    parser.add_argument("--images", type=Path, default=Path("images"), help="folder of the data sets")
     parser.add_argument("--sets", nargs="+", default=[*TUNING, *HELD_OUT])
-    parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
+    parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="numbers of training images")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--scratch", action="store_true", help="of truth: also from random weights")
+    parser.add_argument("--scratch", action="store_true", help="truth: also train from random weights")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "advice.jsonl")
     options = parser.parse_args()
-    if options.command in ("fit", "show"):
-        {"fit": fit, "show": show}[options.command](options)
-        return
     from transfer.distributed.strategies import start_quietly
 
     start_quietly()
-    todo = {"truth": [truth, *([scratch] if options.scratch else [])], "advise": [advised]}[options.command]
+    if options.command in ("fit", "show"):
+        {"fit": fit, "show": show}[options.command](options)
+        return
+    tasks = {"truth": [truth, *([scratch] if options.scratch else [])], "advise": [advised]}[options.command]
     for seed in options.seeds:
         for count in options.counts:
             for name in options.sets:
-                for task in todo:
+                for task in tasks:
                     unit = {"task": task.__name__, "data": name, "count": count, "seed": seed}
                     if not any(unit.items() <= row.items() for row in stored(options.results)):
                         run(task, unit, options)
 
 
 def run(task: Any, unit: dict[str, Any], options: argparse.Namespace) -> None:
-    """Do one unit and append what it gives; nothing where a smaller number is nearly all that there is."""
+    """Run a unit and append its row; skip a number of images that hardly exceeds a smaller one."""
     import keras
 
     labels = read(unit["data"], options.images)[1]
-    have = len(labels) - tested(len(labels))
-    if any(unit["count"] > count > 0.7 * have for count in COUNTS):
+    available = len(labels) - num_test(len(labels))
+    if any(unit["count"] > count > 0.7 * available for count in COUNTS):
         return
     start = time.perf_counter()
     keras.backend.clear_session()
@@ -88,19 +92,19 @@ def run(task: Any, unit: dict[str, Any], options: argparse.Namespace) -> None:
     print(json.dumps(row), flush=True)
 
 
-def tested(count: int) -> int:
-    """Say how many of so many images are for the test."""
-    return min(TEST, int(0.4 * count))
+def num_test(count: int) -> int:
+    """Return the number of test images of a set."""
+    return min(MAX_TEST, int(0.4 * count))
 
 
 def stored(results: Path) -> list[dict[str, Any]]:
-    """Read what earlier runs gave."""
+    """Read the rows of earlier runs."""
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 @functools.cache
 def read(name: str, root: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """All images of a set, uint8 of shape (N, SIZE, SIZE, 3), their labels, and the names of the classes."""
+    """Return the images of a set, uint8 of shape (N, SIZE, SIZE, 3), their labels, and the class names."""
     from PIL import Image, ImageFilter
 
     from transfer.images.decoding import to_rgb_array
@@ -117,14 +121,13 @@ def read(name: str, root: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]
         return np.concatenate([first[0], second[0]]), labels, (*first[2], *second[2])
     if name == "fashion_mnist":
         with np.load(root / "fashion_mnist.npz") as file:
-            some = slice(0, 6000)
-            images, labels = file["x_test"][some], file["y_test"][some].astype("int64")
+            images, labels = file["x_test"][:6000], file["y_test"][:6000].astype("int64")
         return np.stack([to_rgb_array(x, (SIZE, SIZE)) for x in images]), labels, tuple("0123456789")
     return read_folder(name, root)
 
 
 def read_folder(name: str, root: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """All different images of a folder, whatever split it has."""
+    """Return the images of all splits of a folder, without duplicates."""
     from transfer.images.datasets import embedded_folder, load_data
 
     folder = embedded_folder() if name == "emoji" else root / name
@@ -132,7 +135,7 @@ def read_folder(name: str, root: Path) -> tuple[np.ndarray, np.ndarray, tuple[st
     images, labels = [], []
     for part in data.splits.values():
         keep = np.arange(len(part))
-        if name == "cifar10":  # `draw` shuffles; twice by one seed might undo it
+        if name == "cifar10":  # not the seed of `draw`, which shuffles again
             keep = np.random.default_rng(0).permutation(len(part))[:3000]
         images += [part.image(int(i), (SIZE, SIZE)) for i in keep]
         labels += part.labels[keep].tolist()
@@ -140,31 +143,31 @@ def read_folder(name: str, root: Path) -> tuple[np.ndarray, np.ndarray, tuple[st
 
 
 def draw(unit: dict[str, Any], root: Path) -> Any:
-    """Load a stratified sample to train on, and others for the test."""
+    """Load a stratified sample of training images, and other images for the test."""
     from transfer.images.datasets import load_data
 
     images, labels, names = read(unit["data"], root)
     rng = np.random.default_rng(unit["seed"])
-    place = rng.permutation(len(labels)).astype("float64")
-    for label in np.unique(labels):  # each class spread evenly from 0 to 1
-        ranks = place[labels == label].argsort().argsort()
-        place[labels == label] = (ranks + rng.uniform()) / len(ranks)
-    order = place.argsort(kind="stable")
-    test = order[-tested(len(labels)) :]
+    position = rng.permutation(len(labels)).astype("float64")
+    for label in np.unique(labels):  # each class is spread evenly from 0 to 1
+        ranks = position[labels == label].argsort().argsort()
+        position[labels == label] = (ranks + rng.uniform()) / len(ranks)
+    order = position.argsort(kind="stable")
+    test = order[-num_test(len(labels)) :]
     train = order[: min(unit["count"], len(labels) - len(test))]
-    given = {key: (images[part], labels[part]) for key, part in (("train", train), ("test", test))}
-    return load_data(given, class_names=names, val=0.1, seed=unit["seed"], near_duplicates=False)
+    splits = {key: (images[part], labels[part]) for key, part in (("train", train), ("test", test))}
+    return load_data(splits, class_names=names, val=0.1, seed=unit["seed"], near_duplicates=False)
 
 
 def base_network() -> Any:
-    """The network of all units."""
+    """Load the network of all units."""
     from transfer.networks.backbones import load_backbone
 
     return load_backbone(MODEL, image_size=SIZE)
 
 
 def truth(data: Any, seed: int) -> dict[str, Any]:
-    """Train a head at every block end and on all layers, and everything from the pre-trained weights."""
+    """Train a head on each block and on all layers, and the whole network from the pre-trained weights."""
     import keras
 
     import transfer
@@ -193,7 +196,7 @@ def truth(data: Any, seed: int) -> dict[str, Any]:
 
 
 def scratch(data: Any, seed: int) -> dict[str, Any]:
-    """Train everything from random weights."""
+    """Train the whole network from random weights."""
     import keras
 
     import transfer
@@ -205,7 +208,7 @@ def scratch(data: Any, seed: int) -> dict[str, Any]:
 
 
 def trained(model: Any, data: Any, seed: int) -> tuple[float, float]:
-    """Train a model as long as the package finds right; seconds, and test accuracy."""
+    """Train a model for the default number of epochs; return seconds and test accuracy."""
     import transfer
 
     start = time.perf_counter()
@@ -215,25 +218,24 @@ def trained(model: Any, data: Any, seed: int) -> tuple[float, float]:
 
 
 def advised(data: Any, seed: int) -> dict[str, Any]:
-    """Ask the adviser, and the rules that it is compared with."""
+    """Return the advice, and the choices of the rules that it is compared with."""
     from transfer.adviser.advise import advise
     from transfer.adviser.sample_features import extract_sample
     from transfer.cases.policies import early_position, rule_of_thumb
     from transfer.networks.backbones import block_ends
 
     base = base_network()
-    sample = extract_sample(
-        data, base, seed=seed
-    )  # the features are kept: what the advice takes is without the pass
+    # The cache keeps these features, so that the seconds of the advice do not include the forward pass.
+    sample = extract_sample(data, base, seed=seed)
     advice = advise(data, base, seed=seed)
-    found = {key: value for key, value in advice.to_dict().items() if key != "images_per_class"}
+    result = {key: value for key, value in advice.to_dict().items() if key != "images_per_class"}
     similar = advice.similarity is not None and advice.similarity.similar
     ends, last = block_ends(base), list(sample.taps)[-1]
     thumb = rule_of_thumb(len(data.train), similar)
     knn = {name: nearest_neighbours(x, sample.labels) for name, x in sample.taps.items()}
     shuffled = advise(with_shuffled_labels(data, seed), base, trial=False, seed=seed)
     return {
-        **found,
+        **result,
         "rule of thumb": last if thumb.value == "small-similar" else ends[early_position(len(ends))],
         "kNN": max(knn, key=lambda name: knn[name]),
         "signal_shuffled": shuffled.signal,
@@ -241,7 +243,7 @@ def advised(data: Any, seed: int) -> dict[str, Any]:
 
 
 def with_shuffled_labels(data: Any, seed: int) -> Any:
-    """The same images, their labels in another order."""
+    """Shuffle the labels of the training images."""
     from dataclasses import replace
 
     shuffled = np.random.default_rng(seed).permutation(data.train.labels)
@@ -249,65 +251,68 @@ def with_shuffled_labels(data: Any, seed: int) -> Any:
 
 
 def nearest_neighbours(x: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy of 5 nearest neighbours by angle, each image left out."""
+    """Return the leave-one-out accuracy of 5 nearest neighbors by cosine similarity."""
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     near = x @ x.T
     np.fill_diagonal(near, -np.inf)
     votes = labels[np.argsort(-near, axis=1)[:, :5]]
-    chosen = [np.bincount(row).argmax() for row in votes]
-    return float((np.array(chosen) == labels).mean())
+    predicted = [np.bincount(row).argmax() for row in votes]
+    return float((np.array(predicted) == labels).mean())
 
 
-BUDGETS = (60, 300, 1200)
-"""Seconds of training."""
+BUDGETS = (60, 300, 1200)  # seconds of training
 
 
 def fit(options: argparse.Namespace) -> None:
-    """Print how far test accuracies are from what was measured before, on the tuning sets."""
+    """Print the errors of the evidence on the tuning sets, and the constants that follow from them."""
     from transfer.adviser.estimates import pick
 
     units = {unit: rows for unit, rows in joined(options).items() if unit[0] in TUNING}
-    off: dict[str, list[float]] = {"one layer": [], "all": [], "from-scratch": []}
-    wrong, gained = [], []
+    errors: dict[str, list[float]] = {"one layer": [], "all": [], "from-scratch": []}
+    head_errors, gains = [], []
     for rows in units.values():
         evidence, truth = rows["advised"]["evidence"], rows["truth"]
         for head in evidence["heads"]:
             kind = "all" if head["cut"] == "all" else "one layer"
-            off[kind].append(truth["heads"][head["cut"]] - head["accuracy"])
+            errors[kind].append(truth["heads"][head["cut"]] - head["accuracy"])
         if "scratch" in rows:
-            off["from-scratch"].append(rows["scratch"]["from-scratch"] - evidence["pixel_accuracy"])
+            errors["from-scratch"].append(rows["scratch"]["from-scratch"] - evidence["pixel_accuracy"])
         heads = {head["cut"]: head["accuracy"] for head in evidence["heads"]}
         best = heads[pick(choices(rows["advised"]), frozen=True).cut]
-        wrong.append(1 - best)
-        gained.append(truth["fine-tuned"] - best)
-    for kind, values in off.items():
+        head_errors.append(1 - best)
+        gains.append(truth["fine-tuned"] - best)
+    for kind, values in errors.items():
         if values:
-            told = f"mean {np.mean(values):+.3f}, deviation {np.std(values):.3f}, of {len(values)}"
-            print(f"{kind}: test less left-out: {told}")
-    x, y = np.array(wrong), np.array(gained)
+            summary = (
+                f"mean {np.mean(values):+.3f}, standard deviation {np.std(values):.3f}, {len(values)} values"
+            )
+            print(f"{kind}: test accuracy minus cross-validated accuracy: {summary}")
+    x, y = np.array(head_errors), np.array(gains)
     for margin in (0.0, 0.01, 0.02, 0.03, 0.05):
         lost = [lost_by_margin(rows, margin) for rows in units.values()]
-        print(
-            f"one layer instead of all where it is better by {margin}: loses {100 * np.mean(lost):.2f} points"
-        )
-    for name, rule in (("best", advised_cut), ("deepest within an error of it", cut_within_error)):
+        print(f"one layer instead of all if it is better by {margin}: loses {100 * np.mean(lost):.2f} points")
+    for name, rule in (
+        ("best layer", advised_cut),
+        ("deepest layer within a standard error of the best", cut_within_error),
+    ):
         cuts = [(r["truth"]["heads"], rule(r)) for r in units.values()]
         lost = [max(v for k, v in heads.items() if k != "all") - heads[cut] for heads, cut in cuts]
-        print(f"cut at the {name}: loses {100 * np.mean(lost):.2f} points to the best layer")
-    share = float(x @ y / (x @ x))
-    print(f"fine-tuning mends {share:.2f} of what the best head has wrong; error {np.std(y - share * x):.3f}")
+        print(f"cut at the {name}: loses {100 * np.mean(lost):.2f} points compared with the best cut")
+    fraction = float(x @ y / (x @ x))
+    residual = np.std(y - fraction * x)
+    print(f"fine-tuning corrects {fraction:.2f} of the best head's errors; standard deviation {residual:.3f}")
 
 
 def lost_by_margin(rows: dict[str, dict], margin: float) -> float:
-    """What is lost to the best of the heads that were probed, when one on all layers is taken but for a margin."""
+    """Return the accuracy lost if a single layer must be better than all layers by a margin to be chosen."""
     heads = {head["cut"]: head["accuracy"] for head in rows["advised"]["evidence"]["heads"]}
     best, truth = max(heads, key=lambda cut: heads[cut]), rows["truth"]["heads"]
-    taken = best if heads[best] > heads["all"] + margin else "all"
-    return max(truth[cut] for cut in heads) - truth[taken]
+    chosen = best if heads[best] > heads["all"] + margin else "all"
+    return max(truth[cut] for cut in heads) - truth[chosen]
 
 
 def cut_within_error(rows: dict[str, dict]) -> str:
-    """The deepest layer within a standard error of the best."""
+    """Return the deepest layer within a standard error of the best one."""
     curve = rows["advised"]["layer_curve"]
     best = max(curve, key=lambda point: point["accuracy"])
     near = [p for p in curve if p["accuracy"] >= best["accuracy"] - best["standard_error"]]
@@ -315,7 +320,7 @@ def cut_within_error(rows: dict[str, dict]) -> str:
 
 
 def joined(options: argparse.Namespace) -> dict[tuple, dict[str, dict]]:
-    """All that is known of each unit that has both truth and advice."""
+    """Return the rows of each unit that has both truth and advice, by task."""
     units: dict[tuple, dict[str, dict]] = {}
     for row in stored(options.results):
         if row["data"] in options.sets:
@@ -324,121 +329,114 @@ def joined(options: argparse.Namespace) -> dict[tuple, dict[str, dict]]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Sum up: regret of each adviser, with and without a budget, and how well accuracies are foretold."""
+    """Print the regret of each adviser, with and without a time budget, and the errors of the estimates."""
     units = joined(options)
     for title, sets in (("tuning sets", TUNING), ("held-out sets", HELD_OUT), ("all", (*TUNING, *HELD_OUT))):
         chosen = [rows for (name, _, _), rows in units.items() if name in sets]
         if chosen:
             print(f"\n{title}: {len(chosen)} units")
             show_regret(chosen)
-            show_expectations(chosen)
+            show_estimates(chosen)
     print(
-        "\nby set and count (mean over seeds): best of all | ours, thumb, case 1, case 3, kNN: regret in points"
+        "\nby set and number of training images, mean over seeds: best accuracy in % | regret in points of"
+        f"\n{', '.join(ADVISERS)}"
     )
     for name, count in sorted({unit[:2] for unit in units}):
         rows = [rows for unit, rows in units.items() if unit[:2] == (name, count)]
-        regrets = {who: np.mean([regret(r, who) for r in rows]) for who in ADVISERS}
+        regrets = [np.mean([regret(r, adviser) for r in rows]) for adviser in ADVISERS]
         best = np.mean([max(accuracies(r).values()) for r in rows])
-        told = ", ".join(f"{value:5.1f}" for value in regrets.values())
-        print(f"{name:16} {count:5} {100 * best:5.1f} | {told}")
+        cells = ", ".join(f"{value:5.1f}" for value in regrets)
+        print(f"{name:16} {count:5} {100 * best:5.1f} | {cells}")
 
 
 def accuracies(rows: dict[str, dict], budget: float | None = None) -> dict[str, float]:
-    """Test accuracy of all there is to choose from, by what is chosen; what takes too long is left out."""
+    """Return the test accuracy of every choice that fits a time budget."""
     truth = rows["truth"]
-    found = dict(truth["heads"])
+    result = dict(truth["heads"])
     if budget is None or truth["seconds_fine_tuning"] <= budget:
-        found["fine-tuned"] = truth["fine-tuned"]
+        result["fine-tuned"] = truth["fine-tuned"]
     if "scratch" in rows and (budget is None or rows["scratch"]["seconds_scratch"] <= budget):
-        found["from-scratch"] = rows["scratch"]["from-scratch"]
-    return found
+        result["from-scratch"] = rows["scratch"]["from-scratch"]
+    return result
 
 
-def chosen_by(rows: dict[str, dict], who: str, budget: float | None = None) -> str:
-    """What an adviser takes."""
+def chosen_by(rows: dict[str, dict], adviser: str, budget: float | None = None) -> str:
+    """Return the choice of an adviser."""
     advice, heads = rows["advised"], rows["truth"]["heads"]
     last = list(heads)[-2]
-    if who == "ours":
+    if adviser == "transfer":
         from transfer.adviser.estimates import pick
 
         return key_of(pick(choices(advice), time_budget=budget))
-    if who == "always case 3":
+    if adviser == "always case 3":
         return "fine-tuned" if "fine-tuned" in accuracies(rows, budget) else last
-    return {"rule of thumb": advice["rule of thumb"], "always case 1": last, "kNN": advice["kNN"]}[who]
+    return {"rule of thumb": advice["rule of thumb"], "always case 1": last, "kNN": advice["kNN"]}[adviser]
 
 
 def choices(advice: dict) -> Any:
-    """What the adviser expects of each choice, from the evidence that it had."""
+    """Estimate each choice from the evidence of a piece of advice."""
     from transfer.adviser.estimates import Evidence, HeadEvidence, estimate_choices
     from transfer.adviser.trials import Trial
 
-    given = {
-        **advice["evidence"],
-        "heads": tuple(HeadEvidence(**head) for head in advice["evidence"]["heads"]),
-    }
-    return estimate_choices(Evidence(**given, trial=advice["trial"] and Trial(**advice["trial"])))
+    heads = tuple(HeadEvidence(**head) for head in advice["evidence"]["heads"])
+    trial = advice["trial"] and Trial(**advice["trial"])
+    return estimate_choices(Evidence(**{**advice["evidence"], "heads": heads, "trial": trial}))
 
 
 def key_of(choice: Any) -> str:
-    """What a choice is called in the results."""
+    """Return the name of a choice in the results."""
     return {None: "fine-tuned", "random": "from-scratch"}.get(choice.cut, choice.cut)
 
 
-ADVISERS = ("ours", "rule of thumb", "always case 1", "always case 3", "kNN")
+ADVISERS = ("transfer", "rule of thumb", "always case 1", "always case 3", "kNN")
 
 
-def regret(rows: dict[str, dict], who: str, budget: float | None = None) -> float:
-    """Points of accuracy that an adviser loses against the best of the four cases; one that takes more time than
-    there is falls back on the last layer's head.
-
-    The best is that of the cases as a user would train them: the last layer, the early cut, all layers, everything.
-    """
-    found = accuracies(rows, budget)
-    heads = rows["truth"]["heads"]
-    known = {
-        key: found[key] for key in (list(heads)[-2], "all", "fine-tuned", "from-scratch") if key in found
-    }
-    known |= {cut: heads[cut] for cut in (rows["advised"]["rule of thumb"], advised_cut(rows))}
-    taken = found.get(chosen_by(rows, who, budget), heads[list(heads)[-2]])
-    return 100 * (max(known.values()) - taken)
+def regret(rows: dict[str, dict], adviser: str, budget: float | None = None) -> float:
+    """Return the points of accuracy that an adviser loses against the best of the four cases."""
+    known, heads = accuracies(rows, budget), rows["truth"]["heads"]
+    last = list(heads)[-2]
+    # The four cases as a user trains them: last layer, early cut, all layers, whole network.
+    compared = [known[key] for key in (last, "all", "fine-tuned", "from-scratch") if key in known]
+    compared += [heads[cut] for cut in (rows["advised"]["rule of thumb"], advised_cut(rows))]
+    # A choice that exceeds the budget is replaced by a head on the last layer.
+    return 100 * (max(compared) - known.get(chosen_by(rows, adviser, budget), heads[last]))
 
 
 def advised_cut(rows: dict[str, dict]) -> str:
-    """The layer at which the adviser would cut a frozen network."""
+    """Return the cut of a frozen network that the adviser recommends."""
     curve = rows["advised"]["layer_curve"]
     return max(reversed(curve), key=lambda point: point["accuracy"])["layer"]
 
 
 def show_regret(units: list[dict[str, dict]]) -> None:
-    """Print the regret of each adviser, at each budget."""
-    print(
-        f"{'regret in points: mean, 90th percentile, worst':48}" + "".join(f"{who:>18}" for who in ADVISERS)
-    )
+    """Print the regret of each adviser for each time budget."""
+    title = "regret in points: mean, 90th percentile, worst"
+    print(f"{title:48}" + "".join(f"{adviser:>18}" for adviser in ADVISERS))
     for budget in (None, *BUDGETS):
         cells = []
-        for who in ADVISERS:
-            values = [regret(rows, who, budget) for rows in units]
+        for adviser in ADVISERS:
+            values = [regret(rows, adviser, budget) for rows in units]
             cells.append(f"{np.mean(values):5.2f} {np.percentile(values, 90):5.1f} {max(values):5.1f}")
-        title = "as long as it takes" if budget is None else f"{budget // 60} minutes of training"
+        title = "no time limit" if budget is None else f"{budget // 60} min of training"
         print(f"  {title:46}" + "".join(f"{cell:>18}" for cell in cells))
 
 
-def show_expectations(units: list[dict[str, dict]]) -> None:
-    """Print how far what was expected was off, how often its interval held, and how well layers were ranked."""
+def show_estimates(units: list[dict[str, dict]]) -> None:
+    """Print the errors of the estimates, the coverage of the intervals, and the quality of the layer curve."""
     from scipy.stats import kendalltau
 
     errors: dict[str, list[float]] = {}
     inside: dict[str, list[bool]] = {}
     taus, cut_regrets = [], []
     for rows in units:
-        known = {**accuracies(rows)}
+        known = accuracies(rows)
         for choice in choices(rows["advised"]):
             key = key_of(choice)
             if key not in known:
                 continue
             kind = key if key in ("fine-tuned", "from-scratch", "all") else "one layer"
-            advised = key == chosen_by(rows, "ours")
-            for name in (kind, *(["the advised"] if advised else [])):
+            recommended = key == chosen_by(rows, "transfer")
+            for name in (kind, *(["recommended"] if recommended else [])):
                 errors.setdefault(name, []).append(choice.expected_accuracy - known[key])
                 low, high = choice.interval
                 inside.setdefault(name, []).append(low <= known[key] <= high)
@@ -447,22 +445,24 @@ def show_expectations(units: list[dict[str, dict]]) -> None:
         taus.append(kendalltau([curve[name] for name in curve], [heads[name] for name in curve])[0])
         cut_regrets.append(100 * (max(heads[name] for name in curve) - heads[advised_cut(rows)]))
     for name in sorted(errors):
-        off = 100 * np.array(errors[name])
+        error = 100 * np.array(errors[name])
         print(
-            f"  expected accuracy, {name:12}: off by {np.abs(off).mean():.1f} points (mean {off.mean():+.1f}, "
-            f"deviation {off.std():.1f}); interval held {np.mean(inside[name]):.0%} of {len(off)}"
+            f"  estimated accuracy, {name:12}: mean absolute error {np.abs(error).mean():.1f} points (bias "
+            f"{error.mean():+.1f}, standard deviation {error.std():.1f}); {np.mean(inside[name]):.0%} of "
+            f"{len(error)} intervals contain the true value"
         )
     print(
         f"  layer curve: Kendall's tau with trained heads {np.mean(taus):.2f} ({min(taus):.2f} to {max(taus):.2f}); "
-        f"the advised cut loses {np.mean(cut_regrets):.2f} points to the best layer "
+        f"the recommended cut loses {np.mean(cut_regrets):.2f} points compared with the best cut "
         f"(median {np.median(cut_regrets):.2f})"
     )
     signal = [rows["advised"]["signal"] for rows in units]
     shuffled = [rows["advised"]["signal_shuffled"] for rows in units]
     seconds = [rows["advised"]["seconds"] for rows in units]
     print(
-        f"  signal on {sum(signal)} of {len(signal)} real sets, on {sum(shuffled)} of {len(shuffled)} shuffled ones; "
-        f"advice beyond the pass took {np.median(seconds):.0f} s (at most {max(seconds):.0f})"
+        f"  signal found in {sum(signal)} of {len(signal)} sets, and in {sum(shuffled)} of {len(shuffled)} with "
+        f"shuffled labels; the advice took {np.median(seconds):.0f} s (at most {max(seconds):.0f} s), without the "
+        "forward pass"
     )
 
 

@@ -1,10 +1,10 @@
-"""Accuracy, seconds and peak memory of whole runs of the command, over backbones, cases and seeds.
+"""Measure accuracy, time and peak memory of `transfer.train` for several networks, cases and seeds.
 
     python tests/benchmarks/cases.py --data emoji --models EfficientNetLite0 --cases auto --seeds 0 1 2
     python tests/benchmarks/cases.py --data path/to/hymenoptera --weights MobileNetV2=path/to/weights.h5
 
-Each run is a process of its own, from start to the last plot. A line per run goes to `--results`; runs that are
-in it already are not repeated, so that a benchmark that was stopped goes on.
+Each run is a separate process with an empty cache. Its time includes the start of Python and the report. Each run adds
+a row to `--results`. Runs that have a row are skipped, so an interrupted benchmark resumes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run the missing runs, then print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="*", default=[], metavar="MODEL=FILE")
     parser.add_argument("--cases", nargs="+", default=["small-similar", "small-different"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--flags", default="", help="more flags of transfer.train, in one string")
+    parser.add_argument("--flags", default="", help="further flags of transfer.train, as one string")
     parser.add_argument("--results", type=Path, default=Path("cases.jsonl"))
     options = parser.parse_args()
     weights = dict(pair.split("=", 1) for pair in options.weights)
@@ -41,17 +41,17 @@ def main() -> None:
     )
     wanted = [
         {
-            "data": d,
-            "model": m,
-            "weights": weights.get(m, "imagenet"),
-            "case": c,
+            "data": data,
+            "model": model,
+            "weights": weights.get(model, "imagenet"),
+            "case": case,
             "flags": options.flags,
-            "seed": s,
+            "seed": seed,
         }
-        for d in options.data
-        for m in options.models
-        for c in options.cases
-        for s in options.seeds
+        for data in options.data
+        for model in options.models
+        for case in options.cases
+        for seed in options.seeds
     ]
     for unit in wanted:
         if not any(unit.items() <= row.items() for row in rows):
@@ -62,12 +62,12 @@ def main() -> None:
 
 
 def run(unit: dict) -> dict:
-    """Run the command once; give its metrics, wall seconds and peak memory."""
+    """Run the command once; return its metrics, seconds and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         flags = ["--data", unit["data"], "--model", unit["model"], "--weights", unit["weights"]]
         flags += ["--case", unit["case"], "--seed", str(unit["seed"]), *unit["flags"].split()]
-        environment = {**os.environ, "TRANSFER_CACHE": f"{folder}/cache"}  # nothing is kept from run to run
+        environment = {**os.environ, "TRANSFER_CACHE": f"{folder}/cache"}  # runs share no features
         start = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "transfer.train", *flags, "--output", str(output)],
@@ -77,7 +77,7 @@ def run(unit: dict) -> dict:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         if status:
-            sys.exit(f"{flags} failed")
+            sys.exit(f"transfer.train failed with the flags {flags}.")
         metrics = json.loads((output / "metrics.json").read_text())
     return {
         "ran_case": metrics["case"],
@@ -92,14 +92,16 @@ def run(unit: dict) -> dict:
 
 
 def show(rows: list[dict]) -> None:
-    """Print one line per data set, model and case: means over seeds, with the range of the accuracy."""
+    """Print the mean over seeds for each data set, model and case, and the range of the accuracy."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((Path(row["data"]).name, row["model"], row["case"]), []).append(row)
-    print("data model case cut | accuracy (min..max of seeds, test images) | seconds | peak GB")
+    print("data model case cut | accuracy (min..max of the seeds, test images) | seconds | peak GB")
     for key, group in groups.items():
         accuracy = [row["accuracy"] for row in group]
-        spread = f"{min(accuracy):.3f}..{max(accuracy):.3f} of {len(group)}, {group[0]['num_test']}"
+        spread = (
+            f"{min(accuracy):.3f}..{max(accuracy):.3f} of {len(group)} seeds, {group[0]['num_test']} images"
+        )
         seconds, memory = (statistics.mean(row[k] for row in group) for k in ("seconds", "peak_gb"))
         print(
             *key,

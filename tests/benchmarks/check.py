@@ -1,12 +1,14 @@
-"""What the check of data costs, and how well it tells images that show the same.
+"""Measure the data check: its time and memory, and how well it finds near-duplicates.
 
     python tests/benchmarks/check.py time path/to/cifar10
     python tests/benchmarks/check.py growth --counts 12500 25000 50000 100000
     python tests/benchmarks/check.py likeness path/to/hymenoptera
 
-`time` loads a folder, check included, in a process of its own. `growth` does so with folders of made-up JPEGs of
-32 px, and gives the seconds and the peak of memory above that of the imports for each count. `likeness` saves every
-photo again in other forms and gives the bits in which the hashes differ, and those of the nearest different photos.
+- `time` loads and checks a folder in a separate process.
+- `growth` does the same for synthetic JPEGs of 32 pixels, in increasing numbers. It prints the seconds and the peak
+  memory beyond that of the imports.
+- `likeness` saves each photo again in changed versions. It prints the number of different bits between the perceptual
+  hashes of both, and between each photo and the most similar other one.
 """
 
 from __future__ import annotations
@@ -54,13 +56,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    time_ = commands.add_parser("time", help="of loading a folder")
+    time_ = commands.add_parser("time", help="time to load and check a folder")
     time_.add_argument("folder", type=Path)
     time_.set_defaults(run=lambda options: show(load(options.folder)))
-    growth_ = commands.add_parser("growth", help="of time and memory with the count of images")
+    growth_ = commands.add_parser("growth", help="time and memory for growing numbers of images")
     growth_.add_argument("--counts", type=int, nargs="+", default=[12_500, 25_000, 50_000, 100_000])
     growth_.set_defaults(run=growth)
-    likeness_ = commands.add_parser("likeness", help="of the same image saved in other forms")
+    likeness_ = commands.add_parser("likeness", help="near-duplicate detection on changed versions of photos")
     likeness_.add_argument("folder", type=Path)
     likeness_.set_defaults(run=likeness)
     options = parser.parse_args()
@@ -68,25 +70,23 @@ def main() -> None:
 
 
 def load(folder: Path) -> dict[str, float]:
-    """Load a folder in a process of its own, since the peak of memory is a process'."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout)
+    """Load a folder in a separate process, since peak memory is measured per process."""
+    command = [sys.executable, "-c", LOAD, str(folder)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def show(figures: dict[str, float]) -> None:
-    """Print one line."""
+    """Print the measurements of a folder."""
     rate = figures["images"] / figures["seconds"]
     print(
         f"{figures['images']:>8,} images  {figures['seconds']:6.1f} s  {rate:6,.0f} images/s  "
-        f"{figures['MB']:4.0f} MB above the imports",
+        f"{figures['MB']:4.0f} MB more than after the imports",
         flush=True,
     )
 
 
 def growth(options: argparse.Namespace) -> None:
-    """Make folders of more and more JPEGs of 32 px and load them."""
+    """Load folders with growing numbers of JPEGs of 32 pixels."""
     with tempfile.TemporaryDirectory() as name:
         made = 0
         for count in sorted(options.counts):
@@ -97,14 +97,14 @@ def growth(options: argparse.Namespace) -> None:
 
 
 def make_jpeg(path: Path, *, seed: int) -> None:
-    """Write an image like no other."""
+    """Write a random image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype="uint8")
     Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(path, quality=85)
 
 
 def likeness(options: argparse.Namespace) -> None:
-    """Save photos in other forms and see in how many bits their hashes differ."""
+    """Compare the hashes of photos with those of changed versions."""
     from transfer.images.decoding import decode
     from transfer.images.duplicates import MAX_BITS, perceptual_hash
 
@@ -116,33 +116,35 @@ def likeness(options: argparse.Namespace) -> None:
     )
     start = time.perf_counter()
     hashes = np.stack([bits(str(file)) for file in files])
-    print(f"{len(files)} photos; of {hashes.shape[1]} bits, same up to {MAX_BITS}:")
+    print(
+        f"{len(files)} photos; near-duplicates differ in at most {MAX_BITS} of {hashes.shape[1]} bits. Different bits:"
+    )
     for name, change in CHANGES.items():
         changed = np.stack(
             [bits(change(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))) for file in files]
         )
-        apart = np.abs(hashes - changed).sum(axis=1)
-        middle, high = np.percentile(apart, [50, 99])
+        distances = np.abs(hashes - changed).sum(axis=1)
+        median, high = np.percentile(distances, [50, 99])
         print(
-            f"  {name:26} median {middle:3.0f}, 99 of 100 up to {high:3.0f}, most {apart.max():3}; "
-            f"found {np.mean(apart <= MAX_BITS):6.1%}"
+            f"  {name:26} median {median:3.0f}, 99th percentile {high:3.0f}, maximum {distances.max():3}; "
+            f"found {np.mean(distances <= MAX_BITS):6.1%}"
         )
     signs = 2 * hashes - 1
-    apart = (hashes.shape[1] - signs @ signs.T) // 2
-    np.fill_diagonal(apart, hashes.shape[1])
-    nearest = apart.min(axis=1)
-    print(f"  {'the nearest different one':26} least {nearest.min():3}, median {np.median(nearest):3.0f}")
+    distances = (hashes.shape[1] - signs @ signs.T) // 2
+    np.fill_diagonal(distances, hashes.shape[1])
+    nearest = distances.min(axis=1)
+    print(f"  {'most similar other photo':26} minimum {nearest.min():3}, median {np.median(nearest):3.0f}")
     print(f"({time.perf_counter() - start:.0f} s)")
 
 
-def cropped(image: Image.Image, share: float) -> Image.Image:
-    """Cut a share of each side off."""
-    x, y = round(image.width * share), round(image.height * share)
+def cropped(image: Image.Image, fraction: float) -> Image.Image:
+    """Crop a fraction of the width or height from each side."""
+    x, y = round(image.width * fraction), round(image.height * fraction)
     return image.crop((x, y, image.width - x, image.height - y))
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """Encode."""
+    """Encode an image in a file format."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()

@@ -1,12 +1,12 @@
-"""How fast images become batches.
+"""Measure the input pipeline: decoding and augmentation.
 
     python tests/benchmarks/data.py decode path/to/hymenoptera/train
     python tests/benchmarks/data.py augment
 
-`decode` reads, decodes and resizes to 160 px, once with `transfer` and once with Keras'
-`image_dataset_from_directory`, in turn, in one process: the folder's photos, then photos of 12 megapixels that
-it makes. Besides the rates it gives the seconds of CPU, which other work on the machine changes less.
-`augment` gives the rate of each level of augmentation and of each mix, at 160 px.
+- `decode` reads, decodes and resizes images to 160 pixels, alternating between `transfer` and Keras'
+  `image_dataset_from_directory` in one process. It uses the photos of the folder, then synthetic photos of 12
+  megapixels. It also prints the CPU time, which other work on the machine changes less.
+- `augment` measures each level of augmentation and each mix at 160 pixels.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    decode_ = commands.add_parser("decode", help="against image_dataset_from_directory")
-    decode_.add_argument("folder", type=Path, help="class folders of JPEGs")
+    decode_ = commands.add_parser("decode", help="compare with image_dataset_from_directory")
+    decode_.add_argument("folder", type=Path, help="folder with JPEGs, one subfolder per class")
     decode_.add_argument("--rounds", type=int, default=7)
     decode_.set_defaults(run=decode)
-    augment_ = commands.add_parser("augment", help="images/s of each level and mix")
+    augment_ = commands.add_parser("augment", help="measure each level of augmentation and each mix")
     augment_.add_argument("--rounds", type=int, default=5)
     augment_.set_defaults(run=augment)
     options = parser.parse_args()
@@ -45,15 +45,15 @@ def main() -> None:
 
 
 def decode(options: argparse.Namespace) -> None:
-    """Compare rates of decoding with Keras' own."""
-    compare("photos of the folder", options.folder, options.rounds)
+    """Compare decoding with that of Keras."""
+    compare("photos in the folder", options.folder, options.rounds)
     with tempfile.TemporaryDirectory() as folder:
         make_photos(Path(folder) / "class", count=24, size=(4000, 3000))
         compare("photos of 12 megapixels", Path(folder), options.rounds)
 
 
 def compare(name: str, folder: Path, rounds: int) -> None:
-    """Read a folder with both, in turn; print medians and their ratio."""
+    """Read a folder with both in turn; print medians and their ratio."""
     import keras
 
     from transfer.images.pipeline import make_dataset
@@ -66,16 +66,15 @@ def compare(name: str, folder: Path, rounds: int) -> None:
         folder, labels=None, image_size=SIZE, batch_size=32, verbose=False
     )
     figures = in_turn(
-        {"transfer": lambda: sum(len(x) for x, _ in ours), "keras": lambda: sum(len(x) for x in theirs)},
+        {"transfer": lambda: sum(len(x) for x, _ in ours), "keras": lambda: sum(map(len, theirs))},
         rounds,
     )
-    print(
-        f"{name}: {len(files)}, {sum(f.stat().st_size for f in files) / len(files) / 1e3:.0f} kB on average"
-    )
+    kilobytes = sum(file.stat().st_size for file in files) / len(files) / 1e3
+    print(f"{name}: {len(files)} files of {kilobytes:.0f} kB on average")
     show(figures)
-    for number, what in enumerate(("rate", "CPU")):
-        mine, other = figures["transfer"][number], figures["keras"][number]
-        print(f"  {what}: {mine / other if what == 'rate' else other / mine:.2f} times Keras")
+    (our_rate, our_cpu), (keras_rate, keras_cpu) = figures["transfer"], figures["keras"]
+    print(f"  images/s, transfer / Keras: {our_rate / keras_rate:.2f}")
+    print(f"  CPU time, Keras / transfer: {keras_cpu / our_cpu:.2f}")
 
 
 def augment(options: argparse.Namespace) -> None:
@@ -84,9 +83,9 @@ def augment(options: argparse.Namespace) -> None:
 
     from transfer.images.augmentation import AUGMENTATIONS, MIXES, augmentation, mixing
 
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (256, *SIZE, 3), "uint8")
-    keys = random.integers(2**31, size=(256, 2)).astype("int32")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (256, *SIZE, 3), "uint8")
+    keys = rng.integers(2**31, size=(256, 2)).astype("int32")
     dataset = tf.data.Dataset.from_tensor_slices((images, keys))
 
     def level(name: str) -> Callable[[], int]:
@@ -101,44 +100,35 @@ def augment(options: argparse.Namespace) -> None:
         )
         return lambda: sum(len(x) for x, _ in batches)
 
-    show(
-        in_turn(
-            {
-                **{f"augment={name}": level(name) for name in AUGMENTATIONS},
-                **{f"mix={name}": mix(name) for name in MIXES},
-            },
-            options.rounds,
-        )
-    )
+    passes = {f"augment={name}": level(name) for name in AUGMENTATIONS}
+    passes |= {f"mix={name}": mix(name) for name in MIXES}
+    show(in_turn(passes, options.rounds))
 
 
 def in_turn(passes: dict[str, Callable[[], int]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Go through all of them `rounds` times after one to warm up; medians of images/s and of CPU ms per image.
-
-    Each pass gives how many images it saw.
-    """
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
+    """Return the median images/s and CPU ms per image of each pass; a pass returns its number of images."""
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
     for number in range(rounds + 1):
         for name, one_pass in passes.items():
             start, cpu = time.perf_counter(), time.process_time()
             count = one_pass()
             wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-            if number:
-                seen[name].append((count / wall, 1e3 * cpu / count))
+            if number:  # the first round warms up
+                measured[name].append((count / wall, 1e3 * cpu / count))
     return {
         name: (statistics.median(r for r, _ in rows), statistics.median(c for _, c in rows))
-        for name, rows in seen.items()
+        for name, rows in measured.items()
     }
 
 
 def show(figures: dict[str, tuple[float, float]]) -> None:
-    """Print a line for each."""
+    """Print a row per pass."""
     for name, (rate, cpu) in figures.items():
-        print(f"  {name:20} {rate:7.0f} images/s  {cpu:7.2f} ms of CPU each")
+        print(f"  {name:20} {rate:7.0f} images/s  {cpu:7.2f} ms of CPU time per image")
 
 
 def make_photos(folder: Path, *, count: int, size: tuple[int, int]) -> None:
-    """Write JPEGs of smooth noise, width and height in pixels, each different."""
+    """Write different JPEGs of smooth noise; `size` is width and height in pixels."""
     from PIL import Image
 
     folder.mkdir(parents=True)

@@ -1,12 +1,14 @@
-"""What exported files cost and keep: size, speed and accuracy of every format, beside Keras on the same images.
+"""Measure exported files: size, speed and accuracy of every format, compared with Keras on the same images.
 
     python tests/benchmarks/export.py run --images path/to/images
     python tests/benchmarks/export.py show
 
-`run` trains EfficientNetLite0 in the case small-similar on each set and writes it in every format, quantized in every
-way that there is; each file is checked on the test's images by `export` itself. A line per unit goes to `--results`,
-and what is in it is not repeated. The images: `--images` is a folder with `hymenoptera/{train,val}/CLASS` and
-`sign_digits/CLASS`, as in advice.py; `emoji` comes along.
+`run` trains EfficientNetLite0 (case small-similar) on each data set and exports it to every format with every kind of
+quantization. `export` itself verifies each file on the test images. Each file adds a row to `--results`. Files that
+have a row are skipped. `show` prints the tables.
+
+Images: `--images` is a folder with `hymenoptera/{train,val}/CLASS` and `sign_digits/CLASS`, as for advice.py. `emoji`
+is part of the package.
 """
 
 from __future__ import annotations
@@ -33,16 +35,16 @@ SIZE = 128
 
 
 def main() -> None:
-    """Run one of the commands."""
+    """Run a command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("run", "show"))
-    parser.add_argument("--images", type=Path, default=Path("images"))
+    parser.add_argument("--images", type=Path, default=Path("images"), help="folder of the data sets")
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--cases", nargs="+", default=["small-similar"])
     parser.add_argument(
-        "--runs", type=Path, help="folder that keeps the trained runs; by default a temporary one"
+        "--runs", type=Path, help="folder that keeps the trained runs (default: a temporary folder)"
     )
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "export.jsonl")
     options = parser.parse_args()
@@ -56,14 +58,15 @@ def main() -> None:
 
 
 def export_all(name: str, case: str, runs: Path, options: argparse.Namespace) -> None:
-    """Train once, and export in every way that is not in the results yet."""
+    """Train a model, and export it to the formats that have no row yet."""
     from transfer.exporters.export import KINDS, export
     from transfer.results.finished_runs import load_run
 
-    ways = [(kind, quantize) for kind, every in KINDS.items() for quantize in every]
-    units = [{"data": name, "case": case, "kind": kind, "quantize": quantize} for kind, quantize in ways]
-    left = [u for u in units if not any(u.items() <= row.items() for row in advice.stored(options.results))]
-    if not left:
+    formats = [(kind, quantize) for kind, quantizations in KINDS.items() for quantize in quantizations]
+    units = [{"data": name, "case": case, "kind": kind, "quantize": quantize} for kind, quantize in formats]
+    rows = advice.stored(options.results)
+    missing = [unit for unit in units if not any(unit.items() <= row.items() for row in rows)]
+    if not missing:
         return
     folder = runs / f"{name}-{case}"
     if not folder.exists():
@@ -71,12 +74,11 @@ def export_all(name: str, case: str, runs: Path, options: argparse.Namespace) ->
     logging.getLogger("transfer").setLevel(logging.ERROR)
     run = load_run(folder)
     data = run.data()
-    object.__setattr__(run, "data", lambda source=None: data)  # every file would check all images again
-    for unit in left:
-        done = export(
-            run, to=unit["kind"], quantize=unit["quantize"], output=folder / "exported" / label(unit)
-        )
-        row = {**unit, **done.to_dict()}
+    object.__setattr__(run, "data", lambda source=None: data)  # load and check the images once
+    for unit in missing:
+        output = folder / "exported" / label(unit)
+        exported = export(run, to=unit["kind"], quantize=unit["quantize"], output=output)
+        row = {**unit, **exported.to_dict()}
         options.results.parent.mkdir(exist_ok=True)
         with options.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -84,17 +86,17 @@ def export_all(name: str, case: str, runs: Path, options: argparse.Namespace) ->
 
 
 def train(name: str, case: str, folder: Path, images: Path) -> None:
-    """Train a run as the command does."""
+    """Train a run with the command."""
     from transfer import train as command
 
-    place = "emoji" if name == "emoji" else str(images / name)
-    flags = ["--data", place, "--case", case, "--model", MODEL, "--image-size", str(SIZE)]
+    source = "emoji" if name == "emoji" else str(images / name)
+    flags = ["--data", source, "--case", case, "--model", MODEL, "--image-size", str(SIZE)]
     if command.main([*flags, "--output", str(folder)]):
-        raise SystemExit(f"{name} could not be trained")
+        raise SystemExit(f"Training on {name} failed.")
 
 
 def label(row: dict[str, Any]) -> str:
-    """Name a format and its quantization."""
+    """Return the name of a format and its quantization."""
     return f"{row['kind']}-{row['quantize']}" if row["quantize"] else row["kind"]
 
 
@@ -105,8 +107,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(
             f"\n{name}, {case}: {chosen[0]['num_images']} test images, Keras {chosen[0]['keras_accuracy']:.1%}"
         )
-        heads = ("MB", "images/s", "of Keras", "differs", "agrees", "accuracy")
-        print(f"{'':18}" + "".join(f"{head:>10}" for head in heads))
+        heads = ("MB", "images/s", "vs Keras", "max diff", "same class", "accuracy")
+        print(f"{'':18}" + "".join(f"{head:>12}" for head in heads))
         for row in chosen:
             cells = [
                 f"{row['size'] / 1e6:.1f}",
@@ -116,7 +118,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 f"{row['agreement']:.1%}",
                 f"{row['accuracy']:.1%}",
             ]
-            print(f"{label(row):18}" + "".join(f"{cell:>10}" for cell in cells))
+            print(f"{label(row):18}" + "".join(f"{cell:>12}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""One unit of the benchmark of frozen training, in a process of its own; frozen.py starts it.
+"""Run one unit of `frozen.py peers` or `frozen.py limit` in a separate process.
 
     python tests/benchmarks/peers.py JOB
 
-JOB is JSON that names a method, images, their size, a seed and the file for the result. Every clock starts after
-the imports, before an image is opened. MobileNetV2 is the network of all methods.
+frozen.py starts this script. JOB is JSON with the method, the images, their size, a seed and the file of the result.
+Times start after the imports, before the first image is read. All methods use MobileNetV2.
 
-- `guide` is the recipe of Keras' guide "Transfer learning & fine-tuning": decoded images cached, then batches of
-  32; flips and turns, scaling, the frozen network and dropout in one model; Adam at its own rate.
-- `torch` is the same recipe as PyTorch's users write it: two workers read with Pillow, in every epoch.
-- `ours ENGINE [all]` is this package's; with `all` the head sees several layers.
+- `guide` is the recipe of Keras' guide "Transfer learning & fine-tuning": cached decoded images in batches of 32;
+  random flips and rotations, scaling, the frozen network and dropout in one model; Adam with its default learning rate.
+- `torch` is the same recipe in PyTorch: two workers read the images with Pillow in every epoch.
+- `transfer ENGINE [all]` is this package. With `all`, the head sees several layers.
 """
 
 from __future__ import annotations
@@ -33,58 +33,55 @@ import numpy as np
 START = time.perf_counter()
 
 BATCH_SIZE = 32
-MARKS = (5, 10, 20)  # epochs after which peers are measured
-LEAST_TEST = 100  # with fewer images an accuracy says nothing
-MOST_FORWARD = 2048  # images whose bare forward pass is timed; the rate of more is the same
+MARKS = (5, 10, 20)  # epochs after which guide and torch are evaluated
+MIN_TEST = 100  # test images
+MAX_FORWARD = 2048  # images to time the forward pass with
 STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
-"""Of MobileNetV2, table 2 of arXiv:1801.04381: expansion, channels, blocks, stride of the first."""
+"""MobileNetV2, table 2 of arXiv:1801.04381: expansion, channels, number of blocks, stride of the first block."""
 
 
 def main() -> None:
-    """Run the method that the job names, and write what it gives."""
+    """Run the method of the job and write its result."""
     job = json.loads(sys.argv[1])
-    known = {"prepare": prepare, "limit": limit, "guide": guide, "torch": pytorch}
+    methods = {"prepare": prepare, "limit": limit, "guide": guide, "torch": pytorch}
     if job["method"] != "torch":
         importlib.import_module("transfer.distributed.strategies").start_quietly()
-    Path(job["out"]).write_text(json.dumps(known.get(job["method"], ours)(job)))
+    Path(job["out"]).write_text(json.dumps(methods.get(job["method"], train_with_transfer)(job)))
 
 
 class Stopwatch:
-    """Seconds since the imports, without those spent measuring; a method makes it when it starts.
-
-    Accuracy is measured after so many epochs, the last, and at `MARKS` before.
-    """
+    """Time since the start of a method, without pauses; accuracy after the epochs in `MARKS` and the last one."""
 
     def __init__(self, epochs: int = 0) -> None:
         self.epochs = epochs
-        self.wanted = {mark for mark in MARKS if mark < epochs} | {epochs}
+        self.measured_epochs = {mark for mark in MARKS if mark < epochs} | {epochs}
         self.at: dict[int, dict[str, float]] = {}
         self.started = time.perf_counter()
         self.imports = round(self.started - START, 2)
 
     @property
     def seconds(self) -> float:
-        """Until now."""
+        """Seconds until now."""
         return round(time.perf_counter() - self.started, 3)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count what is done inside."""
+        """Stop the time during a block of code."""
         start = time.perf_counter()
         yield
         self.started += time.perf_counter() - start
 
     def mark(self, epoch: int, accuracy: Callable[[], float]) -> None:
-        """Note seconds and accuracy after so many epochs, where they are wanted."""
-        if epoch in self.wanted:
+        """Record seconds and accuracy after an epoch, if it is one to measure."""
+        if epoch in self.measured_epochs:
             seconds = self.seconds
             with self.paused():
                 self.at[epoch] = {"seconds": seconds, "accuracy": accuracy()}
 
     def result(self, split: dict[str, Any], engine: str) -> dict[str, Any]:
-        """Give what a peer's unit is to record."""
+        """Return the row of a unit."""
         last = self.at[self.epochs]["seconds"]
         return {
             "at": self.at,
@@ -98,7 +95,7 @@ class Stopwatch:
 
 
 def prepare(job: dict) -> dict:
-    """Write what other methods read: a list of images, the split, and the weights of the network."""
+    """Write the inputs of the other methods: a list of images, the split, and the weights of the network."""
     from transfer.images.datasets import load_data
     from transfer.networks.backbones import load_backbone
 
@@ -125,26 +122,24 @@ def prepare(job: dict) -> dict:
 
 
 def write_list(path: Path, job: dict) -> str:
-    """List a stratified sample to train on, and others for the test; say what is wrong where that cannot be.
-
-    Images that show the same stay on one side, since `load_data` draws the test where there is none yet.
-    """
+    """Write a stratified sample of training and of test images; return the problem if there are too few."""
     from transfer.images.datasets import load_data
     from transfer.images.folder_source import find_source, read_folder
 
     def sample(labels: np.ndarray, count: int) -> np.ndarray:
-        place = np.random.default_rng(job["seed"]).permutation(len(labels)).astype("float64")
-        for label in np.unique(labels):  # each class spread evenly from 0 to 1
-            ranks = place[labels == label].argsort().argsort()
-            place[labels == label] = (ranks + 0.5) / len(ranks)
-        return np.sort(place.argsort(kind="stable")[:count])
+        position = np.random.default_rng(job["seed"]).permutation(len(labels)).astype("float64")
+        for label in np.unique(labels):  # each class is spread evenly from 0 to 1
+            ranks = position[labels == label].argsort().argsort()
+            position[labels == label] = (ranks + 0.5) / len(ranks)
+        return np.sort(position.argsort(kind="stable")[:count])
 
     parts = read_folder(find_source(job["source"])).parts
-    have, wanted = len(parts["train"]), {"train": job["count"], "test": job["test_images"]}
+    available, wanted = len(parts["train"]), {"train": job["count"], "test": job["test_images"]}
     if len(parts) == 1:
-        wanted["test"] = min(wanted["test"], have - job["count"])
-    if job["count"] > have or wanted["test"] < LEAST_TEST:
-        return f"there are {have} images in all, too few to train on {job['count']} and test on others"
+        wanted["test"] = min(wanted["test"], available - job["count"])
+    if job["count"] > available or wanted["test"] < MIN_TEST:
+        return f"{available} images are too few for {job['count']} training images and at least {MIN_TEST} test images"
+    # `load_data` draws the test split if there is none, and keeps near-duplicates in one split.
     data = load_data(job["source"], seed=job["seed"], val=0, test=wanted["test"])
     rows = [("path", "label", "split")]
     for name, count in wanted.items():
@@ -157,7 +152,7 @@ def write_list(path: Path, job: dict) -> str:
 
 
 def read_split(job: dict) -> dict[str, Any]:
-    """Read the split; images to train on come shuffled, as the guide's do."""
+    """Read the split and shuffle the training images, as the guide does."""
     split = json.loads((Path(job["folder"]) / "split.json").read_text())
     order = np.random.default_rng(job["seed"]).permutation(len(split["train"]["labels"]))
     split["train"] = {key: [values[i] for i in order] for key, values in split["train"].items()}
@@ -165,7 +160,7 @@ def read_split(job: dict) -> dict[str, Any]:
 
 
 def guide(job: dict) -> dict:
-    """The recipe of Keras' guide; its caching of decoded images too."""
+    """Train with the recipe of Keras' guide, which caches the decoded images."""
     import keras
     import tensorflow as tf
 
@@ -194,7 +189,7 @@ def guide(job: dict) -> dict:
 
 
 def guide_model(job: dict, num_classes: int) -> Any:
-    """The network of Keras' guide, for several classes."""
+    """Build the network of Keras' guide for several classes."""
     import keras
 
     shape = (job["size"], job["size"], 3)
@@ -218,15 +213,15 @@ def guide_model(job: dict, num_classes: int) -> Any:
 
 
 def pytorch(job: dict) -> dict:
-    """The same recipe in PyTorch."""
+    """Train with the same recipe in PyTorch."""
     import torch
-    from PIL import Image  # noqa: F401 (its seconds are those of imports)
+    from PIL import Image  # noqa: F401 (imported before the time starts)
 
     split = read_split(job)
     watch = Stopwatch(job["epochs"])
     torch.manual_seed(job["seed"])
     network = mobilenet_v2(torch, job["size"]).eval()
-    carry_over(torch, network, Path(job["folder"]) / "base.npz", watch)
+    copy_weights(torch, network, Path(job["folder"]) / "base.npz", watch)
     head = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(1280, split["num_classes"]))
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
 
@@ -237,13 +232,13 @@ def pytorch(job: dict) -> dict:
 
     def scores(images: Any) -> Any:
         with torch.no_grad():
-            extraction = network(images / 127.5 - 1)
-        return head(extraction)
+            features = network(images / 127.5 - 1)
+        return head(features)
 
     def accuracy(loader: Any) -> float:
         head.eval()
-        right = [scores(images.permute(0, 3, 1, 2)).argmax(1) == labels for images, labels in loader]
-        return float(torch.cat(right).float().mean())
+        correct = [scores(images.permute(0, 3, 1, 2)).argmax(1) == labels for images, labels in loader]
+        return float(torch.cat(correct).float().mean())
 
     train, val = batches("train"), batches("val")
     for epoch in range(1, job["epochs"] + 1):
@@ -259,7 +254,7 @@ def pytorch(job: dict) -> dict:
 
 
 class Images:
-    """Files of images, as PyTorch's DataLoader takes them."""
+    """Image files as a data set for the DataLoader of PyTorch."""
 
     def __init__(self, paths: list[str], labels: list[int], size: int) -> None:
         self.paths, self.labels, self.size = paths, labels, size
@@ -276,7 +271,7 @@ class Images:
 
 
 def augmented(torch: Any, images: Any) -> Any:
-    """Mirror half of the images and turn each by up to a tenth of a full turn, as the guide does."""
+    """Flip half of the images and rotate each by up to 36 degrees, as the guide does."""
     images = images.permute(0, 3, 1, 2).float()
     angle = (torch.rand(len(images)) * 2 - 1) * 0.1 * 2 * torch.pi
     flip = torch.randint(0, 2, (len(images),)) * 2.0 - 1
@@ -287,7 +282,7 @@ def augmented(torch: Any, images: Any) -> Any:
 
 
 def mobilenet_v2(torch: Any, size: int) -> Any:
-    """MobileNetV2 in PyTorch, padded as Keras pads, without its top; the mean over places is its output."""
+    """Build MobileNetV2 in PyTorch with the padding of Keras, without top, with global average pooling."""
     nn = torch.nn
 
     shortcut = {"forward": lambda self, x: x + nn.Sequential.forward(self, x)}
@@ -314,63 +309,63 @@ def mobilenet_v2(torch: Any, size: int) -> Any:
     return nn.Sequential(*layers)
 
 
-def carry_over(torch: Any, network: Any, file: Path, watch: Stopwatch) -> None:
-    """Put Keras' weights, layer after layer, into the network in PyTorch, and compare what both give."""
+def copy_weights(torch: Any, network: Any, file: Path, watch: Stopwatch) -> None:
+    """Copy the weights of Keras layer by layer to PyTorch, and compare the outputs of both networks."""
     arrays = dict(np.load(file))
     probe, expected = arrays.pop("probe"), arrays.pop("expected")
-    given = (torch.from_numpy(arrays[f"arr_{i}"]) for i in range(len(arrays)))
+    weights = (torch.from_numpy(arrays[f"arr_{i}"]) for i in range(len(arrays)))
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, torch.nn.Conv2d):
                 order = (2, 3, 0, 1) if module.groups > 1 else (3, 2, 0, 1)
-                module.weight.copy_(next(given).permute(order))
+                module.weight.copy_(next(weights).permute(order))
             elif isinstance(module, torch.nn.BatchNorm2d):
                 for value in (module.weight, module.bias, module.running_mean, module.running_var):
-                    value.copy_(next(given))
-        assert next(given, None) is None, "Keras' network has more weights"
+                    value.copy_(next(weights))
+        assert next(weights, None) is None, "The network in Keras has more weights."
         with watch.paused():
             result = network(torch.from_numpy(probe).permute(0, 3, 1, 2)).numpy()
             error = np.linalg.norm(result - expected) / np.linalg.norm(expected)
-            print(f"torch differs from Keras by {error:.0e}")
+            print(f"relative difference of PyTorch and Keras: {error:.0e}")
             assert error < 1e-3
 
 
-def ours(job: dict) -> dict:
-    """Load, build, fit; then, on the first run, evaluate."""
+def train_with_transfer(job: dict) -> dict:
+    """Load the data, build the model and fit it; evaluate it in the first run."""
     from transfer.cases import builders
-    from transfer.evaluation import evaluate
-    from transfer.frozen import feature_cache
+    from transfer.evaluation.evaluate import evaluate
+    from transfer.frozen.feature_cache import FeatureCache
     from transfer.frozen.openvino_engine import import_openvino
     from transfer.images import datasets
     from transfer.networks.backbones import load_backbone
-    from transfer.training import fit
+    from transfer.training.fit import fit
 
     _, engine, *cut = job["method"].split()
     if engine == "openvino":
         import_openvino()
     watch = Stopwatch()
-    options: dict[str, Any] = {"engine": engine, "cache": feature_cache.FeatureCache(Path(job["features"]))}
+    options: dict[str, Any] = {"engine": engine, "cache": FeatureCache(Path(job["features"]))}
     data = datasets.load_data(job["source"], seed=job["seed"])
     base = load_backbone("MobileNetV2", weights=job["weights_file"], image_size=job["size"])
     model = builders.build("small-similar", base, data.num_classes, cut=cut[0] if cut else None)
-    done = fit.fit(model, data, seed=job["seed"], verbose=0, **options)
+    log = fit(model, data, seed=job["seed"], verbose=0, **options)
     seconds = watch.seconds
     if job.get("again"):
-        return {"seconds": seconds, "computed": done.computed}
+        return {"seconds": seconds, "computed": log.computed}
     return {
         "seconds": seconds,
         "seconds_imports": watch.imports,
-        "seconds_features": round(done.seconds_features, 3),
-        "seconds_training": round(done.seconds_training, 3),
-        "images_per_s": round(done.computed / done.seconds_features, 1),
-        "accuracy": evaluate.evaluate(model, data, **options).accuracy,
-        "engine": done.engine,
+        "seconds_features": round(log.seconds_features, 3),
+        "seconds_training": round(log.seconds_training, 3),
+        "images_per_s": round(log.computed / log.seconds_features, 1),
+        "accuracy": evaluate(model, data, **options).accuracy,
+        "engine": log.engine,
         **{f"num_{name}": len(part) for name, part in data.splits.items()},
     }
 
 
 def limit(job: dict) -> dict:
-    """The bare rates of reading images and of running the network over images that are there already."""
+    """Measure the rates of reading images and of the forward pass on images in memory."""
     from transfer.cases import builders
     from transfer.frozen import extraction
     from transfer.frozen.engines import make_engine
@@ -383,20 +378,20 @@ def limit(job: dict) -> dict:
     extractor = extraction.frozen_feature_extractor(builders.build("small-similar", base, data.num_classes))
     size, count = (job["size"], job["size"]), len(data.train) + len(data.val)
     sets = [pipeline.make_dataset(x, image_size=size, batch_size=BATCH_SIZE) for x in (data.val, data.train)]
-    kept = [images.numpy() for part in sets for images, _ in part.take(4)]  # which also starts tf.data
+    batches = [images.numpy() for part in sets for images, _ in part.take(4)]  # this also warms up tf.data
     start = time.perf_counter()
     assert sum(len(labels) for part in sets for _, labels in part) == count
     decode = count / (time.perf_counter() - start)
     forward, engines = {}, {}
     for name in ("keras", *(["openvino"] if import_openvino() is not None else [])):
         engine = make_engine(extractor, engine=name, batch_size=BATCH_SIZE)
-        engine(kept[0])  # compiles and checks
-        ran, start = 0, time.perf_counter()
-        for images in itertools.cycle(kept):
-            ran += len(engine(images))
-            if ran >= min(count, MOST_FORWARD):
+        engine(batches[0])  # compiles, and compares with Keras
+        processed, start = 0, time.perf_counter()
+        for images in itertools.cycle(batches):
+            processed += len(engine(images))
+            if processed >= min(count, MAX_FORWARD):
                 break
-        forward[name] = round(ran / (time.perf_counter() - start), 1)
+        forward[name] = round(processed / (time.perf_counter() - start), 1)
         engines[name] = engine.name
     return {"num_images": count, "decode": round(decode, 1), "forward": forward, "engines": engines}
 

@@ -1,12 +1,14 @@
-"""What a million and a hundred million images would cost, from what one machine does with a few.
+"""Estimate the time and disk space for one million and 100 million images from measurements on this machine.
 
     python tests/benchmarks/plan.py
     python tests/benchmarks/plan.py --reading 0.4 --forward 0.05 --tuning 0.3
 
-Measures, for EfficientNetLite0 at 224 pixels: milliseconds of reading an image (a made-up JPEG of 500 x 375), of
-running the frozen network over it, of training everything on it, and of reading its features again; or takes what is
-given, of another device, say. Then prints hours and bytes for each case on 1, 8 and 64 such devices, as if they shared
-evenly what can be shared: two were measured to (see workers.py and beam.py), more were not.
+Measures with EfficientNetLite0 at 224 pixels the time per image to read a synthetic JPEG of 500 x 375 pixels, to run
+the frozen network, to train the whole network, and to train a head on stored features. Options replace measurements,
+for example by those of another device. Then prints hours and bytes for each case on 1, 8 and 64 devices.
+
+The estimates assume that distributed work scales linearly. This was measured for two processes only (workers.py and
+beam.py).
 """
 
 from __future__ import annotations
@@ -32,55 +34,52 @@ HEAD_EPOCHS = 30
 
 
 def main() -> None:
-    """Measure what is not given, and print the tables."""
+    """Measure the times that no option sets, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("reading", "forward", "tuning", "rows"):
-        parser.add_argument(f"--{name}", type=float, help="milliseconds per image")
-    given = parser.parse_args()
+    helps = {
+        "reading": "to read and decode an image",
+        "forward": "of the frozen network",
+        "tuning": "to train the whole network",
+        "rows": "to train a head on stored features",
+    }
+    for name, text in helps.items():
+        parser.add_argument(f"--{name}", type=float, metavar="MS", help=f"milliseconds per image {text}")
+    options = parser.parse_args()
     measures = {"reading": reading, "forward": forward, "tuning": tuning, "rows": rows}
-    cost = {name: getattr(given, name) or 1000 * measure() for name, measure in measures.items()}
-    say("ms per image: " + ", ".join(f"{name} {value:.3f}" for name, value in cost.items()))
+    cost = {
+        name: 1000 * measure() if getattr(options, name) is None else getattr(options, name)
+        for name, measure in measures.items()
+    }
+    say("milliseconds per image: " + ", ".join(f"{name} {value:.3f}" for name, value in cost.items()))
     for count in COUNTS:
-        say(
-            f"\n{count:,} images{'':24}"
-            + "".join(f"{n:>3} device{'s' * (n > 1):1}" for n in DEVICES)
-            + "   on disk"
-        )
-        for case, parts in hours(count, cost).items():
-            cells = [shared / n + alone for n in DEVICES for shared, alone in [parts["hours"]]]
-            say(
-                f"{case:40}"
-                + "".join(f"{cell:10.1f} h" for cell in cells)
-                + f"   {parts['bytes'] / 1e9:,.0f} GB"
-            )
+        heads = "".join(f"{f'{n} device' + 's' * (n > 1):>12}" for n in DEVICES)
+        say(f"\n{f'{count:,} images':40}{heads}{'on disk':>12}")
+        for case, (distributed, single, size) in hours(count, cost).items():
+            cells = "".join(f"{distributed / n + single:10.1f} h" for n in DEVICES)
+            say(f"{case:40}{cells}{size / 1e9:9,.0f} GB")
 
 
-def hours(count: int, cost: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """For each case: hours that devices share, hours that they do not, and bytes of what is kept."""
+def hours(count: int, cost: dict[str, float]) -> dict[str, tuple[float, float, int]]:
+    """Return distributed hours, hours on a single device, and bytes on disk for each case."""
     from transfer.training.schedules import epochs_for
 
     hour = count / 1000 / 3600
-    fits = 4 * WIDTH * count <= 2 * 2**30
-    one_pass = hour * max(cost["reading"], cost["forward"])  # each waits for the other
-    head = 0.0 if fits else hour * HEAD_EPOCHS * cost["rows"]
+    size = 4 * WIDTH * count  # float32 features
+    one_pass = hour * max(cost["reading"], cost["forward"])  # both run at the same time
+    head = 0.0 if size <= 2 * 2**30 else hour * HEAD_EPOCHS * cost["rows"]  # 2 GB in memory: solved exactly
     epochs = {init: epochs_for(count, 32, init=init) for init in ("pretrained", "random")}
     train = {init: hour * n * max(cost["reading"], cost["tuning"]) for init, n in epochs.items()}
-    kept = 4 * WIDTH * count
-    found = {
-        "cases 1, 2: one pass, a head": {"hours": (one_pass, head), "bytes": kept},
-        f"case 3: head, then {epochs['pretrained']} epochs": {
-            "hours": (one_pass + train["pretrained"], head),
-            "bytes": kept,
-        },
-        f"case 4, random: {epochs['random']} epochs": {"hours": (train["random"], 0.0), "bytes": 0},
+    return {
+        "cases 1 and 2: one pass and a head": (one_pass, head, size),
+        f"case 3: head, then {epochs['pretrained']} epochs": (one_pass + train["pretrained"], head, size),
+        f"case 4: {epochs['random']} epochs, random weights": (train["random"], 0.0, 0),
     }
-    return found
 
 
 def jpeg() -> bytes:
-    """A made-up photograph: smooth shapes and a little noise."""
+    """Return a synthetic photo: smooth shapes with some noise."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -92,7 +91,7 @@ def jpeg() -> bytes:
 
 
 def sample(count: int) -> Any:
-    """Made-up images of four classes."""
+    """Return random images of four classes."""
     import transfer
 
     images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3)).astype("uint8")
@@ -100,7 +99,7 @@ def sample(count: int) -> Any:
 
 
 def reading(count: int = 400) -> float:
-    """Seconds of decoding and resizing an image, on all threads."""
+    """Return the seconds per image to decode and resize, on all threads."""
     from transfer.images.pipeline import make_dataset
     from transfer.images.splitting import Split
 
@@ -112,14 +111,14 @@ def reading(count: int = 400) -> float:
         dataset = make_dataset(split, image_size=(SIZE, SIZE), batch_size=32)
         for _ in dataset.take(2):
             pass
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in dataset:
             pass
-        return (time.perf_counter() - begun) / count
+        return (time.perf_counter() - start) / count
 
 
 def forward(count: int = 640) -> float:
-    """Seconds of the frozen network, by the fastest engine that is installed."""
+    """Return the seconds per image of the frozen network, with the fastest installed engine."""
     from transfer.cases.builders import small_similar
     from transfer.frozen.engines import make_engine
     from transfer.networks.backbones import load_backbone
@@ -130,14 +129,14 @@ def forward(count: int = 640) -> float:
     )
     images = np.random.default_rng(0).integers(0, 256, (32, SIZE, SIZE, 3)).astype("uint8")
     engine(images)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(count // 32):
         engine(images)
-    return (time.perf_counter() - begun) / (count // 32 * 32)
+    return (time.perf_counter() - start) / (count // 32 * 32)
 
 
 def tuning() -> float:
-    """Seconds of training everything, after the first epoch."""
+    """Return the seconds per image to train the whole network, without the first epoch."""
     import keras
 
     import transfer
@@ -145,34 +144,34 @@ def tuning() -> float:
 
     data, ends = sample(340), []
     model = transfer.large_similar(load_backbone("EfficientNetLite0", image_size=SIZE), 4)
-    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()))
-    transfer.fit(model, data, epochs=3, verbose=0, callbacks=[note])
+    timer = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()))
+    transfer.fit(model, data, epochs=3, verbose=0, callbacks=[timer])
     return float(min(np.diff(ends))) / len(data.train)
 
 
 def rows(count: int = 60000) -> float:
-    """Seconds of an epoch of a head in epochs, for each row of features that are read from disk."""
+    """Return the seconds per image and epoch to train a head on features from disk."""
     import keras
 
     from transfer.frozen.sampling import Sampler
     from transfer.images.pipeline import batch_rows
 
     with tempfile.TemporaryFile() as file:
-        kept = np.memmap(file, "float32", "w+", shape=(count, WIDTH))
-        sampler = Sampler(lambda positions: np.asarray(kept[positions]), np.arange(count), seed=0)
+        features = np.memmap(file, "float32", "w+", shape=(count, WIDTH))
+        sampler = Sampler(lambda positions: np.asarray(features[positions]), np.arange(count), seed=0)
         labels = np.arange(count) % 4
         options: dict[str, Any] = {"shuffle_seed": 0, "arrange": sampler.order}
         dataset = batch_rows(sampler.take, labels, width=WIDTH, batch_size=256, **options)
         head = keras.Sequential([keras.Input((WIDTH,)), keras.layers.Dense(4, activation="softmax")])
         head.compile("adam", "sparse_categorical_crossentropy")
         head.fit(dataset, verbose=0)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         head.fit(dataset, verbose=0)
-        return (time.perf_counter() - begun) / count
+        return (time.perf_counter() - start) / count
 
 
 def say(text: str) -> None:
-    """Print at once."""
+    """Print a line without buffering."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

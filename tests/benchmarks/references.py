@@ -1,10 +1,10 @@
-"""Measures of two networks on the reference sets that `transfer.adviser.similarity` compares with.
+"""Compute the similarity measures of two networks on the reference data sets of `transfer.adviser.similarity`.
 
     python tests/benchmarks/references.py --images path/to/images --weights mobilenet_v2.weights.h5
 
-Writes `transfer/adviser/references.json`, the same each time; takes half an hour on two cores. `emoji` comes with the
-package. `--images` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`, `cifar10/train/CLASS` and
-`fashion_mnist.npz`. The other sets are computed. At most 1,000 images of each set are used.
+Writes `transfer/adviser/references.json`, with the same content in each run. It takes half an hour on two cores.
+`emoji` is part of the package. `--images` is a folder with `hymenoptera/{train,val}/CLASS`, `sign_digits/CLASS`,
+`cifar10/train/CLASS` and `fashion_mnist.npz`. The other sets are computed. At most 1,000 images of each set are used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import numpy as np
 
 COMMAND = "python tests/benchmarks/references.py --images IMAGES --weights MOBILENET_V2.weights.h5"
 SIZES = (96, 128, 224)
-MAX_IMAGES = 1000  # of a set
-COUNTS = (50, 100, 200, 400, 1000)  # images to compute the information from
-DRAWS = 10  # of each count
+MAX_IMAGES = 1000  # per data set
+COUNTS = (50, 100, 200, 400, 1000)  # numbers of images for the label information
+DRAWS = 10  # samples of each number
 SETS = {
     "cifar10": "photos of animals and vehicles, 32 px",
     "cifar10-blurred": "cifar10 in grey and out of focus",
@@ -45,12 +45,14 @@ SETS = {
 
 
 def main() -> None:
-    """Measure every set with both networks at every size, and write the results."""
+    """Measure all data sets with both networks at all image sizes, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=Path, default=Path("images"))
-    parser.add_argument("--weights", type=Path, required=True, help="of MobileNetV2, on ImageNet")
+    parser.add_argument("--images", type=Path, default=Path("images"), help="folder of the data sets")
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="file with ImageNet weights of MobileNetV2"
+    )
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument(
@@ -78,7 +80,7 @@ def main() -> None:
 
 
 def measures(images: np.ndarray, labels: np.ndarray, base: Any) -> dict[str, Any]:
-    """Return the measures of a network on a set."""
+    """Return the measures of a network on a data set."""
     from transfer.adviser.probes import label_information
     from transfer.adviser.sample_features import extract_sample_features, stratified_sample
     from transfer.adviser.similarity import keeps_statistics, shift_by_depth
@@ -86,19 +88,16 @@ def measures(images: np.ndarray, labels: np.ndarray, base: Any) -> dict[str, Any
     from transfer.images.splitting import Split
 
     split = Split(images, labels, [str(i) for i in range(len(labels))])
-    with tempfile.TemporaryDirectory() as folder:  # Keras, so that results do not depend on other engines
+    with tempfile.TemporaryDirectory() as folder:  # always with Keras, for equal results on all machines
         sample = extract_sample_features(split, base, engine="keras", cache=FeatureCache(Path(folder)))
     assert sample.source_probabilities is not None
     information = {}
     for count in sorted({min(count, len(labels)) for count in COUNTS}):
         values = []
         for seed in range(DRAWS if count < len(labels) else 1):
-            some = stratified_sample(sample.labels, count, seed)
-            values.append(
-                label_information(
-                    sample.source_probabilities[some], np.unique(sample.labels[some], return_inverse=True)[1]
-                )
-            )
+            chosen = stratified_sample(sample.labels, count, seed)
+            labels_chosen = np.unique(sample.labels[chosen], return_inverse=True)[1]
+            values.append(label_information(sample.source_probabilities[chosen], labels_chosen))
         information[str(count)] = round(float(np.mean(values)), 4)
     shift = shift_by_depth(sample.shifts) if keeps_statistics(base) else None
     return {
@@ -120,7 +119,7 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
 
 
 def read(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return images of a set, uint8 of shape (N, size, size, 3), their labels, and the size of the whole set."""
+    """Return a sample of images, uint8 of shape (N, size, size, 3), their labels, and the size of the data set."""
     from transfer.images.datasets import embedded_folder
 
     if name == "patterns":
@@ -129,42 +128,42 @@ def read(name: str, folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, in
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        return of_arrays(digits.images * 255 / 16, digits.target, size)
+        return sample_arrays(digits.images * 255 / 16, digits.target, size)
     if name == "fashion_mnist":
         with np.load(folder / "fashion_mnist.npz") as file:
-            return of_arrays(file["x_train"], file["y_train"], size)
+            return sample_arrays(file["x_train"], file["y_train"], size)
     if name == "emoji":
-        return of_files(embedded_folder(), size)
+        return sample_files(embedded_folder(), size)
     if name == "hymenoptera-32px":
-        images, labels, _ = of_files(folder / "hymenoptera", 32)
-        return of_arrays(images, labels, size)
+        images, labels, _ = sample_files(folder / "hymenoptera", 32)
+        return sample_arrays(images, labels, size)
     if not name.startswith("cifar10"):
-        return of_files(folder / name, size)
-    images, labels, available = of_files(folder / "cifar10" / "train", size)
+        return sample_files(folder / name, size)
+    images, labels, available = sample_files(folder / "cifar10" / "train", size)
     change = {"cifar10-inverted": np.invert, "cifar10-blurred": blurred, "cifar10-scrambled": scrambled}
     return change.get(name, np.asarray)(images), labels, available
 
 
-def of_files(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+def sample_files(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Return a stratified sample of a folder with one subfolder per class."""
     from transfer.adviser.sample_features import stratified_sample
     from transfer.images.decoding import decode
 
-    # No GIF: the one in hymenoptera is a placeholder for a missing image.
+    # Without GIF: the one in hymenoptera is a placeholder for a missing image.
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     labels = np.unique([path.parent.name for path in files], return_inverse=True)[1]
-    some = np.sort(stratified_sample(labels, MAX_IMAGES, 0))
-    return np.stack([decode(files[i], (size, size)) for i in some]), labels[some], len(files)
+    chosen = np.sort(stratified_sample(labels, MAX_IMAGES, 0))
+    return np.stack([decode(files[i], (size, size)) for i in chosen]), labels[chosen], len(files)
 
 
-def of_arrays(images: np.ndarray, labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+def sample_arrays(images: np.ndarray, labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Return a stratified sample of arrays."""
     from transfer.adviser.sample_features import stratified_sample
     from transfer.images.decoding import to_rgb_array
 
-    some = np.sort(stratified_sample(labels, MAX_IMAGES, 0))
-    some_images = np.stack([to_rgb_array(images[i], (size, size)) for i in some])
-    return some_images, labels[some].astype("int64"), len(labels)
+    chosen = np.sort(stratified_sample(labels, MAX_IMAGES, 0))
+    sample = np.stack([to_rgb_array(images[i], (size, size)) for i in chosen])
+    return sample, labels[chosen].astype("int64"), len(labels)
 
 
 def blurred(images: np.ndarray) -> np.ndarray:
