@@ -70,7 +70,7 @@ def solve(
 ) -> SolvedHead:
     """Solve multinomial logistic regression by L-BFGS; choose C on `val` or by cross-validation."""
     # Features are centered and divided by one common scale. A scale per feature would amplify rarely active features.
-    features, labels = _checked("features", features, labels, num_classes)
+    features, labels = _to_arrays("features", features, labels, num_classes)
     _check_classes(labels, num_classes)
     if len(groups) not in (0, len(labels)):
         raise InputError(
@@ -86,7 +86,7 @@ def solve(
         rotation, x = _span(x)
         chosen_by, trials = "validation", []
         if val is not None and len(val[1]):
-            val_x, truth = _checked("val features", *val, num_classes, width=len(mean))
+            val_x, truth = _to_arrays("val features", *val, num_classes, width=len(mean))
             val_x = (val_x - mean) / np.float32(scale)
             trials = [_HeldOut(x, labels, val_x if rotation is None else val_x @ rotation, truth, weights)]
         if not trials or len(trials[0].truth) < ENOUGH["validation"]:
@@ -111,7 +111,7 @@ def _check_classes(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def _checked(
+def _to_arrays(
     name: str, features: np.ndarray, labels: np.ndarray, num_classes: int, *, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features as float32 and labels as int64; raise InputError if they cannot be used."""

@@ -57,13 +57,10 @@ class RowFile:
         for i in range(0, len(rows), step):
             piece = rows[i : i + step]
             edges = [0, *(np.flatnonzero(np.diff(piece) != 1) + 1).tolist(), len(piece)]
-            runs = [
-                os.pread(descriptor, (b - a) * size, start + int(piece[a]) * size) for a, b in pairwise(edges)
-            ]
-            content = np.frombuffer(b"".join(runs), "uint8")
-            if content.size < len(piece) * size:
+            content = np.empty((len(piece), size), "uint8")
+            runs = [(content[a:b], start + int(piece[a]) * size) for a, b in pairwise(edges)]
+            if sum(os.preadv(descriptor, [run], offset) for run, offset in runs) < content.size:
                 raise BrokenError("it is truncated")
-            content = content.reshape(len(piece), size)
             if not np.array_equal(_sums(content), self.sums[piece]):
                 raise BrokenError("its checksum is wrong")
             yield slice(i, i + step), content
