@@ -7,7 +7,7 @@ import pytest
 
 from transfer.adviser.estimates import (
     MIN_IMPROVEMENT,
-    Choice,
+    CaseEstimate,
     Evidence,
     HeadEvidence,
     best_head,
@@ -112,7 +112,7 @@ def test_intervals_narrow_with_the_size_of_the_test_set():
 
 def choice(cut, expected, seconds):
     case = Case.SMALL_SIMILAR if cut else Case.LARGE_SIMILAR
-    return Choice(case, cut, expected, (0.0, 1.0), seconds, "")
+    return CaseEstimate(case, cut, expected, (0.0, 1.0), seconds, "")
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,7 @@ from helpers.data_reports import duplicates, report
 
 from transfer.adviser import label_issues
 from transfer.adviser.curves import layer_curve
-from transfer.adviser.label_issues import (
-    confusable_classes,
-    find_label_issues,
-    find_warnings,
-    label_noise,
-)
+from transfer.adviser.label_issues import confusable_classes, find_label_issues, find_warnings, label_noise
 from transfer.adviser.probes import ridge_leave_one_out
 from transfer.adviser.sample_features import SampleFeatures
 from transfer.common.errors import InputError

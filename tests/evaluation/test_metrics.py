@@ -68,11 +68,7 @@ def test_classes_without_images_or_predictions_have_zeros():
 def test_pairs_are_sorted_by_count():
     counts = np.array([[5, 1, 0], [3, 2, 2], [0, 0, 9]])
     pairs = confused_pairs(counts, ["a", "b", "c"])
-    assert [(p.label, p.predicted, p.images) for p in pairs] == [
-        ("b", "a", 3),
-        ("b", "c", 2),
-        ("a", "b", 1),
-    ]
+    assert [(p.label, p.predicted, p.images) for p in pairs] == [("b", "a", 3), ("b", "c", 2), ("a", "b", 1)]
     assert pairs[0].fraction == pytest.approx(3 / 7)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transfer.adviser.curves import LayerCurve, SizePoint
-from transfer.adviser.estimates import MIN_IMPROVEMENT, RANDOM, Choice, Evidence, best_head
+from transfer.adviser.estimates import MIN_IMPROVEMENT, RANDOM, CaseEstimate, Evidence, best_head
 from transfer.adviser.label_issues import DataWarning
 from transfer.adviser.probes import RidgeProbe
 from transfer.adviser.similarity import Similarity
@@ -53,8 +53,8 @@ class Advice:
     data: str
     model: str
     image_size: tuple[int, int]
-    choice: Choice
-    choices: tuple[Choice, ...]
+    choice: CaseEstimate
+    choices: tuple[CaseEstimate, ...]
     time_budget: float | None
     similarity: Similarity | None
     images_per_class: dict[str, int]
@@ -73,7 +73,7 @@ class Advice:
 
     @property
     def cut(self) -> str | None:
-        """Recommended cut: a layer, `"all"` for a head on several layers, None or `"random"` (see `Choice`)."""
+        """Recommended cut: a layer, `"all"` for a head on several layers, None for fine-tuning, or `"random"`."""
         return self.choice.cut
 
     @property
@@ -92,7 +92,7 @@ class Advice:
             return f"{text}, by the rule of thumb. There are too few images to estimate the accuracy."
         return (
             f"{text}. Estimated test accuracy {self.choice.expected_accuracy:.0%} (90% interval "
-            f"{percent_range(self.choice.interval)}), {_time(self.choice)} here.{self._alternative()}"
+            f"{percent_range(self.choice.interval)}), {_time(self.choice, ' here')}.{self._alternative()}"
         )
 
     def _alternative(self) -> str:
@@ -129,7 +129,7 @@ class Advice:
             lines += ["", f"{title}:", *(f"- {text}" for text in texts)] if texts else []
         return "\n".join([*lines, "", f"The advice took {format_duration(self.seconds)}.", ""])
 
-    def _row(self, choice: Choice) -> str:
+    def _row(self, choice: CaseEstimate) -> str:
         mark = "->" if choice is self.choice else "  "
         name = f"{mark} {POLICIES[choice.case].number} {action(choice)}"
         interval, seconds = percent_range(choice.interval), format_duration(choice.seconds)
@@ -215,11 +215,13 @@ def _scores(probe: RidgeProbe) -> dict[str, float]:
     return {"accuracy": float(probe.accuracy), "standard_error": float(probe.standard_error)}
 
 
-def _time(choice: Choice) -> str:
-    return "training time unknown" if choice.seconds is None else f"about {format_duration(choice.seconds)}"
+def _time(choice: CaseEstimate, where: str = "") -> str:
+    if choice.seconds is None:
+        return "training time unknown"
+    return (f"about {format_duration(choice.seconds)}" if choice.seconds >= 1 else "under 1 s") + where
 
 
-def action(choice: Choice) -> str:
+def action(choice: CaseEstimate) -> str:
     """Return a choice in words, such as "fine-tune the whole network"."""
     if choice.cut is None:
         return "fine-tune the whole network"

@@ -12,7 +12,7 @@ from transfer.adviser.advice import Advice
 from transfer.adviser.curves import LayerCurve, SizePoint, concatenate_normalized, layer_curve, size_curve
 from transfer.adviser.estimates import (
     FORWARD_PASSES,
-    Choice,
+    CaseEstimate,
     Evidence,
     HeadEvidence,
     estimate_choices,
@@ -220,7 +220,7 @@ def _pixel_accuracy(sample: SampleFeatures) -> float:
     return debiased_accuracy(probe.correct_by_lambda)
 
 
-def _rule_of_thumb(evidence: Evidence, base: keras.Model) -> Choice:
+def _rule_of_thumb(evidence: Evidence, base: keras.Model) -> CaseEstimate:
     """Return the choice of the rule of thumb, for too few images to measure anything."""
     case = rule_of_thumb(evidence.num_train, bool(evidence.similar))
     network, cut = analyze(base), None
@@ -228,7 +228,7 @@ def _rule_of_thumb(evidence: Evidence, base: keras.Model) -> Choice:
         ends = network.block_ends
         early = POLICIES[case].cut == "early" and ends
         cut = ends[early_position(len(ends))] if early else network.last_layer
-    return Choice(case, cut, evidence.chance, (0.0, 1.0), None, "the rule of thumb")
+    return CaseEstimate(case, cut, evidence.chance, (0.0, 1.0), None, "the rule of thumb")
 
 
 def _notes(

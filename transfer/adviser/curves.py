@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +58,7 @@ class LayerCurve:
 
 
 def layer_curve(
-    taps: Mapping[str, np.ndarray], labels: np.ndarray, num_classes: int, *, groups: Sequence[Any] = ()
+    taps: Mapping[str, np.ndarray], labels: np.ndarray, num_classes: int, *, groups: Sequence[Hashable] = ()
 ) -> LayerCurve:
     """Cross-validate a ridge regression on the features of each layer, by group or by stratified fold."""
     if not taps:
@@ -90,7 +89,12 @@ class SizePoint:
 
 
 def size_curve(
-    features: np.ndarray, labels: np.ndarray, num_classes: int, *, groups: Sequence[Any] = (), seed: int = 0
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    groups: Sequence[Hashable] = (),
+    seed: int = 0,
 ) -> list[SizePoint]:
     """Cross-validate with a quarter, half and all of the images; skip sizes with a class of fewer than 2."""
     # Every k-th image of this order is a stratified part: shuffled within classes, class after class.

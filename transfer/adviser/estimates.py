@@ -15,7 +15,7 @@ Z_90 = 1.645
 """Half width of a normal distribution's 90% interval, in standard deviations."""
 
 RANDOM = "random"
-"""Value of `Choice.cut` for training the whole network from random weights."""
+"""Value of `CaseEstimate.cut` for training the whole network from random weights."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CaseEstimate:
     """A way to train, with its estimated accuracy and training time."""
 
     case: Case
@@ -98,42 +98,53 @@ MIN_IMPROVEMENT = 0.005
 """Gain of accuracy that a more expensive choice needs to be recommended."""
 
 
-def estimate_choices(evidence: Evidence) -> tuple[Choice, ...]:
+def estimate_choices(evidence: Evidence) -> tuple[CaseEstimate, ...]:
     """Estimate each choice, from the cheapest to the most expensive; no choices without evidence on heads."""
     if not evidence.heads:
         return ()
+    choices: list[CaseEstimate] = []
+    chance = evidence.chance if evidence.signal else 0.0
+
+    def add(
+        case: Case,
+        cut: str | None,
+        accuracy: float,
+        errors: Sequence[float],
+        seconds: float | None,
+        basis: str,
+    ) -> None:
+        accuracy = min(1.0, max(chance, accuracy))
+        interval = prediction_interval(accuracy, errors, num_test=evidence.num_test)
+        choices.append(CaseEstimate(case, cut, accuracy, interval, seconds, basis))
+
     # The sample holds some of the training images; each doubling adds `growth`.
     doublings = math.log2(max(1.0, evidence.num_train / max(1, evidence.num_sampled)))
-    more, frozen = evidence.growth * doublings, []
+    more = evidence.growth * doublings
     for head in evidence.heads:
         # A head on all layers slices nothing off, so it is case 1 for similar images.
         first = head.cut == evidence.heads[0].cut or (head.cut == ALL_LAYERS and evidence.similar)
         case = Case.SMALL_SIMILAR if first else Case.SMALL_DIFFERENT
         seconds = evidence.seconds_per_image * evidence.num_train
-        expected, errors = head.accuracy + HEAD_GAIN + more, (head.standard_error, HEAD_ERROR)
-        frozen.append(
-            _choice(evidence, case, head.cut, expected, errors, seconds, "cross-validation on the sample")
+        errors = (head.standard_error, HEAD_ERROR)
+        add(
+            case,
+            head.cut,
+            head.accuracy + HEAD_GAIN + more,
+            errors,
+            seconds,
+            "cross-validation on the sample",
         )
-    best = best_head(frozen).cut
-    return (*frozen, _fine_tuning(evidence, best, more), *_from_scratch(evidence))
-
-
-def _fine_tuning(evidence: Evidence, best: str | None, more: float) -> Choice:
+    best = best_head(choices).cut
     head = next(head for head in evidence.heads if head.cut == best)
-    expected = max(head.accuracy + GAIN_FRACTION * (1 - head.accuracy), head.accuracy + HEAD_GAIN + MIN_GAIN)
+    tuned = max(head.accuracy + GAIN_FRACTION * (1 - head.accuracy), head.accuracy + HEAD_GAIN + MIN_GAIN)
     case = Case.LARGE_SIMILAR if evidence.similar else Case.LARGE_DIFFERENT
-    seconds, errors = _training_seconds(evidence, evidence.steps), (head.standard_error, FINE_TUNING_ERROR)
-    basis = "the best head, and gains of fine-tuning on other data sets"
-    return _choice(evidence, case, None, expected + more, errors, seconds, basis)
-
-
-def _from_scratch(evidence: Evidence) -> tuple[Choice, ...]:
-    if evidence.pixel_accuracy is None:
-        return ()
-    expected, errors = evidence.pixel_accuracy + SCRATCH_GAIN, (0.0, SCRATCH_ERROR)
-    seconds = _training_seconds(evidence, evidence.steps_scratch)
-    basis = "a linear classifier on pixels"
-    return (_choice(evidence, Case.LARGE_DIFFERENT, RANDOM, expected, errors, seconds, basis),)
+    errors, basis = (head.standard_error, FINE_TUNING_ERROR), "the best head, and gains on other data sets"
+    add(case, None, tuned + more, errors, _training_seconds(evidence, evidence.steps), basis)
+    if evidence.pixel_accuracy is not None:
+        accuracy, errors = evidence.pixel_accuracy + SCRATCH_GAIN, (0.0, SCRATCH_ERROR)
+        seconds_scratch = _training_seconds(evidence, evidence.steps_scratch)
+        add(Case.LARGE_DIFFERENT, RANDOM, accuracy, errors, seconds_scratch, "a linear classifier on pixels")
+    return tuple(choices)
 
 
 def _training_seconds(evidence: Evidence, steps: int) -> float | None:
@@ -149,24 +160,10 @@ def minimum_seconds(seconds_per_image: float, steps: int) -> float:
     return FORWARD_PASSES * seconds_per_image * BATCH_SIZE * steps
 
 
-def _choice(
-    evidence: Evidence,
-    case: Case,
-    cut: str | None,
-    expected: float,
-    errors: Sequence[float],
-    seconds: float | None,
-    basis: str,
-) -> Choice:
-    expected = min(1.0, max(evidence.chance if evidence.signal else 0.0, expected))
-    interval = prediction_interval(expected, errors, num_test=evidence.num_test)
-    return Choice(case, cut, expected, interval, seconds, basis)
-
-
 def prediction_interval(
     expected: float, errors: Sequence[float], *, num_test: int = 0, width: float = Z_90
 ) -> tuple[float, float]:
-    """Return the interval of a test accuracy, from independent standard errors and the size of the test set."""
+    """Return the interval of a test accuracy from independent standard errors and the test set's size."""
     # Normal approximation: expected +- width * sqrt(sum of errors^2 + p (1 - p) / num_test). Half an image is added to
     # either side, so that the variance is not 0 for an accuracy of 1 (Agresti and Coull, 1998).
     p = (expected * num_test + 0.5) / (num_test + 1) if num_test else expected
@@ -175,7 +172,9 @@ def prediction_interval(
     return max(0.0, expected - half), min(1.0, expected + half)
 
 
-def pick(choices: Sequence[Choice], *, time_budget: float | None = None, frozen: bool = False) -> Choice:
+def pick(
+    choices: Sequence[CaseEstimate], *, time_budget: float | None = None, frozen: bool = False
+) -> CaseEstimate:
     """Pick the choice with the highest estimated accuracy within the time budget, or the best head."""
     heads = [choice for choice in choices if choice.cut not in (None, RANDOM)]
     best = best_head(heads) if heads else choices[0]
@@ -188,7 +187,7 @@ def pick(choices: Sequence[Choice], *, time_budget: float | None = None, frozen:
     return best
 
 
-def best_head(heads: Sequence[Choice]) -> Choice:
+def best_head(heads: Sequence[CaseEstimate]) -> CaseEstimate:
     """Return the head on all layers, unless a head on one layer is better by `SINGLE_LAYER_MARGIN`."""
     best = max(heads, key=lambda head: head.expected_accuracy)
     on_all = next((head for head in heads if head.cut == ALL_LAYERS), None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import softmax
@@ -78,6 +78,20 @@ class LabelNoise:
         """Whether the noise is worth a warning."""
         return self.evidence >= MIN_EVIDENCE and self.rate >= MIN_NOISE_RATE
 
+    def issues(
+        self, labels: np.ndarray, names: Sequence[str], class_names: Sequence[str]
+    ) -> tuple[LabelIssue, ...]:
+        """Return the images whose label is probably wrong; none without evidence."""
+        if self.evidence < MIN_EVIDENCE:
+            return ()
+        return tuple(
+            LabelIssue(
+                str(names[i]), class_names[labels[i]], class_names[self.likely[i]], float(self.wrong[i])
+            )
+            for i in np.argsort(-self.wrong, kind="stable")
+            if self.wrong[i] > MIN_PROBABILITY
+        )
+
 
 class LabelIssue(NamedTuple):
     """An image whose label is probably wrong."""
@@ -105,7 +119,7 @@ class DataWarning(NamedTuple):
     images: tuple[str, ...] = ()  # at most `MAX_NAMES`
 
 
-def label_noise(probe: LeftOutScores, labels: np.ndarray, *, groups: Sequence[Any] = ()) -> LabelNoise:
+def label_noise(probe: LeftOutScores, labels: np.ndarray, *, groups: Sequence[Hashable] = ()) -> LabelNoise:
     """Estimate the rate of wrong labels by maximum likelihood, from left-out scores."""
     # Symmetric noise (Patrini et al., 2017, arXiv:1609.03683): a label is correct with probability 1 - e, else any
     # other class. Left-out scores s give the correct class with probabilities softmax(c s). The rate e and the scale c
@@ -140,7 +154,7 @@ def _log_likelihood(own: np.ndarray, classes: int) -> np.ndarray:
     return np.log(np.maximum(mixed, 1e-300)).sum(axis=1)
 
 
-def _count_others(labels: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
+def _count_others(labels: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
     """Return the number of other images of each image's class, outside its own group."""
     of_class = np.bincount(labels)[labels]
     if not len(groups):
@@ -156,24 +170,11 @@ def find_label_issues(
     names: Sequence[str],
     class_names: Sequence[str],
     *,
-    groups: Sequence[Any] = (),
+    groups: Sequence[Hashable] = (),
 ) -> tuple[LabelIssue, ...]:
     """Return the images whose label is more probably wrong than correct, the most probable first."""
-    noise = label_noise(probe, labels, groups=groups)
     _check_names(probe, names, class_names)
-    return _label_issues(noise, labels, names, class_names)
-
-
-def _label_issues(
-    noise: LabelNoise, labels: np.ndarray, names: Sequence[str], class_names: Sequence[str]
-) -> tuple[LabelIssue, ...]:
-    if noise.evidence < MIN_EVIDENCE:
-        return ()
-    order = np.argsort(-noise.wrong, kind="stable")
-    return tuple(
-        LabelIssue(str(names[i]), class_names[labels[i]], class_names[noise.likely[i]], float(noise.wrong[i]))
-        for i in order[noise.wrong[order] > MIN_PROBABILITY]
-    )
+    return label_noise(probe, labels, groups=groups).issues(labels, names, class_names)
 
 
 def confusable_classes(
@@ -232,7 +233,7 @@ def _no_signal(curve: LayerCurve) -> Iterable[DataWarning]:
 def _label_warnings(data: ImageData, sample: SampleFeatures, curve: LayerCurve) -> Iterable[DataWarning]:
     probe, names = curve.best, [data.class_names[k] for k in np.unique(sample.images.labels)]
     noise = label_noise(probe, sample.labels, groups=sample.images.groups)
-    issues = _label_issues(noise, sample.labels, sample.images.names, names)
+    issues = noise.issues(sample.labels, sample.images.names, names)
     if noise.notable and issues:
         first = issues[0]
         yield DataWarning(
@@ -291,7 +292,7 @@ def _few_images(data: ImageData) -> Iterable[DataWarning]:
         )
 
 
-def _check_labels(probe: LeftOutScores, labels: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
+def _check_labels(probe: LeftOutScores, labels: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
     """Return the labels as an array; raise `InputError` if labels or groups do not fit the scores."""
     labels = np.asarray(labels)
     count, classes = probe.scores.shape
@@ -306,7 +307,7 @@ def _check_labels(probe: LeftOutScores, labels: np.ndarray, groups: Sequence[Any
     return labels
 
 
-def _check_names(probe: LeftOutScores, names: Sequence[Any], class_names: Sequence[str]) -> None:
+def _check_names(probe: LeftOutScores, names: Sequence[Hashable], class_names: Sequence[str]) -> None:
     count, classes = probe.scores.shape
     if len(names) != count or len(class_names) != classes:
         raise InputError(

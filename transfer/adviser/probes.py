@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -44,9 +43,9 @@ def ridge_leave_one_out(
     num_classes: int,
     *,
     lambdas: Sequence[float] | None = None,
-    groups: Sequence[Any] | np.ndarray | None = None,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
 ) -> RidgeProbe:
-    """Predict each image by a ridge regression on all others, or on all other groups, with targets 1 and -1."""
+    """Predict each image by a ridge regression on all others, or on all other groups."""
     labels = _check_arguments(features, labels, num_classes, lambdas, groups)
     targets = np.where(np.arange(num_classes) == labels[:, None], 1.0, -1.0)
     members = _members(groups)
@@ -93,7 +92,7 @@ def chance_accuracy(
     labels: np.ndarray,
     num_classes: int,
     *,
-    groups: Sequence[Any] | np.ndarray | None = None,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
     draws: int = 20,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -113,7 +112,7 @@ def chance_accuracy(
 
 
 def _decompose(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return left singular vectors, squared singular values above 0, and the mean squared length, all centered."""
+    """Return left singular vectors, squared singular values and mean squared length of centered features."""
     x = np.asarray(features, "float64")
     x = x - x.mean(axis=0)
     # From the smaller of the two Gram matrices.
@@ -132,7 +131,7 @@ def _best_scores(
     lambdas: Sequence[float] | None,
     members: list[np.ndarray] | None,
 ) -> tuple[dict[float, float], float, np.ndarray, np.ndarray]:
-    """Return the accuracy by strength, the best strength, its left-out scores, and correct images by strength."""
+    """Return accuracy by strength, the best strength, its left-out scores, and correct images by strength."""
     # Closed form of leave-one-out (PRESS: Allen, 1974). With centered features U diag(s) V', the hat matrix is
     # H = 1/N + U diag(s^2 / (s^2 + lambda)) U'. The left-out residual of an image is its residual / (1 - H_ii), and
     # that of a group g left out together is (I - H_gg)^-1 times the residuals of g.
@@ -153,7 +152,7 @@ def _best_scores(
     return accuracy, best, best_scores, correct
 
 
-def _members(groups: Sequence[Any] | np.ndarray | None) -> list[np.ndarray] | None:
+def _members(groups: Sequence[Hashable] | np.ndarray | None) -> list[np.ndarray] | None:
     """Return the indices of each group's images; None without groups."""
     if groups is None or not len(groups):
         return None
@@ -189,7 +188,7 @@ def _check_arguments(
     labels: np.ndarray,
     num_classes: int,
     lambdas: Sequence[float] | None,
-    groups: Sequence[Any] | np.ndarray | None,
+    groups: Sequence[Hashable] | np.ndarray | None,
 ) -> np.ndarray:
     features, labels = np.asarray(features), np.asarray(labels)
     if features.ndim != 2 or not features.shape[1] or labels.shape != features.shape[:1]:
@@ -225,7 +224,7 @@ def _check_arguments(
 
 
 def label_information(source_probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Measure how much a network's source classes tell about the labels, about 0 (nothing) to 1 (everything)."""
+    """Measure how much the source classes tell about the labels, about 0 (nothing) to 1 (everything)."""
     # 1 + LEEP / H(Y), where LEEP (Nguyen et al., 2020, arXiv:2002.12462) is the mean over images of
     # log sum_z P(y | z) theta(z | x). P is estimated from the joint distribution of labels y and source classes z,
     # theta are the source probabilities, and H(Y) is the entropy of the labels. Each image is left out of its own joint

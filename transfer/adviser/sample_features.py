@@ -22,7 +22,7 @@ MAX_IMAGES = 2000
 """Default size of the sample. With as many images, the accuracy of a probe is known to within one point."""
 
 MIN_IMAGES_PER_CLASS = 8
-"""Fewest images of each class in the sample. With too many classes for that, the sample has only some of them."""
+"""Fewest images of a class in the sample. With many classes, the sample has only some of them."""
 
 
 _SOURCE = "source classifier"  # name of an output
@@ -121,7 +121,7 @@ def _tapped(base: NetworkInfo, whole: NetworkInfo) -> tuple[keras.Model, list[st
 
 
 def _batchnorm_layers(nodes: Sequence[Node]) -> list[keras.layers.BatchNormalization]:
-    """Return the BatchNormalization layers of feature maps that are called once, in the order of the network."""
+    """Return the BatchNormalization layers of feature maps that are called once, in network order."""
     ops = dict.fromkeys(node.op for node in nodes)
     layers = [op for op in ops if isinstance(op, keras.layers.BatchNormalization)]
     return [layer for layer in layers if count_calls(layer) == 1 and len(layer.input.shape) == 4]

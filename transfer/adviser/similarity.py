@@ -6,7 +6,7 @@ import functools
 import importlib.resources
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ SIMILAR_SCORE = 0.5
 
 _DEFAULT_SIZE = 128  # pixels, for a sample without an image size
 
-Shift = tuple[float, float, float]
+Shift = tuple[float, ...]
 """Median shift of the BatchNormalization layers in the early, middle and late third of a network."""
 
 
@@ -148,15 +148,10 @@ def _plain(model_name: str) -> str:
 
 
 def shift_by_depth(shifts: Mapping[str, float]) -> Shift | None:
-    """Return the median shift of the early, middle and late third of the layers; None for fewer than 3 layers."""
+    """Return the median shift of the early, middle and late third of the layers; None for too few."""
     if len(shifts) < 3:
         return None
-    return _triple(float(np.median(part)) for part in np.array_split(list(shifts.values()), 3))
-
-
-def _triple(values: Iterable[float]) -> Shift:
-    early, middle, late = values
-    return early, middle, late
+    return tuple(float(np.median(part)) for part in np.array_split(list(shifts.values()), 3))
 
 
 def keeps_statistics(base: keras.Model) -> bool:
@@ -219,7 +214,7 @@ def _interpolate(rows: Sequence[Reference], *, size: float, count: int) -> list[
             _log_interp(count, list(row.information), list(row.information.values())) for row in at_sizes
         ]
         shifts = [row.shift for row in at_sizes if row.shift]
-        shift = _triple(_log_interp(size, sizes, x) for x in zip(*shifts, strict=True)) if shifts else None
+        shift = tuple(_log_interp(size, sizes, x) for x in zip(*shifts, strict=True)) if shifts else None
         measures.append(
             _Measures(
                 information=_log_interp(size, sizes, information),

@@ -83,7 +83,7 @@ class Evaluation:
 
     @property
     def confusion(self) -> np.ndarray:
-        """Confusion matrix of counts, shape (classes, classes): true classes in rows, predictions in columns."""
+        """Confusion matrix of counts, shape (classes, classes); rows are true classes."""
         return metrics.confusion_matrix(
             self.labels, self.predictions, labels=list(range(len(self.class_names)))
         )

@@ -269,7 +269,7 @@ class _Maxima:
 
 
 def _rank_filters(values: np.ndarray, best: np.ndarray) -> list[int]:
-    """Rank the active filters by their strongest responses; those with the images of better filters come last."""
+    """Rank active filters by their strongest responses; put filters that share images with better ones last."""
     deviation = values.std(axis=0)
     active = (deviation >= np.median(deviation) / 2) & (deviation > 0)
     above_mean = np.take_along_axis(values, best, axis=0).mean(axis=0) - values.mean(axis=0)
@@ -312,7 +312,7 @@ def _require_finite(model: keras.Model, logits: Any) -> None:
         )
 
 
-def _check_images(model: keras.Model, nodes: Sequence[Node], images: Any) -> np.ndarray:
+def _check_images(model: keras.Model, nodes: Sequence[Node], images: np.ndarray) -> np.ndarray:
     images, expected = np.asarray(images), tuple(nodes[0].tensor.shape[1:])
     fits = images.ndim == 4 == len(expected) + 1 and images.dtype.kind in "uif"
     if not fits or any(want not in (None, got) for want, got in zip(expected, images.shape[1:], strict=True)):
@@ -340,7 +340,7 @@ def _check_classes(
     return np.broadcast_to(given.astype("int64"), (count,))
 
 
-def _fill_colors(images: np.ndarray, fill: Any) -> np.ndarray:
+def _fill_colors(images: np.ndarray, fill: float | Sequence[float] | None) -> np.ndarray:
     """Return the patch color of each image, shape (N, channels)."""
     if fill is None:
         return images.mean(axis=(1, 2), dtype="float64").astype("float32")

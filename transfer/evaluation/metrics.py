@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -51,7 +51,7 @@ class Calibration(NamedTuple):
 
 
 def accuracy_interval(
-    correct: np.ndarray, *, groups: Sequence[Any] = (), confidence: float = 0.95, seed: int = 0
+    correct: np.ndarray, *, groups: Sequence[Hashable] = (), confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """Return the bootstrap interval (Efron, 1979) of an accuracy, resampling images or groups of images."""
     correct = np.asarray(correct, bool)
@@ -118,7 +118,7 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = BI
 
 
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the temperature, 0.05 to 20, that minimizes the log loss (Guo et al., 2017, arXiv:1706.04599)."""
+    """Return the temperature that minimizes the log loss (Guo et al., 2017, arXiv:1706.04599)."""
     logits = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
     rows = np.arange(len(labels))
 

@@ -74,7 +74,7 @@ class Screening:
 
     @cached_property
     def auc_interval(self) -> tuple[float, float]:
-        """Interval of the AUC, by the bootstrap (Efron, 1979) over images, or over groups if there are any."""
+        """Interval of the AUC, by the bootstrap (Efron, 1979) over images, or groups if there are any."""
         if 0 < self.auc < 1:
             return self._bootstrap(_area_under_curve)
         # With a perfect order, every resample is the same. Use the exact interval of Clopper and Pearson (1934) for
@@ -84,7 +84,7 @@ class Screening:
         return float(exact.low), float(exact.high)
 
     def at(self, threshold: float) -> OperatingPoint:
-        """Return the operating point of a threshold that was chosen on other images, such as the validation images.
+        """Return the operating point of a threshold that was chosen on other images, such as validation images.
 
         The intervals are bootstrap intervals of the accuracy on the positive and on the negative images.
         """
@@ -99,10 +99,10 @@ class Screening:
         return OperatingPoint(float(threshold), fractions[0], fractions[1], intervals[0], intervals[1])
 
     def sensitivity_at(self, specificity: float = 0.9) -> OperatingPoint:
-        """Return the highest sensitivity with at least this specificity, without interpolation between thresholds.
+        """Return the highest sensitivity with at least this specificity.
 
-        The threshold is chosen on these images, and again on each bootstrap resample. On new images, the specificity
-        will differ. For an estimate on new images, choose a threshold on other images and call `at`.
+        The threshold is chosen on these images, and again on each bootstrap resample, without interpolation. On new
+        images the specificity will differ: for an estimate, choose a threshold on other images and call `at`.
         """
         _check_fraction("specificity", specificity)
         point = self.at(self.thresholds[_most_sensitive(*self._counts, specificity)])
