@@ -13,7 +13,6 @@ import mmap
 import os
 import pickle
 import pickletools
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +30,8 @@ _OPERATIONS = (
     "SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
     "BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID"
 )
-_MOST_READS = (
-    4_000_000  # up to three for each operation; a network of 400 tensors needs 11 thousand operations
-)
+_OPERATION_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
+_MOST_READS = 4_000_000  # up to three per operation; a network of 400 tensors needs 11 thousand operations
 _MOST_AXES = 32
 # Tensors may overlap in a storage, so that a small file could ask for endless arrays. Together they may take this many
 # times the size of the file, plus a constant number of bytes.
@@ -133,8 +131,9 @@ class _Operations(dict[int, Callable[[Any], None]]):
     """The allowed pickle operations by their code."""
 
     def __missing__(self, code: int) -> Any:
-        name = pickletools.code2op[chr(code)].name  # type: ignore[attr-defined]
-        _require(False, f"it uses the pickle operation {name}, which a state dict does not need.")
+        _require(
+            False, f"it uses the pickle operation {_OPERATION_NAMES[code]}, which a state dict does not need."
+        )
 
 
 # The unpickler written in Python: the one in C cannot be restricted to some operations, and its table of memos grows
@@ -184,14 +183,11 @@ class _Unpickler(pickle._Unpickler):
 
     def load_reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
-        _require(
-            type(function) is _Name and type(args) is tuple, "it calls something that is not a function."
-        )
+        fits = type(function) is _Name and type(args) is tuple
+        _require(fits, "it calls something that is not a function.")
         _require(function not in _DTYPES, f"it calls {function}, which is no function.")
-        if function == _DICT:
-            _require(
-                not args, "expected an empty OrderedDict, filled afterwards; received one with arguments."
-            )
+        empty = function != _DICT or not args
+        _require(empty, "expected an empty OrderedDict, filled afterwards; received one with arguments.")
         self.stack.append(_Dict() if function == _DICT else _tensor(args))
 
     def load_build(self) -> None:
@@ -200,36 +196,23 @@ class _Unpickler(pickle._Unpickler):
         fits = type(attributes) is _Dict and type(self.stack[-1]) is _Dict
         _require(fits, "it sets the state of something other than an OrderedDict.")
 
-    dispatch = _Operations(
-        {
-            ord(op.code): pickle._Unpickler.dispatch[ord(op.code)]
-            for op in pickletools.opcodes
-            if op.name in _OPERATIONS.split()
-        }
-    )
-    dispatch |= {
-        b"}"[0]: load_empty_dictionary,
-        b"\x95"[0]: load_frame,
-        b"R"[0]: load_reduce,
-        b"b"[0]: load_build,
+
+_Unpickler.dispatch = _Operations(
+    {
+        code: getattr(_Unpickler, load.__name__)
+        for code, load in pickle._Unpickler.dispatch.items()
+        if _OPERATION_NAMES[code] in _OPERATIONS.split()
     }
+)
 
 
 def _load(reader: _Reader, part: str, storages: dict[str, _Storage] | None = None) -> Any:
     """Load the next pickle; `part` names it in errors."""
     try:
         return _Unpickler(reader, storages).load()
-    except (
-        pickle.UnpicklingError,
-        struct.error,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-    ):
+    except (_RefusedError, OSError):
+        raise
+    except Exception:  # damaged pickles make the unpickler raise errors of many kinds
         where = f"{part} is cut short or damaged (byte {reader.data.tell()} of {len(reader.data)})"
         raise _RefusedError(f"expected PyTorch's old format, but {where}. {_REMEDY}") from None
 
