@@ -102,13 +102,9 @@ def build(
     """
     case = Case.parse(case)
     network = _analyze_base(base)
-    _check_arguments(case, init, learning_rate, unfreeze_from)
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
-    if optimizer not in OPTIMIZERS:
-        raise unknown("optimizer", optimizer, OPTIMIZERS)
-    if steps_per_execution < 1:
-        raise InputError(f"Expected steps_per_execution of 1 or more. Received: {steps_per_execution}.")
+    _check_case_options(case, init, unfreeze_from)
+    _check_learning_rate(learning_rate)
+    _check_compile_options(precision, optimizer, steps_per_execution)
     pinned = init != "random" if pin_batchnorm is None else pin_batchnorm
     sliced, decision = _slice(case, network, cut, init=init, pin_batchnorm=pinned, optimizer=optimizer)
     devices = get_strategy(strategy)
@@ -335,8 +331,8 @@ def _analyze_base(base: keras.Model) -> NetworkInfo:
     return network
 
 
-def _check_arguments(case: Case, init: str, learning_rate: float | None, unfreeze_from: str | None) -> None:
-    """Raise if arguments are invalid, or do not fit the case."""
+def _check_case_options(case: Case, init: str, unfreeze_from: str | None) -> None:
+    """Raise if the initial weights or the first layer to train do not fit the case."""
     if unfreeze_from is not None and not POLICIES[case].frozen:
         raise InputError(
             f"Expected unfreeze_from only with a case that freezes layers: {Case.SMALL_SIMILAR} or "
@@ -348,7 +344,16 @@ def _check_arguments(case: Case, init: str, learning_rate: float | None, unfreez
         raise InputError(
             f"Expected init='pretrained' for {case}. Received: {init!r}, which needs {Case.LARGE_DIFFERENT}."
         )
-    _check_learning_rate(learning_rate)
+
+
+def _check_compile_options(precision: str, optimizer: str, steps_per_execution: int) -> None:
+    """Raise if the precision, the optimizer or the steps per execution are invalid."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", optimizer, OPTIMIZERS)
+    if steps_per_execution < 1:
+        raise InputError(f"Expected steps_per_execution of 1 or more. Received: {steps_per_execution}.")
 
 
 def _check_learning_rate(learning_rate: float | None) -> None:

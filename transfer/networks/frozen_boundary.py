@@ -70,7 +70,7 @@ def _change_in(op: Any, ignore_noise: bool) -> str | None:
 
 
 def _is_cheap(op: Any) -> bool:
-    """Return whether an operation takes hardly longer than reading its input and draws no random numbers."""
+    """Return whether an operation may run again in each step: it is fast and draws no random numbers."""
     # Matrix multiplications and convolutions have weights with two axes or more.
     noisy = any(draws_random_numbers(layer) for layer in all_layers(op))
     return not noisy and all(len(weight.shape) < 2 for weight in getattr(op, "weights", ()))
