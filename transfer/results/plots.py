@@ -117,7 +117,7 @@ def _groups(blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     size = -(-len(blocks) // _MAX_BLOCKS)
     groups: list[tuple[list[str], str]] = []
     for name, state in blocks:
-        name = _short(name)
+        name = _block_name(name)
         if groups and groups[-1][1] == state and len(groups[-1][0]) < size and "classifier" not in name:
             groups[-1][0].append(name)
         else:
@@ -127,7 +127,7 @@ def _groups(blocks: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     ]
 
 
-def _short(name: str) -> str:
+def _block_name(name: str) -> str:
     """Return the name of a block from the name of its last layer."""
     for suffix in ("_add", "_out", "_concat", "_project_bn", "_project_BN", "_relu", "_ac", "_pool"):
         name = name.removesuffix(suffix)
@@ -160,7 +160,7 @@ def _draw_block(axes: Axes, x: float, y: float, name: str, state: str, height: f
 
 def layer_curve_plot(curve: LayerCurve) -> Figure:
     """Draw the cross-validated accuracy of each layer, in the order of the network, and the best layer."""
-    names = [_shorten(_short(name)) for name in curve.names]
+    names = [_shorten(_block_name(name)) for name in curve.names]
     accuracy, all_layers, (mean, deviation) = curve.accuracy, curve.all_layers.accuracy, curve.chance
     figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
     axes = figure.add_subplot()
