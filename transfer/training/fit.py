@@ -60,7 +60,7 @@ def fit(
     The trainable flags and the initial weights of the model decide what is trained:
 
     - **Only the head is trainable.** The features of all images are computed once, and the head is trained on them from
-      zero weights. This gives the same model as training through the frozen network, for one forward pass per image.
+      zero weights. This is as good as training through the frozen network, for a single forward pass per image.
     - **More is trainable, pre-trained weights.** First the head is trained as above: a random head would distort the
       pre-trained weights (Kumar et al. 2022, arXiv:2202.10054). Then all trainable layers are fine-tuned. If the
       first layers are frozen, their outputs are computed once, and each epoch runs only the layers behind them.
@@ -77,8 +77,8 @@ def fit(
         epochs: number of epochs, 1 or more. None chooses 8 to 60 for pre-trained and 20 to 60 for random weights, by
             the number of training images. A head stops early when its validation loss no longer falls.
         batch_size: images per step over all devices, 1 or more.
-        augment: augmentation of the training images: `"none"`, `"light"`, `"standard"` or `"strong"`. Frozen layers
-            see augmented images only with `views` of 2 or more.
+        augment: augmentation of the training images: `"none"`, `"light"`, `"standard"` or `"strong"`. Layers whose
+            outputs are computed once see augmented images only with `views` of 2 or more.
         flip: whether augmentation flips images horizontally. None flips unless the classes look like digits or letters.
         class_weights: weight the loss so that all classes count the same, whatever their number of images.
         solver: how a head is trained on features. `"exact"` computes the optimum of the convex problem and chooses its
@@ -88,9 +88,9 @@ def fit(
         dropout: dropout rate before the head, from 0 to below 1, when only the head is trained in epochs.
         label_smoothing: fraction of each label that is spread over all classes, from 0 to below 1, wherever training
             runs in epochs. 0 takes the value of the recipe.
-        views: number of views of each training image that the frozen layers see: the image itself, and augmented views
-            of it. None means 1: more did not raise the accuracy with up to 2,000 images
-            (`tests/benchmarks/fine_tuning.py views`).
+        views: number of views of each training image for which the outputs of frozen layers are computed: the image
+            itself and augmented views of it. None means 1: in fine-tuning, more did not raise the accuracy with up to
+            2,000 images (`tests/benchmarks/fine_tuning.py views`).
         engine: inference engine of the frozen layers: `"auto"`, `"keras"` or `"openvino"`.
         cache: where features are stored between runs. None uses the default cache of the user.
         known_features: features of training images that were computed before, such as by `advise`. They are checked
@@ -103,8 +103,8 @@ def fit(
             images, that training resumes and ends with the same weights as without the interruption. Ctrl-C and SIGTERM
             then stop after the current step and save a checkpoint. None saves nothing.
         checkpoint_every: seconds between two checkpoints.
-        callbacks: more Keras callbacks for the training in epochs. They see the whole model, so that frozen layers run
-            in each epoch.
+        callbacks: more Keras callbacks for fine-tuning, or for the head if only the head is trained. In fine-tuning
+            they see the whole model: with callbacks, frozen layers run in each epoch.
         verbose: progress output of Keras: `"auto"`, 0, 1 or 2.
 
     Returns:
