@@ -1,8 +1,8 @@
-"""Run notebooks and save them with their outputs and a digest of their code.
+"""Run notebooks, and save them with their outputs and a hash of their code.
 
     python tests/scripts/run_notebooks.py [NAME ...]
 
-`test_notebooks.py` compares the digest with the code, and so finds outputs that are out of date.
+`test_notebooks.py` compares the hash with the code to find outdated outputs.
 """
 
 from __future__ import annotations
@@ -13,31 +13,28 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import nbformat
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-STAMP = "code_sha256"
+HASH_KEY = "code_sha256"
 
 
 def main() -> None:
-    """Run the notebooks in the arguments, or all."""
+    """Run the notebooks that are given as arguments, or all."""
     names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     for name in names:
         path = FOLDER / f"{name}.ipynb"
         start = time.perf_counter()
         notebook = run(path)
-        notebook.metadata[STAMP] = stamp_of(notebook)
+        notebook.metadata[HASH_KEY] = code_hash(notebook)
         nbformat.write(notebook, path)
-        sys.stdout.write(
-            f"{name}: {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1000:.0f} kB\n"
-        )
-        sys.stdout.flush()
+        seconds, size = time.perf_counter() - start, path.stat().st_size
+        print(f"{name}: {seconds:.0f} s, {size / 1000:.0f} kB", flush=True)
 
 
-def run(path: Path, timeout: int = 600) -> Any:
-    """Run a notebook in an empty folder, and leave out standard error and execution times."""
+def run(path: Path, timeout: int = 600) -> nbformat.NotebookNode:
+    """Run a notebook in an empty folder; remove standard error and execution times from the outputs."""
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
@@ -52,8 +49,8 @@ def run(path: Path, timeout: int = 600) -> Any:
     return notebook
 
 
-def stamp_of(notebook: Any) -> str:
-    """Return the digest of a notebook's code."""
+def code_hash(notebook: nbformat.NotebookNode) -> str:
+    """Return the SHA-256 hash of the code in a notebook."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class ProcessGroup:
     all_gather: Callable[[np.ndarray], np.ndarray] = (
         np.asarray
     )  # joins arrays of different lengths along axis 0
+    strategy: Any = None  # TensorFlow's, which a process can make only once
 
     @property
     def count(self) -> int:

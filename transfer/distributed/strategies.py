@@ -146,13 +146,10 @@ def _tpu(tf: Any) -> Strategy:
     return tf.distribute.TPUStrategy(resolver)
 
 
-_connected: list[Strategy] = []
-
-
 def _multiworker(patience: float) -> Strategy:
     """Connect to the other workers and return the strategy; a process does so once."""
-    if _connected:
-        return _connected[0]
+    if current_group().count > 1:
+        return current_group().strategy
     import tensorflow as tf
 
     addresses, index = read_cluster()
@@ -178,8 +175,7 @@ def _multiworker(patience: float) -> Strategy:
             f"other. ({error.message.splitlines()[0]})"
         ) from None
     tf.get_logger().setLevel("ERROR")  # it warns of retracing at each exchange
-    set_group(ProcessGroup(index, addresses, functools.partial(_all_gather, strategy)))
-    _connected.append(strategy)
+    set_group(ProcessGroup(index, addresses, functools.partial(_all_gather, strategy), strategy))
     return strategy
 
 
