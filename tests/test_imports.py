@@ -1,4 +1,4 @@
-"""The layout of the package: imports between packages, and the modules that may use TensorFlow and matplotlib."""
+"""The rules for imports between packages, for the use of TensorFlow and matplotlib, and for the length of code."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ import transfer
 
 PACKAGE = Path(transfer.__file__).parent
 
-# A package imports itself and the packages above it. `config`, the options of the commands, is a module of its own.
+# A package imports itself and the packages above it. `config` is a single module with the options of the commands.
 LAYERS = [
     "common",
     "distributed",
@@ -47,7 +47,7 @@ LIGHT += ["common.errors", "frozen.feature_cache", "frozen.heads", "adviser.prob
 
 
 def modules() -> dict[str, ast.Module]:
-    """Parse every module; its key is the dotted name below `transfer`."""
+    """Parse every module; the keys are dotted names without `transfer`."""
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -55,11 +55,12 @@ def modules() -> dict[str, ast.Module]:
 
 
 def layer(module: str) -> str:
+    """Return the first part of a dotted name."""
     return module.split(".")[0]
 
 
 def imported(tree: ast.AST):
-    """Yield the name of every import, those inside functions included."""
+    """Yield the name of every import, including imports inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -68,6 +69,7 @@ def imported(tree: ast.AST):
 
 
 def edges() -> set[tuple[str, str]]:
+    """Return pairs of a module and a package that it imports."""
     return {
         (module, name.split(".")[1])
         for module, tree in modules().items()
@@ -110,19 +112,19 @@ def test_only_commands_set_the_memory_allocator():
     assert {"train", "advice"} <= users <= COMMANDS
 
 
-def test_nobody_imports_a_command():
+def test_no_package_imports_a_command():
     assert not {edge for edge in edges() if edge[1] in COMMANDS and layer(edge[0]) not in COMMANDS}
 
 
-def test_tensorflow_is_imported_by_four_packages_alone():
-    """Keras has no gradients of its own, so that one module of `networks` takes TensorFlow's."""
+def test_only_four_packages_import_tensorflow():
+    """Keras has no function for gradients, so one module of `networks` uses TensorFlow."""
     found = importers_of("tensorflow") | importers_of("tensorflow_datasets")
     allowed = {"networks.gradients", "common.keras_private"}
     assert {layer(module) for module in found - allowed} <= TENSORFLOW
 
 
-def test_private_keras_and_tensorflow_names_are_used_in_one_module_alone():
-    """A leading underscore is allowed on `self`, on a class of ours, and in the names of Python itself."""
+def test_only_one_module_uses_private_keras_and_tensorflow_names():
+    """A leading underscore is allowed for attributes of our own classes and for a few names of Python."""
     ours = {"_asdict", "_replace", "_fields", "_Unpickler"}
     trees = modules()
     del trees["common.keras_private"]
@@ -152,7 +154,7 @@ def _is_of_self(node: ast.AST) -> bool:
     )
 
 
-def test_matplotlib_is_imported_by_plotting_modules_alone():
+def test_only_plotting_modules_import_matplotlib():
     plotting = {m for m in importers_of("matplotlib") if m.endswith("plots")}
     assert importers_of("matplotlib") - plotting == {"common.figures", "lesson.drawings"}
 
@@ -178,7 +180,7 @@ def test_light_modules_import_without_tensorflow_keras_or_matplotlib(module):
     assert done.stdout.strip() == "[]"
 
 
-def test_the_table_of_contents_loads_every_name():
+def test_every_exported_name_loads():
     assert len(transfer.__all__) > 20
     for name in transfer.__all__:
         assert getattr(transfer, name) is not None
@@ -186,7 +188,7 @@ def test_the_table_of_contents_loads_every_name():
         transfer.no_such_name  # noqa: B018
 
 
-def test_importing_a_command_does_not_hide_the_function_of_its_name():
+def test_importing_a_command_does_not_hide_the_function_of_the_same_name():
     code = (
         "import transfer.predict, transfer.evaluate, transfer\n"
         "from transfer.evaluate import main\n"
