@@ -26,7 +26,6 @@ import argparse
 import functools
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("command", choices=("truth", "advise", "fit", "show"))
     parser.add_argument("--images", type=Path, default=Path("images"), help="folder of the data sets")
-    parser.add_argument("--sets", nargs="+", default=[*TUNING, *HELD_OUT])
+    parser.add_argument("--sets", nargs="+", default=[*TUNING, *HELD_OUT], help="data sets (default: all)")
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="numbers of training images")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--scratch", action="store_true", help="truth: also train from random weights")
@@ -467,4 +466,4 @@ def show_estimates(units: list[dict[str, dict]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -25,13 +25,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", nargs="+", default=["emoji"])
+    parser.add_argument("--data", nargs="+", default=["emoji"], help="data sets, as for transfer.train")
     parser.add_argument("--models", nargs="+", default=["EfficientNetLite0", "MobileNetV2"])
-    parser.add_argument("--weights", nargs="*", default=[], metavar="MODEL=FILE")
+    parser.add_argument(
+        "--weights", nargs="*", default=[], metavar="MODEL=FILE", help="weights files (default: imagenet)"
+    )
     parser.add_argument("--cases", nargs="+", default=["small-similar", "small-different"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--flags", default="", help="further flags of transfer.train, as one string")
-    parser.add_argument("--results", type=Path, default=Path("cases.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path("cases.jsonl"), help="file of the rows")
     options = parser.parse_args()
     weights = dict(pair.split("=", 1) for pair in options.weights)
     rows = (

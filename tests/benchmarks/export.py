@@ -63,7 +63,9 @@ def export_all(name: str, case: str, runs: Path, options: argparse.Namespace) ->
     from transfer.results.finished_runs import load_run
 
     formats = [(kind, quantize) for kind, quantizations in KINDS.items() for quantize in quantizations]
-    units = [{"data": name, "case": case, "kind": kind, "quantize": quantize} for kind, quantize in formats]
+    units: list[dict[str, Any]] = [
+        {"data": name, "case": case, "kind": kind, "quantize": quantize} for kind, quantize in formats
+    ]
     rows = advice.stored(options.results)
     missing = [unit for unit in units if not any(unit.items() <= row.items() for row in rows)]
     if not missing:

@@ -61,7 +61,9 @@ def main() -> None:
     for name, run in (("peers", peers), ("limit", limit)):
         command = commands.add_parser(name, help=helps[name])
         command.set_defaults(run=run)
-        command.add_argument("--data", nargs="+", default=["emoji"], metavar="NAME=PATH[@SIZE]")
+        command.add_argument(
+            "--data", nargs="+", default=["emoji"], metavar="NAME=PATH[@SIZE]", help="data sets"
+        )
         command.add_argument(
             "--counts", nargs="+", type=int, default=[0], help="numbers of images; 0 for all"
         )
@@ -137,8 +139,8 @@ def upper_layers(options: argparse.Namespace) -> None:
                 rate = epochs * len(data.train) / log.seconds_training
                 print(
                     f"from {block}, augment {augment:5}, {method:15}: frozen layers {log.seconds_features:5.1f} s, "
-                    f"{epochs} epochs {log.seconds_training:5.1f} s, {rate:4.0f} "
-                    f"images/s; views {log.views}; val loss {log.history['val_loss'][-1]:.4f}, test {accuracy:.3f}",
+                    f"{epochs} epochs {log.seconds_training:5.1f} s, {rate:4.0f} images/s; views {log.views}; "
+                    f"validation loss {log.history['val_loss'][-1]:.4f}; test accuracy {accuracy:.3f}",
                     flush=True,
                 )
 
@@ -218,10 +220,7 @@ def run_group(units: Sequence[dict], source: str, options: argparse.Namespace) -
 
 
 def run_process(job: dict) -> dict:
-    """Run a unit in a separate process; return its result or problem, and its peak memory.
-
-    The peak memory is the maximum over the process and its child processes, such as the data loaders of PyTorch.
-    """
+    """Run a unit in a separate process; return its result or problem, and its peak memory."""
     out = Path(job["folder"]) / "out.json"
     out.unlink(missing_ok=True)
     command = [
@@ -230,6 +229,7 @@ def run_process(job: dict) -> dict:
         json.dumps({**job, "out": str(out)}),
     ]
     process = subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"})
+    # The usage is the maximum over the process and its child processes, such as the data loaders of PyTorch.
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if status:

@@ -28,10 +28,8 @@ from transfer.lesson.shapes import make_colored_shapes, make_shapes
 from transfer.networks.demo_cnn import WEIGHTS, DemoCNN, save_weights
 
 HELD_OUT = 1_000_000  # seed of the test images; the seeds of training images start at 0
-SMOOTHNESS, DECAY = (
-    5e-3,
-    3e-4,
-)  # penalties on the first layer: differences of neighboring weights, and weights
+SMOOTHNESS = 5e-3  # penalty on squared differences of neighboring weights in the first layer
+DECAY = 3e-4  # penalty on squared weights in the first layer
 
 
 def preprocess(images: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -198,4 +197,4 @@ def patterns(size: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
