@@ -56,13 +56,8 @@ def mixing(kind: str, num_classes: int, *, alpha: float = MIXUP_ALPHA) -> Callab
     ops = keras.ops
     if kind not in MIXES:
         raise unknown("mix", kind, MIXES)
-    layer: Any = None
-    if kind != "none":
-        layer = (
-            keras.layers.MixUp(alpha, dtype="float32")
-            if kind == "mixup"
-            else keras.layers.CutMix((1.0, 1.0), dtype="float32")
-        )
+    kinds = {"mixup": (keras.layers.MixUp, alpha), "cutmix": (keras.layers.CutMix, (1.0, 1.0))}
+    layer = None if kind == "none" else kinds[kind][0](kinds[kind][1], dtype="float32")
 
     def mix(images: Any, labels: Any, seed: Any) -> Any:
         images, labels = ops.cast(images, "float32"), ops.one_hot(labels, num_classes)
