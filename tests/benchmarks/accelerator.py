@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each measurement (default: 10)")
     parser.add_argument("--peak", type=float, help="peak of the device in TFLOP/s, from its data sheet")
     options = parser.parse_args()
-    rows = [("operation", "precision", "images/s", "TFLOP/s", "fraction of peak", "FLOP per byte")]
+    rows: list[tuple[str, ...]] = [
+        ("operation", "precision", "images/s", "TFLOP/s", "fraction of peak", "FLOP per byte")
+    ]
     for precision in PRECISIONS:
         seconds, work = product(precision, options.steps)
         rows.append(row("matrix product", precision, None, work / seconds, options.peak, None))

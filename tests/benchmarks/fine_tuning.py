@@ -163,7 +163,7 @@ def guide(base: Any, data: Any, *, freeze_batchnorm: bool) -> float:
     scale = preprocessing.preprocessing_of(base)
     inputs = keras.Input((advice.SIZE, advice.SIZE, 3))
     x = layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(inputs))
-    x = extractor(scale(x) if scale else x, training=False)
+    x = extractor(scale(x), training=False)
     model = keras.Model(inputs, layers.Dense(data.num_classes, activation="softmax")(layers.Dropout(0.2)(x)))
     images = [data.train.image(i, (advice.SIZE, advice.SIZE)) for i in range(len(data.train))]
     x, y = np.stack(images).astype("float32"), data.train.labels
@@ -304,7 +304,7 @@ def _methods(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
         start = time.perf_counter()
         model = getattr(transfer, builder)(advice.base_network(), data.num_classes, **build)
         with tempfile.TemporaryDirectory() as folder:  # an empty cache
-            transfer.fit(model, data, epochs=10, views=views, verbose=0, cache=FeatureCache(folder))
+            transfer.fit(model, data, epochs=10, views=views, verbose=0, cache=FeatureCache(Path(folder)))
             return (time.perf_counter() - start) / (10 * len(data.train))
 
     upper = functools.partial(fitted_ten, "small_similar", unfreeze_from=LAST_THIRD)
