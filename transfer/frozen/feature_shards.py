@@ -138,19 +138,15 @@ def _row(image: str | Path | bytes | np.ndarray) -> dict[str, bytes | int]:
 
 def read_shard(path: Path, resize: str) -> Split:
     """Read the images of a shard."""
-    rows = feather.read_table(path, memory_map=False).to_pylist()
-    digests = [row["digest"] for row in rows]
-    return Split(
-        [_image(row) for row in rows], np.zeros(len(rows), "int64"), digests, digests=digests, resize=resize
-    )
+    *columns, digests = feather.read_table(path, memory_map=False).to_pydict().values()
+    images = [_image(*values) for values in zip(*columns, strict=True)]
+    return Split(images, np.zeros(len(images), "int64"), digests, digests=digests, resize=resize)
 
 
-def _image(row: dict) -> str | bytes | np.ndarray:
-    if row["path"] is not None:
-        return os.fsdecode(row["path"])
-    if row["height"] is None:
-        return row["content"]
-    return np.frombuffer(row["content"], "uint8").reshape(row["height"], -1, 3)
+def _image(path: bytes | None, content: bytes, height: int | None) -> str | bytes | np.ndarray:
+    if path is not None:
+        return os.fsdecode(path)
+    return content if height is None else np.frombuffer(content, "uint8").reshape(height, -1, 3)
 
 
 class Worker:
@@ -209,9 +205,8 @@ class Worker:
 
         with self._lock:  # an engine serves one thread
             shard = read_shard(self.folder / f"{number}.shard", self.settings.resize)
-            missing = np.flatnonzero(
-                self.store.find(shard.digests) < 0
-            )  # another worker may have begun the shard
+            # Another worker may have begun the shard.
+            missing = np.flatnonzero(self.store.find(shard.digests) < 0)
             if not len(missing):
                 return None
             with suppress(OSError):  # on a disk without locks, the time shows that the store is in use

@@ -58,7 +58,7 @@ class RowFile:
             piece = rows[i : i + step]
             edges = [0, *(np.flatnonzero(np.diff(piece) != 1) + 1).tolist(), len(piece)]
             content = np.empty((len(piece), size), "uint8")
-            runs = [(content[a:b], start + int(piece[a]) * size) for a, b in pairwise(edges)]
+            runs = [(content[a:b].data, start + int(piece[a]) * size) for a, b in pairwise(edges)]
             if sum(os.preadv(descriptor, [run], offset) for run, offset in runs) < content.size:
                 raise BrokenError("it is truncated")
             if not np.array_equal(_sums(content), self.sums[piece]):
