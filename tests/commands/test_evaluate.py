@@ -15,8 +15,8 @@ from transfer.results.prediction_files import read_predictions
 def evaluated(strange_run, tmp_path, capsys):
     def run(*arguments):
         code = main([str(strange_run), *map(str, arguments)])
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        output = capsys.readouterr()
+        return code, output.out, output.err
 
     return run
 
@@ -33,8 +33,8 @@ def test_the_metrics_are_those_of_the_run(evaluated, strange_run, tmp_path):
 
 @pytest.mark.parametrize(("least", "code"), [("0.1", 0), ("1", 1), ("2", 2)])
 def test_the_exit_code_depends_on_the_asserted_accuracy(least, code, evaluated):
-    found, _, err = evaluated("--assert-accuracy-at-least", least)
-    assert found == code
+    exit_code, _, err = evaluated("--assert-accuracy-at-least", least)
+    assert exit_code == code
     assert ("is below" in err) == (code == 1)
 
 

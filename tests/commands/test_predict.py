@@ -24,9 +24,9 @@ def test_predictions_are_those_of_the_evaluation(strange_run, strange_folder):
     run = load_run(strange_run)
     data = run.data()
     expected = evaluate(run.model, data).probabilities
-    found = predict(strange_run, [strange_folder / name for name in data.test.names])
-    np.testing.assert_allclose([one.probabilities for one in found], expected, atol=1e-5)
-    assert [one.label for one in found] == [data.class_names[i] for i in expected.argmax(axis=1)]
+    predicted = predict(strange_run, [strange_folder / name for name in data.test.names])
+    np.testing.assert_allclose([one.probabilities for one in predicted], expected, atol=1e-5)
+    assert [one.label for one in predicted] == [data.class_names[i] for i in expected.argmax(axis=1)]
 
 
 @pytest.mark.parametrize("few", [0, predicting.FEW])
@@ -34,10 +34,10 @@ def test_the_fast_engine_and_keras_predict_the_same(few, strange_run, monkeypatc
     monkeypatch.setattr(predicting, "FEW", few)
     monkeypatch.setattr(predicting, "BATCH", 16)
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype("uint8")
-    found = predict(strange_run, images, progress=False)
+    predicted = predict(strange_run, images, progress=False)
     expected = load_run(strange_run).model.predict(images.astype("float32"), verbose=0)
-    assert [one.name for one in found] == [str(i) for i in range(40)]
-    np.testing.assert_allclose([one.probabilities for one in found], expected, atol=1e-4)
+    assert [one.name for one in predicted] == [str(i) for i in range(40)]
+    np.testing.assert_allclose([one.probabilities for one in predicted], expected, atol=1e-4)
 
 
 def test_unreadable_images_are_reported_and_the_others_predicted(strange_run, tmp_path, strange_folder):
@@ -52,10 +52,10 @@ def test_unreadable_images_are_reported_and_the_others_predicted(strange_run, tm
         np.zeros((2, 2, 7)),
         b"?",
     ]
-    found = predict(strange_run, items)
-    assert [bool(one.problem) for one in found] == [True, False, True, True, True, True]
-    assert found[0].label == "" and found[0].top(2) == [] and found[1].label in STRANGE
-    assert "no such file" in found[3].problem and "shape (2, 2, 7)" in found[4].problem
+    predicted = predict(strange_run, items)
+    assert [bool(one.problem) for one in predicted] == [True, False, True, True, True, True]
+    assert predicted[0].label == "" and predicted[0].top(2) == [] and predicted[1].label in STRANGE
+    assert "no such file" in predicted[3].problem and "shape (2, 2, 7)" in predicted[4].problem
 
 
 def test_encoded_images_and_arrays_are_the_same_image(strange_run, strange_folder):
@@ -91,8 +91,8 @@ def test_a_source_without_images_is_reported(tmp_path):
 
 def run_command(capsys, *arguments):
     code = main([str(a) for a in arguments])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 def test_the_table_shows_classes_and_probabilities(strange_run, strange_folder, capsys):

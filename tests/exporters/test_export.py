@@ -69,8 +69,8 @@ def served(run, tmp_path_factory):
     """A SavedModel, loaded."""
     import tensorflow as tf
 
-    done = exporting.export(run, to="saved-model", output=tmp_path_factory.mktemp("served") / "1")
-    return tf.saved_model.load(str(done.path))
+    exported = exporting.export(run, to="saved-model", output=tmp_path_factory.mktemp("served") / "1")
+    return tf.saved_model.load(str(exported.path))
 
 
 def hidden(folder):
@@ -80,23 +80,25 @@ def hidden(folder):
 @pytest.mark.parametrize(("kind", "quantize"), FORMATS)
 def test_every_format_agrees_with_keras(run, images, kind, quantize, tmp_path, capfd):
     needs(kind, quantize)
-    done = exporting.export(run, to=kind, quantize=quantize, output=tmp_path / "out")
-    assert (done.kind, done.quantize, done.num_images) == (kind, quantize, len(images))
-    assert done.agreement >= (0.9 if quantize == "int8" else 0.99)
-    assert done.largest_difference < {None: 1e-5, "float16": 1e-2, "int8": 0.2}[quantize]
-    assert done.keras_accuracy > 0.9  # agreement means nothing for a model that has learned nothing
-    assert done.path.exists() and done.size > 1000 and done.images_per_second > 0
+    exported = exporting.export(run, to=kind, quantize=quantize, output=tmp_path / "out")
+    assert (exported.kind, exported.quantize, exported.num_images) == (kind, quantize, len(images))
+    assert exported.agreement >= (0.9 if quantize == "int8" else 0.99)
+    assert exported.largest_difference < {None: 1e-5, "float16": 1e-2, "int8": 0.2}[quantize]
+    assert exported.keras_accuracy > 0.9  # agreement means nothing for a model that has learned nothing
+    assert exported.path.exists() and exported.size > 1000 and exported.images_per_second > 0
     notes = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert notes["class_names"] == ["blue", "green", "red"] and notes["check"]["agreement"] == done.agreement
+    assert (
+        notes["class_names"] == ["blue", "green", "red"] and notes["check"]["agreement"] == exported.agreement
+    )
     assert (tmp_path / "out" / "labels.txt").read_text().split() == ["blue", "green", "red"]
     assert not hidden(tmp_path) and {path.name for path in tmp_path.iterdir()} == {"out"}
     # The file in its final place is the one that was verified: run it once more.
     from transfer.exporters.runtimes import open_exported, run_all
 
-    call, batch = open_exported(kind, done.path)
+    call, batch = open_exported(kind, exported.path)
     found = run_all(call, images, batch)[0]
     expected = np.asarray(run.model(images, training=False))
-    assert np.abs(found - expected).max() == pytest.approx(done.largest_difference, abs=1e-6)
+    assert np.abs(found - expected).max() == pytest.approx(exported.largest_difference, abs=1e-6)
     assert capfd.readouterr().out == ""
 
 
@@ -115,16 +117,16 @@ def test_class_names_are_inside(run, tmp_path):
     needs("onnx")
     import onnxruntime
 
-    done = exporting.export(run, to="onnx", output=tmp_path / "onnx")
-    session = onnxruntime.InferenceSession(str(done.path))
+    exported = exporting.export(run, to="onnx", output=tmp_path / "onnx")
+    session = onnxruntime.InferenceSession(str(exported.path))
     inside = session.get_modelmeta().custom_metadata_map
     assert json.loads(inside["class_names"]) == names and "0 to 255" in inside["inputs"]
     assert session.get_inputs()[0].shape == ["batch", 32, 32, 3]
     needs("openvino")
     from transfer.frozen.openvino_engine import import_openvino
 
-    done = exporting.export(run, to="openvino", output=tmp_path / "openvino")
-    network = import_openvino().Core().read_model(str(done.path))
+    exported = exporting.export(run, to="openvino", output=tmp_path / "openvino")
+    network = import_openvino().Core().read_model(str(exported.path))
     assert json.loads(network.get_rt_info(["transfer", "class_names"]).astype(str)) == names
 
 
@@ -136,8 +138,8 @@ def test_any_number_of_images_at_once(run, images, tmp_path):
             needs(kind)
         except pytest.skip.Exception:
             continue
-        done = exporting.export(run, to=kind, output=tmp_path / kind)
-        call, _ = open_exported(kind, done.path)
+        exported = exporting.export(run, to=kind, output=tmp_path / kind)
+        call, _ = open_exported(kind, exported.path)
         assert call(images[:1]).shape == (1, 3) and call(images[:5]).shape == (5, 3)
 
 
@@ -230,8 +232,8 @@ def test_a_file_that_disagrees_is_discarded_and_the_earlier_one_stays(place, tmp
 
     monkeypatch.setattr(formats, "Graph", Scaled)
     assert command.main(flags) == 2
-    told = capsys.readouterr()
-    assert "disagrees with Keras" in told.err and "earlier file stays" in told.err and told.out == ""
+    output = capsys.readouterr()
+    assert "disagrees with Keras" in output.err and "earlier file stays" in output.err and output.out == ""
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(InputError, match="Nothing was written to"):
@@ -289,9 +291,9 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run, tmp_path):
 def test_the_default_output_is_in_the_run(place, capsys):
     assert command.main([str(place), "--to", "saved-model", "--max-images", "5"]) == 0
     assert (place / "exported" / "saved-model" / "saved_model.pb").is_file()
-    told = capsys.readouterr()
-    assert told.out.count("\n") == 1 and "on 5 held-out images" in told.out.lower()
-    assert "Converting colors to saved-model" in told.err
+    output = capsys.readouterr()
+    assert output.out.count("\n") == 1 and "on 5 held-out images" in output.out.lower()
+    assert "Converting colors to saved-model" in output.err
 
 
 def test_a_link_in_the_run_is_not_followed(place, tmp_path):
@@ -348,8 +350,8 @@ def test_other_images_verify_a_run_whose_own_are_missing(place, color_folder, tm
     (copy / "config.yaml").write_text(text.replace(str(color_folder), str(tmp_path / "gone")))
     with pytest.raises(InputError, match="--data DIR"):
         exporting.export(copy, to="litert")
-    done = exporting.export(copy, to="litert", quantize="int8", data=color_folder, max_images=30)
-    assert done.num_images == 30 and done.accuracy > 0.9
+    exported = exporting.export(copy, to="litert", quantize="int8", data=color_folder, max_images=30)
+    assert exported.num_images == 30 and exported.accuracy > 0.9
 
 
 def test_a_run_in_bfloat16_is_exported_in_float32(run, tmp_path):
@@ -357,8 +359,8 @@ def test_a_run_in_bfloat16_is_exported_in_float32(run, tmp_path):
 
     low = replace(run, model=surgery.clone(run.model, precision="mixed_bfloat16"))
     for kind in ("saved-model", "litert"):
-        done = exporting.export(low, to=kind, output=tmp_path / kind)
-        assert done.largest_difference < 1e-5
+        exported = exporting.export(low, to=kind, output=tmp_path / kind)
+        assert exported.largest_difference < 1e-5
 
 
 def test_normalization_layers_are_converted(run, tmp_path):
@@ -374,8 +376,8 @@ def test_normalization_layers_are_converted(run, tmp_path):
             needs(kind)
         except pytest.skip.Exception:
             continue
-        done = exporting.export(replace(run, model=model), to=kind, output=tmp_path / kind)
-        assert done.largest_difference < 1e-5
+        exported = exporting.export(replace(run, model=model), to=kind, output=tmp_path / kind)
+        assert exported.largest_difference < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -395,17 +397,17 @@ def test_int8_may_lose_one_percent_and_chance(lost, gained, count, good):
     expected, found = rows[np.zeros(count, int)], rows[np.zeros(count, int)]
     expected[:gained], found[gained : gained + lost] = rows[1], rows[1]
     speed = {"images_per_second": 1.0, "keras_images_per_second": 1.0}
-    done = Exported(
+    exported = Exported(
         path=None, kind="onnx", quantize="int8", size=1, **speed, **compare(found, expected, labels)
     )
-    assert (done.num_lost, done.num_gained) == (lost, gained) and (not done.problem) == good
+    assert (exported.num_lost, exported.num_gained) == (lost, gained) and (not exported.problem) == good
 
 
 def test_nan_is_always_a_problem():
     expected = np.array([[0.9, 0.1]])
     found = compare(expected * np.nan, expected, np.array([0]))
     for quantize in (None, "float16", "int8"):
-        done = Exported(
+        exported = Exported(
             path=None,
             kind="onnx",
             quantize=quantize,
@@ -414,7 +416,7 @@ def test_nan_is_always_a_problem():
             keras_images_per_second=1,
             **found,
         )
-        assert "NaN" in done.problem
+        assert "NaN" in exported.problem
 
 
 def test_the_keras_file_loads_without_this_package(place, run, images, tmp_path):
@@ -435,14 +437,14 @@ def test_help_needs_no_tensorflow():
     code = (
         "import sys, transfer.export; print(sorted({'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
 def test_to_dict_returns_json_values_and_to_text_one_line(run, tmp_path):
-    done = exporting.export(run, to="litert", output=tmp_path / "out", max_images=4)
-    assert json.loads(json.dumps(done.to_dict()))["num_images"] == 4
-    assert done.to_text().startswith("litert: ") and "\n" not in done.to_text()
+    exported = exporting.export(run, to="litert", output=tmp_path / "out", max_images=4)
+    assert json.loads(json.dumps(exported.to_dict()))["num_images"] == 4
+    assert exported.to_text().startswith("litert: ") and "\n" not in exported.to_text()
 
 
 @pytest.mark.slow
@@ -467,5 +469,5 @@ def test_network_families_convert_to_every_format(run, name, tmp_path):
     model = transfer.small_similar(base, 3)
     for kind in exporting.KINDS:
         needs(kind)
-        done = exporting.export(replace(run, model=model), to=kind, output=tmp_path / kind)
-        assert done.agreement >= 0.99
+        exported = exporting.export(replace(run, model=model), to=kind, output=tmp_path / kind)
+        assert exported.agreement >= 0.99

@@ -33,37 +33,37 @@ def trainer():
 
 
 @pytest.fixture(scope="module")
-def found(data):
+def result(data):
     return transferability(data, epochs=1, layers=["conv2", "conv1"], seeds=(0, 1), batch_size=16)
 
 
-def test_every_kind_is_measured_at_every_layer_and_seed(found):
-    assert found.layers == ("conv1", "conv2")
-    keys = [(point.kind, point.layer, point.seed) for point in found.points]
+def test_every_kind_is_measured_at_every_layer_and_seed(result):
+    assert result.layers == ("conv1", "conv2")
+    keys = [(point.kind, point.layer, point.seed) for point in result.points]
     assert len(keys) == len(set(keys)) == 4 * 2 * 2
-    assert found.kinds == KINDS
-    assert all(0 <= point.accuracy <= 1 for point in found.points)
-    assert len(found.base) == 2
-    assert found.chance == pytest.approx(1 / 3)
+    assert result.kinds == KINDS
+    assert all(0 <= point.accuracy <= 1 for point in result.points)
+    assert len(result.base) == 2
+    assert result.chance == pytest.approx(1 / 3)
 
 
-def test_results_are_written_as_json_text_and_figures(found):
-    values = json.loads(json.dumps(found.to_dict()))
-    assert values["means"]["AnB"] == pytest.approx(found.means("AnB"))
-    assert len(values["points"]) == len(found.points)
-    lines = found.to_text().splitlines()
+def test_results_are_written_as_json_text_and_figures(result):
+    values = json.loads(json.dumps(result.to_dict()))
+    assert values["means"]["AnB"] == pytest.approx(result.means("AnB"))
+    assert len(values["points"]) == len(result.points)
+    lines = result.to_text().splitlines()
     assert lines[1].split() == ["layer", "n", *KINDS]
     assert [line.split()[0] for line in lines[2:]] == ["conv1", "conv2"]
-    for figure in (transferability_plot(found), transferability_summary(found)):
+    for figure in (transferability_plot(result), transferability_summary(result)):
         assert [t.get_text() for t in figure.axes[0].get_xticklabels()][1:] == ["conv1", "conv2"]
 
 
 def test_means_are_over_seeds():
     points = tuple(Point("AnB", "a", seed, accuracy) for seed, accuracy in enumerate((0.2, 0.4)))
-    found = Transferability("net", ("a",), 10, 5, 0.5, (0.5, 0.7), points)
-    assert found.means("AnB") == [pytest.approx(0.3)]
-    assert found.kinds == ("AnB",)
-    assert "60.0%" in found.to_text()
+    result = Transferability("net", ("a",), 10, 5, 0.5, (0.5, 0.7), points)
+    assert result.means("AnB") == [pytest.approx(0.3)]
+    assert result.kinds == ("AnB",)
+    assert "60.0%" in result.to_text()
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -110,12 +110,12 @@ def test_two_tasks_and_your_own_network(data):
     other = load_data((images, labels), class_names=SHAPES[:2], near_duplicates=False, val=0)
     tiny = make_tiny(image_size=48)
     before = tiny.get_weights()
-    found = transferability(
+    result = transferability(
         data, other, base=tiny, layers=["block2_add"], kinds=["AnB", "AnB+"], epochs=1, preprocessing="tf"
     )
     assert_bit_equal(tiny.get_weights(), before)
-    assert [point.kind for point in found.points] == ["AnB", "AnB+"]
-    assert found.chance == pytest.approx(1 / 6)
+    assert [point.kind for point in result.points] == ["AnB", "AnB+"]
+    assert result.chance == pytest.approx(1 / 6)
 
 
 def test_default_layers_are_all_of_a_small_network_and_blocks_of_a_larger_one():

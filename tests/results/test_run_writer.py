@@ -178,8 +178,8 @@ def test_files_with_missing_values_are_reported_and_change_nothing(
     (copy / name).write_text(json.dumps(content))
     before = (copy / "report.html").read_bytes(), (copy / "README.md").read_bytes()
     assert main([str(copy)]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert str(copy) in said[-1] or "report of a data check" in said[-1]
+    messages = capsys.readouterr().err.strip().splitlines()
+    assert str(copy) in messages[-1] or "report of a data check" in messages[-1]
     assert ((copy / "report.html").read_bytes(), (copy / "README.md").read_bytes()) == before
     assert main([str(copy), str(strange_run), "--output", str(tmp_path / "both.html")]) in (0, 2)
     assert not list(tmp_path.glob(".both*"))
@@ -246,11 +246,11 @@ def pages(strange_run, tmp_path_factory):
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 1100), ("light", 390)])
 def test_in_a_browser(name, scheme, width, browser, pages):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    asked, said = [], []
+    requests, messages = [], []
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("dialog", lambda dialog: messages.append(dialog.message))
     page.goto(f"file://{pages / name}.html")
     assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
@@ -258,6 +258,6 @@ def test_in_a_browser(name, scheme, width, browser, pages):
     assert dark == (scheme == "dark")
     found = axe.Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and said == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == [] and messages == []
     assert len(page.screenshot()) > 5000
     page.close()

@@ -1,4 +1,4 @@
-"""What `metrics.json` of a run holds."""
+"""Collect the values of a run's `metrics.json`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from transfer.images.datasets import ImageData
 from transfer.training.phases import TrainingLog
 
 ADVISED = ("similarity", "expected_accuracy", "expected_interval")
-"""Keys that only a run with advice fills."""
+"""Keys that are None in a run without advice."""
 
 
 def collect_metrics(
     model: keras.Model, data: ImageData, training: TrainingLog, evaluation: Evaluation | None
 ) -> dict[str, Any]:
-    """Return the metrics of a trained model; the caller adds times and what was advised."""
+    """Return the metrics of a trained model; the caller adds times and advice."""
     decision = decision_of(model)
     return {
         "case": str(decision.case),
