@@ -25,7 +25,7 @@ def test_the_metrics_are_those_of_the_run(evaluated, strange_run, tmp_path):
     files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html")}
     code, out, _ = evaluated(*(part for kind, file in files.items() for part in (f"--{kind}", file)))
     accuracy = json.loads((strange_run / "metrics.json").read_text())["test_accuracy"]
-    assert code == 0 and f"Accuracy {accuracy:.1%}" in out
+    assert code == 0 and f"Accuracy: {accuracy:.1%}" in out
     assert json.loads(files["json"].read_text())["accuracy"] == pytest.approx(accuracy)
     assert read_predictions(files["csv"]).accuracy == pytest.approx(accuracy)
     assert "<script" not in files["html"].read_text() and "Mistakes" in files["html"].read_text()
@@ -42,7 +42,7 @@ def test_training_images_are_reported(evaluated, strange_folder, tmp_path):
     code, out, err = evaluated("--data", strange_folder)
     assert code == 0 and "on 90 images" in out
     assert "of the 90 images were used for training or validation" in err
-    assert "Figures flatter" in out
+    assert "of these images were used for training or validation" in out
     renamed = tmp_path / "renamed" / STRANGE[2]  # the names do not matter
     renamed.mkdir(parents=True)
     for i, file in enumerate((strange_folder / STRANGE[2]).iterdir()):
@@ -72,7 +72,7 @@ def test_new_images_cause_no_warning(evaluated, strange_folder, strange_run, tmp
             shutil.copy(strange_folder / name, place)
     code, out, err = evaluated("--data", tmp_path / "new")
     accuracy = json.loads((strange_run / "metrics.json").read_text())["test_accuracy"]
-    assert code == 0 and f"Accuracy {accuracy:.1%}" in out and "training" not in err
+    assert code == 0 and f"Accuracy: {accuracy:.1%}" in out and "training" not in err
 
 
 def test_missing_data_are_reported(evaluated, tmp_path):

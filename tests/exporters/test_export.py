@@ -328,7 +328,7 @@ def test_bad_arguments_are_reported_before_a_missing_run(tmp_path, capsys):
     assert command.main([str(tmp_path / "none"), "--to", "onnx", "--quantize", "int9"]) == 2
     assert "Did you mean 'int8'" in capsys.readouterr().err
     assert command.main([str(tmp_path / "none"), "--to", "litert"]) == 2
-    assert "Expected the folder of a run" in capsys.readouterr().err
+    assert "Expected a run's folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
