@@ -15,6 +15,7 @@ from typing import Any
 
 from transfer.cases.policies import OPTIMIZERS, PRECISIONS
 from transfer.common.errors import InputError, one_line, unknown
+from transfer.common.files import write_text
 from transfer.common.old_names import OLD_OPTIONS
 from transfer.images.augmentation import AUGMENTATIONS
 from transfer.images.data_config import DataConfig
@@ -399,7 +400,7 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
     import yaml
 
     values = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(Path(path), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _typed(name: str, value: Any, path: str | Path) -> Any:
