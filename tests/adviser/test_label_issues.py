@@ -24,7 +24,7 @@ def features_of(truth, *, strength=2.0, width=20, seed=0):
 
 
 def flipped(truth, fraction, seed=0):
-    """Return labels of which a fraction is wrong, and the indices of the wrong ones."""
+    """Return labels with a fraction of wrong ones, and the indices of these."""
     rng, classes = np.random.default_rng(seed), int(truth.max()) + 1
     wrong = rng.permutation(len(truth))[: round(fraction * len(truth))]
     labels = truth.copy()

@@ -22,7 +22,7 @@ def merge(
     """Return the evaluation of coarser classes.
 
     The probability of a coarse class is the sum of the probabilities of its descendants, as in Esteva et al. (2017),
-    doi:10.1038/nature21056. There, a network learns many fine classes, each of which is visually uniform.
+    doi:10.1038/nature21056. There, a network learns many fine classes that are visually uniform.
 
     Args:
         evaluation: evaluation on the fine classes.
