@@ -1,6 +1,6 @@
 """Make the images of README and docs: `python docs/make_images.py [RUN]`.
 
-Without RUN it draws the four cases. With RUN, the folder of a run, it also takes a screenshot of the report (with Chromium).
+Without RUN it draws the four cases. RUN is the folder of a run: its report is captured with Chromium.
 """
 
 from __future__ import annotations

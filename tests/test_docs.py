@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from transfer.images.folder_source import embedded_folder
 
 from transfer.__main__ import COMMANDS
 from transfer.config import parse_advice_arguments, parse_arguments, parse_check_arguments
+from transfer.images.folder_source import embedded_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
