@@ -70,8 +70,8 @@ def export(
             same format in it is replaced.
         data: Labeled images for verification, in any form that `load_data` takes; None is the run's own images. If the
             run's training images are missing, half of these images set the ranges of int8.
-        max_images: Number of images for verification, at most, 1 or more. It also limits the images for int8, of which
-            there are 200 at most.
+        max_images: Maximum number of images for verification, 1 or more. It also limits the number of images that set
+            the ranges of int8 (at most 200).
 
     Returns:
         The file, with the results of its verification.
