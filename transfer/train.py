@@ -167,10 +167,11 @@ def _check(config: TrainConfig, base: keras.Model, data: ImageData) -> None:
 
     if config.calibrate:
         evaluate.check_calibration(data)
+    network = analyze(base)
     if config.cut is not None:
-        cuts.cuts_of(analyze(base), config.cut)
+        cuts.cuts_of(network, config.cut)
     if config.unfreeze_from is not None:
-        analyze(base).block_start(config.unfreeze_from)
+        network.block_start(config.unfreeze_from)
 
 
 def _choose(
@@ -261,10 +262,10 @@ def _find_learning_rate(config: TrainConfig, model: keras.Model, data: ImageData
 
 
 def _title(decision: CaseDecision, unfreeze_from: str | None) -> str:
-    policy = POLICIES[decision.case]
-    layers = f" on {len(decision.cuts)} layers" if len(decision.cuts) > 1 else ""
+    policy, several = POLICIES[decision.case], len(decision.cuts)
+    idea = f"freeze the network, train a new head on {several} layers" if several > 1 else policy.idea
     more = f"; train {unfreeze_from} and the layers after it" if unfreeze_from else ""
-    return f"Case {policy.number}, {decision.case}: {policy.idea}{layers}{more}"
+    return f"Case {policy.number}, {decision.case}: {idea}{more}"
 
 
 def _describe_splits(data: ImageData) -> str:
