@@ -47,7 +47,7 @@ def test_a_window_has_blocks_from_everywhere_and_needs_few_reads():
         assert np.ptp(window) > 100
     assert np.mean([count_runs(rows[window]) for window in whole]) > 3.5
     plain = np.random.default_rng(0).permutation(1000)
-    assert count_runs(plain[:32]) > 25, "so many a plain permutation needs"
+    assert count_runs(plain[:32]) > 25, "a plain permutation needs about one read per row"
 
 
 def test_rows_of_a_window_are_mixed():

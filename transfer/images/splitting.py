@@ -224,28 +224,28 @@ def _wanted(counts: Mapping[int, int], sizes: Mapping[str, float | int]) -> dict
             f"{', '.join(f'{name}={size}' for name, size in sizes.items())}. Use smaller numbers."
         )
     wanted: dict[str, dict[int, int]] = {name: {} for name in sizes}
-    room = {label: count - 1 for label, count in counts.items()}
+    capacity = {label: count - 1 for label, count in counts.items()}
     nonempty = [name for name, size in sizes.items() if size > 0]
     for others, name in reversed([*enumerate(nonempty)]):
         size = sizes[name]
         if isinstance(size, float):  # leaves an image for each of the other splits, if there are enough
-            spare = {label: max(n - others, min(n, 1)) for label, n in room.items()}
+            spare = {label: max(n - others, min(n, 1)) for label, n in capacity.items()}
             wanted[name] = {c: min(max(1, round(n * size)), spare[c]) for c, n in counts.items()}
         else:
-            wanted[name] = _apportion(counts, size, room)
-        room = {label: n - wanted[name][label] for label, n in room.items()}
+            wanted[name] = _apportion(counts, size, capacity)
+        capacity = {label: n - wanted[name][label] for label, n in capacity.items()}
     return wanted
 
 
-def _apportion(counts: Mapping[int, int], size: int, room: Mapping[int, int]) -> dict[int, int]:
-    """Distribute `size` over the classes by the largest-remainder method, at most `room` to each."""
+def _apportion(counts: Mapping[int, int], size: int, capacity: Mapping[int, int]) -> dict[int, int]:
+    """Distribute `size` over the classes by the largest-remainder method, at most `capacity` to each."""
     total = max(1, sum(counts.values()))
-    given = {label: min(size * n // total, room[label]) for label, n in counts.items()}
+    given = {label: min(size * n // total, capacity[label]) for label, n in counts.items()}
     by_remainder = sorted(counts, key=lambda label: (-(size * counts[label] % total), label))
-    missing = min(size, sum(room.values())) - sum(given.values())
+    missing = min(size, sum(capacity.values())) - sum(given.values())
     while missing:
         for label in by_remainder:
-            if missing and given[label] < room[label]:
+            if missing and given[label] < capacity[label]:
                 given[label] += 1
                 missing -= 1
     return given
