@@ -83,7 +83,7 @@ def test_no_image_is_flipped_without_flips(augment):
 
 @every_level
 def test_no_layer_flips_without_flips(augment):
-    """Unlike the test above, this one leaves no room for chance."""
+    """Unlike the test above, this one does not depend on chance."""
     kinds = [
         {type(layer).__name__ for step in _steps(augment, flip) for layer in step} for flip in (False, True)
     ]
