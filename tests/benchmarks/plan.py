@@ -38,14 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    helps = {
-        "reading": "to read and decode an image",
-        "forward": "of the frozen network",
-        "tuning": "to train the whole network",
-        "rows": "to train a head on stored features",
+    flags = {
+        "--reading": "to read and decode an image",
+        "--forward": "of the frozen network",
+        "--tuning": "to train the whole network",
+        "--rows": "to train a head on stored features",
     }
-    for name, text in helps.items():
-        parser.add_argument(f"--{name}", type=float, metavar="MS", help=f"milliseconds per image {text}")
+    for flag, text in flags.items():
+        parser.add_argument(flag, type=float, metavar="MS", help=f"milliseconds per image {text}")
     options = parser.parse_args()
     measures = {"reading": reading, "forward": forward, "tuning": tuning, "rows": rows}
     cost = {
