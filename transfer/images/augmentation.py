@@ -25,7 +25,7 @@ MIXUP_ALPHA = 0.2
 """Parameter of MixUp's Beta distribution; its authors recommend 0.2 to 0.4 for photographs."""
 
 ERASED = 0.25
-"""Fraction of images of which `strong` erases a piece; Zhong et al. (2020, arXiv:1708.04896) use 0.5."""
+"""Fraction of images in which `strong` erases a rectangle; Zhong et al. (2020, arXiv:1708.04896) use 0.5."""
 
 RANDAUGMENT_OPS = 2
 """Number of RandAugment operations per image (Cubuk et al. 2020, arXiv:1909.13719)."""
