@@ -15,7 +15,7 @@ _NEVER = 2**31 - 1
 def kept_memory(environment: Mapping[str, str] | None = None) -> Iterator[bool]:
     """Let the process keep freed memory for its next allocations, within a `with` block; yield whether it does."""
     # By default glibc returns large blocks to the system at once: each training step gets new pages, which the system
-    # fills with zeros. This is a setting of the whole process, so that only a command may choose it, no library.
+    # fills with zeros. This setting affects the whole process, so only a command may change it, not a library.
     library = None if _set_by_user(os.environ if environment is None else environment) else _glibc()
     kept = library is not None and bool(library.mallopt(_MMAP_MAX, 0))
     if library is not None and kept:

@@ -19,7 +19,7 @@ def run_command(
     log.addHandler(handler)
     if level:
         log.setLevel(level)
-    # Warnings of Pillow do not name the file. The data report does.
+    # Pillow's warnings do not mention the file. The data report does.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         work()

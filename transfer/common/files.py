@@ -26,7 +26,7 @@ def written_whole(path: Path, *, unique: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Do the same as `written_whole` for a file of the user: raise an `InputError` if it cannot be written."""
+    """Like `written_whole`, for a file that the user chose: raise an `InputError` if writing fails."""
     try:
         with written_whole(path) as partial:
             yield partial
@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 # Spreadsheets run a cell that starts with one of these as a formula, such as `=cmd|...`. An apostrophe in front of it
-# makes it text. Apostrophes that are there already count too, so that reading restores every text.
+# makes it text. Text that already has apostrophes in front gets one more, so that reading restores every text.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 

@@ -125,7 +125,7 @@ def divide_cardinality(dataset: Any, divisor: int) -> None:
 
 
 def set_worker_timeouts(count: int, start: float, heartbeat: float) -> None:
-    """Set the seconds that TensorFlow waits for `count` workers to start, and for a sign of life."""
+    """Set the seconds that TensorFlow waits for `count` workers to start, and for their heartbeats."""
     from tensorflow.python.distribute import collective_all_reduce_strategy
     from tensorflow.python.eager import context
 

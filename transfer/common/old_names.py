@@ -1,4 +1,4 @@
-"""Names in the files of runs that version 0.1 wrote, with the names that replaced them in version 0.2."""
+"""Names in the run files of version 0.1, and the names that replaced them in version 0.2."""
 
 from __future__ import annotations
 

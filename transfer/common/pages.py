@@ -1,4 +1,4 @@
-"""HTML pages that consist of one file: templates, and images inside the page."""
+"""Self-contained HTML pages: templates, and images inside the page."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class BatchPart:
     def split_batch(self, positions: np.ndarray) -> list[np.ndarray]:
         """Split a training batch into nearly equal parts, one for each replica of this process."""
         if len(positions) < self.total:
-            # Every replica reads all of them: none is without images, and the mean over replicas is the same.
+            # Every replica reads the whole batch, so no replica lacks images, and the mean over replicas is the same.
             return [positions] * self.replicas
         return np.array_split(positions, self.total)[self.first : self.first + self.replicas]
 

@@ -12,7 +12,7 @@ from transfer.common.errors import InputError
 
 
 def requests_several_workers(strategy: object) -> bool:
-    """Return whether a strategy's name stands for several workers here; imports nothing that is slow."""
+    """Return whether a strategy's name means several workers here; import no slow library."""
     return strategy in (None, "auto", "multiworker") and len(read_cluster()[0]) > 1
 
 
@@ -62,7 +62,7 @@ def _read_slurm() -> None:
     import tensorflow as tf
 
     try:
-        # TensorFlow would assign GPUs, and it counts only those of NVIDIA: a large number of GPUs turns this off.
+        # TensorFlow would assign GPUs, but detects only those of NVIDIA: a large number of GPUs turns this off.
         slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
             gpus_per_node=2**16, gpus_per_task=1, auto_set_gpu=False
         )

@@ -1,4 +1,4 @@
-"""Several processes that train one model together: their numbers, what they exchange, and the loss of one of them.
+"""Several processes that train one model together: their ranks, data exchange, and lost workers.
 
 Every worker runs the same program. The workers divide the forward pass, the evaluation and each batch. The chief, which
 is the first worker, makes the decisions, sends them to the others, and is the only one that writes files.
@@ -24,7 +24,7 @@ from transfer.common.errors import InputError
 from transfer.distributed.cluster import is_listening
 
 PIECE = 2**26
-"""Most bytes that workers exchange in one step."""
+"""Maximum number of bytes that workers exchange in one step."""
 
 LEAVING = 30.0
 """Seconds that the chief waits at the end for the other workers to exit."""
@@ -63,7 +63,7 @@ class ProcessGroup:
             return rows
         step = max(1, PIECE // (rows.itemsize * max(1, int(np.prod(rows.shape[1:])))))
         counts = self.all_gather(np.array([len(rows)], "int32"))
-        if not counts.any():  # TensorFlow crashes if nobody has a row
+        if not counts.any():  # TensorFlow crashes if no worker has a row
             return rows
         gathered: list[list[np.ndarray]] = [[] for _ in range(self.count)]
         for first in range(0, int(counts.max()), step):
@@ -93,7 +93,7 @@ class ProcessGroup:
             return {name: content[name] for name in content.files}
 
     def broadcast(self, decide: Callable[[], T]) -> T:
-        """Return the value that the chief computes, which JSON can hold; raise its `InputError` on all workers."""
+        """Return the JSON value that the chief computes; raise its `InputError` on all workers."""
         if self.count == 1:
             return decide()
         message: dict[str, T | str] = {}
@@ -158,7 +158,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-# TensorFlow has no error class for a lost process: only the text says so.
+# TensorFlow has no error class for a lost process: only the message shows it.
 _LOST = re.compile(
     r"unhealthy|heartbeat|recvmsg|[Cc]onnection (reset|refused)|[Ss]ocket closed|failed to connect|"
     r"[Ii]ncarnation|restarted"

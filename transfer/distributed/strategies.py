@@ -44,7 +44,7 @@ PATIENCE = 300.0
 """Seconds to wait for other workers: the machines of a cluster start one after the other."""
 
 HEARTBEAT = 10
-"""Seconds without a sign of life until a worker counts as lost."""
+"""Seconds without a heartbeat after which a worker counts as lost."""
 
 
 @runtime_checkable
@@ -60,8 +60,8 @@ class Strategy(Protocol):
 
 
 def start_quietly(*, repeatable: bool = False) -> None:
-    """Import TensorFlow and list its devices without its notes on standard error."""
-    # Repeatable operations make tf.data report an error for each data set, although there is none: hence level 3.
+    """Import TensorFlow and list its devices without its log messages on standard error."""
+    # With deterministic operations, tf.data logs a false error for each data set: level 3 hides it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
     with discarded(2):
         if not on_tensorflow():  # asks Keras, which imports TensorFlow
@@ -69,7 +69,7 @@ def start_quietly(*, repeatable: bool = False) -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-        # On a CPU, operations that give the same bits each time cost little.
+        # Deterministic operations cost little on a CPU.
         if repeatable and not tf.config.list_physical_devices("GPU"):
             tf.config.experimental.enable_op_determinism()
 
@@ -153,7 +153,7 @@ def _multiworker(patience: float) -> Strategy:
     import tensorflow as tf
 
     addresses, index = read_cluster()
-    if len(addresses) < 2:  # a strategy of several workers with one worker trains a sixth slower
+    if len(addresses) < 2:  # with one worker, a multi-worker strategy trains a sixth slower
         return (
             _mirrored() if len(tf.config.list_physical_devices("GPU")) > 1 else tf.distribute.get_strategy()
         )
@@ -192,7 +192,7 @@ def _all_gather(strategy: Any, rows: np.ndarray) -> np.ndarray:
     return np.asarray(strategy.gather(values, axis=0))
 
 
-# Keras on TensorFlow records the strategy of a model, on JAX it does not. An entry lives as long as its model.
+# Keras records the strategy of a model on TensorFlow, but not on JAX. An entry is removed with its model.
 _JAX_DEVICES: WeakKeyDictionary[keras.Model, Strategy] = WeakKeyDictionary()
 
 
@@ -240,7 +240,7 @@ def batch_part_of(model: keras.Model) -> BatchPart | None:
     group = current_group()
     if (
         not on_tensorflow()
-    ):  # JAX divides a part among devices itself, and compiles anew for each size: hence padding
+    ):  # JAX divides a part among devices itself and recompiles for each size: padding avoids that
         return BatchPart(group.index, 1, group.count, padded=True)
     total = replicas_of(model)
     own = total // group.count
