@@ -316,7 +316,7 @@ def test_invalid_sources_are_refused_at_once(kind, tmp_path):
 
 def test_an_image_as_a_source_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(ENCODED["PNG"])
-    with pytest.raises(InputError, match=r"Received an image: .*Name the folder that it is in") as caught:
+    with pytest.raises(InputError, match=r"Received an image: .*Pass the folder that contains it") as caught:
         find_source(str(tmp_path / "a.png"))
     assert str(caught.value).count("Expected") == 1
 

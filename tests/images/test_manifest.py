@@ -230,8 +230,8 @@ def test_a_list_of_missing_images_is_refused(write, tmp_path):
     path = write(text, "1500.png")
     (tmp_path / "img" / "3.png").mkdir(parents=True)  # a folder is not an image
     assert refusal(path) == (
-        f"list.csv, line 2: 'img/0.png' leads to {str(tmp_path / 'img/0.png')!r}, which is not a file; neither "
-        f"is any other of the first 1000. Expected paths that are absolute, or relative to the folder of the list, "
+        f"list.csv, line 2: 'img/0.png' means {str(tmp_path / 'img/0.png')!r}, which is not a file. None of "
+        f"the first 1000 paths is a file. Expected paths that are absolute, or relative to the folder of the list, "
         f"{str(tmp_path)!r}. Correct the paths, or move the list."
     )
 

@@ -249,8 +249,8 @@ def test_skipped_rows_and_images_are_logged(data, caplog):
         got = apply_split(rows, data, CLASSES, skipped_names=["bad.png", "other.png"])
     assert {name: len(part) for name, part in got.items()} == {"train": 3, "val": 0, "test": 0}
     assert caplog.messages == [
-        "Skipped 1 row of the split file: no readable image.",
-        "Left out 2 of 5 images: not in the split file.",
+        "Skipped 1 row of the split file without a readable image.",
+        "Left out 2 of 5 images that are not in the split file.",
     ]
     caplog.clear()
     apply_split(ROWS, data, CLASSES)

@@ -191,6 +191,6 @@ def _refuse_dataset(dataset: _Dataset) -> None:
 
 
 def _as_batch(x: np.ndarray, y: np.ndarray) -> _Arrays:
-    """Return a batch, of one image if they are not batched; a single label may have the shape (1,)."""
+    """Return an element as a batch; an unbatched image becomes a batch of one. Its label may have shape (1,)."""
     single = y.ndim == 0 or (y.shape == (1,) and x.ndim in (2, 3) and len(x) != 1)
     return (x[None], y.reshape(1)) if single else (x, y)

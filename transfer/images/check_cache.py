@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 class FileState(NamedTuple):
     """The state of a file before it was read."""
 
-    # Of its row in the table, from path and rules.
+    # Id of the row in the table, made from path and rules.
     id: int
     # Path, rules, size, times and inode.
     state: bytes
@@ -79,7 +79,7 @@ class CheckCache:
         return states
 
     def _file_state(self, path: bytes, info: os.stat_result, now: int) -> FileState | None:
-        modified, changed = info.st_mtime_ns, info.st_ctime_ns  # the second shows that the first was set back
+        modified, changed = info.st_mtime_ns, info.st_ctime_ns  # ctime changes even if mtime was set back
         if now - max(modified, changed) < SETTLED_NS:
             return None
         name = blake2b(self._rules + path, digest_size=16).digest()

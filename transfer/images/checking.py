@@ -32,16 +32,18 @@ from transfer.images.duplicates import perceptual_hash
 from transfer.images.splitting import SourceData, Split
 
 MAX_BYTES = 2**30
-"""Size of a file from which on it is skipped without reading it."""
+"""Maximum file size. Larger files are skipped without being read."""
 
 RARE_FORMAT = 0.01
-"""Fraction of all images. A format that fewer images have is reported, because such files are often strays."""
+"""Fraction of all images. Formats with fewer images are reported, because such files are often there by mistake."""
 
 OUTLIER_RATIO = 16.0
-"""Ratio of an image's number of pixels to the median, or the reverse, from which on the image is reported."""
+"""An image is reported if it has this many times the median number of pixels, or this many times fewer."""
 
-_RULES = 1  # count up when the check gives other results for the same image: it discards all cached results
-_SIZE = (64, 64)  # of the image that is hashed
+_RULES = (
+    1  # increase it when the check gives other results for the same image: this discards the cached results
+)
+_SIZE = (64, 64)  # of the image that the perceptual hash uses
 _LARGE = 2**26  # bytes; larger files are read only if they start like an image
 _THREADS = os.cpu_count() or 1
 _SLICE = 128  # files per job that looks up file states
@@ -51,7 +53,7 @@ _CHUNK = 2048  # images per round: one job for each of a million images would ta
 class CheckedImage(NamedTuple):
     """The result of checking one image."""
 
-    # Why it cannot be used; empty for good images.
+    # Why the image cannot be used; empty for good images.
     problem: str
     # SHA-256 of the content, in hexadecimal.
     digest: str = ""
@@ -63,7 +65,7 @@ class CheckedImage(NamedTuple):
     # Width and height in pixels, after rotation by EXIF data.
     width: int = 0
     height: int = 0
-    # EXIF data rotate or mirror it.
+    # Whether EXIF data rotate or mirror the image.
     rotated: bool = False
 
 
@@ -106,7 +108,7 @@ def _check_files(paths: Sequence[str], known: CheckCache, pool: ThreadPoolExecut
 
 
 def _rules() -> str:
-    """Return everything but the image that the result of a check depends on."""
+    """Return the rules, limits and versions that the result of a check depends on."""
     return repr((_RULES, CheckedImage._fields, _SIZE, MAX_BYTES, MAX_PIXELS, *_library_versions()))
 
 

@@ -14,13 +14,13 @@ from transfer.common.pages import data_uri, render
 from transfer.common.text import plural
 
 MIN_DIFFERENT = 3
-"""Number of different images that a class needs: one each for training, validation and test."""
+"""Minimum number of different images per class: one each for training, validation and test."""
 
 IMBALANCE = 5.0
-"""Ratio of training images in the largest and the smallest class from which on the report suggests class weights."""
+"""Ratio of the training images in the largest and the smallest class. Above it, the report suggests class weights."""
 
 MAX_SHOWN = 5
-"""Number of names that a finding lists in text, and of pairs that a page shows."""
+"""Maximum number of names in the text of a finding, and of pairs on a page."""
 
 # Keys in reports of version 0.1, and their names today.
 _OLD_KEYS = {
@@ -39,7 +39,7 @@ class DuplicateSet(NamedTuple):
     names: tuple[str, ...]
     classes: tuple[str, ...]
     splits: tuple[str, ...]
-    # The files are equal byte for byte; otherwise they are near-duplicates.
+    # Whether the files are equal byte for byte; if not, they are near-duplicates.
     exact: bool
 
 
@@ -48,9 +48,9 @@ class Finding(NamedTuple):
 
     kind: str
     text: str
-    # Images, groups or classes that it is about.
+    # The images, groups or classes with this property.
     names: tuple[str, ...]
-    # It needs action; otherwise it is a hint.
+    # Whether it needs action; if not, it is a hint.
     serious: bool
 
     def to_text(self) -> str:
@@ -135,7 +135,7 @@ class DataReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataReport:
-        """Return the report that `to_dict` was called on, also after a round trip through JSON.
+        """Rebuild a report from the values of `to_dict`, also after a round trip through JSON.
 
         Raises:
             InputError: The values are not those of a report.

@@ -139,7 +139,7 @@ def load_data(
         The data with the report of the check. Image files are decoded when they are used.
 
     Raises:
-        InputError: The source does not exist, it has fewer than two classes, its labels do not fit, the sizes of the
+        InputError: The source does not exist, it has fewer than two classes, its labels are invalid, the sizes of the
             splits leave nothing for training, or images cannot be used under `strict`.
 
     Example:
@@ -314,5 +314,5 @@ def _refuse_too_few(name: str, data: SourceData) -> None:
 
 
 def flips_are_safe(class_names: Sequence[str]) -> bool:
-    """Return whether mirrored images keep their class: not if all classes are letters or digits."""
+    """Return whether mirrored images keep their class; False if all classes are letters or digits."""
     return not all(re.fullmatch(r"\d+|\w", name) for name in class_names)

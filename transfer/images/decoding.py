@@ -37,7 +37,7 @@ _OTHER_SIGNATURES = {
     "a web page": (b"<!doctype html", b"<html"),
     "SVG": (b"<svg",),
 }
-"""The first bytes, in lower case, of other formats that are often named like images."""
+"""The first bytes, in lower case, of other file formats that often have the file extension of an image."""
 
 _PLAIN_REASONS = {
     "Truncated File Read": "image file is truncated",
@@ -180,7 +180,7 @@ def _unidentified(image: str | Path | bytes) -> str:
 def _to_rgb(image: Image.Image, transpose: Image.Transpose | None) -> Image.Image:
     if transpose is not None:
         image = image.transpose(transpose)
-    if image.mode.startswith("I") or image.mode == "F":  # Pillow's convert would clip 16-bit grey
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow's convert would clip 16-bit grayscale
         values = np.asarray(image, "float32")
         grey = np.rint(values / (257.0 if values.max() > 255 else 1.0)).astype("uint8")
         grey[values == image.info.get("transparency")] = 255

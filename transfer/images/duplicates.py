@@ -8,8 +8,8 @@ import numpy as np
 
 MAX_BITS = 24
 """Largest number of different bits, of 256, between the hashes of near-duplicates. It finds 99.7% to 100% of photos
-that were saved again as JPEG or WebP, smaller, in grey, brighter or with more contrast, and took no two different
-photos for duplicates (`tests/benchmarks/check.py likeness`). It does not find cropped, rotated or mirrored images."""
+that were saved again as JPEG or WebP, smaller, in grayscale, brighter or with more contrast. No two different photos
+counted as duplicates (`tests/benchmarks/check.py likeness`). It does not find cropped, rotated or mirrored images."""
 
 BITS = 256
 _BAND = np.uint16  # 16 bands of 16 bits: two hashes that differ in at most 15 bits always share a band

@@ -40,12 +40,14 @@ def embedded_folder() -> Path:
 
 
 def find_source(text: str) -> Path:
-    """Return the folder or the list of images that a user named."""
+    """Return the folder or the list of images that a user chose."""
     place = Path(text).expanduser()
     wanted = "a folder with a sub-folder of images per class, a CSV or Parquet list, tfds:NAME, or 'emoji'"
     try:
         if place.is_file() and place.suffix.lower() in EXTENSIONS:
-            raise InputError(f"Expected {wanted}. Received an image: {text}. Name the folder that it is in.")
+            raise InputError(
+                f"Expected {wanted}. Received an image: {text}. Pass the folder that contains it."
+            )
         if place.exists():
             return place
         if text == EMBEDDED:
@@ -175,7 +177,7 @@ class _FolderScan:
 
 
 def _prefix(folder: Path) -> str:
-    """Return what `folder / name` puts before the name."""
+    """Return the prefix that `folder / name` puts before the name."""
     return os.path.join("" if folder == Path() else str(folder), "")
 
 
@@ -256,7 +258,7 @@ def _refuse_wrapper(root: Path, scan: _FolderScan) -> None:
 
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Controls, line ends, direction marks and surrogates. `str.isprintable` will not do: it differs between versions of
+"""Controls, line ends, direction marks and surrogates. `str.isprintable` is not used: it differs between versions of
 Python and refuses the joiners that Persian and emoji need."""
 
 

@@ -95,9 +95,9 @@ def _refuse_all_missing(location: str, folder: str, paths: Sequence[str]) -> Non
     resolved = [_resolve(folder, path) for path in paths]
     if not any(map(os.path.isfile, resolved)):
         raise InputError(
-            f"{location}: {quoted(paths[0])} leads to {os.path.abspath(resolved[0])!r}, which is not a file; neither "
-            f"is any other of the first {len(paths)}. Expected paths that are absolute, or relative to the folder of "
-            f"the list, {os.path.abspath(folder)!r}. Correct the paths, or move the list."
+            f"{location}: {quoted(paths[0])} means {os.path.abspath(resolved[0])!r}, which is not a file. None "
+            f"of the first {len(paths)} paths is a file. Expected paths that are absolute, or relative to the folder "
+            f"of the list, {os.path.abspath(folder)!r}. Correct the paths, or move the list."
         )
 
 

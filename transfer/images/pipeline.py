@@ -299,7 +299,7 @@ class _FileCache:
                 self.file.seek(position * self.bytes)
                 return self.file.write(np.ascontiguousarray(pixels).data) == self.bytes
             except OSError as error:
-                if not self.full:  # several threads may meet the full disk; one of them warns
+                if not self.full:  # several threads may find the disk full; one of them warns
                     log.warning("Stopped caching decoded images; each epoch reads the rest again: %s.", error)
                 self.full = True
                 return False

@@ -115,9 +115,13 @@ def apply_split(
             "with a readable image, none of these in train. Assign images to train."
         )
     if len(kept) < len(rows):
-        log.warning("Skipped %s of the split file: no readable image.", plural(len(rows) - len(kept), "row"))
+        log.warning(
+            "Skipped %s of the split file without a readable image.", plural(len(rows) - len(kept), "row")
+        )
     if len(kept) < len(data):
-        log.warning("Left out %d of %d images: not in the split file.", len(data) - len(kept), len(data))
+        log.warning(
+            "Left out %d of %d images that are not in the split file.", len(data) - len(kept), len(data)
+        )
     return {split: data.take(chosen) for split, chosen in positions.items()}
 
 
@@ -153,7 +157,7 @@ def _positions(names: Iterable[str], place: Callable[[int], str]) -> dict[str, i
     """Return the position of each name; raise an error for a name that occurs twice."""
     at: dict[str, int] = {}
     for i, name in enumerate(names):
-        if at.setdefault(name, i) != i:  # the image could be in two splits
+        if at.setdefault(name, i) != i:  # otherwise the image could be in two splits
             raise InputError(
                 f"Expected every image once. Received {quoted(name)} twice: {place(at[name])} and {place(i)}. "
                 "Remove one."

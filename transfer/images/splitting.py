@@ -74,7 +74,7 @@ class SourceData:
 
     # By split: "train", and "val" and "test" if the source has them.
     parts: dict[str, Split]
-    # In the order of the labels.
+    # Class names in the order of the labels.
     class_names: list[str]
     # Name and reason of each image that cannot be used.
     skipped: Sequence[tuple[str, str]] = ()
@@ -151,7 +151,7 @@ def stratified_split(
             plural(conflicts, "image"),
         )
     free = [unit for unit in units if not unit.conflicting]
-    left = _different_images(units)  # what train still has, by class
+    left = _different_images(units)  # number of different images that remain in train, by class
     wanted = _wanted(_different_images(free), sizes)
     drawn: dict[str, list[int]] = {name: [] for name in sizes}
     taken = {name: Counter[int]() for name in sizes}
@@ -176,9 +176,9 @@ class _Unit:
     members: list[int]
     # Number of different images, by class.
     weights: Counter[int]
-    # The class with most of them.
+    # The class of most of these images.
     main_class: int
-    # One image has several labels.
+    # Whether an image has several labels.
     conflicting: bool
 
 

@@ -21,7 +21,7 @@ SPLIT_ALIASES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""Names of splits in lists and as folders, in lower case, and what they stand for."""
+"""Names of splits in lists and as folders, in lower case, and the split that each name means."""
 
 SPLITS = tuple(dict.fromkeys(SPLIT_ALIASES.values()))
 

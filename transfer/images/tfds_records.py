@@ -39,7 +39,7 @@ def make_reader(
     files = sorted({r.file for r in ranges})
     missing = [file for file in files if not os.path.isfile(file)]
     file_format = getattr(builder.info.file_format, "value", "")
-    # No files at all: they are in a bucket, or made up by tfds.testing.mock_data.
+    # There are no local files: they are in a bucket, or tfds.testing.mock_data invents the data.
     if file_format not in ("tfrecord", "array_record") or len(missing) == len(files):
         return partial(_read_rows, builder, *keys)
     if missing:
@@ -158,7 +158,7 @@ def _read_rows(
                 bar.update()
     except InputError:
         raise
-    except Exception as error:  # whatever the reader of the format raises
+    except Exception as error:  # readers of other formats raise errors of many classes
         raise _bad_file(ranges[0].file, f"unreadable, or another file there ({one_line(error)})") from error
     return Split(images, np.array(labels, "int64"), names[: len(labels)])
 
