@@ -218,7 +218,7 @@ def test_the_lesson_drawing_shows_trainable_layers(demo):
     assert len(legend(unfreeze(model, from_layer="conv3"))) == 4
     assert len(legend(large_different(demo, 3, init="random"))) == 2
     assert len(texts(network_drawing(demo))) == 21
-    with pytest.raises(InputError, match="Expected a model of a builder"):
+    with pytest.raises(InputError, match="Expected a model from a builder"):
         lesson_drawing(demo, demo)
 
 

@@ -1,1 +1,1 @@
-"""The four cases: their policies, where to cut, and the builders."""
+"""The four cases: policies, cuts and builders."""

@@ -37,7 +37,7 @@ from transfer.networks.graphs import NetworkInfo, analyze, graph
 from transfer.networks.preprocessing import preprocessing_of
 
 INITS = ("pretrained", "random", "auto")
-"""Where training starts: pre-trained weights, random weights, or random ones only if pre-trained ones fail."""
+"""Initial weights: pre-trained, random, or `auto` (random only if training from the pre-trained weights fails)."""
 
 
 def build(
@@ -70,18 +70,18 @@ def build(
         cut: the last layer to keep, by name or by the position of its block. With several layers, the head sees the
             features of all of them, each scaled to unit length; `"all"` means the ends of all blocks. None is the layer
             before the classifier, and for `small-different` the end of an early block (see `policies.EARLY_CUT`).
-        unfreeze_from: the first layer or block to train, in a case that freezes all layers. Layers behind it train
+        unfreeze_from: the first layer or block to train, in a case that freezes all layers. Layers after it train
             too. None trains the head only.
-        init: initial weights: `"pretrained"`; for `large-different` also `"random"`, or `"auto"`, with which `fit`
-            starts from the pre-trained weights and starts again from random ones if training fails.
+        init: initial weights: `"pretrained"`; for `large-different` also `"random"`, or `"auto"`: `fit` starts from
+            the pre-trained weights, and again from random weights if training fails.
         image_size: image size in pixels, one number or (height, width). None is the size that `base` was built for.
         preprocessing: a key of `preprocessing.PREPROCESSING`. Only your own networks need it.
         strategy: a name in `strategies.STRATEGIES`, or a `tf.distribute.Strategy`. None is `"auto"`.
         optimizer: `"adam"`, or `"rmsprop"` with the settings of Esteva et al. (2017), doi:10.1038/nature21056.
         learning_rate: learning rate, above 0. None is the rate of the optimizer in `policies.OPTIMIZERS` if it has one,
             else the rate of the case in `policies.POLICIES`.
-        pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights. None does, except with
-            `init="random"`.
+        pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights. None means yes, except
+            with `init="random"`.
         precision: data type of the computation, one of `policies.PRECISIONS`. Weights, the scaling of the images and
             the head are always float32.
         steps_per_execution: number of training steps in one call of the compiled function, 1 or more.
@@ -208,9 +208,9 @@ def large_different(
     Args:
         base: a network. It does not change.
         num_classes: number of classes, 2 or more.
-        init: initial weights: `"pretrained"`; `"random"`, with which BatchNormalization trains too; or `"auto"`, with
-            which `fit` starts from the pre-trained weights and starts again from random ones if the validation
-            accuracy shows that training failed.
+        init: initial weights: `"pretrained"`; `"random"`, with which BatchNormalization trains too; or `"auto"`: `fit`
+            starts from the pre-trained weights, and again from random weights if the validation accuracy shows that
+            training failed.
         **options: keyword arguments of `build`, except `unfreeze_from`.
 
     Returns:
@@ -234,11 +234,11 @@ def unfreeze(
     learning_rate: float | None = None,
     pin_batchnorm: bool = True,
 ) -> keras.Model:
-    """Unfreeze layers of a built model and compile it again, without which the change has no effect.
+    """Unfreeze layers of a built model, and compile it again so that the change takes effect.
 
     Args:
-        model: a model of a builder. It is changed in place.
-        from_layer: the first layer to train, or the first block, such as `"block6a"`. Layers behind it train too. None
+        model: a model from a builder. It is changed in place.
+        from_layer: the first layer to train, or the first block, such as `"block6a"`. Layers after it train too. None
             trains all layers.
         learning_rate: learning rate of the new optimizer, above 0. The optimizer is of the same kind as before. None is
             the optimizer's rate in `policies.OPTIMIZERS` if it has one, else the rate of fine-tuning in
@@ -249,7 +249,7 @@ def unfreeze(
         The same model, compiled.
 
     Raises:
-        InputError: the layer is unknown, with the nearest names, or the learning rate is not above 0.
+        InputError: the layer is unknown (the message lists similar names), or the learning rate is not above 0.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
@@ -283,7 +283,7 @@ def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
 
 
 def _kind_of(model: keras.Model) -> str:
-    """Return the kind of optimizer that a model was built with, and Adam if no builder made it."""
+    """Return the kind of optimizer that a model was built with, or Adam if no builder made it."""
     decision = find_decision(model)
     return decision.optimizer if decision else "adam"
 
@@ -303,7 +303,7 @@ def _freeze_and_compile(
     pin_batchnorm: bool,
     steps_per_execution: int | None = None,
 ) -> None:
-    """Set which layers train, then compile with a new optimizer, without which the flags have no effect."""
+    """Set which layers train, then compile with a new optimizer so that the flags take effect."""
     surgery.set_trainable(
         model, trainable, pin_batchnorm=pin_batchnorm, synchronized=needs_synchronized_batchnorm(model)
     )
@@ -326,7 +326,7 @@ def _analyze_base(base: keras.Model) -> NetworkInfo:
     if len(shape) != 4 or shape[-1] != 3:
         raise InputError(
             f"Expected a network for color images, with an input of shape (batch, height, width, 3). Received: "
-            f"{base.name!r} with {shape}. Grey images are read as color images."
+            f"{base.name!r} with {shape}. Grayscale images are read as color images."
         )
     return network
 
@@ -367,7 +367,7 @@ def _check_learning_rate(learning_rate: float | None) -> None:
 def _slice(
     case: Case, network: NetworkInfo, cut: Cut | None, *, init: str, pin_batchnorm: bool, optimizer: str
 ) -> tuple[keras.Model, CaseDecision]:
-    """Cut a network for a case; return what is left of it and the decision."""
+    """Cut a network for a case; return the kept part and the decision."""
     ends = network.block_ends
     if cut is None:
         cut = early_position(len(ends)) if POLICIES[case].cut == "early" and ends else [network.last_layer]

@@ -30,7 +30,7 @@ def cuts_of(network: NetworkInfo, cut: Cut) -> tuple[str, ...]:
 
 
 def _all_ends(network: NetworkInfo) -> list[str]:
-    """List the block ends and the last layer, without maps that the last layer only averages."""
+    """List the block ends and the last layer, without feature maps that the last layer only averages."""
     node = network.nodes[network.position(network.last_layer)]
     same = {node.op.name}
     while node.parents and _keeps_average(node, network.nodes[node.parents[0]]):
@@ -43,7 +43,7 @@ def _keeps_average(node: Node, parent: Node) -> bool:
     """Return whether an operation keeps the average over the image."""
     if isinstance(node.op, keras.layers.Flatten | keras.layers.Reshape):
         shape = parent.tensor.shape
-        return math.prod(size or 0 for size in shape[1:]) == shape[-1]  # of one pixel
+        return math.prod(size or 0 for size in shape[1:]) == shape[-1]  # feature maps of one pixel
     return isinstance(node.op, keras.layers.Dropout | keras.layers.GlobalAveragePooling2D)
 
 

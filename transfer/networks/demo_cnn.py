@@ -43,7 +43,7 @@ SEES = {
     "fc2": "",
     "predictions": "classes",
 }
-"""Layers in order, and the kind of features that each is said to respond to."""
+"""Layers in order, and the kind of features that each responds to."""
 
 _SMALLEST = 16  # pixels; four strides of 2 leave one pixel
 

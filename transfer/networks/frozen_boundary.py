@@ -1,4 +1,4 @@
-"""Splits a network where its frozen part ends, so that the frozen part runs once and its output can be kept."""
+"""Split a network where its frozen part ends, so that the frozen part runs once and its output is stored."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _is_cheap(op: Any) -> bool:
 def _cheapest_boundary(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
     """Return the frozen tensors with the fewest numbers from which the upper layers can be computed."""
     # A minimum cut. Tensor n is an edge from 2n to 2n + 1, whose capacity is the tensor's size. Cheap operations may
-    # lie behind the boundary, where they run in each step. Others may not: the source feeds them without limit.
+    # lie after the boundary, where they run in each step. Others may not: the source feeds them without limit.
     source, sink = 2 * len(nodes), 2 * len(nodes) + 1
     sizes = {place: math.prod(n or 1 for n in nodes[place].tensor.shape[1:]) for place in frozen}
     whole, unlimited = 2**20, 2**30  # the solver counts with 32 bits
@@ -93,7 +93,7 @@ def _cheapest_boundary(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
     live = [node for place, node in enumerate(nodes) if place not in frozen]
     for place in frozen.intersection(parent for node in live for parent in node.parents):
         edges[2 * place + 1, sink] = unlimited
-    edges[0, 1] = unlimited // 2  # images are an output only if a layer behind the boundary reads them
+    edges[0, 1] = unlimited // 2  # images are an output only if a layer after the boundary reads them
     rows, columns = zip(*edges, strict=True)
     values = np.array(list(edges.values()), "int32")
     capacity = coo_array((values, (rows, columns)), (sink + 1, sink + 1)).tocsr()

@@ -48,7 +48,7 @@ def _nested_nodes(op: Any) -> list[Node] | None:
 def run(
     nodes: Sequence[Node], values: Mapping[int, Any], *, last: int | None = None, keep: Iterable[int] = ()
 ) -> dict[int, Any]:
-    """Run the operations behind the given values in inference mode; return the values still in use by position."""
+    """Run the operations after the given values in inference mode; return the values still in use by position."""
     end = len(nodes) if last is None else last + 1
     return call_again(nodes, values, range(max(values) + 1, end), keep=keep, training=False)
 
@@ -56,7 +56,7 @@ def run(
 class ReceptiveField(NamedTuple):
     """The part of the image that one pixel of a feature map depends on."""
 
-    size: float  # pixels of the image, of the longer side; infinite behind global pooling
+    size: float  # pixels of the image, of the longer side; infinite after global pooling
     step: float  # pixels of the image between the fields of neighboring pixels
 
 

@@ -172,7 +172,7 @@ def bottlenecks(nodes: Sequence[Node]) -> list[int]:
     last_use = _last_use(nodes)
     found, reach = [], 0
     for place in range(len(nodes)):
-        if reach <= place:  # nothing before this position is used behind it
+        if reach <= place:  # nothing before this position is used after it
             found.append(place)
         reach = max(reach, last_use.get(place, 0))
     return found

@@ -12,7 +12,7 @@ import numpy as np
 from transfer.common.errors import InputError, unknown
 from transfer.networks.families import family_of
 
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, in units of 255
+_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, divided by 255
 _STD = (0.229, 0.224, 0.225)
 _LAYER = "preprocess_scale"  # a model with a layer of this name takes raw images
 

@@ -75,7 +75,7 @@ def clone(
 def new_like(op: Any, **changes: Any) -> Any:
     """Build a layer of the same configuration, with new weights."""
     config = {**config_of(op), **changes}
-    # The code of a Lambda of the caller's model runs anyway, so that there is nothing to guard against.
+    # The caller's model already runs the code of its Lambda layers, so safe mode would protect nothing.
     options = {"safe_mode": False} if isinstance(op, keras.layers.Lambda) else {}
     try:
         return type(op).from_config(config, **options)
@@ -146,7 +146,7 @@ def _snake_case(name: str) -> str:
 
 
 def slice_at(model: keras.Model, name: str) -> keras.Model:
-    """Cut a model behind a layer, by name."""
+    """Cut a model after the layer with a given name."""
     return keras.Model(model.inputs[0], analyze(model).output(name), name=model.name)
 
 
@@ -202,7 +202,7 @@ def set_trainable(
 
 
 def attach_head(extractor: keras.Model, num_classes: int, *, seed: int | None = None) -> keras.Model:
-    """Attach a Dense softmax, behind global average pooling if the network ends in feature maps."""
+    """Attach a Dense softmax, after global average pooling if the network ends in feature maps."""
     if not isinstance(num_classes, Integral) or num_classes < 2:
         raise InputError(
             f"Expected a whole number of at least 2 classes. Received: num_classes={num_classes!r}."

@@ -33,7 +33,7 @@ _OPERATIONS = (
 _OPERATION_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 _MOST_READS = 4_000_000  # up to three per operation; a network of 400 tensors needs 11 thousand operations
 _MOST_AXES = 32
-# Tensors may overlap in a storage, so that a small file could ask for endless arrays. Together they may take this many
+# Tensors may overlap in a storage, so a small file could ask for huge arrays. Together they may take this many
 # times the size of the file, plus a constant number of bytes.
 _GROWTH, _SLACK = 4, 1 << 20
 _REMEDY = (

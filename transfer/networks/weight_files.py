@@ -80,13 +80,13 @@ def from_file(
         if problem is None:
             return model
         problems.append(problem)
-    # The file may be of the network with its top, although the top is not wanted.
+    # The file may hold the network with its top, although the top is not wanted.
     if True not in tops and load(full := whole(), path) is None:
         kept = {layer.name: layer for layer in full.layers}
         for layer in model.layers:
             layer.set_weights(kept[layer.name].get_weights())
         return model
-    with_shapes = [problem for problem in problems if "shape" in problem]  # these say most
+    with_shapes = [problem for problem in problems if "shape" in problem]  # these are the most informative
     raise InputError(f"The weights in {path} do not fit {name}: {(with_shapes or problems)[0]}")
 
 
