@@ -128,4 +128,4 @@ def test_features_that_need_tensorflow_raise_an_error():
         "        print(error)\n"
     )
     assert "compiles the rates" in output
-    assert "TensorFlow's graphs" in output and "No TPU was found: JAX has cpu:0" in output
+    assert "needs TensorFlow as Keras' backend" in output and "No TPU was found: JAX has cpu:0" in output
