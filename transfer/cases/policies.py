@@ -92,8 +92,8 @@ class Policy:
 
 
 # A head on scaled features: three times Adam's default rate needs a third of the epochs. Each takes milliseconds, and
-# early stopping ends the training. All layers: a third of the default rate, with warm-up and decay to 0, does not destroy the
-# pre-trained features.
+# early stopping ends the training. All layers: a third of the default rate, with warm-up and decay to 0, does not
+# destroy the pre-trained features.
 POLICIES: dict[Case, Policy] = {
     Case.SMALL_SIMILAR: Policy(
         1, "top", True, 3e-3, 100, "slice off the classifier, freeze all layers, train a new head"

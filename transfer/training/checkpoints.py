@@ -30,7 +30,7 @@ SECONDS_BETWEEN = 60.0
 """Seconds between two checkpoints. A killed process loses at most this much work."""
 
 NUM_KEPT = 2
-"""Checkpoints that stay on disk. The one before the last is the fallback if the last one is damaged."""
+"""Number of checkpoints kept on disk. If the latest one is damaged, training resumes from the one before."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -103,7 +103,7 @@ class Checkpoints:
             require_same_settings(read_settings(self._settings_path), self.settings, self.folder)
 
     def latest(self) -> Checkpoint | None:
-        """Read the latest checkpoint that is not damaged; return None if there is none."""
+        """Return the latest checkpoint that is not damaged, or None if there is none."""
         arrays = current_group().broadcast_arrays(self._read_latest)
         return Checkpoint(**json.loads(bytes(arrays.pop("state"))), arrays=arrays) if arrays else None
 
@@ -220,7 +220,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         self._handlers.close()
 
     def _save_if_due(self, epoch: int, step: int) -> None:
-        # A worker that gets a signal does not stop by itself: it leaves when the chief does, or is killed.
+        # A worker that gets a signal does not stop by itself: it stops when the chief does, or is killed.
         if self.checkpoints is None or self.model.stop_training or not current_group().is_chief:
             return
         if not (self._signal or self.checkpoints.due):

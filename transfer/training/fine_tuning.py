@@ -30,7 +30,7 @@ from transfer.training.validation import Validation
 logger = logging.getLogger(__name__)
 
 MAX_ADAPTED_BATCHES = 64
-"""Largest number of batches for new BatchNormalization statistics. About 2,000 images are enough."""
+"""Maximum number of batches for new BatchNormalization statistics. About 2,000 images are enough."""
 
 _RATE_CALLBACKS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
@@ -164,7 +164,7 @@ def _validation(settings: TrainingSettings, trainee: Trainee) -> list[keras.call
 
 def _keep_better(settings: TrainingSettings, before: TrainingLog) -> KeepBetter:
     if not len(settings.data.val):
-        logger.warning("There are no validation images: training keeps its last weights.")
+        logger.warning("There are no validation images: the model keeps the weights of the last step.")
     after_head = before.rows[-1].get("val_accuracy") if before.rows and before.init != "random" else None
     return KeepBetter(num_val=len(settings.data.val), start=after_head)
 

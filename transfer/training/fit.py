@@ -29,7 +29,7 @@ from transfer.training.schedules import BATCH_SIZE
 logger = logging.getLogger(__name__)
 
 SOLVERS = ("auto", "exact", "sgd")
-"""How a head is trained on features: solved exactly, in epochs by SGD, or chosen by the options and the size."""
+"""Solvers of a head on features: exact, in epochs by SGD, or chosen by the options and the size."""
 
 
 def fit(
@@ -60,16 +60,16 @@ def fit(
     The trainable flags and the initial weights of the model decide what is trained:
 
     - **Only the head is trainable.** The features of all images are computed once, and the head is trained on them from
-      zero weights. This is as good as training through the frozen network, for a single forward pass per image.
-    - **More is trainable, pre-trained weights.** First the head is trained as above: a random head would distort the
-      pre-trained weights (Kumar et al. 2022, arXiv:2202.10054). Then all trainable layers are fine-tuned. If the
-      first layers are frozen, their outputs are computed once, and each epoch runs only the layers behind them.
+      zero weights. This is as accurate as training through the frozen network, with one forward pass per image.
+    - **More layers are trainable, with pre-trained weights.** First the head is trained as above: a random head would
+      distort the pre-trained weights (Kumar et al. 2022, arXiv:2202.10054). Then all trainable layers are fine-tuned.
+      If the first layers are frozen, their outputs are computed once, and each epoch runs only the later layers.
     - **Random weights.** All layers are trained from scratch.
     - **Built with `init="auto"`.** The pre-trained weights are fine-tuned. If the validation accuracy is then no better
       than guessing, the network is also trained from random weights, and the lower validation loss decides.
 
-    While more than the head is trained, the learning rate follows the schedule of the recipe. The last weights are
-    kept unless the validation accuracy of an earlier epoch was higher by more than one standard error.
+    During fine-tuning, the learning rate follows the schedule of the recipe. The last weights are kept unless
+    the validation accuracy of an earlier epoch was higher by more than one standard error.
 
     Args:
         model: compiled model from a builder. It is trained in place.
@@ -80,25 +80,25 @@ def fit(
         augment: augmentation of the training images: `"none"`, `"light"`, `"standard"` or `"strong"`. Layers whose
             outputs are computed once see augmented images only with `views` of 2 or more.
         flip: whether augmentation flips images horizontally. None flips unless the classes look like digits or letters.
-        class_weights: weight the loss so that all classes count the same, whatever their number of images.
+        class_weights: weight the loss so that all classes count the same, regardless of their number of images.
         solver: how a head is trained on features. `"exact"` computes the optimum of the convex problem and chooses its
-            regularization. `"sgd"` trains in epochs and never holds all features in memory. `"auto"` takes
-            `"exact"` for features of up to 2 GiB, unless `epochs`, `callbacks`, `dropout` or `label_smoothing` ask for
-            epochs.
+            regularization. `"sgd"` trains in epochs and never holds all features in memory. `"auto"` uses
+            `"exact"` for features of up to 2 GiB, unless `epochs`, `callbacks`, `dropout` or `label_smoothing` require
+            training in epochs.
         dropout: dropout rate before the head, from 0 to below 1, when only the head is trained in epochs.
-        label_smoothing: fraction of each label that is spread over all classes, from 0 to below 1, wherever training
-            runs in epochs. 0 takes the value of the recipe.
+        label_smoothing: fraction of each label that is spread over all classes, from 0 to below 1, for training in
+            epochs. 0 uses the value of the recipe.
         views: number of views of each training image for which the outputs of frozen layers are computed: the image
             itself and augmented views of it. None means 1: in fine-tuning, more did not raise the accuracy with up to
             2,000 images (`tests/benchmarks/fine_tuning.py views`).
         engine: inference engine of the frozen layers: `"auto"`, `"keras"` or `"openvino"`.
-        cache: where features are stored between runs. None uses the default cache of the user.
+        cache: feature cache, which later runs read. None is the user's default cache.
         known_features: features of training images that were computed before, such as by `advise`. They are checked
             on a few images and then used instead of a forward pass. They do not change the result.
         seed: random seed of the order of the images, their augmentation, and dropout before the head. Layers that draw
-            random numbers take their seeds when they are made: call `keras.utils.set_random_seed` before that.
-        recipe: how more than the head is trained: schedule, layer-wise learning-rate decay, weight decay and so on.
-            None uses the defaults of `Recipe`.
+            random numbers take their seeds when they are created: call `keras.utils.set_random_seed` before that.
+        recipe: options of fine-tuning, such as the schedule, layer-wise learning-rate decay and weight decay. None
+            uses the defaults of `Recipe`.
         checkpoints: folder for checkpoints. If it holds an interrupted training with the same settings, network and
             images, that training resumes and ends with the same weights as without the interruption. Ctrl-C and SIGTERM
             then stop after the current step and save a checkpoint. None saves nothing.
@@ -161,7 +161,7 @@ def fit(
     if checkpoints is not None:
         folder = Checkpoints(Path(checkpoints), identity, seconds_between=checkpoint_every)
         settings = replace(settings, checkpoints=folder)
-    if head_only:  # the other options of a recipe do not apply to a head
+    if head_only:  # a head does not use the other options of a recipe
         recipe = Recipe(batchnorm=recipe.batchnorm, label_smoothing=recipe.label_smoothing)
         settings = replace(settings, recipe=recipe)
     return _train(settings)
@@ -235,7 +235,7 @@ def _train_phases(settings: TrainingSettings, log: TrainingLog, checkpoint: Chec
     if checkpoint is None or checkpoint.phase == phase:
         log += fine_tune(settings, log, phase, checkpoint=checkpoint)
         checkpoint = None
-    # A checkpoint that is left is one of the fallback, which was decided on before.
+    # A checkpoint that is still unused belongs to the fallback, which had already begun.
     if decision and decision.init == "auto" and (checkpoint or not _succeeded(log, settings.data)):
         log = _fall_back(settings, log, checkpoint)
     return log

@@ -30,10 +30,10 @@ MAX_EXACT_BYTES = 2 * 2**30
 """Largest size of the features, as float32, for an exact head. The solver needs about three times as much memory."""
 
 PATIENCE = 10
-"""Epochs without a better validation loss after which a head stops training and takes its best weights back."""
+"""Epochs without a better validation loss after which training of a head stops and restores its best weights."""
 
 MIN_DELTA = 1e-3
-"""Smallest decrease of the validation loss, in nats, that counts as better. Heads of easy problems would never stop."""
+"""Smallest decrease of the validation loss, in nats, that counts as better. At 0, easy problems would never stop."""
 
 _ROWS = 4096  # features that are in memory at a time
 
@@ -117,7 +117,9 @@ def _train_in_epochs(
         options = {"min_delta": MIN_DELTA, "patience": PATIENCE, "restore_best_weights": True}
         callbacks.insert(0, keras.callbacks.EarlyStopping("val_loss", **options))
     else:
-        logger.warning("There are no validation images: the head trains for all epochs, to its last weights.")
+        logger.warning(
+            "There are no validation images: the head trains for all epochs and keeps its last weights."
+        )
     rows = Rows("head")
     head.fit(
         batches["train"],
@@ -142,7 +144,7 @@ def _mean_and_scale(features: Features) -> tuple[np.ndarray, float]:
 
 def _zero_head(settings: TrainingSettings) -> keras.Model:
     """Return a copy of the model's head with zero weights, compiled like the model."""
-    # The problem is convex, so that the start matters only with more features than images: there, random weights
+    # The problem is convex, so the start matters only with more features than images: there, random weights
     # would remain as noise.
     own = settings.model.layers[-1]
     zero = surgery.new_like(own, kernel_initializer="zeros", bias_initializer="zeros", trainable=True)

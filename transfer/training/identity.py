@@ -1,4 +1,4 @@
-"""What makes two trainings the same: an interrupted training resumes only with equal settings, network and images."""
+"""Identity of a training: an interrupted training resumes only with equal settings, network and images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ as long as its model or optimizer."""
 
 
 def identity_of(settings: TrainingSettings) -> dict[str, Any]:
-    """Return all that an interrupted training and its continuation must share, for JSON."""
+    """Return the settings that an interrupted training and its continuation must share, for JSON."""
     names = ("epochs", "batch_size", "augment", "flip", "views", "solver", "dropout", "seed")
     model, train = settings.model, settings.data.train
     flags = repr([weight.trainable for weight in model.weights]).encode()
@@ -43,7 +43,7 @@ def identity_of(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _at_first_fit(key: keras.Model | keras.Optimizer, compute: Callable[[], T]) -> T:
-    """Return what was computed about a model or an optimizer when `fit` first saw it."""
+    """Return the value that was computed for a model or an optimizer when `fit` first saw it."""
     if key not in _AT_FIRST_FIT:
         _AT_FIRST_FIT[key] = compute()
     value: T = _AT_FIRST_FIT[key]

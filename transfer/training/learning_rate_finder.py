@@ -24,7 +24,7 @@ STEPS = 100
 """Default number of steps from the lowest to the highest learning rate."""
 
 LOWEST, HIGHEST = 1e-6, 1.0
-"""The range of learning rates that is tried."""
+"""Lowest and highest learning rate of the test."""
 
 SMOOTHING = 0.9
 """Weight of the previous average of the losses at each step."""

@@ -1,4 +1,4 @@
-"""Used by all phases of training: the settings, the log, the extraction of features, the loss."""
+"""Code that all phases of training share: settings, log, feature extraction and loss."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from transfer.training.recipes import Recipe
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What `fit` did: one row per epoch, seconds, and features that were computed.
+    """Log of a training with `fit`: metrics per epoch, durations, and counts of computed features.
 
     Attributes:
         rows: one dict per epoch with `phase` (`"head"`, `"fine-tune"` or `"from-scratch"`), `epoch` (from 1), `loss`,
             `accuracy`, and with validation images `val_loss` and `val_accuracy`. Losses are in nats, accuracies from 0
             to 1. A head that was solved exactly has a single row.
-        seconds_features: seconds for the features of the frozen layers.
-        seconds_training: seconds for training itself.
+        seconds_features: seconds spent on the features of the frozen layers.
+        seconds_training: seconds spent on training, without the features.
         init: initial weights of the model that was kept: `"pretrained"` or `"random"`.
         computed: number of images whose features were computed; the features of the others were read from the cache.
         engine: inference engine that computed them, such as `"openvino bfloat16"`; `""` if none did.
         regularization: the inverse regularization strength C of a head that was solved exactly; None otherwise.
-        tried: a tuple (C, loss, accuracy) for each C that was tried, measured on held-out images.
+        tried: a tuple (C, loss, accuracy) for each value of C that was tried, measured on held-out images.
         views: number of views of each training image that the frozen layers saw; 1 is the image itself.
 
     Example:
@@ -103,7 +103,7 @@ class Trainee:
     val_batches: Iterable[Any] | None
     # The part of each batch that this process reads; None for all of it.
     batch_part: BatchPart | None = None
-    # The features that were computed for it.
+    # The features that were computed for this model.
     log: TrainingLog = field(default_factory=TrainingLog)
 
 

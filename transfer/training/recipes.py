@@ -17,7 +17,7 @@ SCHEDULES = ("cosine", "steps")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How all trainable layers are trained. The defaults switch every optional ingredient off.
+    """Options of fine-tuning. By default, every optional technique is off.
 
     A recipe applies to fine-tuning and to training from scratch. When only the head is trained, `fit` uses its
     `label_smoothing` and `batchnorm` alone.

@@ -15,14 +15,14 @@ BATCH_SIZE = 32
 """Default number of images per training step. Most published fine-tuning recipes use it, and it fits a laptop."""
 
 STEPS = {"pretrained": 400, "random": 1200}
-"""Fewest steps to train the whole network, by its initial weights. From EfficientNet-Lite0's weights, 345 emoji at
-96 px reached an accuracy of 0.72 after 130 steps and 0.78 after 330. Random weights need more steps."""
+"""Minimum number of steps to train the whole network, by its initial weights. From EfficientNet-Lite0's weights, 345
+emoji at 96 px reached an accuracy of 0.72 after 130 steps and 0.78 after 330. Random weights need more steps."""
 
 MIN_EPOCHS = {"pretrained": 8, "random": 20}
-"""Fewest epochs, by the initial weights. Large data sets take more than `STEPS` in that many."""
+"""Minimum number of epochs, by the initial weights. Large data sets take more steps than `STEPS` in these epochs."""
 
 MAX_EPOCHS = 60
-"""Most epochs. With so few images that it matters, more epochs would only overfit."""
+"""Maximum number of epochs. It matters only for few images, which more epochs would overfit."""
 
 WARM_UP = 0.1
 """Fraction of the steps in which the learning rate rises. Adam's estimates of the gradients are poor at the start, when
@@ -103,7 +103,7 @@ class KeepBetter(keras.callbacks.Callback):
 
     def __init__(self, *, num_val: int, start: float | None = None) -> None:
         super().__init__()
-        # `start` is the validation accuracy before training; None does not count the weights before training.
+        # `start` is the validation accuracy before training; None ignores the weights before training.
         self.num_val, self.best, self.epoch = num_val, -1.0 if start is None else start, 0
         self.lost_at: tuple[int, int] | None = None  # epoch and step, from 1, of a loss that is not finite
         self.weights: list[Any] | None = None

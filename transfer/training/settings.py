@@ -16,12 +16,13 @@ def read_settings(path: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Cannot read {path}, the settings of an interrupted training: {error}. Remove {path.parent} to start anew."
+            f"Cannot read {path}, the settings of an interrupted training: {error}. Remove {path.parent} to start "
+            "again."
         ) from None
     if not isinstance(settings, dict):
         raise InputError(
             f"Expected a JSON object with settings in {path}. Received: {type(settings).__name__}. Remove "
-            f"{path.parent} to start anew."
+            f"{path.parent} to start again."
         )
     return settings
 

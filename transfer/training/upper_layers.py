@@ -1,4 +1,4 @@
-"""Train only the layers behind a frozen part, on outputs of the frozen part that are computed once."""
+"""Train only the layers after a frozen part, on outputs of the frozen part that are computed once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
 
 
 def upper_layers_of(settings: TrainingSettings) -> Trainee | None:
-    """Return the layers behind the frozen part, ready to train on its outputs, or None to train the whole model."""
+    """Return the layers after the frozen part, ready to train on its outputs, or None to train the whole model."""
     # Callbacks of the user expect the whole model, and MixUp and CutMix mix the images before they enter it.
     if settings.callbacks or settings.recipe.mix != "none" or (parts := split_model(settings.model)) is None:
         return None

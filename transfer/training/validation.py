@@ -15,7 +15,7 @@ from transfer.networks import surgery
 
 
 class Validation(keras.callbacks.Callback):
-    """Add `val_loss` and `val_accuracy` to the logs of each epoch, for the callbacks behind this one."""
+    """Add `val_loss` and `val_accuracy` to the logs of each epoch, for the callbacks after this one."""
 
     def __init__(
         self, model: keras.Model, val: Split, image_size: tuple[int, int], label_smoothing: float = 0.0
