@@ -266,7 +266,7 @@ def test_errors_say_what_is_expected():
         grad_cam(model, images, classes=[1, 2, 3])
     with pytest.raises(InputError, match="stride <= patch"):
         occlusion(model, images, patch=4, stride=5)
-    with pytest.raises(InputError, match="grey value"):
+    with pytest.raises(InputError, match="gray value"):
         occlusion(model, images, fill=300)
     with pytest.raises(InputError, match="same shape"):
         agreement(np.zeros((3, 3)), np.zeros((3, 4)))

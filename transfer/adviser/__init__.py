@@ -1,1 +1,1 @@
-"""Measurements on sample features, and the estimate of each case."""
+"""Advice: measurements on sample features, and the estimated accuracy and time of each case."""

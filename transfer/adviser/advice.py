@@ -18,7 +18,7 @@ from transfer.common.text import format_duration
 from transfer.evaluation.metrics import percent_range
 
 MAX_LAYERS = 12
-"""Most rows of the layer curve in the text. With more layers, only every second one is shown, and so on."""
+"""Maximum number of rows of the layer curve in the text. Of more layers, every second or every third is shown."""
 
 
 @dataclass(frozen=True, eq=False)

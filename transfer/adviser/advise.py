@@ -33,10 +33,10 @@ from transfer.networks.graphs import analyze
 from transfer.training.schedules import BATCH_SIZE, epochs_for
 
 MIN_IMAGES = 20
-"""Fewest images for cross-validation. With fewer, the accuracy is uncertain by more than 20 points."""
+"""Minimum number of images for cross-validation. With fewer, the accuracy is uncertain by more than 20 points."""
 
 MIN_GROUPS = 4
-"""Fewest groups for cross-validation by group."""
+"""Minimum number of groups for cross-validation by group."""
 
 GROWTH_DECAY = 0.7
 """Gain of the next doubling of the images, as a fraction of the gain of the last one. Learning curves flatten."""
@@ -45,7 +45,7 @@ PIXELS = (16, 16)
 """Image size of the linear classifier on pixels, which estimates training from random weights."""
 
 MAX_PIXEL_IMAGES = 500
-"""Most images for the linear classifier on pixels."""
+"""Maximum number of images for the linear classifier on pixels."""
 
 
 def advise(

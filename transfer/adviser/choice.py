@@ -1,4 +1,4 @@
-"""The case of a run: the one that the options name, or the one that the advice recommends."""
+"""The case of a run, from the options or from the advice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FROZEN_ONLY = ("cut", "unfreeze_from", "solver", "dropout")
 
 @dataclass(frozen=True)
 class Choice:
-    """A case, options that the advice sets, and what it estimated."""
+    """A case, with the options and the estimates of the advice."""
 
     case: str
     options: dict[str, Any] = field(default_factory=dict)

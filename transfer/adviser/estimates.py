@@ -121,7 +121,7 @@ def estimate_choices(evidence: Evidence) -> tuple[CaseEstimate, ...]:
     doublings = math.log2(max(1.0, evidence.num_train / max(1, evidence.num_sampled)))
     more = evidence.growth * doublings
     for head in evidence.heads:
-        # A head on all layers slices nothing off, so it is case 1 for similar images.
+        # A head on all layers slices nothing off, so for similar images it is case 1.
         first = head.cut == evidence.heads[0].cut or (head.cut == ALL_LAYERS and evidence.similar)
         case = Case.SMALL_SIMILAR if first else Case.SMALL_DIFFERENT
         seconds = evidence.seconds_per_image * evidence.num_train

@@ -16,32 +16,32 @@ from transfer.common.text import plural
 from transfer.images.datasets import ImageData
 
 MIN_EVIDENCE = 2.7
-"""Log likelihood ratio (nats) from which the noise rate counts as above 0. Twice the ratio is a chi-square with one
-degree of freedom, halved since a rate is not negative, so that one clean data set in a hundred exceeds it by chance."""
+"""Smallest log likelihood ratio (nats) at which the noise rate counts as above 0. Twice the ratio is a chi-square with
+one degree of freedom, halved since a rate is not negative. One clean data set in a hundred exceeds it by chance."""
 
 MIN_NOISE_RATE = 0.02
-"""Noise rate from which there is a warning. CIFAR-10, Fashion-MNIST, hymenoptera, emoji and hand signs gave at most
+"""Smallest noise rate that causes a warning. CIFAR-10, Fashion-MNIST, hymenoptera, emoji and hand signs gave at most
 0.006 with evidence (EfficientNet-Lite0 at 96 px, 120 to 1,000 images), except for one sample of 120 signs (0.024). With
 5% of the labels flipped, they gave 0.036 to 0.065."""
 
 MIN_PROBABILITY = 0.5
-"""Probability of a wrong label from which an image is a label issue."""
+"""Smallest probability of a wrong label at which an image is a label issue."""
 
 MIN_OTHERS = 4
-"""Fewest other images of its class that an image needs to be judged. A single image always contradicts its label."""
+"""Minimum number of other images in the class of a label issue. A single image always contradicts its label."""
 
 MAX_PAIR_ACCURACY = 0.75
 """Accuracy within a pair of classes, 0.5 by chance, below which a pair counts as confusable. Cats and dogs of CIFAR-10
 have 0.83, shirts and T-shirts of Fashion-MNIST 0.78."""
 
 MIN_IMAGES_TO_CONFUSE = 8
-"""Fewest images of a class in a confusable pair; as many as the sample has of each class if there are many classes."""
+"""Minimum number of images of each class in a confusable pair. With many classes, the sample has only that many."""
 
 MAX_PAIRS = 10
-"""Most confusable pairs to report."""
+"""Maximum number of confusable pairs to report."""
 
 MAX_NAMES = 24
-"""Most image names in a warning."""
+"""Maximum number of image names in a warning."""
 
 MIN_SIDE = 64
 """Image size in pixels below which a network's last feature maps, a 32nd of the image, have a single position."""
@@ -50,7 +50,7 @@ MIN_SCALE = 0.5
 """Original size as a fraction of the network's image size, below which enlarged images count as low resolution."""
 
 MIN_IMAGES_PER_CLASS = 10
-"""Fewest training images of a class. With fewer, its accuracy is uncertain by more than 30 points."""
+"""Minimum number of training images per class. With fewer, its accuracy is uncertain by more than 30 points."""
 
 _SCALES = np.exp(np.linspace(np.log(0.5), np.log(64), 29))
 _RATES = np.concatenate([[0.0], np.geomspace(0.002, 0.4, 36)])  # with higher rates, two classes could swap
@@ -121,12 +121,12 @@ class DataWarning(NamedTuple):
 
 def label_noise(probe: LeftOutScores, labels: np.ndarray, *, groups: Sequence[Hashable] = ()) -> LabelNoise:
     """Estimate the rate of wrong labels by maximum likelihood, from left-out scores."""
-    # Symmetric noise (Patrini et al., 2017, arXiv:1609.03683): a label is correct with probability 1 - e, else any
+    # Symmetric noise (Patrini et al., 2017, arXiv:1609.03683): a label is correct with probability 1 - e, otherwise any
     # other class. Left-out scores s give the correct class with probabilities softmax(c s). The rate e and the scale c
     # maximize the likelihood of the labels; Bayes' rule gives the probability that each label is wrong. Without e, the
     # scale must shrink for each contradiction, so e grows only if contradictions are more certain than the network's
     # usual errors. Thresholds by class (Northcutt et al., 2021, arXiv:1911.00068) mistake usual errors for wrong
-    # labels: they named 1 to 9% of clean data sets, and for the same number of images found 6 to 14 points fewer
+    # labels: they reported 1 to 9% of clean images, and for the same number of images found 6 to 14 points fewer
     # flipped labels. Classes that are swapped systematically look like hard classes, and are not found.
     labels = _check_labels(probe, labels, groups)
     count, classes = probe.scores.shape

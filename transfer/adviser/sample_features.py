@@ -1,4 +1,4 @@
-"""Features of sample images from one forward pass, which all of the advice is computed from."""
+"""Features of sample images from one forward pass. All of the advice is computed from them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from transfer.networks.graphs import NetworkInfo, Node, analyze
 from transfer.networks.preprocessing import preprocessing_of
 
 MAX_IMAGES = 2000
-"""Default size of the sample. With as many images, the accuracy of a probe is known to within one point."""
+"""Default size of the sample. With this size, the accuracy of a probe is known to within one point."""
 
 MIN_IMAGES_PER_CLASS = 8
-"""Fewest images of a class in the sample. With many classes, the sample has only some of them."""
+"""Minimum number of images of a class in the sample. With many classes, the sample has only some of them."""
 
 
 _SOURCE = "source classifier"  # name of an output

@@ -20,18 +20,18 @@ from transfer.common.keras_private import all_layers
 
 WEIGHTS = {"information": 2.0, "confidence": 1.0, "shift": 3.0}
 """Weights of the percentiles. The information counts twice as much as the confidence, which is also high on hand signs
-and drawings. The shift counts most, since information measures how well the source classes separate the new classes,
-not how similar the images are: EfficientNet-Lite0 at 128 px had an information of 0.55 on random patterns, 0.45 on
-clothes and 0.39 on CIFAR-10, and the shift ranked these in reverse (see `references.json`). With weights of 2, 1, 1,
-CIFAR-10 and clothes had means of 0.72 and 0.72 at 96 px, and 0.73 and 0.63 at 128 px; with these weights they have 0.75
-and 0.62, and 0.77 and 0.53."""
+and drawings. The shift counts most: the information measures how well the source classes separate the new classes,
+not how similar the images are. For example, EfficientNet-Lite0 at 128 px had an information of 0.55 on random patterns,
+0.45 on clothes and 0.39 on CIFAR-10; the shift ranked these in reverse (see `references.json`). These weights separate
+CIFAR-10 from clothes, with means of 0.75 and 0.62 at 96 px, and 0.77 and 0.53 at 128 px. With weights of 2, 1, 1 the
+means were 0.72 and 0.72, and 0.73 and 0.63."""
 
 THRESHOLDS = {True: 0.64, False: 0.9}
-"""Mean percentile from which images count as similar, with and without the shift; chosen on the reference sets. For
+"""Lowest mean percentile of similar images, with and without the shift; chosen on the reference sets. For
 EfficientNet-Lite0 at 96 to 224 px and 50 to 1,000 images, hymenoptera had 0.82 to 1, CIFAR-10 0.65 to 0.78, clothes at
 most 0.62, hand signs at most 0.50, and drawings 0.45 to 0.73. Without the shift no threshold separates CIFAR-10 from
-clothes, which MobileNetV2 ranked higher on average at each size, up to 0.87. There, only hymenoptera at 128 px or more
-are similar, with 0.97 to 1."""
+clothes, which MobileNetV2 ranked higher on average at each size, up to 0.87. With the threshold without the shift, only
+hymenoptera at 128 px or more count as similar, with 0.97 to 1."""
 
 SIMILAR_SCORE = 0.5
 """Score at the threshold. `THRESHOLDS` are mapped to it, so that a score means the same with and without the shift."""

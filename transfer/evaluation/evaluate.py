@@ -33,10 +33,10 @@ from transfer.images.datasets import ImageData, Split, flips_are_safe
 from transfer.images.pipeline import make_dataset
 
 MOST_CONFUSED = 10
-"""Pairs of confused classes in `Evaluation.to_dict`."""
+"""Maximum number of pairs of confused classes in `Evaluation.to_dict`."""
 
 MIN_IMAGES_TO_CALIBRATE = 30
-"""Fewest validation images for calibration. With fewer, a few mistakes would set the temperature."""
+"""Minimum number of validation images for calibration. With fewer, a few mistakes would set the temperature."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,8 @@ def evaluate(
         The evaluation, with the probabilities and metrics such as `accuracy`, `loss` and `confusion`.
 
     Raises:
-        InputError: the split does not exist or is empty, the model has another number of classes, or `views` is above
-            1 without augmentation.
+        InputError: the split does not exist or is empty, the model and the data differ in the number of classes, or
+            `views` is above 1 without augmentation.
 
     Example:
         >>> from transfer.cases.builders import small_similar

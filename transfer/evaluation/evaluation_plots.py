@@ -13,7 +13,7 @@ from transfer.common.figures import COLORS, new_figure
 from transfer.evaluation.metrics import Calibration, ClassScore
 
 MOST_CLASSES = 60
-"""Most rows of the plot by class. With more classes, those with the lowest F1 are drawn."""
+"""Maximum number of rows of the plot by class. With more classes, those with the lowest F1 are drawn."""
 
 
 def calibration_plot(calibration: Calibration) -> Figure:

@@ -16,7 +16,7 @@ from transfer.common.figures import new_figure
 from transfer.evaluation.explanations import Response
 
 HEAT = "inferno"
-"""Color map of heat maps. It is perceptually uniform, also when printed in grey."""
+"""Color map of heat maps. It is perceptually uniform, also when printed in grayscale."""
 
 
 def heat_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> Figure:
@@ -41,7 +41,7 @@ def heat_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> F
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Blend a heat map with a grey copy of an image, so that all color comes from the heat map."""
+    """Blend a heat map with a grayscale copy of an image, so that all color comes from the heat map."""
     grey = image @ np.array([0.299, 0.587, 0.114])
     return 0.45 * grey[..., None] + 0.55 * colormaps[HEAT](np.clip(heat, 0, 1))[..., :3]
 
@@ -50,7 +50,7 @@ def response_sheet(responses: Sequence[Response]) -> Figure:
     """Draw the strongest responses: a panel per layer, a row per filter, the strongest on the left."""
     layers = [list(group) for _, group in itertools.groupby(responses, key=lambda response: response.layer)]
     panels = min(2, max(1, len(layers)))
-    # Four columns or more, so that the name of a layer fits.
+    # Use four columns or more, so that the name of a layer fits.
     columns = max(4, max((len(response.crops) for response in responses), default=0))
     deepest = max((len(group) for group in layers), default=1)
     rows = max(1, -(-len(layers) // panels))

@@ -98,8 +98,8 @@ def occlusion(
 ) -> np.ndarray:
     """Compute how much the probability of a class falls when a patch of the image is hidden.
 
-    Following Zeiler and Fergus (2014), arXiv:1311.2901. The model runs on some fifty occluded copies of each image, so
-    that the map checks Grad-CAM independently of gradients.
+    The method is that of Zeiler and Fergus (2014), arXiv:1311.2901. The model runs on about fifty occluded copies of
+    each image. Since the map does not use gradients, it is an independent check of Grad-CAM.
 
     Args:
         model: model as for `grad_cam`.
@@ -107,7 +107,7 @@ def occlusion(
         classes: class index of each image, or one for all. None is the predicted class.
         patch: side of the square patch in pixels. None is a quarter of the image's shorter side.
         stride: pixels between patches, 1 to `patch`. None is half of `patch`.
-        fill: color of the patch, a grey value or RGB, 0 to 255. None is the mean color of each image.
+        fill: color of the patch, a gray value or RGB, 0 to 255. None is the mean color of each image.
         batch_size: images per batch.
 
     Returns:
@@ -192,16 +192,17 @@ def strongest_responses(
 ) -> list[Response]:
     """Find the image regions to which filters of some layers respond most.
 
-    As in Zeiler and Fergus (2014), arXiv:1311.2901, without the projection back to pixels. Filters are ranked by how
-    many standard deviations their strongest responses are above their mean. Filters with a standard deviation below
-    half the layer's median are skipped. Filters whose strongest images are mostly those of better filters come last.
+    The method is that of Zeiler and Fergus (2014), arXiv:1311.2901, without the projection back to pixels. Filters are
+    ranked by how many standard deviations their strongest responses are above their mean. Filters with a standard
+    deviation below half the layer's median are skipped. Filters that mostly share their images with higher-ranked
+    filters come last.
 
     Args:
         model: model as for `grad_cam`.
         images: RGB images, shape (N, height, width, 3), 0 to 255; some hundreds are better than a few.
         layers: names of layers. None is `shown_layers(model)`.
-        filters: most filters per layer.
-        count: most images per filter; each image contributes its strongest position.
+        filters: maximum number of filters per layer.
+        count: maximum number of images per filter; each image contributes its strongest position.
         batch_size: images per batch.
 
     Returns:
@@ -346,7 +347,7 @@ def _fill_colors(images: np.ndarray, fill: float | Sequence[float] | None) -> np
         return images.mean(axis=(1, 2), dtype="float64").astype("float32")
     color = np.asarray(fill, "float32")
     if color.shape not in ((), images.shape[3:]) or color.min() < 0 or color.max() > 255:
-        raise InputError(f"Expected a grey value or an RGB color, 0 to 255. Received: fill={fill!r}.")
+        raise InputError(f"Expected a gray value or an RGB color, 0 to 255. Received: fill={fill!r}.")
     return np.broadcast_to(color, (len(images), images.shape[3]))
 
 

@@ -191,7 +191,7 @@ class Screening:
         return true_positives, false_positives
 
     def _resampled_counts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield true and false positives of bootstrap resamples that have images of both sides."""
+        """Yield true and false positives of bootstrap resamples that have positive and negative images."""
         rng, count = np.random.default_rng(self.seed), int(self._units.max()) + 1
         for _ in range(RESAMPLES):
             times_drawn = np.bincount(rng.integers(0, count, count), minlength=count)
@@ -258,7 +258,7 @@ def _check_fraction(name: str, value: float) -> None:
 
 
 def _area_under_curve(true_positives: np.ndarray, false_positives: np.ndarray) -> float:
-    # By trapezoids, so that pairs of equal probability count half.
+    # The trapezoidal rule, with which pairs of equal probability count half.
     twice = np.sum(np.diff(false_positives) * (true_positives[1:] + true_positives[:-1]))
     return float(twice / (2 * true_positives[-1] * false_positives[-1]))
 
