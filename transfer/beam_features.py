@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class PassConfig(ModelOptions, DataConfig):
-    """Run a frozen network over labelled images on Apache Beam, and cache its features. Unknown flags go to Beam."""
+    """Run a frozen network over labeled images on Apache Beam, and cache its features. Other flags go to Beam."""
 
     # Case to train later: small-similar or small-different.
     case: str = "small-similar"

@@ -1,4 +1,4 @@
-"""The options of the commands: flags, YAML and defaults are all read off dataclasses, one for each group of options."""
+"""The options of the commands: flags, YAML keys and defaults come from dataclasses, one for each group of options."""
 
 from __future__ import annotations
 
@@ -101,14 +101,14 @@ class TrainingOptions:
     solver: str = "auto"
     # Dropout rate before the head, 0 to below 1 (switches to the sgd solver).
     dropout: float = 0.0
-    # Views of each training image that frozen layers see, all but the first augmented. Evaluation averages as many.
+    # Views of each image for frozen layers: the image and augmented views. Evaluation averages the same number.
     views: int | None = None
 
     def __post_init__(self) -> None:
         """Raise an error for a value out of range."""
         _check_at_least_one(self, "epochs", "batch_size", "views")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise InputError(f"Expected a learning_rate above 0, finite. Received: {self.learning_rate}.")
+            raise InputError(f"Expected a finite learning_rate above 0. Received: {self.learning_rate}.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"Expected dropout from 0 to below 1. Received: {self.dropout}.")
         for name, valid in (("optimizer", OPTIMIZERS), ("flip", FLIPS)):
@@ -158,7 +158,7 @@ class DeviceOptions:
 
 @dataclass(frozen=True)
 class AdviceConfig(ModelOptions, DataConfig):
-    """Estimate which case of transfer learning suits labelled images, its accuracy and its training time."""
+    """Estimate which case of transfer learning suits labeled images, its accuracy and its training time."""
 
     # Maximum number of training images to measure on.
     max_images: int = 2000

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check a data set, print the report, and return the exit code."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     logging.getLogger("transfer").addHandler(logging.NullHandler())  # the report contains all of it
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # they have no file name; the report has
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they lack the file name; the report has it
     try:
         options, files = parse_check_arguments(arguments)
         data = load_data(options.data, **options.load_options())

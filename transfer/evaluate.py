@@ -57,8 +57,8 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     seen = sum(digest in known for digest in data.test.digests)
     if seen:
         log.warning(
-            "%d of the %d images were used for training or validation. Leave them out: they make the results look "
-            "better than they are.",
+            "%d of the %d images were used for training or validation. Leave them out: with them, the results "
+            "are too optimistic.",
             seen,
             len(data.test),
         )

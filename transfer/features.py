@@ -1,4 +1,4 @@
-"""`python -m transfer.features --list`: show what the feature cache holds; `--clear` empties it."""
+"""`python -m transfer.features --list`: list the contents of the feature cache; `--clear` empties it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m transfer.train`: images in; a trained classifier, its metrics and its report out."""
+"""`python -m transfer.train`: train a classifier, and write its model, metrics and report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     log.handlers[:] = [logging.StreamHandler(sys.stdout)]
     log.setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # they have no file name; the data report has
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they lack the file name; the data report has it
     try:
         with _sigterm_as_interrupt(), kept_memory():
             folder = run(parse_arguments(arguments))
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if lost is None:
             raise
         sys.stderr.write(
-            f"{lost} This worker restarts, waits for it, and resumes from the last checkpoint.\n"
+            f"{lost} This worker restarts, waits for all workers, and resumes from the last checkpoint.\n"
         )
         return process_group.restart_process()
     log.info("Results: %s", folder)
@@ -125,13 +125,13 @@ def run(config: TrainConfig) -> Path:
 
 
 def _start(config: TrainConfig) -> tuple[Any, Path | None]:
-    """Start the devices, let several workers meet, and find an interrupted run to resume."""
+    """Start the devices, connect the workers, and find an interrupted run to resume."""
     several = cluster.requests_several_workers(config.strategy)
     interrupted = None if several else _find_interrupted(config)
     from transfer.distributed import strategies
 
     strategies.start_quietly(repeatable=True)
-    devices = strategies.get_strategy(config.strategy)  # several workers must meet before any other work
+    devices = strategies.get_strategy(config.strategy)  # several workers must connect before any other work
     import keras
 
     if several:
@@ -160,7 +160,7 @@ def _meet(config: TrainConfig) -> None:
 
 
 def _check(config: TrainConfig, base: keras.Model, data: ImageData) -> None:
-    """Raise now for options that would fail after the training."""
+    """Raise at the start for options that would fail only after the training."""
     from transfer.cases import cuts
     from transfer.evaluation import evaluate
     from transfer.networks.graphs import analyze
@@ -194,7 +194,7 @@ def _known_features(sample: SampleFeatures | None, model: keras.Model) -> Any:
 
 @contextlib.contextmanager
 def _folder(output: str | None, name: str, **options: Any) -> Iterator[Path]:
-    """Give the folder of the run; workers other than the chief get a temporary one."""
+    """Yield the folder of the run; workers other than the chief get a temporary folder."""
     if process_group.current_group().is_chief:
         with run_folders.run_folder(output, name, **options) as folder:
             yield folder

@@ -44,7 +44,7 @@ MAX_IMAGES = 500
 """Default number of held-out images for verification: enough to tell 99% agreement from 97%."""
 
 MAX_CALIBRATION = 200
-"""Training images that set the value ranges of int8, at most. More images hardly change the ranges."""
+"""Maximum number of training images that set the value ranges of int8. More hardly change the ranges."""
 
 
 def export(
@@ -58,7 +58,7 @@ def export(
 ) -> Exported:
     """Convert a trained run for another runtime, and compare the file with Keras on held-out images.
 
-    A file that disagrees with Keras is discarded, and an earlier export stays. Every file takes a batch of raw RGB
+    A file that disagrees with Keras is discarded, and an earlier export is kept. Every file takes a batch of raw RGB
     images, 0 to 255, as `float32` of the run's image size. A SavedModel instead takes `uint8` images of any size, and
     encoded images with a second signature (see `saved_model.write_saved_model`).
 
@@ -132,7 +132,7 @@ def check_arguments(to: str, quantize: str | None, output: str | Path | None, ma
         raise InputError(f"Expected max_images of 1 or more. Received: {max_images!r}.")
     if output is not None and Path(output).suffix in (*SUFFIXES.values(), ".pb", ".keras", ".bin"):
         raise InputError(
-            f"Expected a folder as output, for the file, its class names and its notes. Received: {output}. Name a "
+            f"Expected a folder as output, for the file, its class names and its notes. Received: {output}. Pass a "
             f"folder, such as {Path(output).with_suffix('')}."
         )
 
@@ -144,7 +144,7 @@ def _images(run: FinishedRun, data: Any, most: int, quantize: str | None) -> tup
         try:
             loaded = run.data()
         except InputError as error:
-            raise InputError(f"{error} Name images for the verification: --data DIR.") from None
+            raise InputError(f"{error} Pass images for the verification with --data DIR.") from None
         test = next(part for part in (loaded.test, loaded.val, loaded.train) if len(part))
         train = loaded.train
         if test is train:

@@ -1,4 +1,4 @@
-"""The folder of an exported file: complete or not there at all, with notes that describe the file."""
+"""The folder of an exported file, which appears only when it is complete, with notes that describe the file."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def open_exported(kind: str, path: Path) -> tuple[RunFunction, int]:
 
 def run_all(run: RunFunction, images: np.ndarray, batch: int) -> tuple[np.ndarray, float]:
     """Return the outputs for all images, and the speed in images per second after a warm-up."""
-    # All batches have the same size: a runtime would compile anew for another size.
+    # All batches have the same size: a runtime would compile again for another size.
     batches = [padded(images[start : start + batch], batch) for start in range(0, len(images), batch)]
     run(batches[0])
     start = time.perf_counter()

@@ -56,7 +56,7 @@ class Exported:
             if self.num_lost - self.num_gained > MAX_ACCURACY_LOSS * self.num_images + chance:
                 return (
                     f"its accuracy is {self.accuracy:.1%} and that of Keras {self.keras_accuracy:.1%}, a loss of more "
-                    f"than {MAX_ACCURACY_LOSS:.0%} and chance"
+                    f"than {MAX_ACCURACY_LOSS:.0%} that is not due to chance"
                 )
             return ""
         if self.agreement < MIN_AGREEMENT:

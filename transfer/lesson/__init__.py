@@ -1,1 +1,1 @@
-"""What only the notebooks use: synthetic shapes, drawings, the transferability experiment."""
+"""Code that only the notebooks use: synthetic shapes, drawings, and the transferability experiment."""

@@ -89,7 +89,7 @@ def filters_plot(
 
 
 def lesson_drawing(model: keras.Model, base: keras.Model, *, title: str | None = None) -> Figure:
-    """Draw a model and the network it was built from, in the style of the lesson.
+    """Draw a model and the network that it was built from, layer by layer.
 
     Feature maps are drawn as stacked sheets and vectors as columns of dots. Layers that were cut away are in a second
     row.
@@ -125,7 +125,7 @@ def lesson_drawing(model: keras.Model, base: keras.Model, *, title: str | None =
 
 
 def network_drawing(base: keras.Model, *, title: str = "") -> Figure:
-    """Draw a pre-trained network in the same style."""
+    """Draw a pre-trained network in the style of `lesson_drawing`."""
     layers = [_drawn(node, "frozen") for node in _shown(base)]
     return _draw(layers, [], title or base.name, image=base.input_shape[1] or 1, legend=False)
 

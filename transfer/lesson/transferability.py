@@ -127,8 +127,8 @@ def transferability(
 
     Args:
         data: Images of task B, or of both tasks.
-        other: Images of task A. None assigns a random half of the classes of `data` to A and the other half to B, anew
-            for each seed.
+        other: Images of task A. None assigns a random half of the classes of `data` to A and the other half to B,
+            with a new draw for each seed.
         base: The network; it is not changed, and its weights are not used. None is the DemoCNN.
         layers: Last layers to transfer; every path from the input to the output must pass through each of them. None
             is each layer with weights of a small network except its classifier, or the block ends of a larger one.
@@ -190,7 +190,7 @@ def _experiment(
         donors["A"], _ = trainer.train(task_a, {}, None, frozen=False, seeds=(next(init_seeds), seed))
     points = []
     for layer in layers:
-        # The new layers start alike for all kinds, so that only the transferred layers differ.
+        # The new layers have the same initial weights for all kinds, so only the transferred layers differ.
         seeds = next(init_seeds), seed
         for kind in kinds:
             frozen = not kind.endswith("+")

@@ -1,1 +1,1 @@
-"""The run folder: write it, read it again, its plots and pages, and predictions with it."""
+"""Run folders: writing, reading, plots, pages and predictions."""

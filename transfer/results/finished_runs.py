@@ -89,7 +89,7 @@ class FinishedRun:
         if source is not None:
             return load_test(source, self.class_names, resize=self.resize)
         if self.config is None:
-            raise InputError(f"{self.folder} has no {CONFIG}, which names the images of the run.")
+            raise InputError(f"{self.folder} has no {CONFIG}, which says where the images of the run are.")
         return load_run_data(self.folder, self.config)
 
 
@@ -168,7 +168,7 @@ def _class_names(file: Path, model: keras.Model) -> tuple[str, ...]:
         with zipfile.ZipFile(file) as archive:
             if LABELS not in archive.namelist() or archive.getinfo(LABELS).file_size > _MAX_BYTES:
                 raise InputError(
-                    f"Expected class names in {file}. It has none. Name the folder of a run, or put the file into a "
+                    f"Expected class names in {file}. It has none. Pass the folder of a run, or put the file into a "
                     f"folder as {MODEL}, beside a {LABELS} with one class name per line."
                 )
             text, source = archive.read(LABELS).decode("utf-8", errors="replace"), file

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # Keras is imported only when there are images to predict, so
     from transfer.results.finished_runs import FinishedRun
 
 BATCH = 128
-"""Images per batch; the next batches are decoded meanwhile. 64 was 4% slower, 256 no faster."""
+"""Images per batch; the next batches are decoded at the same time. 64 was 4% slower, 256 was no faster."""
 
 FEW = BATCH
 """Up to this number of images, plain Keras runs the model: building a faster engine would take longer."""
@@ -27,7 +27,7 @@ Image = str | Path | bytes | np.ndarray
 """One image: a file, the bytes of an encoded image, or an RGB array of shape (H, W, 3), 0 to 255."""
 
 _Forward = Callable[[np.ndarray], np.ndarray]
-_Decoded = tuple[str, np.ndarray | None, str]  # name, pixels, and why there are none
+_Decoded = tuple[str, np.ndarray | None, str]  # name, pixels, and the problem if there are no pixels
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Write and read predictions as CSV, one row per image, so that no spreadsheet takes a name for a formula."""
+"""Write and read predictions as CSV, one row per image, and keep spreadsheets from running names as formulas."""
 
 from __future__ import annotations
 

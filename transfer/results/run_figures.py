@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHEET = 24
-"""Images on the sheet of predictions."""
+"""Number of images in the figure of predictions."""
 
 MAX_MISTAKES = 12
-"""Mistakes that are shown with their heat maps, the most confident first."""
+"""Maximum number of mistakes with heat maps, the most confident first."""
 
 MAX_SEARCHED = 64
-"""Test images that are searched for the strongest responses of each filter."""
+"""Maximum number of test images in which the strongest responses of each filter are searched."""
 
 log = logging.getLogger(__name__)
 

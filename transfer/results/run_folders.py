@@ -1,4 +1,4 @@
-"""Create a run's folder: complete under its final name or not there at all, and found again for resuming."""
+"""Create a run's folder: partial until it is complete, then renamed; find the partial folder to resume."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def check_unused(output: str | Path | None) -> None:
 
 
 def final_folder(folder: Path) -> Path:
-    """Return the final path of a run that is written to a partial folder; a final path stays as it is."""
+    """Return the final path of a partial folder; return a final path as it is."""
     return folder.with_name(folder.name.removeprefix(".").removesuffix(".partial"))
 
 

@@ -16,7 +16,7 @@ from transfer.images.datasets import ImageData
 from transfer.training.phases import TrainingLog
 
 ADVISED = ("similarity", "expected_accuracy", "expected_interval")
-"""Keys that are None in a run without advice."""
+"""Keys whose value is None in a run without advice."""
 
 
 def collect_metrics(

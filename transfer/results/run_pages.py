@@ -281,7 +281,7 @@ def _pairs(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
         both = [(i, places[image]) for i, image in enumerate(first.names) if image in places]
         if not both or first.class_names != other.class_names:
             sentences.append(
-                f"{first_name} and {name} have no common test images or different classes, so that their accuracies "
+                f"{first_name} and {name} have no common test images, or different classes, so their accuracies "
                 "cannot be compared."
             )
             continue

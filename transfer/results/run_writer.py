@@ -98,7 +98,7 @@ def write_comparison(path: Path, folders: Sequence[Path]) -> None:
 
 @contextlib.contextmanager
 def _mismatches_reported(*folders: Path) -> Iterator[None]:
-    """Raise an `InputError` if readable files lack values that a page needs; they may come from anywhere."""
+    """Raise an `InputError` if readable files lack values that a page needs; their origin is unknown."""
     try:
         yield
     except InputError:
