@@ -30,12 +30,12 @@ COUNTS = (50, 100, 200, 400, 1000)  # numbers of images for the label informatio
 DRAWS = 10  # samples of each number
 SETS = {
     "cifar10": "photos of animals and vehicles, 32 px",
-    "cifar10-blurred": "cifar10 in grey and out of focus",
+    "cifar10-blurred": "cifar10 in grayscale and out of focus",
     "cifar10-inverted": "cifar10 as negatives",
     "cifar10-scrambled": "cifar10, each image cut into 16 shuffled tiles",
     "digits": "handwritten digits of scikit-learn, 8 px",
     "emoji": "drawings on white",
-    "fashion_mnist": "grey images of clothes, 28 px",
+    "fashion_mnist": "grayscale images of clothes, 28 px",
     "hymenoptera": "photos of ants and bees",
     "hymenoptera-32px": "hymenoptera reduced to 32 px",
     "patterns": "random patterns with five degrees of smoothness",

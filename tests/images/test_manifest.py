@@ -91,8 +91,8 @@ def test_an_empty_split_column_is_ignored(write):
 
 def test_rows_without_a_split_among_others_are_refused(write):
     assert refusal(write("path,label,split\na.png,x,train\nb.png,y,\nc.png,y,\n", "a.png")) == (
-        "list.csv, line 3: expected a split, since other rows have one. Received 2 rows without. Write train, val or "
-        "test in these, or remove the column."
+        "list.csv, line 3: expected a split, since other rows have one. Received 2 rows without a split. Write train, "
+        "val or test in these, or remove the column."
     )
 
 

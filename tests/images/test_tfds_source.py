@@ -504,7 +504,7 @@ def test_missing_and_damaged_files_are_reported(name, harm, sharded, tmp_path):
     (bad,) = tmp_path.glob(f"{name}/1.0.0/*-train.*-00001-of-00003")
     harm(bad)
     words = {"tfrecord": f"{bad.name} is (missing|truncated|damaged)"}.get(
-        name, "another file there|is missing"
+        name, "another file in this folder|is missing"
     )
     with pytest.raises(InputError, match=f"complete files in {bad.parent}.*({words}).*prepare it again"):
         read_tfds(name, data_dir=tmp_path)

@@ -143,7 +143,7 @@ def test_it_can_be_built_on_a_tensor():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"weights": "imagenet"}, "none of ImageNet"),
+        ({"weights": "imagenet"}, "no ImageNet weights"),
         ({"weights": "missing.npz"}, "Received: 'missing.npz'"),
         ({"weights": __file__}, "ends in .npz or .h5"),
         ({"classes": 10}, "has 40 classes. Received: classes=10"),

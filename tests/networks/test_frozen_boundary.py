@@ -383,11 +383,11 @@ def test_a_model_without_frozen_first_layers_is_refused():
 
 def test_a_model_without_trainable_layers_is_refused():
     model = surgery.set_trainable(make_tiny(), False)
-    with pytest.raises(InputError, match="'tiny', all frozen"):
+    with pytest.raises(InputError, match="'tiny', whose layers are all frozen"):
         split_at_frozen_boundary(model)
     model = make_tiny()
     model.trainable = False
-    with pytest.raises(InputError, match="'tiny', all frozen"):
+    with pytest.raises(InputError, match="'tiny', whose layers are all frozen"):
         split_at_frozen_boundary(model)
 
 

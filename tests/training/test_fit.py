@@ -322,7 +322,7 @@ def test_dropout_and_label_smoothing_train_the_head_in_epochs(options, colors, t
         ("small-similar", {"dropout": 1.0}, "from 0 to below 1"),
         ("small-similar", {"label_smoothing": -0.1}, "from 0 to below 1"),
         ("small-similar", {"dropout": 0.2, "solver": "exact"}, "solver='exact'"),
-        ("large-similar", {"dropout": 0.1}, "more than the head is trained"),
+        ("large-similar", {"dropout": 0.1}, "dropout=0 for fine-tuning"),
         ("small-similar", {"views": 0}, "views of at least 1"),
         ("small-similar", {"views": 2, "augment": "none"}, "views of at least 1"),
     ],

@@ -83,7 +83,7 @@ def training_classes(
         {'ant': 'insect', 'bee': 'insect', 'cat': 'cat', 'dog': 'dog'}
     """
     if most < 1:
-        raise InputError(f"Expected most of 1 image or more. Received: {most!r}.")
+        raise InputError(f"Expected `most` of 1 image or more. Received: {most!r}.")
     _check_tree(tuple(counts), parents, None)
     paths = {name: _path_up(name, parents) for name in counts}
     sums: dict[str, int] = {}

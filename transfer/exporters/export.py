@@ -157,7 +157,7 @@ def _images(run: FinishedRun, data: Any, most: int, quantize: str | None) -> tup
     if quantize == "int8" and train is None:
         if len(test) < 2:
             raise InputError(
-                "Expected 2 images or more for int8: to set its ranges, and to verify. Received: 1."
+                "Expected 2 images or more for int8: one to set its ranges, one for verification. Received: 1."
             )
         some = _sample(test, 2 * most)
         train, test = some.take(range(0, len(some), 2)), some.take(range(1, len(some), 2))

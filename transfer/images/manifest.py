@@ -111,7 +111,7 @@ def _by_split(
     if len(without):
         raise InputError(
             f"{table.location(numbers[without[0]])}: expected a split, since other rows have one. Received "
-            f"{len(without)} rows without. Write train, val or test in these, or remove the column."
+            f"{len(without)} rows without a split. Write train, val or test in these, or remove the column."
         )
     parts = {name: images.take(np.flatnonzero(splits == i)) for i, name in enumerate(SPLITS) if i in splits}
     if "train" not in parts:

@@ -134,7 +134,9 @@ def _read_array_records(
                 labels[i] = _features(records[i])[label].int64_list.value[0]
                 bar.update()
     except Exception as error:  # RuntimeError and others, from the library that reads these files
-        raise _bad_file(ranges[0].file, f"damaged, or another file there ({one_line(error)})") from error
+        raise _bad_file(
+            ranges[0].file, f"damaged, or another file in this folder is ({one_line(error)})"
+        ) from error
     return Split(LazySequence(len(records), partial(_image, records, image)), labels, _names(ranges))
 
 
@@ -159,7 +161,9 @@ def _read_rows(
     except InputError:
         raise
     except Exception as error:  # readers of other formats raise errors of many classes
-        raise _bad_file(ranges[0].file, f"unreadable, or another file there ({one_line(error)})") from error
+        raise _bad_file(
+            ranges[0].file, f"unreadable, or another file in this folder is ({one_line(error)})"
+        ) from error
     return Split(images, np.array(labels, "int64"), names[: len(labels)])
 
 

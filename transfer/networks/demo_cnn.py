@@ -150,7 +150,7 @@ def _load(model: keras.Model, weights: str | os.PathLike[str]) -> None:
     if not path.is_file() or path.suffix not in (".npz", ".h5"):
         raise InputError(
             "Expected weights='shapes', None, or the path of a file that exists and ends in .npz or .h5. Received: "
-            f"{str(weights)!r}. DemoCNN has no other weights, and none of ImageNet."
+            f"{str(weights)!r}. DemoCNN has no other weights, and no ImageNet weights."
         )
     problem = weight_files.load(model, path) if path.suffix == ".h5" else _load_arrays(model, path)
     if problem is not None:

@@ -22,7 +22,9 @@ def split_at_frozen_boundary(
     """Split a network into the frozen feature extractor near its input and the trainable upper layers."""
     nodes = graph(model)
     if not model.trainable_weights:
-        raise InputError(f"Expected a model with trainable layers. Received: {model.name!r}, all frozen.")
+        raise InputError(
+            f"Expected a model with trainable layers. Received: {model.name!r}, whose layers are all frozen."
+        )
     frozen = {0}
     for place, node in enumerate(nodes):
         if place and frozen.issuperset(node.parents) and not _change_in(node.op, ignore_noise):

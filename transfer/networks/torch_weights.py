@@ -160,7 +160,7 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         if self.storages is None:
-            raise _RefusedError(f"it refers to a storage where only the state dict may. {_REMEDY}")
+            raise _RefusedError(f"a part other than the state dict refers to a storage. {_REMEDY}")
         fits = type(pid) is tuple and len(pid) == 6 and type(pid[0]) is str and pid[0] == "storage"
         _require(fits, "it holds a reference that is not to a storage of 6 fields.")
         _, kind, key, _, count, view = pid

@@ -195,7 +195,7 @@ def _check_head_options(solver: str, dropout: float, label_smoothing: float, *, 
             )
     if dropout and not head_only:
         raise InputError(
-            f"Expected no dropout when more than the head is trained. Received: {dropout!r}. Leave it out, or build "
+            f"Expected dropout=0 for fine-tuning. Received: {dropout!r}. Leave it out, or build "
             "the model with small_similar or small_different."
         )
 

@@ -67,7 +67,7 @@ def _check(recipe: Recipe, model: keras.Model) -> None:
     if recipe.clip_norm is not None and on_tensorflow() and replicas_of(model) > 1:
         raise InputError(
             "Expected no clip_norm on several devices: Keras clips the gradients of each of the "
-            f"{replicas_of(model)} devices separately, so the result would depend on their number. Leave it out,  "
+            f"{replicas_of(model)} devices separately, so the result would depend on their number. Leave it out, "
             "or train on one device."
         )
     if recipe.gradual_unfreezing and not on_tensorflow():

@@ -65,8 +65,8 @@ def find_learning_rate(
     if the weights are pre-trained.
 
     Args:
-        model: model from a builder that has not been trained yet, with more than the head trainable. Its weights and
-            optimizer are the same afterwards.
+        model: model from a builder that has not been trained yet, with trainable layers before the head. Its weights
+            and optimizer are the same afterwards.
         data: images from `load_data`. Only the training images are used.
         steps: number of steps, 10 or more. The test ends early when the loss diverges.
         batch_size: images per step.
@@ -90,8 +90,8 @@ def find_learning_rate(
         raise InputError(f"Expected steps of 10 or more. Received: {steps}.")
     if len(model.trainable_weights) <= 2:
         raise InputError(
-            "Expected a model with more than the head trainable. Received one with a trainable head alone, which is "
-            "solved exactly and needs no learning rate."
+            "Expected a model with trainable layers before the head. Received one in which only the head is trainable: "
+            "it is solved exactly and needs no learning rate."
         )
     optimizer = model.optimizer
     if not optimizer.built:
