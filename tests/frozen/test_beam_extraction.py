@@ -197,7 +197,7 @@ def test_without_a_writable_cache_features_are_temporary(extractor, split, monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "file" / "cache"))
     found = on_beam(extractor, split.take(range(6)), None)
-    assert found.computed == 6 and "not kept for the next run" in caplog.text
+    assert found.computed == 6 and "not cached for later runs" in caplog.text
 
 
 def test_errors_of_workers_are_reported_in_one_sentence(extractor, split, cache):

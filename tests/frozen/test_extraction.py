@@ -235,7 +235,7 @@ def test_without_a_writable_cache_features_are_temporary(extractor, split, monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "file" / "cache"))
     assert_near(run(extractor, split, None).load(), by_keras(extractor, split))
-    assert "not kept for the next run" in caplog.text
+    assert "not cached for later runs" in caplog.text
     with pytest.raises(InputError):
         run(extractor, split, FeatureCache())
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHARD_SIZE = 4096
-"""Images per shard: what a killed worker loses at most. A hundred million images make 24,000 shards."""
+"""Images per shard. A killed worker loses at most one shard. A hundred million images make 24,000 shards."""
 
 SHARD_BYTES = 64 * 2**20
 """Bytes of features per shard."""
@@ -60,7 +60,7 @@ def extract_with_beam(
     options: Sequence[str] = (),
     name: str = "features",
 ) -> Features:
-    """Return what `extraction.extract` returns for one view, computed by all workers of Beam."""
+    """Extract the features of one view on all workers of Beam; the result is that of `extraction.extract`."""
     flags = read_options(options)
     from transfer.frozen.engines import make_engine
     from transfer.frozen.extraction import Features
@@ -69,7 +69,7 @@ def extract_with_beam(
     from transfer.frozen.store_keys import digests_of, open_store
 
     if not len(split):
-        raise InputError("Expected images to compute features of. Received: an empty split.")
+        raise InputError("Expected a split with images. Received: an empty split.")
     if shard_size < 1:
         raise InputError(f"Expected a shard_size of at least 1 image. Received: {shard_size}.")
     run = make_engine(extractor, engine=engine, precision=precision, batch_size=batch_size)

@@ -30,10 +30,10 @@ ENGINES = ("auto", "keras", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
-"""Largest `relative_error` between an engine and Keras, by the engine's precision."""
+"""Largest accepted `relative_error` between an engine and Keras, by the precision of the engine."""
 
 CHUNK = {"float32": 2, "bfloat16": 4, "keras": 8}
-"""Images per request. Cores work in parallel on small parts, whose feature maps fit in their caches."""
+"""Images per request. Cores work in parallel on small requests, whose feature maps fit in their caches."""
 
 _CHECKED = 8  # images of the first batch that plain Keras runs as well; more would take longer than the rest
 
@@ -76,7 +76,7 @@ def on_accelerator() -> bool:
 
 
 def _with_one_output(model: keras.Model) -> tuple[keras.Model, tuple[int, ...]]:
-    """Join several outputs to one vector; return the new model and the length of each output."""
+    """Join several outputs into one vector; return the new model and the length of each output."""
     outputs = getattr(model, "outputs", None) or ()
     if len(outputs) < 2:
         return model, ()

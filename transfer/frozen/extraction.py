@@ -34,7 +34,7 @@ from transfer.networks import surgery
 
 log = logging.getLogger(__name__)
 
-_CHECKED = 4  # images of known features that are computed again
+_CHECKED = 4  # number of images whose known features are computed again, as a check
 _SAME = 1e-3  # largest relative error between engines of full precision
 
 BatchTimes = list[tuple[float, int]]
@@ -57,7 +57,7 @@ class Features:
     store: FeatureStore
     # The row of each image in the store.
     rows: np.ndarray
-    # Number of images that were computed now and not read from the cache.
+    # Number of images whose features were computed now and not read from the cache.
     computed: int
     # The engine that computed them, such as "openvino bfloat16"; "" if all were read.
     engine: str
@@ -111,7 +111,7 @@ def extract(
 ) -> Features:
     """Return the features of a split: read those in the cache and compute the others in inference mode."""
     if not len(split):
-        raise InputError("Expected images to compute features of. Received: an empty split.")
+        raise InputError("Expected a split with images. Received: an empty split.")
     check_views(views, augment)
     run = engine
     if not isinstance(run, Engine):

@@ -25,7 +25,7 @@ LIMIT = 20 * 2**30
 """Bytes on disk: 8 million images with 1,280 float16 features (EfficientNet), a twelfth of a 256 GB disk."""
 
 HOUR = 3600.0
-"""Age in seconds after which a temporary file is a leftover: writing one takes seconds."""
+"""Age in seconds after which a temporary file counts as a leftover: writing a file takes seconds."""
 
 _SUFFIXES = (".features", ".shelf")  # version 0.1 wrote .shelf; its stores are only listed and deleted
 _OURS = re.compile(r"used|about\.json|.+\.rows\d+")
@@ -33,7 +33,7 @@ _OURS = re.compile(r"used|about\.json|.+\.rows\d+")
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """A feature store as it is listed."""
+    """A feature store, as `FeatureCache` lists it."""
 
     # Hash of the network, its weights, and the preprocessing.
     key: str

@@ -240,7 +240,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Turn an OSError into an InputError that says what to do."""
+    """Turn an OSError into an InputError with a remedy."""
     try:
         yield
     except OSError as error:

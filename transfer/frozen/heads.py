@@ -14,7 +14,7 @@ from transfer.common.errors import InputError
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
-"""Values of C to choose from, the strongest regularization first, for noise as for separable classes."""
+"""Values of C to choose from, the strongest regularization first. They suit both noise and separable classes."""
 
 START = GRID[5]
 """First value of the search, about 3; below `DEFAULT_C`, since weaker regularization is tried first."""
@@ -23,10 +23,10 @@ DEFAULT_C = 10.0
 """C if no image can be held out, as with one image per class: the middle of the best values for photos."""
 
 FOLDS = 3
-"""Folds of the cross-validation; the time grows in proportion."""
+"""Number of folds of the cross-validation; the time is proportional to it."""
 
 ENOUGH = {"validation": 200, "cross-validation": 1000}
-"""Images that suffice to choose C. Cross-validation replaces fewer than 200 validation images."""
+"""Number of images that suffices to choose C. With fewer than 200 validation images, C is cross-validated."""
 
 _TOLERANCE = {"choice": 1e-4, "head": 1e-5}  # largest gradient of the mean loss at which L-BFGS stops
 
@@ -132,7 +132,7 @@ def _to_arrays(
     if len(bad):
         raise InputError(
             f"Expected finite {name}. Received: NaN or infinity in {len(bad)} of {len(features)} images, first "
-            f"in image {bad[0]}. Check these images and the network's weights; float16 ends at 65504."
+            f"in image {bad[0]}. Check these images and the network's weights; the largest float16 is 65504."
         )
     return features, labels.astype("int64")
 

@@ -63,7 +63,7 @@ def compile_graph(
 
 
 def _run_in_chunks(openvino: ModuleType, compiled: CompiledModel, chunk: int, batch_size: int) -> RunFunction:
-    """Run a few images per request, and as many requests at once as the CPU has streams."""
+    """Run a few images per request, with one request at a time on each stream of the CPU."""
     count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), -(-batch_size // chunk))
     queue = openvino.AsyncInferQueue(compiled, count)
 
@@ -84,6 +84,6 @@ def _run_in_chunks(openvino: ModuleType, compiled: CompiledModel, chunk: int, ba
 
 
 def padded(images: np.ndarray, count: int) -> np.ndarray:
-    """Repeat the last image up to `count` images: another batch shape would be compiled again."""
+    """Repeat the last image up to `count` images: another batch shape would need another compilation."""
     missing = count - len(images)
     return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images

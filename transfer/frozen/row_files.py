@@ -17,7 +17,7 @@ from transfer.common.errors import InputError
 
 VERSION = 1
 SUFFIX = f".rows{VERSION}"
-"""The name holds the version as well, so that two versions of the package ignore each other's files."""
+"""The suffix contains the version, so that versions of the package ignore each other's files."""
 
 _MAGIC = b"\x93feature"
 _HEAD = struct.Struct("<8sI16sQQ")  # magic, version, store, number of rows, bytes per row

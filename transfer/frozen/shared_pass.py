@@ -16,7 +16,7 @@ BATCH_SIZE = 32
 """Images per batch of the extraction. Larger batches are no faster on a CPU and take more memory."""
 
 CHUNK_BYTES = 16 * 2**20
-"""Bytes of features per file: what memory holds, and what a killed run loses at most."""
+"""Bytes of features per file. At most one such file is in memory, and lost if the run is killed."""
 
 
 def local_copy(model: keras.Model) -> keras.Model:

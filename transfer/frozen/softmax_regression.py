@@ -16,8 +16,8 @@ Solution = tuple[np.ndarray, np.ndarray]
 class SoftmaxRegression:
     """Minimize the sum of the images' weighted cross-entropies plus |kernel|^2 / (2 C)."""
 
-    # The Hessian is at most half the features' second moments plus the penalty (Böhning 1992). In units of the square
-    # root of that bound, L-BFGS takes far fewer steps, most of all with weak regularization.
+    # The Hessian is bounded by half the features' second moments plus the penalty (Böhning 1992). In units of the
+    # square root of that bound, L-BFGS takes far fewer steps, most of all with weak regularization.
 
     def __init__(
         self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, moments: np.ndarray | None = None

@@ -40,7 +40,7 @@ def open_store(
     except InputError as error:
         if cache is not None:
             raise
-        log.warning("Features are not kept for the next run: %s", error)
+        log.warning("Features are not cached for later runs: %s", error)
         folder = tempfile.mkdtemp(prefix="transfer-features-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return FeatureCache(Path(folder)).store(key, shape=shape, dtype=dtype, about=about)
