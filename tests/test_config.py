@@ -252,7 +252,7 @@ def test_help_describes_every_option_and_its_default(capsys):
         for name in ("data", "model", "case", "training", "fine-tuning", "output", "device")
     ]
     assert sorted(groups, key=text.index) == groups
-    assert text.index("the options that matter most:") < text.index("--tfds-split")
+    assert text.index("most important options:") < text.index("--tfds-split")
     options = text[text.index("data options:") :].split("\n  --")
     described = {option.split()[0]: " ".join(option.split()[1:]) for option in options}
     for name in NAMES:

@@ -50,7 +50,7 @@ def parse_pass_arguments(
 ) -> tuple[PassConfig, tuple[str, ...], list[str]]:
     """Parse the flags of `python -m transfer.beam_features`: the options, the splits, and flags for Beam."""
     parser = make_parser("transfer.beam_features", PassConfig.__doc__ or "")
-    which = "splits whose images the network runs over (default: all)"
+    which = "splits to extract features of"
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help=which)
     parser.add_arguments(PassConfig, dest="options")
     parsed, flags = parser.parse_known_args(arguments)

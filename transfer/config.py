@@ -160,7 +160,7 @@ class DeviceOptions:
 class AdviceConfig(ModelOptions, DataConfig):
     """Estimate which case of transfer learning suits labeled images, its accuracy and its training time."""
 
-    # Maximum number of training images to measure on.
+    # Maximum number of training images to use.
     max_images: int = 2000
     # Longest training time that may be recommended, such as 90s, 5m or 1h. Default: no limit.
     time_budget: str | None = None
@@ -242,7 +242,7 @@ class TrainConfig(
 
     @property
     def result_options(self) -> dict[str, Any]:
-        """The options that change the result, which an interrupted run must share to be resumed."""
+        """The options that change the result. An interrupted run is resumed only if they are equal."""
         found = dataclasses.asdict(self)
         return {k: v for k, v in found.items() if k not in ("output", "resume", "checkpoint_every")}
 
@@ -359,7 +359,7 @@ def make_parser(program: str, description: str) -> Any:
                 return text
             lines = [f"  --{name.replace('_', '-'):<14}{known[name].split('. ')[0]}\n" for name in self.first]
             start = text.index("\noptions:\n")
-            return text[:start] + "\nthe options that matter most:\n" + "".join(lines) + text[start:]
+            return text[:start] + "\nmost important options:\n" + "".join(lines) + text[start:]
 
     return Parser(
         prog=f"python -m {program}",

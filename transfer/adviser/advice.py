@@ -73,12 +73,12 @@ class Advice:
 
     @property
     def cut(self) -> str | None:
-        """Recommended cut: a layer, `"all"` for a head on several layers, None for fine-tuning, or `"random"`."""
+        """Recommended cut: a layer, `"all"` (head on all layers), None (fine-tuning) or `"random"` (random weights)."""
         return self.choice.cut
 
     @property
     def signal(self) -> bool:
-        """Whether the labels are related to the images, as far as the network can tell."""
+        """Whether the features predict the labels better than shuffled labels."""
         return self.evidence.signal
 
     @property

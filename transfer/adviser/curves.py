@@ -44,14 +44,14 @@ class LayerCurve:
 
     @property
     def cut(self) -> str:
-        """Most accurate layer; of equals, the deepest."""
+        """Most accurate layer; among equals, the deepest."""
         # Not the deepest layer within a standard error of it, as in Breiman et al. (1984): on the tuning sets of
         # tests/benchmarks/advice.py (`fit`) that rule lost 3.5 points to the best layer of all, and this one 1.4.
         return self.names[len(self.names) - 1 - int(self.accuracy[::-1].argmax())]
 
     @property
     def signal(self) -> bool:
-        """Whether the labels are related to the images, as far as the network can tell."""
+        """Whether the features predict the labels better than shuffled labels."""
         mean, deviation = self.chance
         margin = SIGNAL_DEVIATIONS * max(deviation, 1 / len(self.labels))
         return bool(self.all_layers.accuracy > mean + margin)

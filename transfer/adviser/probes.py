@@ -23,7 +23,7 @@ class RidgeProbe:
     """Leave-one-out accuracy of a ridge regression on some features."""
 
     accuracy_by_lambda: dict[float, float]
-    best_lambda: float  # of equals, the strongest
+    best_lambda: float  # among equals, the strongest
     scores: (
         np.ndarray
     )  # left-out scores at `best_lambda`, float64 of shape (N, K), about 1 for the class, else -1
@@ -224,7 +224,7 @@ def _check_arguments(
 
 
 def label_information(source_probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Measure how much the source classes tell about the labels, about 0 (nothing) to 1 (everything)."""
+    """Measure the information of the source classes on the labels, about 0 (none) to 1 (complete)."""
     # 1 + LEEP / H(Y), where LEEP (Nguyen et al., 2020, arXiv:2002.12462) is the mean over images of
     # log sum_z P(y | z) theta(z | x). P is estimated from the joint distribution of labels y and source classes z,
     # theta are the source probabilities, and H(Y) is the entropy of the labels. Each image is left out of its own joint

@@ -53,7 +53,7 @@ class Screening:
 
     @cached_property
     def thresholds(self) -> np.ndarray:
-        """Thresholds, falling: infinity, then each distinct probability; shape (T,)."""
+        """Thresholds in descending order: infinity, then each distinct probability; shape (T,)."""
         return np.concatenate([[np.inf], np.unique(self.scores)[::-1]])
 
     @cached_property
@@ -264,12 +264,12 @@ def _area_under_curve(true_positives: np.ndarray, false_positives: np.ndarray) -
 
 
 def _most_sensitive(true_positives: np.ndarray, false_positives: np.ndarray, specificity: float) -> int:
-    """Return the index of the most sensitive threshold; of equals, the highest threshold."""
+    """Return the index of the most sensitive threshold; among equals, the highest threshold."""
     last = np.flatnonzero((false_positives[-1] - false_positives) / false_positives[-1] >= specificity)[-1]
     return int(np.searchsorted(true_positives, true_positives[last]))
 
 
 def _most_specific(true_positives: np.ndarray, false_positives: np.ndarray, sensitivity: float) -> int:
-    """Return the index of the most specific threshold; of equals, the most sensitive one."""
+    """Return the index of the most specific threshold; among equals, the most sensitive one."""
     first = np.flatnonzero(true_positives / true_positives[-1] >= sensitivity)[0]
     return int(np.searchsorted(false_positives, false_positives[first], side="right") - 1)

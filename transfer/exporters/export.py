@@ -41,7 +41,7 @@ KINDS: dict[str, tuple[str | None, ...]] = {
 """File formats, each with its quantizations. A SavedModel is for servers, where size matters less."""
 
 MAX_IMAGES = 500
-"""Default number of held-out images for verification: enough to tell 99% agreement from 97%."""
+"""Default number of held-out images for verification: enough to distinguish 99% agreement from 97%."""
 
 MAX_CALIBRATION = 200
 """Maximum number of training images that set the value ranges of int8. More hardly change the ranges."""

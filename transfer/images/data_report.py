@@ -121,7 +121,7 @@ class DataReport:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All findings, the serious ones first."""
+        """All findings, serious ones first."""
         return (
             *(Finding(kind, text, tuple(names), True) for kind, text, names in _problems(self)),
             *(Finding(kind, text, tuple(names), False) for kind, text, names in _hints(self)),
@@ -168,7 +168,7 @@ class DataReport:
         return str(render("page.html", title=f"Data: {self.name}", parts=[self.to_part(image)]))
 
     def to_part(self, image: Callable[[str], np.ndarray | None] | None = None) -> str:
-        """Return the section of a page that `to_html` consists of; see there for the argument."""
+        """Return the main section of the page of `to_html`, which explains the argument."""
         galleries = []
         for title, captions in _galleries(self):
             shown = [

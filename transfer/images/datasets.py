@@ -123,7 +123,7 @@ def load_data(
         resize: How images change shape: `"stretch"`, `"crop"` (the center) or `"pad"` (with black).
         seed: Random seed of the split, 0 or more.
         val: Size of the validation set, if the source has none: a fraction below 1 or a number of images.
-        test: Size of the test set, likewise.
+        test: Size of the test set, if the source has none: a fraction below 1 or a number of images.
         few_shot: Number of different training images per class, for experiments; None for all.
         near_duplicates: Treat near-duplicates, such as an image saved again in another form, as duplicates. False
             treats only exact copies as duplicates: use it if all images look alike by nature.

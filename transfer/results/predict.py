@@ -62,7 +62,7 @@ class Prediction:
         return 0.0 if self.problem else float(self.probabilities.max())
 
     def top(self, count: int) -> list[tuple[str, float]]:
-        """Return the most probable classes with their probabilities, in falling order."""
+        """Return the most probable classes with their probabilities, in descending order."""
         order = [] if self.problem else np.argsort(-self.probabilities, kind="stable")[:count].tolist()
         return [(self.class_names[i], float(self.probabilities[i])) for i in order]
 

@@ -95,7 +95,7 @@ def _run_epochs(
     saving: CheckpointCallback,
     epochs: int,
 ) -> None:
-    """Run Keras' `fit` from where `saving` begins; the rest of an interrupted epoch is a call of its own."""
+    """Run Keras' `fit` from the position of `saving`; the rest of an interrupted epoch is a separate call."""
     options = {"validation_data": trainee.val_batches, **settings.fit_options(callbacks)}
     if trainee.batch_part is not None:
         options["class_weight"] = None  # `distribute_dataset` has applied the class weights

@@ -23,25 +23,27 @@ class Recipe:
     `label_smoothing` and `batchnorm` alone.
 
     Attributes:
-        layer_decay: learning rate of the first block divided by that of the head, above 0 and up to 1. In between, the
-            rates grow by a constant factor per block (layer-wise learning-rate decay; Howard and Ruder 2018,
-            arXiv:1801.06146). 1 gives all blocks the same rate.
-        gradual_unfreezing: fraction of the training after which all blocks train, from 0 to below 1. Blocks start one
-            after the other, the last block first (Howard and Ruder 2018). 0 trains all blocks from the start.
+        layer_decay: layer-wise learning-rate decay (Howard and Ruder 2018, arXiv:1801.06146): learning rate of the
+            first block divided by that of the head, above 0 and up to 1. The rates of the blocks in between grow by a
+            constant factor. 1 gives all blocks the same rate.
+        gradual_unfreezing: gradual unfreezing (Howard and Ruder 2018): fraction of the training after which all blocks
+            train, from 0 to below 1. The last block starts first, and the others follow one by one. 0 trains all
+            blocks from the start.
         weight_decay: decoupled weight decay, 0 or more (Loshchilov and Hutter 2019, arXiv:1711.05101). Each step
             subtracts this fraction of the weights times the learning rate. Biases and normalization are not decayed.
-        clip_norm: largest global norm of the gradient, above 0; longer gradients are scaled down to it. None does not
-            clip. Not available on several devices with TensorFlow.
-        ema: decay of an exponential moving average of the weights per step, such as 0.99, from 0 to below 1. The
+        clip_norm: gradient clipping: largest global norm of the gradient, above 0. Larger gradients are scaled down
+            to it. None does not clip. Not available on several devices with TensorFlow.
+        ema: exponential moving average (EMA) of the weights: decay per step, such as 0.99, from 0 to below 1. The
             trained model has the averages. 0 keeps no average.
-        label_smoothing: fraction of each label that is spread over all classes, from 0 to below 1 (Szegedy et al. 2016,
-            arXiv:1512.00567).
-        mix: `"none"`, `"mixup"` (Zhang et al. 2018, arXiv:1710.09412) or `"cutmix"` (Yun et al. 2019,
-            arXiv:1905.04899).
+        label_smoothing: label smoothing (Szegedy et al. 2016, arXiv:1512.00567): fraction of each label that is spread
+            over all classes, from 0 to below 1.
+        mix: mixing of the images in a batch: `"none"`, `"mixup"` (Zhang et al. 2018, arXiv:1710.09412) or `"cutmix"`
+            (Yun et al. 2019, arXiv:1905.04899).
         batchnorm: statistics of pre-trained BatchNormalization. `"pinned"` keeps them, which is safe with few images.
-            `"adapted"` replaces them once by those of the training images (Li et al. 2017, arXiv:1603.04779), for
-            images unlike those of the pre-training. `"live"` updates them during training, for very many images, and
-            needs a model that was built with `pin_batchnorm=False`. From random weights they are always live.
+            `"adapted"` replaces them once by those of the training images (Li et al. 2017, arXiv:1603.04779): use it
+            for images unlike the pre-training data. `"live"` updates them during training: use it for very many
+            images, with a model that was built with `pin_batchnorm=False`. Training from random weights always
+            updates them.
         schedule: learning-rate schedule: `"cosine"` warms up linearly and falls to 0 along half a cosine; `"steps"`
             divides the rate by `decay_factor` after every `decay_every` epochs.
         decay_factor: divisor of the learning rate in the schedule `"steps"`, 1 or more. The default is that of Esteva
