@@ -87,7 +87,7 @@ def _choice_of(config: TrainConfig, advice: Advice) -> Choice:
 
 
 def _options_of(config: TrainConfig, advice: Advice) -> dict[str, Any]:
-    """Return the options that the advice sets: those that the user left at their defaults."""
+    """Return the options that the advice sets; options that the user changed stay as they are."""
     if advice.cut == RANDOM:
         return {"init": "random"} if config.init == TrainConfig.init else {}
     return {} if config.cut or advice.cut is None else {"cut": advice.cut}

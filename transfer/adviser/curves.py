@@ -96,7 +96,7 @@ def size_curve(
     groups: Sequence[Hashable] = (),
     seed: int = 0,
 ) -> list[SizePoint]:
-    """Cross-validate with a quarter, half and all of the images; skip sizes with a class of fewer than 2."""
+    """Cross-validate with a quarter, half and all of the images; skip sizes that leave a class fewer than 2."""
     # Every k-th image of this order is a stratified part: shuffled within classes, class after class.
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(np.asarray(labels)[order], kind="stable")]

@@ -44,7 +44,7 @@ class BatchPart:
 
 @dataclass
 class Position:
-    """How far training has come."""
+    """The position of a training."""
 
     epoch: int = 0
     images: int = 0  # read in this epoch

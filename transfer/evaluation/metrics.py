@@ -129,7 +129,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def mcnemar_test(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """Return images only the first model has correct, only the second, and McNemar's exact p-value (1947)."""
+    """Count the images that only the first or only the second model has correct; add McNemar's p-value (1947)."""
     gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     if not gained + lost:
         return 0, 0, 1.0

@@ -55,7 +55,7 @@ def write_saved_model(
 
 
 def resized(images: tf.Tensor, size: tuple[int, int], *, resize: str = RESIZES[0]) -> tf.Tensor:
-    """Resize images in a graph, as `images.decoding` does outside of one, up to about 1 of 255 levels."""
+    """Resize images in a graph like `images.decoding`; pixels differ by at most about 1 of 255 levels."""
     images = tf.cast(images, tf.float32)
     if resize == "crop":
         images = _cropped(images, size)

@@ -90,5 +90,5 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model: keras.Model) -> Family | None:
-    """Return the family of a network, known by the name that its constructor gave it, or None."""
+    """Return the family of a network by the name that its constructor gave it, or None."""
     return next((f for f in FAMILIES.values() if re.fullmatch(f.model_name, model.name)), None)

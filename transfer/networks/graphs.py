@@ -136,7 +136,7 @@ def _block_ends(nodes: Sequence[Node], pattern: str) -> list[int]:
 
 
 def _generic_block_ends(nodes: Sequence[Node], last: int) -> list[int]:
-    """Return the bottlenecks up to `last` where branches meet or maps are pooled; if too few, all maps there."""
+    """Return the bottlenecks where branches meet or maps are pooled, up to `last`; with fewer than 2, all maps."""
     pools = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
     maps = [p for p in bottlenecks(nodes) if 0 < p <= last and len(nodes[p].tensor.shape) == 4]
     ends = [p for p in maps if len(nodes[p].parents) > 1 or isinstance(nodes[p].op, pools)]

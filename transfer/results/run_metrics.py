@@ -22,7 +22,7 @@ ADVISED = ("similarity", "expected_accuracy", "expected_interval")
 def collect_metrics(
     model: keras.Model, data: ImageData, training: TrainingLog, evaluation: Evaluation | None
 ) -> dict[str, Any]:
-    """Return the metrics of a trained model; the caller adds times and advice."""
+    """Return the metrics of a trained model, without the times and the advice, which the caller adds."""
     decision = decision_of(model)
     return {
         "case": str(decision.case),

@@ -16,7 +16,7 @@ from transfer.networks.graphs import analyze
 from transfer.training.recipes import Recipe, block_rates
 
 SetProgress = Callable[[float], None]
-"""Takes the completed fraction of the training before each step, from 0 to 1."""
+"""Called before each step with the completed fraction of the training, from 0 to 1."""
 
 
 def blocks_of(model: keras.Model) -> tuple[list[int], int]:
