@@ -45,8 +45,8 @@ class LayerCurve:
     @property
     def cut(self) -> str:
         """Most accurate layer; among equals, the deepest."""
-        # Not the deepest layer within a standard error of it, as in Breiman et al. (1984): on the tuning sets of
-        # tests/benchmarks/advice.py (`fit`) that rule lost 3.5 points to the best layer of all, and this one 1.4.
+        # The rule of Breiman et al. (1984) would take the deepest layer within a standard error of the best. On the
+        # tuning sets of tests/benchmarks/advice.py (`fit`) it lost 3.5 points to the best layer, and this rule 1.4.
         return self.names[len(self.names) - 1 - int(self.accuracy[::-1].argmax())]
 
     @property

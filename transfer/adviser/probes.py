@@ -115,7 +115,7 @@ def _decompose(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Return left singular vectors, squared singular values and mean squared length of centered features."""
     x = np.asarray(features, "float64")
     x = x - x.mean(axis=0)
-    # From the smaller of the two Gram matrices.
+    # Decompose the smaller of the two Gram matrices.
     wide = x.shape[0] < x.shape[1]
     squares, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
     positive = squares > squares[-1] * len(squares) * np.finfo("float64").eps

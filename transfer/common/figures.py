@@ -20,7 +20,7 @@ class _NotebookFigure(Figure):
 
 def new_figure(width: float, height: float) -> Figure:
     """Make an empty figure; width and height in inches."""
-    # No pyplot: the figure needs no display, and is the same on every machine.
+    # Without pyplot, the figure needs no display and is the same on every machine.
     figure = _NotebookFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

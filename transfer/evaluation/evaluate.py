@@ -228,7 +228,7 @@ def evaluate(
     check_views(views, augment)
     flip = flips_are_safe(data.class_names) if flip is None else flip
     size = input_size(model, data)
-    # Full precision: the metrics are those of the saved model.
+    # Use full precision, so that the metrics are those of the saved model.
     options: dict[str, Any] = {"image_size": size, "views": views, "augment": augment, "flip": flip}
     options |= {"seed": seed, "engine": engine, "precision": "float32", "cache": cache}
     extractor, activation = frozen_feature_extractor(model), getattr(model.layers[-1], "activation", None)

@@ -264,7 +264,7 @@ class _Maxima:
         return responses
 
     def _center(self, position: int, size: tuple[int, ...]) -> tuple[int, int]:
-        # As if the positions of the feature map covered the image evenly.
+        # Assume that the positions of the feature map cover the image evenly.
         row, column = (np.array(np.unravel_index(position, self.size)) + 0.5) * size / self.size
         return int(row), int(column)
 

@@ -258,7 +258,7 @@ def _check_fraction(name: str, value: float) -> None:
 
 
 def _area_under_curve(true_positives: np.ndarray, false_positives: np.ndarray) -> float:
-    # The trapezoidal rule, with which pairs of equal probability count half.
+    # By the trapezoidal rule, pairs of equal probability count half.
     twice = np.sum(np.diff(false_positives) * (true_positives[1:] + true_positives[:-1]))
     return float(twice / (2 * true_positives[-1] * false_positives[-1]))
 

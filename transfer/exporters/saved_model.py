@@ -37,7 +37,7 @@ def write_saved_model(
         def one(data: tf.Tensor) -> tf.Tensor:
             return resized(decoded(data)[tf.newaxis], image_size, resize=resize)[0]
 
-        # One image at a time, since each may have another size.
+        # Decode one image at a time, since each may have another size.
         image = tf.TensorSpec((*image_size, 3), tf.float32)
         return answer(tf.map_fn(one, encoded, fn_output_signature=image))
 
@@ -96,7 +96,7 @@ def decoded(data: tf.Tensor) -> tf.Tensor:
     is_png = tf.strings.substr(data, 0, 8) == b"\x89PNG\r\n\x1a\n"
     pixels = tf.cond(
         is_jpeg,
-        # The exact transform, which Pillow uses; TensorFlow's default is faster and less exact.
+        # Use the exact transform, as Pillow does; TensorFlow's default is faster and less exact.
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
         lambda: tf.cond(
             is_png,

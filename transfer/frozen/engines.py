@@ -259,7 +259,7 @@ def _constant_function(model: keras.Model, shape: tuple[int, ...]) -> ConcreteFu
             return [tf.cast(y, tf.float32) for y in keras.tree.flatten(model(images, training=False))]
 
     function = call.get_concrete_function(tf.TensorSpec(shape, tf.float32))
-    # Some layers capture other tensors, such as Normalization those that it computes from its variables.
+    # Some layers capture tensors; Normalization captures those that it computes from its variables.
     return with_constants(function) if function.captured_inputs else function
 
 

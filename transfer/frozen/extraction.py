@@ -63,7 +63,7 @@ class Features:
     engine: str
     # Output shapes of the network, without the batch.
     shapes: tuple[tuple[int, ...], ...]
-    # Without the first batch, which includes compilation.
+    # Seconds per image, without the first batch, which includes compilation.
     seconds_per_image: float | None = None
 
     def __len__(self) -> int:

@@ -48,7 +48,7 @@ _SCHEMA = pa.schema(
 class PassSettings:
     """Settings that all workers of a pass share."""
 
-    # Name of the store's folder, beside that of the pass.
+    # Name of the store's folder, which is beside the folder of the pass.
     store: str
     # Height and width in pixels.
     image_size: tuple[int, int]

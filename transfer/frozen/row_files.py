@@ -48,8 +48,8 @@ class RowFile:
     def __len__(self) -> int:
         return len(self.sums)
 
-    # Not memory-mapped: a file that another process truncates would end this one by a signal, and mapped rows
-    # count as its memory.
+    # Rows are not memory-mapped: if another process truncated the file, a signal would end this process, and mapped
+    # rows count as its memory.
     def read(self, descriptor: int, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Read rows in pieces and compare their checksums; read neighboring rows together."""
         size, start = self.row_bytes, _offset(len(self))

@@ -99,8 +99,8 @@ class Table:
         hint = f"perhaps {quoted_list(near)}" if near else f"expected one of {quoted_list(SPLITS)}"
         return f"unknown split {quoted(split)}, {hint}"
 
-    # Not pyarrow.csv: it numbers rows instead of lines, accepts wrong quotes, reads 007 as 7, does not detect the
-    # separator, and fails at file names that are not UTF-8.
+    # pyarrow.csv is not used: it numbers rows instead of lines, accepts wrong quotes, reads 007 as 7, does not detect
+    # the separator, and fails at file names that are not UTF-8.
     def _csv(self) -> Iterator[tuple[int, Sequence[str]]]:
         """Yield the rows of a CSV file with the line where each starts; quoted fields may span lines."""
         start, header = 1, None

@@ -207,7 +207,7 @@ def _keys(builder: DatasetBuilder, name: str) -> tuple[str, str]:
 
 def _prepare(builder: DatasetBuilder, name: str, data_dir: str | Path | None, download: bool) -> None:
     option = "" if data_dir is None else f", data_dir={str(data_dir)!r}"
-    # Not the command `tfds build`: it needs apache_beam, which is not a requirement.
+    # The command `tfds build` would need apache_beam, which is not a requirement.
     code = f"import tensorflow_datasets as tfds; tfds.builder({name!r}{option}).download_and_prepare()"
     remedy = (
         f'On a machine with a network, run: python -c "{code}". It fills {builder.data_path}; copy that folder to '
@@ -237,7 +237,7 @@ def _network_problem() -> str:
         except OSError as error:
             problem = "" if isinstance(error, urllib.error.HTTPError) else str(error)  # an error is an answer
 
-    # A thread, since the timeout does not cover the lookup of the host's name.
+    # Use a thread, since the timeout does not cover the lookup of the host's name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_TIMEOUT + 1)

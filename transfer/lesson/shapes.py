@@ -382,7 +382,7 @@ def _palettes(count: int, rng: np.random.Generator) -> np.ndarray:
         candidates = rng.uniform(0, 255, (count, 8, 1, 3))
         apart = np.linalg.norm(candidates - palette[:, None, :ink], axis=3).min(axis=2)
         first = np.where(apart > 120, apart + 1000, apart)
-        # The first candidate with enough contrast, not the one with the strongest contrast.
+        # Choose the first candidate with enough contrast, not the one with the strongest contrast.
         first[:, 1:] -= 1000 * (np.cumsum(apart > 120, axis=1)[:, :-1] > 0)
         palette[:, ink] = candidates[np.arange(count), first.argmax(axis=1), 0]
     return palette.astype("float32")

@@ -34,7 +34,7 @@ def clone(
     shape = tuple(graph(model)[0].tensor.shape[1:])
     if image_size is not None:
         shape = (*image_size, shape[-1])
-    # Without the input, whose name the new input may take.
+    # The new input may take the name of the old one.
     taken = {layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
     name = _free_name("image", taken) if preprocess else None
     raw = keras.Input(shape, dtype="float32", name=name)
@@ -54,7 +54,7 @@ def clone(
         args, kwargs = keras.tree.map_structure(lambda a: ready if a is raw else a, (args, kwargs))
         return op(*args, **kwargs)
 
-    # A functional model of the same layers, because clone_model treats other classes differently.
+    # Use a functional model of the same layers: clone_model treats other classes differently.
     view = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     try:
         with _seeded_initializers(seed):
@@ -117,7 +117,7 @@ def _assign(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
             raise ValueError(
                 f"layer {old.name!r} has weights of shape {source.shape} and would need {target.shape}."
             )
-        # Through numpy: JAX would share the array between the two models and delete it when one of them trains.
+        # Copy through numpy: JAX would share the array between the models and delete it when one of them trains.
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
 
 

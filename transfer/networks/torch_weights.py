@@ -136,8 +136,8 @@ class _Operations(dict[int, Callable[[Any], None]]):
         )
 
 
-# The unpickler written in Python: the one in C cannot be restricted to some operations, and its table of memos grows
-# with the largest index that the file names.
+# This extends the unpickler written in Python. The one in C cannot be restricted to some operations, and its memo table
+# grows with the largest index in the file.
 class _Unpickler(pickle._Unpickler):
     """Builds dicts, lists, tuples, numbers, strings and tensors; refuses everything else."""
 

@@ -124,7 +124,7 @@ def predictions(
         for number, batch in enumerate(_decode_ahead(items, loaded, pool)):
             good = [pixels for _, pixels, _ in batch if pixels is not None]
             if good and forward is plain and (number * BATCH >= FEW or (total or 0) > FEW):
-                # In float32, as in the evaluation of the saved model.
+                # Use float32, as in the evaluation of the saved model.
                 forward = make_engine(loaded.model, engine=engine, precision="float32", batch_size=BATCH)
             rows = iter(forward(np.stack(good)) if good else ())
             for name, pixels, problem in batch:

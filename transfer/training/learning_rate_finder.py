@@ -99,7 +99,7 @@ def find_learning_rate(
     variables = [*model.variables, *optimizer.variables]
     before = [np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables]
     ramp = _Ramp(steps)
-    # No weight averages: they would mean nothing after so few steps, and need an optimizer that is not built yet.
+    # Average no weights: after a few steps it is useless, and it needs an optimizer that is not built yet.
     options["recipe"] = replace(options.get("recipe") or Recipe(), ema=0.0)
     epochs = math.ceil(steps / math.ceil(len(data.train) / batch_size))
     arguments = {"batch_size": batch_size, "verbose": 0, **options, "epochs": epochs, "callbacks": [ramp]}
@@ -126,7 +126,7 @@ def moving_averages(losses: Sequence[float]) -> list[float]:
 class _Ramp(keras.callbacks.LearningRateScheduler):
     """Raise the learning rate from step to step and collect the loss of each step."""
 
-    # A LearningRateScheduler, so that `fit` leaves the learning rate to it.
+    # This is a LearningRateScheduler, so that `fit` adds no schedule of its own.
     def __init__(self, steps: int) -> None:
         super().__init__(lambda epoch, rate: rate)
         self.steps, self._total = steps, 0.0

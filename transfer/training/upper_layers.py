@@ -55,7 +55,7 @@ def upper_layers_of(settings: TrainingSettings) -> Trainee | None:
             "The frozen layers process each image once, without augmentation. Set views to 2 or more to train on "
             "augmented images."
         )
-    # In full precision, because the saved model computes the frozen part in it.
+    # Extract in full precision, as the saved model computes the frozen part.
     features, log = settings.extract(frozen, views=views, name="frozen layers", precision="float32")
     with scope_of(settings.model):
         settings.compile_like_model(upper)
