@@ -52,7 +52,7 @@ def choose_case(
         "seed": config.seed,
     }
     sample = extract_sample(data, base, **options)
-    made: list[Advice] = []  # by the chief alone; other workers receive the decision
+    made: list[Advice] = []  # filled by the chief only; other workers receive the decision
 
     def decide() -> dict[str, Any]:
         made.append(_advise(config, data, base, sample=sample, **options))

@@ -26,7 +26,7 @@ class Candidate:
     cut: str
     accuracy: float
     standard_error: float
-    seconds_per_image: float | None  # of the forward pass on this machine; None if the features were cached
+    seconds_per_image: float | None  # of a forward pass on this machine; None if the features were cached
     parameters: int
 
 

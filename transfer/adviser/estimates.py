@@ -41,11 +41,11 @@ class Evidence:
     chance: float  # accuracy of always predicting the most frequent class
     signal: bool
     pixel_accuracy: float | None  # cross-validated accuracy of a linear classifier on pixels
-    similar: bool | None  # to the pre-training data
+    similar: bool | None  # whether the images are similar to the pre-training data
     trial: Trial | None
-    seconds_per_image: float  # of a forward pass
-    steps: int  # of fine-tuning
-    steps_scratch: int  # of training from random weights
+    seconds_per_image: float  # duration of a forward pass
+    steps: int  # training steps of fine-tuning
+    steps_scratch: int  # training steps from random weights
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class CaseEstimate:
     cut: str | None
     expected_accuracy: float
     interval: tuple[float, float]  # 90% interval of the test accuracy
-    seconds: float | None  # of training on this machine
+    seconds: float | None  # training time on this machine
     basis: str  # what the estimate rests on
 
 

@@ -99,7 +99,7 @@ class LabelIssue(NamedTuple):
     name: str
     label: str
     likely: str
-    probability: float  # that the label is wrong
+    probability: float  # probability that the label is wrong
 
 
 class ConfusablePair(NamedTuple):
@@ -107,7 +107,7 @@ class ConfusablePair(NamedTuple):
 
     first: str
     second: str
-    accuracy: float  # within the pair, both classes weighted equally
+    accuracy: float  # accuracy within the pair, with both classes weighted equally
     standard_error: float
 
 

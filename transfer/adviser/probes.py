@@ -28,7 +28,7 @@ class RidgeProbe:
         np.ndarray
     )  # left-out scores at `best_lambda`, float64 of shape (N, K), about 1 for the class, else -1
     correct: np.ndarray  # bool of shape (N,), at `best_lambda`
-    standard_error: float  # over images, or over groups if there are any
+    standard_error: float  # standard error over images, or over groups if there are any
     correct_by_lambda: np.ndarray  # bool of shape (strengths, N)
 
     @property
@@ -101,7 +101,8 @@ def chance_accuracy(
     rng, accuracies = np.random.default_rng(seed), []
     with threadpool_limits(1):
         u, squares, unit = _decompose(features)
-        parts = u.astype("float32"), squares.astype("float32"), unit  # half the time, and precise enough
+        # float32 takes half the time, and is precise enough.
+        parts = u.astype("float32"), squares.astype("float32"), unit
         for _ in range(draws):
             shuffled = rng.permutation(labels)
             folds = groups if groups is not None and len(groups) else stratified_folds(shuffled, seed=seed)

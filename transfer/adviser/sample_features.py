@@ -25,7 +25,7 @@ MIN_IMAGES_PER_CLASS = 8
 """Minimum number of images of a class in the sample. With many classes, the sample has only some of them."""
 
 
-_SOURCE = "source classifier"  # name of an output
+_SOURCE = "source classifier"  # name of the output of the network's classifier
 
 
 @dataclass(frozen=True, eq=False)

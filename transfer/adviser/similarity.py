@@ -72,7 +72,7 @@ class Similarity:
     score: (
         float  # 0 (different) to 1 (similar): the weighted mean percentile, with the threshold mapped to 0.5
     )
-    information: float | None  # of the source classes on the labels (see `label_information`)
+    information: float | None  # information of the source classes on the labels (see `label_information`)
     confidence: float | None  # mean over images of the largest source probability
     shift: Shift | None
     percentiles: dict[str, float]  # by measure, among the reference sets; 1 is similar

@@ -30,7 +30,7 @@ class Trial:
 
     steps: int
     seconds_per_step: float
-    seconds_start: float  # before the first step is done, beyond the time of a step
+    seconds_start: float  # time until the end of the first step, minus the time of a step
 
 
 def time_fine_tuning(

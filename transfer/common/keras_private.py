@@ -100,7 +100,7 @@ def averages_not_applied(optimizer: Any) -> Iterator[None]:
 
 def apply_averages(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
     """Replace the weights by the averages that an optimizer keeps, also inside `averages_not_applied`."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # for a LossScaleOptimizer
     type(inner).finalize_variable_values(inner, variables)
 
 

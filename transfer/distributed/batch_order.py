@@ -14,8 +14,8 @@ class BatchPart:
     """The part of each batch that a process reads for its replicas of a model."""
 
     first: int  # number of the process's first replica
-    replicas: int  # of this process
-    total: int  # replicas of all processes
+    replicas: int  # number of replicas of this process
+    total: int  # number of replicas of all processes
     padded: bool = False  # all batches have one size: the last one is padded with images of weight zero
 
     def undivided(self) -> BatchPart | None:
@@ -47,7 +47,7 @@ class Position:
     """The position of a training."""
 
     epoch: int = 0
-    images: int = 0  # read in this epoch
+    images: int = 0  # number of images read in this epoch
 
 
 @dataclass

@@ -41,7 +41,7 @@ class ProcessGroup:
     all_gather: Callable[[np.ndarray], np.ndarray] = (
         np.asarray
     )  # joins arrays of different lengths along axis 0
-    strategy: Any = None  # TensorFlow's, which a process can make only once
+    strategy: Any = None  # TensorFlow's strategy, which a process can create only once
 
     @property
     def count(self) -> int:

@@ -174,7 +174,7 @@ def _multiworker(patience: float) -> Strategy:
             f"{', '.join(addresses)}. Check that the same command runs on each, and that they can connect to each "
             f"other. ({error.message.splitlines()[0]})"
         ) from None
-    tf.get_logger().setLevel("ERROR")  # it warns of retracing at each exchange
+    tf.get_logger().setLevel("ERROR")  # TensorFlow warns of retracing at each exchange
     set_group(ProcessGroup(index, addresses, functools.partial(_all_gather, strategy), strategy))
     return strategy
 

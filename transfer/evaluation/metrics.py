@@ -38,7 +38,7 @@ class Confused(NamedTuple):
     label: str
     predicted: str
     images: int
-    fraction: float  # of the images of the true class
+    fraction: float  # fraction of the images of the true class
 
 
 class Calibration(NamedTuple):

@@ -37,9 +37,9 @@ class Exported:
     quantize: str | None  # "float16" or "int8"
     size: int  # bytes of all files that the runtime loads
     num_images: int
-    largest_difference: float  # of a probability from Keras', 0 to 1
+    largest_difference: float  # largest difference of a probability from Keras', 0 to 1
     agreement: float  # fraction of images with the same class as Keras, 0 to 1
-    accuracy: float  # of the file, 0 to 1
+    accuracy: float  # accuracy of the file, 0 to 1
     keras_accuracy: float
     images_per_second: float
     keras_images_per_second: float

@@ -185,7 +185,7 @@ def count_workers(flags: PipelineOptions) -> int:
     """Return the smallest number of workers that the flags ask for."""
     values = _values(flags)
     if _is_local(flags):
-        return values.get("direct_num_workers") or os.cpu_count() or 1  # 0: one per core
+        return values.get("direct_num_workers") or os.cpu_count() or 1  # 0 means one per core
     return values.get("num_workers") or 1
 
 

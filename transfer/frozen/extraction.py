@@ -168,7 +168,8 @@ def compute_features(
     times: BatchTimes = []
     values: list[np.ndarray] = []
     end = 0
-    silent = True if name is None or not current_group().is_chief else None  # None: only without a terminal
+    # None hides the progress bar if there is no terminal.
+    silent = True if name is None or not current_group().is_chief else None
     with tqdm(total=len(split), desc=name, unit=" images", leave=False, disable=silent) as bar:
         for images, _ in batches:
             values.append(run(np.asarray(images)))

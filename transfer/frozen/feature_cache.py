@@ -49,7 +49,7 @@ class FeatureCache:
     def __init__(self, folder: Path | None = None, *, limit: int = LIMIT) -> None:
         self.folder = (default_cache_folder() if folder is None else Path(folder)).absolute()
         self.limit = limit
-        self._appended = float("inf")  # bytes since this process last summed the sizes
+        self._appended = float("inf")  # bytes appended since this process last summed the sizes
 
     def store(
         self, key: str, *, shape: tuple[int, ...], dtype: str, about: Mapping[str, str]

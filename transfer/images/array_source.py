@@ -131,7 +131,7 @@ def _class_names(parts: Mapping[str, Split], class_names: Sequence[str] | None) 
 
 def _validate(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Return images, int64 labels of shape (N,) and the highest pixel value; raise if any is invalid."""
-    if y.ndim == 2 and y.shape[1] == 1:  # as from keras.datasets.cifar10
+    if y.ndim == 2 and y.shape[1] == 1:  # as keras.datasets.cifar10 returns them
         y = y[:, 0]
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)) or not x.size:
         raise InputError(

@@ -30,11 +30,11 @@ SETTLED_NS = 2 * 10**9
 """Minimum age of a file's last change, in nanoseconds. A later change could have the same time stamp, because the clock
 of a FAT disk ticks every 2 s."""
 
-_NAME = "checked-2.sqlite"  # count up when the table changes
+_NAME = "checked-2.sqlite"  # increase the number when the table changes
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS checks (id INTEGER PRIMARY KEY, checksum BLOB, used INTEGER, result BLOB)"
 )
-_TIMEOUT = 0.5  # seconds to wait for other processes, which write for some 10 ms
+_TIMEOUT = 0.5  # seconds to wait for other processes; a write takes about 10 ms
 _DAY = 86_400
 
 Result = TypeVar("Result")

@@ -43,10 +43,10 @@ OUTLIER_RATIO = 16.0
 _RULES = (
     1  # increase it when the check gives other results for the same image: this discards the cached results
 )
-_SIZE = (64, 64)  # of the image that the perceptual hash uses
+_SIZE = (64, 64)  # size of the image that the perceptual hash uses
 _LARGE = 2**26  # bytes; larger files are read only if they start like an image
 _THREADS = os.cpu_count() or 1
-_SLICE = 128  # files per job that looks up file states
+_SLICE = 128  # number of files whose states one job looks up
 _CHUNK = 2048  # images per round: one job for each of a million images would take gigabytes of memory
 
 

@@ -13,7 +13,7 @@ counted as duplicates (`tests/benchmarks/check.py likeness`). It does not find c
 
 BITS = 256
 _BAND = np.uint16  # 16 bands of 16 bits: two hashes that differ in at most 15 bits always share a band
-_REACH = 256  # neighbors per band that each hash is compared with, at most; keeps the time linear
+_REACH = 256  # maximum number of neighbors per band to compare each hash with; keeps the time linear
 
 
 def perceptual_hash(pixels: np.ndarray) -> bytes:

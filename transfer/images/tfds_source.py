@@ -109,7 +109,7 @@ def _ranges(builder: DatasetBuilder, name: str, expression: str) -> list[RecordR
         own = term.partition("[")[0].strip()
         if own not in splits and own != "all":
             raise unknown("split", own, splits, hint=f"These are the splits of tfds:{name}.")
-    origin = {}  # of each file: its split, and the index of its first record in the split
+    origin = {}  # for each file, its split and the index of its first record in the split
     for own in splits:
         start = 0
         for part in splits[own].file_instructions:

@@ -31,7 +31,7 @@ _KIND_NAMES = {
 }
 
 
-_GAP, _PITCH = 0.62, 1.5  # between layers, and the smallest distance from one layer to the next
+_GAP, _PITCH = 0.62, 1.5  # gap between layers, and the smallest distance from one layer to the next
 _SKEW = 0.4  # rise of a feature map's edge per unit to the right
 _LOWER_ROW = -4.7  # y of the layers that were cut away
 _MAX_LAYERS = 10  # a network with more layers is drawn by blocks

@@ -56,8 +56,8 @@ def run(
 class ReceptiveField(NamedTuple):
     """The part of the image that one pixel of a feature map depends on."""
 
-    size: float  # pixels of the image, of the longer side; infinite after global pooling
-    step: float  # pixels of the image between the fields of neighboring pixels
+    size: float  # length of the longer side in pixels of the image; infinite after global pooling
+    step: float  # distance of the fields of neighboring pixels, in pixels of the image
 
 
 def receptive_fields(nodes: Sequence[Node]) -> list[ReceptiveField]:
@@ -157,7 +157,7 @@ def _last_of_each_resolution(nodes: Sequence[Node], last: int) -> list[int]:
 class ClassifierHead(NamedTuple):
     """Describes how to compute a classifier's logits."""
 
-    position: int  # of the operation whose output `logits` takes
+    position: int  # position of the operation whose output `logits` takes
     dense: Any  # the last layer, applied without its softmax, or None
     probabilities: bool  # whether the output holds probabilities, whose logarithms are the logits
     classes: int

@@ -192,7 +192,7 @@ def set_trainable(
     for outer in model.layers:
         inner = all_layers(outer)
         flag = trainable(outer.name) if callable(trainable) else trainable
-        for layer in inner:  # all of them first, since each flag is passed on to the layers inside
+        for layer in inner:  # set all of them first, since each flag is passed on to the layers inside
             layer.trainable = flag
         for layer in inner:
             if isinstance(layer, keras.layers.BatchNormalization):

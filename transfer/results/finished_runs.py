@@ -21,7 +21,7 @@ from transfer.images.decoding import RESIZES
 from transfer.networks.weight_files import saved_model
 from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, SPLIT
 
-_MAX_BYTES = 2**26  # of a text file; the files of a run have a few hundred kilobytes at most
+_MAX_BYTES = 2**26  # limit of a text file; those of a run have at most a few hundred kilobytes
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ PATIENCE = 10
 MIN_DELTA = 1e-3
 """Smallest decrease of the validation loss, in nats, that counts as better. At 0, easy problems would never stop."""
 
-_ROWS = 4096  # features that are in memory at a time
+_ROWS = 4096  # number of images whose features are in memory at a time
 
 _Weights = tuple[np.ndarray, np.ndarray]  # kernel and bias
 

@@ -39,7 +39,7 @@ def optimizer_following(recipe: Recipe, model: keras.Model) -> Iterator[SetProgr
     # at one rate: for both, the step of each variable is wrapped. The optimizer keeps its class, so that a saved
     # model loads without this package.
     _check(recipe, model)
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of a LossScaleOptimizer
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # for a LossScaleOptimizer
     if recipe.clip_norm is not None:
         optimizer.global_clipnorm = recipe.clip_norm
     with contextlib.ExitStack() as stack:
