@@ -71,7 +71,7 @@ def test_training_classes_are_the_largest_small_subtrees():
     parts = training_classes(counts, TREE, most=45)
     assert parts == {"ant": "insect", "bee": "insect", "cat": "cat", "oak": "plant"}
     assert training_classes(counts, TREE, most=1) == {name: name for name in counts}
-    with pytest.raises(InputError, match="most of 1"):
+    with pytest.raises(InputError, match="`most` of 1"):
         training_classes(counts, TREE, most=0)
 
 

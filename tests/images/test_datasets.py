@@ -259,7 +259,7 @@ def misfits(tmp_path):
     ("zzzzzz", {}, r"a folder with a sub-folder .* CSV or Parquet list, tfds:NAME, or 'emoji'.* Check the path"),
     ("gone/zzz", {}, "which does not exist. Check the path"),
     ("emojis", {}, "Did you mean 'emoji'"),
-    ("file.png", {}, r"Received an image: .*file\.png\. Name the folder"),
+    ("file.png", {}, r"Received an image: .*file\.png\. Pass the folder"),
     ("one", {}, r"at least 2 classes in 'one'. Received: 1 \(a\)\. Put the images of each class"),
     ("wrapped", {}, r"Received only 'photos', which has sub-folders of its own\. Did you mean '.*wrapped.photos'"),
     ("none", {}, "at least 2 classes in 'none'. Received: 0. Put the images of each class"),
