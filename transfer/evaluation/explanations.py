@@ -96,7 +96,7 @@ def occlusion(
     fill: float | Sequence[float] | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Compute how much the probability of a class falls when a patch of the image is hidden.
+    """Compute occlusion maps: the drop in the probability of a class when a patch of the image is hidden.
 
     The method is that of Zeiler and Fergus (2014), arXiv:1311.2901. The model runs on about fifty occluded copies of
     each image. Since the map does not use gradients, it is an independent check of Grad-CAM.
@@ -111,7 +111,7 @@ def occlusion(
         batch_size: images per batch.
 
     Returns:
-        float32 array of shape (N, height, width), -1 to 1: the fall of the probability, averaged over the patches that
+        float32 array of shape (N, height, width), -1 to 1: the drop in the probability, averaged over the patches that
         cover a pixel. It is negative where hiding a region raises the probability.
 
     Raises:

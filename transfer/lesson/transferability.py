@@ -1,4 +1,4 @@
-"""Measure how transferable each layer of a network is, as Yosinski et al. (2014, arXiv:1411.1792) do.
+"""Measure the transferability of each layer of a network (Yosinski et al. 2014, arXiv:1411.1792).
 
 One network is trained on task A and one on task B. For each layer n, the first n layers of one of them get new upper
 layers, and the result is trained on B: with the transferred layers frozen (`BnB`, `AnB`) or fine-tuned (`BnB+`,
@@ -120,7 +120,7 @@ def transferability(
     seeds: Sequence[int] = (0,),
     preprocessing: str | None = None,
 ) -> Transferability:
-    """Measure how well the first n layers of a network transfer to another task, for each n.
+    """Measure the transferability of the first n layers of a network to another task, for each n.
 
     All networks train for the same number of epochs with Adam and a cosine learning rate. Layers that are not
     transferred start from random weights.

@@ -74,7 +74,7 @@ def load_backbone(
             or the path of your own `.keras` file.
         weights: `"pretrained"`, the published weights; `"none"` or None, random weights; or the path of a weights file.
             Published weights are from ImageNet, and Keras downloads them. Those of the EfficientNet-Lites are in
-            installed packages. The DemoCNN has only weights from `"shapes"`; for `"imagenet"` it warns and loads
+            installed packages. The DemoCNN has only the weights `"shapes"`; for `"imagenet"` it warns and loads
             these.
         image_size: height and width in pixels. None is the size that the weights were trained for.
         include_top: whether to keep the network's own classifier, which shows how similar the new data are to the

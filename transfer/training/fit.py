@@ -55,7 +55,7 @@ def fit(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: str | int = "auto",
 ) -> TrainingLog:
-    """Train a model that a builder made.
+    """Train a model from a builder.
 
     The trainable flags and the initial weights of the model decide what is trained:
 
@@ -81,7 +81,7 @@ def fit(
             outputs are computed once see augmented images only with `views` of 2 or more.
         flip: whether augmentation flips images horizontally. None flips unless the classes look like digits or letters.
         class_weights: weight the loss so that all classes count the same, regardless of their number of images.
-        solver: how a head is trained on features. `"exact"` computes the optimum of the convex problem and chooses its
+        solver: solver of a head on features. `"exact"` computes the optimum of the convex problem and chooses its
             regularization. `"sgd"` trains in epochs and never holds all features in memory. `"auto"` uses
             `"exact"` for features of up to 2 GiB, unless `epochs`, `callbacks`, `dropout` or `label_smoothing` require
             training in epochs.
@@ -103,12 +103,12 @@ def fit(
             images, that training resumes and ends with the same weights as without the interruption. Ctrl-C and SIGTERM
             then stop after the current step and save a checkpoint. None saves nothing.
         checkpoint_every: seconds between two checkpoints.
-        callbacks: more Keras callbacks for fine-tuning, or for the head if only the head is trained. In fine-tuning
+        callbacks: additional Keras callbacks for fine-tuning, or for the head if only the head is trained. In fine-tuning
             they see the whole model: with callbacks, frozen layers run in each epoch.
         verbose: progress output of Keras: `"auto"`, 0, 1 or 2.
 
     Returns:
-        The log: rows per epoch, seconds, and how the head was regularized.
+        The log: metrics per epoch, durations, and the regularization of the head.
 
     Raises:
         InputError: the model is not compiled or has another number of classes than the data, an option is out of
