@@ -103,8 +103,8 @@ def fit(
             images, that training resumes and ends with the same weights as without the interruption. Ctrl-C and SIGTERM
             then stop after the current step and save a checkpoint. None saves nothing.
         checkpoint_every: seconds between two checkpoints.
-        callbacks: additional Keras callbacks for fine-tuning, or for the head if only the head is trained. In fine-tuning
-            they see the whole model: with callbacks, frozen layers run in each epoch.
+        callbacks: additional Keras callbacks for fine-tuning, or for the head if only the head is trained. In
+            fine-tuning they see the whole model: with callbacks, frozen layers run in each epoch.
         verbose: progress output of Keras: `"auto"`, 0, 1 or 2.
 
     Returns:
