@@ -225,7 +225,7 @@ def _no_signal(curve: LayerCurve) -> Iterable[DataWarning]:
     yield DataWarning(
         "no-signal",
         f"The labels look shuffled: the accuracy is {curve.all_layers.accuracy:.0%}, and {curve.chance[0]:.0%} with "
-        "labels shuffled on purpose. Check how the images got their labels. If the labels are correct, add images or "
+        "randomly shuffled labels. Check how the images got their labels. If the labels are correct, add images or "
         "use another network.",
     )
 
