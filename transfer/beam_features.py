@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class PassConfig(ModelOptions, DataConfig):
+class BeamConfig(ModelOptions, DataConfig):
     """Run a frozen network over labeled images on Apache Beam, and cache its features. Other flags go to Beam."""
 
     # Case to train later: small-similar or small-different.
@@ -45,19 +45,19 @@ class PassConfig(ModelOptions, DataConfig):
             )
 
 
-def parse_pass_arguments(
+def parse_beam_arguments(
     arguments: Sequence[str] | None = None,
-) -> tuple[PassConfig, tuple[str, ...], list[str]]:
+) -> tuple[BeamConfig, tuple[str, ...], list[str]]:
     """Parse the flags of `python -m transfer.beam_features`: the options, the splits, and flags for Beam."""
-    parser = make_parser("transfer.beam_features", PassConfig.__doc__ or "")
+    parser = make_parser("transfer.beam_features", BeamConfig.__doc__ or "")
     which = "splits to extract features of"
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help=which)
-    parser.add_arguments(PassConfig, dest="options")
+    parser.add_arguments(BeamConfig, dest="options")
     parsed, flags = parser.parse_known_args(arguments)
     return parsed.options, tuple(parsed.splits), flags
 
 
-def run(config: PassConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[str] = ()) -> int:
+def run(config: BeamConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[str] = ()) -> int:
     """Fill the cache with the features that `fit` and `evaluate` read; return how many images were computed."""
     read_options(flags)  # raises before any slow work
     from transfer.distributed import strategies
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
 
     def work() -> None:
-        options, splits, flags = parse_pass_arguments(arguments)
+        options, splits, flags = parse_beam_arguments(arguments)
         run(options, splits=splits, flags=flags)
 
     stopped = "Stopped. Run the same command again to resume."

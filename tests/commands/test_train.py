@@ -125,7 +125,8 @@ def test_config_yaml_reproduces_the_run(case, color_folder, elsewhere):
         {k: v for k, v in metrics_of(elsewhere / n).items() if "sec" not in k and k not in work}
         for n in ("one", "two")
     ]
-    advised = dict.fromkeys(("similarity", "expected_accuracy", "expected_interval"))  # only the first run advises
+    # Only the first run has advice.
+    advised = dict.fromkeys(("similarity", "expected_accuracy", "expected_interval"))
     assert {**stripped[0], **advised} == stripped[1]
 
 

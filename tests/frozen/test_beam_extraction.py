@@ -12,7 +12,7 @@ import pytest
 from helpers.images import write_image
 from helpers.networks import make_tiny
 
-from transfer.beam_features import PassConfig, main
+from transfer.beam_features import BeamConfig, main
 from transfer.cases.builders import small_similar
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
@@ -415,5 +415,5 @@ def test_the_defaults_are_those_of_training():
     from transfer.config import TrainConfig
 
     for name in ("model", "weights", "preprocessing", "cut", "image_size", "engine", "data", "seed"):
-        assert getattr(PassConfig, name) == getattr(TrainConfig, name), name
+        assert getattr(BeamConfig, name) == getattr(TrainConfig, name), name
     assert beam_extraction.BATCH_SIZE == extraction.BATCH_SIZE

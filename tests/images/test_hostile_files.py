@@ -336,7 +336,7 @@ def test_links_above_the_data_are_not_followed(tmp_path):
 
 
 def test_images_outside_the_splits_are_reported(tmp_path):
-    for i, name in enumerate(("train/a", "train/b", "test", "unlabelled/x", ".")):
+    for i, name in enumerate(("train/a", "train/b", "test", "unlabeled/x", ".")):
         for k in range(4):
             path = tmp_path / name / f"{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -346,7 +346,7 @@ def test_images_outside_the_splits_are_reported(tmp_path):
     data = load_data(tmp_path)
     assert dict(data.skipped) == {
         "test": "4 images outside the folders of splits and classes",
-        "unlabelled": "4 images outside the folders of splits and classes",
+        "unlabeled": "4 images outside the folders of splits and classes",
         **{f"{k}.png": "not in the folder of a class" for k in range(4)},
     }
 

@@ -43,7 +43,7 @@ def make_builder(
     rows=None,
     fails=None,
     more=None,
-    unlabelled=(),
+    unlabeled=(),
 ):
     """Return a builder class of tensorflow_datasets that draws its images."""
     import tensorflow_datasets as tfds
@@ -69,7 +69,7 @@ def make_builder(
                 f"{i:03}",
                 {
                     "image": drawing(i, channels),
-                    "label": -1 if i in unlabelled else NAMES[i % 3],
+                    "label": -1 if i in unlabeled else NAMES[i % 3],
                     "file": str(i),
                     **(rows or {}),
                 },
@@ -107,7 +107,7 @@ def prepared(tmp_path_factory):
             make_builder("Unsupervised", splits={"train": (0, 3)}, keys=None),
             make_builder("Doubtful", splits={"train": (0, 3)}, keys=None,
                          more={"sort": features.ClassLabel(names=NAMES)}, rows={"sort": "ant"}),
-            make_builder("Halved", splits={"train": (0, 30)}, unlabelled=range(0, 30, 3)),
+            make_builder("Halved", splits={"train": (0, 30)}, unlabeled=range(0, 30, 3)),
             make_builder("Texts", splits={"train": (0, 3)}, keys=("file", "label")),
             make_builder("Triples", splits={"train": (0, 3)}, keys=("image", "label", "file")),
             make_builder("Tagged", splits={"train": (0, 3)}, label=several, rows={"label": ["ant", "bee"]}),
