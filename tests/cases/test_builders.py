@@ -125,7 +125,7 @@ def test_the_decision_lists_the_blocks_from_input_to_output(tiny):
         ("block2_add", "frozen"),
         ("softmax", "new"),
         ("block3_add", "cut"),
-        ("old classifier", "cut"),
+        ("source classifier", "cut"),
     ]
     states = {state for _, state in decision_of(large_different(tiny, 3, init="random", **OWN)).blocks}
     assert states == {"new", "cut"}
@@ -255,7 +255,11 @@ def test_all_cuts_of_a_real_network_train_and_list_their_blocks():
     model = large_similar(base, 3, cut="all")
     assert len(decision_of(model).cuts) == len(block_ends(base)) + 1
     assert decision_of(model).cut_away == ()
-    assert [name for name, _ in decision_of(model).blocks] == [*block_ends(base), "softmax", "old classifier"]
+    assert [name for name, _ in decision_of(model).blocks] == [
+        *block_ends(base),
+        "softmax",
+        "source classifier",
+    ]
     before = by_layer(model)
     train(model)
     assert {"Conv1", "block_8_depthwise", "Conv_1", "head"} <= changed(before, by_layer(model))

@@ -58,10 +58,10 @@ def test_the_prediction_sheet_shows_the_true_class_of_wrong_predictions():
 def test_the_network_is_drawn_with_all_states_whatever_its_depth(count, tmp_path):
     cut = count * 4 // 5
     blocks = [(f"block{i}_add", "frozen" if i < cut else "cut") for i in range(count)]
-    blocks = [*blocks[:cut], ("softmax", "new"), *blocks[cut:], ("old classifier", "cut")]
+    blocks = [*blocks[:cut], ("softmax", "new"), *blocks[cut:], ("source classifier", "cut")]
     figure = plots.network_by_blocks("Case 2", blocks, input_text="image", output_text="4 classes")
     shown = texts(figure)
-    for text in ("block0", "softmax", "old classifier", "cut away", "frozen", "4 classes"):
+    for text in ("block0", "softmax", "source classifier", "cut away", "frozen", "4 classes"):
         assert text in shown
     assert "_add" not in shown and "fine-tuned" not in shown
     assert figure.get_size_inches()[0] < 26

@@ -47,7 +47,7 @@ class CaseDecision:
         state = "frozen" if POLICIES[self.case].frozen else "new" if self.init == "random" else "trained"
         blocks = [(end, "trained" if end in self.trained else state) for end in self.kept]
         blocks += [("softmax", "new"), *((end, "cut") for end in self.cut_away)]
-        return blocks + [("old classifier", "cut")] * self.had_classifier
+        return blocks + [("source classifier", "cut")] * self.had_classifier
 
 
 _DECISIONS: WeakKeyDictionary[keras.Model, CaseDecision] = WeakKeyDictionary()
