@@ -48,9 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     except KeyboardInterrupt as stopped:  # or its subclass `Interrupted`
-        sys.stderr.write(f"{str(stopped) or 'Stopped.'} Run the same command again to resume.\n")
-        return 128 + getattr(stopped, "signal", signal.SIGINT)
+        return _report_interrupt(stopped)
     except Exception as error:
+        interrupt = _interrupt_behind(error)
+        if interrupt is not None:
+            return _report_interrupt(interrupt)
         lost = process_group.describe_lost_workers(error)
         if lost is None:
             raise
@@ -60,6 +62,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return process_group.restart_process()
     log.info("Results: %s", folder)
     return 0
+
+
+def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interrupt that led to an error: TensorFlow raises its own errors if Ctrl-C stops its tracing."""
+    context = error.__context__
+    while context is not None and not isinstance(context, KeyboardInterrupt):
+        context = context.__context__
+    return context
+
+
+def _report_interrupt(stopped: KeyboardInterrupt) -> int:
+    sys.stderr.write(
+        f"{str(stopped) or 'Stopped.'} The same command continues from the last checkpoint, if any.\n"
+    )
+    return 128 + int(getattr(stopped, "signal", signal.SIGINT))
 
 
 @contextlib.contextmanager

@@ -220,6 +220,18 @@ def test_bad_input_gives_one_message_and_leaves_no_files(arguments, message, els
     assert sorted(p.relative_to(elsewhere) for p in elsewhere.rglob("*")) == before
 
 
+def test_ctrl_c_while_tensorflow_traces_gives_one_message(monkeypatch, capsys):
+    def interrupted(config):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stopped:
+            raise AssertionError("Nesting violated") from stopped
+
+    monkeypatch.setattr("transfer.train.run", interrupted)
+    assert main([]) == 130
+    assert capsys.readouterr().err.startswith("Stopped. The same command continues from the last checkpoint")
+
+
 def test_an_unknown_flag_is_reported(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--modell", "x"])

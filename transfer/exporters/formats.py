@@ -42,7 +42,7 @@ def load_packages(kind: str, quantize: str | None) -> None:
             missing.append("openvino")
     if missing:
         raise InputError(
-            f'Export to {kind} needs {", ".join(missing)}: pip install "transfer[export]". Without them, use '
+            f'Export to {kind} needs {", ".join(missing)}: pip install ".[export]". Without them, use '
             "--to saved-model or --to litert."
         )
 

@@ -1,6 +1,6 @@
 """Extract features on Apache Beam, on this machine or a cluster, into the cache that training reads.
 
-The command is `python -m transfer.beam_features`. It needs `pip install "transfer[beam]"`.
+The command is `python -m transfer.beam_features`. It needs `pip install ".[beam]"`.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _beam() -> ModuleType:
             import apache_beam
     except ImportError:
         raise InputError(
-            'Apache Beam is not installed. Install it with pip install "transfer[beam]", or train without it: '
+            'Apache Beam is not installed. Install it with pip install ".[beam]", or train without it: '
             "training computes the same features."
         ) from None
     return apache_beam

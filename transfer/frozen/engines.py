@@ -102,7 +102,7 @@ def engine_names(
     if engine == "openvino" and not installed:
         raise InputError(
             "engine='openvino' needs OpenVINO, which is not installed. Install it with pip install "
-            '"transfer[fast]", or use engine="auto".'
+            '".[fast]", or use engine="auto".'
         )
     if engine == "keras" and precision == "bfloat16":
         raise InputError(

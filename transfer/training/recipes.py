@@ -42,8 +42,8 @@ class Recipe:
         batchnorm: statistics of pre-trained BatchNormalization. `"pinned"` keeps them, which is safe with few images.
             `"adapted"` replaces them once by those of the training images (Li et al. 2017, arXiv:1603.04779): use it
             for images unlike the pre-training data. `"live"` updates them during training: use it for very many
-            images, with a model that was built with `pin_batchnorm=False`. Training from random weights always
-            updates them.
+            images; in Python, build the model with `pin_batchnorm=False`. Training from random weights always updates
+            them.
         schedule: learning-rate schedule: `"cosine"` warms up linearly and falls to 0 along half a cosine; `"steps"`
             divides the rate by `decay_factor` after every `decay_every` epochs.
         decay_factor: divisor of the learning rate in the schedule `"steps"`, 1 or more. The default is that of Esteva
