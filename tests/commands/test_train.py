@@ -205,7 +205,7 @@ def used_output(folder):
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--augment", "lite", "--case", "large-similar", "--image-size", "32"], "'light'"),
         (["--init", "randon", "--case", "large-different"], "'random'"),
-        (["--init", "random", "--case", "small-similar"], "only large-different"),
+        (["--init", "random", "--case", "small-similar"], "needs large-different"),
         (one_class, "at least 2 classes"),
         (no_class, "at least 2 classes"),
         (used_output, "in use"),
