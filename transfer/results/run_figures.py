@@ -34,7 +34,7 @@ SHEET = 24
 """Number of images in the figure of predictions."""
 
 MAX_MISTAKES = 12
-"""Maximum number of mistakes with heat maps, the most confident first."""
+"""Maximum number of mistakes with heat maps, the highest loss first."""
 
 MAX_SEARCHED = 64
 """Maximum number of test images in which the strongest responses of each filter are searched."""
@@ -86,7 +86,7 @@ def draw_evaluation(model: keras.Model, data: ImageData, evaluation: Evaluation)
 
 
 def _draw_explanations(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
-    """Draw the most confident mistakes with Grad-CAM, and the images that filters respond to most."""
+    """Draw the mistakes with the highest loss with Grad-CAM, and the images that filters respond to most."""
     size = input_size(model, data)
     figures: dict[str, Figure] = {}
     mistakes = evaluation.mistakes[:MAX_MISTAKES].tolist()

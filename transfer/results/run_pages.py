@@ -35,7 +35,7 @@ CAPTIONS = {
     "confusion_matrix": "Confusion matrix: rows are true classes, columns are predicted classes.",
     "classes": "Precision and recall by class, the lowest F1 first.",
     "calibration": "Reliability diagram: accuracy by confidence.",
-    "mistakes": "The most confident mistakes, with Grad-CAM heat maps.",
+    "mistakes": "The mistakes with the highest loss, with Grad-CAM heat maps.",
     "predictions": "Test images with their predicted classes.",
     "blocks": "Image regions with the strongest responses of some filters, by block.",
 }
