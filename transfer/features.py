@@ -13,13 +13,7 @@ from transfer.images.check_cache import delete_check_cache
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List or clear the feature cache and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m transfer.features", allow_abbrev=False)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", action="store_true", help="list the cached features, the oldest first")
-    what.add_argument(
-        "--clear", action="store_true", help="delete all cached features and cached file checks"
-    )
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     cache = FeatureCache()
     try:
         if options.clear:
@@ -31,6 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(
+        prog="python -m transfer.features",
+        allow_abbrev=False,
+        description="List or clear the cache of features and of file checks.",
+    )
+    action = flags.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", action="store_true", help="list the cached features, the oldest first")
+    action.add_argument(
+        "--clear", action="store_true", help="delete all cached features and cached file checks"
+    )
+    return flags
 
 
 def _listing(cache: FeatureCache) -> str:
