@@ -34,7 +34,7 @@ def test_the_moving_average_of_a_constant_is_the_constant():
 
 
 def test_a_head_alone_and_too_few_steps_are_refused(colors):
-    with pytest.raises(InputError, match="head alone"):
+    with pytest.raises(InputError, match="only the head is trainable"):
         find_learning_rate(small_similar(make_tiny(), colors.num_classes, preprocessing="tf"), colors)
     with pytest.raises(InputError, match="steps of 10"):
         find_learning_rate(

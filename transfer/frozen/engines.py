@@ -271,10 +271,16 @@ def _keras(model: keras.Model, shape: tuple[int, ...], batch_size: int) -> RunFu
     def run_chunk(images: np.ndarray) -> np.ndarray:
         return keras.tree.flatten(function(tf.constant(padded(images, chunk))))[0].numpy()[: len(images)]
 
+    started = False
+
     def run(images: np.ndarray) -> np.ndarray:
+        nonlocal started
         chunks = [images[start : start + chunk] for start in range(0, len(images), chunk)]
+        # The first call optimizes the graph; TensorFlow has crashed when two threads did so at once.
+        first = [] if started else [run_chunk(chunks.pop(0))]
+        started = True
         with ThreadPoolExecutor(2) as pool:  # the second thread uses cores that the first leaves idle
-            return np.concatenate(list(pool.map(run_chunk, chunks)))
+            return np.concatenate([*first, *pool.map(run_chunk, chunks)])
 
     return run
 
