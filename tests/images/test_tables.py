@@ -8,7 +8,8 @@ import pytest
 from pyarrow import parquet
 
 from transfer.common.errors import InputError
-from transfer.images.tables import COLUMN_ALIASES, SPLIT_ALIASES, SPLITS, Table
+from transfer.images.split_words import SPLIT_WORDS, SPLITS
+from transfer.images.tables import COLUMN_ALIASES, Table
 
 ROWS = [("a.png", "cat", "train", "p1"), ("b.png", "dog", "test", "p2")]
 
@@ -89,7 +90,7 @@ def test_names_of_the_split_and_group_columns(write, split, group):
     ]
 
 
-@pytest.mark.parametrize(("word", "split"), SPLIT_ALIASES.items())
+@pytest.mark.parametrize(("word", "split"), SPLIT_WORDS.items())
 def test_names_of_splits(write, word, split):
     assert read(write(f"path,label,split\na,b, {word.upper()} \n")) == [(2, "a", "b", split, "")]
     assert split in SPLITS

@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from transfer.common.errors import InputError, unknown
 from transfer.images.image_sequences import TemporaryImages
+from transfer.images.split_words import SPLITS
 from transfer.images.splitting import SourceData, Split
-from transfer.images.tables import SPLITS
 
 _FORMS = (
     "(images, labels), a tf.data.Dataset of (image, label), a pair of either for train and test, or a dict of them "

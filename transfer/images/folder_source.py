@@ -15,8 +15,8 @@ import numpy as np
 from transfer.common.errors import InputError, nearest, unknown
 from transfer.common.text import plural
 from transfer.images.decoding import EXTENSIONS, failure_reason, is_image
+from transfer.images.split_words import SPLIT_WORDS
 from transfer.images.splitting import SourceData, Split
-from transfer.images.tables import SPLIT_ALIASES
 
 EMBEDDED = "emoji"
 """The data set that comes with the package: a few drawings, unlike photos."""
@@ -191,12 +191,12 @@ def _split_roots(folder: Path, scan: _FolderScan) -> dict[str, Path]:
     folders, files = scan.entries(folder)
     inside = {path.name: path for path in folders}
     split_of = {
-        name: SPLIT_ALIASES[name.lower()]
+        name: SPLIT_WORDS[name.lower()]
         for name, path in inside.items()
-        if name.lower() in SPLIT_ALIASES and scan.entries(path)[0]
+        if name.lower() in SPLIT_WORDS and scan.entries(path)[0]
     }
     if "train" not in split_of.values():
-        if inside and all(name.lower() in SPLIT_ALIASES for name in inside):
+        if inside and all(name.lower() in SPLIT_WORDS for name in inside):
             raise InputError(
                 f"Expected a folder 'train' in {folder}, with a sub-folder per class. Received: "
                 f"{', '.join(inside)}. Sort the images into folders by class."

@@ -13,8 +13,9 @@ import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.images.image_sequences import LazySequence
+from transfer.images.split_words import SPLITS
 from transfer.images.splitting import SourceData, Split
-from transfer.images.tables import NOT_UTF8, SAVE_AS_UTF8, SPLITS, Table, own_group, quoted
+from transfer.images.tables import NOT_UTF8, SAVE_AS_UTF8, Table, own_group, quoted
 
 _CHECKED_PATHS = 1_000
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

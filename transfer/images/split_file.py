@@ -14,8 +14,9 @@ from unicodedata import normalize
 from transfer.common.errors import InputError, nearest, unknown
 from transfer.common.files import replacing, to_cell
 from transfer.common.text import plural
+from transfer.images.split_words import SPLITS
 from transfer.images.splitting import Split, concatenate, groups_of
-from transfer.images.tables import SPLITS, Table, is_own_group, quoted, quoted_list
+from transfer.images.tables import Table, is_own_group, quoted, quoted_list
 
 log = logging.getLogger(__name__)
 

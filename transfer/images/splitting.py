@@ -16,7 +16,8 @@ from transfer.common.text import plural
 from transfer.images.decoding import decode, to_rgb_array
 from transfer.images.duplicates import component_ids
 from transfer.images.image_sequences import LazySequence
-from transfer.images.tables import SPLITS, own_group
+from transfer.images.split_words import SPLITS
+from transfer.images.tables import own_group
 
 log = logging.getLogger(__name__)
 

@@ -12,18 +12,10 @@ from typing import TYPE_CHECKING
 
 from transfer.common.errors import InputError, nearest, one_line
 from transfer.common.files import from_cell
+from transfer.images.split_words import SPLIT_WORDS, SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SPLIT_ALIASES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""Names of splits in lists and as folders, in lower case, and the split that each name means."""
-
-SPLITS = tuple(dict.fromkeys(SPLIT_ALIASES.values()))
 
 COLUMN_ALIASES = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image"),
@@ -76,7 +68,7 @@ class Table:
             if problem:
                 self.add_problem(number, problem)
             else:
-                yield number, path, label, SPLIT_ALIASES.get(split, ""), group.strip()
+                yield number, path, label, SPLIT_WORDS.get(split, ""), group.strip()
         if self._problems:
             hidden = self._num_problems - len(self._problems)
             more = f"; and {hidden} more" if hidden else ""
@@ -93,9 +85,9 @@ class Table:
             if "\0" in text:
                 return f"the {column} contains a NUL byte"
         split = row[2]
-        if not split or split in SPLIT_ALIASES:
+        if not split or split in SPLIT_WORDS:
             return ""
-        near = nearest(split, SPLIT_ALIASES) if self._num_problems < _MAX_QUOTED else ()  # slow for many rows
+        near = nearest(split, SPLIT_WORDS) if self._num_problems < _MAX_QUOTED else ()  # slow for many rows
         hint = f"perhaps {quoted_list(near)}" if near else f"expected one of {quoted_list(SPLITS)}"
         return f"unknown split {quoted(split)}, {hint}"
 

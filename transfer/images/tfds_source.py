@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transfer.common.errors import InputError, nearest, one_line, unknown
+from transfer.images.split_words import SPLIT_WORDS, SPLITS
 from transfer.images.splitting import SourceData, Split
-from transfer.images.tables import SPLIT_ALIASES, SPLITS
 from transfer.images.tfds_records import RecordRange, make_reader
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def _own_splits(builder: DatasetBuilder) -> dict[str, str]:
     """Return the data set's own name of train, val and test, if it has them."""
     splits: dict[str, str] = {}
     for own, info in builder.info.splits.items():
-        if own in SPLIT_ALIASES and info.num_examples:
-            splits.setdefault(SPLIT_ALIASES[own], own)
+        if own in SPLIT_WORDS and info.num_examples:
+            splits.setdefault(SPLIT_WORDS[own], own)
     return splits
 
 
