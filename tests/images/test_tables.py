@@ -130,7 +130,7 @@ def test_the_first_five_bad_rows_are_reported_and_the_others_counted(write):
     message = refusal(write(text + "e\0.png,cat,train\nf.png,cat,train\n,cat,\n"))
     assert message == (
         "list.csv, line 2: the path is empty; list.csv, line 3: the label is empty; "
-        "list.csv, line 4: unknown split 'trian', perhaps 'train', 'training'; "
+        "list.csv, line 4: unknown split 'trian', perhaps 'train', 'trn', 'training'; "
         "list.csv, line 5: 2 fields for 3 columns; list.csv, line 6: 4 fields for 3 columns; and 2 more. "
         "Correct or remove these rows."
     )

@@ -32,7 +32,7 @@ def rest_of(text: str) -> tuple[str, ...]:
 
 def _words(text: str) -> list[str]:
     """Return the words of a name in lower case, with "trainset" as "train" and "set"."""
-    words = []
+    words: list[str] = []
     for word in _WORD.findall(re.sub("(?i)hold[-_ ]out", "holdout", text)):
         word = word.lower()
         match = _JOINED.fullmatch(word)
