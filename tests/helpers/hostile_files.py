@@ -748,7 +748,7 @@ def outcomes_of(cases: Iterable[Case]) -> Iterator[tuple[Case, list[str]]]:
 def outcome_of(path: Path, case: Case, data: Any) -> str:
     """Return the outcome of one path: a word of `Case.expected`, with the reason."""
     from transfer.images.decoding import decode
-    from transfer.images.folder_source import printable
+    from transfer.images.folder_scan import printable
 
     used = [part for part in data.splits.values() if str(path) in list(part.images)]
     if used:

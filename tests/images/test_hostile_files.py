@@ -22,7 +22,8 @@ from transfer.images import decoding
 from transfer.images.checking import check, check_images
 from transfer.images.datasets import load_data
 from transfer.images.decoding import RESIZES, decode
-from transfer.images.folder_source import find_source, printable
+from transfer.images.folder_scan import printable
+from transfer.images.folder_source import find_source
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 SCRIPT = Path(__file__).parents[1] / "helpers" / "hostile_files.py"

@@ -19,8 +19,9 @@ from transfer.images.data_config import DataConfig
 from transfer.images.data_report import DataReport
 from transfer.images.decoding import as_size
 from transfer.images.duplicates import find_duplicates
-from transfer.images.folder_source import describe_skipped, find_source, printable, read_folder
+from transfer.images.folder_scan import describe_skipped, printable
 from transfer.images.folder_source import embedded_folder as embedded_folder
+from transfer.images.folder_source import find_source, read_folder
 from transfer.images.manifest import read_manifest
 from transfer.images.split_file import apply_split, read_split
 from transfer.images.splitting import SourceData, Split, complete_splits, few_per_class

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import stat
-import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from transfer.common.errors import InputError, nearest, unknown
 from transfer.common.text import plural
-from transfer.images.decoding import EXTENSIONS, failure_reason, is_image
+from transfer.images.decoding import EXTENSIONS, failure_reason
+from transfer.images.folder_scan import FolderScan, describe_skipped, printable
 from transfer.images.split_words import SPLIT_WORDS
 from transfer.images.splitting import SourceData, Split
 
 EMBEDDED = "emoji"
 """The data set that comes with the package: a few drawings, unlike photos."""
-
-# Files of operating systems and archives that are not hidden, in lower case.
-_SYSTEM = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
-_SYSTEM |= {"system volume information"}
-
-# Image formats that are reported as skipped; other unknown files are ignored.
-_OTHER_IMAGES = {".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".ico", ".psd", ".tga"}
-_OTHER_IMAGES |= {".ppm", ".pgm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".dcm"}
 
 
 def embedded_folder() -> Path:
@@ -67,7 +54,7 @@ def find_source(text: str) -> Path:
 
 def read_folder(folder: Path) -> SourceData:
     """Return the paths and labels of the images in a folder, by split."""
-    scan = _FolderScan(folder)
+    scan = FolderScan(folder)
     roots = _split_roots(folder, scan)
     classes = {split: _images_by_class(root, scan) for split, root in roots.items()}
     names = sorted(classes["train"])
@@ -82,111 +69,7 @@ def read_folder(folder: Path) -> SourceData:
     return SourceData(parts, names, scan.skipped, scan.ignored)
 
 
-class _FolderScan:
-    """Lists folders and records the files that cannot be used."""
-
-    def __init__(self, top: Path) -> None:
-        self.top = top
-        self._prefix_length = len(_prefix(top))
-        self.skipped: list[tuple[str, str]] = []
-        self.ignored: list[str] = []
-        self._reported: set[str] = set()
-        # Links to folders above the top are not followed: they could lead to the whole disk.
-        self._above = set()
-        for path in top.resolve().parents:
-            with contextlib.suppress(OSError):
-                self._above.add(_identity(path))
-
-    def relative_name(self, path: str | Path) -> str:
-        return str(path)[self._prefix_length :].replace(os.sep, "/") or "."
-
-    def skip(self, path: str | Path, reason: str) -> None:
-        if (name := self.relative_name(path)) not in self._reported:  # the top is listed more than once
-            self._reported.add(name)
-            self.skipped.append((name, reason))
-
-    def entries(self, folder: Path) -> tuple[list[Path], list[str]]:
-        """Return the sub-folders and the files of a folder, each sorted by name."""
-        folders, files = [], []
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            if folder == self.top:
-                raise InputError(f"Cannot read the folder {folder}: {failure_reason(error)}.") from None
-            self.skip(folder, failure_reason(error))
-            return [], []
-        inside = [path for path in (folder, *folder.parents) if path.is_relative_to(self.top)]
-        above = self._above | {_identity(path) for path in inside}
-        prefix = _prefix(folder)
-        for entry in entries:
-            path = prefix + entry.name
-            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
-                continue
-            try:
-                mode = entry.stat().st_mode
-                circular = entry.is_symlink() and _identity(path) in above
-            except OSError as error:
-                broken_link = entry.is_symlink() and not isinstance(error, PermissionError)
-                self.skip(path, "a broken link" if broken_link else failure_reason(error))
-                continue
-            if circular:
-                self.skip(path, "a link to a folder that contains it")
-            elif stat.S_ISDIR(mode):
-                folders.append(folder / entry.name)
-            elif stat.S_ISREG(mode):
-                files.append(path)
-            else:
-                self.skip(path, "not a file")
-        return folders, files
-
-    def images(self, folder: Path) -> list[str]:
-        """Return the images at any depth of a folder, sorted; follow links, but visit no folder twice."""
-        images: list[str] = []
-        visited, pending = set(), [folder]
-        while pending:
-            current = pending.pop()
-            if (identity := _identity(current)) not in visited:
-                visited.add(identity)
-                folders, files = self.entries(current)
-                pending += reversed(folders)
-                images += filter(self.accepts, files)
-        return sorted(images, key=lambda file: file.split(os.sep))  # folder by folder
-
-    def accepts(self, file: str) -> bool:
-        """Return whether a file seems to be a readable image; record it as skipped or ignored if not."""
-        extension = os.path.splitext(file)[1].lower()
-        if extension in EXTENSIONS:
-            return True
-        try:
-            with open(file, "rb") as stream:
-                if is_image(stream.read(16)):
-                    return True
-        except OSError as error:
-            self.skip(file, failure_reason(error))
-            return False
-        if extension in _OTHER_IMAGES:
-            self.skip(file, f"{extension[1:].upper()} is not supported: save it as JPEG or PNG")
-        else:
-            self.ignored.append(self.relative_name(file))
-        return False
-
-    def skip_images(self, files: Sequence[str]) -> None:
-        """Record images that lie directly in a folder of classes or splits."""
-        for file in filter(self.accepts, files):
-            self.skip(file, "not in the folder of a class")
-
-
-def _prefix(folder: Path) -> str:
-    """Return the prefix that `folder / name` puts before the name."""
-    return os.path.join("" if folder == Path() else str(folder), "")
-
-
-def _identity(path: str | Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def _split_roots(folder: Path, scan: _FolderScan) -> dict[str, Path]:
+def _split_roots(folder: Path, scan: FolderScan) -> dict[str, Path]:
     """Return the folder of each split; a folder of images is a class, even if it is named like a split."""
     folders, files = scan.entries(folder)
     inside = {path.name: path for path in folders}
@@ -217,7 +100,7 @@ def _split_roots(folder: Path, scan: _FolderScan) -> dict[str, Path]:
     return {split: inside[name] for name, split in split_of.items()}
 
 
-def _images_by_class(root: Path, scan: _FolderScan) -> dict[str, list[str]]:
+def _images_by_class(root: Path, scan: FolderScan) -> dict[str, list[str]]:
     """Return images by class; folders whose names differ only in Unicode's normal form are one class."""
     classes: dict[str, list[str]] = {}
     for folder in scan.entries(root)[0]:
@@ -226,7 +109,7 @@ def _images_by_class(root: Path, scan: _FolderScan) -> dict[str, list[str]]:
 
 
 def _refuse_misfits(
-    roots: dict[str, Path], classes: dict[str, dict[str, list[str]]], scan: _FolderScan
+    roots: dict[str, Path], classes: dict[str, dict[str, list[str]]], scan: FolderScan
 ) -> None:
     """Raise if a class or a split has no images, or a split has a class that train does not have."""
     expected = f"Expected images ({', '.join(sorted(EXTENSIONS))}) in"
@@ -247,7 +130,7 @@ def _refuse_misfits(
             )
 
 
-def _refuse_wrapper(root: Path, scan: _FolderScan) -> None:
+def _refuse_wrapper(root: Path, scan: FolderScan) -> None:
     """Raise if the only sub-folder holds the classes, as in many unpacked archives."""
     folders = scan.entries(root)[0]
     if len(folders) == 1 and len(scan.entries(folders[0])[0]) > 1:
@@ -255,25 +138,3 @@ def _refuse_wrapper(root: Path, scan: _FolderScan) -> None:
             f"Expected a sub-folder of images per class in {root}. Received only {folders[0].name!r}, which has "
             f"sub-folders of its own. Did you mean '{folders[0]}'?"
         )
-
-
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Controls, line ends, direction marks and surrogates. `str.isprintable` is not used: it differs between versions of
-Python and refuses the joiners that Persian and emoji need."""
-
-
-def describe_skipped(skipped: Sequence[tuple[str, str]]) -> str:
-    """Return a sentence with the first skipped files and their reasons, to append to a message."""
-    shown = "; ".join(f"{printable(name)} ({reason})" for name, reason in skipped[:5])
-    more = f"; and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
-    return f" Skipped: {shown}{more}." if shown else ""
-
-
-def printable(name: str) -> str:
-    """Return a name in Unicode's composed form (NFC), with control characters and surrogates escaped."""
-    return _CONTROLS.sub(_escape, unicodedata.normalize("NFC", name))
-
-
-def _escape(match: re.Match[str]) -> str:
-    char = match[0]
-    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else repr(char)[1:-1]
