@@ -712,9 +712,11 @@ def folders(corpus: Corpus) -> None:
         corpus.plain(root, *inside)
         corpus.note(f"splits: {kind}", (), expected, root)
     (corpus.folder / "s7/val/a").mkdir(parents=True)
-    for root, inside in (("s8", ["test"]), ("s9", ["more", "else"])):
-        lost = [corpus.folder / root / name for name in inside]
-        corpus.note("splits: images in a folder that is no split", lost, "skipped", root)
+    corpus.note("splits: unlabeled test images", (corpus.folder / "s8/test").iterdir(), "hidden", "s8")
+    lost = [*(corpus.folder / "s9/more").iterdir(), *(corpus.folder / "s9/else/c").iterdir()]
+    corpus.note(
+        "splits: images in a folder that is no split", lost, "skipped", "s9", why="outside the folders"
+    )
     (corpus.folder / "linked").mkdir()
     (corpus.folder / "linked/train").symlink_to(corpus.folder / "s1" / "TRAIN")
     corpus.note("splits: train is a link", (), "read", "linked")

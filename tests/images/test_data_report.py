@@ -11,6 +11,11 @@ from transfer.images.data_report import DataReport
 
 CHANGES = {
     "skipped": ({"skipped": (("a.jpg", "empty"),)}, True, "Skipped 1 image that", "a.jpg (empty)"),
+    "formats": (
+        {"skipped": tuple((f"{i}.dcm", 'DICOM needs pydicom: pip install ".[formats]"') for i in range(214))}, True,
+        'Skipped 214 images: DICOM needs pydicom: pip install ".[formats]".', "3.dcm",
+    ),
+    "source": ({"notes": (("The classes are years.", True),)}, True, "The classes are years.", "years"),
     "conflicting_labels": (
         {"duplicates": (duplicates("a", "b", classes=["cat", "dog"]),)}, True,
         "1 image has conflicting labels: used for training only. Please fix its label.", "a = b",

@@ -109,14 +109,6 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path):
     assert data.class_names == ("car", "plane", "train")
 
 
-def test_folders_beside_the_splits_are_reported_as_skipped(tmp_path):
-    fill(tmp_path / "train", {"a": 5, "b": 5})
-    fill(tmp_path, {"test": 3})  # without classes, as in competitions
-    data = load_data(tmp_path)
-    assert data.skipped == (("test", "3 images outside the folders of splits and classes"),)
-    assert {n.split("/")[0] for n in data.test.names} == {"train"}
-
-
 def test_a_class_need_not_be_in_the_test_set(tmp_path):
     fill(tmp_path / "train", {"a": 5, "b": 5})
     fill(tmp_path / "test", {"b": 2}, start=500)
@@ -239,7 +231,6 @@ def test_an_error_names_a_file_that_was_deleted_later(tmp_path):
 def misfits(tmp_path):
     fill(tmp_path / "colors", {"a": 3, "b": 3})
     fill(tmp_path / "one", {"a": 3})
-    fill(tmp_path / "wrapped", {"photos/a": 3, "photos/b": 3})
     fill(tmp_path / "hollow", {"a": 3, "b": 3})
     (tmp_path / "hollow" / "c").mkdir()
     (tmp_path / "hollow" / "c" / "image.tif").write_bytes(b"x")
@@ -261,7 +252,6 @@ def misfits(tmp_path):
     ("emojis", {}, "Did you mean 'emoji'"),
     ("file.png", {}, r"Received an image: .*file\.png\. Pass the folder"),
     ("one", {}, r"at least 2 classes in 'one'. Received: 1 \(a\)\. Put the images of each class"),
-    ("wrapped", {}, r"Received only 'photos', which has sub-folders of its own\. Did you mean '.*wrapped.photos'"),
     ("none", {}, "at least 2 classes in 'none'. Received: 0. Put the images of each class"),
     ("flat", {}, "at least 2 classes in 'flat'. Received: 0. Put the images of each class"),
     ("hollow", {}, r"\.jpg.* in every sub-folder of .*hollow\. Received none in: c\. Add some"),

@@ -346,10 +346,11 @@ def test_images_outside_the_splits_are_reported(tmp_path):
     (tmp_path / "notes/a.txt").write_text("about these")
     data = load_data(tmp_path)
     assert dict(data.skipped) == {
-        "test": "4 images outside the folders of splits and classes",
-        "unlabeled": "4 images outside the folders of splits and classes",
+        **{f"unlabeled/x/{k}.png": "outside the folders of splits and classes" for k in range(4)},
         **{f"{k}.png": "not in the folder of a class" for k in range(4)},
     }
+    (finding,) = [finding for finding in data.report.findings if finding.kind == "source"]
+    assert finding.text.startswith("Not used: 4 images in 'test'") and not finding.serious
 
 
 def test_errors_list_the_skipped_files(tmp_path):

@@ -203,6 +203,7 @@ def make_report(
         blank=tuple(name for name, image in zip(names, images, strict=True) if not image.hash),
         format_leak=_format_leak(formats, labels, classes),
         small_classes=_small_classes(labels, ids, classes) if list(checked) == ["train"] else (),
+        notes=tuple(source.notes),
     )
 
 

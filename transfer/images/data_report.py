@@ -12,6 +12,7 @@ import numpy as np
 from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
 from transfer.common.text import plural
+from transfer.images.folder_scan import names_by_reason
 
 MIN_DIFFERENT = 3
 """Minimum number of different images per class: one each for training, validation and test."""
@@ -82,6 +83,7 @@ class DataReport:
         blank: Names of images with a single color.
         format_leak: Two classes with different usual file formats, in words; otherwise empty.
         small_classes: Classes with fewer than `MIN_DIFFERENT` different images, if the splits are drawn.
+        notes: Sentences on how the source was read, and whether each needs action.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -108,6 +110,7 @@ class DataReport:
     blank: tuple[str, ...]
     format_leak: str
     small_classes: tuple[str, ...]
+    notes: tuple[tuple[str, bool], ...] = ()
 
     @property
     def conflicts(self) -> list[DuplicateSet]:
@@ -204,10 +207,11 @@ def _as_tuples(value: Any) -> Any:
 
 def _problems(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
     """Yield kind, text and names of each serious finding."""
+    for text, serious in report.notes:
+        if serious:
+            yield "source", text, ()
     too_high = "in more than one of the provided splits: measured accuracy will be too high."
-    if report.skipped:
-        text = f"Skipped {plural(len(report.skipped), 'image')} that cannot be used."
-        yield "skipped", text, _with_reasons(report.skipped)
+    yield from _skipped_images(report.skipped)
     if conflicts := report.conflicts:
         have, fix = ("has", "its label") if len(conflicts) == 1 else ("have", "their labels")
         text = f"{plural(len(conflicts), 'image')} {have} conflicting labels: used for training only. Please fix {fix}."
@@ -234,6 +238,9 @@ def _problems(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
 
 def _hints(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
     """Yield kind, text and names of each finding that is a hint."""
+    for text, serious in report.notes:
+        if not serious:
+            yield "source", text, ()
     train = np.array(report.counts.get("train", ()))
     if len(train) and train.max() >= IMBALANCE * max(train.min(), 1):
         least, most = (report.class_names[i] for i in (train.argmin(), train.argmax()))
@@ -254,6 +261,24 @@ def _hints(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
     if report.format_leak:
         text = f"File formats reveal the class: {report.format_leak}. The network may learn the format."
         yield "format_leak", f"{text} Save all images in one format.", ()
+
+
+def _skipped_images(skipped: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Yield a finding for each format that needs an installation, and one for the other skipped images."""
+    groups = names_by_reason(skipped)
+    for reason in [reason for reason in groups if "pip install" in reason]:
+        names = groups.pop(reason)
+        yield "formats", f"Skipped {plural(len(names), 'image')}: {reason}.", names
+    count = sum(map(len, groups.values()))
+    if count:
+        frequent = [f"{reason}: {len(names):,}" for reason, names in groups.items() if len(names) > 1][:3]
+        reasons = f" ({'; '.join(frequent)})" if frequent else ""
+        others = [one for one in skipped if one[1] in groups]
+        yield (
+            "skipped",
+            f"Skipped {plural(count, 'image')} that cannot be used{reasons}.",
+            _with_reasons(others),
+        )
 
 
 def _with_reasons(pairs: Sequence[tuple[str, str]]) -> list[str]:

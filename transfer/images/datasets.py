@@ -112,8 +112,8 @@ def load_data(
     Args:
         source: One of
 
-            - a folder with a sub-folder of images per class, optionally below `train` (`training`), `val` (`valid`,
-              `validation`) and `test` (`testing`), in any letter case;
+            - a folder with a sub-folder of images per class, optionally below folders whose names contain the word of
+              a split, such as `train`, `val` and `test`, or `seg_train` and `seg_test`;
             - `"emoji"`, the data set that comes with the package;
             - a list of images as CSV or Parquet (see `manifest.read_manifest`);
             - `"tfds:NAME[/CONFIG][:VERSION]"`, a name of tensorflow_datasets;
@@ -153,6 +153,8 @@ def load_data(
     size = as_size(image_size)
     rows = read_split(Path(split_file)) if split_file is not None else None  # fails before the slow steps
     name, data = _read(source, class_names, data_dir, tfds_split, download)
+    if rows is None:
+        _refuse_too_few(name, data)  # before the slow check, and after it
     data, checked = _check(_with_unique_names(data, resize), strict=strict)
     ids = _duplicate_ids(checked, near_duplicates=near_duplicates)
     if rows is not None:
@@ -306,6 +308,8 @@ def _refuse_too_few(name: str, data: SourceData) -> None:
         raise InputError(
             f"Expected images of at least 2 classes in {name!r}. Received: {have}. "
             "Put the images of each class into its own sub-folder."
+            + "".join(f" {text}" for text, _ in data.notes)
+            + describe_skipped(data.skipped)
         )
     if missing := [names[i] for i in range(len(names)) if i not in present]:
         raise InputError(

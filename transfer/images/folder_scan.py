@@ -166,10 +166,23 @@ Python and refuses the joiners that Persian and emoji need."""
 
 
 def describe_skipped(skipped: Sequence[tuple[str, str]]) -> str:
-    """Return a sentence with the first skipped files and their reasons, to append to a message."""
-    shown = "; ".join(f"{printable(name)} ({reason})" for name, reason in skipped[:5])
-    more = f"; and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
-    return f" Skipped: {shown}{more}." if shown else ""
+    """Return a sentence with the most frequent reasons and a file for each, to append to a message."""
+    groups = names_by_reason(skipped)
+    shown = [
+        f"{printable(names[0])}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''} ({reason})"
+        for reason, names in groups.items()
+    ]
+    hidden = sum(len(names) for names in [*groups.values()][5:])
+    more = f"; and {hidden:,} more" if hidden else ""
+    return f" Skipped: {'; '.join(shown[:5])}{more}." if shown else ""
+
+
+def names_by_reason(skipped: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the names of skipped files by reason, the most frequent reason first."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        groups.setdefault(reason, []).append(name)
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
 def printable(name: str) -> str:

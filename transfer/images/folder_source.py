@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from transfer.common.errors import InputError, nearest, unknown
-from transfer.common.text import plural
 from transfer.images.decoding import EXTENSIONS, failure_reason
-from transfer.images.folder_scan import FolderScan, describe_skipped, printable
-from transfer.images.split_words import SPLIT_WORDS
+from transfer.images.folder_layout import find_layout, list_hint
+from transfer.images.folder_scan import FolderScan, describe_skipped
+from transfer.images.other_files import other_file
 from transfer.images.splitting import SourceData, Split
 
 EMBEDDED = "emoji"
@@ -35,6 +35,8 @@ def find_source(text: str) -> Path:
             raise InputError(
                 f"Expected {wanted}. Received an image: {text}. Pass the folder that contains it."
             )
+        if place.is_file() and (other := other_file(place)):
+            raise InputError(f"Expected {wanted}. Received {text!r}, {other[0]}. {other[1]}")
         if place.exists():
             return place
         if text == EMBEDDED:
@@ -55,57 +57,24 @@ def find_source(text: str) -> Path:
 def read_folder(folder: Path) -> SourceData:
     """Return the paths and labels of the images in a folder, by split."""
     scan = FolderScan(folder)
-    roots = _split_roots(folder, scan)
-    classes = {split: _images_by_class(root, scan) for split, root in roots.items()}
+    roots, folders, notes = find_layout(folder, scan)
+    classes = {
+        split: {
+            name: [file for path in paths for file in scan.images(path)] for name, paths in by_class.items()
+        }
+        for split, by_class in folders.items()
+    }
     names = sorted(classes["train"])
     _refuse_misfits(roots, classes, scan)
-    _refuse_wrapper(roots["train"], scan)
     label_of = {name: label for label, name in enumerate(names)}
     parts = {}
     for split, by_class in classes.items():
         files = [file for paths in by_class.values() for file in paths]
         labels = np.array([label_of[name] for name, paths in by_class.items() for _ in paths], "int64")
         parts[split] = Split(files, labels, [scan.relative_name(file) for file in files])
-    return SourceData(parts, names, scan.skipped, scan.ignored)
-
-
-def _split_roots(folder: Path, scan: FolderScan) -> dict[str, Path]:
-    """Return the folder of each split; a folder of images is a class, even if it is named like a split."""
-    folders, files = scan.entries(folder)
-    inside = {path.name: path for path in folders}
-    split_of = {
-        name: SPLIT_WORDS[name.lower()]
-        for name, path in inside.items()
-        if name.lower() in SPLIT_WORDS and scan.entries(path)[0]
-    }
-    if "train" not in split_of.values():
-        if inside and all(name.lower() in SPLIT_WORDS for name in inside):
-            raise InputError(
-                f"Expected a folder 'train' in {folder}, with a sub-folder per class. Received: "
-                f"{', '.join(inside)}. Sort the images into folders by class."
-            )
-        split_of = {}
-    scan.skip_images(files)
-    if not split_of:
-        return {"train": folder}
-    if len(set(split_of.values())) < len(split_of):
-        raise InputError(
-            f"Expected one folder per split in {folder}. Received: {', '.join(split_of)}. Merge or rename one."
-        )
-    for name, path in inside.items():
-        if name in split_of:
-            scan.skip_images(scan.entries(path)[1])
-        elif count := len(scan.images(path)):
-            scan.skip(path, f"{plural(count, 'image')} outside the folders of splits and classes")
-    return {split: inside[name] for name, split in split_of.items()}
-
-
-def _images_by_class(root: Path, scan: FolderScan) -> dict[str, list[str]]:
-    """Return images by class; folders whose names differ only in Unicode's normal form are one class."""
-    classes: dict[str, list[str]] = {}
-    for folder in scan.entries(root)[0]:
-        classes.setdefault(printable(folder.name), []).extend(scan.images(folder))
-    return classes
+    if len(names) < 2 and (hint := list_hint(folder, scan)):
+        notes = [*notes, (hint.strip(), True)]
+    return SourceData(parts, names, scan.skipped, scan.ignored, notes)
 
 
 def _refuse_misfits(
@@ -128,13 +97,3 @@ def _refuse_misfits(
                 f"{expected} {roots[split]}. Received none. Add some, or remove the folder: the split is then "
                 f"drawn from train.{describe_skipped(scan.skipped)}"
             )
-
-
-def _refuse_wrapper(root: Path, scan: FolderScan) -> None:
-    """Raise if the only sub-folder holds the classes, as in many unpacked archives."""
-    folders = scan.entries(root)[0]
-    if len(folders) == 1 and len(scan.entries(folders[0])[0]) > 1:
-        raise InputError(
-            f"Expected a sub-folder of images per class in {root}. Received only {folders[0].name!r}, which has "
-            f"sub-folders of its own. Did you mean '{folders[0]}'?"
-        )

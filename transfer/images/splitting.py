@@ -81,6 +81,8 @@ class SourceData:
     skipped: Sequence[tuple[str, str]] = ()
     # Files that are not images.
     ignored: Sequence[str] = ()
+    # Sentences on how the source was read, and whether each needs action.
+    notes: Sequence[tuple[str, bool]] = ()
 
 
 def concatenate(parts: Sequence[Split]) -> Split:
