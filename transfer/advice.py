@@ -70,15 +70,16 @@ def run(
 
 
 def _draw(advice: Any, folder: Path) -> None:
+    from transfer.common.figures import draw_each
     from transfer.results import plots
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
-    for name, figure in plots.advice_figures(advice).items():
+    for name, content in draw_each(plots.advice_drawings(advice)):
         with replacing(folder / f"{name.replace('_', '-')}.png") as partial:
-            figure.savefig(partial, format="png")
+            partial.write_bytes(content)
 
 
 if __name__ == "__main__":

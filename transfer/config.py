@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transfer.cases.policies import OPTIMIZERS, PRECISIONS
+from transfer.cases.policies import OPTIMIZERS, PRECISIONS, Case
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.files import write_text
 from transfer.common.old_names import OLD_OPTIONS
@@ -73,7 +73,12 @@ class CaseOptions:
     init: str = "auto"
 
     def __post_init__(self) -> None:
-        """Raise an error for a time budget that cannot be read."""
+        """Raise an error for an unknown case, or a time budget that cannot be read."""
+        cases = [str(case) for case in Case]
+        name = self.case.lower().replace("_", "-")
+        if name not in ("auto", *cases):
+            raise unknown("case", self.case, ["auto", *cases])
+        object.__setattr__(self, "case", name)
         seconds_of(None if self.time_budget == "none" else self.time_budget)
 
 

@@ -45,6 +45,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     from transfer.distributed import strategies
 
     strategies.start_quietly()
+    from transfer.common.figures import draw_each
     from transfer.evaluation.evaluate import evaluate
     from transfer.images.split_file import training_digests
     from transfer.results import run_figures, run_pages, run_writer
@@ -74,7 +75,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     if parsed.csv:
         write_predictions(Path(parsed.csv), evaluation)
     if parsed.html:
-        figures = run_figures.draw_evaluation(run.model, data, evaluation)
+        figures = dict(draw_each(run_figures.evaluation_drawings(run.model, data, evaluation)))
         page = run_pages.evaluation_page(f"{run.name} on {data.name}", evaluation, issues, figures)
         write_text(Path(parsed.html), page)
     return evaluation

@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfer.cases.policies import POLICIES, Case
 from transfer.common.allocator import kept_memory
-from transfer.common.errors import InputError
+from transfer.common.commands import signals_as_interrupts
+from transfer.common.errors import InputError, interrupt_behind
 from transfer.config import TrainConfig, parse_arguments, seconds_of
 from transfer.distributed import cluster, process_group
 from transfer.results import run_folders
@@ -28,7 +27,6 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
     from transfer.adviser.advice import Advice
     from transfer.adviser.choice import Choice
     from transfer.adviser.sample_features import SampleFeatures
-    from transfer.cases.decisions import CaseDecision
     from transfer.evaluation.evaluate import Evaluation
     from transfer.images.datasets import ImageData
     from transfer.training.phases import TrainingLog
@@ -42,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they lack the file name; the data report has it
     try:
-        with _sigterm_as_interrupt(), kept_memory():
+        with signals_as_interrupts(), kept_memory():
             folder = run(parse_arguments(arguments))
     except InputError as error:
         sys.stderr.write(f"{error}\n")
@@ -50,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:  # or its subclass `Interrupted`
         return _report_interrupt(stopped)
     except Exception as error:
-        interrupt = _interrupt_behind(error)
+        interrupt = interrupt_behind(error)
         if interrupt is not None:
             return _report_interrupt(interrupt)
         lost = process_group.describe_lost_workers(error)
@@ -64,14 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
-    """Return the interrupt that led to an error: TensorFlow raises its own errors if Ctrl-C stops its tracing."""
-    context = error.__context__
-    while context is not None and not isinstance(context, KeyboardInterrupt):
-        context = context.__context__
-    return context
-
-
 def _report_interrupt(stopped: KeyboardInterrupt) -> int:
     sys.stderr.write(
         f"{str(stopped) or 'Stopped.'} The same command continues from the last checkpoint, if any.\n"
@@ -79,30 +69,13 @@ def _report_interrupt(stopped: KeyboardInterrupt) -> int:
     return 128 + int(getattr(stopped, "signal", signal.SIGINT))
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, so that half-written files are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        error = KeyboardInterrupt()
-        error.signal = number  # type: ignore[attr-defined]
-        raise error
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def run(config: TrainConfig) -> Path:
     """Load data, advise, build, fit, evaluate, report; return the folder of the results."""
     start = time.perf_counter()
-    if config.case != "auto":
-        config = replace(config, case=str(Case.parse(config.case)))  # raises before any slow work
+    finished = run_folders.find_finished(config)
+    if finished is not None:
+        log.info("This run is complete. To start another, choose another --output, or delete this one.")
+        return finished
     devices, resume_from = _start(config)
     from transfer.cases.builders import build
     from transfer.evaluation.evaluate import calibrate, evaluate
@@ -110,10 +83,11 @@ def run(config: TrainConfig) -> Path:
     from transfer.networks.backbones import load_backbone
     from transfer.training.fit import fit
 
-    data = load_data(config.data, **config.load_options())
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
+    _check(config, base)  # before the images are checked, which may take long
+    data = load_data(config.data, **config.load_options())
     log.info("%s: %s", data.name, _describe_splits(data))
-    _check(config, base, data)
+    _check_data(config, data, resume_from)
     choice, advice, sample = _choose(config, data, base, resume_from)
     chosen = replace(config, case=choice.case, **choice.options)
     model = build(base=base, num_classes=data.num_classes, strategy=devices, **chosen.build_options())
@@ -121,7 +95,7 @@ def run(config: TrainConfig) -> Path:
         return _find_learning_rate(chosen, model, data)
     name = f"{data.name}-{choice.case}"
     with _folder(config.output, name, options=config.result_options, resume_from=resume_from) as folder:
-        _write_choice(folder, choice, advice)
+        _write_start(folder, data, model, choice, advice)
         training = fit(
             model,
             data,
@@ -134,7 +108,7 @@ def run(config: TrainConfig) -> Path:
         evaluation = evaluate(model, data, **chosen.evaluate_options()) if len(data.test) else None
         if process_group.current_group().is_chief:
             metrics = {"model": config.model, **choice.advised, "temperature": temperature}
-            _write(folder, chosen, model, data, training, evaluation, metrics, start)
+            _write(folder, chosen, model, data, training, evaluation, metrics=metrics, start=start)
     if evaluation is not None:
         log.info("Test accuracy: %.1f%% on %d held-out images.", 100 * evaluation.accuracy, len(data.test))
     process_group.current_group().leave_together()
@@ -161,6 +135,7 @@ def _start(config: TrainConfig) -> tuple[Any, Path | None]:
 def _find_interrupted(config: TrainConfig) -> str | None:
     """Return the folder of an interrupted run with the same options; raise if the output is in use."""
     run_folders.check_unused(config.output)
+    run_folders.check_outside(config.output, config.data)
     found = run_folders.find_interrupted(config.output, config.result_options, required=config.resume)
     return str(found) if found is not None else None
 
@@ -176,19 +151,34 @@ def _meet(config: TrainConfig) -> None:
         log.setLevel(logging.ERROR)
 
 
-def _check(config: TrainConfig, base: keras.Model, data: ImageData) -> None:
-    """Raise at the start for options that would fail only after the training."""
+def _check(config: TrainConfig, base: keras.Model) -> None:
+    """Raise for layers that the network does not have."""
     from transfer.cases import cuts
-    from transfer.evaluation import evaluate
     from transfer.networks.graphs import analyze
 
-    if config.calibrate:
-        evaluate.check_calibration(data)
     network = analyze(base)
     if config.cut is not None:
         cuts.cuts_of(network, config.cut)
     if config.unfreeze_from is not None:
         network.block_start(config.unfreeze_from)
+
+
+def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) -> None:
+    """Raise for data that would fail only after the training, or that are not those of the run to resume."""
+    from transfer.evaluation import evaluate
+    from transfer.images.split_file import describe_changes
+    from transfer.results.file_names import SPLIT
+
+    if config.calibrate:
+        evaluate.check_calibration(data)
+    changes = process_group.current_group().broadcast(
+        lambda: describe_changes(resume_from / SPLIT, data.splits) if resume_from else ""
+    )
+    if changes:
+        raise InputError(
+            f"Expected the images of the interrupted run in {resume_from}. {changes}. Restore them and run the same "
+            "command, or delete that folder to start anew."
+        )
 
 
 def _choose(
@@ -220,13 +210,18 @@ def _folder(output: str | None, name: str, **options: Any) -> Iterator[Path]:
             yield Path(temporary)
 
 
-def _write_choice(folder: Path, choice: Choice, advice: Advice | None) -> None:
-    """Write which case was chosen, and why."""
-    from transfer.results import plots, run_writer
+def _write_start(
+    folder: Path, data: ImageData, model: keras.Model, choice: Choice, advice: Advice | None
+) -> None:
+    """Write which case was chosen, and why, and the images; warn if the disk is too small for the rest."""
+    from transfer.images.split_file import write_split
+    from transfer.results import file_names, rescue, run_writer
 
+    rescue.warn_if_full(folder, model)
     run_folders.save_decision(folder, choice.decision)
+    write_split(folder / file_names.SPLIT, data.splits, data.class_names)
     if advice is not None:
-        run_writer.write_advice(folder, advice, plots.advice_figures(advice))
+        run_writer.write_advice(folder, advice)
 
 
 def _write(
@@ -236,29 +231,28 @@ def _write(
     data: ImageData,
     training: TrainingLog,
     evaluation: Evaluation | None,
+    *,
     metrics: dict[str, Any],
     start: float,
 ) -> None:
-    """Write all files of the run; metrics and pages come last, so that the total time is known."""
-    from transfer.cases.decisions import decision_of
-    from transfer.results import run_figures, run_writer
-    from transfer.results.run_metrics import collect_metrics
+    """Write the complete run first, on another disk if necessary, and then its figures and pages."""
+    from transfer.results import rescue, run_figures, run_metrics, run_writer
 
-    title = _title(decision_of(model), config.unfreeze_from)
-    run_writer.write_run(
-        folder,
+    results = run_writer.RunResults(
         model=model,
         config=replace(config, output=None, resume=False),
         data=data,
         training=training,
         evaluation=evaluation,
-        figures=run_figures.draw_figures(model, data, evaluation, training=training, title=title),
+        metrics={**run_metrics.collect_metrics(model, data, training, evaluation), **metrics},
         label_issues=run_figures.label_issues_of(evaluation) if evaluation else (),
+        seconds=time.perf_counter() - start,
     )
-    collected = collect_metrics(model, data, training, evaluation)
-    total = round(time.perf_counter() - start, 3)
-    run_writer.write_metrics(folder, {**collected, **metrics, "seconds_total": total})
-    run_writer.write_pages(folder, thumbnail=data.thumbnail)
+    rescue.write_somewhere(folder, lambda place: run_writer.write_run(place, results))
+    try:
+        run_writer.write_report(folder, run_figures.run_drawings(results), thumbnail=data.thumbnail)
+    except KeyboardInterrupt:
+        log.warning("Stopped before all figures and pages were written. The run is complete.")
 
 
 def _find_learning_rate(config: TrainConfig, model: keras.Model, data: ImageData) -> Path:
@@ -270,19 +264,12 @@ def _find_learning_rate(config: TrainConfig, model: keras.Model, data: ImageData
     options = {name: value for name, value in config.fit_options().items() if name in names}
     curve = learning_rate_finder.find_learning_rate(model, data, **options)
     with run_folders.run_folder(config.output, f"{data.name}-learning-rate") as folder:
-        curve.plot().savefig(folder / "learning_rate.png", dpi=110)
+        run_writer.write_figures(folder, {"learning_rate": curve.plot})
         rows = {"rates": curve.rates, "losses": curve.losses, "suggestion": curve.suggestion}
         run_writer.write_metrics(folder, rows)
     default = float(model.optimizer.learning_rate)
     log.info("Suggested learning rate: %.1e. The default of this case: %.1e.", curve.suggestion, default)
     return run_folders.final_folder(folder)
-
-
-def _title(decision: CaseDecision, unfreeze_from: str | None) -> str:
-    policy, several = POLICIES[decision.case], len(decision.cuts)
-    idea = f"freeze the network, train a new head on {several} layers" if several > 1 else policy.idea
-    more = f"; train {unfreeze_from} and the layers after it" if unfreeze_from else ""
-    return f"Case {policy.number}, {decision.case}: {idea}{more}"
 
 
 def _describe_splits(data: ImageData) -> str:

@@ -14,7 +14,7 @@ from transfer.cases.policies import POLICIES, Case
 from transfer.common.errors import InputError
 from transfer.distributed.process_group import current_group
 from transfer.images.datasets import Split
-from transfer.images.pipeline import make_dataset
+from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.training.schedules import BATCH_SIZE, WarmupCosine
 
 STEPS = 8
@@ -33,6 +33,7 @@ class Trial:
     seconds_start: float  # time until the end of the first step, minus the time of a step
 
 
+@plain_errors()
 def time_fine_tuning(
     images: Split,
     base: keras.Model,

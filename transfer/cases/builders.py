@@ -350,6 +350,12 @@ def _check_compile_options(precision: str, optimizer: str, steps_per_execution: 
     """Raise if the precision, the optimizer or the steps per execution are invalid."""
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
+    if keras.config.floatx() not in ("float32", "float64"):
+        raise InputError(
+            f"Expected 'float32' or 'float64' as Keras' floatx. Received: {keras.config.floatx()!r}, in which training "
+            "fails. Call keras.config.set_floatx('float32') before you load the network, or change floatx in "
+            "keras.json. For speed, use precision='mixed_float16'."
+        )
     if optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     if steps_per_execution < 1:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+
+log = logging.getLogger(__name__)
 
 
 class InputError(ValueError):
@@ -42,7 +46,27 @@ def nearest(name: str, valid: Iterable[str], *, most: int = 5) -> list[str]:
     return [known for lower in similar for known in by_lower[lower]][:most]
 
 
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interrupt that led to an error: TensorFlow raises its own errors if Ctrl-C stops its tracing."""
+    context = error.__context__
+    while context is not None and not isinstance(context, KeyboardInterrupt):
+        context = context.__context__
+    return context
+
+
 def one_line(error: Exception, *, most: int = 400) -> str:
     """Return the message of another library's error in one line of at most `most` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]} ..."
+
+
+@contextlib.contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Run a step that a result can do without: log its error in one sentence, and continue."""
+    try:
+        yield
+    except Exception as error:  # libraries that draw may raise anything, such as MemoryError
+        if (interrupt := interrupt_behind(error)) is not None:
+            raise interrupt from None
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        log.warning("Left out %s: %s%s", what, kind, one_line(error))

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator, Mapping
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from transfer.common.errors import optional
+
+Draw = Callable[[], Figure]
+"""Draws a figure when it is called."""
 
 COLORS = {"frozen": "#8fb8de", "trained": "#f4a261", "new": "#e76f51", "cut": "#ffffff"}
 """Color of a network's block by its state; the same in every figure."""
@@ -31,3 +37,13 @@ def png_of(figure: Figure, *, dpi: int = 110) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi)
     return stream.getvalue()
+
+
+def draw_each(figures: Mapping[str, Draw]) -> Iterator[tuple[str, bytes]]:
+    """Draw figures as PNG, one at a time, and leave out those that fail."""
+    for name, draw in figures.items():
+        content = b""
+        with optional(f"{name}.png"):
+            content = png_of(draw())
+        if content:
+            yield name, content

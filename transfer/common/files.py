@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from transfer.common.errors import InputError
+
+_DISK_ADVICE = {
+    errno.ENOSPC: "Free some space on this disk, or choose another one.",
+    errno.EDQUOT: "Free some of your quota on this disk, or choose another one.",
+    errno.EFBIG: "Raise the limit of file sizes (ulimit -f), or choose another disk.",
+}
 
 
 @contextmanager
@@ -31,10 +38,13 @@ def replacing(path: Path) -> Iterator[Path]:
         with written_whole(path) as partial:
             yield partial
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(
-            f"Cannot write {str(path)!r}: {reason}. Choose a file in a writable folder."
-        ) from None
+        advice = _DISK_ADVICE.get(error.errno or 0, "Choose a file in a writable folder.")
+        raise InputError(f"Cannot write {str(path)!r}: {disk_reason(error)}. {advice}") from error
+
+
+def disk_reason(error: OSError) -> str:
+    """Return in a few words why a file could not be read or written."""
+    return (error.strerror or str(error)).lower()
 
 
 def write_text(path: Path, text: str) -> None:

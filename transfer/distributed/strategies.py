@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -46,6 +47,8 @@ PATIENCE = 300.0
 HEARTBEAT = 10
 """Seconds without a heartbeat after which a worker counts as lost."""
 
+log = logging.getLogger(__name__)
+
 
 @runtime_checkable
 class Strategy(Protocol):
@@ -65,13 +68,25 @@ def start_quietly(*, repeatable: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
     with discarded(2):
         if not on_tensorflow():  # asks Keras, which imports TensorFlow
-            return
+            return _use_float32()
         import tensorflow as tf
 
         tf.config.list_physical_devices()
         # Deterministic operations cost little on a CPU.
         if repeatable and not tf.config.list_physical_devices("GPU"):
             tf.config.experimental.enable_op_determinism()
+    _use_float32()
+
+
+def _use_float32() -> None:
+    """Compute in float32: training fails in float16, and float64 is slow and no more accurate."""
+    import keras
+
+    if keras.config.floatx() != "float32":
+        log.warning(
+            "keras.json sets floatx to %s. Computing in float32; see --precision.", keras.config.floatx()
+        )
+        keras.config.set_floatx("float32")
 
 
 def get_strategy(strategy: str | Strategy | None = "auto", *, patience: float = PATIENCE) -> Strategy:

@@ -30,7 +30,7 @@ from transfer.frozen.extraction import BATCH_SIZE, check_views, extract, frozen_
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData, Split, flips_are_safe
-from transfer.images.pipeline import make_dataset
+from transfer.images.pipeline import make_dataset, plain_errors
 
 MOST_CONFUSED = 10
 """Maximum number of pairs of confused classes in `Evaluation.to_dict`."""
@@ -174,6 +174,7 @@ class Evaluation:
         return "\n".join([*lines, ""])
 
 
+@plain_errors()
 def evaluate(
     model: keras.Model,
     data: ImageData,

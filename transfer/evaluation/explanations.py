@@ -74,7 +74,7 @@ def grad_cam(
         def score(maps: Any, values: dict[int, Any] = values, part: slice = part) -> tuple[Any, Any]:
             logits = head.logits(run(nodes, {**values, index: maps}, last=head.position)[head.position])
             chosen = keras.ops.argmax(logits, axis=-1) if wanted is None else wanted[part]
-            return keras.ops.sum(logits * keras.ops.one_hot(chosen, head.classes)), logits
+            return keras.ops.sum(logits * keras.ops.one_hot(chosen, head.classes, dtype="float32")), logits
 
         gradient, logits = gradient_at(score, values[index])
         _require_finite(model, logits)

@@ -29,7 +29,7 @@ from transfer.frozen.shared_pass import (
 )
 from transfer.frozen.store_keys import digests_of, open_store
 from transfer.images.datasets import ImageData, Split
-from transfer.images.pipeline import make_dataset
+from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks import surgery
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,7 @@ def extract(
     return Features(store, store.find(digests), len(missing), engine_name, shapes, _per_image(times))
 
 
+@plain_errors()
 def compute_features(
     run: Engine,
     store: FeatureStore,
@@ -183,6 +184,7 @@ def compute_features(
     return times
 
 
+@plain_errors()
 def _store_known(
     store: FeatureStore,
     extractor: keras.Model,

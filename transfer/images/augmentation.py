@@ -60,7 +60,7 @@ def mixing(kind: str, num_classes: int, *, alpha: float = MIXUP_ALPHA) -> Callab
     layer = None if kind == "none" else kinds[kind][0](kinds[kind][1], dtype="float32")
 
     def mix(images: Any, labels: Any, seed: Any) -> Any:
-        images, labels = ops.cast(images, "float32"), ops.one_hot(labels, num_classes)
+        images, labels = ops.cast(images, "float32"), ops.one_hot(labels, num_classes, dtype="float32")
         if layer is None:
             return images, labels
         transformation = layer.get_random_transformation(images, training=True, seed=_generator(seed))

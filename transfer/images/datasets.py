@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from transfer.common.errors import InputError, unknown
+from transfer.common.errors import InputError, optional, unknown
 from transfer.images.array_source import read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.data_config import DataConfig
@@ -75,10 +75,11 @@ class ImageData:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def thumbnail(self, name: str) -> np.ndarray | None:
-        """Return an image by its name as uint8 of shape (128, 128, 3), or None if no split has it."""
+        """Return an image by its name as uint8 of shape (128, 128, 3), or None if there is none."""
         for part in self.splits.values():
             if name in part.names:
-                return part.image(list(part.names).index(name), THUMBNAIL)
+                with optional(f"the thumbnail of {name}"):
+                    return part.image(list(part.names).index(name), THUMBNAIL)
         return None
 
 

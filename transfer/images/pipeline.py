@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +103,21 @@ def make_dataset(
     from transfer.images import python_batches
 
     return python_batches.image_batches(order, read, change, finish, batch_part=mixed_part)
+
+
+_INPUT_ERROR = re.compile(r"InputError: (.+?)\s*\nTraceback ", re.DOTALL)
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise the `InputError` of an image as it is: `tf.data` wraps it in an error of its own."""
+    try:
+        yield
+    except Exception as error:
+        found = _INPUT_ERROR.search(str(error))
+        if found is None or isinstance(error, InputError):
+            raise
+        raise InputError(found[1]) from None
 
 
 def _tensorflow_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 from array import array
@@ -12,7 +13,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from transfer.common.errors import InputError, nearest, unknown
-from transfer.common.files import replacing, to_cell
+from transfer.common.files import from_cell, replacing, to_cell
 from transfer.common.text import plural
 from transfer.images.split_words import SPLITS
 from transfer.images.splitting import Split, concatenate, groups_of
@@ -83,6 +84,33 @@ def training_digests(path: Path) -> set[str]:
             return {row[DIGEST] for row in rows if row.get(DIGEST) and row.get("split") != "test"}
     except (OSError, csv.Error):
         return set()
+
+
+def describe_changes(path: Path, splits: Mapping[str, Split]) -> str:
+    """Return which images are gone, new or changed since a split file was written; empty if none are."""
+    now = {
+        _nfc(name): part.digests[i] if len(part.digests) else ""
+        for part in splits.values()
+        for i, name in enumerate(part.names)
+    }
+    earlier: dict[str, str] = {}
+    with (
+        contextlib.suppress(OSError, csv.Error),
+        path.open(encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        earlier = {_nfc(from_cell(row["path"])): row.get(DIGEST) or "" for row in csv.DictReader(file)}
+    if not earlier:
+        return ""
+    changes = {
+        "gone": [name for name in earlier if name not in now],
+        "new": [name for name in now if name not in earlier],
+        "changed": [name for name in now if earlier.get(name, now[name]) != now[name]],
+    }
+    return "; ".join(
+        f"{plural(len(names), 'image')} {'is' if len(names) == 1 else 'are'} {what}: {quoted_list(names)}"
+        for what, names in changes.items()
+        if names
+    )
 
 
 def apply_split(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from transfer.common.errors import InputError
+from transfer.common.files import disk_reason
 from transfer.common.text import plural
 from transfer.images.decoding import decode, to_rgb_array
 from transfer.images.duplicates import component_ids
@@ -65,8 +68,28 @@ class Split:
     def image(self, position: int, size: tuple[int, int]) -> np.ndarray:
         """Decode one image to uint8 of shape (height, width, 3)."""
         item = self.images[position]
+        if isinstance(item, str) and len(self.digests):
+            item = _unchanged(item, self.digests[position])
         to_pixels = to_rgb_array if isinstance(item, np.ndarray) else decode
         return to_pixels(item, size, resize=self.resize)
+
+
+def _unchanged(path: str, digest: str) -> bytes:
+    """Read an image file; raise an error if it is gone or changed since it was checked."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        folder = Path(path).parent
+        what = f"Its folder {folder} is gone. " if not folder.is_dir() else ""
+        raise InputError(
+            f"Cannot read {path}: {disk_reason(error)}. {what}The check could read it. Restore it, or run the same "
+            "command again without it."
+        ) from None
+    if hashlib.sha256(content).hexdigest() != digest:  # its features would be cached for the earlier image
+        raise InputError(
+            f"{path} changed after it was checked. Run the same command again to check all images."
+        )
+    return content
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 from transfer.adviser.advice import Advice
 from transfer.adviser.curves import LayerCurve
 from transfer.cases.policies import SMALL_DATA
-from transfer.common.figures import COLORS, new_figure
+from transfer.common.figures import COLORS, Draw, new_figure
 from transfer.evaluation.evaluate import Evaluation
 
 STATES = {
@@ -288,11 +288,16 @@ def _label_points(figure: Figure, axes: Axes, names: Sequence[str], points: np.n
 
 def advice_figures(advice: Advice) -> dict[str, Figure]:
     """Draw the figures of an advice, by name."""
-    drawn: dict[str, Figure] = {}
+    return {name: draw() for name, draw in advice_drawings(advice).items()}
+
+
+def advice_drawings(advice: Advice) -> dict[str, Draw]:
+    """Return functions that draw the figures of an advice, by name."""
+    drawn: dict[str, Draw] = {}
     if advice.similarity is not None:
         here = (advice.data, advice.evidence.num_train, advice.similarity.score)
         others = [(one.name, one.num_images, one.score) for one in advice.similarity.references]
-        drawn["four_cases"] = four_cases_chart(here, others)
-    if advice.curve is not None:
-        drawn["layer_curve"] = layer_curve_plot(advice.curve)
+        drawn["four_cases"] = lambda: four_cases_chart(here, others)
+    if (curve := advice.curve) is not None:
+        drawn["layer_curve"] = lambda: layer_curve_plot(curve)
     return drawn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,20 @@ import numpy as np
 
 from transfer.adviser.label_issues import LabelIssue, find_label_issues
 from transfer.cases.decisions import decision_of
-from transfer.common.errors import InputError
+from transfer.cases.policies import POLICIES
+from transfer.common.errors import InputError, optional
+from transfer.common.figures import Draw
 from transfer.common.files import replacing
 from transfer.evaluation import evaluation_plots, explanation_plots, explanations
 from transfer.evaluation.evaluate import Evaluation
 from transfer.frozen.extraction import input_size
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData
-from transfer.images.decoding import inspect_image
+from transfer.images.decoding import decode
 from transfer.results import plots
 from transfer.results.finished_runs import FinishedRun
 from transfer.results.predict import BATCH, Prediction
+from transfer.results.run_writer import RunResults
 from transfer.training import training_plots
 from transfer.training.phases import TrainingLog
 
@@ -39,67 +41,77 @@ MAX_MISTAKES = 12
 MAX_SEARCHED = 64
 """Maximum number of test images in which the strongest responses of each filter are searched."""
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class _HeldOutScores:
     scores: np.ndarray  # log probabilities of images that the model was not trained on, shape (N, classes)
 
 
-def label_issues_of(evaluation: Evaluation) -> tuple[LabelIssue, ...]:
+def label_issues_of(evaluation: Evaluation | None) -> tuple[LabelIssue, ...]:
     """Return the test images whose label is more likely wrong than right."""
-    scores = _HeldOutScores(np.log(np.maximum(evaluation.probabilities, 1e-12)))
-    names, classes = evaluation.names, evaluation.class_names
-    return find_label_issues(scores, evaluation.labels, names, classes, groups=evaluation.groups)
+    if evaluation is None:
+        return ()
+    with optional("the label issues"):
+        scores = _HeldOutScores(np.log(np.maximum(evaluation.probabilities, 1e-12)))
+        names, classes = evaluation.names, evaluation.class_names
+        return find_label_issues(scores, evaluation.labels, names, classes, groups=evaluation.groups)
+    return ()
 
 
-def draw_figures(
-    model: keras.Model, data: ImageData, evaluation: Evaluation | None, *, training: TrainingLog, title: str
-) -> dict[str, Figure]:
-    """Draw the figures of a trained model, by name; without an evaluation, only those of the training."""
-    figures = {
-        "learning_curves": _training_figure(training),
-        "network": plots.network_by_blocks(
-            title,
-            decision_of(model).blocks,
-            input_text="image\nRGB, 0 to 255\n(scaled inside)",
-            output_text=f"{data.num_classes} classes",
-        ),
+def run_drawings(results: RunResults) -> dict[str, Draw]:
+    """Return functions that draw the figures of a run; without an evaluation, only those of the training."""
+    model, data, evaluation = results.model, results.data, results.evaluation
+    drawings = {
+        "learning_curves": lambda: _training_figure(results.training),
+        "network": lambda: _network(model, data, results.config.unfreeze_from),
     }
-    return figures if evaluation is None else figures | draw_evaluation(local_copy(model), data, evaluation)
+    return drawings if evaluation is None else drawings | evaluation_drawings(model, data, evaluation)
 
 
-def draw_evaluation(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
-    """Draw the figures of an evaluation on test images, by name."""
-    figures = {
-        "confusion_matrix": plots.confusion_matrix(evaluation),
-        "classes": evaluation_plots.class_plot(evaluation.by_class),
-        "calibration": evaluation_plots.calibration_plot(evaluation.calibration),
-        "predictions": plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
+def _network(model: keras.Model, data: ImageData, unfreeze_from: str | None) -> Figure:
+    """Draw the network by blocks, under a title that describes the case."""
+    decision = decision_of(model)
+    policy, several = POLICIES[decision.case], len(decision.cuts)
+    idea = f"freeze the network, train a new head on {several} layers" if several > 1 else policy.idea
+    more = f"; train {unfreeze_from} and the layers after it" if unfreeze_from else ""
+    return plots.network_by_blocks(
+        f"Case {policy.number}, {decision.case}: {idea}{more}",
+        decision.blocks,
+        input_text="image\nRGB, 0 to 255\n(scaled inside)",
+        output_text=f"{data.num_classes} classes",
+    )
+
+
+def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Draw]:
+    """Return functions that draw the figures of an evaluation on test images, by name."""
+    drawings: dict[str, Draw] = {
+        "confusion_matrix": lambda: plots.confusion_matrix(evaluation),
+        "classes": lambda: evaluation_plots.class_plot(evaluation.by_class),
+        "calibration": lambda: evaluation_plots.calibration_plot(evaluation.calibration),
+        "predictions": lambda: plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
+        "blocks": lambda: _filters(local_copy(model), data),
     }
-    try:
-        return figures | _draw_explanations(model, data, evaluation)
-    except InputError as error:
-        log.info("The report shows no heat maps and no filters: %s", error)
-        return figures
+    if len(evaluation.mistakes):
+        drawings["mistakes"] = lambda: _mistakes(local_copy(model), data, evaluation)
+    return drawings
 
 
-def _draw_explanations(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Figure]:
-    """Draw the mistakes with the highest loss with Grad-CAM, and the images that filters respond to most."""
-    size = input_size(model, data)
-    figures: dict[str, Figure] = {}
-    mistakes = evaluation.mistakes[:MAX_MISTAKES].tolist()
-    if mistakes:
-        images = np.stack([data.test.image(i, size) for i in mistakes])
-        heat = explanations.grad_cam(model, images)
-        captions = [plots.prediction_caption(evaluation, i) for i in mistakes]
-        figures["mistakes"] = explanation_plots.heat_sheet(images, heat, captions)
-    some = np.unique(np.linspace(0, len(data.test) - 1, min(MAX_SEARCHED, len(data.test))).astype(int))
+def _mistakes(model: keras.Model, data: ImageData, evaluation: Evaluation) -> Figure:
+    """Draw the mistakes with the highest loss, with Grad-CAM."""
+    size, mistakes = input_size(model, data), evaluation.mistakes[:MAX_MISTAKES].tolist()
+    images = np.stack([data.test.image(i, size) for i in mistakes])
+    heat = explanations.grad_cam(model, images)
+    captions = [plots.prediction_caption(evaluation, i) for i in mistakes]
+    return explanation_plots.heat_sheet(images, heat, captions)
+
+
+def _filters(model: keras.Model, data: ImageData) -> Figure:
+    """Draw the images that some filters respond to most."""
+    size, count = input_size(model, data), len(data.test)
+    some = np.unique(np.linspace(0, count - 1, min(MAX_SEARCHED, count)).astype(int))
     images = np.stack([data.test.image(int(i), size) for i in some])
     responses = explanations.strongest_responses(model, images, layers=explanations.shown_layers(model))
-    figures["blocks"] = explanation_plots.response_sheet(responses)
-    return figures
+    return explanation_plots.response_sheet(responses)
 
 
 def _training_figure(training: TrainingLog) -> Figure:
@@ -125,9 +137,7 @@ def write_heat_maps(run: FinishedRun, predictions: Sequence[Prediction], folder:
         raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
     for start in range(0, len(predictions), BATCH):
         batch = predictions[start : start + BATCH]
-        images = np.stack(
-            [inspect_image(Path(one.name), run.image_size, resize=run.resize).pixels for one in batch]
-        )
+        images = np.stack([decode(Path(one.name), run.image_size, resize=run.resize) for one in batch])
         heats = explanations.grad_cam(run.model, images)
         for i, (one, image, heat) in enumerate(zip(batch, images, heats, strict=True), start=start + 1):
             caption = f"{one.label} {one.probability:.0%}"

@@ -1,4 +1,4 @@
-"""Create a run's folder: partial until it is complete, then renamed; find the partial folder to resume."""
+"""Create a run's folder: partial until it is complete, then renamed; find runs with the same options."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from transfer.common.errors import InputError
 from transfer.common.files import write_text
-from transfer.training.settings import read_settings, require_same_settings
+from transfer.config import TrainConfig, load_config
+from transfer.results.file_names import ADVICE, CONFIG, MODEL
+from transfer.training.settings import describe_differences, read_settings, require_same_settings
 
 CHECKPOINTS = "checkpoints"
 """Folder of the training's checkpoints in the partial folder of an unfinished run."""
 
 _OPTIONS, _DECISION, _LOCK = "options.json", "decision.json", "lock"
+_CHOSEN = ("case", "cut", "init")  # the options that the advice sets
 
 
 @contextlib.contextmanager
@@ -31,38 +34,59 @@ def run_folder(
     resume_from: Path | None = None,
 ) -> Iterator[Path]:
     """Yield a partial folder to write a run into; rename it to its final name when the run is complete."""
-    if resume_from is not None:
-        final = final_folder(resume_from)
+    if resume_from is not None or output is not None:
+        finals: Iterable[Path] = [final_folder(resume_from) if resume_from is not None else Path(str(output))]
     else:
-        final = Path(output) if output is not None else _free_folder(name)
+        finals = (
+            Path("runs") / f"{name}-{number}" for number in itertools.count(1) if _is_free(name, number)
+        )
+    final, lock, made_parent = _lock_first(finals)
     partial = _partial_folder(final)
-    check_unused(final)
-    made_parent = not final.parent.exists()
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial / _LOCK, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise InputError(f"Cannot make the output folder {final}: {error.strerror}.") from None
-    try:
-        if not _try_lock(lock):
-            raise InputError(f"Another run is writing to {final}. Choose another output.")
         with _removed_without_checkpoints(partial):
             if resume_from is None:
                 _clear(partial)
                 write_text(partial / _OPTIONS, json.dumps(dict(options or {}), indent=2))
             yield partial
-            check_unused(final)
-            if final.exists():
-                final.rmdir()
-            for file in (_OPTIONS, _DECISION, _LOCK):
-                (partial / file).unlink(missing_ok=True)
-            shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
-            os.replace(partial, final)
+        _complete(partial, final)
     finally:
         os.close(lock)
         if made_parent and not final.exists() and not partial.exists():
             with contextlib.suppress(OSError):
                 final.parent.rmdir()
+
+
+def _lock_first(finals: Iterable[Path]) -> tuple[Path, int, bool]:
+    """Lock the first folder that no other run writes to; return it, its lock, and whether its parent is new."""
+    for final in finals:
+        check_unused(final)
+        made_parent = not final.parent.exists()
+        try:
+            _partial_folder(final).mkdir(parents=True, exist_ok=True)
+            lock = os.open(_partial_folder(final) / _LOCK, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(
+                f"Cannot make the output folder {final}: {reason}. Choose another --output."
+            ) from None
+        if _try_lock(lock):
+            return final, lock, made_parent
+        os.close(lock)  # another run took the folder just now
+    raise _in_use(final)
+
+
+def _complete(partial: Path, final: Path) -> None:
+    """Rename the folder of a complete run; if its name is taken, leave it where it is and say so."""
+    for file in (_OPTIONS, _DECISION, _LOCK):
+        (partial / file).unlink(missing_ok=True)
+    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+    try:
+        os.replace(partial, final)  # replaces an empty folder
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"The run is complete in {partial}. It cannot be renamed to {final}: {reason}."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -71,12 +95,13 @@ def _removed_without_checkpoints(partial: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not _has_checkpoint(partial):
+        if not has_checkpoint(partial):
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _has_checkpoint(partial: Path) -> bool:
+def has_checkpoint(partial: Path) -> bool:
+    """Return whether a partial folder holds a checkpoint."""
     return any((partial / CHECKPOINTS).glob("*.npz"))
 
 
@@ -104,19 +129,21 @@ def find_interrupted(
     output: str | None, options: Mapping[str, Any], *, required: bool = False
 ) -> Path | None:
     """Return the partial folder of an interrupted run with the same options, or None; refuse other options."""
-    options = json.loads(json.dumps(dict(options)))
+    options = _plain(options)
     if output is not None:
         places = [_partial_folder(Path(output))]
+        if _is_running(places[0]):
+            raise _in_use(Path(output))
     else:
         places = sorted(Path("runs").glob(".*.partial"), key=lambda path: path.stat().st_mtime, reverse=True)
     for place in places:
-        if not _has_checkpoint(place) or not (place / _OPTIONS).exists():
+        if not has_checkpoint(place) or not (place / _OPTIONS).exists():
             continue
         earlier = read_settings(place / _OPTIONS)
         if earlier == options and not (output is None and _is_running(place)):
             return place
         if output is not None:
-            require_same_settings(earlier, options, Path(output))
+            require_same_settings(earlier, options, place)
     if required:
         raise InputError(
             f"Found no interrupted run with these options in {output or 'runs'}. To start a new run, leave out "
@@ -151,11 +178,61 @@ def read_decision(folder: Path) -> dict[str, Any] | None:
     return decision
 
 
+def find_finished(config: TrainConfig) -> Path | None:
+    """Return the folder of a finished run with the same options, or None; refuse other options."""
+    now = _plain(config.result_options)
+    if config.output is None and (not config.resume or find_interrupted(None, now) is not None):
+        return None
+    places = Path("runs").glob("*") if config.output is None else [Path(config.output)]
+    for place in sorted(places, key=os.path.getmtime if config.output is None else None, reverse=True):
+        if not (os.path.isfile(place / MODEL) and os.path.isfile(place / CONFIG)):
+            continue
+        earlier = _plain(load_config(place / CONFIG).result_options)
+        if config.case == "auto" and ((place / ADVICE).is_file() or config.unfreeze_from):
+            earlier |= {name: now[name] for name in _CHOSEN}
+        differences = describe_differences(earlier, now)
+        if not differences:
+            return place
+        if config.output is not None:
+            raise InputError(
+                f"{place} holds a finished run with other options: {differences}. Choose another "
+                "--output, or delete it."
+            )
+    return None
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as they are after JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(options), default=str))
+    return plain
+
+
 def check_unused(output: str | Path | None) -> None:
     """Raise an error, before any work, if the output folder already holds files."""
     final = Path(output) if output is not None else None
-    if final is not None and final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(f"The output folder {final} is in use. Choose another with --output, or remove it.")
+    try:
+        if final is not None and final.exists() and (not final.is_dir() or any(final.iterdir())):
+            what = "not empty" if final.is_dir() else "a file"
+            raise InputError(f"The output {final} is {what}. Choose another --output, or remove it.")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"Cannot use the output {final}: {reason}. Choose another --output.") from None
+
+
+def check_outside(output: str | None, data: str) -> None:
+    """Raise an error if the output folder is inside the folder of the images."""
+    folder, final = Path(data).resolve(), Path(output if output is not None else "runs").resolve()
+    if folder.is_dir() and final.is_relative_to(folder):
+        raise InputError(
+            f"The output folder {final} is inside the data {folder}: later runs would read its figures as images. "
+            "Choose an --output outside."
+        )
+
+
+def _in_use(final: Path) -> InputError:
+    return InputError(
+        f"The output folder {final} is in use: another run is writing to it. Choose another --output."
+    )
 
 
 def final_folder(folder: Path) -> Path:
@@ -167,7 +244,7 @@ def _partial_folder(final: Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
-def _free_folder(name: str) -> Path:
-    """Return the first numbered folder under `runs` that no run uses."""
-    folders = (Path("runs") / f"{name}-{number}" for number in itertools.count(1))
-    return next(one for one in folders if not one.exists() and not _partial_folder(one).exists())
+def _is_free(name: str, number: int) -> bool:
+    """Return whether no run uses a numbered folder under `runs`."""
+    final = Path("runs") / f"{name}-{number}"
+    return not final.exists() and not _partial_folder(final).exists()

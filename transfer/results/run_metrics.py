@@ -29,7 +29,7 @@ def collect_metrics(
         "cut": decision.cut,
         "cuts": list(decision.cuts),
         "init": training.init,
-        "engine": training.engine,
+        **({"engine": training.engine} if training.engine else {}),
         "num_computed": training.computed,
         "views": training.views,
         "regularization": training.regularization,

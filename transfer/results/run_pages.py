@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -12,15 +12,11 @@ import yaml
 from transfer.adviser.label_issues import LabelIssue
 from transfer.cases.policies import POLICIES, Case, Policy
 from transfer.common.errors import InputError
-from transfer.common.figures import png_of
 from transfer.common.pages import data_uri, render
 from transfer.common.text import format_duration
 from transfer.evaluation.evaluate import Evaluation
 from transfer.evaluation.metrics import mcnemar_test, percent_range
 from transfer.results.run_records import RunRecord
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Thumbnail = Callable[[str], np.ndarray | None]
 
@@ -78,12 +74,12 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
 
 
 def evaluation_page(
-    title: str, evaluation: Evaluation, label_issues: Sequence[LabelIssue], figures: Mapping[str, Figure]
+    title: str, evaluation: Evaluation, label_issues: Sequence[LabelIssue], figures: Mapping[str, bytes]
 ) -> str:
     """Return the page of an evaluation as HTML."""
     shown = {
-        name: (data_uri(png_of(figure)), alt_text(name, evaluation), CAPTIONS[name])
-        for name, figure in figures.items()
+        name: (data_uri(content), alt_text(name, evaluation), CAPTIONS[name])
+        for name, content in figures.items()
     }
     part = render("test.html", figures=shown, **_test_values(evaluation, label_issues))
     return str(render("page.html", title=title, parts=[part]))

@@ -6,54 +6,79 @@ import contextlib
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
 from transfer.adviser.advice import Advice
 from transfer.adviser.label_issues import LabelIssue
-from transfer.common.errors import InputError, one_line
+from transfer.common.errors import InputError, one_line, optional
+from transfer.common.figures import Draw, draw_each
 from transfer.common.files import replacing, write_text
 from transfer.config import TrainConfig, save_config
 from transfer.evaluation.evaluate import Evaluation
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
-from transfer.results import file_names
+from transfer.results import file_names, plots
 from transfer.results.finished_runs import add_labels
 from transfer.results.prediction_files import write_predictions
 from transfer.results.run_pages import Thumbnail, comparison_page, model_card, run_page
 from transfer.results.run_records import read_record
 from transfer.training.phases import TrainingLog
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+
+@dataclass(frozen=True, eq=False)
+class RunResults:
+    """A trained model with all that its run folder holds."""
+
+    model: keras.Model
+    config: TrainConfig
+    data: ImageData
+    training: TrainingLog
+    # None without test images.
+    evaluation: Evaluation | None
+    metrics: Mapping[str, Any]
+    label_issues: Sequence[LabelIssue]
+    # From the start of the run to its last file before the figures and pages.
+    seconds: float
 
 
-def write_run(
-    folder: Path,
-    *,
-    model: keras.Model,
-    config: TrainConfig,
-    data: ImageData,
-    training: TrainingLog,
-    evaluation: Evaluation | None,
-    figures: Mapping[str, Figure],
-    label_issues: Sequence[LabelIssue] = (),
-) -> None:
-    """Write a run's model, class names, split, options, history, predictions and figures."""
-    model.save(folder / file_names.MODEL)
-    add_labels(folder / file_names.MODEL, data.class_names)
-    save_config(config, folder / file_names.CONFIG)
+def write_run(folder: Path, results: RunResults) -> None:
+    """Write a run that is complete and loads: all its files except the figures and pages."""
+    data, evaluation = results.data, results.evaluation
+    _write_model(folder / file_names.MODEL, results.model, data.class_names)
+    save_config(results.config, folder / file_names.CONFIG)
     write_text(folder / file_names.LABELS, "".join(f"{name}\n" for name in data.class_names))
     write_split(folder / file_names.SPLIT, data.splits, data.class_names)
     write_text(folder / file_names.DATA, data.report.to_json())
-    write_text(folder / file_names.HISTORY, _history(training.rows))
+    write_text(folder / file_names.HISTORY, _history(results.training.rows))
     if evaluation is not None:
         write_predictions(folder / file_names.PREDICTIONS, evaluation)
-        write_evaluation(folder / file_names.EVALUATION, evaluation, label_issues)
-    write_figures(folder, figures)
+        write_evaluation(folder / file_names.EVALUATION, evaluation, results.label_issues)
+    write_metrics(folder, {**results.metrics, "seconds_total": round(results.seconds, 3)})
+
+
+def write_report(folder: Path, drawings: Mapping[str, Draw], *, thumbnail: Thumbnail) -> None:
+    """Write the figures and pages of a complete run; log those that fail, and leave them out."""
+    write_figures(folder, drawings)
+    for name, write in ((file_names.PAGE, write_page), (file_names.CARD, write_card)):
+        with optional(name):
+            write(folder, thumbnail)
+
+
+def _write_model(path: Path, model: keras.Model, class_names: tuple[str, ...]) -> None:
+    """Write a model with its class names, whole or not at all."""
+    partial = path.with_name(f".partial-{path.name}")  # Keras needs the suffix
+    try:
+        model.save(partial)
+        add_labels(partial, class_names)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_evaluation(path: Path, evaluation: Evaluation, label_issues: Sequence[LabelIssue]) -> None:
@@ -62,30 +87,43 @@ def write_evaluation(path: Path, evaluation: Evaluation, label_issues: Sequence[
     write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Write figures as PNG files."""
-    for name, figure in figures.items():
-        with replacing(folder / f"{name}.png") as partial:
-            figure.savefig(partial, format="png", dpi=110)
+def write_figures(folder: Path, drawings: Mapping[str, Draw]) -> None:
+    """Write figures as PNG files; log those that fail, and leave them out."""
+    for name, content in draw_each(drawings):
+        with optional(f"{name}.png"), replacing(folder / f"{name}.png") as partial:
+            partial.write_bytes(content)
 
 
-def write_advice(folder: Path, advice: Advice, figures: Mapping[str, Figure]) -> None:
+def write_advice(folder: Path, advice: Advice) -> None:
     """Write the advice that chose the case, with its figures."""
     write_text(folder / file_names.ADVICE, advice.to_json())
-    write_figures(folder, figures)
+    write_figures(folder, plots.advice_drawings(advice))
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write the metrics of a run; all files but the pages come before, so that the total time is known."""
+    """Write the metrics of a run."""
     write_text(folder / file_names.METRICS, json.dumps(dict(metrics), indent=2) + "\n")
 
 
 def write_pages(folder: Path, *, thumbnail: Thumbnail | None = None) -> None:
     """Write the report and the model card of a run from its other files."""
+    write_page(folder, thumbnail)
+    write_card(folder, thumbnail)
+
+
+def write_page(folder: Path, thumbnail: Thumbnail | None) -> None:
+    """Write the report of a run from its other files."""
     record = read_record(folder)
     with _mismatches_reported(folder):
-        page, card = run_page(record, thumbnail=thumbnail), model_card(record)
+        page = run_page(record, thumbnail=thumbnail)
     write_text(folder / file_names.PAGE, page)
+
+
+def write_card(folder: Path, _: Thumbnail | None) -> None:
+    """Write the model card of a run from its other files."""
+    record = read_record(folder)
+    with _mismatches_reported(folder):
+        card = model_card(record)
     write_text(folder / file_names.CARD, card)
 
 

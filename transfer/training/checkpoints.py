@@ -29,17 +29,20 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN = 60.0
 """Seconds between two checkpoints. A killed process loses at most this much work."""
 
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""Signals after which a training saves a checkpoint and stops; a closed terminal sends SIGHUP."""
+
 NUM_KEPT = 2
 """Number of checkpoints kept on disk. If the latest one is damaged, training resumes from the one before."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised when Ctrl-C or SIGTERM ended a training after a step; the message says whether a checkpoint was saved.
+    """Raised when a signal ended a training after a step; the message says whether a checkpoint was saved.
 
     Call `fit` again with the same arguments and the same `checkpoints` folder to resume.
 
     Attributes:
-        signal: number of the signal, such as 2 for SIGINT or 15 for SIGTERM.
+        signal: number of the signal: 2 for SIGINT (Ctrl-C), 15 for SIGTERM, 1 for SIGHUP (a closed terminal).
 
     Example:
         >>> Interrupted(15, "Stopped after epoch 3; a checkpoint was saved.").signal
@@ -241,11 +244,15 @@ class CheckpointCallback(keras.callbacks.Callback):
 
         def note(number: int, frame: object) -> None:
             self._signal = number
-            logger.warning("Stopping after this step. Send the signal again to stop at once.")
+            logger.warning(
+                "Stopping after this training step, with a checkpoint. Press Ctrl-C again to stop at once, without one."
+            )
             signal.signal(number, before[number])
 
         if threading.current_thread() is threading.main_thread():  # no other thread may install handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 before[number] = signal.getsignal(number)
+                if before[number] == signal.SIG_IGN:  # such as SIGHUP under nohup
+                    continue
                 self._handlers.callback(signal.signal, number, before[number])
                 signal.signal(number, note)

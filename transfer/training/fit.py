@@ -200,6 +200,7 @@ def _check_head_options(solver: str, dropout: float, label_smoothing: float, *, 
         )
 
 
+@pipeline.plain_errors()
 def _train(settings: TrainingSettings) -> TrainingLog:
     """Run all phases, from the latest checkpoint if there is one, and return the log."""
     decision = find_decision(settings.model)

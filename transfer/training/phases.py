@@ -187,7 +187,9 @@ def smoothed_cross_entropy(smoothing: float, num_classes: int) -> Callable[[Any,
     # Szegedy et al. (2016), arXiv:1512.00567.
     def loss(labels: Any, probabilities: Any) -> Any:
         if len(labels.shape) < 2 or labels.shape[-1] == 1 != num_classes:
-            labels = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), num_classes)
+            labels = keras.ops.one_hot(
+                keras.ops.reshape(labels, (-1,)), num_classes, dtype=probabilities.dtype
+            )
         return keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=smoothing)
 
     return loss

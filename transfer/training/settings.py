@@ -29,10 +29,15 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def require_same_settings(earlier: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Raise InputError, with the differences, unless an interrupted training had the same settings."""
-    names = [name for name in {**earlier, **now} if earlier.get(name) != now.get(name)]
-    if names:
-        differences = "; ".join(f"{name} was {earlier.get(name)!r}, now {now.get(name)!r}" for name in names)
+    differences = describe_differences(earlier, now)
+    if differences:
         raise InputError(
             f"{folder} holds an unfinished training with other settings: {differences}. Resume it with the same "
             "settings, choose another folder, or remove this one."
         )
+
+
+def describe_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the settings that differ, with their values; empty if there are none."""
+    names = [name for name in {**earlier, **now} if earlier.get(name) != now.get(name)]
+    return "; ".join(f"{name} was {earlier.get(name)!r}, now {now.get(name)!r}" for name in names)
