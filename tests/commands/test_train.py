@@ -208,7 +208,7 @@ def used_output(folder):
         (["--init", "random", "--case", "small-similar"], "needs large-different"),
         (one_class, "at least 2 classes"),
         (no_class, "at least 2 classes"),
-        (used_output, "in use"),
+        (used_output, "not empty"),
     ],
 )
 def test_bad_input_gives_one_message_and_leaves_no_files(arguments, message, elsewhere, capsys):

@@ -25,9 +25,9 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, error):
 
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="in use"):
+    with pytest.raises(InputError, match="not empty"):
         check_unused(tmp_path)
-    with pytest.raises(InputError, match="in use"), run_folder(str(tmp_path), "x"):
+    with pytest.raises(InputError, match="not empty"), run_folder(str(tmp_path), "x"):
         pass
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
@@ -42,7 +42,7 @@ def test_an_empty_folder_may_be_used(tmp_path):
 def test_two_runs_cannot_write_to_one_folder_at_once(tmp_path):
     with (
         run_folder(str(tmp_path / "run"), "x"),
-        pytest.raises(InputError, match="Another run"),
+        pytest.raises(InputError, match="in use"),
         run_folder(str(tmp_path / "run"), "x"),
     ):
         pass
