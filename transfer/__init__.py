@@ -9,7 +9,16 @@ import types
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """Load an exported name; raise a short error if the settings of Keras are wrong."""
+    if name in __all__ and name != "InputError":
+        from transfer.common.keras_setup import check_keras
+
+        check_keras()
+    return _load(name)
 
 
 class _Package(types.ModuleType):

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from transfer.common import streams
 from transfer.common.errors import unknown
 
 COMMANDS = {
@@ -22,17 +23,18 @@ COMMANDS = {
 """Each command is the module `transfer.NAME`, which also runs as `python -m transfer.NAME`."""
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         lines = [f"  {name:<15}{what}\n" for name, what in COMMANDS.items()]
-        sys.stdout.write("usage: transfer COMMAND [options]\n\ncommands:\n" + "".join(lines))
-        sys.stdout.write("\ntransfer COMMAND --help shows the options of a command.\n")
+        streams.print_text("usage: transfer COMMAND [options]\n\ncommands:\n" + "".join(lines))
+        streams.print_text("\ntransfer COMMAND --help shows the options of a command.\n")
         return 0
     name = given[0].replace("-", "_")
     if name not in COMMANDS:
-        sys.stderr.write(f"{unknown('command', given[0], COMMANDS)}\n")
+        streams.print_text(f"{unknown('command', given[0], COMMANDS)}\n", sys.stderr)
         return 2
     command = importlib.import_module(f"transfer.{name}")
     code: int = command.main(given[1:])

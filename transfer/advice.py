@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transfer.common import streams
 from transfer.common.allocator import kept_memory
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
@@ -14,6 +15,7 @@ from transfer.common.files import replacing, write_text
 from transfer.config import AdviceConfig, parse_advice_arguments, seconds_of
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
 
@@ -49,7 +51,7 @@ def run(
     if compared:
         weights = {config.model: config.weights} if config.model in compared else {}
         ranking = comparison.compare(data, compared, weights=weights, image_size=config.image_size, **options)
-        sys.stdout.write(comparison.comparison_text(ranking) + "\n")
+        streams.print_text(comparison.comparison_text(ranking) + "\n")
         if json_file:
             write_text(Path(json_file), comparison.comparison_json(ranking))
         return
@@ -62,7 +64,7 @@ def run(
         preprocessing=config.preprocessing,
         **options,
     )
-    sys.stdout.write(advice.to_text())
+    streams.print_text(advice.to_text())
     if json_file:
         write_text(Path(json_file), advice.to_json())
     if plots:

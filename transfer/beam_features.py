@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer.cases.policies import POLICIES, Case
+from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.config import ModelOptions, make_parser
@@ -95,6 +96,7 @@ def run(config: BeamConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[s
     return features.computed
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from transfer.common import streams
 from transfer.common.errors import InputError
 from transfer.common.files import write_text
 from transfer.config import parse_check_arguments
@@ -15,9 +16,9 @@ from transfer.images.datasets import load_data
 from transfer.images.split_file import write_split
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check a data set, print the report, and return the exit code."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     logging.getLogger("transfer").addHandler(logging.NullHandler())  # the report contains all of it
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they lack the file name; the report has it
     try:
@@ -30,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if files.write_split:
             write_split(Path(files.write_split), data.splits, data.class_names)
     except InputError as error:
-        sys.stderr.write(f"{error}\n")
+        streams.print_text(f"{error}\n", sys.stderr)
         return 2
-    sys.stdout.write(data.report.to_text())
+    streams.print_text(data.report.to_text())
     return 0
 
 

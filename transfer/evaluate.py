@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.common.files import write_text
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("transfer.evaluate")
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parsed = _parser().parse_args(arguments)
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failures.append(f"The accuracy, {accuracy:.4f}, is below {least:g}.\n")
 
     code = run_command(work, stream=sys.stderr, stopped="Stopped. Nothing was written.")
-    sys.stderr.write("".join(failures))
+    streams.print_text("".join(failures), sys.stderr)
     return code or len(failures)
 
 
@@ -65,9 +67,9 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
         )
     evaluation = replace(evaluate(run.model, data, engine=parsed.engine), seen=seen)
     issues = run_figures.label_issues_of(evaluation)
-    sys.stdout.write(evaluation.to_text())
+    streams.print_text(evaluation.to_text())
     for issue in issues[:5]:
-        sys.stdout.write(
+        streams.print_text(
             f"Possible label issue: {issue.name} is labeled {issue.label}, more likely {issue.likely}\n"
         )
     if parsed.json:

@@ -7,10 +7,12 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.exporters.export import MAX_IMAGES, check_arguments, export
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = vars(_parser().parse_args(arguments))
@@ -20,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         check_arguments(options["to"], options["quantize"], options["output"], options["max_images"])
         strategies.start_quietly()
-        sys.stdout.write(export(**options).to_text() + "\n")
+        streams.print_text(export(**options).to_text() + "\n")
 
     stopped = "Stopped. Nothing was written."
     return run_command(work, stream=sys.stderr, stopped=stopped, level=logging.INFO)

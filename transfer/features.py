@@ -6,11 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from transfer.common import streams
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.check_cache import delete_check_cache
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """List or clear the feature cache and return the exit code."""
     options = _parser().parse_args(arguments)
@@ -18,11 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.clear:
             freed = cache.clear() + delete_check_cache(cache.folder)
-            sys.stdout.write(f"Removed {freed / 1e6:,.1f} MB from {cache.folder}.\n")
+            streams.print_text(f"Removed {freed / 1e6:,.1f} MB from {cache.folder}.\n")
         else:
-            sys.stdout.write(_listing(cache))
+            streams.print_text(_listing(cache))
     except InputError as error:
-        sys.stderr.write(f"{error}\n")
+        streams.print_text(f"{error}\n", sys.stderr)
         return 2
     return 0
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.results.predict import Image, Prediction, find_images, predictions
@@ -16,6 +16,7 @@ from transfer.results.predict import Image, Prediction, find_images, predictions
 FORMATS = ("table", "csv", "json")
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parsed = _parser().parse_args(arguments)
@@ -28,10 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             items = [item for source in parsed.image for item in find_images(source)]
         skipped.extend(_run(parsed, items))
 
-    with contextlib.suppress(BrokenPipeError):  # a reader such as `head` has closed the pipe
-        code = run_command(work, stream=sys.stderr, stopped="Stopped.")
-        return code or int(bool(skipped))
-    return 0
+    code = run_command(work, stream=sys.stderr, stopped="Stopped.")
+    return code or int(bool(skipped))
 
 
 def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
@@ -49,7 +48,7 @@ def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
     for prediction in predictions(run, items, engine=parsed.engine, progress=True):
         if prediction.problem:
             skipped.append(prediction.name)
-            sys.stderr.write(f"Skipped {prediction.name}: {prediction.problem}\n")
+            streams.print_text(f"Skipped {prediction.name}: {prediction.problem}\n", sys.stderr)
         else:
             print_row(prediction)
             if parsed.gradcam:
@@ -84,7 +83,7 @@ def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Calla
             nonlocal separator
             classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.top(top)]
             row = {"path": prediction.name, "classes": classes}
-            write(separator + json.dumps(row, ensure_ascii=False))
+            write(separator + json.dumps(row, ensure_ascii=not streams.writes_unicode(sys.stdout)))
             separator = ",\n"
 
         def finish() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.results.file_names import COMPARISON, PAGE
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("transfer.report")
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parsed = _parser().parse_args(arguments)
@@ -57,7 +59,7 @@ def _run(runs: Sequence[Path], output: str | None) -> None:
     else:
         place = runs[0] / PAGE
         write_pages(runs[0], thumbnail=_thumbnails(runs[0]))
-    sys.stdout.write(f"{place}\n")
+    streams.print_text(f"{place}\n")
 
 
 def _thumbnails(folder: Path) -> Thumbnail | None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transfer.common import streams
 from transfer.common.allocator import kept_memory
 from transfer.common.commands import signals_as_interrupts
 from transfer.common.errors import InputError, interrupt_behind
@@ -34,16 +35,17 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
 log = logging.getLogger("transfer")
 
 
+@streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    log.handlers[:] = [logging.StreamHandler(sys.stdout)]
+    log.handlers[:] = [streams.LogHandler(sys.stdout)]
     log.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they lack the file name; the data report has it
     try:
         with signals_as_interrupts(), kept_memory():
             folder = run(parse_arguments(arguments))
     except InputError as error:
-        sys.stderr.write(f"{error}\n")
+        streams.print_text(f"{error}\n", sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:  # or its subclass `Interrupted`
         return _report_interrupt(stopped)
@@ -54,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lost = process_group.describe_lost_workers(error)
         if lost is None:
             raise
-        sys.stderr.write(
-            f"{lost} This worker restarts, waits for all workers, and resumes from the last checkpoint.\n"
+        streams.print_text(
+            f"{lost} This worker restarts, waits for all workers, and resumes from the last checkpoint.\n",
+            sys.stderr,
         )
         return process_group.restart_process()
     log.info("Results: %s", folder)
@@ -63,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_interrupt(stopped: KeyboardInterrupt) -> int:
-    sys.stderr.write(
-        f"{str(stopped) or 'Stopped.'} The same command continues from the last checkpoint, if any.\n"
+    streams.print_text(
+        f"{str(stopped) or 'Stopped.'} The same command continues from the last checkpoint, if any.\n",
+        sys.stderr,
     )
     return 128 + int(getattr(stopped, "signal", signal.SIGINT))
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from transfer.common import streams
 from transfer.common.errors import InputError
 
 
@@ -18,7 +19,7 @@ def run_command(
     work: Callable[[], None], *, stream: TextIO, stopped: str, level: int = logging.NOTSET
 ) -> int:
     """Run a command with its log on `stream`; return 0, 2 for an `InputError`, or 130 for Ctrl-C."""
-    handler, log = logging.StreamHandler(stream), logging.getLogger("transfer")
+    handler, log = streams.LogHandler(stream), logging.getLogger("transfer")
     log.addHandler(handler)
     if level:
         log.setLevel(level)
@@ -27,10 +28,10 @@ def run_command(
     try:
         work()
     except InputError as error:
-        sys.stderr.write(f"{error}\n")
+        streams.print_text(f"{error}\n", sys.stderr)
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"{stopped}\n")
+        streams.print_text(f"{stopped}\n", sys.stderr)
         return 130
     finally:
         log.removeHandler(handler)

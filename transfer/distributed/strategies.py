@@ -11,7 +11,6 @@ import contextlib
 import functools
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -19,7 +18,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from transfer.common import keras_private
-from transfer.common.errors import InputError, unknown
+from transfer.common.errors import InputError, one_line, unknown
+from transfer.common.keras_setup import BACKENDS, backend, check_keras
 from transfer.common.streams import discarded
 from transfer.distributed.batch_order import BatchPart
 from transfer.distributed.cluster import (
@@ -66,10 +66,17 @@ def start_quietly(*, repeatable: bool = False) -> None:
     """Import TensorFlow and list its devices without its log messages on standard error."""
     # With deterministic operations, tf.data logs a false error for each data set: level 3 hides it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
+    check_keras()
     with discarded(2):
-        if not on_tensorflow():  # asks Keras, which imports TensorFlow
+        if not on_tensorflow():
             return _use_float32()
-        import tensorflow as tf
+        try:
+            import tensorflow as tf
+        except Exception as error:  # a broken installation may raise anything
+            raise InputError(
+                f"TensorFlow cannot be imported: {one_line(error)}. Install it again: "
+                f"{BACKENDS['tensorflow']} --force-reinstall"
+            ) from error
 
         tf.config.list_physical_devices()
         # Deterministic operations cost little on a CPU.
@@ -113,18 +120,12 @@ def get_strategy(strategy: str | Strategy | None = "auto", *, patience: float = 
 
 def on_tensorflow() -> bool:
     """Return whether Keras runs on TensorFlow."""
-    if "KERAS_BACKEND" in os.environ and "keras" not in sys.modules:
-        return os.environ["KERAS_BACKEND"] == "tensorflow"
-    import keras
-
-    return bool(keras.backend.backend() == "tensorflow")
+    return backend() == "tensorflow"
 
 
 def _jax_devices(name: str, patience: float) -> Strategy:
-    import keras
-
-    if keras.backend.backend() != "jax":
-        raise InputError(f"Expected Keras on TensorFlow or JAX. Received: {keras.backend.backend()!r}.")
+    if backend() != "jax":
+        raise InputError(f"Expected Keras on TensorFlow or JAX. Received: {backend()!r}.")
     from transfer.distributed import jax_devices
 
     addresses, index = read_cluster() if name in ("auto", "multiworker") else ((), 0)

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from transfer.common.errors import InputError
+from transfer.common.streams import progress_bar
 from transfer.frozen import feature_shards
 
 if TYPE_CHECKING:
@@ -146,12 +147,11 @@ def _count_shards(images: int, size: int, workers: int) -> int:
 @contextlib.contextmanager
 def _progress_bar(folder: Path, count: int, name: str) -> Iterator[None]:
     """Show how many shards are done while the block runs."""
-    from tqdm.auto import tqdm
 
     over = threading.Event()
 
     def follow() -> None:
-        with tqdm(total=count, desc=name, unit=" shards", leave=False) as bar:
+        with progress_bar(total=count, desc=name, unit=" shards", leave=False) as bar:
             while not over.wait(_INTERVAL):
                 bar.update(len(list(folder.glob("*.done"))) - bar.n)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from transfer.common.errors import InputError
+from transfer.common.streams import progress_bar
 from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.engines import Engine, make_engine, relative_error
@@ -171,7 +171,7 @@ def compute_features(
     end = 0
     # None hides the progress bar if there is no terminal.
     silent = True if name is None or not current_group().is_chief else None
-    with tqdm(total=len(split), desc=name, unit=" images", leave=False, disable=silent) as bar:
+    with progress_bar(total=len(split), desc=name, unit=" images", leave=False, disable=silent) as bar:
         for images, _ in batches:
             values.append(run(np.asarray(images)))
             count = len(values[-1])

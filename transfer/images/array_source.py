@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from transfer.common.errors import InputError, unknown
+from transfer.common.streams import progress_bar
 from transfer.images.image_sequences import TemporaryImages
 from transfer.images.split_words import SPLITS
 from transfer.images.splitting import SourceData, Split
@@ -163,7 +163,7 @@ def _read_dataset(dataset: _Dataset) -> tuple[TemporaryImages, np.ndarray, float
     """Read a data set once into a temporary file; return the same as `_validate`."""
     images, labels = TemporaryImages(), array("q")
     highest: float = 0
-    with tqdm(desc="reading", unit=" images", delay=2) as bar:
+    with progress_bar(desc="reading", unit=" images", delay=2) as bar:
         for batch in dataset.as_numpy_iterator():
             x, y, high = _validate(*_as_batch(*map(np.asarray, batch)))
             for image in x if x.dtype == np.uint8 else np.rint(x).astype("uint8"):

@@ -15,9 +15,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from transfer.common.cache_folder import default_cache_folder
+from transfer.common.streams import progress_bar
 from transfer.images.check_cache import CheckCache
 from transfer.images.data_report import MIN_DIFFERENT, DataReport, DuplicateSet
 from transfer.images.decoding import (
@@ -71,7 +71,9 @@ class CheckedImage(NamedTuple):
 
 def check_images(images: Sequence[Any], *, progress: bool = True) -> list[CheckedImage]:
     """Check images in parallel; files that have not changed since an earlier check are not read again."""
-    bar = tqdm(total=len(images), desc="checking", unit=" images", disable=not progress or len(images) < 2000)
+    bar = progress_bar(
+        total=len(images), desc="checking", unit=" images", disable=not progress or len(images) < 2000
+    )
     checked: list[CheckedImage] = []
     with (
         bar,

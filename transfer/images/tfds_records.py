@@ -6,12 +6,12 @@ import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from transfer.common.errors import InputError, one_line
+from transfer.common.streams import progress_bar
 from transfer.images.image_sequences import LazySequence, TemporaryImages
 from transfer.images.splitting import Split
 
@@ -90,7 +90,7 @@ def _index_files(ranges: Sequence[RecordRange], label: str) -> dict[str, _Index]
         return {file: _index_file(file, count, label, bar) for file, count in counts.items()}
 
 
-def _index_file(file: str, count: int, label: str, bar: tqdm) -> _Index:
+def _index_file(file: str, count: int, label: str, bar: Any) -> _Index:
     import tensorflow as tf
 
     spec = {label: tf.io.FixedLenFeature([], tf.int64)}
@@ -171,5 +171,5 @@ def _names(ranges: Sequence[RecordRange]) -> list[str]:
     return [f"{r.split}/{i}" for r in ranges for i in range(r.first, r.first + r.size)]
 
 
-def _progress_bar(total: int) -> tqdm:
-    return tqdm(total=total, desc="reading", unit=" images", delay=2)
+def _progress_bar(total: int) -> Any:
+    return progress_bar(total=total, desc="reading", unit=" images", delay=2)

@@ -71,5 +71,5 @@ def check_data_format() -> None:
     if keras.config.image_data_format() != "channels_last":
         raise InputError(
             "Expected the image data format 'channels_last'. Received: 'channels_first'. "
-            "Call keras.config.set_image_data_format('channels_last') first."
+            "Call keras.config.set_image_data_format('channels_last') first, or change it in keras.json."
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
+from transfer.common.streams import progress_bar
 from transfer.images.decoding import EXTENSIONS, BadImageError, inspect_image, to_rgb_array
 
 if TYPE_CHECKING:  # Keras is imported only when there are images to predict, so that --help is fast
@@ -102,7 +103,6 @@ def predictions(
     run: str | Path | FinishedRun, items: Iterable[Image], *, engine: str = "auto", progress: bool = False
 ) -> Iterator[Prediction]:
     """Yield the predictions of `predict` one by one, so that any number of images fits into memory."""
-    from tqdm.auto import tqdm
 
     from transfer.frozen.engines import ENGINES, make_engine
     from transfer.results.finished_runs import load_run
@@ -119,7 +119,7 @@ def predictions(
     forward: _Forward = plain
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=total, desc="predicting", unit=" images", disable=hidden) as bar,
+        progress_bar(total=total, desc="predicting", unit=" images", disable=hidden) as bar,
     ):
         for number, batch in enumerate(_decode_ahead(items, loaded, pool)):
             good = [pixels for _, pixels, _ in batch if pixels is not None]

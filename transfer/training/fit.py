@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -153,7 +154,7 @@ def fit(
         recipe=recipe,
         checkpoints=None,
         callbacks=list(callbacks),
-        verbose=verbose if group.is_chief else 0,
+        verbose=verbose if group.is_chief and sys.stdout is not None else 0,
     )
     identity = identity_of(settings) if checkpoints is not None or group.count > 1 else {}
     if group.count > 1:
