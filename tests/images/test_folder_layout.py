@@ -158,6 +158,35 @@ def test_splits_inside_some_classes_are_refused(places, tmp_path):
         read(tmp_path, *places)
 
 
+@pytest.mark.parametrize("places", [
+    [*inside(("plants/plants/train", "plants/plants/valid")), "test/test"],
+    inside(("small/Training", "small/Test", "original/Training", "original/Test")),
+])  # fmt: skip
+def test_a_data_set_beside_other_folders_is_refused_with_its_place(places, tmp_path):
+    inner = {"plants/plants": "plants/plants", "small/Training": "original"}[
+        "/".join(places[0].split("/")[:2])
+    ]
+    with pytest.raises(InputError, match=rf"Pass the folder that contains the splits, such as '.*{inner}'\."):
+        read(tmp_path, *places)
+
+
+def test_flat_parts_of_one_data_set_are_reported(tmp_path):
+    make(tmp_path, ".", name="metadata.csv")
+    ((text, serious),) = read(tmp_path, "HAM_images_part_1", "HAM_images_part_2").notes
+    assert serious and "seem to be parts of one data set. If a list has the labels, pass it" in text
+    assert not read(tmp_path / "digits", *"0123456789").notes
+    assert not read(tmp_path / "codes", "c0", "c1", "c2").notes
+
+
+@pytest.mark.parametrize(("file", "hint"), [
+    ("train.zip", r"It contains 'train\.zip', an archive\. Unpack it"), ("0.tfrec", r"It contains '0\.tfrec', TFRecord"),
+    ("0.png", r"If 'cats' is a class, pass the folder that contains it"), ("README.md", r"own sub-folder\.$"),
+])  # fmt: skip
+def test_an_error_about_missing_classes_looks_at_the_files(file, hint, tmp_path):
+    with pytest.raises(InputError, match=rf"at least 2 classes in 'cats'.*{hint}"):
+        load_data(make(tmp_path / "cats", ".", name=file))
+
+
 # Archives and competitions
 
 
@@ -195,6 +224,11 @@ def test_unlabeled_test_images_are_reported_but_not_used(place, tmp_path):
         f"Not used: 1 image in {place!r}, which has no sub-folders of classes. The test set is drawn from labeled "
         "images instead. To classify such images, use `python -m transfer.predict`.", False,
     )]  # fmt: skip
+
+
+def test_unlabeled_images_may_lie_in_a_folder_of_the_same_name(tmp_path):
+    data = read(tmp_path, "asl_train/asl_train/A", "asl_train/asl_train/B", "asl_test/asl_test")
+    assert data.class_names == ["A", "B"] and "1 image in 'asl_test/asl_test'" in data.notes[1][0]
 
 
 def test_unlabeled_validation_images_need_action(tmp_path):

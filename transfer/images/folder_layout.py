@@ -11,6 +11,7 @@ from typing import NamedTuple
 from transfer.common.errors import InputError
 from transfer.common.text import plural
 from transfer.images.folder_scan import FolderScan, printable
+from transfer.images.other_files import other_file
 from transfer.images.split_words import SPLIT_WORDS, rest_of, split_of
 from transfer.images.tables import quoted_list
 
@@ -48,7 +49,25 @@ _PLAIN = {
 _PLAIN |= {"png", "split", "sample", "samples", "folder", "dir", "directory", "files", "final", "new", "the"}
 _PLAIN |= {"unknown", "unlabeled", "unlabelled", "unclassified", "all", "class", "classes"}
 _SPLIT_NAMES = {"val": "validation set", "test": "test set"}
+# Words in the names of folders that are parts of one data set: images_part_1, batch2.
+_PARTS = {"part", "parts", "batch", "fold", "chunk", "shard", "vol", "volume", "split", "archive", "disk"} | (
+    _PLAIN & {"set", "data", "dataset", "images", "image", "imgs", "img", "photos", "pictures", "folder"}
+)
 _LISTS = (".csv", ".tsv", ".parquet")
+_SIDE_FILES = (
+    ".md",
+    ".html",
+    ".htm",
+    ".pdf",
+    ".doc",
+    ".docx",
+    ".py",
+    ".ipynb",
+    ".sh",
+    ".exe",
+    ".json",
+    ".xml",
+)
 _NUMBER = re.compile(
     r"\d+|(?<![^\W\d_])([ivx]+|[a-z])(?![^\W\d_])"
 )  # in lower case; also roman, and single letters
@@ -172,8 +191,9 @@ def _labeled_root(
     while len(children := scan.image_folders(inner)) == 1 and not scan.has_images(inner):
         child = children[0]
         holds_classes = any(printable(path.name) in names for path in scan.image_folders(child))
-        plain = {*rest_of(child.name)} <= _PLAIN and re.search(r"[^\W\d_]", child.name)
-        if printable(child.name) in names or not (holds_classes or plain):
+        plain = {*rest_of(child.name)} <= _PLAIN and bool(re.search(r"[^\W\d_]", child.name))
+        same = child.name.casefold() == folder.name.casefold()
+        if printable(child.name) in names or not (holds_classes or plain or same):
             break
         inner = child
     if scan.entries(inner)[0]:
@@ -192,25 +212,35 @@ def _labeled_root(
 
 def _splits_inside_classes(folder: Path, scan: FolderScan) -> dict[str, dict[str, list[Path]]]:
     """Return the folders by split and class if each class is divided: cats/train, cats/test, and so on."""
+    divided: dict[Path, list[Path]] = {}
+    for path in scan.image_folders(folder):
+        inner = _inside(path, scan, [], stop_at_splits=True)
+        children = [child for child in scan.image_folders(inner) if split_of(child.name)]
+        if len({split_of(child.name) for child in children}) > 1 == len({_topic(c.name) for c in children}):
+            divided[path] = children
+    for children in divided.values():
+        if any(map(scan.image_folders, children)):
+            raise InputError(
+                f"Expected folders of classes or of splits in {folder}. Received splits with classes inside "
+                f"{_quoted(divided)}. Pass the folder that contains the splits, such as {str(children[0].parent)!r}."
+            )
     by_split: dict[str, dict[str, list[Path]]] = {}
-    classes = scan.image_folders(folder)
-    children = {path: scan.image_folders(path) for path in classes}
-    splits = {path: [split_of(child.name) for child in children[path]] for path in classes}
-    divided = [path for path in classes if len({*splits[path]} - {None}) > 1]
-    if not divided:
-        return {}
-    for path in classes:
-        clear = None not in splits[path] and len({*splits[path]}) == len(splits[path])
-        if not clear or "train" not in splits[path] or any(map(scan.image_folders, children[path])):
+    for path in scan.image_folders(folder) if divided else ():
+        splits = {split_of(child.name): child for child in divided.get(path, ())}
+        if "train" not in splits or [*splits.values()] != scan.image_folders(path):
             raise InputError(
                 f"Expected folders 'train', 'val' and 'test' at the top of {folder}, with a sub-folder per class. "
-                f"Received splits inside {quoted_list([printable(p.name) for p in divided])}. Move the splits to "
-                f"the top: train/{printable(divided[0].name)}, and so on."
+                f"Received splits inside {_quoted(divided)}. Move the splits to the top: train/"
+                f"{printable(next(iter(divided)).name)}, and so on."
             )
         scan.skip_images(scan.entries(path)[1])
-        for split, child in zip(splits[path], children[path], strict=True):
+        for split, child in splits.items():
             by_split.setdefault(split or "", {}).setdefault(printable(path.name), []).append(child)
     return by_split
+
+
+def _quoted(folders: Iterable[Path]) -> str:
+    return quoted_list([printable(path.name) for path in folders])
 
 
 def _classes_in(root: Path, scan: FolderScan, notes: list[Note]) -> dict[str, list[Path]]:
@@ -256,11 +286,10 @@ def _is_annotated(folder: Path, scan: FolderScan) -> bool:
 def _refuse_annotated(folder: Path, scan: FolderScan) -> None:
     """Raise if the folder is a data set for detection or segmentation, such as YOLO's images and labels."""
     if _is_annotated(folder, scan):
-        names = [printable(path.name) for path in scan.entries(folder)[0]]
         raise InputError(
-            f"Expected a sub-folder of images per class in {folder}. Received {quoted_list(names)}: a data set for "
-            "object detection or segmentation. Sort the images into folders by class, or write a CSV list with the "
-            "columns path and label."
+            f"Expected a sub-folder of images per class in {folder}. Received {_quoted(scan.entries(folder)[0])}: a "
+            "data set for object detection or segmentation. Sort the images into folders by class, or write a CSV "
+            "list with the columns path and label."
         )
 
 
@@ -272,9 +301,9 @@ def _note_ambiguous_classes(
     folders = [folder for folders in filled.values() for folder in folders]
     names = [*filled]
     shared = _shared(folders, scan)
+    numbered = len(classes) > 1 and len({_NUMBER.sub("", name.lower()) for name in filled or classes}) == 1
     words = [name for name in classes if split_of(name) and not _topic(name)]
     if len(shared) >= MIN_SHARED:
-        numbered = len({_NUMBER.sub("", name.lower()) for name in names}) == 1
         if numbered or any(map(split_of, names)):
             why = "differ only in a number or letter" if numbered else "are partly named like splits"
             raise _ambiguous(
@@ -291,6 +320,11 @@ def _note_ambiguous_classes(
             "images into a sub-folder per class."
         )
         notes.append((text, True))
+    elif numbered and any(word in _PARTS for name in classes for word in rest_of(name)):
+        text = (
+            f"The classes are the folders {quoted_list([*classes])}. They seem to be parts of one data set."
+        )
+        notes.append((text + list_hint(root, scan), True))
     elif 2 * sum(len(scan.image_folders(path)) >= MIN_SHARED for path in folders) >= len(classes) > 0:
         inner = sorted({name for path in folders for name in _child_names(path, scan).values()})
         text = f"The classes are the folders {quoted_list(names)}. Their sub-folders are not: {quoted_list(inner)}."
@@ -298,8 +332,8 @@ def _note_ambiguous_classes(
 
 
 _WAYS_OUT = (
-    "If they are splits, rename them to train, val and test. If the sub-folders are the classes, merge the "
-    "folders."
+    "If they are splits, rename them to train, val and test. If the sub-folders are the classes, merge the folders. "
+    "If either are groups, such as cameras or patients, write a CSV list with the columns path, label and group."
 )
 
 
@@ -307,11 +341,9 @@ def _ambiguous(
     folder: Path, folders: Sequence[Path], shared: Mapping[str, str], why: str, result: str
 ) -> InputError:
     """Return the error for folders that could be splits or classes."""
-    names = quoted_list([printable(path.name) for path in folders])
     return InputError(
-        f"Expected a sub-folder of images per class in {folder}. Received {names}, {why} and hold the same "
-        f"sub-folders: {quoted_list([*shared.values()])}. {result}. {_WAYS_OUT} Otherwise write a CSV list with the "
-        "columns path and label."
+        f"Expected a sub-folder of images per class in {folder}. Received {_quoted(folders)}, {why} and hold the same "
+        f"sub-folders: {quoted_list([*shared.values()])}. {result}. {_WAYS_OUT}"
     )
 
 
@@ -329,10 +361,16 @@ def _child_names(folder: Path, scan: FolderScan) -> dict[str, str]:
 
 
 def list_hint(folder: Path, scan: FolderScan) -> str:
-    """Return a sentence that names the lists in a folder, to append to a message about missing classes."""
-    below: Iterable[Path] = scan.entries(folder)[0]
+    """Return a sentence about files in a folder that may have the labels, to append to a message."""
+    below = scan.entries(folder)[0]
     files = [file for path in (folder, *below) for file in scan.entries(path)[1]]
     if any(path.name.lower() in _ANNOTATIONS for path in below) or any("coco" in Path(f).name for f in files):
         return " The annotations in it are those of object detection, which this package does not train."
-    lists = [printable(file) for file in files if file.lower().endswith(_LISTS)]
-    return f" If a list has the labels, pass it instead: {quoted_list(lists, limit=3)}." if lists else ""
+    if lists := [printable(file) for file in files if file.lower().endswith(_LISTS)]:
+        return f" If a list has the labels, pass it instead: {quoted_list(lists, limit=3)}."
+    for file in files:
+        if (other := other_file(Path(file))) and Path(file).suffix.lower() not in _SIDE_FILES:
+            return f" It contains {printable(Path(file).name)!r}, {other[0]}. {other[1]}"
+    if scan.has_images(folder) and not scan.image_folders(folder):
+        return f" If {printable(folder.name)!r} is a class, pass the folder that contains it."
+    return ""
