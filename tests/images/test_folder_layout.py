@@ -149,23 +149,22 @@ def test_splits_inside_each_class_are_read(tmp_path):
     }
 
 
-@pytest.mark.parametrize("places", [(*inside(PETS, ("train", "test")), "birds"), inside(("bottle", "cable"),
-                                    ("train/good", "test/good", "test/broken"))])  # fmt: skip
-def test_splits_inside_some_classes_are_refused(places, tmp_path):
+@pytest.mark.parametrize(
+    "places", [(*inside(PETS, ("train", "test")), "birds"), inside(PETS, ("val", "test"))]
+)
+def test_splits_inside_some_classes_or_without_train_are_refused(places, tmp_path):
     with pytest.raises(
         InputError, match=r"at the top of .* Received splits inside .* Move the splits to the top"
     ):
         read(tmp_path, *places)
 
 
-@pytest.mark.parametrize("places", [
-    [*inside(("plants/plants/train", "plants/plants/valid")), "test/test"],
-    inside(("small/Training", "small/Test", "original/Training", "original/Test")),
+@pytest.mark.parametrize(("places", "inner"), [
+    ([*inside(("plants/plants/train", "plants/plants/valid")), "test/test"], "plants/plants"),
+    (inside(("small/Training", "small/Test", "original/Training", "original/Test")), "original"),
+    (inside(("bottle", "cable"), ("train/good", "test/good", "test/broken")), "bottle"),
 ])  # fmt: skip
-def test_a_data_set_beside_other_folders_is_refused_with_its_place(places, tmp_path):
-    inner = {"plants/plants": "plants/plants", "small/Training": "original"}[
-        "/".join(places[0].split("/")[:2])
-    ]
+def test_a_data_set_beside_other_folders_is_refused_with_its_place(places, inner, tmp_path):
     with pytest.raises(InputError, match=rf"Pass the folder that contains the splits, such as '.*{inner}'\."):
         read(tmp_path, *places)
 
@@ -179,7 +178,7 @@ def test_flat_parts_of_one_data_set_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize(("file", "hint"), [
-    ("train.zip", r"It contains 'train\.zip', an archive\. Unpack it"), ("0.tfrec", r"It contains '0\.tfrec', TFRecord"),
+    ("train.zip", r"It contains 'train\.zip', an archive\. Unpack it"), ("0.tfrec", r"'0\.tfrec', TFRecord\. Read"),
     ("0.png", r"If 'cats' is a class, pass the folder that contains it"), ("README.md", r"own sub-folder\.$"),
 ])  # fmt: skip
 def test_an_error_about_missing_classes_looks_at_the_files(file, hint, tmp_path):
