@@ -85,6 +85,13 @@ def test_other_folders_with_the_same_sub_folders_are_classes_with_a_warning(tops
     )
 
 
+def test_sub_folders_are_compared_below_a_sole_folder_too(tmp_path):
+    data = read(tmp_path, *inside(("amazon/images", "webcam/images")))
+    assert "hold the same sub-folders: 'cats', 'dogs'" in data.notes[0][0]
+    with pytest.raises(InputError, match="differ only in a number"):
+        read(tmp_path / "folds", *inside(("fold1/images", "fold2/images")))
+
+
 @pytest.mark.parametrize(("tops", "result"), [
     (("train_station", "test_tube"), "The classes would be 'test_tube', 'train_station'"),
     (("entrainement", "validation"), "The classes would be 'entrainement', 'validation'"),
@@ -179,6 +186,7 @@ def test_flat_parts_of_one_data_set_are_reported(tmp_path):
 
 @pytest.mark.parametrize(("file", "hint"), [
     ("train.zip", r"It contains 'train\.zip', an archive\. Unpack it"), ("0.tfrec", r"'0\.tfrec', TFRecord\. Read"),
+    (r"train\cats\1.jpg", "contain backslashes instead of folders: unpack"),
     ("0.png", r"If 'cats' is a class, pass the folder that contains it"), ("README.md", r"own sub-folder\.$"),
 ])  # fmt: skip
 def test_an_error_about_missing_classes_looks_at_the_files(file, hint, tmp_path):
@@ -305,6 +313,15 @@ def test_other_files_are_refused_with_advice(name, content, message, tmp_path, c
         load_data(tmp_path / name)
     assert main([str(tmp_path / name)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_url_is_refused():
+    with pytest.raises(
+        InputError, match=r"Received a URL: 'https://x\.org/a\.zip'\. Download the images first"
+    ):
+        load_data("https://x.org/a.zip")
+    with pytest.raises(InputError, match="a URL"):
+        load_data(Path("s3://bucket/images"))
 
 
 # The report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -325,7 +326,7 @@ def _note_ambiguous_classes(
             f"The classes are the folders {quoted_list([*classes])}. They seem to be parts of one data set."
         )
         notes.append((text + list_hint(root, scan), True))
-    elif 2 * sum(len(scan.image_folders(path)) >= MIN_SHARED for path in folders) >= len(classes) > 0:
+    elif 2 * sum(len(_child_names(path, scan)) >= MIN_SHARED for path in folders) >= len(classes) > 0:
         inner = sorted({name for path in folders for name in _child_names(path, scan).values()})
         text = f"The classes are the folders {quoted_list(names)}. Their sub-folders are not: {quoted_list(inner)}."
         notes.append((text, False))
@@ -356,8 +357,9 @@ def _shared(folders: Sequence[Path], scan: FolderScan) -> dict[str, str]:
 
 
 def _child_names(folder: Path, scan: FolderScan) -> dict[str, str]:
-    """Return the names of the sub-folders with images, by the name that ignores letter case."""
-    return {(name := printable(path.name)).casefold(): name for path in scan.image_folders(folder)}
+    """Return the sub-folders with images, also below a sole sub-folder, by the name that ignores letter case."""
+    inner = _inside(folder, scan, [])
+    return {(name := printable(path.name)).casefold(): name for path in scan.image_folders(inner)}
 
 
 def list_hint(folder: Path, scan: FolderScan) -> str:
@@ -368,6 +370,8 @@ def list_hint(folder: Path, scan: FolderScan) -> str:
         return " The annotations in it are those of object detection, which this package does not train."
     if lists := [printable(file) for file in files if file.lower().endswith(_LISTS)]:
         return f" If a list has the labels, pass it instead: {quoted_list(lists, limit=3)}."
+    if os.sep == "/" and any("\\" in Path(file).name for file in files):
+        return " Names of files in it contain backslashes instead of folders: unpack the archive with another program."
     for file in files:
         if (other := other_file(Path(file))) and Path(file).suffix.lower() not in _SIDE_FILES:
             return f" It contains {printable(Path(file).name)!r}, {other[0]}. {other[1]}"

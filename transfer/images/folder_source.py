@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,8 @@ def find_source(text: str) -> Path:
             return place
         if text == EMBEDDED:
             return embedded_folder()
+        if re.match(r"[A-Za-z][\w+.-]+:/", text):
+            raise InputError(f"Expected {wanted}. Received a URL: {text!r}. Download the images first.")
         siblings = {path.name: str(path) for path in place.parent.iterdir()} if place.parent.is_dir() else {}
         siblings.pop(place.name, None)  # a broken link
     except InputError:
