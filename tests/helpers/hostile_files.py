@@ -14,11 +14,17 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+HEIC_PROBLEM = (
+    "HEIC needs the package pillow-heif" if find_spec("pillow_heif") is None else "broken at its beginning"
+)
+"""Why the first bytes of a HEIC file alone cannot be read, with and without the package for it."""
 
 COLORS = {"red": (220, 40, 30), "green": (40, 180, 50), "blue": (30, 50, 210), "grey": (119, 119, 119)}
 SIZE = (16, 16)
@@ -279,6 +285,8 @@ def disguises(corpus: Corpus) -> None:
         ("BMP", "i.jpg"),
         ("WEBP", "j.jpg"),
         ("PNG", "k.tif"),
+        ("TIFF", "t.jpg"),
+        ("JPEG2000", "l.png"),
     ):
         color = corpus.color("blue")
         corpus.good(
@@ -291,8 +299,6 @@ def disguises(corpus: Corpus) -> None:
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("a.jpg", jpeg((9, 9, 9)))
     for kind, name, content in (
-        ("TIFF named .jpg", "t.jpg", encode(solid((9, 9, 9)), "TIFF")),
-        ("HEIC named .jpg", "u.jpg", heic),
         ("a web page named .jpg", "v.jpg", text),
         ("text named .jpg", "w.jpg", b"See the other folder.\n"),
         ("SVG named .png", "x.png", svg),
@@ -301,10 +307,9 @@ def disguises(corpus: Corpus) -> None:
         ("EPS, which could start a program, named .jpg", "eps.jpg", encode(solid((9, 9, 9)), "EPS")),
     ):
         corpus.bad(kind, f"red/{name}", content, why="not an image")
-    for name, content in (("a.heic", heic), ("a.svg", svg), ("a.tiff", encode(solid((9, 9, 9)), "TIFF"))):
-        corpus.bad(
-            f"{name[2:].upper()} with its own extension", f"red/{name}", content, why="is not supported"
-        )
+    for name, content, why in (("a.heic", heic, HEIC_PROBLEM), ("a.svg", svg, "is not supported")):
+        corpus.bad(f"{name[2:].upper()} with its own extension", f"red/{name}", content, why=why)
+    corpus.bad("HEIC named .jpg", "red/u.jpg", heic, why=HEIC_PROBLEM)
     for name, content in (
         ("notes.txt", b"BM is how a BMP begins"),
         ("labels.csv", b"a,b\n"),
@@ -681,9 +686,9 @@ def folders(corpus: Corpus) -> None:
     corpus.plain("few", "one", count=1)
     corpus.note("a class of one image", (), "read", "few")
     corpus.plain("unsupported class", "a", "b")
-    corpus.write("new/a.heic", b"heic", "unsupported class")
+    corpus.write("new/a.psd", b"8BPS", "unsupported class")
     corpus.note(
-        "a class of HEIC alone", (), "refused", "unsupported class", why="new/a.heic (HEIC is not supported"
+        "a class of PSD alone", (), "refused", "unsupported class", why="new/a.psd (PSD is not supported"
     )
     corpus.plain("empty class", "a", "b")
     (corpus.folder / "empty class" / "nothing").mkdir()

@@ -28,7 +28,7 @@ def upright(value) -> Image.Exif:
 def test_a_good_image_is_described():
     found = check(encoded(size=(40, 30), kind="JPEG"))
     assert found.problem == "" and len(found.digest) == 64 and len(found.hash) == 32
-    assert found[3:] == ("JPEG", "RGB", 40, 30, False)
+    assert found[3:8] == ("JPEG", "RGB", 40, 30, False)
 
 
 def test_sizes_are_those_after_rotation():
@@ -51,7 +51,9 @@ def test_rotating_an_image_by_exif_keeps_it_a_duplicate():
     (np.full((4, 6), 9, "uint8"), "L"), (np.full((4, 6, 1), 9.0), "L"), (np.full((4, 6, 3), 9, "uint8"), "RGB"),
 ])  # fmt: skip
 def test_arrays_are_described(pixels, mode):
-    assert check(pixels)[3:] == ("array", mode, 6, 4, False)
+    found = check(pixels)
+    assert found[3:8] == ("array", mode, 6, 4, False)
+    assert (found.low, found.high, found.single_color, found.extent) == (9, 9, True, None)
 
 
 def test_results_keep_the_order_of_images_over_many_chunks(monkeypatch):
@@ -178,5 +180,5 @@ def test_formats_that_reveal_the_class_are_reported():
 
 
 def test_blank_images_are_reported():
-    report = report_of([0, 1] * 3, hash=[b"", *[bytes([i]) * 32 for i in range(1, 6)]])
+    report = report_of([0, 1] * 3, single_color=[True] + [False] * 5)
     assert report.blank == ("00.png",)

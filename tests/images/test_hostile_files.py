@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.hostile_files import COLORS, bmp, chunk, encode, make_corpus, solid, texture
+from helpers.hostile_files import COLORS, HEIC_PROBLEM, bmp, chunk, encode, make_corpus, solid, texture
 from PIL import Image
 
 from transfer.common.errors import InputError
@@ -231,8 +231,11 @@ def test_a_truncated_image_is_complete_or_refused(kind):
 
 
 @pytest.mark.parametrize(("content", "why"), [
-    (b"II*\0" + bytes(99), "not an image of a known format but TIFF"),
-    (b"\0\0\0\x18ftypheic" + bytes(99), "not an image of a known format but HEIC"),
+    (b"II*\0" + bytes(99), "broken at its beginning, or TIFF with unusual channels (such as 64-bit or more than 4)"),
+    (b"\0\0\0\x18ftypheic" + bytes(99), HEIC_PROBLEM),
+    (b"\xff\xd8\xff\xf7" + bytes(99), "not an image of a known format but JPEG-LS"),
+    (b"II*\0\x10\0\0\0CR\2\0" + bytes(99), "not an image of a known format but camera raw"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99), "not an image of a known format but JPEG XL"),
     (b"\n<!DOCTYPE HTML><html>", "not an image of a known format but a web page"),
     (b"<?xml version='1.0'?><svg/>", "not an image of a known format but SVG"),
     (b"\x89PNG\r\n\x1a\n" + bytes(99), "broken at its beginning"),
@@ -358,8 +361,8 @@ def test_errors_list_the_skipped_files(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(encode(texture(16, 16)))
     (tmp_path / "c").mkdir()
-    (tmp_path / "c/photo.heic").write_bytes(b"")
-    with pytest.raises(InputError, match=r"none in: c\..* Skipped: c/photo\.heic \(HEIC is not supported"):
+    (tmp_path / "c/photo.psd").write_bytes(b"")
+    with pytest.raises(InputError, match=r"none in: c\..* Skipped: c/photo\.psd \(PSD is not supported"):
         load_data(tmp_path)
 
 

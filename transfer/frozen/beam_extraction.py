@@ -74,7 +74,14 @@ def extract_with_beam(
     if shard_size < 1:
         raise InputError(f"Expected a shard_size of at least 1 image. Received: {shard_size}.")
     run = make_engine(extractor, engine=engine, precision=precision, batch_size=batch_size)
-    store = open_store(run, image_size=image_size, resize=split.resize, dtype=dtype, cache=cache)
+    store = open_store(
+        run,
+        image_size=image_size,
+        resize=split.resize,
+        dtype=dtype,
+        cache=cache,
+        pixel_range=split.pixel_range,
+    )
     digests = digests_of(split)
     missing = missing_rows(store, digests)
     per_image = None
@@ -84,6 +91,7 @@ def extract_with_beam(
             store=store.folder.name,
             image_size=image_size,
             resize=split.resize,
+            pixel_range=split.pixel_range,
             dtype=dtype,
             engine=words[0],  # the engine of this process: "auto" may choose another one on a worker
             precision=words[-1] if words[0] == "openvino" else "float32",

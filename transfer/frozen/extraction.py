@@ -116,12 +116,19 @@ def extract(
     run = engine
     if not isinstance(run, Engine):
         run = make_engine(local_copy(extractor), engine=run, precision=precision, batch_size=batch_size)
-    store = open_store(run, image_size=image_size, resize=split.resize, dtype=dtype, cache=cache)
+    store = open_store(
+        run,
+        image_size=image_size,
+        resize=split.resize,
+        dtype=dtype,
+        cache=cache,
+        pixel_range=split.pixel_range,
+    )
     images = digests_of(split)
     digests = [*images]
     for view in range(1, views):
         digests += [_augmented(image, f"{augment} {flip} {seed} {view}") for image in images]
-    if known is not None and split.resize == known.split.resize:
+    if known is not None and _same_form(split, known.split):
         _store_known(store, extractor, known, images, image_size)
     missing = missing_rows(store, digests)
     parts = np.array_split(missing, current_group().count)
@@ -182,6 +189,10 @@ def compute_features(
                 chunk, values = np.concatenate(values), []
                 store.append(digests[end - len(chunk) : end], chunk)
     return times
+
+
+def _same_form(first: Split, second: Split) -> bool:
+    return first.resize == second.resize and first.pixel_range == second.pixel_range
 
 
 @plain_errors()

@@ -29,6 +29,7 @@ from transfer.common.errors import InputError, one_line
 from transfer.common.files import replacing, write_text
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.decoding import to_rgb_array
+from transfer.images.pixel_range import PixelRange
 from transfer.images.splitting import Split
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class PassSettings:
     batch_size: int
     # Size limit of the cache in bytes.
     limit: int
+    # The range of images with more than 8 bits per channel.
+    pixel_range: PixelRange | None = None
     # Threads per worker if several workers share a machine; 0 leaves it to TensorFlow.
     threads: int = 0
 
@@ -121,26 +124,28 @@ def write_pass(folder: Path, extractor: keras.Model, split: Split, *, count: int
 def write_shard(path: Path, shard: Split) -> None:
     """Write the paths of image files and the content of other images."""
     rows = [
-        {**_row(image), "digest": digest} for image, digest in zip(shard.images, shard.digests, strict=True)
+        {**_row(image, shard.pixel_range), "digest": digest}
+        for image, digest in zip(shard.images, shard.digests, strict=True)
     ]
     with replacing(path) as partial, open(partial, "wb") as file:
         feather.write_feather(pa.Table.from_pylist(rows, _SCHEMA), file, "uncompressed")
 
 
-def _row(image: str | Path | bytes | np.ndarray) -> dict[str, bytes | int]:
+def _row(image: str | Path | bytes | np.ndarray, pixel_range: PixelRange | None) -> dict[str, bytes | int]:
     if isinstance(image, bytes):
         return {"content": image}
     if isinstance(image, np.ndarray):
-        pixels = to_rgb_array(image)
+        pixels = to_rgb_array(image, pixel_range=pixel_range)
         return {"content": pixels.tobytes(), "height": len(pixels)}
     return {"path": os.fsencode(os.path.abspath(image))}  # a worker may run in another folder
 
 
-def read_shard(path: Path, resize: str) -> Split:
+def read_shard(path: Path, resize: str, pixel_range: PixelRange | None = None) -> Split:
     """Read the images of a shard."""
     *columns, digests = feather.read_table(path, memory_map=False).to_pydict().values()
     images = [_image(*values) for values in zip(*columns, strict=True)]
-    return Split(images, np.zeros(len(images), "int64"), digests, digests=digests, resize=resize)
+    labels = np.zeros(len(images), "int64")
+    return Split(images, labels, digests, digests=digests, resize=resize, pixel_range=pixel_range)
 
 
 def _image(path: bytes | None, content: bytes, height: int | None) -> str | bytes | np.ndarray:
@@ -189,6 +194,7 @@ class Worker:
             resize=settings.resize,
             dtype=settings.dtype,
             cache=cache,
+            pixel_range=settings.pixel_range,
         )
         if self.store.folder.name != settings.store:
             raise InputError(
@@ -204,7 +210,8 @@ class Worker:
         from transfer.frozen.extraction import compute_features
 
         with self._lock:  # an engine serves one thread
-            shard = read_shard(self.folder / f"{number}.shard", self.settings.resize)
+            settings = self.settings
+            shard = read_shard(self.folder / f"{number}.shard", settings.resize, settings.pixel_range)
             # Another worker may have begun the shard.
             missing = np.flatnonzero(self.store.find(shard.digests) < 0)
             if not len(missing):

@@ -15,21 +15,28 @@ from transfer.common.errors import InputError
 from transfer.frozen.engines import Engine
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.feature_store import FeatureStore
+from transfer.images.pixel_range import PixelRange
 from transfer.images.splitting import Split
 from transfer.networks import graphs
 
 log = logging.getLogger(__name__)
 
-_DECODER = "1"  # change it when the same file is decoded to other pixels
+_DECODER = "2"  # change it when the same file is decoded to other pixels
 
 
 def open_store(
-    run: Engine, *, image_size: tuple[int, int], resize: str, dtype: str, cache: FeatureCache | None
+    run: Engine,
+    *,
+    image_size: tuple[int, int],
+    resize: str,
+    dtype: str,
+    cache: FeatureCache | None,
+    pixel_range: PixelRange | None = None,
 ) -> FeatureStore:
     """Open the store of a network and its preprocessing; a temporary one if the cache is not writable."""
     about = {
         "network": run.model.name,
-        "images": f"{image_size[0]}x{image_size[1]} {resize}",
+        "images": f"{image_size[0]}x{image_size[1]} {resize}" + (f", {pixel_range}" if pixel_range else ""),
         "precision": "bfloat16" if run.name.endswith("bfloat16") else "float32",
     }
     parts = [graphs.fingerprint(run.model), *about.values(), dtype, _DECODER]

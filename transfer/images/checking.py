@@ -23,12 +23,15 @@ from transfer.images.data_report import MIN_DIFFERENT, DataReport, DuplicateSet
 from transfer.images.decoding import (
     MAX_PIXELS,
     BadImageError,
+    deep_extent,
     failure_reason,
     inspect_image,
     is_image,
     to_rgb_array,
 )
 from transfer.images.duplicates import perceptual_hash
+from transfer.images.formats import HEAD_BYTES
+from transfer.images.pixel_range import Extent, PixelRange, range_of
 from transfer.images.splitting import SourceData, Split
 
 MAX_BYTES = 2**30
@@ -41,7 +44,7 @@ OUTLIER_RATIO = 16.0
 """An image is reported if it has this many times the median number of pixels, or this many times fewer."""
 
 _RULES = (
-    1  # increase it when the check gives other results for the same image: this discards the cached results
+    2  # increase it when the check gives other results for the same image: this discards the cached results
 )
 _SIZE = (64, 64)  # size of the image that the perceptual hash uses
 _LARGE = 2**26  # bytes; larger files are read only if they start like an image
@@ -67,6 +70,21 @@ class CheckedImage(NamedTuple):
     height: int = 0
     # Whether EXIF data rotate or mirror the image.
     rotated: bool = False
+    # The lowest and the highest value, of any channel.
+    low: float = 0.0
+    high: float = 255.0
+    # Whether all values are whole numbers; None for images of 8 bits per channel.
+    whole: bool | None = None
+    single_color: bool = False
+    # Whether the file has more pages or frames than the one that is read.
+    more_pages: bool = False
+    # PatientID of a DICOM file; empty for others.
+    patient: str = ""
+
+    @property
+    def extent(self) -> Extent | None:
+        """The extent of an image with more than 8 bits per channel."""
+        return None if self.whole is None else Extent(self.low, self.high, self.whole)
 
 
 def check_images(images: Sequence[Any], *, progress: bool = True) -> list[CheckedImage]:
@@ -122,7 +140,7 @@ def _library_versions() -> tuple[str, ...]:
     from PIL import features
 
     versions = [platform.machine(), str(features.version_codec("jpg")), str(features.version_module("webp"))]
-    for name in ("Pillow", "ImageHash", "numpy", "scipy"):
+    for name in ("Pillow", "ImageHash", "numpy", "scipy", "pillow-heif", "pydicom"):
         with suppress(PackageNotFoundError):
             versions.append(f"{name} {version(name)}")
     return tuple(versions)
@@ -131,10 +149,7 @@ def _library_versions() -> tuple[str, ...]:
 def check(image: str | bytes | np.ndarray) -> CheckedImage:
     """Read one image to its last byte, and describe it or return its problem."""
     if isinstance(image, np.ndarray):
-        height, width = image.shape[:2]
-        mode = "L" if image.ndim == 2 or image.shape[2] == 1 else "RGB"
-        hash = perceptual_hash(to_rgb_array(image, _SIZE))
-        return CheckedImage("", _digest(image.tobytes()), hash, "array", mode, width, height)
+        return _check_array(image)
     try:
         content = image if isinstance(image, bytes) else _content(image)
         if not content:
@@ -147,6 +162,19 @@ def check(image: str | bytes | np.ndarray) -> CheckedImage:
     return CheckedImage("", _digest(content), perceptual_hash(decoded.pixels), *decoded[1:])
 
 
+def _check_array(image: np.ndarray) -> CheckedImage:
+    """Describe an image in memory."""
+    height, width = image.shape[:2]
+    mode = "L" if image.ndim == 2 or image.shape[2] == 1 else "RGB"
+    digest, hash = _digest(image.tobytes()), perceptual_hash(to_rgb_array(image, _SIZE))
+    channels = image.reshape(height * width, -1)
+    low, high, deep = channels.min(axis=0), channels.max(axis=0), deep_extent(image)
+    return CheckedImage(
+        "", digest, hash, "array", mode + (";16" if deep else ""), width, height,
+        low=float(low.min()), high=float(high.max()), whole=deep and deep.whole, single_color=bool((low == high).all()),
+    )  # fmt: skip
+
+
 def _content(path: str) -> bytes:
     """Read a file, unless it is too large or not an image."""
     info = os.stat(path)
@@ -155,7 +183,7 @@ def _content(path: str) -> bytes:
     if info.st_size > MAX_BYTES:
         raise BadImageError(f"{info.st_size:,} bytes are more than {MAX_BYTES:,}")
     with open(path, "rb") as stream:
-        if info.st_size > _LARGE and not is_image(stream.read(16)):  # such as a film or an archive
+        if info.st_size > _LARGE and not is_image(stream.read(HEAD_BYTES)):  # such as a film or an archive
             raise BadImageError("not an image of a known format")
         stream.seek(0)
         return stream.read()
@@ -185,6 +213,7 @@ def make_report(
     counts = {
         s: tuple(np.bincount(part.labels, minlength=len(classes)).tolist()) for s, part in splits.items()
     }
+    pixel_range = next((part.pixel_range for part in splits.values() if part.pixel_range), None)
     groups = Counter(group for part in checked for group in set(source.parts[part].groups))
     return DataReport(
         name=name,
@@ -202,11 +231,38 @@ def make_report(
         groups=len(groups),
         shared_groups=tuple(sorted(group for group, count in groups.items() if count > 1)),
         outliers=_outliers(formats, sizes, names),
-        blank=tuple(name for name, image in zip(names, images, strict=True) if not image.hash),
+        blank=tuple(name for name, image in zip(names, images, strict=True) if image.single_color),
         format_leak=_format_leak(formats, labels, classes),
         small_classes=_small_classes(labels, ids, classes) if list(checked) == ["train"] else (),
         notes=tuple(source.notes),
+        pixel_range=(pixel_range.low, pixel_range.high) if pixel_range else (),
+        low_contrast=_low_contrast(names, images, pixel_range),
+        out_of_range=_out_of_range(names, images, pixel_range),
+        more_pages=tuple(name for name, image in zip(names, images, strict=True) if image.more_pages),
     )
+
+
+def _low_contrast(
+    names: Sequence[str], images: Sequence[CheckedImage], pixel_range: PixelRange | None
+) -> tuple[str, ...]:
+    """Return images whose values differ by at most an eighth of the range: nearly black, or nearly flat."""
+    found = []
+    for name, image in zip(names, images, strict=True):
+        extent = image.extent or Extent(image.low, image.high, True)
+        used = (pixel_range or range_of(extent)) if image.extent else PixelRange(0.0, 255.0)
+        if not image.single_color and used.is_narrow(extent):
+            found.append(name)
+    return tuple(found)
+
+
+def _out_of_range(
+    names: Sequence[str], images: Sequence[CheckedImage], pixel_range: PixelRange | None
+) -> tuple[tuple[str, str], ...]:
+    """Return images of more than 8 bits that the range clips to nearly one value, with the reason."""
+    if pixel_range is None:
+        return ()
+    pairs = ((name, image.extent) for name, image in zip(names, images, strict=True))
+    return tuple((name, why) for name, extent in pairs if extent and (why := pixel_range.problem(extent)))
 
 
 def _small_classes(labels: np.ndarray, ids: np.ndarray, class_names: Sequence[str]) -> tuple[str, ...]:

@@ -84,6 +84,10 @@ class DataReport:
         format_leak: Two classes with different usual file formats, in words; otherwise empty.
         small_classes: Classes with fewer than `MIN_DIFFERENT` different images, if the splits are drawn.
         notes: Sentences on how the source was read, and whether each needs action.
+        pixel_range: Values that become 0 and 255 in images with more than 8 bits per channel; empty without any.
+        low_contrast: Images whose values differ by at most an eighth of the range.
+        out_of_range: Name and reason of each image with values far outside `pixel_range`.
+        more_pages: Names of files with several pages or frames, of which one is used.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -111,6 +115,10 @@ class DataReport:
     format_leak: str
     small_classes: tuple[str, ...]
     notes: tuple[tuple[str, bool], ...] = ()
+    pixel_range: tuple[float, ...] = ()
+    low_contrast: tuple[str, ...] = ()
+    out_of_range: tuple[tuple[str, str], ...] = ()
+    more_pages: tuple[str, ...] = ()
 
     @property
     def conflicts(self) -> list[DuplicateSet]:
@@ -192,6 +200,7 @@ class DataReport:
             "widths": _range(*self.widths),
             "heights": _range(*self.heights),
             "rotated": f"{plural(self.rotated, 'image')}, by EXIF data" if self.rotated else "",
+            "range": _pixel_range(self.pixel_range) if self.pixel_range else "",
             "groups": f"{self.groups:,}" if self.groups else "",
             "ignored": plural(len(self.ignored), "other file") if self.ignored else "",
         }
@@ -228,6 +237,9 @@ def _problems(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
             "different images, too few for training, validation and test. Please add images."
         )
         yield "small_classes", text, report.small_classes
+    if report.out_of_range:
+        text = f"Found {plural(len(report.out_of_range), 'image')} with values far outside the range: mostly clipped."
+        yield "out_of_range", text, _with_reasons(report.out_of_range)
     by_form: dict[str, list[str]] = {}
     for name in report.class_names:
         by_form.setdefault("".join(filter(str.isalnum, name.casefold())) or name, []).append(name)
@@ -258,6 +270,13 @@ def _hints(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
         yield "outliers", text, _with_reasons(report.outliers)
     if report.blank:
         yield "blank", f"Found {plural(len(report.blank), 'image')} with a single color.", report.blank
+    if report.low_contrast:
+        where = "the range" if report.pixel_range else "0 to 255"
+        text = f"Found {plural(len(report.low_contrast), 'image')} that use at most an eighth of {where}"
+        yield "low_contrast", f"{text}, such as nearly black ones. Please check.", report.low_contrast
+    if report.more_pages:
+        text = f"Found {plural(len(report.more_pages), 'file')} with several pages or frames; one of each is used."
+        yield "more_pages", text, report.more_pages
     if report.format_leak:
         text = f"File formats reveal the class: {report.format_leak}. The network may learn the format."
         yield "format_leak", f"{text} Save all images in one format.", ()
@@ -279,6 +298,11 @@ def _skipped_images(skipped: Sequence[tuple[str, str]]) -> Iterator[tuple[str, s
             f"Skipped {plural(count, 'image')} that cannot be used{reasons}.",
             _with_reasons(others),
         )
+
+
+def _pixel_range(pixel_range: Sequence[float]) -> str:
+    low, high = (f"{value:,.6g}" for value in pixel_range)
+    return f"{low} to {high} in the training images become 0 to 255"
 
 
 def _with_reasons(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -23,8 +23,10 @@ from transfer.images.folder_scan import describe_skipped, printable
 from transfer.images.folder_source import embedded_folder as embedded_folder
 from transfer.images.folder_source import find_source, read_folder
 from transfer.images.manifest import read_manifest
+from transfer.images.pixel_range import PixelRange, find_range
 from transfer.images.split_file import apply_split, read_split
 from transfer.images.splitting import SourceData, Split, complete_splits, few_per_class
+from transfer.images.tables import own_group
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +166,7 @@ def load_data(
     else:
         _refuse_too_few(name, data)
         splits = complete_splits(data.parts, ids, data.class_names, seed=seed, **sizes)
+    splits = with_pixel_range(splits, _range_in_use(data, checked, splits["train"]))
     if few_shot is not None:
         names = [name for part in data.parts.values() for name in part.names]
         id_of = dict(zip(names, np.concatenate([*ids.values()]).tolist(), strict=True))
@@ -185,6 +188,7 @@ def load_test(
     data_dir: str | Path | None = None,
     tfds_split: str | Mapping[str, str] | None = None,
     download: bool = True,
+    pixel_range: PixelRange | None = None,
 ) -> ImageData:
     """Load labeled images as the test set of a model with the classes `class_names`."""
     given = class_names if not isinstance(source, str | Path) else None
@@ -204,10 +208,28 @@ def load_test(
     test = data.parts["test"]
     if not len(test):
         raise InputError(f"Expected images in {name!r}. Received none.{describe_skipped(data.skipped)}")
-    splits = {"train": test.take([]), "val": test.take([]), "test": test}
+    splits = with_pixel_range({"train": test.take([]), "val": test.take([]), "test": test}, pixel_range)
     ids = _duplicate_ids(checked, near_duplicates=False)
     report = make_report(name, data, checked=checked, duplicate_ids=ids, splits=splits)
     return ImageData(name, tuple(class_names), **splits, report=report, image_size=as_size(image_size))
+
+
+def with_pixel_range(splits: Mapping[str, Split], pixel_range: PixelRange | None) -> dict[str, Split]:
+    """Return the splits with the range that maps images of more than 8 bits per channel to 8 bits."""
+    return {name: replace(part, pixel_range=pixel_range) for name, part in splits.items()}
+
+
+def _range_in_use(
+    data: SourceData, checked: Mapping[str, Sequence[CheckedImage]], train: Split
+) -> PixelRange | None:
+    """Return the range of the training images with more than 8 bits per channel."""
+    extents = {
+        name: extent
+        for part in checked
+        for name, image in zip(data.parts[part].names, checked[part], strict=True)
+        if (extent := image.extent) is not None
+    }
+    return find_range(extents[name] for name in train.names if name in extents)
 
 
 def _sizes(val: float | int, test: float | int) -> dict[str, float | int]:
@@ -280,6 +302,7 @@ def _check(data: SourceData, *, strict: bool) -> tuple[SourceData, dict[str, lis
         checked[split] = [results[i] for i in keep]
         part = part.take(keep) if len(keep) < len(part) else part
         parts[split] = replace(part, digests=[result.digest for result in checked[split]])
+    data = _grouped_by_patient(replace(data, parts=parts, skipped=skipped), checked)
     if skipped and strict:
         shown = "; ".join(f"{name}: {problem}" for name, problem in skipped[:10])
         more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
@@ -287,7 +310,25 @@ def _check(data: SourceData, *, strict: bool) -> tuple[SourceData, dict[str, lis
             f"Expected images that can be used. Received {len(skipped)} that cannot: {shown}{more}. Fix or remove "
             "them; without strict they are skipped."
         )
-    return replace(data, parts=parts, skipped=skipped), checked
+    return data, checked
+
+
+def _grouped_by_patient(data: SourceData, checked: Mapping[str, Sequence[CheckedImage]]) -> SourceData:
+    """Make the patients of DICOM files the groups of the images, if the source has no groups."""
+    patients = {image.patient for part in checked.values() for image in part} - {""}
+    # One id for all images, such as ANONYMOUS, says nothing.
+    if len(patients) < 2 or any(len(part.groups) for part in data.parts.values()):
+        return data
+    parts = {}
+    for split, part in data.parts.items():
+        ids = [
+            image.patient or own_group(name) for name, image in zip(part.names, checked[split], strict=True)
+        ]
+        parts[split] = replace(part, groups=ids)
+    note = (
+        f"The images of a patient form a group: found {len(patients):,} different PatientID in DICOM files."
+    )
+    return replace(data, parts=parts, notes=(*data.notes, (note, False)))
 
 
 def _duplicate_ids(

@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transfer.common.errors import InputError
-from transfer.images.decoding import EXTENSIONS, failure_reason, is_image
+from transfer.images.decoding import failure_reason
+from transfer.images.formats import EXTENSIONS, HEAD_BYTES, is_image
 
 # Files of operating systems and archives that are not hidden, in lower case.
 _SYSTEM = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
-_SYSTEM |= {"system volume information"}
+_SYSTEM |= {"system volume information", "dicomdir"}
 
 # Image formats that are reported as skipped; other unknown files are ignored.
-_OTHER_IMAGES = {".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".ico", ".psd", ".tga"}
-_OTHER_IMAGES |= {".ppm", ".pgm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".dcm"}
+_OTHER_IMAGES = {".jxl", ".jls", ".svg", ".ico", ".psd", ".tga", ".dds", ".exr", ".hdr", ".eps"}
+_OTHER_IMAGES |= {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".raw"}
 
 
 class FolderScan:
@@ -138,7 +139,7 @@ def _extension(file: str) -> str:
 
 def _starts_as_image(file: str) -> bool:
     with open(file, "rb") as stream:
-        return is_image(stream.read(16))
+        return is_image(stream.read(HEAD_BYTES))
 
 
 def _seems_image(file: str) -> bool:

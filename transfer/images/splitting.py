@@ -19,6 +19,7 @@ from transfer.common.text import plural
 from transfer.images.decoding import decode, to_rgb_array
 from transfer.images.duplicates import component_ids
 from transfer.images.image_sequences import LazySequence
+from transfer.images.pixel_range import PixelRange
 from transfer.images.split_words import SPLITS
 from transfer.images.tables import own_group
 
@@ -31,7 +32,7 @@ Item = TypeVar("Item")
 class Split:
     """The labeled images of a split; files are decoded when they are used."""
 
-    # Paths, encoded images as bytes, or arrays of shape (H, W[, C]) with values from 0 to 255.
+    # Paths, encoded images as bytes, or arrays of shape (H, W[, C]) with values from 0 to 255, or 16-bit.
     # Several threads index the sequence at once.
     images: Any
     # int64, shape (N,): indices into the class names.
@@ -44,6 +45,8 @@ class Split:
     digests: Sequence[str] = ()
     # How images are resized: one of `decoding.RESIZES`.
     resize: str = "stretch"
+    # The range of images with more than 8 bits per channel; None scales each by its own values.
+    pixel_range: PixelRange | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,7 +74,7 @@ class Split:
         if isinstance(item, str) and len(self.digests):
             item = _unchanged(item, self.digests[position])
         to_pixels = to_rgb_array if isinstance(item, np.ndarray) else decode
-        return to_pixels(item, size, resize=self.resize)
+        return to_pixels(item, size, resize=self.resize, pixel_range=self.pixel_range)
 
 
 def _unchanged(path: str, digest: str) -> bytes:

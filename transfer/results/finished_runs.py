@@ -6,6 +6,7 @@ Run folders may come from anywhere: no code in them is executed, and links out o
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,13 @@ import keras
 from transfer.common.errors import InputError, nearest, one_line
 from transfer.common.old_names import renamed
 from transfer.config import TrainConfig, load_config
-from transfer.images.datasets import ImageData, load_data, load_test
+from transfer.images.datasets import ImageData, load_data, load_test, with_pixel_range
 from transfer.images.decoding import RESIZES
+from transfer.images.pixel_range import BEFORE_0_3, PixelRange
 from transfer.networks.weight_files import saved_model
 from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, SPLIT
 
+_PIXEL_RANGE = "pixel_range.json"  # an entry of the model's file, so that the range travels with the weights
 _MAX_BYTES = 2**26  # limit of a text file; those of a run have at most a few hundred kilobytes
 
 
@@ -34,6 +37,8 @@ class FinishedRun:
         class_names: Class names in the order of the probabilities.
         config: Options of the training; None if there is no `config.yaml`.
         metrics: Contents of `metrics.json`; empty if there is no such file.
+        pixel_range: Values of images with more than 8 bits per channel that become 0 and 255, found in the training
+            images. None if these have 8 bits; such an image is then scaled by its own values.
 
     Example:
         load_run("runs/emoji-small-similar-1").metrics["test_accuracy"]
@@ -44,6 +49,7 @@ class FinishedRun:
     class_names: tuple[str, ...]
     config: TrainConfig | None
     metrics: dict[str, Any]
+    pixel_range: PixelRange | None = None
 
     @property
     def name(self) -> str:
@@ -87,10 +93,12 @@ class FinishedRun:
             InputError: The images are missing, or have classes that the model does not know.
         """
         if source is not None:
-            return load_test(source, self.class_names, resize=self.resize)
+            return load_test(source, self.class_names, resize=self.resize, pixel_range=self.pixel_range)
         if self.config is None:
             raise InputError(f"{self.folder} has no {CONFIG}, which says where the images of the run are.")
-        return load_run_data(self.folder, self.config)
+        data = load_run_data(self.folder, self.config)
+        splits = with_pixel_range(data.splits, self.pixel_range)
+        return replace(data, train=splits["train"], val=splits["val"], test=splits["test"])
 
 
 def load_run(place: str | Path) -> FinishedRun:
@@ -117,7 +125,8 @@ def load_run(place: str | Path) -> FinishedRun:
     folder = file.parent
     model = saved_model(str(file))
     config = replace(load_config(folder / CONFIG), output=None) if (folder / CONFIG).is_file() else None
-    return FinishedRun(folder, model, _class_names(file, model), config, read_json(folder / METRICS) or {})
+    metrics = read_json(folder / METRICS) or {}
+    return FinishedRun(folder, model, _class_names(file, model), config, metrics, _pixel_range(file))
 
 
 def load_run_data(folder: Path, config: TrainConfig) -> ImageData:
@@ -157,6 +166,34 @@ def add_labels(path: Path, class_names: tuple[str, ...]) -> None:
     """Add the class names to a zip-based model file; Keras and LiteRT ignore the extra entry."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(LABELS, "".join(f"{name}\n" for name in class_names))
+
+
+def add_pixel_range(path: Path, pixel_range: PixelRange | None) -> None:
+    """Add the range of images with more than 8 bits per channel to a model file, as JSON; null without such images."""
+    values = None if pixel_range is None else [pixel_range.low, pixel_range.high]
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(_PIXEL_RANGE, json.dumps(values))
+
+
+def _pixel_range(file: Path) -> PixelRange | None:
+    """Read the range of images with more than 8 bits per channel; runs before version 0.3 store none."""
+    with zipfile.ZipFile(file) as archive:
+        if _PIXEL_RANGE not in archive.namelist():
+            return BEFORE_0_3
+        small = archive.getinfo(_PIXEL_RANGE).file_size <= _MAX_BYTES
+        text = archive.read(_PIXEL_RANGE) if small else b""
+    try:
+        values = json.loads(text)
+        if values is None:
+            return None
+        low, high = map(float, values)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise InputError(
+            f"Expected two increasing numbers or null as {_PIXEL_RANGE} in {file}. Received: {text[:80]!r}."
+        ) from None
+    return PixelRange(low, high)
 
 
 def _class_names(file: Path, model: keras.Model) -> tuple[str, ...]:

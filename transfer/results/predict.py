@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import numpy as np
 from transfer.common.errors import InputError, unknown
 from transfer.common.streams import progress_bar
 from transfer.images.decoding import EXTENSIONS, BadImageError, inspect_image, to_rgb_array
+from transfer.images.pixel_range import PixelRange
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # Keras is imported only when there are images to predict, so that --help is fast
     from transfer.results.finished_runs import FinishedRun
@@ -137,27 +141,32 @@ def _decode_ahead(
     items: Iterable[Image], run: FinishedRun, pool: ThreadPoolExecutor
 ) -> Iterator[list[_Decoded]]:
     """Yield decoded batches in order, while threads decode the next two."""
-    size, resize = run.image_size, run.resize
+    size, resize, pixel_range = run.image_size, run.resize, run.pixel_range
     waiting: list[list[Future[_Decoded]]] = []
     numbered = enumerate(items)
     while True:
         while len(waiting) < 3 and (some := list(itertools.islice(numbered, BATCH))):
-            waiting.append([pool.submit(_decode, i, item, size, resize) for i, item in some])
+            waiting.append([pool.submit(_decode, i, item, size, resize, pixel_range) for i, item in some])
         if not waiting:
             return
         yield [one.result() for one in waiting.pop(0)]
 
 
-def _decode(number: int, item: Image, size: tuple[int, int], resize: str) -> _Decoded:
+def _decode(
+    number: int, item: Image, size: tuple[int, int], resize: str, pixel_range: PixelRange | None
+) -> _Decoded:
     name = str(item) if isinstance(item, str | Path) else str(number)
     try:
         if isinstance(item, np.ndarray):
             if item.ndim not in (2, 3) or (item.ndim == 3 and item.shape[2] not in (1, 3)) or not item.size:
                 return name, None, f"an array of shape {item.shape}, not (height, width, 3)"
-            return name, to_rgb_array(item, size, resize=resize), ""
+            return name, to_rgb_array(item, size, resize=resize, pixel_range=pixel_range), ""
         if isinstance(item, str | Path) and not Path(item).is_file():
             return name, None, "no such file" if not Path(item).exists() else "not a file"
-        return name, inspect_image(item, size, resize=resize).pixels, ""
+        decoded = inspect_image(item, size, resize=resize, pixel_range=pixel_range)
+        if pixel_range and decoded.extent and (why := pixel_range.mismatch(decoded.extent)):
+            log.warning("%s: %s. The model expects images like its training images.", name, why)
+        return name, decoded.pixels, ""
     except BadImageError as error:
         return name, None, str(error)
 

@@ -137,7 +137,12 @@ def write_heat_maps(run: FinishedRun, predictions: Sequence[Prediction], folder:
         raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
     for start in range(0, len(predictions), BATCH):
         batch = predictions[start : start + BATCH]
-        images = np.stack([decode(Path(one.name), run.image_size, resize=run.resize) for one in batch])
+        images = np.stack(
+            [
+                decode(Path(one.name), run.image_size, resize=run.resize, pixel_range=run.pixel_range)
+                for one in batch
+            ]
+        )
         heats = explanations.grad_cam(run.model, images)
         for i, (one, image, heat) in enumerate(zip(batch, images, heats, strict=True), start=start + 1):
             caption = f"{one.label} {one.probability:.0%}"

@@ -24,7 +24,7 @@ from transfer.evaluation.evaluate import Evaluation
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
 from transfer.results import file_names, plots
-from transfer.results.finished_runs import add_labels
+from transfer.results.finished_runs import add_labels, add_pixel_range
 from transfer.results.prediction_files import write_predictions
 from transfer.results.run_pages import Thumbnail, comparison_page, model_card, run_page
 from transfer.results.run_records import read_record
@@ -50,7 +50,7 @@ class RunResults:
 def write_run(folder: Path, results: RunResults) -> None:
     """Write a run that is complete and loads: all its files except the figures and pages."""
     data, evaluation = results.data, results.evaluation
-    _write_model(folder / file_names.MODEL, results.model, data.class_names)
+    _write_model(folder / file_names.MODEL, results.model, data)
     save_config(results.config, folder / file_names.CONFIG)
     write_text(folder / file_names.LABELS, "".join(f"{name}\n" for name in data.class_names))
     write_split(folder / file_names.SPLIT, data.splits, data.class_names)
@@ -70,12 +70,13 @@ def write_report(folder: Path, drawings: Mapping[str, Draw], *, thumbnail: Thumb
             write(folder, thumbnail)
 
 
-def _write_model(path: Path, model: keras.Model, class_names: tuple[str, ...]) -> None:
-    """Write a model with its class names, whole or not at all."""
+def _write_model(path: Path, model: keras.Model, data: ImageData) -> None:
+    """Write a model with its class names and the range of its images, whole or not at all."""
     partial = path.with_name(f".partial-{path.name}")  # Keras needs the suffix
     try:
         model.save(partial)
-        add_labels(partial, class_names)
+        add_labels(partial, data.class_names)
+        add_pixel_range(partial, data.train.pixel_range)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

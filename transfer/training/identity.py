@@ -33,6 +33,7 @@ def identity_of(settings: TrainingSettings) -> dict[str, Any]:
         **{name: getattr(settings, name) for name in names},
         "class_weights": settings.class_weights is not None,
         "resize": train.resize,
+        **({"pixel_range": str(train.pixel_range)} if train.pixel_range else {}),
         **asdict(settings.recipe),
         **_at_first_fit(model.optimizer, lambda: _optimizer_settings(model.optimizer)),
         "loss": _plain(model.loss),
