@@ -233,7 +233,7 @@ def misfits(tmp_path):
     fill(tmp_path / "one", {"a": 3})
     fill(tmp_path / "hollow", {"a": 3, "b": 3})
     (tmp_path / "hollow" / "c").mkdir()
-    (tmp_path / "hollow" / "c" / "image.tif").write_bytes(b"x")
+    (tmp_path / "hollow" / "c" / "image.tga").write_bytes(b"x")
     (tmp_path / "none").mkdir()
     write_image(tmp_path / "flat" / "x.png", (1, 2, 3))
     fill(tmp_path / "strange", {"train/cat": 3, "train/dog": 3, "test/cats": 1})
@@ -254,7 +254,7 @@ def misfits(tmp_path):
     ("one", {}, r"at least 2 classes in 'one'. Received: 1 \(a\)\. Put the images of each class"),
     ("none", {}, "at least 2 classes in 'none'. Received: 0. Put the images of each class"),
     ("flat", {}, "at least 2 classes in 'flat'. Received: 0. Put the images of each class"),
-    ("hollow", {}, r"\.jpg.* in every sub-folder of .*hollow\. Received none in: c\. Add some"),
+    ("hollow", {}, r"JPEG.* in every sub-folder of .*hollow\. Received none in: c\. Add some"),
     ("strange", {}, r"Unknown class 'cats'\. Did you mean 'cat'\? It is in .*test but not in .*train"),
     ("twice", {}, r"one folder per split .* Received: train, val, valid\. Merge"),
     ("headless", {}, r"Expected a folder 'train' in .*headless.* Received: test, val\. Sort"),
@@ -410,7 +410,7 @@ def test_images_are_recognized_by_their_content(tmp_path):
     assert sum(map(len, data.splits.values())) == 12
     assert data.report.ignored == ("a/readme.txt",)
     assert dict(data.skipped) == {
-        "a/scan.tiff": "TIFF is not supported: save it as JPEG or PNG",
+        "a/scan.tiff": "broken at its beginning, or TIFF with unusual channels (such as 64-bit or more than 4)",
         "loose.png": "not in the folder of a class",
     }
 

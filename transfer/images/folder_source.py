@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from transfer.common.errors import InputError, nearest, unknown
-from transfer.images.decoding import EXTENSIONS, failure_reason
+from transfer.images.decoding import failure_reason
 from transfer.images.folder_layout import find_layout, list_hint
 from transfer.images.folder_scan import FolderScan, describe_skipped
+from transfer.images.formats import EXTENSIONS, READABLE
 from transfer.images.other_files import other_file
 from transfer.images.splitting import SourceData, Split
 
@@ -84,7 +85,7 @@ def _refuse_misfits(
     roots: dict[str, Path], classes: dict[str, dict[str, list[str]]], scan: FolderScan
 ) -> None:
     """Raise if a class or a split has no images, or a split has a class that train does not have."""
-    expected = f"Expected images ({', '.join(sorted(EXTENSIONS))}) in"
+    expected = f"Expected images ({READABLE}) in"
     train = roots["train"]
     names = sorted(classes["train"])
     if empty := [name for name in names if not classes["train"][name]]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.common.streams import progress_bar
-from transfer.images.decoding import EXTENSIONS, BadImageError, inspect_image, to_rgb_array
+from transfer.images.decoding import BadImageError, inspect_image, to_rgb_array
+from transfer.images.formats import EXTENSIONS, READABLE
 from transfer.images.pixel_range import PixelRange
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ def find_images(source: Image | Iterable[Image]) -> Iterator[Image]:
     if place.is_dir():
         files = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
         if not files:
-            raise InputError(f"Expected images ({', '.join(sorted(EXTENSIONS))}) in {place}. Found none.")
+            raise InputError(f"Expected images ({READABLE}) in {place}. Found none.")
         yield from files
     elif place.exists():
         yield place
