@@ -8,7 +8,7 @@ from helpers.images import write_image
 
 from transfer.common.errors import InputError
 from transfer.datasets import main
-from transfer.images.datasets import load_data
+from transfer.images.datasets import load_data, load_test
 from transfer.images.folder_source import read_folder
 from transfer.images.splitting import SourceData
 
@@ -342,6 +342,14 @@ def test_notes_are_findings_that_are_logged(tmp_path, caplog, capsys):
     assert type(data.report).from_dict(data.report.to_dict()) == data.report
     main([str(tmp_path)])
     assert "! The classes are the folders 'new', 'raw'" in capsys.readouterr().out
+
+
+def test_notes_on_other_images_to_evaluate_are_logged(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for k, place in enumerate((*inside(("train",)), "test")):
+        write_image(tmp_path / place / "0.png", (90, 90, 90), size=8, seed=k)
+    assert len(load_test(tmp_path, PETS).test) == 2
+    assert "Not used: 1 image in 'test'" in caplog.text
 
 
 def test_the_report_counts_skipped_images_by_reason(tmp_path):

@@ -196,6 +196,8 @@ def load_test(
     split = next(split for split in ("test", "val", "train") if split in data.parts)
     if len(data.parts) > 1:
         log.info("Using the %s images of %s.", split, name)
+    for text, serious in data.notes:
+        log.log(logging.WARNING if serious else logging.INFO, "%s", text)
     index = {label: position for position, label in enumerate(class_names)}
     for label in data.class_names:
         if label not in index:
