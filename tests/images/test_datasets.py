@@ -15,7 +15,7 @@ from PIL import Image
 
 from transfer.common.errors import InputError
 from transfer.datasets import main
-from transfer.images.datasets import embedded_folder, flips_are_safe, load_data
+from transfer.images.datasets import embedded_folder, flips_are_safe, load_data, load_test
 from transfer.images.pipeline import make_dataset
 from transfer.images.split_file import read_split, write_split
 
@@ -289,6 +289,64 @@ def test_wrong_input_raises_an_error_with_advice(source, options, message, tmp_p
 )
 def test_image_sizes_are_pairs(size, expected, color_folder):
     assert load_data(color_folder, image_size=size).image_size == expected
+
+
+# Lists
+
+
+def color_list(folder: Path, header: str, cells) -> Path:
+    """Write a list of the images with one more column, whose cells a function gives by position."""
+    files = sorted(folder.rglob("*.png"))
+    rows = [f"{file.relative_to(folder)},{file.parent.name},{cells(i)}\n" for i, file in enumerate(files)]
+    (folder / "list.csv").write_text(f"{header}\n{''.join(rows)}")
+    return folder / "list.csv"
+
+
+@pytest.mark.parametrize("column", ["patient", "patient_id", "Subject ID", "lesionId"])
+def test_images_of_one_patient_stay_in_one_split(column, color_folder):
+    data = load_data(color_list(color_folder, f"path,label,{column}", lambda i: i // 3))
+    groups = [set(part.groups) for part in data.splits.values()]
+    assert all(groups) and sum(map(len, groups)) == 30 == data.report.groups
+
+
+def test_an_ignored_column_of_patients_is_a_problem_in_the_report(color_folder):
+    report = load_data(color_list(color_folder, "path,label,site_id", lambda i: f"S{i // 9}")).report
+    assert [f.serious for f in report.findings if "'site_id'" in f.text] == [True]
+    assert "No problems found" not in report.to_text()
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [("is_valid", ["True", "False"]), ("Usage", ["PrivateTest", "Training"]), ("is_train", ["0", "1"])],
+)
+def test_a_column_of_splits_under_other_names_is_used(column, words, color_folder):
+    data = load_data(color_list(color_folder, f"path,label,{column}", lambda i: words[i % 3 > 0]))
+    assert len(data.test) == 30 and len(data.train) + len(data.val) == 60
+
+
+def test_the_columns_of_a_list_can_be_named(color_folder):
+    path = color_list(color_folder, "Datei,Farbe,Person A", lambda i: i // 3)
+    columns = {"path_column": "Datei", "label_column": "Farbe", "group_column": "Person A"}
+    assert load_data(path, **columns).report.groups == 30
+    with pytest.raises(InputError, match=r"Unknown column 'Person'\. Did you mean 'Person A'"):
+        load_data(path, **{**columns, "group_column": "Person"})
+    with pytest.raises(InputError, match=r"Expected group_column only with a CSV or Parquet list"):
+        load_data(color_folder, group_column="patient")
+    with pytest.raises(InputError, match=r"Expected split_column only with a CSV or Parquet list.*'arrays'"):
+        load_data((np.zeros((4, 8, 8)), [0, 1, 0, 1]), split_column="fold")
+
+
+def test_a_list_of_test_images_may_have_only_the_test_split(color_folder):
+    path = color_list(color_folder, "Datei,label,split", lambda i: "test")
+    data = load_test(path, ("blue", "green", "red"), path_column="Datei", label_column="dx")
+    assert len(data.test) == 90  # `dx` was in the training list; here `label` is found
+
+
+def test_a_validation_set_without_a_class_is_reported(color_folder, caplog):
+    load_data(color_folder, val=2, test=9)
+    assert re.search(
+        r"The validation set has no images of \w+: val=2 is less than one image for each", caplog.text
+    )
 
 
 # Options of splits

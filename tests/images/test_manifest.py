@@ -12,6 +12,7 @@ from helpers.images import COLORS, write_image
 from pyarrow import parquet
 
 from transfer.common.errors import InputError
+from transfer.images.columns import Given
 from transfer.images.manifest import read_manifest
 
 COMPOSED, DECOMPOSED = normalize("NFC", "Zoë é.png"), normalize("NFD", "Zoë é.png")
@@ -125,6 +126,114 @@ def test_groups_follow_their_images_into_splits(write):
     assert list(parts["train"].groups) == ["2"] and list(parts["test"].groups) == ["1", "3"]
 
 
+def test_lesions_and_patients_are_one_column_of_groups(write):
+    text = "path,label,lesion_id,PatientID\na.png,x,1,p\nb.png,y,2,p\nc.png,y,3,q\nd.png,x,4,unknown\ne.png,x,4,\n"
+    found = read_manifest(write(text, "a.png"))
+    groups = found.parts["train"].groups
+    assert groups[0] == groups[1] != groups[2] and groups[3] == groups[4] != groups[2]
+    assert found.notes == [
+        (
+            "Columns of the list: path from 'path', label from 'label', group from 'PatientID', 'lesion_id'.",
+            False,
+        )
+    ]
+
+
+def test_visits_that_start_again_for_each_patient_are_reported(write):
+    rows = "".join(f"{i}.png,{'xy'[i % 2]},p{i // 4},{i % 4}\n" for i in range(12))
+    found = read_manifest(write(f"path,label,patient,visit_no\n{rows}", "0.png"))
+    assert len(set(found.parts["train"].groups)) == 3
+    assert found.notes[-1] == (
+        "The column 'visit_no' ('patient' is used, which shares its values) is not used. The options --label-column, "
+        "--split-column and --group-column use a column.",
+        False,
+    )
+
+
+def test_a_column_that_may_hold_groups_is_reported_as_serious(write):
+    rows = "".join(f"{i}.png,{'xy'[i % 2]},S{i // 4},{20 + i}\n" for i in range(12))
+    path = write(f"path,label,site_id,age\n{rows}", "0.png")
+    assert read_manifest(path).notes == [
+        (
+            "The column 'site_id' ('S0', 'S1' and 1 more) may name groups, such as patients, but is not used: images "
+            "of one group may be in several splits. Use --group-column NAME, or --group-column none if no images "
+            "belong together.",
+            True,
+        ),
+        (
+            "The column 'age' is not used. The options --label-column, --split-column and --group-column use a column.",
+            False,
+        ),
+    ]
+    assert len(set(read_manifest(path, Given(group="site_id")).parts["train"].groups)) == 3
+    assert not any(serious for _, serious in read_manifest(path, Given(group="none")).notes)
+
+
+def test_test_images_need_no_training_images(write):
+    path = write("path,label,split,patient\na.png,x,test,1\nb.png,y,test,1\n", "a.png")
+    assert list(read_manifest(path, for_test=True).parts) == ["test"]
+
+
+def test_one_hot_columns_give_the_classes(write):
+    path = write("image,MEL,NV,BCC\na,1.0,0.0,0.0\nb,0.0,0.0,1.0\n", "a.jpg", "b.jpg")
+    found = read_manifest(path)
+    assert found.class_names == ["BCC", "MEL"] and found.parts["train"].labels.tolist() == [1, 0]
+    message = refusal(write("image,MEL,NV,BCC\na,1,1,0\nb,0,0,1\nc,0,0,0\n", "a.jpg"))
+    assert message == (
+        "list.csv, line 2: 2 classes are marked: 'MEL', 'NV'; list.csv, line 4: no class is marked among 'MEL', 'NV', "
+        "'BCC'. Images of one class are supported; --label-column A,B,C names the columns that are classes."
+    )
+
+
+def test_labels_of_several_classes_are_refused(write):
+    assert refusal(write("image,labels\na,scab\nb,rust\nc,rust scab\n", "a.jpg")) == (
+        "list.csv: expected one class for each image. Received 1 label of several classes: 'rust scab'. Images of "
+        "several classes are not supported: remove these rows. If such a label is one class, write it with "
+        "underscores."
+    )
+
+
+def test_equal_numbers_are_one_class(write, caplog):
+    caplog.set_level("INFO")
+    found = read_manifest(write("image,label\na,0\nb,0.0\nc,1.0\nd,1\n", "a.jpg"))
+    assert found.class_names == ["0", "1"] and found.parts["train"].labels.tolist() == [0, 0, 1, 1]
+    assert "Some labels are the same number: 0.0 is 0, 1.0 is 1." in caplog.text
+
+
+def test_names_without_extension_are_found_in_folders(write, tmp_path):
+    path = write(
+        "lesion_id,image_id,dx\n1,ISIC_1,nv\n1,ISIC_2,nv\n2,ISIC_3,mel\n3,ISIC_4,mel\n",
+        *("part_1/ISIC_1.jpg", "part_2/ISIC_2.jpg", "part_1/ISIC_3.jpg", "part_2/ISIC_3.JPG"),
+    )
+    (tmp_path / "part_1/ISIC_3.jpg").write_text("another image")
+    found = read_manifest(path)
+    assert opened(found) == [str(tmp_path / f) for f in ("part_1/ISIC_1.jpg", "part_2/ISIC_2.jpg", "ISIC_4")]
+    assert found.skipped == [("ISIC_3", "2 files have this name: part_1/ISIC_3.jpg and part_2/ISIC_3.JPG")]
+    assert found.parts["train"].names == ["ISIC_1", "ISIC_2", "ISIC_4"]
+
+
+def test_paths_of_another_machine_are_moved_with_a_log_line(write, tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = write(
+        "path,label\nC:\\me\\data\\cat\\1.png,cat\nC:\\me\\data\\dog\\2.png,dog\n", "cat/1.png", "dog/2.png"
+    )
+    assert opened(read_manifest(path)) == [str(tmp_path / "cat/1.png"), str(tmp_path / "dog/2.png")]
+    assert f"Using the files below {str(tmp_path)!r}, without 'C:/me/data' at the beginning." in caplog.text
+
+
+def test_the_error_for_missing_images_shows_images_that_are_there(write):
+    message = refusal(write("id,label\n7,a\n8,b\n", "images/0007.png"))
+    assert "None of the 2 paths is a file." in message
+    assert "The folder has images such as 'images/0007.png'. Correct the paths" in message
+
+
+def test_missing_labels_are_refused_with_their_number(write):
+    message = refusal(write("path,label\na.png,x\n" + "b.png,nan\nc.png,\n" * 4, "a.png"))
+    assert message.endswith(
+        "; and 3 more. Remove the 8 rows without a label; transfer.predict can label them."
+    )
+
+
 def test_a_path_that_is_listed_twice_gives_two_images(write):
     text = "path,label,split\na.png,x,train\na.png,y,train\nb.png,y,train\na.png#2,y,train\na.png,x,test\n"
     found = read_manifest(write(text, "a.png"))
@@ -167,12 +276,14 @@ def test_backslashes_of_windows_are_accepted(write, tmp_path):
 @pytest.mark.parametrize("stored", [COMPOSED, DECOMPOSED], ids=["stored NFC", "stored NFD"])
 @pytest.mark.parametrize("listed", [COMPOSED, DECOMPOSED], ids=["listed NFC", "listed NFD"])
 def test_accents_match_in_either_normal_form(write, tmp_path, stored, listed):
-    text = f"path,label,group\nsub\\{listed},{Path(listed).stem},{listed}\nb.png,y,{COMPOSED}\n"
+    text = (
+        f"path,label,group\nsub\\{listed},{Path(listed).stem},{listed}\nb.png,y,{COMPOSED}\nc.png,y,other\n"
+    )
     found = read_manifest(write(text, f"sub/{stored}"))
     assert opened(found)[0] == str(tmp_path / "sub" / stored)
     assert found.parts["train"].names[0] == f"sub\\{COMPOSED}"
     assert found.class_names == sorted([Path(COMPOSED).stem, "y"])
-    assert set(found.parts["train"].groups) == {COMPOSED}
+    assert list(found.parts["train"].groups) == [COMPOSED, COMPOSED, "other"]
 
 
 def test_both_normal_forms_of_a_name_in_one_folder_stay_distinct(write, tmp_path):
@@ -227,12 +338,12 @@ def test_some_missing_images_are_no_error(write):
 
 def test_a_list_of_missing_images_is_refused(write, tmp_path):
     text = "path,label\n" + "".join(f"img/{i}.png,{'xy'[i % 2]}\n" for i in range(2000))
-    path = write(text, "1500.png")
+    path = write(text, "other/1500.png")
     (tmp_path / "img" / "3.png").mkdir(parents=True)  # a folder is not an image
     assert refusal(path) == (
         f"list.csv, line 2: 'img/0.png' means {str(tmp_path / 'img/0.png')!r}, which is not a file. None of "
-        f"the first 1000 paths is a file. Expected paths that are absolute, or relative to the folder of the list, "
-        f"{str(tmp_path)!r}. Correct the paths, or move the list."
+        f"the 2,000 paths is a file. Expected paths that are absolute, or relative to the folder of the list, "
+        f"{str(tmp_path)!r}. The folder has images such as 'other/1500.png'. Correct the paths, or move the list."
     )
 
 

@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from transfer.common.errors import InputError
 from transfer.images.split_words import SPLIT_WORDS, SPLITS
-from transfer.images.tables import COLUMN_ALIASES, Table
+from transfer.images.tables import Table
 
 ROWS = [("a.png", "cat", "train", "p1"), ("b.png", "dog", "test", "p2")]
 
@@ -32,7 +32,7 @@ def save(file, /, **columns):
 
 
 def read(path, **options):
-    return list(Table(path, **options).rows())
+    return [(*row[:4], "+".join(row.groups)) for row in Table(path, **options).rows()]
 
 
 def refusal(path, **options) -> str:
@@ -43,7 +43,7 @@ def refusal(path, **options) -> str:
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
-@pytest.mark.parametrize("separator", [",", ";", "\t", ", "])
+@pytest.mark.parametrize("separator", [",", ";", "\t", ", ", "|"])
 def test_separators_line_ends_and_byte_order_marks(write, separator, end, mark):
     lines = [separator.join(row) for row in [("path", "label", "split", "group"), *ROWS]]
     assert read(write(mark + end.join(lines) + end)) == [(2, *ROWS[0]), (3, *ROWS[1])]
@@ -54,6 +54,29 @@ def test_a_last_line_without_its_end_and_empty_lines(write):
         (4, "a.png", "cat", "", ""),
         (7, "b.png", "dog", "", ""),
     ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "path,label\na.png,cat\n".encode("utf-16"),
+        "path\tlabel\r\na.png\tcat\r\n".encode("utf-16"),
+        "sep=;\r\npath;label\r\na.png;cat\r\n",
+        "path,label,\na.png,cat,\n",
+        "path,label\na.png,cat,,\n",
+        "# made by hand, 2024\n# x\npath,label\na.png,cat\n# the end\n",
+        "# path,label\na.png,cat\n",
+        ",path,label\n0,a.png,cat\n",
+        "Unnamed: 0|path|label\n0|a.png|cat\n",
+    ],
+)
+def test_forms_of_other_programs(write, content):
+    assert [row[1:3] for row in read(write(content))] == [("a.png", "cat")]
+
+
+def test_utf_16_that_ends_within_a_character_is_refused(write):
+    message = refusal(write("path,label\na.png,cat\n".encode("utf-16")[:-1]))
+    assert message.startswith("Cannot read ") and message.endswith("Check the file, or create it again.")
 
 
 def test_separators_inside_other_fields_are_text(write):
@@ -67,7 +90,7 @@ def test_line_numbers_are_right_after_quoted_fields_of_several_lines(write):
     rows = []
     with pytest.raises(InputError, match=r"list\.csv, line 8: the label is empty\. Correct"):
         for row in Table(path).rows():
-            rows.append(row)
+            rows.append((*row[:4], "+".join(row.groups)))
     assert rows == [
         (2, "a\n1.png", 'cat "big"', "", ""),
         (6, "b.png", "dog", "", ""),
@@ -75,15 +98,15 @@ def test_line_numbers_are_right_after_quoted_fields_of_several_lines(write):
     ]
 
 
-@pytest.mark.parametrize("word", COLUMN_ALIASES["path"])
-@pytest.mark.parametrize("label", COLUMN_ALIASES["label"])
+@pytest.mark.parametrize("word", ["path", "file", "filename", "file_name", "filepath", "image"])
+@pytest.mark.parametrize("label", ["label", "class", "category"])
 def test_names_of_the_path_and_label_columns(write, word, label):
     path = write(f"x,{label.upper()} , {word.title()},y\n1,cat,a.png,2\n")
     assert read(path) == [(2, "a.png", "cat", "", "")]
 
 
-@pytest.mark.parametrize("split", COLUMN_ALIASES["split"])
-@pytest.mark.parametrize("group", COLUMN_ALIASES["group"])
+@pytest.mark.parametrize("split", ["split", "set", "subset"])
+@pytest.mark.parametrize("group", ["group", "patient", "subject"])
 def test_names_of_the_split_and_group_columns(write, split, group):
     assert read(write(f"{group},{split},path,label\n p1 ,dev,a.png,cat\n")) == [
         (2, "a.png", "cat", "val", "p1")
@@ -99,17 +122,17 @@ def test_names_of_splits(write, word, split):
 def test_a_missing_column_is_reported_with_similar_names(write):
     message = refusal(write("Lable;Pfad;path\ncat;x;a.png\n"))
     assert message == (
-        "list.csv: expected a column 'label' (or class, category). Received the columns: 'Lable', 'Pfad', 'path'. "
-        "Did you mean 'Lable'? Rename it in the first line; commas, semicolons or tabs separate columns."
+        "list.csv: expected a column 'label' (or class, category, target). Received the columns: 'Lable', 'Pfad', "
+        "'path'. Did you mean 'Lable'? Name the column with --label-column."
     )
 
 
 def test_a_list_without_column_names_is_refused(write):
-    message = refusal(write("1.jpg|7\n2.jpg|8\n"))
-    assert "expected a column 'path' (or file, filename, file_name, filepath, image)" in message
-    assert message.endswith(
-        "Name the columns in the first line; commas, semicolons or tabs separate columns."
-    )
+    for separator in "|,; ":
+        assert refusal(write(f"a/1.jpg{separator}7\na/2.jpg{separator}8\n")) == (
+            "list.csv: expected column names in the first line. Received an image: 'a/1.jpg'. Add a first line such "
+            "as path,label."
+        )
 
 
 def test_an_error_lists_only_the_first_columns(write):
@@ -117,12 +140,13 @@ def test_an_error_lists_only_the_first_columns(write):
     assert "'x10' and 4989 more" in message and len(message) < 500
 
 
-def test_two_columns_of_the_same_meaning_are_refused(write):
-    message = refusal(write("path,Label,class\na,b,c\n"))
-    assert message == (
-        "list.csv: expected one column for the label. Received 'Label', 'class', which mean the same. "
-        "Rename all but one."
+def test_two_label_columns_are_refused_unless_they_name_the_same_classes(write):
+    assert refusal(write("path,Label,class\na,1,cat\nb,2,dog\nc,1,dog\n")) == (
+        "list.csv: expected one column for the label. Received 'Label' and 'class', which are not the same classes. "
+        "Use --label-column Label, or the other one."
     )
+    rows = read(write("path,label,class_name\na,1,cat\nb,2,dog\nc,1,cat\n"))
+    assert [row[2] for row in rows] == ["cat", "dog", "cat"]  # words are better than numbers
 
 
 def test_the_first_five_bad_rows_are_reported_and_the_others_counted(write):
@@ -138,7 +162,7 @@ def test_the_first_five_bad_rows_are_reported_and_the_others_counted(write):
 
 def test_good_rows_are_yielded_before_the_error(write):
     rows = iter(Table(write("path,label\na,b\n,\nc,d\n")).rows())
-    assert [next(rows), next(rows)] == [(2, "a", "b", "", ""), (4, "c", "d", "", "")]
+    assert [next(rows), next(rows)] == [(2, "a", "b", "", ()), (4, "c", "d", "", ())]
     with pytest.raises(InputError, match="line 3: the path is empty"):
         next(rows)
 
@@ -229,7 +253,6 @@ def test_column_names_must_be_utf_8(write, content):
         (b"PK\3\4rest", "an archive or an Excel file", "save it as CSV in UTF-8."),
         (b"\xd0\xcf\x11\xe0rest", "an archive or an Excel file", "save it as CSV in UTF-8."),
         (b"\x1f\x8brest", "an archive or an Excel file", "Unpack it,"),
-        ("path,label\na,b\n".encode("utf-16"), "in UTF-16", "Save the list as UTF-8; in Excel"),
     ],
 )
 def test_files_of_other_formats_are_refused(write, content, what, remedy):
@@ -335,7 +358,9 @@ def test_nested_and_binary_columns_in_parquet_are_refused(tmp_path, column, kind
 
 def test_a_missing_column_in_parquet_is_reported(tmp_path):
     message = refusal(save(tmp_path / "x.parquet", path=["a"], lable=["x"]))
-    assert message.endswith("Received the columns: 'path', 'lable'. Did you mean 'lable'? Rename it.")
+    assert message.endswith(
+        "Received the columns: 'path', 'lable'. Did you mean 'lable'? Name the column with --label-column."
+    )
 
 
 def test_parquet_without_rows_is_refused(tmp_path):

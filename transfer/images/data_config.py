@@ -19,6 +19,14 @@ class DataConfig:
     data_dir: str | None = None
     # Splits of tfds:NAME in TFDS syntax: 'train[:1000]', or 'train=train[:1000],test=test'.
     tfds_split: str | None = None
+    # Column of the paths in a list. Columns with common names, such as image_id and patient_id, need no option.
+    path_column: str | None = None
+    # Column of the labels in a list; several names with commas for one column of 0 and 1 per class.
+    label_column: str | None = None
+    # Column of the splits in a list, of words or of a flag such as is_valid; 'none' draws a split.
+    split_column: str | None = None
+    # Column of the groups in a list, such as patients, which stay in one split; 'none' for no groups.
+    group_column: str | None = None
     # Validation set, if the data have none: a fraction below 1 or a number of images.
     val: int | float = 0.1
     # Test set, if the data have none: a fraction below 1 or a number of images. 100 images measure the accuracy to

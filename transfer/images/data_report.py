@@ -242,9 +242,10 @@ def _problems(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
         yield "out_of_range", text, _with_reasons(report.out_of_range)
     by_form: dict[str, list[str]] = {}
     for name in report.class_names:
-        by_form.setdefault("".join(filter(str.isalnum, name.casefold())) or name, []).append(name)
+        form = "".join(filter(str.isalnum, name.casefold())) or name
+        by_form.setdefault(str(int(form)) if form.isdecimal() else form, []).append(name)
     if similar := [" = ".join(map(repr, names)) for names in by_form.values() if len(names) > 1]:
-        text = "Some class names differ only in case, spaces or punctuation. Merge those that mean the same class."
+        text = "Some class names differ only in case, spaces, punctuation or zeros. Merge those that mean the same."
         yield "similar_class_names", text, similar
 
 

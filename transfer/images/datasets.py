@@ -15,6 +15,7 @@ import numpy as np
 from transfer.common.errors import InputError, optional, unknown
 from transfer.images.array_source import read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
+from transfer.images.columns import KINDS, Given
 from transfer.images.data_config import DataConfig
 from transfer.images.data_report import DataReport
 from transfer.images.decoding import as_size
@@ -101,6 +102,10 @@ def load_data(
     data_dir: str | Path | None = None,
     tfds_split: str | Mapping[str, str] | None = None,
     download: bool = True,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    group_column: str | None = None,
 ) -> ImageData:
     """Load labeled images, check every image, and split them into train, val and test.
 
@@ -138,6 +143,12 @@ def load_data(
         tfds_split: For tensorflow_datasets, in its syntax: `"train[:80%]"`, from which the splits are drawn, or
             `"train=train[:80%],val=train[80%:],test=test"`.
         download: Let tensorflow_datasets download data that are not prepared.
+        path_column: Column of the paths in a list; None finds it by its name, such as `"image_id"`.
+        label_column: Column of the labels in a list; several names with commas for one column of 0 and 1 per class.
+        split_column: Column of the splits in a list, of words or of a flag such as `"is_valid"`; `"none"` draws a
+            split.
+        group_column: Column of the groups in a list, such as patients; several names with commas combine columns,
+            `"none"` uses no groups.
 
     Returns:
         The data with the report of the check. Image files are decoded when they are used.
@@ -155,7 +166,8 @@ def load_data(
     sizes = _sizes(val, test)
     size = as_size(image_size)
     rows = read_split(Path(split_file)) if split_file is not None else None  # fails before the slow steps
-    name, data = _read(source, class_names, data_dir, tfds_split, download)
+    given = Given(path_column, label_column, split_column, group_column)
+    name, data = _read(source, class_names, data_dir, tfds_split, download, given)
     if rows is None:
         _refuse_too_few(name, data)  # before the slow check, and after it
     data, checked = _check(_with_unique_names(data, resize), strict=strict)
@@ -189,10 +201,14 @@ def load_test(
     tfds_split: str | Mapping[str, str] | None = None,
     download: bool = True,
     pixel_range: PixelRange | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
 ) -> ImageData:
     """Load labeled images as the test set of a model with the classes `class_names`."""
     given = class_names if not isinstance(source, str | Path) else None
-    name, data = _read(source, given, data_dir, tfds_split, download)
+    columns = Given(path_column, label_column, split_column, optional=True)
+    name, data = _read(source, given, data_dir, tfds_split, download, columns, for_test=True)
     split = next(split for split in ("test", "val", "train") if split in data.parts)
     if len(data.parts) > 1:
         log.info("Using the %s images of %s.", split, name)
@@ -253,12 +269,22 @@ def _read(
     data_dir: str | Path | None,
     tfds_split: str | Mapping[str, str] | None,
     download: bool,
+    columns: Given,
+    *,
+    for_test: bool = False,
 ) -> tuple[str, SourceData]:
     """Return the name and the contents of a source of any kind."""
     text = str(source) if isinstance(source, str | Path) else None
     if tfds_split is not None and not (text and text.startswith("tfds:")):
         raise InputError(
             f"Expected tfds_split only with tfds:NAME. Received it with {text or 'arrays'!r}. Leave it out."
+        )
+    is_list = bool(text) and not str(text).startswith("tfds:") and not find_source(str(text)).is_dir()
+    if not (is_list or columns.optional) and (
+        named := [f"{kind}_column" for kind in KINDS if getattr(columns, kind) is not None]
+    ):
+        raise InputError(
+            f"Expected {named[0]} only with a CSV or Parquet list. Received it with {text or 'arrays'!r}. Leave it out."
         )
     if text is None:
         return "arrays", read_arrays(source, class_names)
@@ -272,7 +298,9 @@ def _read(
         return text[5:], read_tfds(text[5:], data_dir=data_dir, download=download, split=tfds_split)
     path = find_source(text)
     name = printable(path.resolve().name)
-    return (name, read_folder(path)) if path.is_dir() else (Path(name).stem, read_manifest(path))
+    if path.is_dir():
+        return name, read_folder(path)
+    return Path(name).stem, read_manifest(path, columns, for_test=for_test)
 
 
 def _with_unique_names(data: SourceData, resize: str) -> SourceData:

@@ -2,60 +2,191 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
+from transfer.common.text import plural
+from transfer.images.cells import merged_numbers, several_labels
+from transfer.images.column_names import quoted, quoted_list, rank
+from transfer.images.columns import AUTOMATIC, KINDS, NONE, Given, Unused, notes_on, unused
 from transfer.images.image_sequences import LazySequence
+from transfer.images.list_groups import GroupColumn, combine
+from transfer.images.list_paths import PathFinder, plain_path
 from transfer.images.split_words import SPLITS
 from transfer.images.splitting import SourceData, Split
-from transfer.images.tables import NOT_UTF8, SAVE_AS_UTF8, Table, own_group, quoted
+from transfer.images.tables import NOT_UTF8, SAVE_AS_UTF8, Table, own_group
+
+log = logging.getLogger(__name__)
 
 _CHECKED_PATHS = 1_000
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def read_manifest(path: Path) -> SourceData:
+@dataclass
+class _Rows:
+    """The columns of a list, by row."""
+
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    paths: list[str] = field(default_factory=list)
+    # The paths in Unicode's composed form, made unique.
+    names: list[str] = field(default_factory=list)
+    labels: array[int] = field(default_factory=lambda: array("q"))
+    # Positions in `SPLITS`; -1 for rows without a split.
+    splits: array[int] = field(default_factory=lambda: array("q"))
+    # The cells of each column of groups.
+    groups: list[list[str]] = field(default_factory=list)
+    # The text of each label, in the order of appearance.
+    texts: list[str] = field(default_factory=list)
+
+
+def read_manifest(path: Path, given: Given = AUTOMATIC, *, for_test: bool = False) -> SourceData:
     """Return the images, labels, splits and groups of a list, without opening an image."""
-    table = Table(path)
-    folder = str(table.path.parent)
-    paths: list[str] = []
-    names: list[str] = []
-    groups: list[str] = []
-    numbers, labels, splits = array("q"), array("q"), array("q")
+    # Test images need neither training images nor groups.
+    given = given._replace(group=NONE) if for_test else given
+    finder = PathFinder(str(path.expanduser().parent))
+    table = Table(path, given=given, exists=lambda text: bool(finder.find(text)[0]))
+    rows = _read_rows(table, finder.folder)
+    class_of = _classes(table.path.name, rows.texts)
+    class_names = sorted(set(class_of.values()))
+    labels = np.array([class_names.index(class_of[text]) for text in rows.texts], "int64")[
+        np.array(rows.labels)
+    ]
+    groups, left_out = _groups(table, rows)
+    files, skipped = _files(table, rows, finder, lambda i: class_names[labels[i]])
+    images = Split(files, labels, rows.names, groups)
+    parts = _by_split(table, images, np.array(rows.splits), rows.numbers, class_names, for_test=for_test)
+    if skipped:
+        parts = {
+            split: part.take([i for i, name in enumerate(part.names) if name not in skipped])
+            for split, part in parts.items()
+        }
+    others = [
+        *unused(table.columns, table.roles, given),
+        *(Unused(name, reason) for name, reason in left_out),
+    ]
+    notes = notes_on(others, _used(table, left_out))
+    return SourceData(parts, class_names, [*skipped.items()], notes=notes)
+
+
+def _read_rows(table: Table, folder: str) -> _Rows:
+    rows = _Rows()
     ids: dict[str, int] = {}
     shared: dict[str, str] = {}  # saves memory: one string per group instead of one per row
     counts: dict[str, int] = {}
-    for number, written, label, split, group in table.rows():
+    for number, written, label, split, groups in table.rows():
         if problem := _row_problem(written, label):
             table.add_problem(number, problem)
             continue
-        if not (written + label + group).isascii():
-            _refuse_other_encodings(table.location(number), folder, written, label + group)
-        numbers.append(number)
-        paths.append(written)
-        names.append(_distinct(normalize("NFC", written), counts))
-        labels.append(ids.setdefault(normalize("NFC", label.strip()), len(ids)))
-        splits.append(SPLITS.index(split) if split else -1)
-        group = normalize("NFC", group)
-        groups.append(shared.setdefault(group, group))
-    del counts
-    _refuse_all_missing(table.location(numbers[0]), folder, paths[:_CHECKED_PATHS])
-    class_names = sorted(ids)
-    position = {name: i for i, name in enumerate(class_names)}
-    images = Split(
-        LazySequence(len(paths), lambda i: _resolve(folder, paths[i])),
-        np.array([position[name] for name in ids], "int64")[np.array(labels)],
-        names,
-        [group or own_group(name) for group, name in zip(groups, names, strict=True)] if any(groups) else (),
+        rest = "".join((label, *groups))
+        if not (written.isascii() and rest.isascii()):
+            _refuse_other_encodings(table.location(number), folder, written, rest)
+        rows.numbers.append(number)
+        rows.paths.append(written)
+        rows.names.append(_distinct(normalize("NFC", written), counts))
+        rows.labels.append(ids.setdefault(normalize("NFC", label.strip()), len(ids)))
+        rows.splits.append(SPLITS.index(split) if split else -1)
+        rows.groups = rows.groups or [[] for _ in groups]
+        for column, group in zip(rows.groups, groups, strict=True):
+            group = normalize("NFC", group)
+            column.append(shared.setdefault(group, group))
+    rows.texts = [*ids]
+    return rows
+
+
+def _classes(name: str, labels: Sequence[str]) -> dict[str, str]:
+    """Return the class of each label; raise if a label combines several classes."""
+    if several := several_labels(labels):
+        raise InputError(
+            f"{name}: expected one class for each image. Received {plural(len(several), 'label')} of several classes: "
+            f"{quoted_list(several)}. Images of several classes are not supported: remove these rows. If such a label "
+            "is one class, write it with underscores."
+        )
+    class_of = merged_numbers(labels)
+    if merged := [f"{label} is {new}" for label, new in class_of.items() if label != new]:
+        log.info("Some labels are the same number: %s.", ", ".join(merged[:5]))
+    return class_of
+
+
+def _groups(table: Table, rows: _Rows) -> tuple[Sequence[str], list[tuple[str, str]]]:
+    """Return the group of each row, and the name and reason of each column of groups that is left out."""
+    columns = [table.columns[i] for i in table.roles.groups]
+    cells = [
+        GroupColumn(c.name, rank(c) or 0, own)
+        for c, own in zip(columns, rows.groups, strict=True)
+        if any(own)
+    ]
+    if not cells:
+        return (), []
+    try:
+        groups, left_out = combine(cells, chosen=table.given.group is not None)
+    except InputError as error:
+        raise InputError(f"{table.path.name}: {error}") from None
+    return [group or own_group(name) for group, name in zip(groups, rows.names, strict=True)], left_out
+
+
+def _files(
+    table: Table, rows: _Rows, finder: PathFinder, label_of: Callable[[int], str]
+) -> tuple[Sequence[str], dict[str, str]]:
+    """Return the file of each row, and the reason for each name that means several files."""
+    paths, folder = rows.paths, finder.folder
+    sample = paths[:: max(1, len(paths) // _CHECKED_PATHS)]
+    there = [os.path.isfile(plain_path(folder, path)) for path in sample]
+    if all(there):  # no list of all files is needed, which saves memory
+        return LazySequence(len(paths), lambda i: plain_path(folder, paths[i])), {}
+    if not any(there) and finder.move(sample) and (finder.prefix or finder.base != folder):
+        log.info(
+            "No path in %s exists as written. Using the files below %r%s.",
+            table.path.name,
+            os.path.abspath(finder.base),
+            f", without {os.path.join(*finder.prefix)!r} at the beginning" if finder.prefix else "",
+        )
+    moved: dict[int, str] = {}
+    skipped: dict[str, str] = {}
+    num_found = 0
+    for i, path in enumerate(paths):
+        file, problem = finder.find(path, label_of(i))
+        num_found += bool(file)
+        if problem:
+            skipped[rows.names[i]] = problem
+        elif file and file != plain_path(folder, path):
+            moved[i] = file
+    if not num_found:
+        raise _all_missing(table.location(rows.numbers[0]), finder, rows, [*skipped.values()])
+    return LazySequence(len(paths), lambda i: moved.get(i) or plain_path(folder, paths[i])), skipped
+
+
+def _all_missing(location: str, finder: PathFinder, rows: _Rows, problems: Sequence[str]) -> InputError:
+    """Return the error for a list without a single file; a few missing images are only skipped later."""
+    folder = finder.folder
+    file = plain_path(folder, rows.paths[0])
+    there = f" The folder has images such as {quoted_list(names)}." if (names := finder.examples()) else ""
+    return InputError(
+        f"{location}: {quoted(rows.paths[0])} means {os.path.abspath(file)!r}, which is not a file. "
+        f"None of the {plural(len(rows.paths), 'path')} is a file{''.join(f' ({one})' for one in problems[:1])}. "
+        f"Expected paths that are absolute, or relative to the folder of the list, {os.path.abspath(folder)!r}.{there} "
+        "Correct the paths, or move the list."
     )
-    return SourceData(_by_split(table, images, np.array(splits), numbers, class_names), class_names)
+
+
+def _used(table: Table, left_out: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the names of the columns that are used, by kind."""
+    roles, others = table.roles, [name for name, _ in left_out]
+    indices = ((roles.path,), roles.labels, [i for i, _ in roles.splits], roles.groups)
+    names = [[table.columns[i].name for i in own] for own in indices]
+    return {
+        kind: [name for name in own if name not in others]
+        for kind, own in zip(KINDS, names, strict=True)
+        if own
+    }
 
 
 def _row_problem(written: str, label: str) -> str:
@@ -68,7 +199,9 @@ def _row_problem(written: str, label: str) -> str:
 
 def _refuse_other_encodings(location: str, folder: str, written: str, rest: str) -> None:
     """Raise if a row is not UTF-8; the name of an existing file may consist of any bytes."""
-    if NOT_UTF8.search(rest) or (NOT_UTF8.search(written) and not os.path.isfile(_resolve(folder, written))):
+    if NOT_UTF8.search(rest) or (
+        NOT_UTF8.search(written) and not os.path.isfile(plain_path(folder, written))
+    ):
         raise InputError(
             f"{location}: expected text in UTF-8, or the name of an existing file. Received {quoted(written)} in a "
             f"row with other bytes. {SAVE_AS_UTF8}"
@@ -81,29 +214,14 @@ def _distinct(name: str, counts: dict[str, int]) -> str:
     return name if count == 1 else _distinct(f"{name}#{count}", counts)
 
 
-def _resolve(folder: str, written: str) -> str:
-    """Return an image's path: as written if that exists, else with slashes or Unicode's other normal form."""
-    if written.isascii() and "\\" not in written:
-        return os.path.join(folder, os.path.expanduser(written))
-    slashed = written.replace("\\", "/")
-    forms = [written, slashed, *(normalize(f, text) for text in (written, slashed) for f in ("NFC", "NFD"))]
-    paths = [os.path.join(folder, os.path.expanduser(form)) for form in dict.fromkeys(forms)]
-    return next(filter(os.path.exists, paths), paths[0])
-
-
-def _refuse_all_missing(location: str, folder: str, paths: Sequence[str]) -> None:
-    """Raise if none of the first paths is a file; a few missing images are only skipped later."""
-    resolved = [_resolve(folder, path) for path in paths]
-    if not any(map(os.path.isfile, resolved)):
-        raise InputError(
-            f"{location}: {quoted(paths[0])} means {os.path.abspath(resolved[0])!r}, which is not a file. None "
-            f"of the first {len(paths)} paths is a file. Expected paths that are absolute, or relative to the folder "
-            f"of the list, {os.path.abspath(folder)!r}. Correct the paths, or move the list."
-        )
-
-
 def _by_split(
-    table: Table, images: Split, splits: np.ndarray, numbers: Sequence[int], class_names: Sequence[str]
+    table: Table,
+    images: Split,
+    splits: np.ndarray,
+    numbers: Sequence[int],
+    class_names: Sequence[str],
+    *,
+    for_test: bool,
 ) -> dict[str, Split]:
     """Return the images of each split; `splits` is -1 for rows without a split."""
     without = np.flatnonzero(splits < 0)
@@ -115,6 +233,8 @@ def _by_split(
             f"{len(without)} rows without a split. Write train, val or test in these, or remove the column."
         )
     parts = {name: images.take(np.flatnonzero(splits == i)) for i, name in enumerate(SPLITS) if i in splits}
+    if for_test:
+        return parts
     if "train" not in parts:
         raise InputError(
             f"{table.path.name}: expected rows with the split train. Received only: {', '.join(parts)}. Assign some "

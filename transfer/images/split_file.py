@@ -15,9 +15,10 @@ from unicodedata import normalize
 from transfer.common.errors import InputError, nearest, unknown
 from transfer.common.files import from_cell, replacing, to_cell
 from transfer.common.text import plural
+from transfer.images.column_names import quoted, quoted_list
 from transfer.images.split_words import SPLITS
 from transfer.images.splitting import Split, concatenate, groups_of
-from transfer.images.tables import Table, is_own_group, quoted, quoted_list
+from transfer.images.tables import Table, is_own_group
 
 log = logging.getLogger(__name__)
 

@@ -162,10 +162,14 @@ def complete_splits(
             f"{plural(len(train), 'image')} of {len(np.unique(train.labels))} classes{groups}, "
             f"{len(np.unique(ids))} of them different. Add images, or set val=0 and test=0."
         )
-    untested = sorted(set(train.labels.tolist()) - set(splits["test"].labels.tolist()))
-    if sizes.get("test") and untested:
-        names = ", ".join(class_names[i] for i in untested)
-        log.warning("The test set has no images of %s: too few different images to hold one out.", names)
+    for name, purpose in (("test", "test"), ("val", "validation")):
+        lacking = sorted(set(train.labels.tolist()) - set(splits[name].labels.tolist()))
+        if sizes.get(name) and lacking:
+            why = "too few different images or groups to hold one out"
+            if not isinstance(sizes[name], float) and sizes[name] < len(class_names):
+                why = f"{name}={sizes[name]} is less than one image for each of {len(class_names)} classes"
+            names = ", ".join(class_names[i] for i in lacking)
+            log.warning("The %s set has no images of %s: %s.", purpose, names, why)
     return {name: splits[name] for name in SPLITS}
 
 

@@ -5,25 +5,29 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Collection, Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from transfer.common.errors import InputError, nearest, one_line
 from transfer.common.files import from_cell
+from transfer.images.cells import FLAGS, is_nan, known, split_by_flags, split_in
+from transfer.images.column_names import (
+    MAX_SHOWN,
+    Column,
+    label_columns,
+    path_columns,
+    quoted,
+    quoted_list,
+    rank,
+)
+from transfer.images.columns import AUTOMATIC, Given, Roles, choose
+from transfer.images.decoding import EXTENSIONS
 from transfer.images.split_words import SPLIT_WORDS, SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-COLUMN_ALIASES = {
-    "path": ("path", "file", "filename", "file_name", "filepath", "image"),
-    "label": ("label", "class", "category"),
-    "split": ("split", "set", "subset"),
-    "group": ("group", "patient", "subject"),
-}
-"""Accepted names of each column, in lower case."""
 
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
 """Matches the surrogates that stand for bytes that are not UTF-8."""
@@ -33,17 +37,39 @@ SAVE_AS_UTF8 = "Save the list as UTF-8; in Excel, choose 'CSV UTF-8'."
 _ARCHIVES = (b"PK\3\4", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")  # zip (.xlsx too), gzip, .xls
 _HEAD = 65_536  # bytes; enough for the line of column names
 _BATCH = 65_536  # rows of Parquet that are read at a time
-_MAX_QUOTED = 5
+
+
+class Row(NamedTuple):
+    """A row of a list, with "" for missing values."""
+
+    number: int
+    path: str
+    label: str
+    split: str
+    groups: tuple[str, ...]
 
 
 class Table:
-    """A list of images: CSV in UTF-8, separated by commas, semicolons or tabs; or Parquet."""
+    """A list of images: CSV, separated by commas, semicolons, tabs or bars; or Parquet."""
 
-    def __init__(self, path: Path, *, required: Collection[str] = ("path", "label")) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        given: Given = AUTOMATIC,
+        required: Collection[str] = ("path", "label"),
+        exists: Callable[[str], bool] = lambda path: False,
+    ) -> None:
         self.path = path.expanduser()
+        self.given = given
         self.required = required
+        self._exists = exists
         self._problems: list[str] = []
         self._num_problems = 0
+        self._num_unlabeled = 0
+        # The columns and what they hold, after `rows` began.
+        self.columns: list[Column] = []
+        self.roles = Roles(-1, (), (), ())
         try:
             self.is_parquet = _is_parquet(self.path)
         except OSError as error:
@@ -56,73 +82,155 @@ class Table:
     def add_problem(self, number: int, problem: str) -> None:
         """Record a problem with a row; `rows` raises all problems together at its end."""
         self._num_problems += 1
-        if self._num_problems <= _MAX_QUOTED:
+        if self._num_problems <= MAX_SHOWN:
             self._problems.append(f"{self.location(number)}: {problem}")
 
-    def rows(self) -> Iterator[tuple[int, str, str, str, str]]:
-        """Yield number, path, label, split and group of each valid row, with "" for missing values."""
+    def rows(self) -> Iterator[Row]:
+        """Yield each valid row; raise the problems of all others at the end."""
+        self.roles = self._choose()
         number = 0
-        for number, (path, label, split, group) in self._parquet() if self.is_parquet else self._csv():
-            split = split.strip().lower()
-            problem = self._row_problem((path, label, split, group))
+        for number, cells in self._parquet(self.roles.of_columns()) if self.is_parquet else self._csv():
+            row, problem = self._row(number, cells)
             if problem:
                 self.add_problem(number, problem)
             else:
-                yield number, path, label, SPLIT_WORDS.get(split, ""), group.strip()
+                yield row
         if self._problems:
             hidden = self._num_problems - len(self._problems)
             more = f"; and {hidden} more" if hidden else ""
-            raise InputError(f"{'; '.join(self._problems)}{more}. Correct or remove these rows.")
+            remedy = "Correct or remove these rows."
+            if self._num_problems == self._num_unlabeled > 1:
+                remedy = (
+                    f"Remove the {self._num_unlabeled} rows without a label; transfer.predict can label them."
+                )
+            elif len(self.roles.labels) > 1:
+                remedy = "Images of one class are supported; --label-column A,B,C names the columns that are classes."
+            raise InputError(f"{'; '.join(self._problems)}{more}. {remedy}")
         if not number:
             raise InputError(
                 f"{self.path.name}: expected rows of images. Received only column names. Add rows."
             )
 
-    def _row_problem(self, row: tuple[str, str, str, str]) -> str:
-        for column, text in zip(COLUMN_ALIASES, row, strict=True):
-            if not text and column in self.required:
-                return f"the {column} is empty"
+    def _choose(self) -> Roles:
+        """Read all rows once, and return which column is what."""
+        pairs: dict[tuple[int, int], set[tuple[str, str]]] | None = None
+        for _, cells in self._parquet() if self.is_parquet else self._csv():
+            if pairs is None:
+                pairs = {pair: set() for pair in combinations(sorted(label_columns(self.columns)), 2)}
+            for column, cell in zip(self.columns, cells, strict=True):
+                column.add(cell)
+            for (one, other), found in pairs.items():
+                found.add((cells[one].strip(), cells[other].strip()))
+        self._problems, self._num_problems = [], 0  # found again when the rows are yielded
+        if not self.columns:  # not even these can be read, which the second reading reports
+            return self.roles
+        try:
+            return choose(
+                self.columns, pairs or {}, given=self.given, required=self.required, exists=self._exists
+            )
+        except InputError as error:
+            raise InputError(f"{self.path.name}: {error}") from None
+
+    def _row(self, number: int, cells: Sequence[str]) -> tuple[Row, str]:
+        """Return a row and its problem, or ""."""
+        roles = self.roles
+        path = cells[roles.path] if roles.path >= 0 else ""
+        label, problem = self._label(cells)
+        split, other_problem = self._split(cells)
+        groups = tuple(known(cells[i]) for i in roles.groups)
+        problem = problem or other_problem
+        for kind, text in (("path", path), ("label", label), ("group", "".join(groups))):
+            if not text and kind in self.required and not problem:
+                problem = f"the {kind} is empty"
+                self._num_unlabeled += kind == "label"
             if "\0" in text:
-                return f"the {column} contains a NUL byte"
-        split = row[2]
-        if not split or split in SPLIT_WORDS:
-            return ""
-        near = nearest(split, SPLIT_WORDS) if self._num_problems < _MAX_QUOTED else ()  # slow for many rows
+                problem = f"the {kind} contains a NUL byte"
+        return Row(number, path, label, split, groups), problem
+
+    def _label(self, cells: Sequence[str]) -> tuple[str, str]:
+        """Return the label of a row and the problem with it; in one-hot columns, one is marked."""
+        labels = self.roles.labels
+        if len(labels) < 2:
+            label = cells[labels[0]] if labels else ""
+            return ("" if is_nan(label) else label), ""
+        marked = [i for i in labels if FLAGS.get(cells[i].strip().lower(), True)]
+        if len(marked) == 1:
+            return self.columns[marked[0]].name, ""
+        names = [self.columns[i].name for i in marked or labels]
+        if not marked:
+            return "", f"no class is marked among {quoted_list(names)}"
+        return "", f"{len(marked)} classes are marked: {quoted_list(names)}"
+
+    def _split(self, cells: Sequence[str]) -> tuple[str, str]:
+        """Return the split of a row and the problem with it."""
+        splits = self.roles.splits
+        if not splits:
+            return "", ""
+        text = cells[splits[0][0]].strip()
+        if splits[0][1]:
+            split = split_by_flags({split: FLAGS[cells[i].strip().lower()] for i, split in splits})
+            names = quoted_list([self.columns[i].name for i, _ in splits])
+            return split or "", "" if split else f"contradictory splits in {names}"
+        split = split_in(text)
+        if split or (split == "" and "split" not in self.required):
+            return split or "", ""
+        if not text:
+            return "", "the split is empty"
+        if "\0" in text:
+            return "", "the split contains a NUL byte"
+        near = (
+            nearest(text.lower(), SPLIT_WORDS) if self._num_problems < MAX_SHOWN else ()
+        )  # slow for many rows
         hint = f"perhaps {quoted_list(near)}" if near else f"expected one of {quoted_list(SPLITS)}"
-        return f"unknown split {quoted(split)}, {hint}"
+        return "", f"unknown split {quoted(text)}, {hint}"
 
     # pyarrow.csv is not used: it numbers rows instead of lines, accepts wrong quotes, reads 007 as 7, does not detect
     # the separator, and fails at file names that are not UTF-8.
-    def _csv(self) -> Iterator[tuple[int, Sequence[str]]]:
+    def _csv(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the rows of a CSV file with the line where each starts; quoted fields may span lines."""
-        start, header = 1, None
+        start = 1
+        header: list[str] = []
         try:
-            with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                delimiter, spaced = _separator(file.read(_HEAD))
+            with self.path.open("rb") as raw:
+                encoding = "utf-16" if raw.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+            with self.path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
+                delimiter, spaced, skipped = _form(file.read(_HEAD))
                 file.seek(0)
                 reader = csv.reader(file, strict=True, delimiter=delimiter, skipinitialspace=spaced)
                 for row in reader:
                     number, start = start, reader.line_num + 1
-                    if not row:
+                    if not row or number <= skipped:
                         continue
-                    if header is None:
+                    if not header:
                         header = row
-                        pick = itemgetter(*self._column_indices(header))
-                    elif len(row) != len(header):
-                        self.add_problem(number, f"{len(row)} fields for {len(header)} columns")
-                    else:
-                        row.append("")  # the value of missing columns, whose index is -1
-                        yield number, tuple(map(from_cell, pick(row)))
+                        row[0] = row[0].lstrip("# ") if row[0].startswith("#") else row[0]
+                        self._set_columns(header)
+                    elif cells := self._fitted(row, len(header), number):
+                        yield number, cells
         except csv.Error as error:  # the start of the next row is unknown, so that reading stops
             self.add_problem(start, f"{error} (is a quote not closed?)")
+        except UnicodeDecodeError as error:  # UTF-16 that ends within a character
+            raise self._unreadable(error) from None
         except OSError as error:
             raise self._unreadable(error) from None
-        if header is None and not self._problems:
+        if not header and not self._problems:
             raise InputError(
                 f"{self.path.name}: expected column names in the first line. Received only empty lines."
             )
 
-    def _parquet(self) -> Iterator[tuple[int, Sequence[str]]]:
+    def _fitted(self, row: list[str], width: int, number: int) -> list[str] | None:
+        """Return the cells of a row, or None for a comment or for a wrong number of fields."""
+        if len(row) != width and row[0].startswith("#"):
+            return None
+        while len(row) > width and not row[-1].strip():  # separators at the end of the line
+            row.pop()
+        if len(row) != width:
+            self.add_problem(number, f"{len(row)} fields for {width} columns")
+            return None
+        return [from_cell(cell) if cell[:1] == "'" else cell for cell in row]
+
+    def _parquet(self, used: Collection[int] | None = None) -> Iterator[tuple[int, list[str]]]:
+        """Yield rows as `_csv` does; columns that are not used, and images, are left empty."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -130,61 +238,48 @@ class Table:
         try:
             with self.path.open("rb") as opened, parquet.ParquetFile(opened) as file:
                 schema = file.schema_arrow
-                names = [schema.names[i] if i >= 0 else "" for i in self._column_indices(schema.names)]
-                present = [name for name in names if name]
-                for name in present:
-                    self._refuse_nested(name, schema.field(name).type)
-                for batch in file.iter_batches(_BATCH, columns=present):
-                    blank = [""] * len(batch)
-                    columns = [[*map(_text, batch.column(n).to_pylist())] if n else blank for n in names]
+                if used is None:
+                    self._set_columns(schema.names)
+                for i in used or ():
+                    self._refuse_nested(schema.names[i], schema.field(i).type)
+                plain = [i for i in range(len(schema.names)) if not _is_nested(schema.field(i).type)]
+                present = [i for i in plain if used is None or i in used]
+                for batch in file.iter_batches(_BATCH, columns=[schema.names[i] for i in present]):
+                    columns: list[Sequence[str]] = [[""] * len(batch)] * len(schema.names)
+                    for position, i in enumerate(present):
+                        columns[i] = [*map(_text, batch.column(position).to_pylist())]
                     for row in zip(*columns, strict=True):
                         number += 1
-                        yield number, row
+                        yield number, [*row]
         except InputError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
             raise self._unreadable(error) from None
 
     def _refuse_nested(self, name: str, kind: pa.DataType) -> None:
-        from pyarrow import types
-
-        if types.is_nested(kind) or "binary" in str(kind):
+        if _is_nested(kind):
             raise InputError(
                 f"{self.path.name}: expected text or numbers in the column {name!r}. Received: {str(kind)[:80]}. "
                 "Write the images to files and their paths to the column."
             )
 
-    def _column_indices(self, header: Sequence[str]) -> list[int]:
-        """Return the indices of path, label, split and group; -1 for a missing column."""
+    def _set_columns(self, header: Sequence[str]) -> None:
+        """Set the columns, unless the first line is not one of column names."""
         if any("\0" in name or NOT_UTF8.search(name) for name in header):
             raise InputError(
                 f"{self.path.name}: expected column names in UTF-8. Received other bytes. {SAVE_AS_UTF8}"
             )
-        names = [name.strip().lower() for name in header]
-        indices = []
-        for column, aliases in COLUMN_ALIASES.items():
-            matches = [i for i, name in enumerate(names) if name in aliases]
-            if len(matches) > 1:
-                raise InputError(
-                    f"{self.path.name}: expected one column for the {column}. Received "
-                    f"{quoted_list([header[i] for i in matches])}, which mean the same. Rename all but one."
-                )
-            if not matches and column in self.required:
-                raise self._missing_column(column, header)
-            indices += matches or [-1]
-        return indices
-
-    def _missing_column(self, column: str, header: Sequence[str]) -> InputError:
-        first, *others = COLUMN_ALIASES[column]
-        by_name = {name.strip().lower(): name for name in header}
-        near = dict.fromkeys(by_name[n] for alias in COLUMN_ALIASES[column] for n in nearest(alias, by_name))
-        remedy = f"Did you mean {quoted_list([*near])}? Rename it" if near else "Name the columns"
-        if not self.is_parquet:
-            remedy += " in the first line; commas, semicolons or tabs separate columns"
-        return InputError(
-            f"{self.path.name}: expected a column {first!r} (or {', '.join(others)}). Received the columns: "
-            f"{quoted_list(header, limit=12)}. {remedy}."
-        )
+        if self.columns:  # from the first reading
+            return
+        self.columns = [*map(Column, header)]
+        images = [
+            word for name in header for word in name.split() if word.lower().endswith(tuple(EXTENSIONS))
+        ]
+        if images and not path_columns(self.columns):
+            raise InputError(
+                f"{self.path.name}: expected column names in the first line. Received an image: {quoted(images[0])}. "
+                "Add a first line such as path,label."
+            )
 
     def _unreadable(self, error: Exception) -> InputError:
         reason = getattr(error, "strerror", None) or one_line(error).rstrip(".")
@@ -209,7 +304,6 @@ def _is_parquet(path: Path) -> bool:
         (not path.is_file(), "which is not a regular file", "Save the list to a file."),
         (not head, "which is empty", "Create it again."),
         (head.startswith(_ARCHIVES), "an archive or an Excel file", "Unpack it, or save it as CSV in UTF-8."),
-        (head.startswith((b"\xff\xfe", b"\xfe\xff")), "in UTF-16", SAVE_AS_UTF8),
         (endless, "which has no line breaks", "Write the column names and each image on separate lines."),
     ):
         if wrong:
@@ -219,19 +313,43 @@ def _is_parquet(path: Path) -> bool:
     return False
 
 
-def _separator(head: str) -> tuple[str, bool]:
-    """Return the separator of the column names, and whether a space follows it."""
+def _form(head: str) -> tuple[str, bool, int]:
+    """Return the separator, whether a space follows it, and the number of lines before the column names."""
+    lines = head.splitlines()
+    skipped = 0
+    if lines and (match := re.fullmatch(r'"?sep=(.)"?', lines[0])):  # Excel writes this line
+        return match[1], False, 1
+    while (
+        skipped + 1 < len(lines)
+        and lines[skipped].startswith("#")
+        and not _num_known(_best(lines[skipped][1:]))
+    ):
+        skipped += 1
+    names = _best("\n".join(lines[skipped:]))
+    return names[0], all(name.startswith(" ") for name in names[1][1:]), skipped
 
-    def names(delimiter: str) -> list[str]:
-        return next(filter(None, csv.reader(io.StringIO(head, newline=""), delimiter=delimiter)), [])
+
+def _best(text: str) -> tuple[str, list[str]]:
+    """Return the separator that gives the most known column names, and the names."""
+
+    def split(delimiter: str) -> list[str]:
+        return next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)), [])
 
     # csv.Sniffer only counts characters; the known column names are a better sign.
-    def score(delimiter: str) -> tuple[int, int]:
-        lowered = [name.strip().lower() for name in names(delimiter)]
-        return sum(name in aliases for name in lowered for aliases in COLUMN_ALIASES.values()), len(lowered)
+    found = [(delimiter, split(delimiter)) for delimiter in ",;\t|"]
+    return max(found, key=lambda one: (_num_known(one), len(one[1])))
 
-    best = max(",;\t", key=score)
-    return best, all(name.startswith(" ") for name in names(best)[1:])
+
+def _num_known(found: tuple[str, Sequence[str]]) -> int:
+    columns = [*map(Column, found[1])]
+    known_names = {*path_columns(columns), *label_columns(columns)}
+    return len(known_names | {i for i, column in enumerate(columns) if rank(column) is not None})
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    return types.is_nested(kind) or "binary" in str(kind)
 
 
 def _text(value: object) -> str:
@@ -251,14 +369,3 @@ def own_group(name: str) -> str:
 def is_own_group(group: str) -> bool:
     """Return whether `own_group` made a group; groups from files have no leading space."""
     return group.startswith(" ")
-
-
-def quoted_list(names: Sequence[str], *, limit: int = _MAX_QUOTED) -> str:
-    """Return the first names in quotes, and the number of the others."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(quoted, names[:limit])) + more
-
-
-def quoted(text: str) -> str:
-    """Return a text in quotes, shortened to 80 characters."""
-    return repr(text if len(text) <= 80 else text[:80] + "...")

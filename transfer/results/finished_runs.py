@@ -27,6 +27,13 @@ _PIXEL_RANGE = "pixel_range.json"  # an entry of the model's file, so that the r
 _MAX_BYTES = 2**26  # limit of a text file; those of a run have at most a few hundred kilobytes
 
 
+_COLUMNS = (
+    "path_column",
+    "label_column",
+    "split_column",
+)  # other lists have the same columns, or usual names
+
+
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
     """A trained classifier with its class names, options and metrics.
@@ -93,7 +100,10 @@ class FinishedRun:
             InputError: The images are missing, or have classes that the model does not know.
         """
         if source is not None:
-            return load_test(source, self.class_names, resize=self.resize, pixel_range=self.pixel_range)
+            columns = {name: getattr(self.config, name) for name in _COLUMNS} if self.config else {}
+            return load_test(
+                source, self.class_names, resize=self.resize, pixel_range=self.pixel_range, **columns
+            )
         if self.config is None:
             raise InputError(f"{self.folder} has no {CONFIG}, which says where the images of the run are.")
         data = load_run_data(self.folder, self.config)

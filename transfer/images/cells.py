@@ -1,0 +1,83 @@
+"""What the cells of a list mean: splits, flags, groups and labels."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+
+from transfer.images.split_words import split_of
+
+FLAGS: Mapping[str, bool] = {
+    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0", "x"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0", ""), False),
+}
+"""Cells in lower case that mean yes or no."""
+
+_MISSING = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "-", "?", "unknown", "missing"))
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+_LIST = re.compile(r"""[\[({].*(,|'\s+').*[\])}]$""", re.DOTALL)  # of Python, JSON or NumPy
+
+
+def known(text: str) -> str:
+    """Return a cell without spaces around it; "" for words such as "nan" that stand for a missing value."""
+    text = text.strip()
+    return "" if text.lower() in _MISSING else text
+
+
+def is_nan(text: str) -> bool:
+    """Return whether a cell is what programs write for a missing value, and hardly the name of a class."""
+    return text.strip() in ("nan", "NaN", "<NA>", "#N/A")
+
+
+@lru_cache(maxsize=10_000)
+def split_in(text: str) -> str | None:
+    """Return the split that a cell means, "" for an empty cell, None for other text."""
+    return split_of(text) if known(text) else ""
+
+
+def split_by_flags(marked: Mapping[str, bool]) -> str | None:
+    """Return the split of a row from a flag for each split; None if the flags contradict each other."""
+    chosen = [split for split, is_marked in marked.items() if is_marked]
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen or ("train" in marked and len(marked) > 1):
+        return None
+    return "test" if "train" in marked else "train"
+
+
+def merged_numbers(labels: Collection[str]) -> dict[str, str]:
+    """Return the class of each label: "0.0" is the class "0" if both are there."""
+    present = set(labels)
+    merged = {label: match[1] for label in labels if (match := _WHOLE.fullmatch(label))}
+    return {label: merged[label] if merged.get(label) in present else label for label in labels}
+
+
+def several_labels(labels: Collection[str]) -> list[str]:
+    """Return the labels that combine several classes, such as "scab|rust" beside "scab" and "rust"."""
+    present = set(labels)
+    found = set(filter(_LIST.match, labels))
+    for separator in "|;,":  # hardly any class name has these: parts of other labels are evidence, too
+        parts = {label: _parts(label, separator) for label in labels}
+        counts = Counter(part for one in parts.values() for part in one)
+        found |= {
+            label
+            for label, of in parts.items()
+            if len(of) > 1 and of & present and all(counts[p] > 1 for p in of)
+        }
+    for separator in (" ", "/", "+", "&", " and "):
+        found |= {label for label in labels if len(of := _parts(label, separator)) > 1 and of <= present}
+    return [label for label in labels if label in found]
+
+
+def _parts(label: str, separator: str) -> set[str]:
+    return {part.strip() for part in label.split(separator)} - {""}
+
+
+def number_in(text: str) -> float | None:
+    """Return the number that a cell holds, or None."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
