@@ -355,7 +355,15 @@ def make_parser(program: str, description: str) -> Any:
             plain = (
                 name.removesuffix("Options").removesuffix("Config").lower().replace("recipe", "fine-tuning")
             )
-            return super().add_argument_group(f"{plain} options" if plain != name else title)
+            group = super().add_argument_group(f"{plain} options" if plain != name else title)
+            add = group.add_argument
+
+            def add_with_value(*names: str, **options: Any) -> Any:
+                # Simple-parsing makes the value optional where the default is None: `--output` alone would be ignored.
+                return add(*names, **(options if "action" in options else {**options, "nargs": None}))
+
+            setattr(group, "add_argument", add_with_value)  # noqa: B010 (mypy allows no other way)
+            return group
 
         def format_help(self) -> str:
             text = re.sub(r"\s+\(default:\s+None\)", "", super().format_help())

@@ -84,9 +84,12 @@ def run(config: TrainConfig) -> Path:
     from transfer.cases.builders import build
     from transfer.evaluation.evaluate import calibrate, evaluate
     from transfer.images.datasets import load_data
+    from transfer.images.folder_source import find_source
     from transfer.networks.backbones import load_backbone
     from transfer.training.fit import fit
 
+    if not config.data.startswith("tfds:"):
+        find_source(config.data)  # raises for a wrong path before the network is loaded
     base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
     _check(config, base)  # before the images are checked, which may take long
     data = load_data(config.data, **config.load_options())

@@ -12,9 +12,9 @@ from pathlib import Path
 from transfer.common.errors import InputError
 
 _DISK_ADVICE = {
-    errno.ENOSPC: "Free some space on this disk, or choose another one.",
-    errno.EDQUOT: "Free some of your quota on this disk, or choose another one.",
-    errno.EFBIG: "Raise the limit of file sizes (ulimit -f), or choose another disk.",
+    errno.ENOSPC: "Free space on this disk",
+    errno.EDQUOT: "Free some of your quota on this disk",
+    errno.EFBIG: "Raise the limit of file sizes (ulimit -f)",
 }
 
 
@@ -38,8 +38,13 @@ def replacing(path: Path) -> Iterator[Path]:
         with written_whole(path) as partial:
             yield partial
     except OSError as error:
-        advice = _DISK_ADVICE.get(error.errno or 0, "Choose a file in a writable folder.")
-        raise InputError(f"Cannot write {str(path)!r}: {disk_reason(error)}. {advice}") from error
+        advice = disk_advice(error, "Choose a file in a writable folder")
+        raise InputError(f"Cannot write {str(path)!r}: {disk_reason(error)}. {advice}.") from error
+
+
+def disk_advice(error: OSError, default: str) -> str:
+    """Return what to do about a file that could not be written."""
+    return _DISK_ADVICE.get(error.errno or 0, default)
 
 
 def disk_reason(error: OSError) -> str:

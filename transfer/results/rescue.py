@@ -14,7 +14,7 @@ import keras
 
 from transfer.common.cache_folder import default_cache_folder
 from transfer.common.errors import InputError, one_line
-from transfer.common.files import disk_reason
+from transfer.common.files import disk_advice, disk_reason
 from transfer.results.run_folders import final_folder, has_checkpoint
 from transfer.training.checkpoints import NUM_KEPT
 
@@ -31,7 +31,10 @@ def write_somewhere(folder: Path, write: Write) -> None:
         return
     except (OSError, InputError) as error:
         failed = error if isinstance(error, OSError) else error.__cause__
-        reason = disk_reason(failed) if isinstance(failed, OSError) else one_line(error).rstrip(".")
+        advice = "Free space there"
+        reason = one_line(error).rstrip(".")
+        if isinstance(failed, OSError):
+            reason, advice = disk_reason(failed), disk_advice(failed, "Make the folder writable")
     final = final_folder(folder)
     kept, resumable = _write_elsewhere(final.name, write), has_checkpoint(folder)
     parts = [f"Cannot write the run to {final}: {reason}."]
@@ -46,9 +49,7 @@ def write_somewhere(folder: Path, write: Write) -> None:
         )
     if resumable or kept is None:
         end = ": it continues from the last checkpoint." if resumable else "."
-        parts.append(
-            f"{'Or free' if kept else 'Free'} space in {final.parent} and run the same command again{end}"
-        )
+        parts.append(f"{'Or: ' * bool(kept)}{advice}, and run the same command again{end}")
     raise InputError(" ".join(parts)) from None
 
 

@@ -214,6 +214,14 @@ def check_unused(output: str | Path | None) -> None:
         if final is not None and final.exists() and (not final.is_dir() or any(final.iterdir())):
             what = "not empty" if final.is_dir() else "a file"
             raise InputError(f"The output {final} is {what}. Choose another --output, or remove it.")
+        if final is not None:
+            _partial_folder(final).exists()  # raises for a name that is too long
+            parent = next(folder for folder in final.absolute().parents if folder.exists())
+            if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+                what = "read-only" if parent.is_dir() else "a file"
+                raise InputError(
+                    f"Cannot make the output {final}: {parent} is {what}. Choose another --output."
+                )
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"Cannot use the output {final}: {reason}. Choose another --output.") from None
@@ -221,7 +229,10 @@ def check_unused(output: str | Path | None) -> None:
 
 def check_outside(output: str | None, data: str) -> None:
     """Raise an error if the output folder is inside the folder of the images."""
-    folder, final = Path(data).resolve(), Path(output if output is not None else "runs").resolve()
+    folder, final = (
+        Path(data).expanduser().resolve(),
+        Path(output if output is not None else "runs").resolve(),
+    )
     if folder.is_dir() and final.is_relative_to(folder):
         raise InputError(
             f"The output folder {final} is inside the data {folder}: later runs would read its figures as images. "
