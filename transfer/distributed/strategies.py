@@ -68,20 +68,18 @@ def start_quietly(*, repeatable: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
     check_keras()
     with discarded(2):
-        if not on_tensorflow():
-            return _use_float32()
-        try:
-            import tensorflow as tf
-        except Exception as error:  # a broken installation may raise anything
-            raise InputError(
-                f"TensorFlow cannot be imported: {one_line(error)}. Install it again: "
-                f"{BACKENDS['tensorflow']} --force-reinstall"
-            ) from error
-
-        tf.config.list_physical_devices()
-        # Deterministic operations cost little on a CPU.
-        if repeatable and not tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.enable_op_determinism()
+        if on_tensorflow():
+            try:
+                import tensorflow as tf
+            except Exception as error:  # a broken installation may raise anything
+                raise InputError(
+                    f"TensorFlow cannot be imported: {one_line(error)}. Install it again: "
+                    f"{BACKENDS['tensorflow']} --force-reinstall"
+                ) from error
+            tf.config.list_physical_devices()
+            # Deterministic operations cost little on a CPU.
+            if repeatable and not tf.config.list_physical_devices("GPU"):
+                tf.config.experimental.enable_op_determinism()
     _use_float32()
 
 

@@ -48,7 +48,10 @@ def open_store(
         if cache is not None:
             raise
         log.warning("Features are not cached for later runs: %s", error)
-        folder = tempfile.mkdtemp(prefix="transfer-features-")
+        try:
+            folder = tempfile.mkdtemp(prefix="transfer-features-")
+        except OSError:  # no temporary folder is writable either
+            raise error from None
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return FeatureCache(Path(folder)).store(key, shape=shape, dtype=dtype, about=about)
 

@@ -80,6 +80,8 @@ class FolderScan:
                 continue
             if circular:
                 self.skip(path, "a link to a folder that contains it")
+            elif stat.S_ISDIR(mode) and _is_run(path):
+                self.skip(path, "the folder of a run, whose figures are no data")
             elif stat.S_ISDIR(mode):
                 folders.append(folder / entry.name)
             elif stat.S_ISREG(mode):
@@ -149,6 +151,11 @@ def _seems_image(file: str) -> bool:
     with contextlib.suppress(OSError):
         return _starts_as_image(file)
     return False
+
+
+def _is_run(folder: str) -> bool:
+    """Return whether a folder holds a run that `transfer train` wrote."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in ("config.yaml", "metrics.json"))
 
 
 def _prefix(folder: Path) -> str:

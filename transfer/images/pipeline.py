@@ -331,9 +331,10 @@ class _FileCache:
 
 def _pixel_cache(count: int, size: tuple[int, int], budget: int) -> _MemoryCache | _FileCache | None:
     """Return a cache in memory, a larger one on disk, or None if the disk is too small."""
-    needed, folder = count * size[0] * size[1] * 3, tempfile.gettempdir()
+    needed = count * size[0] * size[1] * 3
     if needed <= budget:
         return _MemoryCache(count, size)
+    folder = tempfile.gettempdir()  # raises if no folder is writable
     free = shutil.disk_usage(folder).free
     if needed <= free:
         log.info("Caching %.1f GB of decoded images in %s.", needed / 1e9, folder)
