@@ -188,15 +188,16 @@ def test_an_output_inside_the_images_is_refused(name, folder, capsys, monkeypatc
     assert "inside the data" in capsys.readouterr().err and sorted(folder.rglob("*")) == before
 
 
-def test_runs_inside_the_images_are_not_read_as_images(folder):
-    run = folder / "runs" / "data-small-similar-1"
+@pytest.mark.parametrize("place", ["runs/data-small-similar-1", "mine"])
+def test_runs_inside_the_images_are_not_read_as_images(place, folder):
+    run = folder / place
     run.mkdir(parents=True)
     for name in ("config.yaml", "metrics.json"):
         (run / name).write_text("{}")
     Image.new("RGB", (40, 40), "white").save(run / "network.png")
     data = load_data(folder)
     assert data.num_classes == 3 and len(data.train) + len(data.val) + len(data.test) == 90
-    assert [(name, "run" in reason) for name, reason in data.skipped] == [("runs/data-small-similar-1", True)]
+    assert [(name, "run" in reason) for name, reason in data.skipped] == [(place.partition("/")[0], True)]
 
 
 @pytest.mark.parametrize("output", ["x" * 250, "x" * 300, "file", "file/run"])

@@ -154,7 +154,9 @@ def _seems_image(file: str) -> bool:
 
 
 def _is_run(folder: str) -> bool:
-    """Return whether a folder holds a run that `transfer train` wrote."""
+    """Return whether a folder is a run of `transfer train`, or the folder `runs` with some."""
+    if os.path.basename(folder) == "runs" and any(Path(folder).glob("*/metrics.json")):
+        return True
     return all(os.path.isfile(os.path.join(folder, name)) for name in ("config.yaml", "metrics.json"))
 
 
