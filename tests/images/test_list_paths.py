@@ -19,8 +19,8 @@ def finder(tmp_path):
     return made
 
 
-def found(finder, written, label=""):
-    file, problem = finder.find(written, label)
+def found(finder, written, label="", split=None):
+    file, problem = finder.find(written, label, split)
     assert not problem
     return os.path.relpath(file, finder.folder) if file else ""
 
@@ -64,6 +64,16 @@ def test_a_name_of_several_files_is_a_problem(finder):
 
 def test_the_folder_of_the_class_decides_between_files_of_one_name(finder):
     assert found(finder("train/cat/1.jpg", "train/dog/1.jpg"), "1.jpg", "dog") == "train/dog/1.jpg"
+
+
+def test_the_folder_of_the_split_decides_between_files_of_one_name(finder):
+    assert (
+        found(finder("train_images/1.jpg", "test_images/1.jpg"), "1", split="train") == "train_images/1.jpg"
+    )
+
+
+def test_masks_of_the_same_name_are_no_images(finder):
+    assert found(finder("images/1.jpg", "masks/1.png"), "1") == "images/1.jpg"
 
 
 def test_copies_of_a_file_are_no_problem(finder):

@@ -212,6 +212,13 @@ def test_names_without_extension_are_found_in_folders(write, tmp_path):
     assert found.parts["train"].names == ["ISIC_1", "ISIC_2", "ISIC_4"]
 
 
+def test_a_list_named_like_a_split_means_the_images_of_that_split(write, tmp_path):
+    path = write(
+        "id,label\n1,a\n2,b\n", *(f"{s}/{i}.jpg" for s in ("train", "test") for i in (1, 2)), name="train.csv"
+    )
+    assert opened(read_manifest(path)) == [str(tmp_path / "train/1.jpg"), str(tmp_path / "train/2.jpg")]
+
+
 def test_paths_of_another_machine_are_moved_with_a_log_line(write, tmp_path, caplog):
     caplog.set_level("INFO")
     path = write(

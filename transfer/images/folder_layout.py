@@ -20,7 +20,7 @@ MIN_SHARED = 2
 """Number of sub-folders that several folders must have in common before the folders seem to be splits."""
 
 _IMAGES = {"images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "rgb"}
-_ANNOTATIONS = {
+ANNOTATIONS = {
     "labels",
     "label",
     "labeltxt",
@@ -31,7 +31,7 @@ _ANNOTATIONS = {
     "gt",
     "ground_truth",
 }
-_ANNOTATIONS |= {"groundtruth", "segmentation", "segmentations", "segmentationclass", "bboxes", "xmls"}
+ANNOTATIONS |= {"groundtruth", "segmentation", "segmentations", "segmentationclass", "bboxes", "xmls"}
 # Words that add nothing to a name: train_images and test_data differ only in the split.
 _PLAIN = {
     "set",
@@ -278,7 +278,7 @@ def _is_annotated(folder: Path, scan: FolderScan) -> bool:
     """Return whether a folder holds images beside their masks, boxes or labels."""
     names = {path.name.lower() for path in scan.entries(folder)[0]}
     filled = {path.name.lower() for path in scan.image_folders(folder)}
-    if not (names & _IMAGES and names & _ANNOTATIONS and filled <= _IMAGES | _ANNOTATIONS):
+    if not (names & _IMAGES and names & ANNOTATIONS and filled <= _IMAGES | ANNOTATIONS):
         return False
     below = [child for path in scan.image_folders(folder) for child in scan.image_folders(path)]
     return all(split_of(path.name) and not scan.image_folders(path) for path in below)
@@ -366,7 +366,7 @@ def list_hint(folder: Path, scan: FolderScan) -> str:
     """Return a sentence about files in a folder that may have the labels, to append to a message."""
     below = scan.entries(folder)[0]
     files = [file for path in (folder, *below) for file in scan.entries(path)[1]]
-    if any(path.name.lower() in _ANNOTATIONS for path in below) or any("coco" in Path(f).name for f in files):
+    if any(path.name.lower() in ANNOTATIONS for path in below) or any("coco" in Path(f).name for f in files):
         return " The annotations in it are those of object detection, which this package does not train."
     if lists := [printable(file) for file in files if file.lower().endswith(_LISTS)]:
         return f" If a list has the labels, pass it instead: {quoted_list(lists, limit=3)}."

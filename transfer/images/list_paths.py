@@ -10,6 +10,8 @@ from itertools import islice
 from unicodedata import normalize
 
 from transfer.images.decoding import EXTENSIONS
+from transfer.images.folder_layout import ANNOTATIONS
+from transfer.images.split_words import split_of
 
 _MAX_INDEXED = 5_000_000
 """Largest number of files below a folder that are searched for."""
@@ -47,7 +49,7 @@ class PathFinder:
         self._files: dict[str, dict[str, list[str]]] = {}
         self._below: dict[str, list[str]] | None = None
 
-    def find(self, written: str, label: str = "") -> tuple[str, str]:
+    def find(self, written: str, label: str = "", split: str | None = None) -> tuple[str, str]:
         """Return the path of a file, or "" and the problem, which is "" if there is no such file."""
         plain = plain_path(self.folder, written)
         if os.path.isfile(plain):
@@ -65,13 +67,24 @@ class PathFinder:
         ):  # a name alone; below a folder that is named, another file could be meant
             found = self._anywhere(parts[0])
         if len(found) > 1:
-            found = [file for file in found if os.path.basename(os.path.dirname(file)) == label] or found
+            found = self._narrowed(found, label, split)
         if len(found) > 1 and all(filecmp.cmp(found[0], file) for file in found[1:]):
             found = found[:1]
         if len(found) > 1:
             names = " and ".join(os.path.relpath(file, self.folder) for file in found[:2])
             return "", f"{len(found)} files have this name: {names}"
         return (found[0] if found else ""), ""
+
+    def _narrowed(self, files: list[str], label: str, split: str | None) -> list[str]:
+        """Return the files in folders of the class or of the split, and not in folders of masks, if there are any."""
+        folders = {file: os.path.relpath(os.path.dirname(file), self.folder).split(os.sep) for file in files}
+        for fits in (
+            lambda parts: not ANNOTATIONS.intersection(map(str.lower, parts)),
+            lambda parts: parts[-1] == label,
+            lambda parts: split is not None and split in map(split_of, parts),
+        ):
+            files = [file for file in files if fits(folders[file])] or files
+        return files
 
     def examples(self) -> list[str]:
         """Return the names of a few images below the list's folder."""

@@ -21,7 +21,7 @@ from transfer.images.columns import AUTOMATIC, KINDS, NONE, Given, Unused, notes
 from transfer.images.image_sequences import LazySequence
 from transfer.images.list_groups import GroupColumn, combine
 from transfer.images.list_paths import PathFinder, plain_path
-from transfer.images.split_words import SPLITS
+from transfer.images.split_words import SPLITS, split_of
 from transfer.images.splitting import SourceData, Split
 from transfer.images.tables import NOT_UTF8, SAVE_AS_UTF8, Table, own_group
 
@@ -153,7 +153,8 @@ def _files(
     skipped: dict[str, str] = {}
     num_found = 0
     for i, path in enumerate(paths):
-        file, problem = finder.find(path, label_of(i))
+        split = SPLITS[rows.splits[i]] if rows.splits[i] >= 0 else split_of(table.path.stem)
+        file, problem = finder.find(path, label_of(i), split)
         num_found += bool(file)
         if problem:
             skipped[rows.names[i]] = problem

@@ -152,7 +152,8 @@ class Table:
         labels = self.roles.labels
         if len(labels) < 2:
             label = cells[labels[0]] if labels else ""
-            return ("" if is_nan(label) else label), ""
+            # Split files hold the names of classes, which may be of any kind.
+            return ("" if is_nan(label) and "split" not in self.required else label), ""
         marked = [i for i in labels if FLAGS.get(cells[i].strip().lower(), True)]
         if len(marked) == 1:
             return self.columns[marked[0]].name, ""
