@@ -29,7 +29,7 @@ SPLIT_NAMES = (
 )
 PATH_NAMES = (
     "path, Filename, file_name, filepaths, image_path, ImgPath, image, Image Index, id_code, "
-    "isic_id, image_name, fname, uri, id, img, image_id"
+    "isic_id, image file path, image_name, fname, uri, id, img, image_id"
 )
 LABEL_NAMES = (
     "label, Labels, class_name, ClassName, category_id, target, y, diagnosis, dx, breed, species, "
@@ -272,6 +272,17 @@ def test_unused_columns_are_noted_with_what_they_look_like():
         "fold": ("split", "'0', '1', '2'"),
         "partition": ("split", "'0', '1'"),
         "group": ("", "the same in all rows"),
+    }
+
+
+def test_numbers_under_the_name_of_a_whole_look_like_groups_and_boxes_are_noted():
+    found = notes(
+        ("location", [i // 3 for i in range(N)]), ("eye", ["left", "right"] * 6), ("xmin", range(N))
+    )
+    assert {name: like for name, (like, _) in found.items()} == {
+        "location": "group",
+        "eye": "",
+        "xmin": "box",
     }
 
 

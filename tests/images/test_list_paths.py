@@ -32,6 +32,7 @@ def found(finder, written, label="", split=None):
         ("a/1", "a/1.jpg"),
         ("a/1.v2", "a/1.v2.PNG"),
         ("A/1.JPG", "A/1.jpg"),
+        ("Train/Cats/1.JPG", "train/cats/1.jpg"),
         ("a\\1", "a/1.jpeg"),
         (" a/1.png ", "a/1.png"),
         ("ISIC_1", "images/part 2/ISIC_1.jpg"),

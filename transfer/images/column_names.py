@@ -27,6 +27,8 @@ _PATHS = (
     _words("id ids uuid key"),
 )
 
+_PATH_WORDS = _words("image img photo picture file path name full relative rel absolute abs")
+
 _LABELS = _words("label labels class classes category categories target targets y")
 _LABEL_EXTRAS = _words("name text str id idx index no code true gold image img title finding encoded main")
 # Label columns that are used if no column is called label, class, category or target.
@@ -137,6 +139,11 @@ class Column:
         return self.is_number and all(0 <= (number_in(cell) or 0) <= 1 for cell in self.filled)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the column has the name of a group without a word such as id, and cells that are numbers."""
+        return self.is_number and bool({*self.words[-1:]} & (_WHOLES_WITH_ID | _PARTS_WITH_ID))
+
+    @property
     def is_code(self) -> bool:
         """Whether the column has the name of an id, or all cells are letters with digits, such as P012."""
         last = self.words[-1] if self.words else ""
@@ -146,7 +153,11 @@ class Column:
 
 def path_columns(columns: Sequence[Column]) -> list[int]:
     """Return the columns with a name for paths, best first."""
-    return [i for names in _PATHS for i, column in enumerate(columns) if column.joined in names]
+    found = [i for names in _PATHS for i, column in enumerate(columns) if column.joined in names]
+    longer = [
+        i for i, column in enumerate(columns) if set(column.words) <= _PATH_WORDS and len(column.words) > 2
+    ]
+    return [*dict.fromkeys((*longer, *found))]
 
 
 def label_columns(columns: Sequence[Column]) -> list[int]:

@@ -43,7 +43,7 @@ class Unused(NamedTuple):
     name: str
     # Examples of its cells, or why it is not used; may be empty.
     reason: str = ""
-    # What it looks like: "group", "split" or "".
+    # What it looks like: "group", "split", "box" or "".
     like: str = ""
 
 
@@ -52,6 +52,7 @@ _NOTES = {
     "--group-column NAME, or --group-column none if no images belong together.",
     "split": "may state the split, but {be} not used. Write train, val or test in it, and use --split-column NAME; or "
     "use --split-column none.",
+    "box": "{be} not used: the boxes of a list are not cut out, and whole images are classified. Cut them out first.",
     "": "{be} not used. The options --label-column, --split-column and --group-column use a column.",
 }
 
@@ -240,6 +241,8 @@ def unused(columns: Sequence[Column], roles: Roles, given: Given) -> list[Unused
             continue
         if column.is_constant and rank(Column(column.name)) is not None:
             found.append(Unused(column.name, "the same in all rows"))
+        elif column.joined in ("xmin", "ymin", "xmax", "ymax", "bbox", "boundingbox"):
+            found.append(Unused(column.name, like="box"))
         elif not roles.splits and given.split is None and _like_split(column):
             found.append(Unused(column.name, f"{quoted_list([*column.filled])}", "split"))
         elif not roles.groups and given.group is None and _like_group(column, num_classes):
@@ -258,7 +261,7 @@ def _like_group(column: Column, num_classes: int) -> bool:
     """Return whether cells name groups: codes or numbers that some rows share, of which there are many."""
     if not column.repeats or len(column.filled) < 3 or len(column.filled) == num_classes:
         return False
-    return column.is_code
+    return column.is_code or column.is_whole
 
 
 def notes_on(columns: Sequence[Unused], used: Mapping[str, Sequence[str]]) -> list[tuple[str, bool]]:

@@ -47,6 +47,7 @@ class PathFinder:
         self.prefix: tuple[str, ...] = ()
         self.base = folder
         self._files: dict[str, dict[str, list[str]]] = {}
+        self._folders: dict[str, str] = {}
         self._below: dict[str, list[str]] | None = None
 
     def find(self, written: str, label: str = "", split: str | None = None) -> tuple[str, str]:
@@ -108,11 +109,12 @@ class PathFinder:
 
     def _is_there(self, base: str, parts: Sequence[str]) -> bool:
         path = os.path.join(base, *parts)
-        return os.path.isfile(path) or bool(os.path.isdir(os.path.dirname(path)) and self._in_folder(path))
+        return os.path.isfile(path) or bool(self._in_folder(path))
 
     def _in_folder(self, path: str) -> list[str]:
         """Return the files of a folder with a name, without regard to letter case, or with an extension added."""
         folder, name = os.path.split(path)
+        folder = self._in_any_case(folder)
         if folder not in self._files:
             self._files[folder] = {}
             try:
@@ -122,6 +124,19 @@ class PathFinder:
                 names = []
             _add(self._files[folder], folder, names)
         return self._files[folder].get(_form(name), [])
+
+    def _in_any_case(self, folder: str) -> str:
+        """Return a folder that exists, without regard to letter case; the folder as it is if there is none."""
+        if folder not in self._folders:
+            self._folders[folder] = folder
+            parent, name = os.path.split(folder)
+            if name and folder != self.folder and not os.path.isdir(folder):
+                parent = self._in_any_case(parent)
+                names = os.listdir(parent) if os.path.isdir(parent) else []
+                same = [one for one in names if _form(one) == _form(name)]
+                if len(same) == 1:
+                    self._folders[folder] = os.path.join(parent, same[0])
+        return self._folders[folder]
 
     def _anywhere(self, name: str) -> list[str]:
         """Return the files below the list's folder with a name, at any depth."""
