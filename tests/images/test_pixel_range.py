@@ -29,6 +29,7 @@ def tiff(values, **options) -> bytes:
 
 @pytest.mark.parametrize(("extents", "expected"), [
     ([(0, 17, True)], (0, 255)),
+    ([(0, 1, True)], (0, 1)),
     ([(0, 900, True), (3, 1000, True)], (0, 1023)),
     ([(0, 2000, True)], (0, 4095)),
     ([(90, 4096, True)], (0, 16383)),

@@ -31,6 +31,9 @@ RESIZES = ("stretch", "crop", "pad")
 _LARGE = 50_000_000
 _large_image_lock = threading.Lock()
 
+_COLOR_SPACES = {"L": "L", "LA": "L", **dict.fromkeys(("RGB", "RGBA", "RGBX", "P", "PA"), "RGB")}
+"""The color space of a profile that fits a mode, except for CMYK, which is converted earlier."""
+
 _NOISE = 16  # a resized image with a larger difference of values shows more than one color
 
 Size = tuple[int, int]
@@ -248,7 +251,7 @@ def _finished(loaded: _Loaded, size: Size, resize: str, whole_size: Size) -> Dec
     image, (width, height), extent = loaded.image, whole_size, loaded.extent
     profile = image.info.get("icc_profile")
     rgb = _to_rgb(image, _TO_UPRIGHT.get(loaded.orientation))
-    small = to_srgb(_resized(rgb, size, resize), profile, space="L" if image.mode in ("L", "LA") else "RGB")
+    small = to_srgb(_resized(rgb, size, resize), profile, space=_COLOR_SPACES.get(image.mode, ""))
     if loaded.orientation > 4:  # 5 to 8 swap the sides
         width, height = height, width
     spreads = _extrema(small)

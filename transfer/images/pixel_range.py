@@ -39,8 +39,8 @@ class PixelRange:
         low, high = self.low, self.high
         if self.dark_as_8_bit and values.max() <= 255:
             low, high = 0.0, 255.0
-        scaled = (values.astype("float32") - low) * (255.0 / max(high - low, 1e-30))
-        return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0.0, 255.0)).astype("uint8")
+        inside = np.clip(np.nan_to_num(values.astype("float32"), nan=low), low, high)
+        return np.rint((inside - low) * (255.0 / max(high - low, 1e-30))).astype("uint8")
 
     def problem(self, extent: Extent) -> str:
         """Return why an image would be nearly white or clipped to a few values, or an empty string."""
@@ -91,12 +91,12 @@ def range_of(extent: Extent) -> PixelRange:
     low, high, whole = extent
     if low < 0:  # such as Hounsfield units
         return PixelRange(low, max(high, low + 1))
+    if high <= 1:
+        return PixelRange(0.0, 1.0)
     if whole:  # the values that 8, 10, 12, 14, 16, ... bits can hold
         bits = max(8, int(high).bit_length())
         return PixelRange(0.0, float(2 ** (bits + bits % 2) - 1))
-    if high <= 255:
-        return PixelRange(0.0, 1.0 if high <= 1 else 255.0)
-    return PixelRange(low, high)
+    return PixelRange(0.0, 255.0) if high <= 255 else PixelRange(low, high)
 
 
 def _text(values: PixelRange | Extent) -> str:
