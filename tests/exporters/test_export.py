@@ -10,12 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.images import png16
 from helpers.networks import make_tiny
 from PIL import Image
 
 from transfer.common.errors import InputError
 from transfer.exporters.verification import Exported, compare
 from transfer.images.decoding import RESIZES, decode, to_rgb_array
+from transfer.images.pixel_range import BEFORE_0_3, PixelRange
 
 exporting = importlib.import_module("transfer.exporters.export")
 command = importlib.import_module("transfer.export")
@@ -174,6 +176,16 @@ def encoded(image, form, **options):
     return stream.getvalue()
 
 
+def test_the_notes_say_the_range_of_deep_images(run):
+    from transfer.exporters.output_folder import file_notes
+
+    assert "pixel_range" not in file_notes(run, "onnx", None)
+    assert (
+        "0 to 4,095 become 0 to 255"
+        in file_notes(replace(run, pixel_range=PixelRange(0, 4095)), "onnx", None)["pixel_range"]
+    )
+
+
 def test_a_saved_model_takes_encoded_images_of_several_sizes_and_formats(run, served):
     rng = np.random.default_rng(2)
     images = [
@@ -195,6 +207,20 @@ def test_a_saved_model_takes_encoded_images_of_several_sizes_and_formats(run, se
     expected = np.asarray(run.model(outside, training=False))
     assert np.abs(answer["probabilities"].numpy() - expected).max() < 0.03
     assert answer["classes"].shape == (len(files), 3)
+
+
+@pytest.mark.parametrize("used", [None, PixelRange(0, 4095), PixelRange(100, 900), BEFORE_0_3], ids=str)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_saved_model_scales_png_of_16_bits_as_the_run_did(used, channels):
+    from transfer.exporters.saved_model import decoded
+
+    for top in (200, 1023, 4000, 65535):
+        values = np.random.default_rng(top).integers(0, top + 1, (24, 32, channels)).astype("uint16")
+        if channels in (2, 4):
+            values[..., -1] = np.linspace(0, 65535, 24 * 32).reshape(24, 32)
+        file = png16(values)
+        inside = decoded(file, used).numpy().astype(int)
+        assert np.abs(inside - decode(file, (24, 32), pixel_range=used)).max() <= 2, top
 
 
 @pytest.mark.parametrize("resize", ["crop", "pad"])

@@ -200,7 +200,9 @@ def _convert(
 
     names, size, kind = run.class_names, run.image_size, notes["kind"]
     if kind == "saved-model":
-        saved_model.write_saved_model(model, folder, image_size=size, class_names=names, resize=run.resize)
+        saved_model.write_saved_model(
+            model, folder, image_size=size, class_names=names, resize=run.resize, pixel_range=run.pixel_range
+        )
         return folder
     graph, file = formats.Graph(model, size), folder / notes["file"]
     quantize = notes["quantize"]
@@ -208,7 +210,8 @@ def _convert(
         formats.write_litert(graph, file, class_names=names, quantize=quantize, calibration=calibration)
     else:
         write = {"onnx": formats.write_onnx, "openvino": formats.write_openvino}[kind]
-        metadata = {key: notes[key] for key in ("class_names", "image_size", "resize", "inputs", "outputs")}
+        keys = ("class_names", "image_size", "resize", "pixel_range", "inputs", "outputs")
+        metadata = {key: notes[key] for key in keys if key in notes}
         write(graph, file, notes=metadata, quantize=quantize, calibration=calibration)
     return file
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfer.common.errors import InputError
 from transfer.exporters.verification import format_name
+from transfer.images.pixel_range import PixelRange
 
 if TYPE_CHECKING:
     from transfer.results.finished_runs import FinishedRun
@@ -87,6 +88,10 @@ def replacing_folder(final: Path) -> Iterator[Path]:
                 final.parent.rmdir()
 
 
+def _range_note(pixel_range: PixelRange) -> str:
+    return f"in images with more than 8 bits per channel, the values {pixel_range} become 0 to 255, clipped"
+
+
 def file_notes(run: FinishedRun, kind: str, quantize: str | None) -> dict[str, Any]:
     """Return notes that describe a file to users who do not have the run."""
     (height, width), classes = run.image_size, len(run.class_names)
@@ -113,6 +118,7 @@ def file_notes(run: FinishedRun, kind: str, quantize: str | None) -> dict[str, A
         "outputs": outputs,
         "image_size": [height, width],
         "resize": f"{run.resize}, bilinear with antialiasing",
+        **({"pixel_range": _range_note(run.pixel_range)} if run.pixel_range else {}),
         "class_names": list(run.class_names),
         "versions": versions,
     }

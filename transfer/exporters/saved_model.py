@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from transfer.common.errors import unknown
 from transfer.images.decoding import RESIZES
+from transfer.images.pixel_range import Extent, PixelRange, range_of
 
 
 def write_saved_model(
@@ -19,6 +20,7 @@ def write_saved_model(
     image_size: tuple[int, int],
     class_names: Sequence[str],
     resize: str = RESIZES[0],
+    pixel_range: PixelRange | None = None,
 ) -> None:
     """Write a SavedModel with the signatures `serving_default` (pixels) and `encoded` (bytes of image files)."""
     if resize not in RESIZES:
@@ -35,7 +37,7 @@ def write_saved_model(
 
     def from_bytes(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
         def one(data: tf.Tensor) -> tf.Tensor:
-            return resized(decoded(data)[tf.newaxis], image_size, resize=resize)[0]
+            return resized(decoded(data, pixel_range)[tf.newaxis], image_size, resize=resize)[0]
 
         # Decode one image at a time, since each may have another size.
         image = tf.TensorSpec((*image_size, 3), tf.float32)
@@ -90,8 +92,8 @@ def _padded(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     return tf.image.pad_to_bounding_box(small, top, left, *size)
 
 
-def decoded(data: tf.Tensor) -> tf.Tensor:
-    """Decode one image in a graph, as `images.decoding` does, but without EXIF rotation and WebP."""
+def decoded(data: tf.Tensor, pixel_range: PixelRange | None = None) -> tf.Tensor:
+    """Decode one image in a graph, as `images.decoding` does, but without EXIF rotation and newer formats."""
     is_jpeg = tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"
     is_png = tf.strings.substr(data, 0, 8) == b"\x89PNG\r\n\x1a\n"
     pixels = tf.cond(
@@ -100,11 +102,39 @@ def decoded(data: tf.Tensor) -> tf.Tensor:
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
         lambda: tf.cond(
             is_png,
-            lambda: _on_white(tf.io.decode_png(data, channels=4)),
+            lambda: _decoded_png(data, pixel_range),
             lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
         ),
     )
     return tf.ensure_shape(pixels, (None, None, 3))
+
+
+def _decoded_png(data: tf.Tensor, pixel_range: PixelRange | None) -> tf.Tensor:
+    """Decode a PNG of 8 or 16 bits per channel, which its 25th byte tells."""
+
+    def of_16_bits() -> tf.Tensor:
+        values = tf.cast(tf.io.decode_png(data, channels=4, dtype=tf.uint16), tf.float32)
+        colors, opacity = values[..., :3], values[..., 3:]
+        low, high = _range_in_graph(tf.reduce_max(colors), pixel_range)
+        shown = tf.round(tf.clip_by_value((colors - low) * 255 / (high - low), 0, 255))
+        return _on_white(tf.concat([shown, opacity * 255 / 65535], axis=-1))
+
+    return tf.cond(
+        tf.strings.substr(data, 24, 1) == b"\x10",
+        of_16_bits,
+        lambda: _on_white(tf.io.decode_png(data, channels=4)),
+    )
+
+
+def _range_in_graph(highest: tf.Tensor, pixel_range: PixelRange | None) -> tuple[float, tf.Tensor]:
+    """Return the lowest and the highest value of the range, as `images.pixel_range` finds it."""
+    if pixel_range is not None:
+        tops = [255.0, pixel_range.high] if pixel_range.dark_as_8_bit else [pixel_range.high]
+    else:
+        tops = sorted({range_of(Extent(0.0, 2.0**bits - 1, True)).high for bits in range(1, 17)})
+    tops = tf.constant(tops, tf.float32)
+    fitting = tf.where(tops >= highest, tops, tops[-1])
+    return (pixel_range.low if pixel_range else 0.0), tf.reduce_min(fitting)
 
 
 def _on_white(pixels: tf.Tensor) -> tf.Tensor:
