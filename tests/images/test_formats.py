@@ -329,7 +329,8 @@ def several_formats() -> dict[str, bytes]:
     values = ramp(60_000)
     made = {
         "TIFF": encode(halves(), "TIFF"), "LZW TIFF": encode(halves(), "TIFF", compression="tiff_lzw"),
-        "16-bit TIFF": encode(values, "TIFF"), "JPEG 2000": encode(halves(), "JPEG2000"), "PPM": encode(halves(), "PPM"),
+        "16-bit TIFF": encode(values, "TIFF"), "JPEG 2000": encode(halves(), "JPEG2000"),
+        "PPM": encode(halves(), "PPM"),
     }  # fmt: skip
     if "AVIF" in formats.pillow_formats():
         made["AVIF"] = encode(halves(), "AVIF")
