@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,8 +17,6 @@ from transfer.results.file_names import SPLIT
 
 if TYPE_CHECKING:
     from transfer.evaluation.evaluate import Evaluation
-
-log = logging.getLogger("transfer.evaluate")
 
 
 @streams.command
@@ -48,7 +45,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
 
     strategies.start_quietly()
     from transfer.common.figures import draw_each
-    from transfer.evaluation.evaluate import evaluate
+    from transfer.evaluation.evaluate import evaluate, warn_of_seen
     from transfer.images.split_file import training_digests
     from transfer.results import run_figures, run_pages, run_writer
     from transfer.results.finished_runs import load_run
@@ -58,13 +55,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     data = run.data(parsed.data)
     known = training_digests(run.folder / SPLIT)
     seen = sum(digest in known for digest in data.test.digests)
-    if seen:
-        log.warning(
-            "%d of the %d images were used for training or validation. Leave them out: with them, the results "
-            "are too optimistic.",
-            seen,
-            len(data.test),
-        )
+    warn_of_seen(seen, len(data.test))
     evaluation = replace(evaluate(run.model, data, engine=parsed.engine), seen=seen)
     issues = run_figures.label_issues_of(evaluation)
     streams.print_text(evaluation.to_text())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
-from transfer.results.predict import Image, Prediction, find_images, predictions
+from transfer.images.image_inputs import Image, find_images
+from transfer.images.path_list import read_paths
+from transfer.results.predict import Prediction, predictions
 
 FORMATS = ("table", "csv", "json")
 
@@ -24,13 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         if parsed.image == ["-"]:
-            items: Iterable[Image] = (line.rstrip("\n") for line in sys.stdin if line.strip())
+            items: Iterable[Image] = _from_standard_input()
         else:
             items = [item for source in parsed.image for item in find_images(source)]
         skipped.extend(_run(parsed, items))
 
     code = run_command(work, stream=sys.stderr, stopped="Stopped.")
     return code or int(bool(skipped))
+
+
+def _from_standard_input() -> Iterator[Image]:
+    """Yield the images of the paths on standard input; raise an error if there are none."""
+    stream = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
+    images = find_images(read_paths(stream))
+    first = next(images, None)
+    if first is None:
+        raise InputError("Expected one path per line on standard input. Received none.")
+    return itertools.chain([first], images)
 
 
 def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
@@ -46,13 +60,12 @@ def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
     print_row, finish = _printer(parsed.format, min(parsed.top, len(run.class_names)))
     skipped, good = [], []
     for prediction in predictions(run, items, engine=parsed.engine, progress=True):
+        print_row(prediction)
         if prediction.problem:
             skipped.append(prediction.name)
             streams.print_text(f"Skipped {prediction.name}: {prediction.problem}\n", sys.stderr)
-        else:
-            print_row(prediction)
-            if parsed.gradcam:
-                good.append(prediction)
+        elif parsed.gradcam:
+            good.append(prediction)
     finish()
     if good:
         from transfer.results.run_figures import write_heat_maps
@@ -73,7 +86,7 @@ def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Calla
 
         def print_csv(prediction: Prediction) -> None:
             cells = [cell for name, value in prediction.top(top) for cell in (name, f"{value:.6f}")]
-            write(as_csv([(prediction.name, *cells)]))
+            write(as_csv([(prediction.name, *cells, *[""] * (2 * top - len(cells)))]))
 
         return print_csv, lambda: None
     if format == "json":
@@ -83,6 +96,7 @@ def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Calla
             nonlocal separator
             classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.top(top)]
             row = {"path": prediction.name, "classes": classes}
+            row |= {"problem": prediction.problem} if prediction.problem else {}
             write(separator + json.dumps(row, ensure_ascii=not streams.writes_unicode(sys.stdout)))
             separator = ",\n"
 
@@ -93,7 +107,7 @@ def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Calla
 
     def print_line(prediction: Prediction) -> None:
         shown = "  ".join(f"{name} {value:.1%}" for name, value in prediction.top(top))
-        write(f"{prediction.name}  {shown}\n")
+        write(f"{prediction.name}  {shown}\n" if shown else "")
 
     return print_line, lambda: None
 
@@ -103,10 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m transfer.predict",
         allow_abbrev=False,
         description="Predict the classes of images with a trained run. Images that cannot be read are reported and "
-        "skipped. The exit code is 0; 1 if an image was skipped; 2 for invalid input.",
+        "have no classes in CSV and JSON. The exit code is 0; 1 if an image was skipped; 2 for invalid input.",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a run, or its .keras file")
-    images = "image files or folders; - reads one path per line from standard input"
+    images = (
+        "image files, folders or patterns ('photos/*.jpg'); - reads one path per line from standard input"
+    )
     parser.add_argument("image", nargs="+", metavar="IMAGE", help=images)
     parser.add_argument("--top", type=int, default=3, help="number of classes to print (default: 3)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")

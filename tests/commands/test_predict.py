@@ -1,9 +1,11 @@
 """`python -m transfer.predict` and `predict` return the classes and probabilities of the evaluation."""
 
 import csv
+import glob
 import importlib
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -13,9 +15,10 @@ from PIL import Image
 
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
+from transfer.images.image_inputs import find_images
 from transfer.predict import main
 from transfer.results.finished_runs import load_run
-from transfer.results.predict import find_images, predict, predictions
+from transfer.results.predict import predict, predictions
 
 predicting = importlib.import_module("transfer.results.predict")
 
@@ -54,7 +57,7 @@ def test_unreadable_images_are_reported_and_the_others_predicted(strange_run, tm
     ]
     predicted = predict(strange_run, items)
     assert [bool(one.problem) for one in predicted] == [True, False, True, True, True, True]
-    assert predicted[0].label == "" and predicted[0].top(2) == [] and predicted[1].label in STRANGE
+    assert predicted[0].label is None and predicted[0].top(2) == [] and predicted[1].label in STRANGE
     assert "no such file" in predicted[3].problem and "shape (2, 2, 7)" in predicted[4].problem
 
 
@@ -113,14 +116,113 @@ def test_csv_is_quoted_and_reads_back(strange_run, strange_folder, capsys, monke
         assert sum(float(row[f"probability{i}"]) for i in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
+def pass_list(monkeypatch, content):
+    """Put a list of files on standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+@pytest.mark.parametrize("count", [1, 3])
 def test_json_output_is_valid(count, strange_run, strange_folder, capsys, monkeypatch):
     files = sorted(strange_folder.rglob("*.png"))[:count]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{file}\n" for file in files)))
+    pass_list(monkeypatch, "".join(f"{file}\n" for file in files).encode())
     code, out, _ = run_command(capsys, strange_run, "-", "--format", "json")
     rows = json.loads(out)
     assert code == 0 and [row["path"] for row in rows] == [str(file) for file in files]
     assert all({c["class"] for c in row["classes"]} == set(STRANGE) for row in rows)
+
+
+def test_lists_of_windows_are_read(strange_run, strange_folder, capsys, monkeypatch):
+    files = sorted(strange_folder.rglob("*.png"))[:2]
+    pass_list(monkeypatch, "".join(f"{file}\r\n" for file in files).encode("utf-16"))
+    code, out, err = run_command(capsys, strange_run, "-")
+    assert code == 0 and [line.split(".png")[0] for line in out.splitlines()] == [
+        str(f)[:-4] for f in files
+    ], err
+
+
+@pytest.mark.parametrize("content", [b"", b"\r\n \n"])
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_an_empty_list_is_refused(content, form, strange_run, capsys, monkeypatch):
+    pass_list(monkeypatch, content)
+    code, out, err = run_command(capsys, strange_run, "-", "--format", form)
+    assert code == 2 and out == "" and "one path per line on standard input. Received none" in err
+
+
+def test_patterns_are_expanded_and_urls_are_refused(strange_run, strange_folder, capsys):
+    place = strange_folder / STRANGE[1]
+    pattern = f"{glob.escape(str(place))}/=1+[12].png"
+    code, out, _ = run_command(capsys, strange_run, pattern)
+    assert code == 0 and [line.split("  ")[0] for line in out.splitlines()] == [
+        f"{place}/=1+{i}.png" for i in (1, 2)
+    ]
+    code, out, err = run_command(capsys, strange_run, "https://example.com/cat.jpg")
+    assert code == 2 and out == "" and "Download the image first" in err
+    code, out, err = run_command(capsys, strange_run, f"{place}/*.jpg")
+    assert code == 2 and "Found none" in err
+
+
+def test_unreadable_images_have_no_classes_in_csv_and_json(strange_run, strange_folder, tmp_path, capsys):
+    good = next(strange_folder.rglob("*.png"))
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    code, out, _ = run_command(capsys, strange_run, tmp_path, good, "--format", "csv", "--top", 2)
+    rows = list(csv.reader(io.StringIO(out)))
+    assert (
+        code == 1
+        and rows[1] == [str(tmp_path / "bad.png"), "", "", "", ""]
+        and len(rows[2]) == 5
+        and rows[2][3]
+    )
+    code, out, _ = run_command(capsys, strange_run, tmp_path, good, "--format", "json")
+    bad, row = json.loads(out)
+    assert code == 1 and bad["classes"] == [] and "broken" in bad["problem"] and "problem" not in row
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow only text as file names")
+def test_file_names_may_have_any_bytes(strange_run, strange_folder, tmp_path, capsys, monkeypatch):
+    name = os.path.join(os.fsencode(tmp_path), b"\xff.png")
+    with open(name, "wb") as file:
+        file.write(next(strange_folder.rglob("*.png")).read_bytes())
+    pass_list(monkeypatch, name)
+    for source in ("-", tmp_path):
+        code, out, _ = run_command(capsys, strange_run, source)
+        assert code == 0 and "\\udcff.png" in out
+
+
+def test_the_run_comes_first(strange_run, strange_folder):
+    run = load_run(strange_run)
+    image = np.full((8, 8, 3), 99, "uint8")
+    for given in ([image], image, None, strange_folder.name.encode(), run.config):
+        with pytest.raises(InputError, match=r"as the first argument of predict.* predict\(run, images\)"):
+            predict(given, run)
+    with pytest.raises(InputError, match="The run comes first"):
+        predict(run, run)
+    with pytest.raises(InputError, match=r"class names are unknown.*load_run\(folder\)"):
+        predict(run.model, image)
+    with pytest.raises(InputError, match="Expected a run's folder"):
+        predict(strange_folder, strange_run)
+
+
+def test_a_warning_counts_unreadable_images(strange_run, caplog):
+    image = np.full((8, 8, 3), 99, "uint8")
+    predicted = predict(strange_run, [image / 255, image, image / 255])
+    assert [one.label is None for one in predicted] == [True, False, True]
+    assert predicted[0].probabilities is None and predicted[0].probability is None
+    assert (
+        "2 images of 3 cannot be read. The first is 0: a maximum of 0.3882; multiply by 255." in caplog.text
+    )
+    with pytest.raises(InputError, match="multiply by 255"):
+        predict(strange_run, np.stack([image, image]) / 255)
+
+
+def test_a_data_set_is_predicted_as_a_stream(strange_run):
+    import tensorflow as tf
+
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3)).astype("uint8")
+    dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(9))).batch(4)
+    by_data_set, by_array = predict(strange_run, dataset), predict(strange_run, images)
+    assert len(by_data_set) == 9
+    for one, other in zip(by_data_set, by_array, strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-6)
 
 
 def test_exit_codes(strange_run, strange_folder, tmp_path, capsys):

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from helpers.images import COLORS
+from helpers.tables import DataFrame, Series
+from PIL import Image
 
 from transfer.common.errors import InputError
 from transfer.images.array_source import read_arrays
@@ -74,25 +76,41 @@ def test_a_dict_names_the_splits():
 
 
 @pytest.mark.parametrize(("source", "message"), [
-    ((noise(), labels(11)), r"images of shape \(12, 8, 8, 3\) with labels of shape \(11,\)"),
-    ((noise(), np.eye(2)[labels()]), r"labels of shape \(12, 2\)\. Turn one-hot labels"),
-    ((noise(), labels() - 1), r"whole numbers .* from 0. Received: int64 with a minimum of -1"),
-    ((noise(), labels().astype("float32")), "whole numbers .* Received: float32"),
-    ((noise(), np.array(["cat", "dog"] * 6)), "whole numbers .* Received: <U3"),
-    ((noise(), labels() * 10**12), r"Received a label 1000000000000\. Number the classes"),
-    ((noise(dtype="float32") / 255, labels()), r"a maximum of 1\.0\. Multiply by 255"),
-    ((noise() > 99, labels()), r"a maximum of True\. Multiply by 255"),
-    ((noise(dtype="float32") * 2 - 255, labels()), "pixels from 0 to 255, all finite. Received: -255"),
-    ((noise(dtype="int32") * 200, labels()), "pixels from 0 to 255"),
-    ((np.where(noise() > 250, np.nan, 9.0), labels()), "all finite. Received: nan"),
+    ((noise(), labels(11)), r"12 images with labels of shape \(11,\)"),
+    ((noise(), np.eye(2)[labels()] / 2), r"labels of shape \(12, 2\) with other values\. Choose one class"),
+    ((noise(), np.ones((12, 3))), "one-hot labels with a single 1 in each row"),
+    ((noise(), labels() - 1), r"whole numbers from 0.* Received: int64 with a minimum of -1"),
+    ((noise(), labels() + 0.5), r"whole numbers .* Received: float64 with a minimum of 0\.5"),
+    ((noise(), np.where(labels(), np.nan, 1)), "whole numbers .* Received: float64 with a minimum of nan"),
+    ((noise(), np.array(["cat", None] * 6)), "a class name as the label of each image. Received: None"),
+    ((noise(), np.array(["cat", " "] * 6)), "a class name as the label of each image. Received: ' '"),
+    ((noise(), np.array(["cat", 3] * 6, object)), "a class name as the label of each image. Received: 3"),
+    ((noise(dtype="float32") / 255, labels()), r"a maximum of 1; multiply by 255"),
+    ((noise(dtype="float32") / 250, labels()), r"a maximum of 1\.02.*; multiply by 255"),
+    ((noise() // 128, labels()), r"a maximum of 1; multiply by 255"),
+    ((noise() > 99, labels()), "values True and False; multiply by 255"),
+    ((noise(dtype="float32") / 127.5 - 1, labels()), r"rescale them by \(image \+ 1\) \* 127.5"),
+    ((noise(dtype="float32") * 2 - 255, labels()), "pixels from 0 to 255, all finite. Received values from -255"),
+    ((noise(dtype="int32") * 200, labels()), "pixels from 0 to 255.* more than 8 bits"),
+    ((np.where(noise() > 250, np.nan, 9.0), labels()), "all finite. Received values that are NaN"),
     ((noise(shape=(8,)), labels()), r"shape \(N, H, W\).* Received: \(12, 8\)"),
-    ((noise(shape=(8, 8, 4)), labels()), r"Received: \(12, 8, 8, 4\)"),
+    ((noise(shape=(3, 8, 8)), labels()), r"\(12, 3, 8, 8\)\. The channels are first: .*moveaxis\(images, 1, -1\)"),
+    ((labels(), noise()), "the labels first. Swap them"),
+    ((noise(), labels(), noise(5), labels(5)), "four arrays one by one. Group them in pairs"),
+    ((noise(), noise(5), labels(), labels(5)), "four arrays one by one. Group them in pairs"),
+    ((["a.png", "b.png"], [0, 1]), "a list of str. Write the paths and labels of the files to a CSV file"),
+    ((np.array(["a.png", "b.png"]), [0, 1]), "Expected images of shape"),
+    (([Image.new("P", (8, 8))] * 2, [0, 1]), "a list of Image"),
+    (DataFrame({"path": ["a.png"], "label": [0]}), "DataFrame. Write its columns path and label to a CSV"),
     ((noise(shape=(2, 8, 8, 3)), labels()), r"Received: \(12, 2, 8, 8, 3\)"),
     ((noise(0), np.array([], int)), r"at least one\. Received: \(0, 8, 8, 3\)"),
-    ((noise().astype(str), labels()), "pixels as numbers"),
-    (None, "Received: NoneType"),
+    ((noise().astype(str), labels()), "values of type <U3; convert them"),
+    (None, "Received: None"),
     (noise(), r"\(images, labels\), a tf\.data\.Dataset of .* Received: ndarray"),
-    (([noise(1)[0], noise(1, (9, 9, 3))[0]], [0, 1]), "differ in size, no array can hold them: use a folder or a data"),
+    (([noise(1)[0], noise(1, (9, 9))[0]], [0]), "2 images with labels of shape"),
+    (([noise(1)[0], noise(1, (9, 9, 7))[0]], [0, 1]), r"an array of shape \(9, 9, 7\)"),
+    (([noise(1)[0], noise(1, (9, 9), dtype="f4")[0] * 9], [0, 1]), "more than 8 bits"),
+    ({"train": (noise(), labels()), "test": (noise(2), ["a", "b"])}, "Received numbers and names. Use one kind"),
     ({"train": (noise(), labels()), "vall": 1}, r"Unknown split 'vall'\. Did you mean 'val'"),
     ({"image": noise(), "label": labels()}, "Unknown split 'image'.* Expected one of 'train', 'val', 'test'"),
     ({"test": (noise(), labels())}, "images for 'train'. Received: 'test'. Add the training"),
@@ -111,6 +129,42 @@ def test_invalid_arrays_are_refused_with_a_remedy(source, message):
 def test_class_names_that_do_not_match_the_labels_are_refused(names, message):
     with pytest.raises(InputError, match=message):
         read_arrays((noise(), labels()), class_names=names)
+
+
+@pytest.mark.parametrize(("given", "names", "numbers"), [
+    ([1, 2, 3, 1], ["1", "2", "3"], [0, 1, 2, 0]),
+    ([0, 10, 2, 10], ["0", "2", "10"], [0, 2, 1, 2]),
+    ([2.0, 1.0, 1.0, 2.0], ["1", "2"], [1, 0, 0, 1]),
+    ([True, False, True, True], ["0", "1"], [1, 0, 1, 1]),
+    (["dog", "cat ", "dog", "ant"], ["ant", "cat", "dog"], [2, 1, 2, 0]),
+    (np.array([b"dog", b"cat", b"dog", b"cat"]), ["cat", "dog"], [1, 0, 1, 0]),
+    (np.eye(3)[[2, 0, 1, 0]], ["0", "1", "2"], [2, 0, 1, 0]),
+    (Series([7, 8, 7, 8]), ["7", "8"], [0, 1, 0, 1]),
+    (Series(["b", "a", "b", "a"], dtype=object), ["a", "b"], [1, 0, 1, 0]),
+    (np.array([3, 1, 3, 1], object), ["1", "3"], [1, 0, 1, 0]),
+])  # fmt: skip
+def test_labels_are_numbers_names_or_one_hot(given, names, numbers):
+    found = read_arrays((noise(4), given))
+    assert found.class_names == names and found.parts["train"].labels.tolist() == numbers
+    assert found.parts["train"].labels.dtype == np.int64
+
+
+def test_names_of_classes_choose_the_order_of_labels_that_are_names():
+    found = read_arrays((noise(2), ["cat", "dog"]), class_names=["dog", "cat"])
+    assert found.class_names == ["dog", "cat"] and found.parts["train"].labels.tolist() == [1, 0]
+    with pytest.raises(InputError, match="Unknown class 'cat'"):
+        read_arrays((noise(2), ["cat", "dog"]), class_names=["dog", "cats"])
+
+
+def test_images_of_different_sizes_and_with_transparency_are_read():
+    clear = np.full((8, 8, 4), 200, "uint8")
+    clear[..., 3] = 0
+    images = [noise(1)[0], noise(1, (9, 7))[0], clear]
+    for given in (images, np.array([*images, None], object)[:3]):
+        part = read_arrays((given, [0, 1, 0])).parts["train"]
+        assert np.array_equal(part.image(0, SIZE), images[0])
+        assert part.image(1, (9, 7))[..., 2].tolist() == images[1].tolist()
+        assert (part.image(2, SIZE) == 255).all(), "transparent pixels are white, as in files"
 
 
 def test_a_test_label_without_a_name_is_refused():
@@ -232,12 +286,11 @@ def elements(kind):
         "weights": lambda: tf.data.Dataset.from_tensor_slices((x, y, y)),
         "nested": lambda: tf.data.Dataset.from_tensor_slices(({"image": x}, y)),
         "ragged": lambda: as_dataset(tf.ragged.stack([x[0], x[1, :4]]), [0, 1]),
-        "one-hot": lambda: as_dataset(x, np.eye(2, dtype="int64")[y]),
-        "one-hot batches": lambda: as_dataset(x, np.eye(2, dtype="int64")[y]).batch(4),
-        "probabilities": lambda: as_dataset(x, y.astype("float32")),
-        "words": lambda: as_dataset(x, np.array(["cat", "dog"])[y]),
+        "several labels": lambda: as_dataset(x, np.ones((12, 2), "int64")),
+        "several labels in batches": lambda: as_dataset(x, np.ones((12, 2), "int64")).batch(4),
+        "probabilities": lambda: as_dataset(x, y.astype("float32") / 3),
         "no label": lambda: as_dataset(x, y - 1),
-        "rgba": lambda: as_dataset(noise(shape=(8, 8, 4)), y),
+        "channels first": lambda: as_dataset(noise(shape=(3, 8, 8)), y).batch(4),
         "videos": lambda: as_dataset(noise(shape=(2, 8, 8, 3)), y).batch(2),
         "encoded": lambda: as_dataset(np.array([b"JPEG"] * 12), y),
         "batched twice": lambda: as_dataset(x, y).batch(2).batch(2),
@@ -254,23 +307,36 @@ def elements(kind):
     ("weights", r"Received elements \(TensorSpec.*TensorSpec.*TensorSpec"),
     ("nested", r"Received elements \(\{'image'"),
     ("ragged", r"Received elements \(RaggedTensorSpec"),
-    ("one-hot", r"labels of shape \(2,\)\. Turn one-hot labels into numbers by argmax"),
-    ("one-hot batches", r"labels of shape \(4, 2\)\. Turn one-hot labels into numbers by argmax"),
+    ("several labels", r"labels of shape \(1, 2\) with other values"),
+    ("several labels in batches", r"labels of shape \(4, 2\) with other values"),
     ("probabilities", "whole numbers .* Received: float32"),
-    ("words", "whole numbers .* Received: .S3"),
     ("no label", "a minimum of -1"),
-    ("rgba", r"Received: \(1, 8, 8, 4\)"),
+    ("channels first", r"Received: \(4, 3, 8, 8\)\. The channels are first"),
     ("videos", r"Received: \(2, 2, 8, 8, 3\)"),
     ("encoded", "Expected images of shape"),
     ("batched twice", r"Received: \(2, 2, 8, 8, 3\)"),
-    ("fractions", r"a maximum of 1\.0\. Multiply by 255"),
-    ("negative", "Received: -128"),
-    ("nan", "all finite. Received: nan"),
+    ("fractions", r"a maximum of 1; multiply by 255"),
+    ("negative", "Received values from -128"),
+    ("nan", "all finite. Received values that are NaN"),
     ("empty", "at least one image"),
 ])  # fmt: skip
 def test_invalid_data_sets_are_refused_with_a_remedy(kind, message):
     with pytest.raises(InputError, match=message):
         read_arrays(elements(kind))
+
+
+@pytest.mark.parametrize("batch", [None, 1, 5])
+def test_labels_of_data_sets_may_be_one_hot_or_names(batch):
+    x, y = noise(), labels(classes=3)
+    for given, names in (
+        (np.eye(3)[y], ["0", "1", "2"]),
+        (np.array(["cat", "ant", "dog"])[y], ["ant", "cat", "dog"]),
+    ):
+        dataset = as_dataset(x, given)
+        found = read_arrays(dataset.batch(batch) if batch else dataset)
+        assert found.class_names == names
+        expected = y if names[0] == "0" else np.array([1, 0, 2])[y]
+        assert found.parts["train"].labels.tolist() == expected.tolist()
 
 
 def test_a_black_image_among_others_is_accepted():

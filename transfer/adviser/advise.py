@@ -28,7 +28,8 @@ from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import POLICIES, early_position, rule_of_thumb
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.images.datasets import ImageData
+from transfer.images.datasets import ImageData, check_data
+from transfer.networks.arguments import check_network
 from transfer.networks.graphs import analyze
 from transfer.training.schedules import BATCH_SIZE, epochs_for
 
@@ -92,6 +93,8 @@ def advise(
         >>> sum(advise(load_data("emoji"), base, max_images=100, trial=False).images_per_class.values())
         344
     """
+    check_data(data, "advise(data, base)")
+    check_network(base)
     if max_images < 2 or (time_budget is not None and not time_budget > 0):
         raise InputError(
             "Expected max_images of 2 or more and a time_budget in seconds, above 0. Received: "

@@ -12,7 +12,7 @@ from transfer.adviser.advise import MIN_IMAGES, head_evidence, probe_sample
 from transfer.adviser.sample_features import extract_sample
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.images.datasets import ImageData
+from transfer.images.datasets import ImageData, check_data
 from transfer.networks.backbones import load_backbone
 from transfer.networks.graphs import analyze
 
@@ -65,6 +65,7 @@ def compare(
         >>> [candidate.model for candidate in compare(load_data("emoji"), ["MobileNetV2"], **options)]
         ['MobileNetV2']
     """
+    check_data(data, "compare(data, models)")
     candidates = []
     for name in dict.fromkeys(models):
         base = load_backbone(name, weights=(weights or {}).get(name, "pretrained"), image_size=image_size)

@@ -33,6 +33,7 @@ from transfer.distributed.strategies import (
 )
 from transfer.images.decoding import as_size
 from transfer.networks import surgery
+from transfer.networks.arguments import check_network
 from transfer.networks.graphs import NetworkInfo, analyze, graph
 from transfer.networks.preprocessing import preprocessing_of
 
@@ -317,10 +318,7 @@ def _freeze_and_compile(
 
 def _analyze_base(base: keras.Model) -> NetworkInfo:
     """Analyze a base network; raise unless it takes color images."""
-    if not isinstance(base, keras.Model):
-        raise InputError(
-            f"Expected a keras.Model as base. Received: {type(base).__name__}. Load one with load_backbone(name)."
-        )
+    check_network(base)
     network = analyze(base)
     shape = tuple(network.nodes[0].tensor.shape)
     if len(shape) != 4 or shape[-1] != 3:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer.common.errors import InputError, one_line, unknown
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluate import Evaluation, check_evaluation
 
 COLUMNS = ("fine", "coarse")
 """Columns of a tree in a CSV file: a class, and its parent."""
@@ -43,6 +43,7 @@ def merge(
         >>> coarse.class_names, coarse.labels.tolist(), coarse.probabilities[0].tolist()
         (('insect', 'mammal'), [0, 1], [0.6, 0.4])
     """
+    check_evaluation(evaluation, "merge(evaluation, parents)")
     _check_tree(evaluation.class_names, parents, to)
     tops = [_coarse_class(name, parents, to) for name in evaluation.class_names]
     names = tuple(sorted(set(tops)))

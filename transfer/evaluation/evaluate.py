@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,8 +30,12 @@ from transfer.evaluation.metrics import (
 from transfer.frozen.extraction import BATCH_SIZE, check_views, extract, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.shared_pass import local_copy
-from transfer.images.datasets import ImageData, Split, flips_are_safe
+from transfer.images.datasets import ImageData, Split, check_data, flips_are_safe
 from transfer.images.pipeline import make_dataset, plain_errors
+from transfer.networks.arguments import check_classifier
+from transfer.training.trained import as_test_data
+
+log = logging.getLogger(__name__)
 
 MOST_CONFUSED = 10
 """Maximum number of pairs of confused classes in `Evaluation.to_dict`."""
@@ -177,7 +182,7 @@ class Evaluation:
 @plain_errors()
 def evaluate(
     model: keras.Model,
-    data: ImageData,
+    data: Any,
     *,
     split: str = "test",
     views: int = 1,
@@ -194,7 +199,8 @@ def evaluate(
 
     Args:
         model: takes raw RGB images and returns class probabilities.
-        data: images from `load_data`.
+        data: images from `load_data`. Other labeled images, in any form that `load_data` takes, are the test set. The
+            names of their classes are those of the training, or numbers if `fit` did not train the model.
         split: `"train"`, `"val"` or `"test"`.
         views: number of views of each image, 1 or more. The first view is the image itself, the others are augmented.
             The probabilities are averaged over the views.
@@ -218,6 +224,11 @@ def evaluate(
         >>> 0 <= evaluate(small_similar(base, 12), load_data("emoji"), split="val").accuracy <= 1
         True
     """
+    check_classifier(model, "evaluate(model, data)")
+    seen = 0
+    if not isinstance(data, ImageData):
+        data, seen = as_test_data(model, data)
+        warn_of_seen(seen, len(data.test))
     part = getattr(data, split, None)
     if not isinstance(part, Split) or not len(part):
         raise InputError(f"Expected a split with images: train, val or test. Received: {split!r}.")
@@ -247,10 +258,30 @@ def evaluate(
     probabilities = probabilities.reshape(views, len(part), -1).mean(axis=0)
     # Sums in float32 miss 1 by 1e-7, and scikit-learn warns about that.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    seen = 0 if split == "test" else len(part)
+    seen = seen if split == "test" else len(part)
     return Evaluation(
         data.class_names, part.labels, probabilities, tuple(part.names), tuple(part.groups), seen
     )
+
+
+def check_evaluation(value: Any, call: str) -> None:
+    """Raise unless an argument comes from `evaluate`; `call` shows the order of arguments."""
+    if not isinstance(value, Evaluation):
+        raise InputError(
+            f"Expected an evaluation in {call}. Received: {'None' if value is None else type(value).__name__}. Make "
+            "one first: evaluation = transfer.evaluate(model, data)."
+        )
+
+
+def warn_of_seen(seen: int, total: int) -> None:
+    """Warn if test images were used for training or validation."""
+    if seen:
+        log.warning(
+            "%d of the %d images were used for training or validation. Leave them out: with them, the results "
+            "are too optimistic.",
+            seen,
+            total,
+        )
 
 
 def check_calibration(data: ImageData) -> None:
@@ -286,6 +317,8 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
         >>> calibrate(small_similar(base, 12), load_data("emoji")) > 0
         True
     """
+    check_classifier(model, "calibrate(model, data)")
+    check_data(data, "calibrate(model, data)")
     head = model.layers[-1]
     if not isinstance(head, keras.layers.Dense) or head.activation is not keras.activations.softmax:
         raise InputError(

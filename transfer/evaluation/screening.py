@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from transfer.common.errors import InputError, unknown
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluate import Evaluation, check_evaluation
 from transfer.evaluation.metrics import RESAMPLES, accuracy_interval, percent_range
 
 
@@ -235,6 +235,7 @@ def screening(
         >>> ill.sensitivity_at(specificity=0.5).threshold
         0.6
     """
+    check_evaluation(evaluation, "screening(evaluation, positive=...)")
     chosen = (positive,) if isinstance(positive, str) else tuple(dict.fromkeys(positive))
     for name in chosen:
         if name not in evaluation.class_names:

@@ -90,10 +90,10 @@ def export(
         raise InputError("Export needs the TensorFlow backend. Run it with KERAS_BACKEND=tensorflow.")
     from transfer.exporters import formats
     from transfer.networks import surgery
-    from transfer.results.finished_runs import load_run
+    from transfer.results.finished_runs import FinishedRun, load_run
 
     formats.load_packages(to, quantize)
-    run = load_run(run) if isinstance(run, str | Path) else run
+    run = run if isinstance(run, FinishedRun) else load_run(run)
     final = Path(output) if output is not None else default_folder(run.folder, to, quantize)
     check_replaceable(final, to, quantize)
     test, train = _images(run, data, max_images, quantize)

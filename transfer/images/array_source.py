@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, SupportsInt, runtime_checkable
+from unicodedata import normalize
 
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.common.streams import progress_bar
+from transfer.images.array_pixels import batch_problem, scale_problem, shape_problem, value_problem
 from transfer.images.image_sequences import TemporaryImages
 from transfer.images.split_words import SPLITS
 from transfer.images.splitting import SourceData, Split
@@ -22,16 +23,19 @@ _INFINITE = -1  # tf.data.INFINITE_CARDINALITY
 
 
 @runtime_checkable
-class _Dataset(Protocol):
-    """The parts of `tf.data.Dataset` that this module uses without importing TensorFlow."""
+class Dataset(Protocol):
+    """The parts of `tf.data.Dataset` that this package uses without importing TensorFlow."""
 
     element_spec: object
 
-    def as_numpy_iterator(self) -> Iterable[tuple[np.ndarray, np.ndarray]]: ...
-    def cardinality(self) -> SupportsInt: ...
+    def as_numpy_iterator(self) -> Iterable[Any]:
+        """Return an iterator over the elements as arrays."""
+
+    def cardinality(self) -> SupportsInt:
+        """Return the number of elements."""
 
 
-_Arrays = tuple[np.ndarray, np.ndarray]
+_Arrays = tuple[Any, Any]
 
 
 def read_arrays(source: object, class_names: Sequence[str] | None = None) -> SourceData:
@@ -40,21 +44,23 @@ def read_arrays(source: object, class_names: Sequence[str] | None = None) -> Sou
     if class_names is None:
         class_names = _dataset_class_names(given)
     for part in given.values():
-        if isinstance(part, _Dataset):
+        if isinstance(part, Dataset):
             _refuse_dataset(part)  # every data set, before the first is read
-    parts = {}
+    images, labels = {}, {}
     for split, part in given.items():
-        x, labels, high = _read_dataset(part) if isinstance(part, _Dataset) else _validate(*part)
-        if high <= 1:
-            raise InputError(
-                f"Expected pixels from 0 to 255. Received a maximum of {high}. Multiply by 255 first."
-            )
+        x, labels[split], highest = _read_dataset(part) if isinstance(part, Dataset) else _checked(*part)
+        if problem := scale_problem(highest):
+            raise InputError(f"Expected pixels from 0 to 255. Received {problem}.")
+        images[split] = x
+    names, numbers = _number(labels, class_names)
+    parts = {}
+    for split, x in images.items():
         prefix = f"{split}/" if len(given) > 1 else ""
-        parts[split] = Split(x, labels, [f"{prefix}{i}" for i in range(len(labels))])
-    return SourceData(parts, _class_names(parts, class_names))
+        parts[split] = Split(x, numbers[split], [f"{prefix}{i}" for i in range(len(numbers[split]))])
+    return SourceData(parts, names)
 
 
-def _by_split(source: object) -> dict[str, _Dataset | _Arrays]:
+def _by_split(source: object) -> dict[str, Dataset | _Arrays]:
     """Return the data set, or the images and labels, of each split."""
     if isinstance(source, Mapping):
         for name in source:
@@ -64,42 +70,75 @@ def _by_split(source: object) -> dict[str, _Dataset | _Arrays]:
             names = ", ".join(map(repr, source)) or "none"
             raise InputError(f"Expected images for 'train'. Received: {names}. Add the training images.")
         given = {name: source[name] for name in SPLITS if name in source}
-    elif isinstance(source, _Dataset):
+    elif isinstance(source, Dataset):
         given = {"train": source}
     else:
         given = _from_pair(source)
-    return {name: part if isinstance(part, _Dataset) else _as_arrays(part) for name, part in given.items()}
+    return {name: part if isinstance(part, Dataset) else _as_pair(part) for name, part in given.items()}
 
 
 def _from_pair(source: Any) -> dict[str, Any]:
     """Return (train, test) or (images, labels) by split."""
-    try:
-        first, second = source
-    except (TypeError, ValueError):
-        raise _unsupported(source) from None
-    # In ((x, y), (x, y)) the second item holds arrays; in (images, labels) it holds numbers.
-    nested = isinstance(second, (tuple, list)) and len(second) == 2 and np.ndim(second[0]) > 0
-    if nested or isinstance(first, _Dataset) or isinstance(second, _Dataset):
+    items = source if isinstance(source, (tuple, list)) else ()
+    if len(items) == 4 and sorted(map(rank_of, items))[-2] > 2:
+        raise InputError(
+            "Expected ((x_train, y_train), (x_test, y_test)). Received the four arrays one by one. Group them in pairs."
+        )
+    if len(items) != 2:
+        raise _unsupported(source)
+    first, second = items
+    # In ((x, y), (x, y)) the second item holds arrays; in (images, labels) it holds numbers or words.
+    nested = isinstance(second, (tuple, list)) and len(second) == 2 and rank_of(second[0]) > 2
+    if nested or isinstance(first, Dataset) or isinstance(second, Dataset):
         return {"train": first, "test": second}
+    if 0 < rank_of(first) <= 2 < rank_of(second):
+        raise InputError("Expected (images, labels). Received the labels first. Swap them.")
     return {"train": source}
 
 
-def _as_arrays(pair: Any) -> _Arrays:
+def rank_of(value: Any) -> int:
+    """Return the number of dimensions of an array, a tensor or nested lists."""
+    if isinstance(value, (list, tuple)):
+        return 1 + rank_of(value[0]) if len(value) else 1
+    return len(getattr(value, "shape", ()))
+
+
+def _as_pair(pair: Any) -> _Arrays:
+    """Return images and labels as arrays; images of different sizes become a list of arrays."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise _unsupported(pair)
+    images, labels = pair
+    if isinstance(images, np.ndarray) and images.dtype.kind == "O" and images.ndim == 1:  # of different sizes
+        images = list(images)
+    if isinstance(images, (list, tuple)) and (
+        kinds := {type(image).__name__ for image in images if not rank_of(image)}
+    ):
+        raise InputError(
+            f"Expected arrays of pixels. Received a list of {', '.join(sorted(kinds))}. Write the paths and labels of "
+            "the files to a CSV file with the columns path and label, and pass the path of that file."
+        )
     try:
-        images, labels = pair
+        if isinstance(images, (list, tuple)) and len({np.shape(image) for image in images}) > 1:
+            return [np.asarray(image) for image in images], np.asarray(labels)
         return np.asarray(images), np.asarray(labels)
     except (TypeError, ValueError):
         raise _unsupported(pair) from None
 
 
 def _unsupported(source: object) -> InputError:
+    if hasattr(source, "columns") or isinstance(source, Mapping):
+        advice = "Write its columns path and label to a CSV file, and pass the path of that file."
+    elif hasattr(source, "shape") or isinstance(source, (list, tuple)):
+        advice = "Pass the images together with their labels."
+    else:
+        advice = "Pass one of these."
     return InputError(
-        f"Expected a folder, 'tfds:NAME', {_FORMS}. Received: {type(source).__name__}. If your images differ in size, "
-        "no array can hold them: use a folder or a data set."
+        f"Expected a folder, a list in a CSV file, 'tfds:NAME', {_FORMS}. "
+        f"Received: {'None' if source is None else type(source).__name__}. {advice}"
     )
 
 
-def _dataset_class_names(given: Mapping[str, _Dataset | _Arrays]) -> Sequence[str] | None:
+def _dataset_class_names(given: Mapping[str, Dataset | _Arrays]) -> Sequence[str] | None:
     """Return the class names that Keras attached to data sets; they must be equal in every split."""
     named = {
         split: list(names) for split, part in given.items() if (names := getattr(part, "class_names", None))
@@ -114,69 +153,119 @@ def _dataset_class_names(given: Mapping[str, _Dataset | _Arrays]) -> Sequence[st
     return named.get(first)
 
 
-def _class_names(parts: Mapping[str, Split], class_names: Sequence[str] | None) -> list[str]:
-    highest = max(int(part.labels.max()) for part in parts.values())
-    if class_names is None:  # at most one class per image, since a wrong label may be huge
-        class_names = [str(n) for n in range(min(highest + 1, len(parts["train"])))]
+def _number(
+    labels: Mapping[str, np.ndarray], class_names: Sequence[str] | None
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the class names and the labels as positions in them. Without names, the labels are the names."""
+    if len({part.dtype.kind for part in labels.values()}) > 1:
+        raise InputError(
+            "Expected the same kind of labels in every split. Received numbers and names. Use one kind."
+        )
+    values = np.unique(np.concatenate([*labels.values()]))
+    texts = [str(value) for value in values.tolist()]
+    if class_names is None:
+        return texts, {split: np.searchsorted(values, part) for split, part in labels.items()}
     names = [str(name) for name in class_names]
     if len(set(names)) < len(names):
         raise InputError(f"Expected a different name for each class. Received: {', '.join(names)}.")
-    if highest >= len(names):
+    if values.dtype.kind == "U":
+        if unknown_names := [text for text in texts if text not in names]:
+            raise unknown(
+                "class", unknown_names[0], names, hint="It is in the labels but not in class_names."
+            )
+        positions = np.array([names.index(text) for text in texts], "int64")
+        return names, {split: positions[np.searchsorted(values, part)] for split, part in labels.items()}
+    if values[-1] >= len(names):
         raise InputError(
-            f"Expected labels from 0 to {len(names) - 1}, each with training images. Received a label {highest}. "
+            f"Expected labels from 0 to {len(names) - 1}, one per class name. Received a label {values[-1]}. "
             "Number the classes from 0 on, without gaps."
         )
-    return names
+    return names, dict(labels)
 
 
-def _validate(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return images, int64 labels of shape (N,) and the highest pixel value; raise if any is invalid."""
+def labels_as_names(labels: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Return the class name that each label of arrays means: the label itself, or the name at its position."""
+    are_positions = all(text.isdecimal() and int(text) < len(class_names) for text in labels)
+    at_position = [class_names[int(text)] for text in labels] if are_positions else [*labels]
+    if are_positions and set(labels) <= {*class_names} and at_position != [*labels]:
+        raise InputError(
+            f"Expected labels with one meaning. Received: {', '.join(labels)}, which may be class names or positions "
+            f"in {', '.join(class_names)}. Use a folder or a list, which hold names."
+        )
+    return at_position
+
+
+def _checked(x: Any, y: np.ndarray) -> tuple[Any, np.ndarray, float]:
+    """Return images, labels of shape (N,) and the highest pixel value; raise if any is invalid."""
+    if isinstance(x, list):  # of different sizes
+        if problem := next(filter(None, (shape_problem(image.shape) for image in x)), ""):
+            raise InputError(f"Expected images of shape (H, W) or (H, W, 3). Received {problem}.")
+    elif problem := batch_problem(x.shape):
+        raise InputError(problem)
+    for part in x if isinstance(x, list) else [x]:
+        if problem := value_problem(part):
+            raise InputError(f"Expected pixels from 0 to 255, all finite. Received {problem}.")
+    highest = max(part.max() for part in x) if isinstance(x, list) else x.max()
+    return x, _as_labels(y, len(x)), float(highest)
+
+
+def _as_labels(y: np.ndarray, count: int) -> np.ndarray:
+    """Return labels as int64 or as text, shape (N,); raise if they are neither numbers from 0 on nor names."""
     if y.ndim == 2 and y.shape[1] == 1:  # as keras.datasets.cifar10 returns them
         y = y[:, 0]
-    if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)) or not x.size:
+    if y.ndim == 2 and len(y) == count and y.dtype.kind in "buif":
+        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+            raise InputError(
+                "Expected one label per image, or one-hot labels with a single 1 in each row. Received: labels of "
+                f"shape {y.shape} with other values. Choose one class per image, such as by argmax(axis=-1)."
+            )
+        y = y.argmax(axis=1)
+    if y.shape != (count,):
         raise InputError(
-            "Expected images of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), at least one. "
-            f"Received: {x.shape}."
+            f"Expected one label per image. Received: {count} images with labels of shape {y.shape}."
         )
-    if y.shape != (len(x),):
+    if y.dtype.kind in "OSU":
+        return _as_names(y.tolist())
+    if y.dtype.kind not in "buif" or not (y >= 0).all() or (y != np.floor(y)).any():
+        lowest = f" with a minimum of {y.min()}" if y.dtype.kind in "if" else ""
         raise InputError(
-            f"Expected one label per image. Received: images of shape {x.shape} with labels of shape {y.shape}. "
-            "Turn one-hot labels into numbers by argmax(axis=-1)."
+            f"Expected labels as whole numbers from 0, or as class names. Received: {y.dtype}{lowest}. Number the "
+            "classes from 0 on."
         )
-    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-        lowest = f" with a minimum of {y.min()}" if np.issubdtype(y.dtype, np.number) else ""
-        raise InputError(
-            f"Expected labels as whole numbers (int64) from 0. Received: {y.dtype}{lowest}. Number the classes "
-            "from 0 on."
-        )
-    if not (np.issubdtype(x.dtype, np.integer) or np.issubdtype(x.dtype, np.floating) or x.dtype == bool):
-        raise InputError(f"Expected pixels as numbers from 0 to 255. Received: {x.dtype}.")
-    low, high = x.min(), x.max()
-    if not (low >= 0 and high <= 255):  # true for NaN, too
-        raise InputError(
-            f"Expected pixels from 0 to 255, all finite. Received: {low} to {high}. Rescale them."
-        )
-    return x, y.astype("int64"), high
+    return y.astype("int64")
 
 
-def _read_dataset(dataset: _Dataset) -> tuple[TemporaryImages, np.ndarray, float]:
-    """Read a data set once into a temporary file; return the same as `_validate`."""
-    images, labels = TemporaryImages(), array("q")
+def _as_names(labels: list[Any]) -> np.ndarray:
+    """Return labels as text, or as int64 if all are numbers; raise for missing ones, and for both kinds at once."""
+    texts = [label.decode("utf-8", "replace") if isinstance(label, bytes) else label for label in labels]
+    if all(type(text) is int for text in texts):
+        return _as_labels(np.array(texts, "int64"), len(texts))
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(
+                f"Expected a class name as the label of each image. Received: {text!r} among the labels. Correct it."
+            )
+    return np.array([normalize("NFC", text.strip()) for text in texts])
+
+
+def _read_dataset(dataset: Dataset) -> tuple[TemporaryImages, np.ndarray, float]:
+    """Read a data set once into a temporary file; return the same as `_checked`."""
+    images, labels = TemporaryImages(), []
     highest: float = 0
     with progress_bar(desc="reading", unit=" images", delay=2) as bar:
         for batch in dataset.as_numpy_iterator():
-            x, y, high = _validate(*_as_batch(*map(np.asarray, batch)))
+            x, y, high = _checked(*_as_batch(*map(np.asarray, batch)))
             for image in x if x.dtype == np.uint8 else np.rint(x).astype("uint8"):
                 images.append(image)
-            labels.extend(y.tolist())
+            labels.append(y)
             highest = max(highest, high)
             bar.update(len(y))
     if not labels:
         raise InputError("Expected a data set with at least one image. Received: an empty one.")
-    return images, np.frombuffer(labels, "int64"), highest
+    return images, np.concatenate(labels), highest
 
 
-def _refuse_dataset(dataset: _Dataset) -> None:
+def _refuse_dataset(dataset: Dataset) -> None:
     """Raise if a data set does not hold pairs of (image, label), or does not end."""
     spec = dataset.element_spec
     if not (isinstance(spec, tuple) and [type(s).__name__ for s in spec] == ["TensorSpec", "TensorSpec"]):
@@ -184,6 +273,11 @@ def _refuse_dataset(dataset: _Dataset) -> None:
             f"Expected a data set of (image, label), batched or not. Received elements {spec}. Convert them to pairs "
             "with dataset.map."
         )
+    refuse_endless(dataset)
+
+
+def refuse_endless(dataset: Dataset) -> None:
+    """Raise if a data set does not end."""
     if int(dataset.cardinality()) == _INFINITE:
         raise InputError(
             "Expected a data set that ends. Received an infinite one. Remove its .repeat(), or limit it with .take(N)."
@@ -191,6 +285,11 @@ def _refuse_dataset(dataset: _Dataset) -> None:
 
 
 def _as_batch(x: np.ndarray, y: np.ndarray) -> _Arrays:
-    """Return an element as a batch; an unbatched image becomes a batch of one. Its label may have shape (1,)."""
-    single = y.ndim == 0 or (y.shape == (1,) and x.ndim in (2, 3) and len(x) != 1)
-    return (x[None], y.reshape(1)) if single else (x, y)
+    """Return an element as a batch; an unbatched image becomes a batch of one with a label of shape (1, ...)."""
+    # A label may be one-hot. A batch of gray images has as many labels as images, and not just 3 or 4 columns.
+    single = (
+        y.ndim == 0
+        or x.ndim == 2
+        or (x.ndim == 3 and y.ndim == 1 and (len(y) != len(x) or x.shape[-1] in (3, 4)))
+    )
+    return (x[None], y[None]) if single else (x, y)

@@ -165,7 +165,7 @@ def check(image: str | bytes | np.ndarray) -> CheckedImage:
 def _check_array(image: np.ndarray) -> CheckedImage:
     """Describe an image in memory."""
     height, width = image.shape[:2]
-    mode = "L" if image.ndim == 2 or image.shape[2] == 1 else "RGB"
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[1 if image.ndim == 2 else image.shape[2]]
     digest, hash = _digest(image.tobytes()), perceptual_hash(to_rgb_array(image, _SIZE))
     channels = image.reshape(height * width, -1)
     low, high, deep = channels.min(axis=0), channels.max(axis=0), deep_extent(image)

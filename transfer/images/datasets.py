@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transfer.common.errors import InputError, optional, unknown
-from transfer.images.array_source import read_arrays
+from transfer.images.array_source import labels_as_names, read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.columns import KINDS, Given
 from transfer.images.data_config import DataConfig
@@ -206,9 +207,10 @@ def load_test(
     split_column: str | None = None,
 ) -> ImageData:
     """Load labeled images as the test set of a model with the classes `class_names`."""
-    given = class_names if not isinstance(source, str | Path) else None
     columns = Given(path_column, label_column, split_column, optional=True)
-    name, data = _read(source, given, data_dir, tfds_split, download, columns, for_test=True)
+    name, data = _read(source, None, data_dir, tfds_split, download, columns, for_test=True)
+    if as_text(source) is None:
+        data = replace(data, class_names=labels_as_names(data.class_names, class_names))
     split = next(split for split in ("test", "val", "train") if split in data.parts)
     if len(data.parts) > 1:
         log.info("Using the %s images of %s.", split, name)
@@ -250,6 +252,24 @@ def _range_in_use(
     return find_range(extents[name] for name in train.names if name in extents)
 
 
+def check_data(data: Any, call: str) -> None:
+    """Raise unless an argument comes from `load_data`; `call` shows the order of arguments."""
+    if isinstance(data, ImageData):
+        return
+    if isinstance(data, Split):
+        received, advice = "a split", "Pass the data, which have all three splits."
+    else:
+        received = (
+            "None"
+            if data is None
+            else repr(str(data))
+            if isinstance(data, str | Path)
+            else type(data).__name__
+        )
+        advice = f"Load and split the images first: data = transfer.load_data(images), then {call}."
+    raise InputError(f"Expected data from load_data in {call}. Received: {received}. {advice}")
+
+
 def _sizes(val: float | int, test: float | int) -> dict[str, float | int]:
     """Return the sizes of splits as fractions (float) or numbers of images (int), fractions first."""
     sizes = {"val": val, "test": test}
@@ -274,7 +294,9 @@ def _read(
     for_test: bool = False,
 ) -> tuple[str, SourceData]:
     """Return the name and the contents of a source of any kind."""
-    text = str(source) if isinstance(source, str | Path) else None
+    if isinstance(source, ImageData):
+        raise InputError("Expected images that are not loaded yet. Received: ImageData. Use it as it is.")
+    text = as_text(source)
     if tfds_split is not None and not (text and text.startswith("tfds:")):
         raise InputError(
             f"Expected tfds_split only with tfds:NAME. Received it with {text or 'arrays'!r}. Leave it out."
@@ -301,6 +323,11 @@ def _read(
     if path.is_dir():
         return name, read_folder(path)
     return Path(name).stem, read_manifest(path, columns, for_test=for_test)
+
+
+def as_text(source: Any) -> str | None:
+    """Return a path or a name as text; None for arrays."""
+    return os.fsdecode(source) if isinstance(source, str | bytes | os.PathLike) else None
 
 
 def _with_unique_names(data: SourceData, resize: str) -> SourceData:

@@ -30,6 +30,7 @@ RESIZES = ("stretch", "crop", "pad")
 # Images of more pixels are decoded one at a time: with transparency, each takes 800 MB while it is decoded.
 _LARGE = 50_000_000
 _large_image_lock = threading.Lock()
+_open_image_lock = threading.Lock()
 
 _COLOR_SPACES = {"L": "L", "LA": "L", **dict.fromkeys(("RGB", "RGBA", "RGBX", "P", "PA"), "RGB")}
 """The color space of a profile that fits a mode, except for CMYK, which is converted earlier."""
@@ -132,13 +133,18 @@ def to_rgb_array(
     pixels = np.clip(np.rint(pixels), 0, 255).astype("uint8") if pixels.dtype != np.uint8 else pixels
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
-    rgb = Image.fromarray(pixels).convert("RGB")
+    rgb = _to_rgb(Image.fromarray(pixels), None)
     return np.asarray(rgb if size is None else _resized(rgb, size, resize))
 
 
 def deep_extent(pixels: np.ndarray) -> Extent | None:
     """Return the extent of an array of 16-bit values; None for other arrays, whose values are 0 to 255."""
-    return extent_of(pixels) if pixels.dtype in (np.uint16, np.int16) else None
+    return extent_of(pixels) if is_deep(pixels) else None
+
+
+def is_deep(pixels: np.ndarray) -> bool:
+    """Return whether an array has 16 bits per value."""
+    return pixels.dtype in (np.uint16, np.int16)
 
 
 class BadImageError(Exception):
@@ -146,18 +152,21 @@ class BadImageError(Exception):
 
 
 def inspect_image(
-    image: str | Path | bytes, size: Size, *, resize: str = "stretch", pixel_range: PixelRange | None = None
+    image: str | Path | bytes | Image.Image,
+    size: Size,
+    *,
+    resize: str = "stretch",
+    pixel_range: PixelRange | None = None,
 ) -> DecodedImage:
     """Decode one image as `decode` does, and also return properties of the original."""
     try:
-        head = image[:512] if isinstance(image, bytes) else _head(image)
-        kind = kind_of(head)
+        kind = kind_of(_head(image))
         if problem := problem_of(kind):
             raise BadImageError(problem)
-        if kind == "DICOM":
+        if kind == "DICOM" and not isinstance(image, Image.Image):
             loaded = _load_dicom(image, pixel_range)
             return _finished(loaded, size, resize, loaded.image.size)
-        with Image.open(_source(image), formats=pillow_formats("HEIC" if kind == "HEIC" else "")) as opened:
+        with _opened(image, kind) as opened:
             whole_size = opened.size
             _check_size(*whole_size)
             # Decode a JPEG at a smaller scale. Both sides are the longer one, since rotation may swap them.
@@ -175,9 +184,20 @@ def inspect_image(
         raise BadImageError(failure_reason(error)) from error
 
 
-def _head(path: str | Path) -> bytes:
-    with open(path, "rb") as stream:
+def _head(image: str | Path | bytes | Image.Image) -> bytes:
+    """Return the first bytes of a file; none for an image that Pillow has opened."""
+    if isinstance(image, bytes | Image.Image):
+        return image[:512] if isinstance(image, bytes) else b""
+    with open(image, "rb") as stream:
         return stream.read(max(512, HEAD_BYTES))
+
+
+def _opened(image: str | Path | bytes | Image.Image, kind: str) -> Image.Image:
+    """Open an image; copy one that is open, since threads share it and decoding changes it."""
+    if isinstance(image, Image.Image):
+        with _open_image_lock:
+            return image.copy()
+    return Image.open(_source(image), formats=pillow_formats("HEIC" if kind == "HEIC" else ""))
 
 
 def _source(image: str | Path | bytes) -> io.BytesIO | str | Path:
@@ -190,14 +210,16 @@ def _check_size(width: int, height: int) -> None:
         raise BadImageError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
 
 
-def _load(opened: Image.Image, image: str | Path | bytes, pixel_range: PixelRange | None) -> _Loaded:
+def _load(
+    opened: Image.Image, image: str | Path | bytes | Image.Image, pixel_range: PixelRange | None
+) -> _Loaded:
     """Load an image that Pillow has opened."""
     if problem := deep_pixels.unsupported_tiff(opened):
         raise BadImageError(problem)
     mode, wide = opened.mode, deep_pixels.wide_color(opened)
     opened.load()
     shown, extent, values = opened, None, deep_pixels.deep_values(opened)
-    if wide:
+    if wide and not isinstance(image, Image.Image):
         with Image.open(_source(image), formats=pillow_formats()) as again:
             deep_pixels.select_low_bytes(again, wide)
             again.load()

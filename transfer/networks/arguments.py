@@ -1,4 +1,4 @@
-"""Arguments that the package's own network constructors have in common with those of `keras.applications`."""
+"""Checks of arguments: models, and what network constructors have in common with those of `keras.applications`."""
 
 from __future__ import annotations
 
@@ -72,4 +72,42 @@ def check_data_format() -> None:
         raise InputError(
             "Expected the image data format 'channels_last'. Received: 'channels_first'. "
             "Call keras.config.set_image_data_format('channels_last') first, or change it in keras.json."
+        )
+
+
+def check_network(base: Any) -> None:
+    """Raise unless a base network is a Keras model."""
+    if not isinstance(base, keras.Model):
+        raise InputError(
+            f"Expected a keras.Model as base. Received: {type(base).__name__}. Load one with load_backbone(name)."
+        )
+
+
+def check_classifier(model: Any, call: str) -> None:
+    """Raise unless a model takes color images and returns a value per class; `call` shows the order of arguments."""
+    if not isinstance(model, keras.Model):
+        if isinstance(getattr(model, "model", None), keras.Model):
+            advice = "Pass its model: run.model."
+        elif isinstance(model, str | os.PathLike):
+            advice = "Load it first: transfer.load_run(path).model."
+        else:
+            advice = "Build a model first, such as by transfer.small_similar(base, num_classes)."
+        received = (
+            "None" if model is None else f"{model!r}" if isinstance(model, str) else type(model).__name__
+        )
+        raise InputError(
+            f"Expected a Keras model as the first argument of {call}. Received: {received}. {advice}"
+        )
+    try:
+        taken, returned = model.input_shape, model.output_shape
+    except (AttributeError, ValueError):
+        raise InputError(
+            f"Expected a model with a known input shape. Received: {model.name!r}, which has none. Add a keras.Input "
+            "as its first layer, or write it with the functional API."
+        ) from None
+    images = isinstance(taken, tuple) and len(taken) == 4 and taken[-1] == 3
+    if not images or not isinstance(returned, tuple) or len(returned) != 2:
+        raise InputError(
+            f"Expected a model from images of shape (batch, height, width, 3) to probabilities of shape (batch, "
+            f"classes). Received: {model.name!r}, from {taken} to {returned}. Build one with transfer.build."
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,7 +129,11 @@ def load_run(place: str | Path) -> FinishedRun:
     Example:
         load_run("runs/emoji-small-similar-1").class_names
     """
-    path = Path(place)
+    if not isinstance(place, str | os.PathLike):
+        raise InputError(
+            f"Expected a run's folder or a .keras file. Received: {'None' if place is None else type(place).__name__}."
+        )
+    path = Path(place).expanduser()
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
         raise missing_run(path)
@@ -235,7 +240,8 @@ def missing_run(path: Path) -> InputError:
     runs = sorted(str(entry.parent) for entry in Path("runs").glob(f"*/{MODEL}"))
     hint = f" Did you mean {path.parent / near[0]}?" if near else ""
     if runs and not near:
-        hint = f" Runs in this folder: {', '.join(runs[:5])}."
+        more = f", and {len(runs) - 5} more" if len(runs) > 5 else ""
+        hint = f" Runs in this folder: {', '.join(runs[:5])}{more}."
     return InputError(
         f"Expected a run's folder, with {MODEL} in it, or a .keras file. Received: {path}.{hint}"
     )

@@ -8,20 +8,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.common.streams import progress_bar
-from transfer.images.decoding import BadImageError, inspect_image, to_rgb_array
-from transfer.images.formats import EXTENSIONS, READABLE
+from transfer.common.text import plural
+from transfer.images.decoding import BadImageError
+from transfer.images.image_inputs import Image, decode_image, find_images, path_of
 from transfer.images.pixel_range import PixelRange
 
-log = logging.getLogger(__name__)
-
 if TYPE_CHECKING:  # Keras is imported only when there are images to predict, so that --help is fast
+    import keras
+
     from transfer.results.finished_runs import FinishedRun
+    from transfer.training.trained import TrainedModel
 
 BATCH = 128
 """Images per batch; the next batches are decoded at the same time. 64 was 4% slower, 256 was no faster."""
@@ -29,8 +31,7 @@ BATCH = 128
 FEW = BATCH
 """Up to this number of images, plain Keras runs the model: building a faster engine would take longer."""
 
-Image = str | Path | bytes | np.ndarray
-"""One image: a file, the bytes of an encoded image, or an RGB array of shape (H, W, 3), 0 to 255."""
+log = logging.getLogger(__name__)
 
 _Forward = Callable[[np.ndarray], np.ndarray]
 _Decoded = tuple[str, np.ndarray | None, str]  # name, pixels, and the problem if there are no pixels
@@ -43,7 +44,7 @@ class Prediction:
     Attributes:
         name: Path of the image, or its position in the input if it has no path.
         class_names: Class names in the order of the probabilities.
-        probabilities: Probability of each class, shape (classes,); zeros if there is a problem.
+        probabilities: Probability of each class, shape (classes,); None if there is a problem.
         problem: Why the image could not be read; empty for a readable image.
 
     Example:
@@ -54,27 +55,29 @@ class Prediction:
 
     name: str
     class_names: tuple[str, ...]
-    probabilities: np.ndarray
+    probabilities: np.ndarray | None
     problem: str = ""
 
     @property
-    def label(self) -> str:
-        """The most probable class; empty if the image could not be read."""
-        return "" if self.problem else self.class_names[int(self.probabilities.argmax())]
+    def label(self) -> str | None:
+        """The most probable class; None if the image could not be read."""
+        return None if self.probabilities is None else self.class_names[int(self.probabilities.argmax())]
 
     @property
-    def probability(self) -> float:
-        """Probability of the most probable class, 0 to 1."""
-        return 0.0 if self.problem else float(self.probabilities.max())
+    def probability(self) -> float | None:
+        """Probability of the most probable class, 0 to 1; None if the image could not be read."""
+        return None if self.probabilities is None else float(self.probabilities.max())
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """Return the most probable classes with their probabilities, in descending order."""
-        order = [] if self.problem else np.argsort(-self.probabilities, kind="stable")[:count].tolist()
+        if self.probabilities is None:
+            return []
+        order = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
         return [(self.class_names[i], float(self.probabilities[i])) for i in order]
 
 
 def predict(
-    run: str | Path | FinishedRun,
+    run: str | Path | FinishedRun | keras.Model,
     images: Image | Iterable[Image],
     *,
     engine: str = "auto",
@@ -85,36 +88,77 @@ def predict(
     Images are decoded, resized and scaled by the same code as in training.
 
     Args:
-        run: The folder of a run, a `.keras` file that `python -m transfer.train` wrote, or a run from `load_run`.
-        images: A file, a folder (searched with its sub-folders), or a sequence of files, encoded images (bytes) or
-            RGB arrays of shape (H, W, 3), 0 to 255.
+        run: The folder of a run, a `.keras` file that `python -m transfer.train` wrote, a run from `load_run`, or a
+            model that `fit` trained in this process.
+        images: One image or several:
+
+            - files: a path, a folder (searched with its sub-folders), or a pattern such as `"photos/*.jpg"`;
+            - arrays or tensors of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), 0 to 255, or a batch of them;
+            - Pillow images, encoded images as bytes, and open files;
+            - a list, a generator, a pandas Series, a `tf.data.Dataset` or a split of `load_data` with any of these.
         engine: Engine for many images: `"auto"`, `"keras"` or `"openvino"`.
         progress: Show a progress bar for many images.
 
     Returns:
-        One prediction per image, in the order of the images. An image that cannot be read has a `problem`.
+        One prediction per image, in the order of the images. An image that cannot be read, or whose values are not
+        pixels from 0 to 255, has a `problem` and no probabilities. The values of a batch are checked together.
 
     Raises:
-        InputError: The run does not exist, or there are no images.
+        InputError: The run does not exist, its class names are unknown, there are no images, or a batch has values
+            that are not pixels from 0 to 255.
 
     Example:
         predict("runs/emoji-small-similar-1", "photos")[0].label
     """
-    items = list(find_images(images))
-    return list(predictions(run, items, engine=engine, progress=progress))
+    loaded, found = as_classifier(run), find_images(images)
+    # The images of a generator or a data set may not fit into memory.
+    items = found if isinstance(images, Iterator) or hasattr(images, "as_numpy_iterator") else list(found)
+    predicted = list(predictions(loaded, items, engine=engine, progress=progress))
+    problems = [one for one in predicted if one.problem]
+    if problems:
+        log.warning(
+            "%s of %d cannot be read. The first is %s: %s.",
+            plural(len(problems), "image"),
+            len(predicted),
+            problems[0].name,
+            problems[0].problem,
+        )
+    return predicted
+
+
+def as_classifier(run: Any) -> FinishedRun | TrainedModel:
+    """Return a run by its folder, or a model that `fit` trained; raise an error for anything else."""
+    if isinstance(run, str | Path):
+        from transfer.results.finished_runs import load_run
+
+        return load_run(run)
+    if hasattr(run, "class_names") and hasattr(run, "model"):
+        return run
+    from transfer.training.trained import trained_model
+
+    if hasattr(run, "predict_on_batch"):  # a Keras model
+        return trained_model(run)
+    raise InputError(
+        "Expected the folder of a run, a .keras file, a run from load_run, or a model that fit trained, as the first "
+        f"argument of predict. Received: {'None' if run is None else type(run).__name__}. The images come second: "
+        "predict(run, images)."
+    )
 
 
 def predictions(
-    run: str | Path | FinishedRun, items: Iterable[Image], *, engine: str = "auto", progress: bool = False
+    run: str | Path | FinishedRun | TrainedModel,
+    items: Iterable[Any],
+    *,
+    engine: str = "auto",
+    progress: bool = False,
 ) -> Iterator[Prediction]:
     """Yield the predictions of `predict` one by one, so that any number of images fits into memory."""
 
     from transfer.frozen.engines import ENGINES, make_engine
-    from transfer.results.finished_runs import load_run
 
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    loaded = load_run(run) if isinstance(run, str | Path) else run
+    loaded = as_classifier(run)
     total = len(items) if isinstance(items, Sequence) else None
     hidden = not progress or (total is not None and total < FEW)
 
@@ -133,13 +177,13 @@ def predictions(
                 forward = make_engine(loaded.model, engine=engine, precision="float32", batch_size=BATCH)
             rows = iter(forward(np.stack(good)) if good else ())
             for name, pixels, problem in batch:
-                row = next(rows) if pixels is not None else np.zeros(len(loaded.class_names))
-                yield Prediction(name, loaded.class_names, np.asarray(row, "float64"), problem)
+                row = None if pixels is None else np.asarray(next(rows), "float64")
+                yield Prediction(name, loaded.class_names, row, problem)
             bar.update(len(batch))
 
 
 def _decode_ahead(
-    items: Iterable[Image], run: FinishedRun, pool: ThreadPoolExecutor
+    items: Iterable[Any], run: FinishedRun | TrainedModel, pool: ThreadPoolExecutor
 ) -> Iterator[list[_Decoded]]:
     """Yield decoded batches in order, while threads decode the next two."""
     size, resize, pixel_range = run.image_size, run.resize, run.pixel_range
@@ -154,41 +198,14 @@ def _decode_ahead(
 
 
 def _decode(
-    number: int, item: Image, size: tuple[int, int], resize: str, pixel_range: PixelRange | None
+    number: int, item: Any, size: tuple[int, int], resize: str, pixel_range: PixelRange | None
 ) -> _Decoded:
-    name = str(item) if isinstance(item, str | Path) else str(number)
+    path = path_of(item)
+    name = str(number) if path is None else path
     try:
-        if isinstance(item, np.ndarray):
-            if item.ndim not in (2, 3) or (item.ndim == 3 and item.shape[2] not in (1, 3)) or not item.size:
-                return name, None, f"an array of shape {item.shape}, not (height, width, 3)"
-            return name, to_rgb_array(item, size, resize=resize, pixel_range=pixel_range), ""
-        if isinstance(item, str | Path) and not Path(item).is_file():
-            return name, None, "no such file" if not Path(item).exists() else "not a file"
-        decoded = inspect_image(item, size, resize=resize, pixel_range=pixel_range)
-        if pixel_range and decoded.extent and (why := pixel_range.mismatch(decoded.extent)):
-            log.warning("%s: %s. The model expects images like its training images.", name, why)
-        return name, decoded.pixels, ""
+        pixels, mismatch = decode_image(item, size, resize=resize, pixel_range=pixel_range)
     except BadImageError as error:
         return name, None, str(error)
-
-
-def find_images(source: Image | Iterable[Image]) -> Iterator[Image]:
-    """Yield the images of a source: a file, a folder, one image, or several."""
-    if isinstance(source, bytes) or (isinstance(source, np.ndarray) and source.ndim in (2, 3)):
-        yield source
-        return
-    if not isinstance(source, str | Path):
-        yield from source
-        return
-    place = Path(source).expanduser()
-    if place.is_dir():
-        files = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if not files:
-            raise InputError(f"Expected images ({READABLE}) in {place}. Found none.")
-        yield from files
-    elif place.exists():
-        yield place
-    else:
-        raise InputError(
-            f"Expected an image or a folder of images. Received a path that does not exist: {place}"
-        )
+    if mismatch:
+        log.warning("%s: %s. The model expects images like its training images.", name, mismatch)
+    return name, pixels, ""

@@ -145,7 +145,7 @@ def write_heat_maps(run: FinishedRun, predictions: Sequence[Prediction], folder:
         )
         heats = explanations.grad_cam(run.model, images)
         for i, (one, image, heat) in enumerate(zip(batch, images, heats, strict=True), start=start + 1):
-            caption = f"{one.label} {one.probability:.0%}"
+            caption = f"{one.label} {one.probability or 0:.0%}"
             figure = explanation_plots.heat_sheet(image[None], heat[None], [caption])
             with replacing(folder / f"{i:04}-{Path(one.name).stem[:80]}.png") as partial:
                 figure.savefig(partial, format="png", dpi=110)

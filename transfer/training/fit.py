@@ -18,7 +18,8 @@ from transfer.distributed.process_group import current_group, versions
 from transfer.frozen.extraction import KnownFeatures, check_views, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
-from transfer.images.datasets import ImageData, flips_are_safe
+from transfer.images.datasets import ImageData, check_data, flips_are_safe
+from transfer.networks.arguments import check_classifier
 from transfer.training.checkpoints import SECONDS_BETWEEN, Checkpoint, Checkpoints, pack, unpack
 from transfer.training.fine_tuning import adapt_batchnorm, final_checkpoint, fine_tune, restore_final
 from transfer.training.head_training import train_head
@@ -26,6 +27,7 @@ from transfer.training.identity import identity_of
 from transfer.training.phases import TrainingLog, TrainingSettings, log_from
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
+from transfer.training.trained import record_data
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +114,9 @@ def fit(
         The log: metrics per epoch, durations, and the regularization of the head.
 
     Raises:
-        InputError: the model is not compiled or has another number of classes than the data, an option is out of
-            range, options contradict each other, or `checkpoints` holds another training.
+        InputError: the arguments are not a model and `ImageData`, the model is not compiled or has another number of
+            classes than the data, an option is out of range, options contradict each other, or `checkpoints` holds
+            another training.
         Interrupted: a signal stopped the training. Call `fit` with the same arguments to resume.
 
     Example:
@@ -165,10 +168,14 @@ def fit(
     if head_only:  # a head does not use the other options of a recipe
         recipe = Recipe(batchnorm=recipe.batchnorm, label_smoothing=recipe.label_smoothing)
         settings = replace(settings, recipe=recipe)
-    return _train(settings)
+    log = _train(settings)
+    record_data(model, data)
+    return log
 
 
 def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, batch_size: int) -> None:
+    check_classifier(model, "fit(model, data)")
+    check_data(data, "fit(model, data)")
     classes = model.output_shape[-1]
     if classes != data.num_classes:
         raise InputError(

@@ -13,7 +13,8 @@ import numpy as np
 
 from transfer.common.errors import InputError
 from transfer.common.figures import Figure
-from transfer.images.datasets import ImageData
+from transfer.images.datasets import ImageData, check_data
+from transfer.networks.arguments import check_classifier
 from transfer.training import fine_tuning
 from transfer.training.fit import fit
 from transfer.training.recipes import Recipe
@@ -88,6 +89,8 @@ def find_learning_rate(
     """
     if steps < 10:
         raise InputError(f"Expected steps of 10 or more. Received: {steps}.")
+    check_classifier(model, "find_learning_rate(model, data)")
+    check_data(data, "find_learning_rate(model, data)")
     if len(model.trainable_weights) <= 2:
         raise InputError(
             "Expected a model with trainable layers before the head. Received one in which only the head is trainable: "
