@@ -366,3 +366,24 @@ def test_the_report_counts_skipped_images_by_reason(tmp_path):
     texts = [finding.text for finding in load_data(tmp_path).report.findings if finding.kind == "skipped"]
     assert len(texts) == 1 and texts[0].startswith("Skipped 9 images that cannot be used (SVG")
     assert texts[0].endswith(": 8).")
+
+
+def test_formats_that_need_an_installation_are_reported_by_kind_and_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("transfer.images.formats.find_spec", lambda name: None)
+    for k, name in enumerate(PETS):
+        for i in range(7):
+            make(tmp_path, f"scans/{name}", name=f"IM{i:04}", content=bytes(128) + b"DICM")
+            write_image(tmp_path / "mixed" / name / f"{i}.png", (90, 90, 90), size=8, seed=10 * k + i)
+        make(tmp_path, f"mixed/{name}", name="scan.dcm", content=bytes(128) + b"DICM")
+        make(tmp_path, f"mixed/{name}", name="photo.heic", content=b"\0\0\0\x18ftypheic" + bytes(99))
+        make(
+            tmp_path, f"mixed/{name}", name="lfs.png", content=b"version https://git-lfs.github.com/spec/v1\n"
+        )
+    assert [finding.text for finding in load_data(tmp_path / "mixed").report.findings if finding.serious] == [
+        'Skipped 2 images: HEIC needs the package pillow-heif: pip install ".[formats]".',
+        'Skipped 2 images: DICOM needs the package pydicom: pip install ".[formats]".',
+        "Skipped 2 images that cannot be used (not an image of a known format but a pointer of Git LFS (run "
+        "`git lfs pull`): 2).",
+    ]
+    with pytest.raises(InputError, match=r"Skipped: cats/IM0000 and 13 more \(DICOM needs .*formats"):
+        load_data(tmp_path / "scans")

@@ -40,7 +40,11 @@ _SIGNATURES = {
     "PDF": rb"%PDF-",
 }
 _PATTERNS = {kind: re.compile(pattern, re.DOTALL) for kind, pattern in _SIGNATURES.items()}
-_TEXTS = {"a web page": (b"<!doctype html", b"<html"), "SVG": (b"<svg",)}
+_TEXTS = {
+    "a web page": (b"<!doctype html", b"<html"),
+    "SVG": (b"<svg",),
+    "a pointer of Git LFS (run `git lfs pull`)": (b"version https://git-lfs",),
+}
 _UNREADABLE = {"JPEG-LS", "camera raw", "JPEG XL", "Photoshop", "PDF", *_TEXTS}
 
 
