@@ -301,7 +301,6 @@ def disguises(corpus: Corpus) -> None:
     for kind, name, content in (
         ("a web page named .jpg", "v.jpg", text),
         ("text named .jpg", "w.jpg", b"See the other folder.\n"),
-        ("SVG named .png", "x.png", svg),
         ("an archive (zip) named .png", "y.png", archive.getvalue()),
         ("a pickle named .jpg", "z.jpg", pickle.dumps({"a": [1]})),
         ("EPS, which could start a program, named .jpg", "eps.jpg", encode(solid((9, 9, 9)), "EPS")),
@@ -309,6 +308,7 @@ def disguises(corpus: Corpus) -> None:
         corpus.bad(kind, f"red/{name}", content, why="not an image")
     for name, content, why in (("a.heic", heic, HEIC_PROBLEM), ("a.svg", svg, "is not supported")):
         corpus.bad(f"{name[2:].upper()} with its own extension", f"red/{name}", content, why=why)
+    corpus.bad("SVG named .png", "red/x.png", svg, why="SVG is not supported")
     corpus.bad("HEIC named .jpg", "red/u.jpg", heic, why=HEIC_PROBLEM)
     for name, content in (
         ("notes.txt", b"BM is how a BMP begins"),

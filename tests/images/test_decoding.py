@@ -178,7 +178,7 @@ BAD = {
     "empty": (b"", "empty"),
     "text": (b"404 Not Found", "not an image of a known format"),
     "signature alone": (b"\x89PNG\r\n\x1a\n", "broken at its beginning"),
-    "Photoshop": (b"8BPS\0\1" + bytes(99), "not an image of a known format but Photoshop"),
+    "Photoshop": (b"8BPS\0\1" + bytes(99), "Photoshop is not supported: save it as JPEG or PNG"),
     "EPS, for which Pillow would start a program": (encode(plain(), "EPS"), "not an image of a known format"),
 }
 

@@ -188,6 +188,43 @@ def test_dicom_without_a_window_uses_the_range_of_the_data_set():
 
 
 @needs_dicom
+@pytest.mark.parametrize(
+    "window", [{"WindowCenter": 9, "WindowWidth": 0}, {"WindowCenter": 9}, {"WindowWidth": None}]
+)
+def test_invalid_windows_are_ignored(window):
+    assert inspect_image(dicom(ramp(1000), **window), (32, 48)).extent == (0, 1000, True)
+
+
+@needs_dicom
+def test_the_settings_of_a_frame_are_used():
+    from pydicom.dataset import Dataset
+
+    window, shared = Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth = 500, 1000
+    shared.FrameVOILUTSequence = [window]
+    frames = np.stack([ramp(4000)] * 3)
+    decoded = inspect_image(dicom(frames, SharedFunctionalGroupsSequence=[shared]), (32, 48))
+    assert decoded.mode == "L" and (decoded.pixels == 255).mean() > 0.7
+
+
+@needs_dicom
+@pytest.mark.parametrize(("kind", "syntax", "photometric"), [
+    ("JPEG", "JPEGBaseline8Bit", "YBR_FULL_422"), ("JPEG2000", "JPEG2000Lossless", "RGB"),
+])  # fmt: skip
+def test_dicom_with_jpeg_inside_is_read(kind, syntax, photometric):
+    import pydicom
+
+    data = pydicom.dcmread(io.BytesIO(dicom(np.asarray(halves()), bits=8, photometric=photometric)))
+    data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    data.PixelData = pydicom.encaps.encapsulate(
+        [encode(halves(), kind, **({"no_jp2": True} if kind != "JPEG" else {}))]
+    )
+    stream = io.BytesIO()
+    data.save_as(stream)
+    assert_halves(decode(stream.getvalue(), (48, 64)), within=8)
+
+
+@needs_dicom
 def test_monochrome1_is_inverted():
     values = ramp(4095)
     for window in ({}, {"WindowCenter": 2048, "WindowWidth": 4096}):
@@ -410,7 +447,7 @@ def test_bombs_of_new_formats_are_refused_by_their_size():
 def test_previews_in_camera_raw_files_are_not_taken_for_the_image():
     for tags in ({254: 1}, {50706: b"\1\4\0\0"}):
         content = encode(halves(), "TIFF", tiffinfo=tags)
-        assert check(content).problem == "not an image of a known format but camera raw"
+        assert check(content).problem == "camera raw is not supported: save it as JPEG or PNG"
 
 
 # Color profiles

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
+from transfer.images.formats import problem_of
+
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 _PHOTOMETRIC, _PLANAR = 262, 284  # tags of TIFF
 
@@ -61,7 +63,7 @@ def unsupported_tiff(image: Image.Image) -> str:
     """Return why Pillow would read a TIFF file wrongly, or an empty string."""
     tags = getattr(image, "tag_v2", {})
     if 50706 in tags or tags.get(254, 0) == 1:  # DNG's version; the first image is a preview
-        return "not an image of a known format but camera raw"
+        return problem_of("camera raw")
     if tags.get(_PLANAR) == 2 and max(tags.get(258, (8,))) > 8 and len(tags.get(258, ())) > 1:
         return "16-bit channels in separate planes are not supported: save it with interleaved channels"
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -94,8 +94,9 @@ def _windowed(data: Dataset, stored: np.ndarray) -> np.ndarray:
 
 
 def _has_window(data: Dataset) -> bool:
-    values: Any = (data.get("WindowCenter"), data.get("WindowWidth"))
-    return all(value is not None and value != "" for value in values)
+    """Return whether the file has a window, wide enough to be valid; it may have several."""
+    first = [np.ravel(data.get(name))[:1].tolist() for name in ("WindowCenter", "WindowWidth")]
+    return all(values and values[0] not in (None, "") for values in first) and float(first[1][0]) >= 1
 
 
 def _without_padding(data: Dataset, stored: np.ndarray, values: np.ndarray) -> np.ndarray:

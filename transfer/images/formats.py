@@ -63,8 +63,10 @@ def is_image(head: bytes) -> bool:
 
 def problem_of(kind: str) -> str:
     """Return why images of a format cannot be read here, or an empty string."""
+    if kind in ("PDF", "a web page"):
+        return f"not an image but {kind}"
     if kind in _UNREADABLE:
-        return f"not an image of a known format but {kind}"
+        return f"{kind} is not supported: save it as JPEG or PNG"
     package = {"HEIC": "pillow-heif", "DICOM": "pydicom"}.get(kind)
     if package and find_spec(package.replace("-", "_")) is None:
         return f'{kind} needs the package {package}: pip install ".[formats]"'
