@@ -114,7 +114,16 @@ def test_names_of_splits(name):
 
 @pytest.mark.parametrize("name", FLAG_NAMES.split(", "))
 @pytest.mark.parametrize(
-    "words", [("True", "False"), ("TRUE", "FALSE"), ("1", "0"), ("1.0", "0.0"), ("yes", "no"), ("x", "")]
+    "words",
+    [
+        ("True", "False"),
+        ("TRUE", "FALSE"),
+        ("1", "0"),
+        ("1.0", "0.0"),
+        ("yes", "no"),
+        ("x", ""),
+        ("1.0", "nan"),
+    ],
 )
 def test_flags_of_splits(name, words):
     split = next(split for split in ("train", "val", "test") if split in name.lower())
@@ -273,6 +282,10 @@ def test_unused_columns_are_noted_with_what_they_look_like():
         "partition": ("split", "'0', '1'"),
         "group": ("", "the same in all rows"),
     }
+
+
+def test_a_flag_beside_a_column_of_splits_is_noted():
+    assert notes(("split", WORDS), ("is_valid", [0, 1] * 6)) == {"is_valid": ("split", "'0', '1'")}
 
 
 def test_numbers_under_the_name_of_a_whole_look_like_groups_and_boxes_are_noted():

@@ -1,11 +1,13 @@
 """Finished runs are loaded, and nothing outside their folder is read or executed."""
 
+import csv
 import json
 import pickle
 import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -53,6 +55,18 @@ def test_other_images_become_the_test_set(run, strange_folder, tmp_path):
     (some / STRANGE[1]).rename(some / "bleu")
     with pytest.raises(InputError, match="Unknown class 'bleu'"):
         load_run(run).data(some)
+
+
+def test_another_list_is_read_by_the_columns_of_the_run_or_by_usual_names(run, strange_folder, tmp_path):
+    loaded = load_run(run)
+    loaded = replace(
+        loaded, config=replace(loaded.config, path_column="Datei", label_column="Art", group_column="x")
+    )
+    images = sorted(p for p in strange_folder.rglob("*") if p.is_file())[:3]
+    for header in (("Art", "note", "Datei"), ("label", "note", "path")):
+        with open(tmp_path / "new.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *((image.parent.name, 1, image) for image in images)])
+        assert len(loaded.data(tmp_path / "new.csv").test) == 3
 
 
 def test_a_missing_run_is_reported_with_similar_names(run):

@@ -11,7 +11,7 @@ from transfer.images.split_words import split_of
 
 FLAGS: Mapping[str, bool] = {
     **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0", "x"), True),
-    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0", ""), False),
+    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0", "", "nan"), False),
 }
 """Cells in lower case that mean yes or no."""
 

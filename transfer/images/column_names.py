@@ -25,6 +25,7 @@ _PATHS = (
     _words("imagename imgname photoname"),
     _words("imageid imageids imageindex imgid idcode isicid photoid imagekey pictureid"),
     _words("id ids uuid key"),
+    _words("url imageurl imgurl link"),  # refused, with advice
 )
 
 _PATH_WORDS = _words("image img photo picture file path name full relative rel absolute abs")

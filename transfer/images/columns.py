@@ -243,7 +243,7 @@ def unused(columns: Sequence[Column], roles: Roles, given: Given) -> list[Unused
             found.append(Unused(column.name, "the same in all rows"))
         elif column.joined in ("xmin", "ymin", "xmax", "ymax", "bbox", "boundingbox"):
             found.append(Unused(column.name, like="box"))
-        elif not roles.splits and given.split is None and _like_split(column):
+        elif given.split is None and (column.flagged_split or (not roles.splits and _like_split(column))):
             found.append(Unused(column.name, f"{quoted_list([*column.filled])}", "split"))
         elif not roles.groups and given.group is None and _like_group(column, num_classes):
             found.append(Unused(column.name, f"{quoted_list([*column.filled], limit=2)}", "group"))
