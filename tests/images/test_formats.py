@@ -83,6 +83,16 @@ def test_jpeg_2000_and_avif_are_read(kind, mode):
     assert_halves(decoded.pixels, within=30, grey=mode in ("L", "LA"))
 
 
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP", pytest.param("AVIF", marks=needs_avif)])
+def test_exif_rotation_is_applied_in_every_format(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = halves().transpose(Image.Transpose.ROTATE_90)  # what orientation 6 turns upright
+    decoded = inspect_image(encode(turned, kind, exif=exif), (48, 64))
+    assert (decoded.width, decoded.height) == (64, 48)
+    assert_halves(decoded.pixels, within=30)
+
+
 @pytest.mark.skipif(not features.check("jpg_2000"), reason="needs OpenJPEG")
 def test_16_bit_jpeg_2000_is_grey_of_16_bits():
     values = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype("uint16")

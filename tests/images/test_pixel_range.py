@@ -168,6 +168,17 @@ def test_images_that_use_little_of_a_mixed_range_are_reported(tmp_path):
     assert set(data.report.low_contrast) == {"a/0.png", "b/0.png"}
 
 
+def test_an_image_that_widens_the_range_alone_is_reported(tmp_path):
+    """Such as one with a hot pixel."""
+    data = load_data(data_set(tmp_path, [4095, 4000, 4095, 4095, 4095]))
+    values = np.array(Image.open(tmp_path / "a" / "1.png"))
+    values[3, 3] = 65535
+    Image.fromarray(values).save(tmp_path / "a" / "1.png")
+    assert not data.report.outliers
+    data = load_data(tmp_path)
+    assert data.report.outliers == (("a/1.png", "values up to 65,535"),)
+
+
 def test_dark_images_are_not_called_single_colored(tmp_path):
     for label in ("a", "b"):
         for i in range(6):

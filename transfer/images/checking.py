@@ -31,7 +31,7 @@ from transfer.images.decoding import (
 )
 from transfer.images.duplicates import perceptual_hash
 from transfer.images.formats import HEAD_BYTES
-from transfer.images.pixel_range import Extent, PixelRange, range_of
+from transfer.images.pixel_range import FAR_OFF, Extent, PixelRange, range_of
 from transfer.images.splitting import SourceData, Split
 
 MAX_BYTES = 2**30
@@ -230,7 +230,7 @@ def make_report(
         duplicates=_duplicate_sets(ids, names, [classes[y] for y in labels], parts, images),
         groups=len(groups),
         shared_groups=tuple(sorted(group for group, count in groups.items() if count > 1)),
-        outliers=_outliers(formats, sizes, names),
+        outliers=(*_outliers(formats, sizes, names), *_bright_outliers(names, images)),
         blank=tuple(name for name, image in zip(names, images, strict=True) if image.single_color),
         format_leak=_format_leak(formats, labels, classes),
         small_classes=_small_classes(labels, ids, classes) if list(checked) == ["train"] else (),
@@ -253,6 +253,13 @@ def _low_contrast(
         if not image.single_color and used.is_narrow(extent):
             found.append(name)
     return tuple(found)
+
+
+def _bright_outliers(names: Sequence[str], images: Sequence[CheckedImage]) -> list[tuple[str, str]]:
+    """Return images of more than 8 bits that alone make the range much wider than the others need."""
+    deep = [(name, image.high) for name, image in zip(names, images, strict=True) if image.extent]
+    usual = float(np.median([high for _, high in deep])) if deep else 0.0
+    return [(name, f"values up to {high:,.6g}") for name, high in deep if high >= FAR_OFF * usual > 0]
 
 
 def _out_of_range(

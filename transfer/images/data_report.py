@@ -79,7 +79,7 @@ class DataReport:
         duplicates: Sets of exact duplicates and near-duplicates.
         groups: Number of groups, such as patients; 0 if the images have no groups.
         shared_groups: Groups with images in several splits of the source.
-        outliers: Name and reason of each image with an unusual format or size.
+        outliers: Name and reason of each image with an unusual format, size or range of values.
         blank: Names of images with a single color.
         format_leak: Two classes with different usual file formats, in words; otherwise empty.
         small_classes: Classes with fewer than `MIN_DIFFERENT` different images, if the splits are drawn.
@@ -267,8 +267,10 @@ def _hints(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
             text += "." if set(sets) & set(report.shared) else f"; {stay} in one split."
             yield f"{kind}_duplicates", text, _equations(sets)
     if report.outliers:
-        text = f"Found {plural(len(report.outliers), 'image')} with an unusual format or size. Please check."
-        yield "outliers", text, _with_reasons(report.outliers)
+        text = (
+            f"Found {plural(len(report.outliers), 'image')} with an unusual format, size or range of values."
+        )
+        yield "outliers", f"{text} Please check.", _with_reasons(report.outliers)
     if report.blank:
         yield "blank", f"Found {plural(len(report.blank), 'image')} with a single color.", report.blank
     if report.low_contrast:
