@@ -14,6 +14,7 @@ OTHER = TrainConfig(
     data="tfds:tf_flowers",
     data_dir="/data/Käse 図",
     model="MobileNetV2",
+    custom_objects="my_layers.py",
     weights="none",
     preprocessing="torch",
     case="large-similar",

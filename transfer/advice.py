@@ -55,7 +55,7 @@ def run(
         if json_file:
             write_text(Path(json_file), comparison.comparison_json(ranking))
         return
-    base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
+    base = load_backbone(config.model, **config.network_options())
     advice = advise.advise(
         data,
         base,

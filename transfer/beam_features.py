@@ -71,7 +71,7 @@ def run(config: BeamConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[s
     from transfer.networks.backbones import load_backbone
 
     data = datasets.load_data(config.data, **config.load_options())
-    base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
+    base = load_backbone(config.model, **config.network_options())
     options: dict[str, Any] = {"image_size": config.image_size, "preprocessing": config.preprocessing}
     model = builders.build(config.case, base, data.num_classes, cut=config.cut, strategy="default", **options)
     extractor = extraction.frozen_feature_extractor(model)

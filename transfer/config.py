@@ -43,18 +43,25 @@ FIRST = (
 class ModelOptions:
     """The pre-trained network."""
 
-    # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, DemoCNN, or your own .keras file.
+    # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, DemoCNN, or your own model's file.
     model: str = "EfficientNetLite0"  # its weights are installed with the package: works offline
     # Weights: 'pretrained', 'none' for random weights, or a weights file.
     weights: str = "pretrained"
-    # Input preprocessing of your own .keras file: none, tf, torch, caffe or lite.
+    # Input preprocessing of your own model: none, tf, torch, caffe or lite.
     preprocessing: str | None = None
+    # Python module, or .py file, with the layers of your own model that Keras does not have. Its code is run.
+    custom_objects: str | None = None
     # Height and width in pixels. Default: the size that the network was pre-trained with.
     image_size: int | None = None
 
     def __post_init__(self) -> None:
         """Raise an error for an impossible image size."""
         _check_at_least_one(self, "image_size")
+
+    def network_options(self) -> dict[str, Any]:
+        """The arguments of `load_backbone` besides the name."""
+        names = ("weights", "image_size", "custom_objects")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -300,6 +307,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
     first.add_argument("--config", **config_flag)
     known, rest = first.parse_known_args(arguments)
     defaults = load_config(known.config) if known.config else TrainConfig()
+    # Options from elsewhere are data: they cannot import a module that the command line does not name.
+    named, defaults = defaults.custom_objects, dataclasses.replace(defaults, custom_objects=None)
     parser = make_parser(program, "Train an image classifier by one of the four cases of transfer learning.")
     parser.usage = "%(prog)s [--data DATA] [--model MODEL] [--case CASE] [options]"
     parser.add_argument("--config", **config_flag)
@@ -308,9 +317,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
         parser.add_arguments(group, dest=group.__name__, default=own)
     parser.first = FIRST
     parsed = vars(parser.parse_args(rest))
-    return TrainConfig(
+    config = TrainConfig(
         **{key: value for group in GROUPS for key, value in vars(parsed[group.__name__]).items()}
     )
+    if named and config.custom_objects is None:
+        raise InputError(
+            f"{known.config} names the module {named!r}, whose code would be run. If you trust it, add "
+            f"--custom-objects {named}."
+        )
+    return config
 
 
 def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataConfig, argparse.Namespace]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from transfer.common import streams
-from transfer.common.commands import run_command
+from transfer.common.commands import add_custom_objects, run_command
 from transfer.exporters.export import MAX_IMAGES, check_arguments, export
 
 
@@ -22,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         check_arguments(options["to"], options["quantize"], options["output"], options["max_images"])
         strategies.start_quietly()
-        streams.print_text(export(**options).to_text() + "\n")
+        from transfer.results.finished_runs import load_run
+
+        run = load_run(options.pop("run"), custom_objects=options.pop("custom_objects"))
+        streams.print_text(export(run, **options).to_text() + "\n")
 
     stopped = "Stopped. Nothing was written."
     return run_command(work, stream=sys.stderr, stopped=stopped, level=logging.INFO)
@@ -50,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         f"maximum number of images for verification, and of training images for int8 (default: {MAX_IMAGES})"
     )
     parser.add_argument("--max-images", type=int, default=MAX_IMAGES, metavar="N", help=most)
+    add_custom_objects(parser)
     return parser
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transfer.common import streams
-from transfer.common.commands import run_command
+from transfer.common.commands import add_custom_objects, run_command
 from transfer.common.errors import InputError
 from transfer.images.image_inputs import Image, find_images
 from transfer.images.path_list import read_paths
@@ -56,7 +56,7 @@ def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
     strategies.start_quietly()
     from transfer.results.finished_runs import load_run
 
-    run = load_run(parsed.run)
+    run = load_run(parsed.run, custom_objects=parsed.custom_objects)
     print_row, finish = _printer(parsed.format, min(parsed.top, len(run.class_names)))
     skipped, good = [], []
     for prediction in predictions(run, items, engine=parsed.engine, progress=True):
@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gradcam", nargs="?", const="gradcam", metavar="DIR", help=folder)
     engine = "engine for many images: auto, keras or openvino (default: auto)"
     parser.add_argument("--engine", default="auto", help=engine)
+    add_custom_objects(parser)
     return parser
 
 

@@ -90,7 +90,7 @@ def run(config: TrainConfig) -> Path:
 
     if not config.data.startswith("tfds:"):
         find_source(config.data)  # raises for a wrong path before the network is loaded
-    base = load_backbone(config.model, weights=config.weights, image_size=config.image_size)
+    base = load_backbone(config.model, **config.network_options())
     _check(config, base)  # before the images are checked, which may take long
     data = load_data(config.data, **config.load_options())
     log.info("%s: %s", data.name, _describe_splits(data))

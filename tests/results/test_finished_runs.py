@@ -115,7 +115,7 @@ def test_a_model_with_code_of_its_own_is_refused_and_never_executed(tmp_path):
     evil.save(folder / "model.keras")
     Path("OWNED").unlink(missing_ok=True)  # the layer ran once, when the model was built
     (folder / "labels.txt").write_text("a\nb\n")
-    with pytest.raises(InputError, match="Keras cannot load"):
+    with pytest.raises(InputError, match="has a Lambda layer"):
         load_run(folder)
     assert not Path("OWNED").exists()
 
@@ -140,7 +140,7 @@ def test_a_model_file_cannot_turn_safe_mode_off(tmp_path):
         for name, content in files.items():
             archive.writestr(name, content)
     (folder / "labels.txt").write_text("a\nb\n")
-    with pytest.raises(InputError, match="Keras cannot load"):
+    with pytest.raises(InputError, match=r"Keras \S+ cannot load"):
         load_run(folder)
 
 
@@ -183,8 +183,9 @@ def test_yaml_and_pickles_execute_nothing(run):
     (run / "config.yaml").write_text("data: !!python/object/apply:os.system ['touch OWNED']\n")
     with pytest.raises(InputError, match="Cannot read the options"):
         load_run(run)
+    (run / "config.yaml").unlink()
     (run / "model.keras").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(InputError, match="Keras cannot load"):
+    with pytest.raises(InputError, match="is not a model of Keras"):
         load_run(run)
     assert not Path("OWNED").exists()
 

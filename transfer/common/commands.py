@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import signal
@@ -13,6 +14,12 @@ from typing import TextIO
 
 from transfer.common import streams
 from transfer.common.errors import InputError
+
+
+def add_custom_objects(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the layers of a run that Keras does not have."""
+    text = "Python module or .py file with the layers of the run that Keras does not have; its code is run"
+    parser.add_argument("--custom-objects", metavar="MODULE", help=text)
 
 
 def run_command(

@@ -108,7 +108,9 @@ def write_pass(folder: Path, extractor: keras.Model, split: Split, *, count: int
     """Write the network, and the images as a number of shards."""
     path = folder / "extractor.keras"
     try:
-        extractor.save(path)
+        from transfer.networks.model_files import save_model
+
+        save_model(extractor, path)  # workers may have an older version of Keras
     except OSError as error:
         raise InputError(f"Cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}.") from None
     except Exception as error:  # custom layers may raise anything

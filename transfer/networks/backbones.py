@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
@@ -13,9 +14,11 @@ from typing import Any
 import keras
 
 from transfer.common.errors import InputError, unknown
-from transfer.networks import demo_cnn, efficientnet_lite, surgery, weight_files
+from transfer.networks import demo_cnn, efficientnet_lite, own_models, surgery, weight_files
 from transfer.networks.families import FAMILIES, Family
 from transfer.networks.graphs import analyze
+from transfer.networks.model_files import CustomObjects
+from transfer.networks.model_forms import is_place
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +68,14 @@ def load_backbone(
     weights: str | Path | None = "pretrained",
     image_size: int | None = None,
     include_top: bool | None = None,
+    custom_objects: CustomObjects = None,
     **arguments: Any,
 ) -> keras.Model:
     """Load a pre-trained network by name.
 
     Args:
         name: name of a `keras.applications` constructor, `"EfficientNetLite0"` to `"EfficientNetLite2"`, `"DemoCNN"`,
-            or the path of your own `.keras` file.
+            or the path of your own model: a `.keras` or `.h5` file that Keras saved, or the folder of a run.
         weights: `"pretrained"`, the published weights; `"none"` or None, random weights; or the path of a weights file.
             Published weights are from ImageNet, and Keras downloads them. Those of the EfficientNet-Lites are in
             installed packages. The DemoCNN has only the weights `"shapes"`; for `"imagenet"` it warns and loads
@@ -79,6 +83,8 @@ def load_backbone(
         image_size: height and width in pixels. None is the size that the weights were trained for.
         include_top: whether to keep the network's own classifier, which shows how similar the new data are to the
             source classes. None keeps it if it works with this image size.
+        custom_objects: layers of your own model that Keras does not have: a dictionary of classes by name, or the name
+            or path of a Python module that defines them. Importing a module runs its code.
         **arguments: arguments of the constructor, such as `alpha=0.5`.
 
     Returns:
@@ -93,9 +99,17 @@ def load_backbone(
         >>> load_backbone("MobileNetV2", weights="none", image_size=96, alpha=0.35).output.shape
         (None, 1000)
     """
-    if str(name).endswith(".keras"):
-        return _load_own(str(name), weights, image_size, include_top, arguments)
-    family, name = _find(name)
+    found = _find(str(name))
+    if found is None and is_place(str(name)):
+        if weights not in ("pretrained", "imagenet", None, "none") or include_top is not None or arguments:
+            raise InputError(
+                f"{name} has its own weights and arguments. Remove all options except image_size and custom_objects."
+            )
+        return own_models.load_own(str(name), image_size, custom_objects)
+    if found is None:
+        hint = "All constructors of keras.applications are allowed."
+        raise unknown("model", name, backbone_names(), hint=hint)
+    family, name = found
     default = family.constructors[name]
     size = default if image_size is None else image_size
     if not isinstance(size, Integral) or size < family.min_size:
@@ -154,26 +168,11 @@ def _from_file(
     )
 
 
-def _load_own(
-    path: str,
-    weights: str | Path | None,
-    size: int | None,
-    include_top: bool | None,
-    arguments: dict[str, Any],
-) -> keras.Model:
-    """Load a `.keras` file, for images of another size if one is given."""
-    if weights not in ("pretrained", "imagenet", None, "none") or include_top is not None or arguments:
-        raise InputError(f"{path} has its own weights and arguments. Remove all options except image_size.")
-    model = weight_files.saved_model(path)
-    if size is None or tuple(model.input_shape[1:3]) == (size, size):
-        return model
-    return surgery.clone(model, image_size=(size, size))
-
-
-def _find(name: str) -> tuple[Family, str]:
-    """Return the family of a constructor and the constructor's name in its own spelling."""
+def _find(name: str) -> tuple[Family, str] | None:
+    """Return the family of a network and its name in its own spelling; other libraries write `mobilenet_v2`."""
+    wanted = re.sub(r"[\W_]", "", re.sub(r"^(tf\.)?keras\.applications\.(\w+\.)?", "", name)).lower()
     for family in FAMILIES.values():
         for constructor in family.constructors:
-            if constructor.lower() == str(name).lower():
+            if constructor.lower() == wanted:
                 return family, constructor
-    raise unknown("model", name, backbone_names(), hint="All constructors of keras.applications are allowed.")
+    return None

@@ -90,16 +90,6 @@ def from_file(
     raise InputError(f"The weights in {path} do not fit {name}: {(with_shapes or problems)[0]}")
 
 
-def saved_model(path: str) -> keras.Model:
-    """Load a whole model that was saved with Keras."""
-    if not Path(path).is_file():
-        raise InputError(f"Expected a model file. Received: {path!r}, which does not exist.")
-    try:
-        return keras.models.load_model(path, compile=False)
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        raise InputError(f"Keras cannot load {path}: {one_line(error)}") from error
-
-
 def load(model: keras.Model, path: str | Path) -> str | None:
     """Load a weights file of Keras into a network; return what is wrong with the file, or None."""
     if not str(path).endswith((".h5", ".keras")):

@@ -21,7 +21,7 @@ from transfer.config import TrainConfig, load_config
 from transfer.images.datasets import ImageData, load_data, load_test, with_pixel_range
 from transfer.images.decoding import RESIZES
 from transfer.images.pixel_range import BEFORE_0_3, PixelRange
-from transfer.networks.weight_files import saved_model
+from transfer.networks.model_files import CustomObjects, saved_model
 from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, SPLIT
 
 _PIXEL_RANGE = "pixel_range.json"  # an entry of the model's file, so that the range travels with the weights
@@ -112,13 +112,15 @@ class FinishedRun:
         return replace(data, train=splits["train"], val=splits["val"], test=splits["test"])
 
 
-def load_run(place: str | Path) -> FinishedRun:
+def load_run(place: str | Path, *, custom_objects: CustomObjects = None) -> FinishedRun:
     """Load a run that `python -m transfer.train` wrote, or a single `.keras` file of such a run.
 
     Keras' safe mode is on: a model with code of its own, such as a Lambda layer, is refused.
 
     Args:
         place: The run's folder, or a `.keras` file.
+        custom_objects: Layers of the model that Keras does not have: a dictionary of classes by name, or the name or
+            path of a Python module that defines them. Importing a module runs its code.
 
     Returns:
         The run.
@@ -138,8 +140,10 @@ def load_run(place: str | Path) -> FinishedRun:
     if not file.is_file():
         raise missing_run(path)
     folder = file.parent
-    model = saved_model(str(file))
     config = replace(load_config(folder / CONFIG), output=None) if (folder / CONFIG).is_file() else None
+    # A run's options are data: the module that they name is suggested, not imported.
+    module = config.custom_objects if config and config.custom_objects else ""
+    model = saved_model(file, custom_objects=custom_objects, module=module)
     metrics = read_json(folder / METRICS) or {}
     return FinishedRun(folder, model, _class_names(file, model), config, metrics, _pixel_range(file))
 

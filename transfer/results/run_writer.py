@@ -23,6 +23,7 @@ from transfer.config import TrainConfig, save_config
 from transfer.evaluation.evaluate import Evaluation
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
+from transfer.networks.model_files import save_model
 from transfer.results import file_names, plots
 from transfer.results.finished_runs import add_labels, add_pixel_range
 from transfer.results.prediction_files import write_predictions
@@ -74,7 +75,7 @@ def _write_model(path: Path, model: keras.Model, data: ImageData) -> None:
     """Write a model with its class names and the range of its images, whole or not at all."""
     partial = path.with_name(f".partial-{path.name}")  # Keras needs the suffix
     try:
-        model.save(partial)
+        save_model(model, partial)
         add_labels(partial, data.class_names)
         add_pixel_range(partial, data.train.pixel_range)
         os.replace(partial, path)

@@ -1,0 +1,92 @@
+"""`--custom-objects`: a network with layers of its own, from training to export."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from transfer import InputError, load_run, predict
+from transfer.config import parse_arguments
+
+PROGRAM = """
+import keras
+
+class Scale(keras.layers.Layer):
+    def call(self, x):
+        return x / 255
+
+if __name__ == "__main__":
+    L, image = keras.layers, keras.Input((32, 32, 3))
+    keras.Model(image, L.GlobalAveragePooling2D()(L.Conv2D(8, 3)(Scale()(image)))).save("own.keras")
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """A folder with a program that has saved a network with a custom layer."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "my_layers.py").write_text(PROGRAM)
+    # The layers of a program that runs itself belong to the module __main__.
+    subprocess.run([sys.executable, "my_layers.py"], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def run(folder, *arguments):
+    path = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(program, color_folder):
+    """The folder of a run with that network."""
+    options = [
+        "--model",
+        "own.keras",
+        "--preprocessing",
+        "none",
+        "--case",
+        "small-similar",
+        "--output",
+        "run",
+    ]
+    done = run(
+        program, "transfer.train", "--data", color_folder, *options, "--custom-objects", "my_layers.py"
+    )
+    assert done.returncode == 0, done.stderr
+    return program / "run"
+
+
+def test_a_run_is_not_loaded_without_its_module_and_says_which(trained):
+    with pytest.raises(InputError, match=r"needs 'Scale'.* --custom-objects my_layers\.py \(in Python"):
+        load_run(trained)
+
+
+def test_commands_take_the_module(trained, program, color_folder):
+    image = next(color_folder.rglob("*.png"))
+    flag = ["--custom-objects", "my_layers"]
+    shown = run(program, "transfer.predict", "run", image, *flag)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    measured = run(program, "transfer.evaluate", "run", *flag, "--assert-accuracy-at-least", "0.9")
+    assert measured.returncode == 0, measured.stderr
+    written = run(program, "transfer.export", "run", "--to", "saved-model", "--output", "served", *flag)
+    assert written.returncode == 0, written.stderr
+    assert (program / "served" / "saved_model.pb").is_file() or list((program / "served").rglob("*.pb"))
+
+
+def test_python_takes_the_module_too(trained, program, color_folder):
+    loaded = load_run(trained, custom_objects=program / "my_layers.py")
+    assert not predict(loaded, next(color_folder.rglob("*.png")))[0].problem
+
+
+def test_a_yaml_file_alone_imports_no_module(trained):
+    with pytest.raises(InputError, match=r"names the module 'my_layers\.py', whose code would be run"):
+        parse_arguments(["--config", str(trained / "config.yaml")])
+    flags = ["--config", str(trained / "config.yaml"), "--custom-objects", "my_layers.py"]
+    assert parse_arguments(flags).custom_objects == "my_layers.py"
