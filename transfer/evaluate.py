@@ -45,7 +45,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
 
     strategies.start_quietly()
     from transfer.common.figures import draw_each
-    from transfer.evaluation.evaluate import evaluate, warn_of_seen
+    from transfer.evaluation.evaluate import evaluate
     from transfer.images.split_file import training_digests
     from transfer.results import run_figures, run_pages, run_writer
     from transfer.results.finished_runs import load_run
@@ -55,7 +55,6 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     data = run.data(parsed.data)
     known = training_digests(run.folder / SPLIT)
     seen = sum(digest in known for digest in data.test.digests)
-    warn_of_seen(seen, len(data.test))
     evaluation = replace(evaluate(run.model, data, engine=parsed.engine), seen=seen)
     issues = run_figures.label_issues_of(evaluation)
     streams.print_text(evaluation.to_text())

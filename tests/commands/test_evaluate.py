@@ -41,14 +41,13 @@ def test_the_exit_code_depends_on_the_asserted_accuracy(least, code, evaluated):
 def test_training_images_are_reported(evaluated, strange_folder, tmp_path):
     code, out, err = evaluated("--data", strange_folder)
     assert code == 0 and "on 90 images" in out
-    assert "of the 90 images were used for training or validation" in err
-    assert "of these images were used for training or validation" in out
+    assert (out + err).count("of these images were used for training or validation") == 1
     renamed = tmp_path / "renamed" / STRANGE[2]  # the names do not matter
     renamed.mkdir(parents=True)
     for i, file in enumerate((strange_folder / STRANGE[2]).iterdir()):
         shutil.copy(file, renamed / f"{i}.png")
-    code, _, err = evaluated("--data", renamed.parent)
-    assert code == 0 and "were used for training or validation" in err
+    code, out, _ = evaluated("--data", renamed.parent)
+    assert code == 0 and "were used for training or validation" in out
 
 
 def test_a_page_does_not_call_training_images_held_out(evaluated, strange_folder, strange_run, tmp_path):

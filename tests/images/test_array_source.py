@@ -98,6 +98,7 @@ def test_a_dict_names_the_splits():
     ((labels(), noise()), "the labels first. Swap them"),
     ((noise(), labels(), noise(5), labels(5)), "four arrays one by one. Group them in pairs"),
     ((noise(), noise(5), labels(), labels(5)), "four arrays one by one. Group them in pairs"),
+    (["a.png", "b.png"], "a list of paths. Pass one folder, with train and test in it, or write"),
     ((["a.png", "b.png"], [0, 1]), "a list of str. Write the paths and labels of the files to a CSV file"),
     ((np.array(["a.png", "b.png"]), [0, 1]), "Expected images of shape"),
     (([Image.new("P", (8, 8))] * 2, [0, 1]), "a list of Image"),
@@ -125,6 +126,7 @@ def test_invalid_arrays_are_refused_with_a_remedy(source, message):
 @pytest.mark.parametrize(("names", "message"), [
     (["a"], "labels from 0 to 0.* Received a label 1"),
     (["a", "a"], "a different name for each class. Received: a, a"),
+    ({0: "a", 1: "b"}, "class_names as a list, in the order of the labels. Received: a dict"),
 ])  # fmt: skip
 def test_class_names_that_do_not_match_the_labels_are_refused(names, message):
     with pytest.raises(InputError, match=message):

@@ -193,6 +193,8 @@ def test_splits_of_data_are_read(color_folder):
     ("https://example.com/cat.jpg", "a URL; download the image first"),
     (Path("https://example.com/cat.jpg"), "a URL; download the image first"),
     ("*.nothing", "no such file"),
+    ("x" * 5000, "no such file"),
+    ("a\0b.png", "no such file"),
 ])  # fmt: skip
 def test_one_bad_image_does_not_stop_the_others(image, problem):
     [bad, good] = problems([image, RGB])

@@ -60,7 +60,7 @@ def record_decision(model: keras.Model, decision: CaseDecision) -> None:
 
 def find_decision(model: keras.Model) -> CaseDecision | None:
     """Return the decision about a model, or None if no builder made it."""
-    return _DECISIONS.get(model)
+    return _DECISIONS.get(model) if isinstance(model, keras.Model) else None
 
 
 def decision_of(model: keras.Model) -> CaseDecision:
@@ -83,7 +83,8 @@ def decision_of(model: keras.Model) -> CaseDecision:
     """
     decision = find_decision(model)
     if decision is None:
+        received = getattr(model, "name", type(model).__name__)
         raise InputError(
-            f"Expected a model from a builder, such as small_similar. Received: {model.name!r}, whose case is unknown."
+            f"Expected a model from a builder, such as small_similar. Received: {received!r}, whose case is unknown."
         )
     return decision

@@ -228,7 +228,13 @@ def evaluate(
     seen = 0
     if not isinstance(data, ImageData):
         data, seen = as_test_data(model, data)
-        warn_of_seen(seen, len(data.test))
+        if seen:
+            log.warning(
+                "%d of the %d images were used for training or validation. Leave them out: with them, the results are "
+                "too optimistic.",
+                seen,
+                len(data.test),
+            )
     part = getattr(data, split, None)
     if not isinstance(part, Split) or not len(part):
         raise InputError(f"Expected a split with images: train, val or test. Received: {split!r}.")
@@ -270,17 +276,6 @@ def check_evaluation(value: Any, call: str) -> None:
         raise InputError(
             f"Expected an evaluation in {call}. Received: {'None' if value is None else type(value).__name__}. Make "
             "one first: evaluation = transfer.evaluate(model, data)."
-        )
-
-
-def warn_of_seen(seen: int, total: int) -> None:
-    """Warn if test images were used for training or validation."""
-    if seen:
-        log.warning(
-            "%d of the %d images were used for training or validation. Leave them out: with them, the results "
-            "are too optimistic.",
-            seen,
-            total,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, SupportsInt, runtime_checkable
 from unicodedata import normalize
@@ -80,6 +81,12 @@ def _by_split(source: object) -> dict[str, Dataset | _Arrays]:
 def _from_pair(source: Any) -> dict[str, Any]:
     """Return (train, test) or (images, labels) by split."""
     items = source if isinstance(source, (tuple, list)) else ()
+    if items and all(isinstance(item, str | os.PathLike) for item in items):
+        raise InputError(
+            "Expected a folder, or (images, labels). Received a list of paths. Pass one folder, with train and test in "
+            "it, or write the paths and labels of images to a CSV file with the columns path and label, and pass its "
+            "path."
+        )
     if len(items) == 4 and sorted(map(rank_of, items))[-2] > 2:
         raise InputError(
             "Expected ((x_train, y_train), (x_test, y_test)). Received the four arrays one by one. Group them in pairs."
@@ -165,6 +172,10 @@ def _number(
     texts = [str(value) for value in values.tolist()]
     if class_names is None:
         return texts, {split: np.searchsorted(values, part) for split, part in labels.items()}
+    if isinstance(class_names, Mapping):
+        raise InputError(
+            "Expected class_names as a list, in the order of the labels. Received: a dict. Pass its values."
+        )
     names = [str(name) for name in class_names]
     if len(set(names)) < len(names):
         raise InputError(f"Expected a different name for each class. Received: {', '.join(names)}.")

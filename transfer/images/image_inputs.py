@@ -262,11 +262,11 @@ def _nested(rows: list[Any]) -> np.ndarray | None:
 
 def _existing_file(text: str) -> Path:
     """Return the path of a file; raise `BadImageError` if there is none."""
-    path = Path(text).expanduser()
-    if path.is_file():
-        return path
+    place = os.path.expanduser(text)
+    if os.path.isfile(place):  # false for text that no path can be
+        return Path(place)
     if _URL.match(text):
         raise BadImageError("a URL; download the image first")
-    if path.is_dir():
+    if os.path.isdir(place):
         raise BadImageError("a folder without images")
-    raise BadImageError("no such file" if not path.exists() else "not a file")
+    raise BadImageError("not a file" if os.path.exists(place) else "no such file")

@@ -31,6 +31,8 @@ from transfer.training.trained import record_data
 
 logger = logging.getLogger(__name__)
 
+_OTHER_LOSSES = ("categorical_crossentropy", "binary_crossentropy", "mse", "mean_squared_error")
+
 SOLVERS = ("auto", "exact", "sgd")
 """Solvers of a head on features: exact, in epochs by SGD, or chosen by the options and the size."""
 
@@ -185,6 +187,12 @@ def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, ba
     if not model.compiled:
         raise InputError(
             "Expected a compiled model. Received one that is not compiled. Use a builder, or call model.compile first."
+        )
+    loss = getattr(model.loss, "name", getattr(model.loss, "__name__", model.loss))
+    if loss in _OTHER_LOSSES:
+        raise InputError(
+            f"Expected a model compiled with loss='sparse_categorical_crossentropy': labels are numbers. Received: "
+            f"{loss!r}. Compile it again, or use a builder."
         )
     if (epochs is not None and epochs < 1) or batch_size < 1:
         raise InputError(f"Expected epochs and batch_size of 1 or more. Received: {epochs}, {batch_size}.")
