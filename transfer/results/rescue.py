@@ -47,9 +47,10 @@ def write_somewhere(folder: Path, write: Write) -> None:
         parts.append(
             "No other folder has room, and no checkpoint could be written: the trained model is lost."
         )
-    if resumable or kept is None:
-        end = ": it continues from the last checkpoint." if resumable else "."
-        parts.append(f"{'Or: ' * bool(kept)}{advice}, and run the same command again{end}")
+    if resumable:
+        parts.append(f"{advice}, and the same command continues from the last checkpoint.")
+    elif kept is None:
+        parts.append(f"{advice}, and run the same command again.")
     raise InputError(" ".join(parts)) from None
 
 
