@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they lack the file name; the data report has it
     try:
-        with signals_as_interrupts(), kept_memory():
+        with streams.lasting_streams(), signals_as_interrupts(), kept_memory():
             folder = run(parse_arguments(arguments))
     except InputError as error:
         streams.print_text(f"{error}\n", sys.stderr)

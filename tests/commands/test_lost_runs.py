@@ -277,6 +277,24 @@ def test_a_closed_terminal_saves_a_checkpoint(folder):
     assert "a checkpoint was saved" in printed and list(states.glob("*.npz"))
 
 
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_training_goes_on_after_the_reader_of_its_output_is_gone(closed, folder):
+    command = [
+        sys.executable,
+        "-m",
+        "transfer.train",
+        "--data",
+        str(folder),
+        *QUICK,
+        "--case",
+        "large-similar",
+    ]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, closed: subprocess.PIPE}
+    process = subprocess.Popen([*command, "--epochs", "2", "--output", "run"], **streams)
+    getattr(process, closed).close()
+    assert process.wait() == 0 and Path("run/report.html").is_file()
+
+
 @pytest.mark.parametrize("floatx", ["float16", "float64"])
 @pytest.mark.parametrize("case", ["small-similar", "large-similar"])
 def test_floatx_of_keras_json_does_not_change_a_run(floatx, case, folder, tmp_path):

@@ -60,6 +60,45 @@ def _discard(stream: TextIO) -> None:
         os.close(null)
 
 
+class _Lasting:
+    """A stream whose errors do not stop the program: it discards what its reader no longer takes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, or discard it."""
+        with self._errors_discarded():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is left in the buffer, or discard it."""
+        with self._errors_discarded():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _errors_discarded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # a closed pipe or terminal, or a full disk
+            _discard(self._stream)
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Let a long program go on within a `with` block after its terminal, or the reader of its pipe, is gone."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Lasting(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def print_text(text: str, stream: TextIO | None = None) -> None:
     """Print to a stream, by default standard output; do nothing if its reader, such as `head`, has closed the pipe."""
     stream = sys.stdout if stream is None else stream
