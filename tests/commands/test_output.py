@@ -1,0 +1,87 @@
+"""Every command works with redirected, closed, missing and ASCII output."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from transfer.__main__ import main
+
+
+def arguments_of(command, run, data, image):
+    return {
+        "datasets": [data],
+        "predict": [run, image],
+        "evaluate": [run],
+        "report": [run],
+        "features": ["--list"],
+        "export": [run, "--to", "saved-model", "--output", f"{run}-exported"],
+        "advice": ["--data", data, "--model", "DemoCNN", "--image-size", "32", "--no-trial"],
+    }[command]
+
+
+COMMANDS = ["datasets", "predict", "evaluate", "report", "features", "export", "advice"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_prints_to_a_stream_of_a_notebook_and_to_none(
+    command, strange_run, strange_folder, monkeypatch
+):
+    image = next(strange_folder.rglob("*.png"))
+    arguments = [str(a) for a in arguments_of(command, strange_run, strange_folder, image)]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert import_module(f"transfer.{command}").main(arguments) == 0
+    assert out.getvalue()
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main([command, *arguments]) == 0
+
+
+def shell(line, folder, **environment):
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        capture_output=True,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )
+
+
+@pytest.fixture
+def cats(color_folder, tmp_path):
+    """Images of two classes whose names ASCII lacks."""
+    for name, old in (("猫", "red"), ("café", "blue")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for file in (color_folder / old).glob("*.png"):
+            (tmp_path / "data" / name / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_a_process_with_closed_output_writes_its_files(cats):
+    done = shell('"$PYTHON" -m transfer.datasets data --json r.json >&- 2>&-', cats)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert json.loads((cats / "r.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_class_names_that_the_encoding_lacks_are_escaped(encoding, cats):
+    done = shell('"$PYTHON" -m transfer.datasets data', cats, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0
+    assert rb"\u732b" in done.stdout
+
+
+def test_training_goes_on_if_the_reader_of_its_log_is_gone(cats):
+    options = "--data data --model DemoCNN --image-size 64 --case small-similar --output run"
+    done = shell(f'"$PYTHON" -m transfer.train {options} | head -1; exit ${{PIPESTATUS[0]}}', cats)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"\n") == 1
+    assert (cats / "run" / "model.keras").is_file()
+    line = '"$PYTHON" -m transfer.predict run data --format json'
+    rows = shell(line, cats, PYTHONIOENCODING="latin-1")
+    assert {row["classes"][0]["class"] for row in json.loads(rows.stdout)} == {"猫", "café"}
+    short = shell(f"{line} | head -1; exit ${{PIPESTATUS[0]}}", cats)
+    assert (short.returncode, short.stderr) == (0, b"")
