@@ -22,7 +22,7 @@ from transfer.images.data_config import DataConfig
 from transfer.training.recipes import Recipe
 
 FLIPS = ("auto", "yes", "no")
-"""Whether augmentation may mirror images; `auto` decides by the names of the classes."""
+"""Whether augmentation may mirror images; `auto` decides by the class names and by a measurement."""
 
 FIRST = (
     "data",
@@ -105,7 +105,7 @@ class TrainingOptions:
     find_learning_rate: bool = False
     # Augmentation of training images during fine-tuning: none, light, standard or strong.
     augment: str = "light"
-    # Mirror images in augmentation: auto (not if classes are digits or letters), yes or no.
+    # Mirror images in augmentation: auto (not if that changes classes, by their names and training images), yes or no.
     flip: str = "auto"
     # Weight classes inversely to their size.
     class_weights: bool = False
@@ -213,7 +213,7 @@ class TrainConfig(
 
     @property
     def flips(self) -> bool | None:
-        """Whether augmentation mirrors images; None decides by the names of the classes."""
+        """Whether augmentation mirrors images; None decides by the classes."""
         return {"auto": None, "yes": True, "no": False}[self.flip]
 
     @property

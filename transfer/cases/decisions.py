@@ -27,6 +27,7 @@ class CaseDecision:
         pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights.
         trained: last layers of the blocks that `unfreeze` made trainable.
         optimizer: a key of `policies.OPTIMIZERS`.
+        flip: whether `fit` allowed augmentation to flip images; None before `fit`, and if no images are augmented.
     """
 
     case: Case
@@ -40,6 +41,7 @@ class CaseDecision:
     pin_batchnorm: bool
     trained: tuple[str, ...] = ()
     optimizer: str = "adam"
+    flip: bool | None = None
 
     @property
     def blocks(self) -> list[tuple[str, str]]:

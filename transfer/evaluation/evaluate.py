@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn import metrics
 
+from transfer.cases.decisions import find_decision
 from transfer.common.errors import InputError
 from transfer.distributed.process_group import current_group
 from transfer.evaluation.metrics import (
@@ -30,7 +31,8 @@ from transfer.evaluation.metrics import (
 from transfer.frozen.extraction import BATCH_SIZE, check_views, extract, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.shared_pass import local_copy
-from transfer.images.datasets import ImageData, Split, check_data, flips_are_safe
+from transfer.images.datasets import ImageData, Split, check_data
+from transfer.images.flips import flip_problem
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks.arguments import check_classifier
 from transfer.training.trained import as_test_data
@@ -205,7 +207,8 @@ def evaluate(
         views: number of views of each image, 1 or more. The first view is the image itself, the others are augmented.
             The probabilities are averaged over the views.
         augment: augmentation level of the other views, a key of `AUGMENTATIONS`.
-        flip: whether augmentation flips images. None flips them unless the classes are digits or letters.
+        flip: whether augmentation flips images. None does as `fit` did for this model; if `fit` did
+            not decide, it flips them unless the class names tell the left from the right.
         engine: engine for the frozen part, one of `ENGINES`.
         cache: feature cache. None is the user's default cache.
         seed: random seed of the augmented views.
@@ -244,7 +247,10 @@ def evaluate(
             f"{model.output_shape[-1]}."
         )
     check_views(views, augment)
-    flip = flips_are_safe(data.class_names) if flip is None else flip
+    if flip is None:
+        decision = find_decision(model)
+        flip = decision.flip if decision else None
+    flip = not flip_problem(data.class_names) if flip is None else flip
     size = input_size(model, data)
     # Use full precision, so that the metrics are those of the saved model.
     options: dict[str, Any] = {"image_size": size, "views": views, "augment": augment, "flip": flip}

@@ -17,6 +17,9 @@ AUGMENTATIONS = ("none", "light", "standard", "strong")
 No level changes the hue, because color distinguishes many classes.
 """
 
+MIRROR = "mirror"
+"""Mirrors every image: only for a test whether mirrored images keep their class, not a level to train with."""
+
 MIXES = ("none", "mixup", "cutmix")
 """Ways to mix the images of a batch and their labels: MixUp (Zhang et al. 2018, arXiv:1710.09412) blends two images,
 CutMix (Yun et al. 2019, arXiv:1905.04899) pastes a piece of one onto the other."""
@@ -35,6 +38,8 @@ def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:
     """Return a function that changes an image, shape (height, width, 3), by its seed, two integers."""
     from keras import ops
 
+    if level == MIRROR:
+        return lambda image, seed: ops.flip(ops.cast(image, "float32"), axis=1)
     if level not in AUGMENTATIONS:
         raise unknown("augmentation", level, AUGMENTATIONS)
     steps = _steps(level, flip)

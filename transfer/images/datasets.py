@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -21,6 +20,7 @@ from transfer.images.data_config import DataConfig
 from transfer.images.data_report import DataReport
 from transfer.images.decoding import as_size
 from transfer.images.duplicates import find_duplicates
+from transfer.images.flips import flips_are_safe as flips_are_safe
 from transfer.images.folder_scan import describe_skipped, printable
 from transfer.images.folder_source import embedded_folder as embedded_folder
 from transfer.images.folder_source import find_source, read_folder
@@ -415,8 +415,3 @@ def _refuse_too_few(name: str, data: SourceData) -> None:
             f"Expected training images of every class in {name!r}. Received none of: {', '.join(missing)}."
             f"{describe_skipped(data.skipped)}"
         )
-
-
-def flips_are_safe(class_names: Sequence[str]) -> bool:
-    """Return whether mirrored images keep their class; False if all classes are letters or digits."""
-    return not all(re.fullmatch(r"\d+|\w", name) for name in class_names)

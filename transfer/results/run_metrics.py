@@ -32,6 +32,8 @@ def collect_metrics(
         **({"engine": training.engine} if training.engine else {}),
         "num_computed": training.computed,
         "views": training.views,
+        "flip": training.flip,
+        "flip_problem": training.flip_problem,
         "regularization": training.regularization,
         "image_size": list(model.input_shape[1:3]),
         "num_classes": data.num_classes,

@@ -78,8 +78,6 @@ def fine_tune(
 
 
 def _check(settings: TrainingSettings) -> None:
-    if settings.augment != "none" and not settings.flip:
-        logger.info("Augmentation does not flip images: the classes are digits or letters, or flip is False.")
     decision = find_decision(settings.model)
     if settings.recipe.batchnorm == "live" and decision is not None and decision.pin_batchnorm:
         raise InputError(
@@ -135,7 +133,7 @@ def _whole_model(settings: TrainingSettings) -> Trainee:
     options: dict[str, Any] = {"image_size": settings.image_size, "mix": recipe.mix, "batch_part": part}
     options["num_classes"] = data.num_classes
     training: dict[str, Any] = {"training": True, "batch_size": settings.batch_size, "seed": settings.seed}
-    training |= {"augment": settings.augment, "flip": settings.flip}
+    training |= {"augment": settings.augment, "flip": settings.flip is not False}
 
     def batches(position: Position) -> Iterable[Any]:
         dataset = make_dataset(data.train, position=position, **training, **options)

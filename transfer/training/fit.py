@@ -12,18 +12,20 @@ import keras
 import numpy as np
 
 from transfer.cases.builders import start_over, unfreeze
-from transfer.cases.decisions import find_decision
+from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.errors import InputError, unknown
 from transfer.distributed.process_group import current_group, versions
 from transfer.frozen.extraction import KnownFeatures, check_views, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
-from transfer.images.datasets import ImageData, check_data, flips_are_safe
+from transfer.images.datasets import ImageData, check_data
+from transfer.images.flips import flip_problem
 from transfer.networks.arguments import check_classifier
 from transfer.training.checkpoints import SECONDS_BETWEEN, Checkpoint, Checkpoints, pack, unpack
 from transfer.training.fine_tuning import adapt_batchnorm, final_checkpoint, fine_tune, restore_final
 from transfer.training.head_training import train_head
 from transfer.training.identity import identity_of
+from transfer.training.mirroring import augments_images, log_problem
 from transfer.training.phases import TrainingLog, TrainingSettings, log_from
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
@@ -84,7 +86,9 @@ def fit(
         batch_size: images per step over all devices, 1 or more.
         augment: augmentation of the training images: `"none"`, `"light"`, `"standard"` or `"strong"`. Layers whose
             outputs are computed once see augmented images only with `views` of 2 or more.
-        flip: whether augmentation flips images horizontally. None flips unless the classes look like digits or letters.
+        flip: whether augmentation flips images horizontally. None flips unless that would change a class:
+            the class names tell the left from the right, are digits or letters, or, measured before the training,
+            mirrored training images of two classes look like those of the other class. The log says why.
         class_weights: weight the loss so that all classes count the same, regardless of their number of images.
         solver: solver of a head on features. `"exact"` computes the optimum of the convex problem and chooses its
             regularization. `"sgd"` trains in epochs and never holds all features in memory. `"auto"` uses
@@ -138,6 +142,7 @@ def fit(
         check_views(views, augment)
     if solver == "auto" and head_only and (epochs or callbacks or dropout or recipe.label_smoothing):
         solver = "sgd"
+    problem = flip_problem(data.class_names) if flip is None else ""
     group = current_group()
     settings = TrainingSettings(
         model=model,
@@ -147,7 +152,7 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         augment=augment,
-        flip=flips_are_safe(data.class_names) if flip is None else flip,
+        flip=False if problem else flip,
         views=views,
         class_weights=pipeline.class_weights(data.train.labels, data.num_classes) if class_weights else None,
         solver=solver,
@@ -170,8 +175,12 @@ def fit(
     if head_only:  # a head does not use the other options of a recipe
         recipe = Recipe(batchnorm=recipe.batchnorm, label_smoothing=recipe.label_smoothing)
         settings = replace(settings, recipe=recipe)
-    log = _train(settings)
+    if problem and augments_images(settings):
+        log_problem(problem)
+    log = _train(replace(settings, flip_problem=problem))
     record_data(model, data)
+    if (decision := find_decision(model)) is not None:  # `evaluate` does the same
+        record_decision(model, replace(decision, flip=log.flip))
     return log
 
 
@@ -228,7 +237,8 @@ def _train(settings: TrainingSettings) -> TrainingLog:
             restore_final(settings, log, checkpoint)
             return log
     else:
-        log = TrainingLog(init="random" if decision and decision.init == "random" else "pretrained")
+        init = "random" if decision and decision.init == "random" else "pretrained"
+        log = TrainingLog(init=init, flip=settings.flip, flip_problem=settings.flip_problem)
         if settings.recipe.batchnorm == "adapted" and log.init != "random":
             batches = pipeline.make_dataset(
                 settings.data.train, image_size=settings.image_size, batch_size=settings.batch_size
@@ -249,6 +259,9 @@ def _train_phases(settings: TrainingSettings, log: TrainingLog, checkpoint: Chec
     phase = "from-scratch" if log.init == "random" else "fine-tune"
     if checkpoint is None and decision and decision.init != "random":
         log += train_head(settings)
+    if log.flip is None and augments_images(settings):  # there was no head to measure it with
+        log = replace(log, flip=True)
+    settings = replace(settings, flip=log.flip)
     if checkpoint is None or checkpoint.phase == phase:
         log += fine_tune(settings, log, phase, checkpoint=checkpoint)
         checkpoint = None

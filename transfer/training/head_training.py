@@ -22,6 +22,7 @@ from transfer.frozen.extraction import Features
 from transfer.frozen.sampling import Sampler
 from transfer.images import pipeline
 from transfer.networks import surgery
+from transfer.training.mirroring import decide_flips
 from transfer.training.phases import Rows, TrainingLog, TrainingSettings, smoothed_cross_entropy
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,13 @@ def train_head(settings: TrainingSettings) -> TrainingLog:
     model, head_only = settings.model, settings.head_only
     with scope_of(model):
         extractor = surgery.feature_extractor_of(model)
+    engine, start = settings.make_engine(extractor), time.perf_counter()
+    flips = decide_flips(settings, extractor, engine)
+    settings = replace(settings, flip=flips.flip)
+    deciding = time.perf_counter() - start
     views = (settings.views or 1) if head_only else 1
-    features, log = settings.extract(extractor, views=views, name="features")
+    features, log = settings.extract(extractor, engine=engine, views=views, name="features")
+    log = replace(flips + log, seconds_features=log.seconds_features + deciding)
     start = time.perf_counter()
     small = 4 * math.prod(features["train"].shape) <= MAX_EXACT_BYTES
     exact = settings.solver == "exact" or (settings.solver == "auto" and small)

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from transfer.distributed.batch_order import BatchPart
-from transfer.frozen.engines import make_engine
+from transfer.frozen.engines import Engine, make_engine
 from transfer.frozen.extraction import BATCH_SIZE, Features, KnownFeatures, extract
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.shared_pass import local_copy
@@ -36,6 +36,8 @@ class TrainingLog:
         regularization: the inverse regularization strength C of a head that was solved exactly; None otherwise.
         tried: a tuple (C, loss, accuracy) for each value of C that was tried, measured on held-out images.
         views: number of views of each training image that the frozen layers saw; 1 is the image itself.
+        flip: whether augmentation could flip images; None if no images were augmented.
+        flip_problem: why flips are off; empty if they are on, or if the caller decided.
 
     Example:
         >>> log = TrainingLog([{"phase": "head", "epoch": 1, "loss": 0.5}])
@@ -52,6 +54,8 @@ class TrainingLog:
     regularization: float | None = None
     tried: Sequence[tuple[float, float, float]] = ()
     views: int = 1
+    flip: bool | None = None
+    flip_problem: str = ""
 
     @property
     def history(self) -> dict[str, list[Any]]:
@@ -71,6 +75,8 @@ class TrainingLog:
             regularization=self.regularization if phase.regularization is None else phase.regularization,
             tried=phase.tried or self.tried,
             views=max(self.views, phase.views),
+            flip=self.flip if phase.flip is None else phase.flip,
+            flip_problem=phase.flip_problem or self.flip_problem,
         )
 
 
@@ -120,7 +126,8 @@ class TrainingSettings:
     epochs: int | None
     batch_size: int
     augment: str
-    flip: bool
+    # Whether augmentation may flip images; None if that is to be measured.
+    flip: bool | None
     views: int | None
     # The weight of each class in the loss.
     class_weights: dict[int, float] | None
@@ -134,16 +141,25 @@ class TrainingSettings:
     checkpoints: Checkpoints | None
     callbacks: list[keras.callbacks.Callback]
     verbose: str | int
+    # Why the class names forbid flips.
+    flip_problem: str = ""
+
+    def make_engine(self, extractor: keras.Model, precision: str = "auto") -> Engine:
+        """Return an engine for a part of the model."""
+        own = local_copy(extractor)
+        return make_engine(own, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
 
     def extract(
-        self, extractor: keras.Model, *, views: int, name: str, precision: str = "auto"
+        self, extractor: keras.Model, *, engine: Engine, views: int, name: str
     ) -> tuple[dict[str, Features], TrainingLog]:
         """Return features of the training images, in several views, and of the validation images; and a log."""
         start = time.perf_counter()
-        own = local_copy(extractor)
-        engine = make_engine(own, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
         options: dict[str, Any] = {"image_size": self.image_size, "engine": engine, "cache": self.cache}
-        training: dict[str, Any] = {"augment": self.augment, "flip": self.flip, "seed": self.seed}
+        training: dict[str, Any] = {
+            "augment": self.augment,
+            "flip": self.flip is not False,
+            "seed": self.seed,
+        }
         training |= {"views": views, "known": self.known_features}
         features = {"train": extract(extractor, self.data.train, name=f"train {name}", **options, **training)}
         if len(self.data.val):

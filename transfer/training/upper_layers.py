@@ -38,25 +38,31 @@ def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
     return (frozen, upper) if any(len(weight.shape) > 1 for weight in frozen.weights) else None
 
 
-def upper_layers_of(settings: TrainingSettings) -> Trainee | None:
-    """Return the layers after the frozen part, ready to train on its outputs, or None to train the whole model."""
+def parts_to_train(settings: TrainingSettings) -> tuple[keras.Model, keras.Model] | None:
+    """Return the frozen part, which can run once, and the upper layers; None to train the whole model."""
     # Callbacks of the user expect the whole model, and MixUp and CutMix mix the images before they enter it.
     if settings.callbacks or settings.recipe.mix != "none" or (parts := split_model(settings.model)) is None:
         return None
-    frozen, upper = parts
-    data = settings.data
     # Each further view costs a forward pass per image; none improved the accuracy (benchmarks/fine_tuning.py views).
-    views = settings.views or 1
-    size = 2 * frozen_boundary.frozen_bytes(frozen) * (views * len(data.train) + len(data.val))  # as float32
-    if not _has_room(settings.cache or FeatureCache(), size):
+    images = (settings.views or 1) * len(settings.data.train) + len(settings.data.val)
+    size = 2 * frozen_boundary.frozen_bytes(parts[0]) * images  # as float32
+    return parts if _has_room(settings.cache or FeatureCache(), size) else None
+
+
+def upper_layers_of(settings: TrainingSettings) -> Trainee | None:
+    """Return the layers after the frozen part, ready to train on its outputs, or None to train the whole model."""
+    if (parts := parts_to_train(settings)) is None:
         return None
+    frozen, upper = parts
+    data, views = settings.data, settings.views or 1
     if views == 1 and settings.augment != "none":
         logger.info(
             "The frozen layers process each image once, without augmentation. Set views to 2 or more to train on "
             "augmented images."
         )
     # Extract in full precision, as the saved model computes the frozen part.
-    features, log = settings.extract(frozen, views=views, name="frozen layers", precision="float32")
+    engine = settings.make_engine(frozen, "float32")
+    features, log = settings.extract(frozen, engine=engine, views=views, name="frozen layers")
     with scope_of(settings.model):
         settings.compile_like_model(upper)
     batches = functools.partial(_batches, settings, features["train"], data.train.labels, views)
