@@ -15,7 +15,7 @@ from PIL import Image
 
 from transfer.common.errors import InputError
 from transfer.datasets import main
-from transfer.images.datasets import embedded_folder, flips_are_safe, load_data, load_test
+from transfer.images.datasets import embedded_folder, load_data, load_test
 from transfer.images.pipeline import make_dataset
 from transfer.images.split_file import read_split, write_split
 
@@ -508,17 +508,6 @@ def test_the_command_starts_without_tensorflow():
     code = "import sys; from transfer import datasets; print('tensorflow' in sys.modules or 'keras' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-# Names of classes
-
-
-@pytest.mark.parametrize(("names", "safe"), [
-    (["0", "1", "2"], False), (["a", "b", "Z"], False), (["10", "7", "x"], False), (["ä", "図"], False),
-    (["ants", "bees"], True), (["a", "ant"], True), (["1_cat", "2_dog"], True),
-])  # fmt: skip
-def test_letters_and_digits_must_not_be_mirrored(names, safe):
-    assert flips_are_safe(names) is safe
 
 
 def test_clean_data_log_no_warning(color_folder, caplog):

@@ -238,12 +238,6 @@ def test_class_weights_make_small_classes_count_as_much_as_large_ones(case):
     assert plain < weighted - 0.08 and abs(weighted - 0.5) < 0.1
 
 
-def test_missing_flips_are_logged(colors, caplog):
-    caplog.set_level("INFO", logger="transfer")
-    fit(built("large-similar"), colors, epochs=1, flip=False, verbose=0)
-    assert "does not flip images" in caplog.text
-
-
 def test_the_test_images_are_not_read(colors):
     from dataclasses import replace
 

@@ -36,8 +36,12 @@ FOLDS = 10
 RIDGE = 0.1
 """Penalty of the ridge regression, for features of mean square 1. Between 0.03 and 0.3 it made no difference."""
 
-SIGNIFICANCE = {"direction": 0.01, "sides": 0.02}
+SIGNIFICANCE = {"direction": 0.01, "sides": 0.05}
 """Significance levels of `mirrored_pair`, for all pairs of classes together."""
+
+LEAST_LOSS = 0.4
+"""Smallest loss that switches flips off: the fraction of the accuracy above chance that the sum lacks. Smaller losses may
+be significant although flips do no harm."""
 
 
 class Pair(NamedTuple):
@@ -112,8 +116,7 @@ def mirrored_pair(
         pair
         for pair in directed
         if pair.p_sides < SIGNIFICANCE["sides"] / len(directed)
-        # Flips may cost little although the difference is significant: require half of what can be learned.
-        and pair.sides - 0.5 < (pair.direction - 0.5) / 2
+        and pair.sides - 0.5 < (1 - LEAST_LOSS) * (pair.direction - 0.5)
     ]
     return min(found, key=lambda pair: pair.p_sides, default=None)
 
