@@ -4,9 +4,9 @@
     python tests/benchmarks/flips.py show
 
 The real sets are those of advice.py; mirroring keeps their classes. The drawn sets are arrows and characters with
-neutral names. Each unit is a set, a number of images per class and an image size. Its row has the decision, and the pair of
-classes whose direction leads most: the accuracy of the direction, that of the sum, and the probabilities of both tests.
-Units that have a row in `--results` are skipped.
+neutral names. Each unit is a set, a number of images per class and an image size. Its row has the decision, and the
+pair of classes whose direction leads most: the accuracy of the direction, that of the sum, and the probabilities of
+both tests. Units that have a row in `--results` are skipped.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -79,6 +80,17 @@ def test_each_case_learns_colors_and_writes_a_complete_folder(case, color_folder
     assert rows and float(rows[-1]["val_accuracy"]) >= 0
     for image in folder.glob("*.png"):
         assert np.asarray(Image.open(image).convert("L")).std() > 5  # not blank
+
+
+def test_classes_that_a_mirror_would_swap_are_not_mirrored(color_folder, elsewhere, capsys):
+    for name, color in (("turn_left", "red"), ("turn_right", "blue")):
+        shutil.copytree(color_folder / color, elsewhere / "arrows" / name)
+    flags = ["--data", "arrows", "--case", "large-similar", "--epochs", "1", "--output", "run", *QUICK]
+    assert main(flags) == 0
+    problem = "the classes 'turn_left' and 'turn_right' would swap"
+    assert f"Horizontal flips are off: {problem}. (--flip)" in capsys.readouterr().out
+    metrics = metrics_of(elsewhere / "run")
+    assert metrics["flip"] is False and metrics["flip_problem"] == problem
 
 
 def test_probabilities_are_calibrated_on_request(color_folder, elsewhere):

@@ -40,8 +40,8 @@ SIGNIFICANCE = {"direction": 0.01, "sides": 0.05}
 """Significance levels of `mirrored_pair`, for all pairs of classes together."""
 
 LEAST_LOSS = 0.4
-"""Smallest loss that switches flips off: the fraction of the accuracy above chance that the sum lacks. Smaller losses may
-be significant although flips do no harm."""
+"""Smallest loss that switches flips off, as a fraction of the accuracy above chance. A smaller loss may be significant
+with many images although flips do no harm."""
 
 
 class Pair(NamedTuple):
