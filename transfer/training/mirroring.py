@@ -37,9 +37,9 @@ RIDGE = 0.1
 """Penalty of the ridge regression, for features of mean square 1. Between 0.03 and 0.3 it made no difference."""
 
 SIGNIFICANCE = {"direction": 0.01, "sides": 0.02}
-"""Significance levels of `mirrored_pair`, for all pairs of classes together. Held-out predictions depend on each other,
-so that false alarms are more frequent: in simulations 4% with 8 classes that cannot be learned, and 7% with 12 images of
-each of 8 classes that differ in kind and also face opposite sides (21% with 0.05 and a `LEAST_LOSS` of 0.4)."""
+"""Significance levels of `mirrored_pair`, for all pairs of classes together. Held-out predictions depend on each
+other, so that false alarms are more frequent: in simulations 4% with 8 classes that cannot be learned, and 7% with 12
+images of each of 8 classes that differ in kind and face opposite sides (21% with 0.05 and a `LEAST_LOSS` of 0.4)."""
 
 LEAST_LOSS = 0.5
 """Smallest loss that switches flips off, as a fraction of the accuracy above chance. A smaller loss may be significant
