@@ -12,7 +12,8 @@ from transfer.cases.policies import POLICIES, Case
 from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
-from transfer.config import ModelOptions, make_parser
+from transfer.common.parsers import make_parser
+from transfer.config import ModelOptions
 from transfer.frozen.beam_extraction import SHARD_SIZE, extract_with_beam, read_options
 from transfer.images.data_config import DataConfig
 

@@ -103,3 +103,11 @@ def test_damaged_options_of_an_interrupted_run_are_reported(tmp_path):
     (folder / "options.json").write_text('{"epo')
     with pytest.raises(InputError, match=r"Cannot read .*options.json"):
         find_interrupted(str(tmp_path / "run"), {"epochs": 3})
+
+
+def test_an_interrupted_run_of_an_earlier_version_lacks_newer_options_and_is_resumed(tmp_path):
+    final = tmp_path / "run"
+    folder = interrupted(final, {"epochs": 3})
+    assert find_interrupted(str(final), {"epochs": 3, "custom_objects": None, "group_column": None}) == folder
+    with pytest.raises(InputError, match="group_column"):
+        find_interrupted(str(final), {"epochs": 3, "group_column": "patient"})

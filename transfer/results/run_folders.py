@@ -129,7 +129,8 @@ def find_interrupted(
     output: str | None, options: Mapping[str, Any], *, required: bool = False
 ) -> Path | None:
     """Return the partial folder of an interrupted run with the same options, or None; refuse other options."""
-    options = _plain(options)
+    defaults = _plain(TrainConfig().result_options)  # runs of earlier versions lack newer options
+    options = defaults | _plain(options)
     if output is not None:
         places = [_partial_folder(Path(output))]
         if _is_running(places[0]):
@@ -139,7 +140,7 @@ def find_interrupted(
     for place in places:
         if not has_checkpoint(place) or not (place / _OPTIONS).exists():
             continue
-        earlier = read_settings(place / _OPTIONS)
+        earlier = defaults | read_settings(place / _OPTIONS)
         if earlier == options and not (output is None and _is_running(place)):
             return place
         if output is not None:
