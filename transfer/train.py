@@ -181,11 +181,13 @@ def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) 
     changes = process_group.current_group().broadcast(
         lambda: describe_changes(resume_from / SPLIT, data.splits) if resume_from else ""
     )
-    if changes:
+    if changes and resume_from is not None and run_folders.has_checkpoint(resume_from):
         raise InputError(
             f"Expected the images of the interrupted run in {resume_from}. {changes}. Restore them and run the same "
             "command, or delete that folder to start anew."
         )
+    if changes:
+        log.warning("Since the same command stopped, %s. This run uses the images that are there.", changes)
 
 
 def _choose(

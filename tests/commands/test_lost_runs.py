@@ -90,6 +90,9 @@ def test_an_image_lost_after_the_check_is_reported_in_one_line(case, lose, folde
     assert not Path("run").exists()
     if lose is not unmount and case == "small-similar":
         assert main(command) == 0  # without the image, or with its new content
+        what = "changed" if lose is replace else "gone"
+        assert f"1 image is {what}: '{lost[0].parent.name}/{lost[0].name}'" in capsys.readouterr().out
+        assert not Path(".run.partial").exists()
 
 
 @pytest.mark.parametrize("engine", ["keras", "openvino"])

@@ -26,6 +26,10 @@ class InputError(ValueError):
     """
 
 
+class LostImageError(InputError):
+    """An image that was read before, and is gone or changed now."""
+
+
 def unknown(what: str, name: object, valid: Iterable[str], *, hint: str = "") -> InputError:
     """Return the error for a name that does not exist; the message suggests similar names, or lists some."""
     valid = list(valid)

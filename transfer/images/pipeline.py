@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transfer.common.errors import InputError, unknown
+from transfer.common.errors import InputError, LostImageError, unknown
 from transfer.distributed.batch_order import BatchOrder, BatchPart, Position
 from transfer.images.augmentation import MIXES, augmentation, mixing
 from transfer.images.splitting import Split
@@ -105,7 +105,7 @@ def make_dataset(
     return python_batches.image_batches(order, read, change, finish, batch_part=mixed_part)
 
 
-_INPUT_ERROR = re.compile(r"InputError: (.+?)\s*\nTraceback ", re.DOTALL)
+_INPUT_ERROR = re.compile(r"(InputError|LostImageError): (.+?)\s*\nTraceback ", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -117,7 +117,7 @@ def plain_errors() -> Iterator[None]:
         found = _INPUT_ERROR.search(str(error))
         if found is None or isinstance(error, InputError):
             raise
-        raise InputError(found[1]) from None
+        raise (LostImageError if found[1] == "LostImageError" else InputError)(found[2]) from None
 
 
 def _tensorflow_batches(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, LostImageError
 from transfer.common.files import disk_reason
 from transfer.common.text import plural
 from transfer.images.decoding import decode, to_rgb_array
@@ -84,12 +84,12 @@ def _unchanged(path: str, digest: str) -> bytes:
     except OSError as error:
         folder = Path(path).parent
         what = f"Its folder {folder} is gone. " if not folder.is_dir() else ""
-        raise InputError(
+        raise LostImageError(
             f"Cannot read {path}: {disk_reason(error)}. {what}The check could read it. Restore it, or run the same "
             "command again without it."
         ) from None
     if hashlib.sha256(content).hexdigest() != digest:  # its features would be cached for the earlier image
-        raise InputError(
+        raise LostImageError(
             f"{path} changed after it was checked. Run the same command again to check all images."
         )
     return content

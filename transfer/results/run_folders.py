@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, LostImageError
 from transfer.common.files import write_text
 from transfer.config import TrainConfig, load_config
-from transfer.results.file_names import ADVICE, CONFIG, MODEL
+from transfer.results.file_names import ADVICE, CONFIG, MODEL, SPLIT
 from transfer.training.settings import describe_differences, read_settings, require_same_settings
 
 CHECKPOINTS = "checkpoints"
@@ -43,7 +43,7 @@ def run_folder(
     final, lock, made_parent = _lock_first(finals)
     partial = _partial_folder(final)
     try:
-        with _removed_without_checkpoints(partial):
+        with _removed_unless_useful(partial):
             if resume_from is None:
                 _clear(partial)
                 write_text(partial / _OPTIONS, json.dumps(dict(options or {}), indent=2))
@@ -90,10 +90,12 @@ def _complete(partial: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def _removed_without_checkpoints(partial: Path) -> Iterator[None]:
-    """Remove the partial folder of a run that fails before its first checkpoint."""
+def _removed_unless_useful(partial: Path) -> Iterator[None]:
+    """Remove the partial folder of a run that fails before its first checkpoint, unless an image was lost."""
     try:
         yield
+    except LostImageError:
+        raise  # the same command compares the split with the images that are left
     except BaseException:
         if not has_checkpoint(partial):
             shutil.rmtree(partial, ignore_errors=True)
@@ -128,7 +130,7 @@ def _clear(partial: Path) -> None:
 def find_interrupted(
     output: str | None, options: Mapping[str, Any], *, required: bool = False
 ) -> Path | None:
-    """Return the partial folder of an interrupted run with the same options, or None; refuse other options."""
+    """Return the partial folder of a run with the same options that stopped, or None; refuse other options."""
     defaults = _plain(TrainConfig().result_options)  # runs of earlier versions lack newer options
     options = defaults | _plain(options)
     if output is not None:
@@ -138,12 +140,13 @@ def find_interrupted(
     else:
         places = sorted(Path("runs").glob(".*.partial"), key=lambda path: path.stat().st_mtime, reverse=True)
     for place in places:
-        if not has_checkpoint(place) or not (place / _OPTIONS).exists():
+        started = has_checkpoint(place)
+        if not (started or ((place / SPLIT).exists() and not required)) or not (place / _OPTIONS).exists():
             continue
         earlier = defaults | read_settings(place / _OPTIONS)
         if earlier == options and not (output is None and _is_running(place)):
             return place
-        if output is not None:
+        if output is not None and started:
             require_same_settings(earlier, options, place)
     if required:
         raise InputError(
@@ -182,8 +185,10 @@ def read_decision(folder: Path) -> dict[str, Any] | None:
 def find_finished(config: TrainConfig) -> Path | None:
     """Return the folder of a finished run with the same options, or None; refuse other options."""
     now = _plain(config.result_options)
-    if config.output is None and (not config.resume or find_interrupted(None, now) is not None):
-        return None
+    if config.output is None:
+        interrupted = find_interrupted(None, now) if config.resume else None
+        if not config.resume or (interrupted is not None and has_checkpoint(interrupted)):
+            return None
     places = Path("runs").glob("*") if config.output is None else [Path(config.output)]
     for place in sorted(places, key=os.path.getmtime if config.output is None else None, reverse=True):
         if not (os.path.isfile(place / MODEL) and os.path.isfile(place / CONFIG)):
