@@ -17,7 +17,7 @@ GROUP_NAMES = (
     "patient, patient_id, PatientID, Patient ID, patientId, patientid, PATIENT-ID, Patient Number, "
     "patient no, patientnr, id_patient, anon_patient_id, subject_id, lesion_id, case_id, caseid, "
     "StudyInstanceUID, person_id, animal_id, video_id, clip, session, user_id, participant, author, "
-    "writer_id, location_id, sequence, seq_id, group, group_id, individual_id, MRN, slide_id"
+    "patient_name, PatientenNr, paciente, пациент, 患者ID, subj, writer_id, location_id, sequence, seq_id, group, group_id, individual_id, MRN, slide_id"
 )
 OTHER_NAMES = (
     "patient_age, Patient Gender, n_patients, patients, animal, plant, location, image_id, site_id, "
@@ -25,7 +25,7 @@ OTHER_NAMES = (
 )
 SPLIT_NAMES = (
     "split, set, subset, Usage, phase, partition, fold, dataset, data_split, Data Split, DataSplit, "
-    "datasplit, train_test, train_val_test, mode, split_name, set_type, image_set"
+    "datasplit, ml_use, train_test, train_val_test, mode, split_name, set_type, image_set"
 )
 PATH_NAMES = (
     "path, Filename, file_name, filepaths, image_path, ImgPath, image, Image Index, id_code, "
@@ -307,3 +307,50 @@ def test_columns_that_a_choice_replaces_look_like_nothing():
 
 def test_a_number_of_the_class_does_not_look_like_a_group():
     assert notes(("code_id", [int(label == "dog") for label in LABELS]))["code_id"] == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("subset", ["apprentissage", "essai"]),
+        ("set", ["A", "B"]),
+        ("conjunto", ["entrenamiento", "prueba"]),
+        ("partition", ["T", "V", "E"]),
+        ("comment", ["TRAINING", "UNASSIGNED", "TEST"]),
+        ("kfold", ["0", "1", "2"]),
+    ],
+)
+def test_columns_that_may_state_the_split_in_other_words_are_reported(name, cells):
+    columns = [Column("path"), Column("label"), Column(name)]
+    for column, own in zip(columns, (PATHS, LABELS, cells * (N // len(cells))), strict=True):
+        for cell in own:
+            column.add(cell)
+    found = unused(columns, choose(columns, {}), AUTOMATIC)
+    assert [(one.name, one.like) for one in found] == [(name, "split")]
+
+
+@pytest.mark.parametrize(
+    ("names", "path"),
+    [
+        (("Bild", "label"), 0),
+        (("Bild", "name", "label"), None),  # two columns of files
+    ],
+)
+def test_a_column_of_files_needs_no_usual_name(names, path):
+    columns = [*map(Column, names)]
+    for column in columns:
+        for cell in PATHS:
+            column.add(cell)
+    try:
+        found = choose(columns, {(0, 1): set()}, exists=lambda text: text in PATHS).path
+    except InputError:
+        found = None
+    assert found == path
+
+
+def test_one_of_several_findings_is_not_the_label():
+    columns = [*map(Column, ("image", "No Finding", "Edema", "Mass"))]
+    for i, file in enumerate(PATHS):
+        for column, cell in zip(columns, (file, *(str(int(i % 3 == k)) for k in range(3))), strict=True):
+            column.add(cell)
+    assert choose(columns, {}).labels == (1, 2, 3)

@@ -149,3 +149,10 @@ def test_reports_of_version_0_1_can_be_read():
     old = {"rotated": "turned", "duplicates": "same", "shared_groups": "split_groups", "outliers": "odd",
            "format_leak": "format_tells", "small_classes": "few"}  # fmt: skip
     assert DataReport.from_dict({old.get(key, key): value for key, value in values.items()}) == made
+
+
+@pytest.mark.parametrize("kind", ["blank", "low_contrast"])
+def test_images_without_contrast_are_serious_if_they_are_half_of_all(kind):
+    few, many = (report(**{kind: tuple(f"{i}.png" for i in range(count))}) for count in (11, 12))
+    assert [(one.kind, one.serious) for one in few.findings] == [(kind, False)]
+    assert [(one.kind, one.serious) for one in many.findings] == [(kind, True)]

@@ -34,6 +34,9 @@ MIRRORED = [
     "head_left,head_right,head_center", "gaze left,gaze right", "right,left,wrong", "driver_left,driver_right",
     "car_facing_left,car_facing_right", "texting_left,texting_right,safe_driving", "texting - right,texting - left",
     "talking on the phone - right,talking on the phone - left,safe driving", "lhand,rhand", "VII,VIII,IX",
+    "waxing crescent,waning crescent,full", "First_Quarter,Last_Quarter", "S-twist,Z-twist", "swipe_ltr,swipe_rtl",
+    "3 oclock,9 oclock", "driver side,passenger side", "sola_don,saga_don", "balra,jobbra", "ліворуч,праворуч",
+    "hidari,migi", "چپ,راست",
     "est,ouest", "este,oeste", "восток,запад", "东,西", "nordost,nordwest",
 ]
 SAFE = [
@@ -51,6 +54,7 @@ SAFE = [
     "straight,curly", "six_pack,none", "left_company,stayed", "theft,no theft", "Wright,Smith", "east_asian,african",
     "West Indian manatee,dugong", "santa,fe", "le_corbusier,gaudi", "2,cat,dog", "K-Left Behind,foo",
     "handwritten,printed", "one_dollar,two_dollars", "a_cat,a_dog", "ace,king,queen", "dextrose,fructose", "sag,wag",
+    "first quarter,second quarter", "offside,onside", "3_cat,9_cat", "driver,passenger",
     "destination,origin", "link_a,cat", "linkedin,facebook", "links page,home", "weld,crack", "la_paz,bogota",
     "re_entry,launch", "westie,pug", "northwest_crow,raven", "the_right_stuff,et", "port_wine_stain,nevus",
     "cat (domestic),dog (domestic)", "west nile virus,dengue", "bald_eagle,golden_eagle",

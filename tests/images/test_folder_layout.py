@@ -387,3 +387,17 @@ def test_formats_that_need_an_installation_are_reported_by_kind_and_count(tmp_pa
     ]
     with pytest.raises(InputError, match=r"Skipped: cats/IM0000 and 13 more \(DICOM needs .*formats"):
         load_data(tmp_path / "scans")
+
+
+def test_numbered_folders_inside_classes_are_reported_as_possible_groups(tmp_path):
+    data = read(tmp_path, "normal/patient_1", "normal/patient_2", "tumor/patient_3", "tumor/patient_4")
+    ((text, serious),) = data.notes
+    assert serious
+    assert "groups, such as patients" in text
+
+
+def test_other_folders_inside_classes_are_no_groups(tmp_path):
+    data = read(tmp_path, "cats/siamese", "cats/persian", "dogs/poodle", "dogs/pug")
+    ((text, serious),) = data.notes
+    assert not serious
+    assert "groups" not in text

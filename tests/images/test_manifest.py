@@ -401,3 +401,12 @@ def test_memory_per_row_is_modest(write):
     tracemalloc.stop()
     assert len(found.parts["train"]) == count
     assert peak / count < 230  # bytes; 198 were measured
+
+
+def test_classes_that_may_stand_for_missing_labels_are_reported(write):
+    list_of_r = write("path,label\na.png,cat\nb.png,NA\nc.png,none\n", "a.png", "b.png", "c.png")
+    found = read_manifest(list_of_r)
+    assert found.class_names == ["NA", "cat", "none"]
+    assert [text for text, serious in found.notes if serious] == [
+        "Some class names may stand for missing labels: 'NA'. If so, remove these rows."
+    ]

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from helpers.images import png16
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from transfer.images.checking import check
 from transfer.images.datasets import load_data
@@ -37,6 +37,7 @@ def tiff(values, **options) -> bytes:
     ([(0, 100_000, True)], (0, 2**18 - 1)),
     ([(-1024, 3071, True)], (-1024, 3071)),
     ([(0.1, 0.7, False)], (0, 1)),
+    ([(0.1, 1.2, False)], (0.1, 1.2)),  # reflectances
     ([(0, 1, True), (0, 0.5, False)], (0, 1)),
     ([(0, 254.5, False)], (0, 255)),
     ([(-1, 0.5, False)], (-1, 0.5)),
@@ -206,3 +207,25 @@ def test_a_thin_line_is_not_a_single_color():
     assert not found.single_color and found.high == 250
     assert check(encode(np.full((900, 900), 250, "uint8"))).single_color
     assert check(encode(np.full((9, 9), 250, "uint16"))).single_color
+
+
+@pytest.mark.parametrize(("dtype", "mark"), [("float32", -9999), ("int32", -32768), ("float32", -3.4e38)])
+def test_marks_of_missing_pixels_are_not_part_of_the_extent(dtype, mark):
+    values = ramp(300, dtype=dtype)
+    values[:3, :5] = mark
+    extent = extent_of(values)
+    assert 0 < extent.low < 30
+    assert extent.high == 300
+
+
+def test_the_mark_of_missing_pixels_in_a_tiff_file_is_used():
+    values = ramp(3000)
+    values[:3, :5] = 65535
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[42113], tags.tagtype[42113] = "65535", 2
+    assert inspect_image(tiff(values, tiffinfo=tags), (40, 60)).extent.high == 3000
+    assert inspect_image(tiff(values), (40, 60)).extent.high == 65535
+
+
+def test_an_image_of_missing_pixels_has_an_extent():
+    assert extent_of(np.full((4, 4), -9999, "int32")) == Extent(0, 0, True)

@@ -19,6 +19,7 @@ from transfer.images.split_words import rest_of, split_of
         ("PublicTest", "test"),
         ("tst", "test"),
         ("hold-out", "test"),
+        ("held_out", "test"),
         ("imgs.test", "test"),
         ("valid", "val"),
         ("dev", "val"),

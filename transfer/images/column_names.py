@@ -44,12 +44,13 @@ _SPLIT_NAMES = _words(
 _SPLIT_NAMES |= _words(
     "train training val valid validation test testing dev eval or and cv type kind name image"
 )
-_SPLIT_NAMES |= _words("sample part portion assignment is for use used")
+_SPLIT_NAMES |= _words("sample part portion assignment is for use used ml kfold")
 _FLAG_NAMES = _words("is in for use used as flag image img set split data sample row only")
 
 # Columns that name people or other wholes, and columns of parts of these.
 _WHOLES = _words("group patient subject participant person individual proband volunteer donor user writer")
-_WHOLES |= _words("author artist photographer speaker mrn household")
+_WHOLES |= _words("author artist photographer speaker mrn household subj pat")
+_WHOLES |= _words("patienten patientennummer paciente pacientes paziente pacjent pasien пациент 患者 환자")
 _PARTS = _words("lesion video clip session sequence seq specimen biopsy")
 # These are groups only with a word such as id: without it, they may hold classes or descriptions.
 _WHOLES_WITH_ID = _words("animal owner client customer product item object plant tree family identity case")
@@ -174,6 +175,8 @@ def label_columns(columns: Sequence[Column]) -> list[int]:
 
 def _is_topic(column: Column) -> bool:
     *_, last = [word for word in column.words if word not in _ID_WORDS | {"name"}] or [""]
+    if column.words[:1] == ("no",):  # one of several columns of findings
+        return False
     return column.joined in _TOPICS or (last in _TOPICS and len(column.words) < 3)
 
 
@@ -194,6 +197,8 @@ def rank(column: Column) -> int | None:
         core.pop()
     if len(core) > 1 and core[0] in ("id", "uid"):
         core.pop(0)
+    if len(core) > 1 and core[-1] == "name" and core[-2] in _WHOLES - {"group"}:
+        core.pop()
     if not core or column.is_constant or (column.is_flag and len(column.filled) > 1):
         return None
     with_id = len(core) < len(words)

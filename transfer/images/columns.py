@@ -22,6 +22,14 @@ NONE = "none"
 """Option value for a column that should not be used."""
 
 
+_SURE_NAMES = frozenset(("set", "subset", "usage", "partition", "split", "splits", "fold", "kfold"))
+# Words for training in other languages.
+_TRAINING = re.compile(
+    "entrenamiento|treino|treinamento|apprentissage|entra[iî]nement|addestramento|trainings?daten|uczenie|treningow|"
+    "e[gğ]itim|обуч|трен|训练|訓練|学習|훈련|학습"
+)
+
+
 class Given(NamedTuple):
     """Names of columns that the user chose; several names have commas between them."""
 
@@ -88,6 +96,8 @@ def choose(
         i for i in (paths if len(paths) > 1 else ()) if any(map(exists, [*columns[i].filled][:100]))
     )
     path = next(with_files, next(iter(paths), -1))
+    if path < 0 and named["path"] is None and "path" in required:
+        path = _of_files(columns, named, exists)
     free = [i for i in range(len(columns)) if i != path]
     labels = named["label"]
     if labels is None:
@@ -108,6 +118,23 @@ def choose(
         if kind in required and not found:
             raise _missing(kind, columns)
     return roles
+
+
+def _of_files(
+    columns: Sequence[Column], named: Mapping[str, list[int] | None], exists: Callable[[str], bool]
+) -> int:
+    """Return the only column whose cells are files, whatever its name is; -1 if there is none."""
+    taken = {*label_columns(columns), *(i for own in named.values() for i in own or ())}
+    found = [
+        i
+        for i, column in enumerate(columns)
+        # Numbers could be those of the rows instead.
+        if i not in taken
+        and not column.is_number
+        and 2 * len(column.filled) > sum(column.filled.values())
+        and all(map(exists, [*column.filled][:20]))
+    ]
+    return found[0] if len(found) == 1 else -1
 
 
 def _given(columns: Sequence[Column], text: str | None, kind: str, *, optional: bool) -> list[int] | None:
@@ -253,8 +280,12 @@ def unused(columns: Sequence[Column], roles: Roles, given: Given) -> list[Unused
 
 
 def _like_split(column: Column) -> bool:
-    """Return whether a column has the name of a split, and a few numbers such as those of folds."""
-    return has_split_name(column) and column.is_number and 1 < len(column.filled) <= 20
+    """Return whether a column may state splits: numbers of folds, unknown words, or words of other languages."""
+    if not 1 < len(column.filled) <= 20:
+        return False
+    named = has_split_name(column) and (column.is_number or bool(_SURE_NAMES.intersection(column.words)))
+    known = {split for cell in column.filled if (split := split_in(cell))}
+    return named or len(known) > 1 or any(_TRAINING.match(cell.lower()) for cell in column.filled)
 
 
 def _like_group(column: Column, num_classes: int) -> bool:

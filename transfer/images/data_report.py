@@ -240,6 +240,7 @@ def _problems(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
     if report.out_of_range:
         text = f"Found {plural(len(report.out_of_range), 'image')} with values far outside the range: mostly clipped."
         yield "out_of_range", text, _with_reasons(report.out_of_range)
+    yield from _dull_images(report, serious=True)
     by_form: dict[str, list[str]] = {}
     for name in report.class_names:
         form = "".join(filter(str.isalnum, name.casefold())) or name
@@ -271,18 +272,28 @@ def _hints(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
             f"Found {plural(len(report.outliers), 'image')} with an unusual format, size or range of values."
         )
         yield "outliers", f"{text} Please check.", _with_reasons(report.outliers)
-    if report.blank:
-        yield "blank", f"Found {plural(len(report.blank), 'image')} with a single color.", report.blank
-    if report.low_contrast:
-        where = "the range" if report.pixel_range else "0 to 255"
-        text = f"Found {plural(len(report.low_contrast), 'image')} that use at most an eighth of {where}"
-        yield "low_contrast", f"{text}, such as nearly black ones. Please check.", report.low_contrast
+    yield from _dull_images(report, serious=False)
     if report.more_pages:
         text = f"Found {plural(len(report.more_pages), 'file')} with several pages or frames; one of each is used."
         yield "more_pages", text, report.more_pages
     if report.format_leak:
         text = f"File formats reveal the class: {report.format_leak}. The network may learn the format."
         yield "format_leak", f"{text} Save all images in one format.", ()
+
+
+def _dull_images(report: DataReport, *, serious: bool) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Yield findings on images of a single color or of little contrast; half of all images are serious."""
+    where = "the range" if report.pixel_range else "0 to 255"
+    for kind, names, text in (
+        ("blank", report.blank, "with a single color."),
+        (
+            "low_contrast",
+            report.low_contrast,
+            f"that use at most an eighth of {where}, such as nearly black ones. Please check.",
+        ),
+    ):
+        if names and (2 * len(names) >= report.total > 2) == serious:
+            yield kind, f"Found {plural(len(names), 'image')} {text}", names
 
 
 def _skipped_images(skipped: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, Sequence[str]]]:

@@ -226,7 +226,9 @@ def _load(
             values = deep_pixels.joined(opened, again, wide)
         mode = f"{mode};16"
     if values is not None:
-        shown, extent = _as_8_bit(values, pixel_range, opened.info.get("transparency"))
+        shown, extent = _as_8_bit(
+            values, pixel_range, opened.info.get("transparency"), deep_pixels.no_data_in(opened)
+        )
         if deep_pixels.is_inverted(opened):
             shown = ImageOps.invert(shown)
         shown.info = {key: opened.info[key] for key in ("icc_profile",) if key in opened.info and wide}
@@ -249,11 +251,11 @@ def _load_dicom(image: str | Path | bytes, pixel_range: PixelRange | None) -> _L
 
 
 def _as_8_bit(
-    values: np.ndarray, pixel_range: PixelRange | None, transparent: Any
+    values: np.ndarray, pixel_range: PixelRange | None, transparent: Any, no_data: float | None = None
 ) -> tuple[Image.Image, Extent]:
     """Scale the values of an image with more than 8 bits; without a range, by the image's own."""
     colors = values[..., :3] if values.ndim == 3 else values
-    extent = extent_of(colors)
+    extent = extent_of(colors, no_data)
     pixels = _scaled(colors, extent, pixel_range)
     if transparent is not None and np.size(transparent) == (3 if values.ndim == 3 else 1):
         hidden = values[..., :3] == np.asarray(transparent) if values.ndim == 3 else values == transparent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageFile
 from transfer.images.formats import problem_of
 
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
-_PHOTOMETRIC, _PLANAR = 262, 284  # tags of TIFF
+_PHOTOMETRIC, _PLANAR, _NO_DATA = 262, 284, 42113  # tags of TIFF; the last one is GDAL's
 
 
 def wide_color(image: Image.Image) -> str:
@@ -52,6 +53,13 @@ def deep_values(image: Image.Image) -> np.ndarray | None:
         return None
     values = np.asarray(image)
     return values.astype(values.dtype.newbyteorder("="))
+
+
+def no_data_in(image: Image.Image) -> float | None:
+    """Return the value that marks missing pixels in a TIFF file of maps or satellites, or None."""
+    with suppress(ValueError):
+        return float(str(getattr(image, "tag_v2", {}).get(_NO_DATA, "")).strip("\0 "))
+    return None
 
 
 def is_inverted(image: Image.Image) -> bool:

@@ -329,9 +329,15 @@ def _note_ambiguous_classes(
     elif 2 * sum(len(_child_names(path, scan)) >= MIN_SHARED for path in folders) >= len(classes) > 0:
         inner = sorted({name for path in folders for name in _child_names(path, scan).values()})
         text = f"The classes are the folders {quoted_list(names)}. Their sub-folders are not: {quoted_list(inner)}."
-        notes.append((text, False))
+        counted = len(inner) > 2 and len({_NUMBER.sub("", name.lower()) for name in inner}) == 1
+        may_be_groups = counted and not _PARTS.intersection(rest_of(inner[0]))
+        notes.append((text + f" {_GROUPS}" * may_be_groups, may_be_groups))
 
 
+_GROUPS = (
+    "If these are groups, such as patients, images of one group may be in several splits: write a CSV list with the "
+    "columns path, label and group."
+)
 _WAYS_OUT = (
     "If they are splits, rename them to train, val and test. If the sub-folders are the classes, merge the folders. "
     "If either are groups, such as cameras or patients, write a CSV list with the columns path, label and group."

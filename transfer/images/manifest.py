@@ -28,6 +28,7 @@ from transfer.images.tables import NOT_UTF8, SAVE_AS_UTF8, Table, own_group
 log = logging.getLogger(__name__)
 
 _CHECKED_PATHS = 1_000
+_NO_LABELS = ("NA", "N/A", "NULL", "null", "NaT", "?", "-", "#REF!", "#VALUE!", "#NAME?")
 _URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -73,7 +74,7 @@ def read_manifest(path: Path, given: Given = AUTOMATIC, *, for_test: bool = Fals
         *unused(table.columns, table.roles, given),
         *(Unused(name, reason) for name, reason in left_out),
     ]
-    notes = notes_on(others, _used(table, left_out))
+    notes = [*notes_on(others, _used(table, left_out)), *_missing_labels(class_names)]
     return SourceData(parts, class_names, [*skipped.items()], notes=notes)
 
 
@@ -114,6 +115,14 @@ def _classes(name: str, labels: Sequence[str]) -> dict[str, str]:
     if merged := [f"{label} is {new}" for label, new in class_of.items() if label != new]:
         log.info("Some labels are the same number: %s.", ", ".join(merged[:5]))
     return class_of
+
+
+def _missing_labels(class_names: Sequence[str]) -> list[tuple[str, bool]]:
+    """Return a note on classes whose names programs write for missing labels, such as "NA" in R."""
+    if not (found := [name for name in class_names if name in _NO_LABELS]):
+        return []
+    text = f"Some class names may stand for missing labels: {quoted_list(found)}."
+    return [(f"{text} If so, remove these rows.", True)]
 
 
 def _groups(table: Table, rows: _Rows) -> tuple[Sequence[str], list[tuple[str, str]]]:

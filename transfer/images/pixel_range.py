@@ -12,6 +12,7 @@ FAR_OFF = 8.0
 """An image is reported if the range of the data set is this many times the image's, or the reverse."""
 
 _HUGE = 1e30  # larger values mark missing pixels, as NaN does: -3.4e38 in maps
+_NO_DATA = (-99999, -32768, -32767, -9999)  # the usual marks of missing pixels in satellite images and maps
 
 
 class Extent(NamedTuple):
@@ -67,14 +68,17 @@ BEFORE_0_3 = PixelRange(0.0, 65535.0, dark_as_8_bit=True)
 """The range of runs that do not store one."""
 
 
-def extent_of(values: np.ndarray) -> Extent:
-    """Return the extent of an image, without missing values."""
-    if np.issubdtype(values.dtype, np.integer):
-        return Extent(float(values.min()), float(values.max()), True)
-    known = values[np.abs(values) < _HUGE]  # false for NaN
+def extent_of(values: np.ndarray, no_data: float | None = None) -> Extent:
+    """Return the extent of an image, without missing values; `no_data` is the file's own mark of these."""
+    is_whole = np.issubdtype(values.dtype, np.integer)
+    known = values if is_whole else values[np.abs(values) < _HUGE]  # false for NaN
+    for mark in (*_NO_DATA, no_data):
+        if mark is not None and known.size and mark in (known.min(), known.max()):
+            known = known[known != mark]
     if not known.size:
-        return Extent(0.0, 0.0, False)
-    return Extent(float(known.min()), float(known.max()), bool((known == np.rint(known)).all()))
+        return Extent(0.0, 0.0, bool(is_whole))
+    low, high = float(known.min()), float(known.max())
+    return Extent(low, high, bool(is_whole or (known == np.rint(known)).all()))
 
 
 def find_range(extents: Iterable[Extent]) -> PixelRange | None:
@@ -96,7 +100,8 @@ def range_of(extent: Extent) -> PixelRange:
     if whole:  # the values that 8, 10, 12, 14, 16, ... bits can hold
         bits = max(8, int(high).bit_length())
         return PixelRange(0.0, float(2 ** (bits + bits % 2) - 1))
-    return PixelRange(0.0, 255.0) if high <= 255 else PixelRange(low, high)
+    # A maximum such as 1.2, as in reflectances, is not that of 0 to 255.
+    return PixelRange(0.0, 255.0) if 255 / FAR_OFF < high <= 255 else PixelRange(low, high)
 
 
 def _text(values: PixelRange | Extent) -> str:

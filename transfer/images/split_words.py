@@ -7,7 +7,7 @@ import re
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "val"),
-    **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
 }
 """Words in lower case, and the split that each means."""
 
@@ -33,7 +33,7 @@ def rest_of(text: str) -> tuple[str, ...]:
 def _words(text: str) -> list[str]:
     """Return the words of a name in lower case, with "trainset" as "train" and "set"."""
     words: list[str] = []
-    for word in _WORD.findall(re.sub("(?i)hold[-_ ]out", "holdout", text)):
+    for word in _WORD.findall(re.sub("(?i)h([oe])ld[-_ ]out", r"h\1ldout", text)):
         word = word.lower()
         match = _JOINED.fullmatch(word)
         words += match.groups() if match and word not in SPLIT_WORDS and match[1] in SPLIT_WORDS else [word]
