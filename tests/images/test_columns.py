@@ -17,7 +17,8 @@ GROUP_NAMES = (
     "patient, patient_id, PatientID, Patient ID, patientId, patientid, PATIENT-ID, Patient Number, "
     "patient no, patientnr, id_patient, anon_patient_id, subject_id, lesion_id, case_id, caseid, "
     "StudyInstanceUID, person_id, animal_id, video_id, clip, session, user_id, participant, author, "
-    "patient_name, PatientenNr, paciente, пациент, 患者ID, subj, writer_id, location_id, sequence, seq_id, group, group_id, individual_id, MRN, slide_id"
+    "patient_name, PatientenNr, paciente, пациент, 患者ID, subj, "
+    "writer_id, location_id, sequence, seq_id, group, group_id, individual_id, MRN, slide_id"
 )
 OTHER_NAMES = (
     "patient_age, Patient Gender, n_patients, patients, animal, plant, location, image_id, site_id, "

@@ -382,7 +382,7 @@ def test_formats_that_need_an_installation_are_reported_by_kind_and_count(tmp_pa
     assert [finding.text for finding in load_data(tmp_path / "mixed").report.findings if finding.serious] == [
         'Skipped 2 images: HEIC needs the package pillow-heif: pip install ".[formats]".',
         'Skipped 2 images: DICOM needs the package pydicom: pip install ".[formats]".',
-        "Skipped 2 images that cannot be used (not an image of a known format but a pointer of Git LFS (run "
+        "Skipped 2 images that cannot be used (not an image but a pointer of Git LFS (run "
         "`git lfs pull`): 2).",
     ]
     with pytest.raises(InputError, match=r"Skipped: cats/IM0000 and 13 more \(DICOM needs .*formats"):

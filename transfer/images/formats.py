@@ -63,7 +63,7 @@ def is_image(head: bytes) -> bool:
 
 def problem_of(kind: str) -> str:
     """Return why images of a format cannot be read here, or an empty string."""
-    if kind in ("PDF", "a web page"):
+    if kind == "PDF" or kind.startswith("a "):
         return f"not an image but {kind}"
     if kind in _UNREADABLE:
         return f"{kind} is not supported: save it as JPEG or PNG"
