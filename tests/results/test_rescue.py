@@ -96,5 +96,5 @@ def test_a_training_beyond_the_limit_of_file_sizes_ends_with_one_message(tmp_pat
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "Cannot write" in line]
-    assert "file too large" in line and "ulimit" in line and "No other folder has room" in line
+    assert "file too large" in line and "ulimit" in line and "No other folder has enough space" in line
     assert not files(tmp_path)

@@ -45,7 +45,7 @@ def write_somewhere(folder: Path, write: Write) -> None:
         )
     elif not resumable:
         parts.append(
-            "No other folder has room, and no checkpoint could be written: the trained model is lost."
+            "No other folder has enough space, and no checkpoint could be written: the trained model is lost."
         )
     if resumable:
         parts.append(f"{advice}, and the same command continues from the last checkpoint.")
