@@ -513,3 +513,16 @@ def test_the_command_starts_without_tensorflow():
 def test_clean_data_log_no_warning(color_folder, caplog):
     load_data(color_folder)
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize(
+    ("val", "column", "expected"), [(0.1, None, True), (0, None, False), (0.1, "none", False)]
+)
+def test_a_split_that_groups_leave_empty_is_reported(tmp_path, val, column, expected):
+    fill(tmp_path, {"cat": 12, "dog": 12})
+    rows = [f"{name}/{i:02}.png,{name},{'AB'[i // 6]}" for name in ("cat", "dog") for i in range(12)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,group", *rows]))
+    data = load_data(tmp_path / "list.csv", val=val, group_column=column, near_duplicates=False)
+    found = [finding.text for finding in data.report.findings if "too few groups" in finding.text]
+    assert bool(found) == expected
+    assert all(text.startswith("No images are in val") for text in found)

@@ -179,6 +179,7 @@ def load_data(
     else:
         _refuse_too_few(name, data)
         splits = complete_splits(data.parts, ids, data.class_names, seed=seed, **sizes)
+        data = replace(data, notes=[*data.notes, *_empty_splits(splits, sizes)])
     splits = with_pixel_range(splits, _range_in_use(data, checked, splits["train"]))
     if few_shot is not None:
         names = [name for part in data.parts.values() for name in part.names]
@@ -397,6 +398,17 @@ def _duplicate_ids(
     ids = find_duplicates([image.digest for image in images], hashes)
     ends = np.cumsum([len(part) for part in checked.values()])
     return dict(zip(checked, np.split(ids, ends[:-1]), strict=True))
+
+
+def _empty_splits(splits: Mapping[str, Split], sizes: Mapping[str, float | int]) -> list[tuple[str, bool]]:
+    """Return a note if groups are too few for a split that was asked for."""
+    empty = [split for split in ("val", "test") if sizes[split] and not len(splits[split])]
+    if not empty or not len(splits["train"].groups):
+        return []
+    text = f"No images are in {' and '.join(empty)}: there are too few groups. "
+    return [
+        (f"{text}Use --group-column none if they are no groups of related images, such as patients.", True)
+    ]
 
 
 def _refuse_too_few(name: str, data: SourceData) -> None:
