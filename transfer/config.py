@@ -22,7 +22,7 @@ from transfer.images.data_config import DataConfig
 from transfer.training.recipes import Recipe
 
 FLIPS = ("auto", "yes", "no")
-"""Whether augmentation may mirror images; `auto` decides by the class names and by a measurement."""
+"""Whether augmentation may flip images; `auto` decides by the class names and by a measurement."""
 
 FIRST = (
     "data",
@@ -49,7 +49,7 @@ class ModelOptions:
     weights: str = "pretrained"
     # Input preprocessing of your own model: none, tf, torch, caffe or lite.
     preprocessing: str | None = None
-    # Python module, or .py file, with the layers of your own model that Keras does not have. Its code is run.
+    # Python module, or .py file, that defines the custom layers of your own model. Its code is run.
     custom_objects: str | None = None
     # Height and width in pixels. Default: the size that the network was pre-trained with.
     image_size: int | None = None
@@ -105,7 +105,7 @@ class TrainingOptions:
     find_learning_rate: bool = False
     # Augmentation of training images during fine-tuning: none, light, standard or strong.
     augment: str = "light"
-    # Mirror images in augmentation: auto (not if that changes classes, by their names and training images), yes or no.
+    # Flip images horizontally: yes, no, or auto, which decides by the class names and a test on training images.
     flip: str = "auto"
     # Weight classes inversely to their size.
     class_weights: bool = False
@@ -213,7 +213,7 @@ class TrainConfig(
 
     @property
     def flips(self) -> bool | None:
-        """Whether augmentation mirrors images; None decides by the classes."""
+        """Whether augmentation flips images; None decides by the class names and a measurement."""
         return {"auto": None, "yes": True, "no": False}[self.flip]
 
     @property

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report_interrupt(stopped: KeyboardInterrupt) -> int:
     streams.print_text(
-        f"{str(stopped) or 'Stopped.'} The same command continues from the last checkpoint, if any.\n",
+        f"{str(stopped) or 'Stopped.'} The same command resumes from the last checkpoint, if any.\n",
         sys.stderr,
     )
     return 128 + int(getattr(stopped, "signal", signal.SIGINT))
@@ -184,7 +184,7 @@ def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) 
     if changes and resume_from is not None and run_folders.has_checkpoint(resume_from):
         raise InputError(
             f"Expected the images of the interrupted run in {resume_from}. {changes}. Restore them and run the same "
-            "command, or delete that folder to start anew."
+            "command, or delete that folder to start again."
         )
     if changes:
         log.warning("Since the same command stopped, %s. This run uses the images that are there.", changes)

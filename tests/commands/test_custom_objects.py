@@ -1,4 +1,4 @@
-"""`--custom-objects`: a network with layers of its own, from training to export."""
+"""`--custom-objects`: a network with custom layers, from training to export."""
 
 import os
 import subprocess

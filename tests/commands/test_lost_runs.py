@@ -1,4 +1,4 @@
-"""What could cost a run: images that vanish, finished and running runs, wrong options, and outputs in odd places."""
+"""Runs at risk: missing images, finished and running runs, wrong options, and unusual outputs."""
 
 import json
 import logging
@@ -281,7 +281,7 @@ def test_a_closed_terminal_saves_a_checkpoint(folder):
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
-def test_a_training_goes_on_after_the_reader_of_its_output_is_gone(closed, folder):
+def test_training_continues_after_the_reader_of_its_output_is_gone(closed, folder):
     command = [
         sys.executable,
         "-m",

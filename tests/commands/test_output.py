@@ -74,7 +74,7 @@ def test_class_names_that_the_encoding_lacks_are_escaped(encoding, cats):
     assert rb"\u732b" in done.stdout
 
 
-def test_training_goes_on_if_the_reader_of_its_log_is_gone(cats):
+def test_training_continues_if_the_reader_of_its_log_is_gone(cats):
     options = "--data data --model DemoCNN --image-size 64 --case small-similar --output run"
     done = shell(f'"$PYTHON" -m transfer.train {options} | head -1; exit ${{PIPESTATUS[0]}}', cats)
     assert done.returncode == 0

@@ -82,7 +82,7 @@ def test_each_case_learns_colors_and_writes_a_complete_folder(case, color_folder
         assert np.asarray(Image.open(image).convert("L")).std() > 5  # not blank
 
 
-def test_classes_that_a_mirror_would_swap_are_not_mirrored(color_folder, elsewhere, capsys):
+def test_classes_that_flips_would_swap_are_not_flipped(color_folder, elsewhere, capsys):
     for name, color in (("turn_left", "red"), ("turn_right", "blue")):
         shutil.copytree(color_folder / color, elsewhere / "arrows" / name)
     flags = ["--data", "arrows", "--case", "large-similar", "--epochs", "1", "--output", "run", *QUICK]
@@ -241,7 +241,7 @@ def test_ctrl_c_while_tensorflow_traces_gives_one_message(monkeypatch, capsys):
 
     monkeypatch.setattr("transfer.train.run", interrupted)
     assert main([]) == 130
-    assert capsys.readouterr().err.startswith("Stopped. The same command continues from the last checkpoint")
+    assert capsys.readouterr().err.startswith("Stopped. The same command resumes from the last checkpoint")
 
 
 def test_an_unknown_flag_is_reported(capsys):

@@ -1,4 +1,4 @@
-"""The settings of Keras: wrong ones are one sentence that names the file or the variable."""
+"""Wrong settings of Keras raise one sentence that names the file or the variable."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def write(home, **changes):
     (home / "keras.json").write_text(json.dumps({**GOOD, **changes}), encoding="utf-8")
 
 
-def test_the_settings_that_keras_writes_are_right(home):
+def test_the_settings_that_keras_writes_are_valid(home):
     keras_setup.check_keras()
     assert keras_setup.backend() == "tensorflow"
     write(home, backend="jax", floatx="float64")
@@ -79,7 +79,7 @@ def test_a_folder_in_place_of_the_file_is_an_error(home):
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino", "numpy", "TensorFlow", "pytorch"])
-def test_a_wrong_variable_is_named_even_if_the_file_is_right(home, monkeypatch, name):
+def test_a_wrong_variable_is_reported_even_if_the_file_is_valid(home, monkeypatch, name):
     write(home)
     monkeypatch.setenv("KERAS_BACKEND", name)
     with pytest.raises(InputError, match=f"{name!r}, from the environment variable KERAS_BACKEND"):
@@ -93,7 +93,7 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(home, monkeypatc
         keras_setup.check_keras()
 
 
-def test_a_limit_that_is_no_number_is_named(home, monkeypatch):
+def test_a_limit_must_be_a_number(home, monkeypatch):
     monkeypatch.setenv("KERAS_MAX_EPOCHS", "many")
     with pytest.raises(InputError, match=r"KERAS_MAX_EPOCHS\. Received: 'many'"):
         keras_setup.check_keras()

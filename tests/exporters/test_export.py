@@ -176,7 +176,7 @@ def encoded(image, form, **options):
     return stream.getvalue()
 
 
-def test_the_notes_say_the_range_of_deep_images(run):
+def test_the_notes_contain_the_range_of_images_with_more_than_8_bits(run):
     from transfer.exporters.output_folder import file_notes
 
     assert "pixel_range" not in file_notes(run, "onnx", None)

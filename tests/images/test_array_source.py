@@ -98,7 +98,7 @@ def test_a_dict_names_the_splits():
     ((labels(), noise()), "the labels first. Swap them"),
     ((noise(), labels(), noise(5), labels(5)), "four arrays one by one. Group them in pairs"),
     ((noise(), noise(5), labels(), labels(5)), "four arrays one by one. Group them in pairs"),
-    (["a.png", "b.png"], "a list of paths. Pass one folder, with train and test in it, or write"),
+    (["a.png", "b.png"], "a list of paths. Pass one folder, with train and test in it. Or write"),
     ((["a.png", "b.png"], [0, 1]), "a list of str. Write the paths and labels of the files to a CSV file"),
     ((np.array(["a.png", "b.png"]), [0, 1]), "Expected images of shape"),
     (([Image.new("P", (8, 8))] * 2, [0, 1]), "a list of Image"),

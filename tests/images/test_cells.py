@@ -1,4 +1,4 @@
-"""What the cells of a list mean: missing values, splits, equal numbers, and labels of several classes."""
+"""Cells of a list: missing values, splits, equal numbers, and labels of several classes."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_other_cells_are_known_without_spaces():
 @pytest.mark.parametrize(
     ("text", "missing"), [("nan", True), (" NaN", True), ("None", False), ("NA", False), ("naan", False)]
 )
-def test_a_label_is_missing_only_if_no_class_is_called_like_it(text, missing):
+def test_a_label_is_missing_only_if_no_class_has_its_name(text, missing):
     assert is_nan(text) == missing
 
 
@@ -104,7 +104,7 @@ def test_parts_of_other_combinations_are_evidence():
         ["Felis (cat, domestic)", "cat"],
     ],
 )
-def test_names_of_one_class_are_left_alone(labels):
+def test_names_of_one_class_are_not_combinations(labels):
     assert several_labels(labels) == []
 
 

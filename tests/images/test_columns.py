@@ -1,4 +1,4 @@
-"""Which column of a list is what, by its name and its cells."""
+"""Columns of a list are recognized by their names and their cells."""
 
 import itertools
 
@@ -95,16 +95,16 @@ def test_names_of_groups(name):
 
 
 @pytest.mark.parametrize("name", OTHER_NAMES.split(", "))
-def test_names_of_other_properties_are_no_groups(name):
+def test_names_of_other_properties_are_not_groups(name):
     assert chosen((name, PATIENTS))["group"] == []
 
 
-def test_flags_and_constants_are_no_groups():
+def test_flags_and_constants_are_not_groups():
     assert chosen(("same_patient", [0, 1] * 6))["group"] == []
     assert chosen(("group", ["a"] * N))["group"] == []
 
 
-def test_people_come_before_their_parts():
+def test_people_have_priority_over_their_parts():
     assert chosen(("lesion_id", PATIENTS), ("patient_id", PATIENTS))["group"] == ["patient_id", "lesion_id"]
 
 
@@ -139,8 +139,8 @@ def test_one_flag_for_each_split():
 def test_a_flag_of_validation_that_most_images_have_is_refused():
     message = refusal(("valid", [1, 1, 1, 0] * 3))
     assert message == (
-        "the column 'valid' marks most images. Do these validate, or are they usable? Use --split-column valid or "
-        "--split-column none."
+        "the column 'valid' marks most images, so that its meaning is unclear. If these are for validation, use "
+        "--split-column valid. Otherwise use --split-column none."
     )
     assert chosen(("valid", [1, 1, 1, 0] * 3), given=Given(split="none"))["split"] == []
     assert chosen(("valid", [1, 1, 1, 0] * 3), given=Given(split="valid"))["split"] == [("valid", "val")]
@@ -166,12 +166,12 @@ def test_two_columns_of_split_words_are_refused():
     assert chosen(("split", WORDS), ("dataset", ["train"] * N))["split"] == [("split", "")]
 
 
-def test_words_of_other_things_under_the_name_of_a_split_are_no_split():
+def test_other_words_under_the_name_of_a_split_are_not_splits():
     assert chosen(("mode", ["RGB", "L"] * 6))["split"] == []
     assert chosen(("dataset", ["A", "B"] * 6))["split"] == []
 
 
-def test_a_flag_whose_name_is_no_split_is_refused():
+def test_a_flag_without_a_split_in_its_name_is_refused():
     assert "the name does not say for which split" in refusal(("held", [0, 1] * 6), given=Given(split="held"))
 
 
@@ -203,11 +203,11 @@ def test_names_of_labels(name):
     assert named(labeled(**{"path": PATHS, name: LABELS}))["label"] == [name]
 
 
-def test_a_label_is_better_than_a_topic():
+def test_a_label_has_priority_over_a_topic():
     assert named(labeled(path=PATHS, label=LABELS, variety=PATIENTS))["label"] == ["label"]
 
 
-def test_words_are_better_than_numbers_if_they_name_the_same_classes():
+def test_words_have_priority_over_numbers_of_the_same_classes():
     numbers = [int(label == "dog") for label in LABELS]
     assert named(labeled(path=PATHS, label=numbers, class_name=LABELS))["label"] == ["class_name"]
     with pytest.raises(
@@ -218,7 +218,7 @@ def test_words_are_better_than_numbers_if_they_name_the_same_classes():
     assert named(columns, given=Given(label="label"))["label"] == ["label"]
 
 
-def test_an_empty_label_column_is_passed_over():
+def test_an_empty_label_column_is_not_used():
     assert named(labeled(path=PATHS, label=[""] * N, **{"class": LABELS}))["label"] == ["class"]
 
 
@@ -263,7 +263,7 @@ def notes(*more, given=AUTOMATIC):
     }
 
 
-def test_unused_columns_are_noted_with_what_they_look_like():
+def test_unused_columns_are_noted_with_their_probable_kind():
     found = notes(
         ("age", [20 + i % 5 for i in range(N)]),
         ("site_id", PATIENTS),
@@ -300,7 +300,7 @@ def test_numbers_under_the_name_of_a_whole_look_like_groups_and_boxes_are_noted(
     }
 
 
-def test_columns_that_a_choice_replaces_look_like_nothing():
+def test_columns_that_a_choice_replaces_have_no_probable_kind():
     more = [("site_id", PATIENTS), ("fold", [0, 1, 2] * 4)]
     assert {like for like, _ in notes(*more, given=Given(group="none", split="none")).values()} == {""}
     assert notes(*more, ("patient", PATIENTS))["site_id"] == ("", "")  # groups are used

@@ -1,4 +1,4 @@
-"""Class names that tell the left from the right forbid flips; names that only look like it do not."""
+"""Class names that distinguish left and right forbid flips; similar names do not."""
 
 import pytest
 
@@ -63,7 +63,7 @@ SAFE = [
 
 
 @pytest.mark.parametrize("names", MIRRORED)
-def test_classes_that_a_mirror_would_swap_forbid_flips(names):
+def test_classes_that_flips_would_swap_forbid_flips(names):
     assert flip_problem(names.split(",")) and not flips_are_safe(names.split(","))
 
 

@@ -1,4 +1,4 @@
-"""Folders as people have them: splits and classes are recognized, or the folder is refused."""
+"""Common folder layouts: splits and classes are recognized, or the folder is refused."""
 
 from pathlib import Path
 
@@ -189,7 +189,7 @@ def test_flat_parts_of_one_data_set_are_reported(tmp_path):
     (r"train\cats\1.jpg", "contain backslashes instead of folders: unpack"),
     ("0.png", r"If 'cats' is a class, pass the folder that contains it"), ("README.md", r"own sub-folder\.$"),
 ])  # fmt: skip
-def test_an_error_about_missing_classes_looks_at_the_files(file, hint, tmp_path):
+def test_an_error_about_missing_classes_gives_advice_on_the_files(file, hint, tmp_path):
     with pytest.raises(InputError, match=rf"at least 2 classes in 'cats'.*{hint}"):
         load_data(make(tmp_path / "cats", ".", name=file))
 
@@ -202,11 +202,11 @@ def test_an_error_about_missing_classes_looks_at_the_files(file, hint, tmp_path)
     "dataset/dataset"), (["archive/PetImages/cats", "archive/PetImages/dogs"], "archive/PetImages"),
     (inside(("train/images", "test/images")), "train/images"),
 ])  # fmt: skip
-def test_folders_around_the_data_are_looked_through(places, used, tmp_path):
+def test_folders_around_the_data_are_noted(places, used, tmp_path):
     make(tmp_path, "__MACOSX/train/cats", "__MACOSX/x")
     data = read(tmp_path, *places)
     assert data.class_names == [*PETS] and not data.skipped
-    assert data.notes == [(f"Using the folder {used!r}: the folders above it hold nothing else.", False)]
+    assert data.notes == [(f"Using the folder {used!r}: the folders above it contain nothing else.", False)]
     assert "/".join(data.parts["train"].names[0].split("/")[:2]) == "/".join(places[0].split("/")[:2])
 
 

@@ -1,4 +1,4 @@
-"""Formats beyond JPEG, PNG, GIF, BMP and WebP: what is read, and what is said about the rest."""
+"""Formats beyond JPEG, PNG, GIF, BMP and WebP: they are read, or reported with advice."""
 
 import importlib.util
 import io
@@ -94,7 +94,7 @@ def test_exif_rotation_is_applied_in_every_format(kind):
 
 
 @pytest.mark.skipif(not features.check("jpg_2000"), reason="needs OpenJPEG")
-def test_16_bit_jpeg_2000_is_grey_of_16_bits():
+def test_16_bit_jpeg_2000_is_gray_of_16_bits():
     values = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype("uint16")
     decoded = inspect_image(encode(values, "JPEG2000"), (48, 64))
     assert decoded.extent is not None and decoded.extent.high == 65535
@@ -259,7 +259,7 @@ def test_dicom_in_color_of_8_bits_or_compressed_is_read():
 
 
 @needs_dicom
-def test_the_middle_frame_is_read_and_said():
+def test_the_middle_frame_is_read_and_reported():
     frames = np.stack([ramp(1000) * 0 + value for value in (10, 2000, 20)])
     frames[:, 0, 0] = 0
     decoded = inspect_image(dicom(frames), (32, 48))
@@ -365,7 +365,7 @@ def test_an_older_pillow_without_avif_says_so(monkeypatch):
     (b"MM+\0", ""),
     (b"MM\0+\0\x08\0\0", "TIFF"),
 ])  # fmt: skip
-def test_kinds_are_told_by_the_first_bytes(head, kind):
+def test_the_first_bytes_decide_the_format(head, kind):
     assert kind_of(head) == kind
 
 
@@ -409,7 +409,7 @@ def test_truncated_and_damaged_files_are_read_or_refused(kind):
         assert bool(found.problem) != bool(found.digest)
 
 
-def test_pages_of_a_tiff_file_are_said_but_not_counted():
+def test_pages_of_a_tiff_file_are_reported_but_not_counted():
     """A file with a million pages would take minutes to walk through."""
     pages = [halves(size=(64, 48 + i)) for i in range(3)]
     assert check(encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])).more_pages
@@ -454,7 +454,7 @@ def test_bombs_of_new_formats_are_refused_by_their_size():
         assert "180,000,000 pixels" in check(content).problem
 
 
-def test_previews_in_camera_raw_files_are_not_taken_for_the_image():
+def test_previews_in_camera_raw_files_are_not_read():
     for tags in ({254: 1}, {50706: b"\1\4\0\0"}):
         content = encode(halves(), "TIFF", tiffinfo=tags)
         assert check(content).problem == "camera raw is not supported: save it as JPEG or PNG"
@@ -484,7 +484,7 @@ def test_wide_gamut_images_are_converted_to_srgb(kind, space):
         assert np.abs(decode(content, (48, 64)).astype(int) - (180, 70, 60)).max() <= 3
 
 
-def test_grey_and_cmyk_profiles_are_applied_only_to_their_modes():
+def test_gray_and_cmyk_profiles_are_applied_only_to_their_modes():
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     adobe = matrix_profile("Adobe RGB")
     assert (decode(encode(halves(), "PNG", icc_profile=srgb), (48, 64)) == np.asarray(halves())).all()

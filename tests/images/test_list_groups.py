@@ -1,4 +1,4 @@
-"""Columns of groups in a list: which are combined, and which are left out."""
+"""Group columns of a list are combined or left out."""
 
 import pytest
 
@@ -56,5 +56,5 @@ def test_many_households_are_combined_with_their_persons():
         groups(("patient", 0, persons), ("group", 0, ["control"] * 30 + ["treated"] * 30))
 
 
-def test_rows_without_any_group_stay_alone():
+def test_rows_without_any_group_are_not_combined():
     assert groups(("a", 0, ["", "x", ""]), ("b", 1, ["", "", "y"]))[0] == [-1, 0, 1]

@@ -1,4 +1,4 @@
-"""Files of a list that are not where it says: without extension, in sub-folders, or from another machine."""
+"""Paths of a list that do not exist as written: without extension, in sub-folders, or from another machine."""
 
 import os
 
@@ -73,11 +73,11 @@ def test_the_folder_of_the_split_decides_between_files_of_one_name(finder):
     )
 
 
-def test_masks_of_the_same_name_are_no_images(finder):
+def test_masks_of_the_same_name_are_not_images(finder):
     assert found(finder("images/1.jpg", "masks/1.png"), "1") == "images/1.jpg"
 
 
-def test_copies_of_a_file_are_no_problem(finder):
+def test_copies_of_a_file_are_not_a_problem(finder):
     assert found(finder("Part_1/1.jpg", "part_1 copy/1.jpg", content="same"), "1") == "Part_1/1.jpg"
 
 

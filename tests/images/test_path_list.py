@@ -1,4 +1,4 @@
-"""Lists of paths are read as the tools of all systems write them."""
+"""Lists of paths are read in the forms that the tools of all systems write."""
 
 import io
 import os

@@ -73,7 +73,7 @@ def test_large_images_become_the_same_8_bits_as_small_ones():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_16_bit_png_keeps_all_bits(top, channels, interlaced):
-    """Pillow drops the low byte of color and of grey with alpha."""
+    """Pillow drops the low byte of color and of gray with alpha."""
     values = np.random.default_rng(0).integers(0, top + 1, (30, 44, channels)).astype("uint16")
     values[0, 0] = top
     if channels in (2, 4):

@@ -1,4 +1,4 @@
-"""Words that mean a split, in names as people write them."""
+"""Words that mean a split, in common spellings of names."""
 
 import pytest
 

@@ -245,14 +245,14 @@ def write_cut_off(file):
         ("m.h5", lambda f: f.write_bytes(b"\x80\x04K\x01."), "is not a model of Keras"),
     ],
 )
-def test_what_cannot_be_loaded_is_said_in_one_sentence(name, write, message, tmp_path):
+def test_a_file_that_cannot_be_loaded_raises_one_sentence(name, write, message, tmp_path):
     write(tmp_path / name)
     with pytest.raises(InputError, match=message) as raised:
         saved_model(tmp_path / name)
     assert str(tmp_path / name) in str(raised.value)
 
 
-def test_weights_without_a_network_are_said_to_be_weights(tiny, tmp_path):
+def test_weights_without_a_network_are_reported_as_weights(tiny, tmp_path):
     tiny.save_weights(tmp_path / "m.weights.h5")
     (tmp_path / "m.weights.h5").rename(tmp_path / "m.h5")
     with pytest.raises(InputError, match=r"holds weights without their network. Pass it as --weights"):

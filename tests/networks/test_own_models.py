@@ -1,4 +1,4 @@
-"""Models from the user's own files: what loads, and one sentence for all that does not."""
+"""Models from the user's own files: they load, or one sentence says what to do."""
 
 import keras
 import numpy as np
@@ -132,7 +132,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_file_that_is_no_network_is_said_to_be_one_of_its_kind(name, tmp_path):
+def test_a_file_of_another_kind_is_reported_with_its_kind(name, tmp_path):
     (tmp_path / name).write_bytes(b"something else")
     with pytest.raises(InputError) as raised:
         load_backbone(tmp_path / name)
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_network_is_said_to_be_one_of_its_kind(name, tmp_path)
         ([], "Received: the folder"),
     ],
 )
-def test_a_folder_that_is_no_network_says_what_it_is(files, message, tmp_path):
+def test_a_folder_of_another_kind_is_reported_with_its_kind(files, message, tmp_path):
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(InputError, match=message):
@@ -171,7 +171,7 @@ def test_a_folder_that_is_no_network_says_what_it_is(files, message, tmp_path):
         ("", "Unknown model ''"),
     ],
 )
-def test_names_and_addresses_that_are_no_network_say_what_to_do(name, message, tmp_path, monkeypatch):
+def test_names_and_addresses_of_other_models_are_refused_with_advice(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bests.keras").touch()
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""A run that its disk refuses is kept elsewhere, and one sentence says where."""
+"""A run that cannot be written to its disk is kept elsewhere, and one sentence says where."""
 
 import errno
 import subprocess
@@ -44,7 +44,7 @@ def files(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_run_that_can_be_written_is_where_it_was_wanted(folder):
+def test_a_run_that_can_be_written_is_in_its_folder(folder):
     write_somewhere(folder, writer())
     assert files(folder.parent) == ["model.keras"] and (folder / "model.keras").is_file()
 
@@ -60,9 +60,9 @@ def test_on_a_full_disk_the_run_is_in_the_temporary_folder(folder, number):
     assert files(kept) == ["model.keras"] and not files(folder)
 
 
-def test_with_a_checkpoint_the_same_command_continues(folder):
+def test_with_a_checkpoint_the_same_command_resumes(folder):
     checkpoint(folder)
-    with pytest.raises(InputError, match="continues from the last checkpoint"):
+    with pytest.raises(InputError, match="resumes from the last checkpoint"):
         write_somewhere(folder, writer(folder))
 
 
@@ -72,12 +72,12 @@ def test_if_the_temporary_folder_is_full_too_the_cache_keeps_the_run(folder):
     assert not files(folder.parent / "temporary")
 
 
-def test_if_all_disks_are_full_the_message_says_what_is_left(folder):
+def test_if_all_disks_are_full_the_message_says_what_to_do(folder):
     with pytest.raises(InputError, match=r"the trained model is lost\. Free"):
         write_somewhere(folder, writer(folder.parent))
     checkpoint(folder)
     with pytest.raises(
-        InputError, match=r"Free space on this disk.* continues from the last checkpoint"
+        InputError, match=r"Free space on this disk.* resumes from the last checkpoint"
     ) as raised:
         write_somewhere(folder, writer(folder.parent))
     assert "lost" not in str(raised.value)

@@ -83,7 +83,7 @@ def test_the_list_of_drawing_functions_has_those_of_a_run():
 
 
 @pytest.mark.parametrize(("module", "name"), drawing_functions())
-def test_a_drawing_function_that_fails_costs_only_its_figures(
+def test_a_drawing_function_that_fails_loses_only_its_figures(
     module, name, results, tmp_path, monkeypatch, caplog
 ):
     def fail(*args, **options):
@@ -97,20 +97,20 @@ def test_a_drawing_function_that_fails_costs_only_its_figures(
     assert all(f"no memory for {name}" in line and "\n" not in line for line in lines)
 
 
-def test_fonts_that_cannot_be_read_cost_only_the_figures(results, tmp_path, monkeypatch):
+def test_fonts_that_cannot_be_read_lose_only_the_figures(results, tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.backends.backend_agg.get_font", lambda *args, **options: 1 / 0)
     assert not written(tmp_path / "run", results)
     assert (tmp_path / "run" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("name", ["write_page", "write_card"])
-def test_a_page_that_fails_does_not_cost_the_other_files(name, results, tmp_path, monkeypatch, caplog):
+def test_a_page_that_fails_does_not_lose_the_other_files(name, results, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(run_writer, name, lambda *args: 1 / 0)
     assert written(tmp_path / "run", results) >= FIGURES
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_ctrl_c_in_a_figure_is_not_taken_for_a_failure(results, tmp_path, monkeypatch):
+def test_ctrl_c_in_a_figure_is_not_a_failed_figure(results, tmp_path, monkeypatch):
     def interrupted(*args):
         try:
             raise KeyboardInterrupt
@@ -123,7 +123,7 @@ def test_ctrl_c_in_a_figure_is_not_taken_for_a_failure(results, tmp_path, monkey
     assert load_run(tmp_path / "run").metrics["num_classes"] == 3
 
 
-def test_images_that_are_gone_cost_only_the_figures_that_show_them(results, tmp_path, caplog):
+def test_missing_images_lose_only_the_figures_that_show_them(results, tmp_path, caplog):
     shutil.rmtree(results.config.data)  # last: the other tests need the images
     figures = written(tmp_path / "run", results)
     assert figures == FIGURES - {"predictions", "blocks"}

@@ -1,4 +1,4 @@
-"""The range of images with more than 8 bits per channel travels with the model."""
+"""The range of images with more than 8 bits per channel is stored with the model."""
 
 import shutil
 import zipfile
@@ -58,7 +58,7 @@ def test_files_and_16_bit_arrays_are_predicted_alike(deep_run):
         assert np.abs(np.subtract(one.probabilities, other.probabilities)).max() < 1e-6
 
 
-def test_images_far_off_the_range_are_predicted_with_a_warning(deep_run, tmp_path, caplog):
+def test_images_far_outside_the_range_are_predicted_with_a_warning(deep_run, tmp_path, caplog):
     values = np.random.default_rng(0).integers(0, 65536, (32, 32)).astype("uint16")
     Image.fromarray(values).save(tmp_path / "bright.png")
     Image.fromarray(values // 200).save(tmp_path / "dark.png")

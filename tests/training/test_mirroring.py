@@ -1,4 +1,4 @@
-"""Classes that mirroring swaps are found by measurement, whatever they are called; other classes are not."""
+"""Classes that mirroring swaps are found by measurement, whatever their names; other classes are not."""
 
 import numpy as np
 import pytest

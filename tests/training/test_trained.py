@@ -1,4 +1,4 @@
-"""Wrong arguments of `fit` and `evaluate` are refused with what to do; a trained model knows its classes."""
+"""Wrong arguments of `fit` and `evaluate` are refused with advice; a trained model has class names."""
 
 from functools import partial
 
@@ -113,7 +113,7 @@ def test_data_from_load_data_are_required(model, data, color_folder):
         load_data(data)
 
 
-def test_swapped_arguments_and_things_that_are_no_model_are_refused(model, data, strange_run):
+def test_swapped_arguments_and_other_objects_are_refused(model, data, strange_run):
     for given, message in (
         (data, r"as the first argument of fit\(model, data\). Received: ImageData"),
         (str(strange_run), r"Load it first: transfer.load_run\(path\).model"),

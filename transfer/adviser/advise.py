@@ -85,7 +85,8 @@ def advise(
         The advice.
 
     Raises:
-        InputError: a number is out of range, or the network returns NaN for these images.
+        InputError: the arguments are not `ImageData` and a network, a number is out of range, or the network returns
+            NaN for these images.
 
     Example:
         >>> from transfer.images.datasets import load_data

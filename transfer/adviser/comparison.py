@@ -57,7 +57,7 @@ def compare(
         The candidates, the most accurate first. Candidates within one standard error of the best are sorted by speed.
 
     Raises:
-        InputError: a name is unknown, or there are too few images for cross-validation.
+        InputError: `data` is not `ImageData`, a name is unknown, or there are too few images for cross-validation.
 
     Example:
         >>> from transfer.images.datasets import load_data

@@ -93,7 +93,8 @@ def build(
         output is the class probabilities, shape (batch, num_classes). Labels are integers.
 
     Raises:
-        InputError: an argument is invalid, or the network has no graph with one input of color images and one output.
+        InputError: an argument is invalid, the network has no graph with one input of color images and one output, or
+            Keras' floatx is float16.
 
     Example:
         >>> base = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))

@@ -17,8 +17,8 @@ from transfer.common.errors import InputError
 
 
 def add_custom_objects(parser: argparse.ArgumentParser) -> None:
-    """Add the flag for the layers of a run that Keras does not have."""
-    text = "Python module or .py file with the layers of the run that Keras does not have; its code is run"
+    """Add the flag for the module with the custom layers of a run."""
+    text = "Python module or .py file that defines the custom layers of the run; its code is run"
     parser.add_argument("--custom-objects", metavar="MODULE", help=text)
 
 

@@ -66,7 +66,7 @@ def one_line(error: Exception, *, most: int = 400) -> str:
 
 @contextlib.contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Run a step that a result can do without: log its error in one sentence, and continue."""
+    """Run an optional step; if it fails, log its error in one sentence, and continue."""
     try:
         yield
     except Exception as error:  # libraries that draw may raise anything, such as MemoryError

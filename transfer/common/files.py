@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def disk_advice(error: OSError, default: str) -> str:
-    """Return what to do about a file that could not be written."""
+    """Return the advice for a file that could not be written."""
     return _DISK_ADVICE.get(error.errno or 0, default)
 
 

@@ -53,7 +53,7 @@ def _is_of_stdout(error: OSError) -> bool:
 
 
 def _discard(stream: TextIO) -> None:
-    """Discard what a stream writes from now on, and what is left in its buffer."""
+    """Discard the buffer of a stream, and all later output."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -61,7 +61,7 @@ def _discard(stream: TextIO) -> None:
 
 
 class _Lasting:
-    """A stream whose errors do not stop the program: it discards what its reader no longer takes."""
+    """A stream whose errors do not stop the program: after an error, it discards text."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -76,7 +76,7 @@ class _Lasting:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is left in the buffer, or discard it."""
+        """Write the text in the buffer, or discard it."""
         with self._errors_discarded():
             self._stream.flush()
 
@@ -90,7 +90,7 @@ class _Lasting:
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Let a long program go on within a `with` block after its terminal, or the reader of its pipe, is gone."""
+    """Keep a program running within a `with` block if its terminal, or the reader of its pipe, is gone."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (_Lasting(stream) for stream in before)
     try:
@@ -110,7 +110,7 @@ def print_text(text: str, stream: TextIO | None = None) -> None:
 
 
 class LogHandler(logging.StreamHandler):
-    """A handler that lets the program go on if the reader of the log has closed the pipe, or the disk is full."""
+    """A handler that keeps the program running if the reader of the log has closed the pipe, or the disk is full."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Discard the rest of the log after an error of the stream."""
@@ -141,7 +141,7 @@ def usable_streams() -> Iterator[None]:
                 setattr(sys, name, opened.enter_context(open(os.devnull, mode, encoding="utf-8")))
             elif mode == "w" and hasattr(
                 stream, "reconfigure"
-            ):  # those of notebooks and tests take every text
+            ):  # the streams of notebooks and tests take every text
                 stream.reconfigure(errors="backslashreplace")
         try:
             yield

@@ -207,8 +207,8 @@ def evaluate(
         views: number of views of each image, 1 or more. The first view is the image itself, the others are augmented.
             The probabilities are averaged over the views.
         augment: augmentation level of the other views, a key of `AUGMENTATIONS`.
-        flip: whether augmentation flips images. None does as `fit` did for this model; if `fit` did
-            not decide, it flips them unless the class names tell the left from the right.
+        flip: whether augmentation flips images horizontally. None uses the decision of `fit` for this model. If `fit`
+            did not decide, the class names do: classes such as left and right are not flipped.
         engine: engine for the frozen part, one of `ENGINES`.
         cache: feature cache. None is the user's default cache.
         seed: random seed of the augmented views.

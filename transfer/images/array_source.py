@@ -84,7 +84,7 @@ def _from_pair(source: Any) -> dict[str, Any]:
     if items and all(isinstance(item, str | os.PathLike) for item in items):
         raise InputError(
             "Expected a folder, or (images, labels). Received a list of paths. Pass one folder, with train and test in "
-            "it, or write the paths and labels of images to a CSV file with the columns path and label, and pass its "
+            "it. Or write the paths and labels of images to a CSV file with the columns path and label, and pass its "
             "path."
         )
     if len(items) == 4 and sorted(map(rank_of, items))[-2] > 2:

@@ -18,7 +18,7 @@ No level changes the hue, because color distinguishes many classes.
 """
 
 MIRROR = "mirror"
-"""Mirrors every image: only for a test whether mirrored images keep their class, not a level to train with."""
+"""Level that mirrors every image, for `training.mirroring` only; it is not a level to train with."""
 
 MIXES = ("none", "mixup", "cutmix")
 """Ways to mix the images of a batch and their labels: MixUp (Zhang et al. 2018, arXiv:1710.09412) blends two images,

@@ -1,4 +1,4 @@
-"""What the cells of a list mean: splits, flags, groups and labels."""
+"""Interpret the cells of a list: splits, flags, groups and labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def known(text: str) -> str:
 
 
 def is_nan(text: str) -> bool:
-    """Return whether a cell is what programs write for a missing value, and hardly the name of a class."""
+    """Return whether a cell is a mark of a missing value that is unlikely to be the name of a class."""
     return text.strip() in ("nan", "NaN", "<NA>", "#N/A")
 
 

@@ -183,7 +183,7 @@ def _content(path: str) -> bytes:
     if info.st_size > MAX_BYTES:
         raise BadImageError(f"{info.st_size:,} bytes are more than {MAX_BYTES:,}")
     with open(path, "rb") as stream:
-        if info.st_size > _LARGE and not is_image(stream.read(HEAD_BYTES)):  # such as a film or an archive
+        if info.st_size > _LARGE and not is_image(stream.read(HEAD_BYTES)):  # such as a video or an archive
             raise BadImageError("not an image of a known format")
         stream.seek(0)
         return stream.read()

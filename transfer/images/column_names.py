@@ -1,4 +1,4 @@
-"""A column of a list: what its name and its cells mean."""
+"""Interpret a column of a list by its name and its cells."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _SPLIT_NAMES |= _words(
 _SPLIT_NAMES |= _words("sample part portion assignment is for use used ml kfold")
 _FLAG_NAMES = _words("is in for use used as flag image img set split data sample row only")
 
-# Columns that name people or other wholes, and columns of parts of these.
+# Columns of people or other wholes, and columns of their parts.
 _WHOLES = _words("group patient subject participant person individual proband volunteer donor user writer")
 _WHOLES |= _words("author artist photographer speaker mrn household subj pat")
 _WHOLES |= _words("patienten patientennummer paciente pacientes paziente pacjent pasien пациент 患者 환자")

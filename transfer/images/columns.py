@@ -37,7 +37,7 @@ class Given(NamedTuple):
     label: str | None = None
     split: str | None = None
     group: str | None = None
-    # Whether columns that the list does not have are looked for by their usual names.
+    # Whether to find a missing column by its usual names instead.
     optional: bool = False
 
 
@@ -51,7 +51,7 @@ class Unused(NamedTuple):
     name: str
     # Examples of its cells, or why it is not used; may be empty.
     reason: str = ""
-    # What it looks like: "group", "split", "box" or "".
+    # Its probable kind: "group", "split", "box" or "".
     like: str = ""
 
 
@@ -87,7 +87,7 @@ def choose(
     required: Collection[str] = ("path", "label"),
     exists: Callable[[str], bool] = lambda path: False,
 ) -> Roles:
-    """Return which column is what; `pairs` are the different pairs of cells of label columns."""
+    """Return the columns to use, by kind; `pairs` are the different pairs of cells of label columns."""
     named = {kind: _given(columns, getattr(given, kind), kind, optional=given.optional) for kind in KINDS}
     paths = named["path"] or [
         i for i in path_columns(columns) if not any(i in (own or ()) for own in named.values())
@@ -179,7 +179,7 @@ def _label(
 def _split(
     columns: Sequence[Column], free: Sequence[int], named: Sequence[int] | None, groups: Sequence[int]
 ) -> tuple[tuple[int, str], ...]:
-    """Return the columns of splits; raise for a column of split words with an unknown name."""
+    """Return the split columns; raise for a column of split words with an unknown name."""
     if named is not None:
         for i in named:
             if columns[i].is_flag and not columns[i].flagged_split:
@@ -206,8 +206,8 @@ def _split(
         held_out = sum(n for cell, n in columns[i].counts.items() if FLAGS[cell.lower()])
         if columns[i].flagged_split == "val" and 2 * held_out > sum(columns[i].counts.values()) > 1:
             raise InputError(
-                f"the column {columns[i].name!r} marks most images. Do these validate, or are they usable? Use "
-                f"--split-column {columns[i].name} or --split-column {NONE}."
+                f"the column {columns[i].name!r} marks most images, so that its meaning is unclear. If these are for "
+                f"validation, use --split-column {columns[i].name}. Otherwise use --split-column {NONE}."
             )
     return tuple((i, columns[i].flagged_split) for i in flags)
 
@@ -296,7 +296,7 @@ def _like_group(column: Column, num_classes: int) -> bool:
 
 
 def notes_on(columns: Sequence[Unused], used: Mapping[str, Sequence[str]]) -> list[tuple[str, bool]]:
-    """Return sentences on the columns that are used and unused, and whether each needs action."""
+    """Return sentences on the used and the unused columns, and whether each needs action."""
     notes = []
     if any([kind] != names for kind, names in used.items()):
         read = [f"{kind} from {quoted_list(names)}" for kind, names in used.items()]

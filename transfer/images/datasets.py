@@ -110,10 +110,12 @@ def load_data(
 ) -> ImageData:
     """Load labeled images, check every image, and split them into train, val and test.
 
+    Images of more than 8 bits per channel are scaled by the range of the training images (`report.pixel_range`).
+
     The split is stratified by class. It depends on the seed and the names of the images, not on the order in which
     the file system lists them. Duplicates stay in one split, and so do the images of a group. Splits of the source
     are kept, with a warning if they share images. If the source has `val` but no `test`, its `val` becomes the test
-    set, and a new validation set is drawn from `train`, so that early stopping and testing never share images.
+    set, and a new validation set is drawn from `train`. Early stopping and testing thus never share images.
 
     Every class keeps at least one image for training. The second image of a class goes to test, the third to
     validation. Images with conflicting labels are used for training only.
@@ -121,13 +123,14 @@ def load_data(
     Args:
         source: One of
 
-            - a folder with a sub-folder of images per class, optionally below folders whose names contain the word of
-              a split, such as `train`, `val` and `test`, or `seg_train` and `seg_test`;
+            - a folder with a sub-folder of images per class. Folders of splits may lie above the classes, such as
+              `train` and `test`, or `seg_train` and `seg_test`;
             - `"emoji"`, the data set that comes with the package;
             - a list of images as CSV or Parquet (see `manifest.read_manifest`);
             - `"tfds:NAME[/CONFIG][:VERSION]"`, a name of tensorflow_datasets;
-            - arrays `(images, labels)` or `((x_train, y_train), (x_test, y_test))`, as `keras.datasets` returns them,
-              with images of shape (N, H, W[, C]) and values from 0 to 255;
+            - arrays `(images, labels)` or `((x_train, y_train), (x_test, y_test))`, as `keras.datasets` returns them.
+              Images have shape (N, H, W[, C]) and values from 0 to 255, or are a list of arrays of different sizes.
+              Labels are whole numbers, class names or one-hot;
             - one or several `tf.data.Dataset` of (image, label) (see `array_source.read_arrays`).
         image_size: Size of the images in pixels, one number or (height, width); None for the model's own.
         resize: How images change shape: `"stretch"`, `"crop"` (the center) or `"pad"` (with black).
@@ -374,7 +377,7 @@ def _check(data: SourceData, *, strict: bool) -> tuple[SourceData, dict[str, lis
 def _grouped_by_patient(data: SourceData, checked: Mapping[str, Sequence[CheckedImage]]) -> SourceData:
     """Make the patients of DICOM files the groups of the images, if the source has no groups."""
     patients = {image.patient for part in checked.values() for image in part} - {""}
-    # One id for all images, such as ANONYMOUS, says nothing.
+    # A single id for all images, such as ANONYMOUS, identifies no patient.
     if len(patients) < 2 or any(len(part.groups) for part in data.parts.values()):
         return data
     parts = {}
@@ -383,9 +386,7 @@ def _grouped_by_patient(data: SourceData, checked: Mapping[str, Sequence[Checked
             image.patient or own_group(name) for name, image in zip(part.names, checked[split], strict=True)
         ]
         parts[split] = replace(part, groups=ids)
-    note = (
-        f"The images of a patient form a group: found {len(patients):,} different PatientID in DICOM files."
-    )
+    note = f"Each patient is a group: found {len(patients):,} different values of PatientID in DICOM files."
     return replace(data, parts=parts, notes=(*data.notes, (note, False)))
 
 

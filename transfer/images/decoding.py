@@ -306,7 +306,7 @@ def _extrema(rgb: Image.Image) -> list[tuple[int, int]]:
 
 
 def _has_more_pages(image: Image.Image) -> bool:
-    """Return whether a loaded file has a second page or frame, without walking through all of them."""
+    """Return whether a loaded file has a second page or frame, without reading all of them."""
     with suppress(Exception):  # what follows the first page may be broken
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     return False

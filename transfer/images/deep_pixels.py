@@ -26,7 +26,7 @@ def wide_color(image: Image.Image) -> str:
 def select_low_bytes(image: ImageFile.ImageFile, raw: str) -> None:
     """Make Pillow load the low byte of each 16-bit value, where it normally keeps the high one."""
     mode, _, kind = raw.partition(";")
-    # Grey with alpha has no raw mode for the low bytes, but as four channels all bytes are loaded.
+    # Gray with alpha has no raw mode for the low bytes, but as four channels all bytes are loaded.
     other = "RGBA" if mode == "LA" else f"{mode};{_OTHER_BYTE[kind]}"
     tiles: list[Any] = [*image.tile]
     for i, tile in enumerate(tiles):
@@ -40,7 +40,7 @@ def select_low_bytes(image: ImageFile.ImageFile, raw: str) -> None:
 def joined(high: Image.Image, low: Image.Image, raw: str) -> np.ndarray:
     """Return 16-bit values from an image that was loaded with its high and its low bytes."""
     bytes_low = np.asarray(low).astype("uint16")
-    if raw.startswith("LA"):  # each pixel is the two bytes of grey and the two bytes of alpha
+    if raw.startswith("LA"):  # each pixel is the two bytes of gray and the two bytes of alpha
         grey, alpha = (bytes_low[..., i] << 8 | bytes_low[..., i + 1] for i in (0, 2))
         return np.stack([grey, grey, grey, alpha], axis=-1)
     values = np.asarray(high).astype("uint16") << 8 | bytes_low
@@ -48,7 +48,7 @@ def joined(high: Image.Image, low: Image.Image, raw: str) -> np.ndarray:
 
 
 def deep_values(image: Image.Image) -> np.ndarray | None:
-    """Return the values of a loaded grey image with more than 8 bits; None for other images."""
+    """Return the values of a loaded gray image with more than 8 bits; None for other images."""
     if not image.mode.startswith("I") and image.mode != "F":
         return None
     values = np.asarray(image)

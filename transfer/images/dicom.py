@@ -75,7 +75,7 @@ def _adopt_frame_settings(data: Dataset, number: int) -> None:
 
 
 def _windowed(data: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Return grey values: 0 to 255 if the file has a window, else in the units of the file."""
+    """Return gray values: 0 to 255 if the file has a window, else in the units of the file."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     values = apply_modality_lut(stored, data)

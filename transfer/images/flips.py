@@ -1,4 +1,4 @@
-"""Class names that tell the left from the right: mirrored images of such classes may belong to another class."""
+"""Find class names that distinguish left and right: their mirrored images may belong to another class."""
 
 # ruff: noqa: RUF001 (words of other alphabets)
 
@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-# The rule: augmentation must not mirror images if one of these holds.
+# The rule: augmentation must not flip images if one of these holds.
 # 1. Most names are characters: digits, letters, digit words, Roman numerals ("7", "letter_b", "0 - zero", "IV").
 # 2. Swapping the two sides in a name gives another name: "turn_left" and "turn_right", "eye_l" and "eye_r".
 # 3. A name is only a side and generic words, also without its counterpart: "left" beside "straight".

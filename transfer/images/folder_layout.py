@@ -86,7 +86,7 @@ class Layout(NamedTuple):
 
 
 def find_layout(top: Path, scan: FolderScan) -> Layout:
-    """Return the folders of splits and classes; raise if they could mean several things."""
+    """Return the folders of splits and classes; raise if they are ambiguous."""
     notes: list[Note] = []
     _refuse_annotated(top, scan)
     folder = _inside(top, scan, notes, stop_at_splits=True)
@@ -125,9 +125,7 @@ def _inside(folder: Path, scan: FolderScan, notes: list[Note], *, stop_at_splits
         len(children) > 1 or (stop_at_splits and any(split_of(child.name) for child in children))
     ):
         return folder
-    text = (
-        f"Using the folder {printable(scan.relative_name(inner))!r}: the folders above it hold nothing else."
-    )
+    text = f"Using the folder {printable(scan.relative_name(inner))!r}: the folders above it contain nothing else."
     notes.append((text, False))
     return inner
 
@@ -159,7 +157,7 @@ def _split_folders(folder: Path, scan: FolderScan) -> dict[str, Path]:
             raise InputError(
                 f"Expected one folder per split in {folder}. Received: {several}. Merge or rename one."
             )
-    # A split that is not sorted into folders by class has no labels; it is looked at again later.
+    # A split that is not sorted into folders by class has no labels; it is checked again later.
     return {split: (inside[split] or paths)[0] for split, paths in found.items()}
 
 

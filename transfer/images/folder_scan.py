@@ -45,7 +45,7 @@ class FolderScan:
 
     def skip(self, path: str | Path, reason: str) -> None:
         """Record a file or folder that cannot be used, once."""
-        if (name := self.relative_name(path)) not in self._reported:  # a file may be looked at more than once
+        if (name := self.relative_name(path)) not in self._reported:  # a file may be checked more than once
             self._reported.add(name)
             self.skipped.append((name, reason))
 
@@ -81,7 +81,7 @@ class FolderScan:
             if circular:
                 self.skip(path, "a link to a folder that contains it")
             elif stat.S_ISDIR(mode) and _is_run(path):
-                self.skip(path, "the folder of a run, whose figures are no data")
+                self.skip(path, "the folder of a run, whose figures are not data")
             elif stat.S_ISDIR(mode):
                 folders.append(folder / entry.name)
             elif stat.S_ISREG(mode):

@@ -79,7 +79,7 @@ def problem_of(kind: str) -> str:
 
 @cache
 def pillow_formats(kind: str = "") -> tuple[str, ...]:
-    """Return the formats that Pillow may open for a kind of file; some of its other decoders start programs."""
+    """Return the formats that Pillow may open for a kind of file; some other decoders of Pillow start programs."""
     # Pillow would log each of thousands of files of an unsupported kind; the report lists them once.
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
     names = ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]

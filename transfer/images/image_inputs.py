@@ -1,4 +1,4 @@
-"""Find the single images in what users pass to `predict`, and decode each of them."""
+"""Find the single images in the input of `predict`, and decode each of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LONGEST_PATH = 4096  # bytes
 
 
 def find_images(source: Any) -> Iterator[Any]:
-    """Yield the images in what a user passed; raise an error if it holds none."""
+    """Yield the images of an input; raise an error if it has none."""
     if (text := path_of(source)) is not None:
         yield from _files(text)
     elif isinstance(source, Split):
@@ -209,7 +209,7 @@ def _checked_images(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _values_problem(pixels: np.ndarray, *, several: bool = False) -> str:
-    """Return what is wrong with the values of images. One image of 8 bits may be dark, any may be black."""
+    """Return the problem with the values of images. One image of 8 bits may be dark, any may be black."""
     is_sure = not pixels.any() or (pixels.dtype == np.uint8 and not several)
     return value_problem(pixels) or ("" if is_sure else scale_problem(pixels.max()))
 
@@ -232,7 +232,7 @@ def decode_image(
 
 
 def _decodable(image: Any) -> Path | bytes | PIL.Image.Image:
-    """Return what the decoder reads, or raise `BadImageError`."""
+    """Return the image in a form that the decoder reads, or raise `BadImageError`."""
     if isinstance(image, BadImageError):
         raise image
     if (text := path_of(image)) is not None:

@@ -43,7 +43,7 @@ class PathFinder:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        # What the paths begin with on another machine, and the folder that has the rest.
+        # The beginning of the paths on another machine, and the folder here that replaces it.
         self.prefix: tuple[str, ...] = ()
         self.base = folder
         self._files: dict[str, dict[str, list[str]]] = {}
@@ -63,9 +63,7 @@ class PathFinder:
         else:
             moved = plain.replace("\\", "/") if len(parts) > 1 else plain
         found = self._in_folder(moved)
-        if (
-            not found and len(parts) == 1
-        ):  # a name alone; below a folder that is named, another file could be meant
+        if not found and len(parts) == 1:  # only a name: with a folder, a file elsewhere may be another image
             found = self._anywhere(parts[0])
         if len(found) > 1:
             found = self._narrowed(found, label, split)

@@ -1,4 +1,4 @@
-"""Recognize files that are no source of labeled images, and say what to do with them."""
+"""Recognize files that are not a source of labeled images, and advise on each kind."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _KINDS = {
     ),
     "annotations in XML": ((".xml",), "Such files usually describe boxes for object detection. " + _SORT),
     "a document": ((".pdf", ".doc", ".docx", ".html", ".htm", ".md"), _SORT),
-    "a film": ((".mp4", ".avi", ".mov", ".mkv", ".webm"), "Save its frames as images. " + _SORT),
+    "a video": ((".mp4", ".avi", ".mov", ".mkv", ".webm"), "Save its frames as images. " + _SORT),
     "a program": ((".py", ".ipynb", ".exe", ".sh"), _SORT),
 }
 _KIND_OF = {suffix: (kind, remedy) for kind, (suffixes, remedy) in _KINDS.items() for suffix in suffixes}
 
 
 def other_file(path: Path) -> tuple[str, str] | None:
-    """Return what a file is and what to do, if it is neither an image nor a list of images."""
+    """Return the kind of a file and the advice, if it is neither an image nor a list of images."""
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml"):
         return _yaml_file(path)
@@ -65,7 +65,7 @@ def other_file(path: Path) -> tuple[str, str] | None:
 
 
 def _yaml_file(path: Path) -> tuple[str, str]:
-    """Return what a YAML file is: the description of a YOLO data set, the options of a run, or another file."""
+    """Return the kind of a YAML file and the advice: a YOLO data set, the options of a run, or another file."""
     import yaml
 
     values: Any = None
@@ -97,7 +97,7 @@ def _train_folders(path: Path, values: dict[str, Any]) -> Iterator[Path]:
 
 
 def _json_file(path: Path) -> tuple[str, str]:
-    """Return what a JSON file is; annotations of COCO have known names at the beginning or the end."""
+    """Return the kind of a JSON file and the advice; annotations of COCO have known keys at either end."""
     texts = [""]
     with suppress(OSError), path.open("rb") as file:
         texts.append(file.read(2**20).decode("utf-8", "replace"))

@@ -56,7 +56,7 @@ def make_dataset(
         batch_size: Images per batch, on all devices together; the last batch may be smaller.
         training: Shuffle in each epoch, augment and mix. Otherwise the images keep the order of the split.
         augment: One of `AUGMENTATIONS`. Each image changes differently in each epoch; ignored unless `training`.
-        flip: Whether augmentation may mirror images (see `flip_problem`).
+        flip: Whether augmentation may flip images horizontally (see `flips.flip_problem`).
         mix: One of `MIXES`. All but `"none"` make the labels one-hot; images are mixed only with `training`.
         num_classes: Length of one-hot labels; required for a `mix`.
         cache: Keep decoded images for the next epoch; None does so only with `training`.

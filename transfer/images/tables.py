@@ -67,7 +67,7 @@ class Table:
         self._problems: list[str] = []
         self._num_problems = 0
         self._num_unlabeled = 0
-        # The columns and what they hold, after `rows` began.
+        # The used columns by kind, set when `rows` begins.
         self.columns: list[Column] = []
         self.roles = Roles(-1, (), (), ())
         try:
@@ -122,7 +122,7 @@ class Table:
             for (one, other), found in pairs.items():
                 found.add((cells[one].strip(), cells[other].strip()))
         self._problems, self._num_problems = [], 0  # found again when the rows are yielded
-        if not self.columns:  # not even these can be read, which the second reading reports
+        if not self.columns:  # they cannot be read; the second reading reports it
             return self.roles
         try:
             return choose(

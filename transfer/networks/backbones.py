@@ -75,7 +75,7 @@ def load_backbone(
 
     Args:
         name: name of a `keras.applications` constructor, `"EfficientNetLite0"` to `"EfficientNetLite2"`, `"DemoCNN"`,
-            or the path of your own model: a `.keras` or `.h5` file that Keras saved, or the folder of a run.
+            or the path of your own model. That is a `.keras` or `.h5` file, or the folder of a run.
         weights: `"pretrained"`, the published weights; `"none"` or None, random weights; or the path of a weights file.
             Published weights are from ImageNet, and Keras downloads them. Those of the EfficientNet-Lites are in
             installed packages. The DemoCNN has only the weights `"shapes"`; for `"imagenet"` it warns and loads
@@ -83,8 +83,8 @@ def load_backbone(
         image_size: height and width in pixels. None is the size that the weights were trained for.
         include_top: whether to keep the network's own classifier, which shows how similar the new data are to the
             source classes. None keeps it if it works with this image size.
-        custom_objects: layers of your own model that Keras does not have: a dictionary of classes by name, or the name
-            or path of a Python module that defines them. Importing a module runs its code.
+        custom_objects: custom layers of your own model: a dictionary of classes by name, or the name or path of a
+            Python module that defines them. Importing a module runs its code.
         **arguments: arguments of the constructor, such as `alpha=0.5`.
 
     Returns:

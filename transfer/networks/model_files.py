@@ -27,7 +27,7 @@ from transfer.networks.model_forms import format_of
 log = logging.getLogger(__name__)
 
 CustomObjects = Mapping[str, Any] | str | Path | None
-"""Layers that Keras does not have: by name, or a module that defines them."""
+"""Custom layers: classes by name, or a module that defines them."""
 
 # Keys that versions of Keras after the oldest that setup.cfg allows have added to the configurations of layers, with
 # the default of their constructors. Older versions refuse a file with an unknown key, so a key that holds its default
@@ -89,7 +89,7 @@ def _for_all_versions(value: Any) -> Any:
 
 
 def saved_model(path: str | Path, *, custom_objects: CustomObjects = None, module: str = "") -> keras.Model:
-    """Load a whole model that was saved with Keras; `module` is the one that errors suggest for its layers."""
+    """Load a whole model that was saved with Keras; errors suggest `module` for its custom layers."""
     file = Path(path)
     if not file.exists():
         raise InputError(f"Expected a model file. Received: {str(path)!r}, which does not exist.")
@@ -156,7 +156,7 @@ def _modern(value: Any) -> Any:
         return {"class_name": "Functional" if name == "Model" else name, "config": config}
     layer = getattr(keras.layers, name, None)
     if inspect.isclass(layer) and re.match(r"(tf_)?keras\b|None", str(value.get("module"))):
-        value.pop("module", None)  # the modules of Keras 2 are others
+        value.pop("module", None)  # Keras 2 has other modules
         known = _parameters(layer)
         shape = config.pop("batch_input_shape", None)
         if shape is not None:
@@ -235,7 +235,7 @@ def _names_missing_class(error: Exception) -> str | None:
 
 
 def _explained(error: Exception, file: Path, kind: str, module: str) -> InputError:
-    """Return the error for a model that does not load: what it is, and what to do."""
+    """Return an error that explains why a model does not load, with advice."""
     text, name, version = str(error), _names_missing_class(error), _version_of(file, kind)
     if kind == "keras" and (version or "").startswith("2."):
         return InputError(

@@ -1,4 +1,4 @@
-"""What is given as a model: the files and folders that Keras loads, and what to do with all others."""
+"""Recognize the files and folders that Keras loads as models, and advise on all others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _has_suffix(name: str) -> bool:
 
 
 def _form_of(name: str) -> tuple[str, str] | None:
-    """Return what a file of that name is, and what to do with it; the longest suffix decides."""
+    """Return the kind of a file by its name, and the advice; the longest suffix decides."""
     lower = name.lower()
     ends = [(suffix, form) for suffixes, form in _FORMS.items() for suffix in suffixes]
     fitting = [(len(suffix), form) for suffix, form in ends if lower.endswith(suffix)]
@@ -62,7 +62,7 @@ def _form_of(name: str) -> tuple[str, str] | None:
 
 
 def model_place(name: str) -> Path:
-    """Return the path of the model that Keras can load; raise an error that says what else was given."""
+    """Return the path of a model that Keras can load; raise an error with advice for all others."""
     path = Path(name).expanduser()
     if "://" in name:
         raise InputError(
@@ -75,7 +75,7 @@ def model_place(name: str) -> Path:
         if form is None and not _has_suffix(name) and not path.parent.is_dir():
             raise InputError(
                 f"No file has the name {name!r}. If it is a model of timm, Hugging Face or Kaggle, load it in Keras, "
-                "save it as .keras, and pass that file; or choose the name of a network of keras.applications."
+                "save it as .keras, and pass that file. Or choose the name of a network of keras.applications."
             )
         near = nearest(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         hint = f" Did you mean {str(path.parent / near[0])!r}?" if near else ""
@@ -92,7 +92,7 @@ def _is_keras_archive(path: Path) -> bool:
 
 
 def _model_in_folder(folder: Path) -> Path:
-    """Return the model in a folder, such as that of a run; raise an error that says what the folder is."""
+    """Return the model in a folder, such as that of a run; raise an error with advice for other folders."""
     names = {entry.name for entry in folder.iterdir()}
     if {"config.json", "metadata.json"} <= names and any(n.startswith("model.weights") for n in names):
         return folder  # an unpacked .keras file, which Keras loads

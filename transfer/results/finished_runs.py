@@ -119,8 +119,8 @@ def load_run(place: str | Path, *, custom_objects: CustomObjects = None) -> Fini
 
     Args:
         place: The run's folder, or a `.keras` file.
-        custom_objects: Layers of the model that Keras does not have: a dictionary of classes by name, or the name or
-            path of a Python module that defines them. Importing a module runs its code.
+        custom_objects: Custom layers of the model: a dictionary of classes by name, or the name or path of a Python
+            module that defines them. Importing a module runs its code.
 
     Returns:
         The run.

@@ -93,7 +93,8 @@ def predict(
         images: One image or several:
 
             - files: a path, a folder (searched with its sub-folders), or a pattern such as `"photos/*.jpg"`;
-            - arrays or tensors of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), 0 to 255, or a batch of them;
+            - arrays or tensors of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), 0 to 255, or a batch of them.
+              16-bit arrays are scaled by `FinishedRun.pixel_range`;
             - Pillow images, encoded images as bytes, and open files;
             - a list, a generator, a pandas Series, a `tf.data.Dataset` or a split of `load_data` with any of these.
         engine: Engine for many images: `"auto"`, `"keras"` or `"openvino"`.

@@ -48,9 +48,9 @@ def write_somewhere(folder: Path, write: Write) -> None:
             "No other folder has enough space, and no checkpoint could be written: the trained model is lost."
         )
     if resumable:
-        parts.append(f"{advice}, and the same command continues from the last checkpoint.")
+        parts.append(f"{advice}. Then the same command resumes from the last checkpoint.")
     elif kept is None:
-        parts.append(f"{advice}, and run the same command again.")
+        parts.append(f"{advice}. Then run the same command again.")
     raise InputError(" ".join(parts)) from None
 
 

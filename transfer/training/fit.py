@@ -86,9 +86,9 @@ def fit(
         batch_size: images per step over all devices, 1 or more.
         augment: augmentation of the training images: `"none"`, `"light"`, `"standard"` or `"strong"`. Layers whose
             outputs are computed once see augmented images only with `views` of 2 or more.
-        flip: whether augmentation flips images horizontally. None flips unless that would change a class:
-            the class names tell the left from the right, are digits or letters, or, measured before the training,
-            mirrored training images of two classes look like those of the other class. The log says why.
+        flip: whether augmentation flips images horizontally. None flips them unless that would change a class. The
+            class names are checked first, such as left and right, digits or letters. Then a measurement on training
+            images finds classes that are mirror images of each other. `TrainingLog.flip_problem` states the reason.
         class_weights: weight the loss so that all classes count the same, regardless of their number of images.
         solver: solver of a head on features. `"exact"` computes the optimum of the convex problem and chooses its
             regularization. `"sgd"` trains in epochs and never holds all features in memory. `"auto"` uses
@@ -109,8 +109,8 @@ def fit(
         recipe: options of fine-tuning, such as the schedule, layer-wise learning-rate decay and weight decay. None
             uses the defaults of `Recipe`.
         checkpoints: folder for checkpoints. If it holds an interrupted training with the same settings, network and
-            images, that training resumes and ends with the same weights as without the interruption. Ctrl-C and SIGTERM
-            then stop after the current step and save a checkpoint. None saves nothing.
+            images, that training resumes and ends with the same weights as without the interruption. Ctrl-C, SIGTERM
+            and SIGHUP then stop after the current step and save a checkpoint. None saves nothing.
         checkpoint_every: seconds between two checkpoints.
         callbacks: additional Keras callbacks for fine-tuning, or for the head if only the head is trained. In
             fine-tuning they see the whole model: with callbacks, frozen layers run in each epoch.

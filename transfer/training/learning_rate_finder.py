@@ -77,7 +77,7 @@ def find_learning_rate(
         The learning rates, their losses and the suggested rate; `plot()` draws them.
 
     Raises:
-        InputError: `steps` is below 10, or only the head is trainable.
+        InputError: the arguments are not a model and `ImageData`, `steps` is below 10, or only the head is trainable.
 
     Example:
         >>> from transfer.cases.builders import large_similar

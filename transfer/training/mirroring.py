@@ -37,9 +37,10 @@ RIDGE = 0.1
 """Penalty of the ridge regression, for features of mean square 1. Between 0.03 and 0.3 it made no difference."""
 
 SIGNIFICANCE = {"direction": 0.01, "sides": 0.02}
-"""Significance levels of `mirrored_pair`, for all pairs of classes together. Held-out predictions depend on each
-other, so that false alarms are more frequent: in simulations 4% with 8 classes that cannot be learned, and 7% with 12
-images of each of 8 classes that differ in kind and face opposite sides (21% with 0.05 and a `LEAST_LOSS` of 0.4)."""
+"""Significance levels of `mirrored_pair`, for all pairs of classes together. False alarms are more frequent, because
+held-out predictions depend on each other. In simulations, their rate was 4% with 8 classes that cannot be learned. It
+was 7% with 12 images of each of 8 classes that differ in kind and face opposite sides. It was 21% with 0.05 and a
+`LEAST_LOSS` of 0.4."""
 
 LEAST_LOSS = 0.5
 """Smallest loss that switches flips off, as a fraction of the accuracy above chance. A smaller loss may be significant
@@ -47,7 +48,7 @@ with many images although flips do no harm."""
 
 
 class Pair(NamedTuple):
-    """Two classes, and how accurately they are told apart with and without their directions."""
+    """Two classes, and the accuracy of distinguishing them with and without their directions."""
 
     first: int
     second: int
@@ -63,7 +64,7 @@ class Pair(NamedTuple):
 
 
 def decide_flips(settings: TrainingSettings, extractor: keras.Model, engine: Engine) -> TrainingLog:
-    """Decide whether augmentation flips images, by a measurement unless that is known; return it as a log."""
+    """Decide whether augmentation flips images, and measure it if needed; return the decision as a log."""
     if settings.flip is not None or not augments_images(settings):
         return TrainingLog(flip=settings.flip)
     train = settings.data.train
@@ -105,10 +106,10 @@ def mirrored_pair(
     plain: np.ndarray, mirrored: np.ndarray, labels: np.ndarray, *, groups: Sequence[str] = (), seed: int = 0
 ) -> Pair | None:
     """Return the two classes that mirroring swaps, by the features of images and of their mirror images."""
-    # The features of an image and its mirror image have a sum, which knows no direction, and a difference, which is
-    # the direction. If mirroring keeps the classes, the sum tells them apart at least as well as the difference. If it
-    # swaps two classes, the sum is the same for both, and only the difference tells them apart. This finds more than
-    # the predictions for mirror images, because networks hardly see the direction: they were trained with flips.
+    # Take the features of an image and of its mirror image. Their sum does not depend on the direction; their
+    # difference does. If mirroring keeps the classes, the sum distinguishes them at least as well as the difference. If
+    # it swaps two classes, only the difference distinguishes them. A comparison of predictions for mirror images finds
+    # fewer such classes: networks were trained with flips, so that their features depend little on the direction.
     pairs, level = (
         measured_pairs(plain, mirrored, labels, groups=groups, seed=seed),
         _level(len(np.unique(labels))),

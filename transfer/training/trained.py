@@ -17,7 +17,7 @@ from transfer.images.splitting import Split
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with what its predictions need to know about the training data."""
+    """A model with the properties of the training data that its predictions need."""
 
     model: keras.Model
     class_names: tuple[str, ...]
