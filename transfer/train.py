@@ -187,7 +187,7 @@ def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) 
             "command, or delete that folder to start again."
         )
     if changes:
-        log.warning("Since the same command stopped, %s. This run uses the images that are there.", changes)
+        log.warning("Since the same command stopped, %s. This run uses the current images.", changes)
 
 
 def _choose(
