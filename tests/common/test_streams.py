@@ -102,8 +102,10 @@ def test_a_log_into_a_closed_pipe_stops_quietly(capsys):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_full_disk_behind_standard_output_is_one_sentence(monkeypatch, capsys):
-    with open("/dev/full", "w", encoding="utf-8") as stream:
+@pytest.mark.parametrize("buffered", [True, False])  # PYTHONUNBUFFERED
+def test_a_full_disk_behind_standard_output_is_one_sentence(buffered, monkeypatch, capsys):
+    raw = open("/dev/full", "wb", buffering=-1 if buffered else 0)  # noqa: SIM115
+    with io.TextIOWrapper(raw, encoding="utf-8", write_through=not buffered) as stream:
         monkeypatch.setattr(sys, "stdout", stream)
 
         @streams.command

@@ -126,7 +126,8 @@ def test_invalid_arrays_are_refused_with_a_remedy(source, message):
 @pytest.mark.parametrize(("names", "message"), [
     (["a"], "labels from 0 to 0.* Received a label 1"),
     (["a", "a"], "a different name for each class. Received: a, a"),
-    ({0: "a", 1: "b"}, "class_names as a list, in the order of the labels. Received: a dict"),
+    ({0: "a", 1: "b"}, "class_names as a list, in the order of the labels. Received: a dict. Pass its values"),
+    ({"a", "b"}, "class_names as a list, in the order of the labels. Received: a set"),
 ])  # fmt: skip
 def test_class_names_that_do_not_match_the_labels_are_refused(names, message):
     with pytest.raises(InputError, match=message):

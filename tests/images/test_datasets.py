@@ -275,7 +275,12 @@ def misfits(tmp_path):
     ("colors", {"image_size": (32, -1)}, r"image_size=\(32, -1\)"),
     ("colors", {"image_size": 32.5}, "image_size=32.5"),
     ("colors", {"image_size": (1, 2, 3)}, r"image_size=\(1, 2, 3\)"),
-    ("colors", {"seed": -1}, "Expected a seed of 0 or more. Received: -1. Use another"),
+    ("colors", {"seed": "a"}, "Received: 'a'. Use a whole"),
+    ("colors", {"few_shot": 2.5}, "few_shot of 1 image per class or more. Received: 2.5"),
+    ("colors", {"val": "0.2"}, "val as a fraction below 1 or a number of images; 0 for none. Received: val='0.2'"),
+    ("colors", {"test": None}, "Received: test=None"),
+    ("colors", {"val": True}, "Received: val=True"),
+    ("colors", {"seed": -1}, "Expected a seed of 0 or more. Received: -1. Use a whole"),
     ("colors", {"class_names": ["a", "b"]}, "class_names only with arrays. .* Leave them out"),
 ])  # fmt: skip
 def test_wrong_input_raises_an_error_with_advice(source, options, message, tmp_path):

@@ -256,3 +256,10 @@ def test_more_sources_without_images(color_folder, tiny, folder):
 
 def test_two_images_are_not_images_and_labels():
     assert problems((RGB, GRAY)) == ["", ""] and problems([GRAY, RGB]) == ["", ""]
+
+
+def test_a_tuple_of_images_in_a_list_does_not_lose_all_but_the_first(folder):
+    files = tuple(map(str, sorted(folder.rglob("*.png"))[:2]))
+    for given in ([files], [(RGB, RGB)], [(RGB, Image.fromarray(RGB))]):
+        assert problems(given) == ["not an image but tuple"]
+    assert problems([(RGB, 1), (RGB, "cat")]) == ["", ""]

@@ -72,6 +72,11 @@ def test_another_list_is_read_by_the_columns_of_the_run_or_by_usual_names(run, s
 def test_a_missing_run_is_reported_with_similar_names(run):
     with pytest.raises(InputError, match=r"Did you mean .*/run\?"):
         load_run(run.parent / "rum")
+    with pytest.raises(InputError, match=r"Runs in this folder: .*/run"):
+        load_run(run.parent)
+    with pytest.raises(InputError, match=r"Received an image: .*cat\.png\. The run comes first"):
+        (run / "cat.png").write_bytes(b"")
+        load_run(run / "cat.png")
     (run / "metrics.json").unlink()
     with pytest.raises(InputError, match=r"has no metrics\.json"):
         read_record(run)

@@ -253,7 +253,22 @@ def test_the_test_images_are_not_read(colors):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch_size"), ({"augment": "lite"}, "'light'")],
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 2.5}, "Received: 2.5, 32"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": "16"}, "Received: 1, '16'"),
+        ({"augment": "lite"}, "'light'"),
+        ({"flip": "no"}, "flip as True, False or None. Received: 'no'"),
+        (
+            {"class_weights": {0: 1.0, 1: 5.0}},
+            "class_weights as True or False: the weights follow from the data",
+        ),
+        ({"recipe": {"mix": "mixup"}}, "recipe as a transfer.Recipe or None"),
+        ({"cache": "folder"}, "cache as a FeatureCache or None. Received: 'folder'"),
+        ({"callbacks": keras.callbacks.EarlyStopping()}, "callbacks as a list of"),
+        ({"seed": -1}, "seed as a whole number of 0 or more. Received: -1"),
+    ],
 )
 def test_invalid_options_are_named(options, message, colors):
     with pytest.raises(InputError, match=message):
@@ -317,7 +332,9 @@ def test_dropout_and_label_smoothing_train_the_head_in_epochs(options, colors, t
         ("small-similar", {"label_smoothing": -0.1}, "from 0 to below 1"),
         ("small-similar", {"dropout": 0.2, "solver": "exact"}, "solver='exact'"),
         ("large-similar", {"dropout": 0.1}, "dropout=0 for fine-tuning"),
+        ("small-similar", {"augment": True}, "Unknown augmentation True"),
         ("small-similar", {"views": 0}, "views of at least 1"),
+        ("small-similar", {"views": 1.5}, "views of at least 1"),
         ("small-similar", {"views": 2, "augment": "none"}, "views of at least 1"),
     ],
 )

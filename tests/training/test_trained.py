@@ -1,5 +1,6 @@
 """Wrong arguments of `fit` and `evaluate` are refused with advice; a trained model has class names."""
 
+from dataclasses import replace
 from functools import partial
 
 import keras
@@ -71,6 +72,33 @@ def test_labeled_images_of_any_form_are_the_test_set(model, data, arrays, color_
 def test_images_of_the_training_are_counted(model, data, color_folder, caplog):
     assert evaluate(model, color_folder).seen == len(data.train) + len(data.val)
     assert "were used for training or validation" in caplog.text
+
+
+def test_data_of_other_classes_are_refused_and_another_split_is_reported(model, data, color_folder, caplog):
+    others = replace(data, class_names=("green", "blue", "red"))
+    with pytest.raises(InputError, match=r"of the model: blue, green, red\. Received: green, blue, red"):
+        evaluate(model, others)
+    other_split = load_data(color_folder, resize="crop", seed=1)
+    trained = {*data.train.names, *data.val.names}
+    expected = sum(name in trained for name in other_split.test.names)
+    assert evaluate(model, data).seen == 0 and not caplog.text
+    assert evaluate(model, other_split).seen == expected > 0
+    assert "were used for training or validation" in caplog.text
+
+
+def test_a_model_that_returns_logits_is_refused(data):
+    layers = [
+        keras.Input((8, 8, 3)),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3, bias_initializer=lambda *_, **__: [-9.0, -8.0, -7.0]),
+    ]
+    with pytest.raises(InputError, match=r"returns probabilities, from 0 to 1. .* End it with a softmax"):
+        evaluate(keras.Sequential(layers), data)
+
+
+def test_an_unknown_split_is_refused(model, data):
+    with pytest.raises(InputError, match=r"train, val or test\. Received: None"):
+        evaluate(model, data, split=None)
 
 
 def test_labels_are_positions_in_the_output_of_an_unknown_model(arrays):
@@ -147,7 +175,16 @@ def test_models_of_another_form_are_refused(data):
                 call(model, data)
 
 
-@pytest.mark.parametrize("loss", ["categorical_crossentropy", keras.losses.BinaryCrossentropy(), "mse"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "categorical_crossentropy",
+        keras.losses.BinaryCrossentropy(),
+        "mse",
+        ["poisson"],
+        keras.losses.KLDivergence(),
+    ],
+)
 def test_losses_of_other_labels_are_refused(loss, data):
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
     model.compile("adam", loss)

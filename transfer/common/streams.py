@@ -45,10 +45,13 @@ def _is_of_stdout(error: OSError) -> bool:
     """Return whether an error comes from standard output: it has no file name, and writing fails again."""
     if isinstance(error, BrokenPipeError):
         return True
+    if error.filename is not None:
+        return False
     try:
+        sys.stdout.write("\n")  # without a buffer (PYTHONUNBUFFERED), there is nothing left to flush
         sys.stdout.flush()
     except OSError as again:
-        return error.filename is None and again.errno == error.errno
+        return again.errno == error.errno
     return False
 
 

@@ -35,12 +35,14 @@ from transfer.images.datasets import ImageData, Split, check_data
 from transfer.images.flips import flip_problem
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks.arguments import check_classifier
-from transfer.training.trained import as_test_data
+from transfer.training.trained import as_test_data, count_seen
 
 log = logging.getLogger(__name__)
 
 MOST_CONFUSED = 10
 """Maximum number of pairs of confused classes in `Evaluation.to_dict`."""
+
+_ROUNDING = 0.01  # probabilities in half precision exceed their range by less
 
 MIN_IMAGES_TO_CALIBRATE = 30
 """Minimum number of validation images for calibration. With fewer, a few mistakes would set the temperature."""
@@ -217,8 +219,8 @@ def evaluate(
         The evaluation, with the probabilities and metrics such as `accuracy`, `loss` and `confusion`.
 
     Raises:
-        InputError: the split does not exist or is empty, the model and the data differ in the number of classes, or
-            `views` is above 1 without augmentation.
+        InputError: the split does not exist or is empty, the model and the data differ in their classes, the model does
+            not return probabilities, or `views` is above 1 without augmentation.
 
     Example:
         >>> from transfer.cases.builders import small_similar
@@ -228,17 +230,15 @@ def evaluate(
         True
     """
     check_classifier(model, "evaluate(model, data)")
-    seen = 0
-    if not isinstance(data, ImageData):
-        data, seen = as_test_data(model, data)
-        if seen:
-            log.warning(
-                "%d of the %d images were used for training or validation. Leave them out: with them, the results are "
-                "too optimistic.",
-                seen,
-                len(data.test),
-            )
-    part = getattr(data, split, None)
+    data, seen = (data, count_seen(model, data)) if isinstance(data, ImageData) else as_test_data(model, data)
+    if seen and split == "test":
+        log.warning(
+            "%d of the %d images were used for training or validation. Leave them out: with them, the results are "
+            "too optimistic.",
+            seen,
+            len(data.test),
+        )
+    part = getattr(data, str(split), None)
     if not isinstance(part, Split) or not len(part):
         raise InputError(f"Expected a split with images: train, val or test. Received: {split!r}.")
     if model.output_shape[-1] != data.num_classes:
@@ -268,12 +268,24 @@ def evaluate(
         rows = local_copy(model).predict(dataset, verbose=0) if len(own) else np.zeros((0, data.num_classes))
         probabilities = current_group().gather(np.asarray(rows, "float32")).astype("float64")
     probabilities = probabilities.reshape(views, len(part), -1).mean(axis=0)
+    _check_probabilities(model, probabilities)
     # Sums in float32 miss 1 by 1e-7, and scikit-learn warns about that.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     seen = seen if split == "test" else len(part)
     return Evaluation(
         data.class_names, part.labels, probabilities, tuple(part.names), tuple(part.groups), seen
     )
+
+
+def _check_probabilities(model: keras.Model, values: np.ndarray) -> None:
+    """Raise if a model returns logits: their sum may be negative, and dividing by it would reverse their order."""
+    low, high = values.min(), values.max()
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise InputError(
+            f"Expected a model that returns probabilities, from 0 to 1. Received: {model.name!r}, with values "
+            f"from {low:.3g} to {high:.3g}. End it with a softmax, such as keras.Sequential([model, "
+            "keras.layers.Softmax()])."
+        )
 
 
 def check_evaluation(value: Any, call: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
+from transfer.common.whole_numbers import at_least
 from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.engines import Engine, make_engine, relative_error
@@ -225,10 +226,10 @@ def _per_image(times: BatchTimes) -> float | None:
 
 def check_views(views: int, augment: str) -> None:
     """Raise InputError if the number of views does not fit the augmentation."""
-    if views < 1 or (views > 1 and augment == "none"):
+    if not at_least(1, views) or (views > 1 and augment == "none"):
         raise InputError(
-            "Expected views of at least 1, and an augmentation if views is above 1. Received: "
-            f"views={views}, augment={augment!r}."
+            "Expected a whole number of views of at least 1, and an augmentation if views is above 1. Received: "
+            f"views={views!r}, augment={augment!r}."
         )
 
 

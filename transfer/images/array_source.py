@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol, SupportsInt, runtime_checkable
 from unicodedata import normalize
 
@@ -172,9 +172,11 @@ def _number(
     texts = [str(value) for value in values.tolist()]
     if class_names is None:
         return texts, {split: np.searchsorted(values, part) for split, part in labels.items()}
-    if isinstance(class_names, Mapping):
+    if isinstance(class_names, (Mapping, Set)):  # a set has no order
+        advice = "Pass its values." if isinstance(class_names, Mapping) else "Pass a list."
         raise InputError(
-            "Expected class_names as a list, in the order of the labels. Received: a dict. Pass its values."
+            "Expected class_names as a list, in the order of the labels. Received: a "
+            f"{type(class_names).__name__}. {advice}"
         )
     names = [str(name) for name in class_names]
     if len(set(names)) < len(names):

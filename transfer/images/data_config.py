@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from transfer.common.errors import InputError, unknown
+from transfer.common.whole_numbers import at_least
 from transfer.images.decoding import RESIZES
 
 
@@ -47,11 +48,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Raise an error for values that no data set allows."""
-        if self.seed < 0:
-            raise InputError(f"Expected a seed of 0 or more. Received: {self.seed}. Use another number.")
-        if self.few_shot is not None and self.few_shot < 1:
+        if not at_least(0, self.seed):
+            raise InputError(f"Expected a seed of 0 or more. Received: {self.seed!r}. Use a whole number.")
+        if self.few_shot is not None and not at_least(1, self.few_shot):
             raise InputError(
-                f"Expected few_shot of 1 image per class or more. Received: {self.few_shot}. Use a larger number."
+                f"Expected few_shot of 1 image per class or more. Received: {self.few_shot!r}. Use a whole number."
             )
         if self.resize not in RESIZES:
             raise unknown("resize", self.resize, RESIZES)

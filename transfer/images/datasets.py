@@ -277,6 +277,11 @@ def check_data(data: Any, call: str) -> None:
 def _sizes(val: float | int, test: float | int) -> dict[str, float | int]:
     """Return the sizes of splits as fractions (float) or numbers of images (int), fractions first."""
     sizes = {"val": val, "test": test}
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int | float | np.integer | np.floating):
+            raise InputError(
+                f"Expected {name} as a fraction below 1 or a number of images; 0 for none. Received: {name}={size!r}."
+            )
     counts = {name: size for name, size in sizes.items() if isinstance(size, int | np.integer)}
     fractions = {name: float(size) for name, size in sizes.items() if name not in counts}
     if not all(size >= 0 for size in sizes.values()) or not sum(fractions.values()) < 1:

@@ -97,7 +97,9 @@ def as_array(value: Any) -> np.ndarray | None:
 
 def _expand(item: Any) -> Iterator[Any]:
     """Yield the images of an item: those of a folder, a pattern or a batch, or the item itself."""
-    if isinstance(item, tuple) and len(item) in (2, 3):  # (image, label), or with a weight
+    if (
+        isinstance(item, tuple) and len(item) in (2, 3) and not _is_image(item[1])
+    ):  # (image, label), or with a weight
         item = item[0]
     if isinstance(item, Mapping) and "image" in item:  # as in tensorflow_datasets
         item = item["image"]
@@ -115,6 +117,12 @@ def _expand(item: Any) -> Iterator[Any]:
         yield from array if _is_batch(array) else [array]
     else:
         yield item
+
+
+def _is_image(value: Any) -> bool:
+    """Return whether a value beside an image is another image, and not its label."""
+    text = path_of(value)
+    return os.path.isfile(text) if text is not None else _is_one(value) or rank_of(value) > 2
 
 
 def _is_batch(array: np.ndarray) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from transfer.common.errors import InputError, unknown
+from transfer.common.whole_numbers import at_least
 
 InputShape = tuple[int | None, int | None, int]
 Weights = str | os.PathLike[str] | None
@@ -31,7 +31,7 @@ class Top:
         if not self.include_top:
             if self.pooling not in (None, "avg", "max"):
                 raise unknown("pooling", self.pooling, ["avg", "max"], hint="None is possible too.")
-        elif not _at_least(1, self.classes):
+        elif not at_least(1, self.classes):
             raise InputError(f"Expected classes as a whole number of at least 1. Received: {self.classes!r}.")
         elif weights == pretrained and self.classes != num_classes:
             raise InputError(
@@ -52,18 +52,14 @@ class Top:
 def check_input_shape(shape: Any, smallest: int, *, open_sizes: bool, channels: int | None = None) -> None:
     """Raise unless a shape is (height, width, channels); `open_sizes` allows None as height and width."""
     fits = isinstance(shape, tuple | list) and len(shape) == 3
-    fits = fits and all(open_sizes if n is None else _at_least(smallest, n) for n in shape[:2])
-    if not fits or not _at_least(1, shape[2]) or channels not in (None, shape[2]):
+    fits = fits and all(open_sizes if n is None else at_least(smallest, n) for n in shape[:2])
+    if not fits or not at_least(1, shape[2]) or channels not in (None, shape[2]):
         raise InputError(
             f"Expected input_shape=(height, width, channels) with height and width of at least {smallest} pixels"
             f"{' or None' if open_sizes else ', and None only if include_top=False'}"
             f"{f', and {channels} channels' if channels else ''}. Received: {shape!r}. Enlarge small images, or leave "
             "input_shape out."
         )
-
-
-def _at_least(least: int, number: Any) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= least)
 
 
 def check_data_format() -> None:

@@ -20,6 +20,7 @@ from transfer.common.old_names import renamed
 from transfer.config import TrainConfig, load_config
 from transfer.images.datasets import ImageData, load_data, load_test, with_pixel_range
 from transfer.images.decoding import RESIZES
+from transfer.images.formats import EXTENSIONS
 from transfer.images.pixel_range import BEFORE_0_3, PixelRange
 from transfer.networks.model_files import CustomObjects, saved_model
 from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, SPLIT
@@ -136,6 +137,10 @@ def load_run(place: str | Path, *, custom_objects: CustomObjects = None) -> Fini
             f"Expected a run's folder or a .keras file. Received: {'None' if place is None else type(place).__name__}."
         )
     path = Path(place).expanduser()
+    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+        raise InputError(
+            f"Expected a run's folder or a .keras file. Received an image: {path}. The run comes first."
+        )
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
         raise missing_run(path)
@@ -241,9 +246,10 @@ def _class_names(file: Path, model: keras.Model) -> tuple[str, ...]:
 def missing_run(path: Path) -> InputError:
     """Return the error for a run that does not exist, with runs of similar names."""
     near = nearest(path.name, [entry.parent.name for entry in path.parent.glob(f"*/{MODEL}")])
-    runs = sorted(str(entry.parent) for entry in Path("runs").glob(f"*/{MODEL}"))
+    inside = sorted(str(entry.parent) for entry in path.glob(f"*/{MODEL}"))
+    runs = inside or sorted(str(entry.parent) for entry in Path("runs").glob(f"*/{MODEL}"))
     hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-    if runs and not near:
+    if inside or (runs and not near):
         more = f", and {len(runs) - 5} more" if len(runs) > 5 else ""
         hint = f" Runs in this folder: {', '.join(runs[:5])}{more}."
     return InputError(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,10 +15,12 @@ import numpy as np
 from transfer.cases.builders import start_over, unfreeze
 from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.errors import InputError, unknown
+from transfer.common.whole_numbers import at_least
 from transfer.distributed.process_group import current_group, versions
 from transfer.frozen.extraction import KnownFeatures, check_views, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
+from transfer.images.augmentation import AUGMENTATIONS
 from transfer.images.datasets import ImageData, check_data
 from transfer.images.flips import flip_problem
 from transfer.networks.arguments import check_classifier
@@ -33,7 +36,32 @@ from transfer.training.trained import record_data
 
 logger = logging.getLogger(__name__)
 
-_OTHER_LOSSES = ("categorical_crossentropy", "binary_crossentropy", "mse", "mean_squared_error")
+_OTHER_LOSSES = (
+    *(
+        "categorical_crossentropy",
+        "categorical_focal_crossentropy",
+        "categorical_hinge",
+        "categorical_generalized_crossentropy",
+    ),
+    *(
+        "binary_crossentropy",
+        "binary_focal_crossentropy",
+        "hinge",
+        "squared_hinge",
+        "kl_divergence",
+        "poisson",
+    ),
+    *(
+        "mse",
+        "mean_squared_error",
+        "mae",
+        "mean_absolute_error",
+        "huber",
+        "huber_loss",
+        "log_cosh",
+        "cosine_similarity",
+    ),
+)
 
 SOLVERS = ("auto", "exact", "sgd")
 """Solvers of a head on features: exact, in epochs by SGD, or chosen by the options and the size."""
@@ -134,6 +162,11 @@ def fit(
         ['head']
     """
     _check_arguments(model, data, epochs, batch_size)
+    _check_types(
+        flip=flip, class_weights=class_weights, recipe=recipe, cache=cache, callbacks=callbacks, seed=seed
+    )
+    if augment not in AUGMENTATIONS:
+        raise unknown("augmentation", augment, AUGMENTATIONS)
     head_only = frozen_feature_extractor(model) is not None
     recipe = recipe or Recipe()
     recipe = replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
@@ -197,14 +230,39 @@ def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, ba
         raise InputError(
             "Expected a compiled model. Received one that is not compiled. Use a builder, or call model.compile first."
         )
-    loss = getattr(model.loss, "name", getattr(model.loss, "__name__", model.loss))
+    loss = model.loss[0] if isinstance(model.loss, list) and model.loss else model.loss
+    loss = getattr(loss, "name", getattr(loss, "__name__", loss))
     if loss in _OTHER_LOSSES:
         raise InputError(
             f"Expected a model compiled with loss='sparse_categorical_crossentropy': labels are numbers. Received: "
             f"{loss!r}. Compile it again, or use a builder."
         )
-    if (epochs is not None and epochs < 1) or batch_size < 1:
-        raise InputError(f"Expected epochs and batch_size of 1 or more. Received: {epochs}, {batch_size}.")
+    if not ((epochs is None or at_least(1, epochs)) and at_least(1, batch_size)):
+        raise InputError(
+            f"Expected epochs and batch_size as whole numbers of 1 or more. Received: {epochs!r}, {batch_size!r}."
+        )
+
+
+def _check_types(**options: Any) -> None:
+    """Raise for options of other types, which would be misunderstood or fail during the training."""
+    expected = {
+        "flip": ("True, False or None", options["flip"] in (True, False, None)),
+        "class_weights": (
+            "True or False: the weights follow from the data",
+            options["class_weights"] in (True, False),
+        ),
+        "recipe": ("a transfer.Recipe or None", isinstance(options["recipe"], Recipe | None)),
+        "cache": ("a FeatureCache or None", isinstance(options["cache"], FeatureCache | None)),
+        "callbacks": (
+            "a list of keras.callbacks.Callback",
+            isinstance(options["callbacks"], Sequence)
+            and all(isinstance(one, keras.callbacks.Callback) for one in options["callbacks"]),
+        ),
+        "seed": ("a whole number of 0 or more", at_least(0, options["seed"])),
+    }
+    for name, (form, fits) in expected.items():
+        if not fits:
+            raise InputError(f"Expected {name} as {form}. Received: {options[name]!r}.")
 
 
 def _check_head_options(solver: str, dropout: float, label_smoothing: float, *, head_only: bool) -> None:

@@ -62,6 +62,25 @@ def trained_model(model: keras.Model) -> TrainedModel:
     return trained
 
 
+def count_seen(model: keras.Model, data: ImageData) -> int:
+    """Return how many test images `fit` trained the model on, in other splits; raise if the classes differ."""
+    trained = find_trained(model)
+    if trained is None:
+        return 0
+    if data.class_names != trained.class_names:
+        raise InputError(
+            f"Expected data with the classes of the model: {', '.join(trained.class_names)}. Received: "
+            f"{', '.join(data.class_names)}. Pass the images themselves, such as their folder: their classes are found "
+            "by name."
+        )
+    if trained.digests == {
+        *data.train.digests,
+        *data.val.digests,
+    }:  # the report of these data has their duplicates
+        return 0
+    return sum(digest in trained.digests for digest in data.test.digests)
+
+
 def as_test_data(model: keras.Model, data: Any) -> tuple[ImageData, int]:
     """Load labeled images as the test set of a model; also return how many of them `fit` trained on."""
     if isinstance(data, Split):
