@@ -30,11 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.image == ["-"]:
             items: Iterable[Image] = _from_standard_input()
         else:
-            items = [item for source in parsed.image for item in find_images(source)]
+            items = _images_of(parsed.image)
         skipped.extend(_run(parsed, items))
 
     code = run_command(work, stream=sys.stderr, stopped="Stopped.")
     return code or int(bool(skipped))
+
+
+def _images_of(sources: Sequence[str]) -> list[Image]:
+    """Return the images of files and folders; of several, one that cannot be used is reported with the images."""
+    items: list[Image] = []
+    for source in sources:
+        try:
+            items += find_images(source)
+        except InputError:
+            if len(sources) == 1:
+                raise
+            items.append(source)
+    return items
 
 
 def _from_standard_input() -> Iterator[Image]:

@@ -98,6 +98,12 @@ def run_command(capsys, *arguments):
     return code, output.out, output.err
 
 
+def test_of_several_sources_a_missing_one_is_skipped_and_reported(strange_run, strange_folder, capsys):
+    code, out, err = run_command(capsys, strange_run, strange_folder, "no/such.png", "nothing/*.png")
+    assert code == 1 and len(out.splitlines()) == 90
+    assert "Skipped no/such.png: no such file" in err and "Skipped nothing/*.png: no such file" in err
+
+
 def test_the_table_shows_classes_and_probabilities(strange_run, strange_folder, capsys):
     code, out, _ = run_command(capsys, strange_run, strange_folder, "--top", 2)
     lines = out.splitlines()

@@ -329,6 +329,14 @@ def test_a_column_of_splits_under_other_names_is_used(column, words, color_folde
     assert len(data.test) == 30 and len(data.train) + len(data.val) == 60
 
 
+def test_the_report_says_which_split_a_word_means(color_folder):
+    words = ["Training", "PublicTest", "PrivateTest"]
+    report = load_data(color_list(color_folder, "path,label,Usage", lambda i: words[i % 3])).report
+    assert "Splits: 'Training' is train, 'PublicTest' is test, 'PrivateTest' is test." in report.to_text()
+    plain = load_data(color_list(color_folder, "path,label,split", lambda i: ["train", "Test"][i % 2])).report
+    assert "Splits:" not in plain.to_text()
+
+
 def test_the_columns_of_a_list_can_be_named(color_folder):
     path = color_list(color_folder, "Datei,Farbe,Person A", lambda i: i // 3)
     columns = {"path_column": "Datei", "label_column": "Farbe", "group_column": "Person A"}

@@ -120,6 +120,14 @@ class Column:
         return found if set(found) - {""} else {}
 
     @property
+    def split_note(self) -> str:
+        """A sentence on the words that mean a split under another name; empty if there are none."""
+        words = {cell: split_in(cell) for cell in self.filled} if self.splits else {}
+        if all(cell.lower() == split for cell, split in words.items()):
+            return ""
+        return f"Splits: {', '.join(f'{cell!r} is {split}' for cell, split in list(words.items())[:6])}."
+
+    @property
     def flagged_split(self) -> str:
         """The split that a flag such as `is_valid` marks, by its name; "" if it is not one."""
         split = split_of(self.name)

@@ -183,7 +183,10 @@ def load_data(
         _refuse_too_few(name, data)
         splits = complete_splits(data.parts, ids, data.class_names, seed=seed, **sizes)
         data = replace(data, notes=[*data.notes, *_empty_splits(splits, sizes)])
-    splits = with_pixel_range(splits, _range_in_use(data, checked, splits["train"]))
+    pixel_range = _range_in_use(data, checked, splits["train"])
+    splits = with_pixel_range(splits, pixel_range)
+    if pixel_range is not None:
+        log.info("Images of more than 8 bits: values %s become 0 to 255.", pixel_range)
     if few_shot is not None:
         names = [name for part in data.parts.values() for name in part.names]
         id_of = dict(zip(names, np.concatenate([*ids.values()]).tolist(), strict=True))

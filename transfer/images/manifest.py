@@ -75,6 +75,7 @@ def read_manifest(path: Path, given: Given = AUTOMATIC, *, for_test: bool = Fals
         *(Unused(name, reason) for name, reason in left_out),
     ]
     notes = [*notes_on(others, _used(table, left_out)), *_missing_labels(class_names)]
+    notes += [(note, False) for i, _ in table.roles.splits if (note := table.columns[i].split_note)]
     return SourceData(parts, class_names, [*skipped.items()], notes=notes)
 
 

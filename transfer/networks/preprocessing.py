@@ -62,12 +62,12 @@ def _kind_of(model: keras.Model) -> str:
     if family is None:
         raise InputError(
             f"The preprocessing of {model.name!r} is unknown, because no network of keras.applications has that name. "
-            f"Set preprocessing=... {_HELP}"
+            f"Set it by --preprocessing (in Python: preprocessing=...). {_HELP}"
         )
     scaled = any(isinstance(x, keras.layers.Rescaling | keras.layers.Normalization) for x in model.layers)
     if family.preprocessing == "inside" and not scaled:
         raise InputError(
-            f"{model.name!r} was built with include_preprocessing=False. Leave that out, or set preprocessing=... "
+            f"{model.name!r} was built with include_preprocessing=False. Leave that out, or set --preprocessing (preprocessing=...). "
             f"{_HELP}"
         )
     return family.preprocessing
