@@ -67,8 +67,8 @@ def _kind_of(model: keras.Model) -> str:
     scaled = any(isinstance(x, keras.layers.Rescaling | keras.layers.Normalization) for x in model.layers)
     if family.preprocessing == "inside" and not scaled:
         raise InputError(
-            f"{model.name!r} was built with include_preprocessing=False. Leave that out, or set --preprocessing (preprocessing=...). "
-            f"{_HELP}"
+            f"{model.name!r} was built with include_preprocessing=False. Leave that out, or set the preprocessing by "
+            f"--preprocessing (in Python: preprocessing=...). {_HELP}"
         )
     return family.preprocessing
 
