@@ -22,7 +22,9 @@ import numpy as np
 from PIL import Image
 
 HEIC_PROBLEM = (
-    "HEIC needs the package pillow-heif" if find_spec("pillow_heif") is None else "broken at its beginning"
+    'HEIC needs the package pillow-heif: pip install ".[formats]"'
+    if find_spec("pillow_heif") is None
+    else "broken at its beginning"
 )
 """Why the first bytes of a HEIC file alone cannot be read, with and without the package for it."""
 

@@ -421,7 +421,7 @@ def test_an_efficientnet_with_initial_normalization_gets_no_second_scaling():
 
 def test_an_unknown_name_lists_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'MobileNetV2'"):
-        load_backbone("mobilenet_v2", weights="none")
+        load_backbone("MobilNetV2", weights="none")
     with pytest.raises(InputError, match=r"Did you mean .*'ResNet50'"):
         load_backbone("ResNet5O", weights="none")
 
@@ -713,6 +713,6 @@ def test_a_damaged_saved_model_is_refused_in_one_sentence(tmp_path):
     make_tiny().save(tmp_path / "whole.keras")
     (tmp_path / "half.keras").write_bytes((tmp_path / "whole.keras").read_bytes()[:20_000])
     for name in ("text", "zip", "half"):
-        with pytest.raises(InputError, match="Keras cannot load") as caught:
+        with pytest.raises(InputError, match=r"is not a model|without a model|is cut off") as caught:
             load_backbone(tmp_path / f"{name}.keras")
         assert len(str(caught.value)) < 500 + len(os.fspath(tmp_path))

@@ -373,7 +373,7 @@ def list_hint(folder: Path, scan: FolderScan) -> str:
     if any(path.name.lower() in ANNOTATIONS for path in below) or any("coco" in Path(f).name for f in files):
         return " The annotations in it are those of object detection, which this package does not train."
     if lists := [printable(file) for file in files if file.lower().endswith(_LISTS)]:
-        return f" If a list has the labels, pass it instead: {quoted_list(lists, limit=3)}."
+        return f" If a list has the labels, pass it instead: {', '.join(map(repr, lists[:3]))}."
     if os.sep == "/" and any("\\" in Path(file).name for file in files):
         return " Names of files in it contain backslashes instead of folders: unpack the archive with another program."
     for file in files:
