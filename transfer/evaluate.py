@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +57,8 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     data = run.data(parsed.data)
     known = training_digests(run.folder / SPLIT)
     seen = sum(digest in known for digest in data.test.digests)
-    evaluation = replace(evaluate(run.model, data, engine=parsed.engine), seen=seen)
+    with _without_warning():
+        evaluation = replace(evaluate(run.model, data, engine=parsed.engine), seen=seen)
     issues = run_figures.label_issues_of(evaluation)
     streams.print_text(evaluation.to_text())
     for issue in issues[:5]:
@@ -71,6 +74,17 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
         page = run_pages.evaluation_page(f"{run.name} on {data.name}", evaluation, issues, figures)
         write_text(Path(parsed.html), page)
     return evaluation
+
+
+@contextlib.contextmanager
+def _without_warning() -> Iterator[None]:
+    """Keep the warning about training images out of the log: the printed text has it."""
+    log = logging.getLogger("transfer.evaluation.evaluate")
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
 
 
 def _parser() -> argparse.ArgumentParser:

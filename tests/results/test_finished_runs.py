@@ -16,8 +16,11 @@ import pytest
 from helpers.images import STRANGE
 
 from transfer.common.errors import InputError
+from transfer.evaluation.evaluate import evaluate
+from transfer.images.datasets import load_data
 from transfer.images.split_file import read_split, training_digests
 from transfer.results.finished_runs import add_labels, load_run, read_text
+from transfer.results.predict import predict
 from transfer.results.run_records import read_record
 
 
@@ -35,6 +38,22 @@ def test_a_loaded_run_has_its_model_class_names_options_and_images(run, strange_
     for split, part in data.splits.items():
         assert list(part.names) == [name for name, _, of in rows if of == split]
     assert training_digests(run / "split.csv") == {*data.train.digests, *data.val.digests}
+
+
+def test_the_model_of_a_loaded_run_knows_its_classes_and_its_training_images(run, strange_folder, caplog):
+    loaded = load_run(run)
+    data = loaded.data()
+    evaluation = evaluate(loaded.model, data)
+    assert evaluation.seen == 0 and "used for training" not in caplog.text
+    assert [one.label for one in predict(loaded.model, data.test)] == [
+        loaded.class_names[i] for i in evaluation.probabilities.argmax(axis=-1)
+    ]
+    other = load_data(strange_folder, seed=8)
+    trained = training_digests(run / "split.csv")
+    assert evaluate(loaded.model, other).seen == sum(digest in trained for digest in other.test.digests) > 0
+    assert "were used for training or validation" in caplog.text
+    with pytest.raises(InputError, match="Expected data with the classes of the model"):
+        evaluate(loaded.model, replace(data, class_names=data.class_names[::-1]))
 
 
 def test_a_single_keras_file_contains_its_class_names(run, tmp_path):

@@ -22,8 +22,10 @@ from transfer.images.datasets import ImageData, load_data, load_test, with_pixel
 from transfer.images.decoding import RESIZES
 from transfer.images.formats import EXTENSIONS
 from transfer.images.pixel_range import BEFORE_0_3, PixelRange
+from transfer.images.split_file import training_digests
 from transfer.networks.model_files import CustomObjects, saved_model
 from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, SPLIT
+from transfer.training.trained import TrainedModel, record
 
 _PIXEL_RANGE = "pixel_range.json"  # an entry of the model's file, so that the range travels with the weights
 _MAX_BYTES = 2**26  # limit of a text file; those of a run have at most a few hundred kilobytes
@@ -150,7 +152,14 @@ def load_run(place: str | Path, *, custom_objects: CustomObjects = None) -> Fini
     module = config.custom_objects if config and config.custom_objects else ""
     model = saved_model(file, custom_objects=custom_objects, module=module)
     metrics = read_json(folder / METRICS) or {}
-    return FinishedRun(folder, model, _class_names(file, model), config, metrics, _pixel_range(file))
+    run = FinishedRun(folder, model, _class_names(file, model), config, metrics, _pixel_range(file))
+    size = model.input_shape[1:3]
+    if len(size) == 2 and (None not in size or (config and config.image_size)):
+        form = (run.image_size, run.resize, run.pixel_range)
+        record(
+            TrainedModel(model, run.class_names, *form, lambda: frozenset(training_digests(folder / SPLIT)))
+        )
+    return run
 
 
 def load_run_data(folder: Path, config: TrainConfig) -> ImageData:

@@ -176,7 +176,6 @@ def fit(
     if solver == "auto" and head_only and (epochs or callbacks or dropout or recipe.label_smoothing):
         solver = "sgd"
     problem = flip_problem(data.class_names) if flip is None else ""
-    group = current_group()
     settings = TrainingSettings(
         model=model,
         data=data,
@@ -197,14 +196,9 @@ def fit(
         recipe=recipe,
         checkpoints=None,
         callbacks=list(callbacks),
-        verbose=verbose if group.is_chief and sys.stdout is not None else 0,
+        verbose=verbose if current_group().is_chief and sys.stdout is not None else 0,
     )
-    identity = identity_of(settings) if checkpoints is not None or group.count > 1 else {}
-    if group.count > 1:
-        group.require_equal({**versions(), **identity, "checkpoints": checkpoints is not None})
-    if checkpoints is not None:
-        folder = Checkpoints(Path(checkpoints), identity, seconds_between=checkpoint_every)
-        settings = replace(settings, checkpoints=folder)
+    settings = _with_checkpoints(settings, checkpoints, checkpoint_every)
     if head_only:  # a head does not use the other options of a recipe
         recipe = Recipe(batchnorm=recipe.batchnorm, label_smoothing=recipe.label_smoothing)
         settings = replace(settings, recipe=recipe)
@@ -215,6 +209,19 @@ def fit(
     if (decision := find_decision(model)) is not None:  # `evaluate` does the same
         record_decision(model, replace(decision, flip=log.flip))
     return log
+
+
+def _with_checkpoints(
+    settings: TrainingSettings, folder: str | Path | None, seconds_between: float
+) -> TrainingSettings:
+    """Open the checkpoints; raise an error if other workers or an earlier training have other settings."""
+    group = current_group()
+    identity = identity_of(settings) if folder is not None or group.count > 1 else {}
+    if group.count > 1:
+        group.require_equal({**versions(), **identity, "checkpoints": folder is not None})
+    if folder is None:
+        return settings
+    return replace(settings, checkpoints=Checkpoints(Path(folder), identity, seconds_between=seconds_between))
 
 
 def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, batch_size: int) -> None:

@@ -1,8 +1,9 @@
-"""The models that `fit` trained in this process, with the class names and the form of their images."""
+"""The models that `fit` trained or `load_run` loaded in this process, with their classes and images."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,8 +28,8 @@ class TrainedModel:
     resize: str
     # The range of images with more than 8 bits per channel.
     pixel_range: PixelRange | None
-    # Digests of the training and validation images.
-    digests: frozenset[str]
+    # Returns the digests of the training and validation images; reading those of a large run takes seconds.
+    read_digests: Callable[[], frozenset[str]]
 
 
 _TRAINED: WeakKeyDictionary[keras.Model, dict[str, Any]] = WeakKeyDictionary()
@@ -36,28 +37,30 @@ _TRAINED: WeakKeyDictionary[keras.Model, dict[str, Any]] = WeakKeyDictionary()
 
 def record_data(model: keras.Model, data: ImageData) -> None:
     """Record the class names and the images that a model is trained on."""
+    digests = frozenset([*data.train.digests, *data.val.digests])
+    size, form = input_size(model, data), (data.train.resize, data.train.pixel_range)
+    record(TrainedModel(model, data.class_names, size, *form, lambda: digests))
+
+
+def record(trained: TrainedModel) -> None:
+    """Record a model with the properties of its training data."""
     # A value that refers to its key would keep the model in memory.
-    _TRAINED[model] = {
-        "class_names": data.class_names,
-        "image_size": input_size(model, data),
-        "resize": data.train.resize,
-        "pixel_range": data.train.pixel_range,
-        "digests": frozenset([*data.train.digests, *data.val.digests]),
-    }
+    values = {field.name: getattr(trained, field.name) for field in fields(trained)}
+    _TRAINED[values.pop("model")] = values
 
 
 def find_trained(model: keras.Model) -> TrainedModel | None:
-    """Return a model with its class names, or None if `fit` did not train it in this process."""
+    """Return a model with its class names, or None if they are unknown."""
     return TrainedModel(model, **_TRAINED[model]) if model in _TRAINED else None
 
 
 def trained_model(model: keras.Model) -> TrainedModel:
-    """Return a model with its class names; raise an error if `fit` did not train it in this process."""
+    """Return a model with its class names; raise an error if they are unknown."""
     trained = find_trained(model)
     if trained is None:
         raise InputError(
-            f"Expected a run, or a model that fit trained in this process. Received the model {model.name!r}, whose "
-            "class names are unknown. Load the run that holds it: transfer.load_run(folder)."
+            "Expected a run, or a model that fit trained or load_run loaded in this process. Received the model "
+            f"{model.name!r}, whose class names are unknown. Load the run that holds it: transfer.load_run(folder)."
         )
     return trained
 
@@ -73,12 +76,10 @@ def count_seen(model: keras.Model, data: ImageData) -> int:
             f"{', '.join(data.class_names)}. Pass the images themselves, such as their folder: their classes are found "
             "by name."
         )
-    if trained.digests == {
-        *data.train.digests,
-        *data.val.digests,
-    }:  # the report of these data has their duplicates
+    digests = trained.read_digests()
+    if digests == {*data.train.digests, *data.val.digests}:  # the report of these data has their duplicates
         return 0
-    return sum(digest in trained.digests for digest in data.test.digests)
+    return sum(digest in digests for digest in data.test.digests)
 
 
 def as_test_data(model: keras.Model, data: Any) -> tuple[ImageData, int]:
@@ -94,7 +95,8 @@ def as_test_data(model: keras.Model, data: Any) -> tuple[ImageData, int]:
             resize=trained.resize,
             pixel_range=trained.pixel_range,
         )
-        return loaded, sum(digest in trained.digests for digest in loaded.test.digests)
+        digests = trained.read_digests()
+        return loaded, sum(digest in digests for digest in loaded.test.digests)
     if as_text(data) is not None:  # folders and lists hold class names
         check_data(data, "evaluate(model, data)")
     return load_test(data, [str(i) for i in range(model.output_shape[-1])]), 0
