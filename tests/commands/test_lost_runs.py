@@ -270,7 +270,11 @@ def test_a_closed_terminal_saves_a_checkpoint(folder):
         "large-similar",
     ]
     command += ["--epochs", "500", "--output", "run"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which ignores it, may run these tests
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     states = Path(".run.partial/checkpoints")
     while process.poll() is None and not list(states.glob("*.npz")):
         time.sleep(0.1)
