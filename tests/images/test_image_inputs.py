@@ -18,10 +18,10 @@ from transfer.images.pixel_range import PixelRange
 SIZE = (12, 10)
 RGB = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype("uint8")
 GRAY = RGB[..., 0]
-PICTURE = Image.fromarray(RGB)
+PHOTO = Image.fromarray(RGB)
 
 
-def encoded(image=PICTURE, **options):
+def encoded(image=PHOTO, **options):
     stream = io.BytesIO()
     image.save(stream, "PNG", **options)
     return stream.getvalue()
@@ -71,9 +71,9 @@ def sources(name, folder):
         "a memoryview": lambda: memoryview(encoded()),
         "an open file": lambda: open(file, "rb"),
         "a stream at its end": lambda: [_at_end(io.BytesIO(encoded()))],
-        "a Pillow image": lambda: PICTURE,
+        "a Pillow image": lambda: PHOTO,
         "a lazy Pillow image": lambda: [Image.open(file)],
-        "a palette image": lambda: PICTURE.quantize(256).convert("P") and Image.open(file).convert("RGBA"),
+        "a palette image": lambda: PHOTO.quantize(256).convert("P") and Image.open(file).convert("RGBA"),
         "an array": lambda: RGB,
         "int64": lambda: [RGB.astype("int64")],
         "float64": lambda: [RGB.astype("float64")],
@@ -139,9 +139,9 @@ def test_transparency_is_white_and_orientation_is_applied():
     assert all((image == 255).all() for image in decoded([clear, Image.fromarray(clear)]))
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    picture = Image.open(io.BytesIO(encoded(exif=exif)))
-    np.testing.assert_array_equal(decoded([picture])[0], RGB[::-1, ::-1])
-    assert picture.getexif()[0x0112] == 3, "the user's image does not change"
+    turned = Image.open(io.BytesIO(encoded(exif=exif)))
+    np.testing.assert_array_equal(decoded([turned])[0], RGB[::-1, ::-1])
+    assert turned.getexif()[0x0112] == 3, "the user's image does not change"
 
 
 def test_folders_are_searched_for_images_of_any_name(folder):

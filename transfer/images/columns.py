@@ -289,7 +289,7 @@ def _like_split(column: Column) -> bool:
 
 
 def _like_group(column: Column, num_classes: int) -> bool:
-    """Return whether cells name groups: codes or numbers that some rows share, of which there are many."""
+    """Return whether cells name groups: many codes or numbers, some of them shared by rows."""
     if not column.repeats or len(column.filled) < 3 or len(column.filled) == num_classes:
         return False
     return column.is_code or column.is_whole

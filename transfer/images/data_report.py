@@ -87,7 +87,7 @@ class DataReport:
         pixel_range: Values that become 0 and 255 in images with more than 8 bits per channel; empty without any.
         low_contrast: Images whose values differ by at most an eighth of the range.
         out_of_range: Name and reason of each image with values far outside `pixel_range`.
-        more_pages: Names of files with several pages or frames, of which one is used.
+        more_pages: Names of files with several pages or frames; one page of each is used.
 
     Example:
         >>> from transfer.images.datasets import load_data
