@@ -72,14 +72,14 @@ def run(
 
 
 def _draw(advice: Any, folder: Path) -> None:
+    from transfer.adviser import advice_plots
     from transfer.common.figures import draw_each
-    from transfer.results import plots
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
-    for name, content in draw_each(plots.advice_drawings(advice)):
+    for name, content in draw_each(advice_plots.advice_drawings(advice)):
         with replacing(folder / f"{name.replace('_', '-')}.png") as partial:
             partial.write_bytes(content)
 

@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
+from transfer.adviser import advice_plots
 from transfer.adviser.curves import layer_curve
 from transfer.cases.policies import SMALL_DATA
+from transfer.evaluation import evaluation_plots
 from transfer.evaluation.evaluate import Evaluation
 from transfer.results import plots
 from transfer.training import training_plots
@@ -38,19 +40,19 @@ def test_learning_curves_show_both_phases_and_cope_with_no_validation():
 
 
 def test_confusion_matrix_names_the_classes_and_counts():
-    shown = texts(plots.confusion_matrix(evaluation()))
+    shown = texts(evaluation_plots.confusion_matrix(evaluation()))
     assert "class 2" in shown and "accuracy 91.7%, 12 images" in shown
 
 
 @pytest.mark.parametrize("classes", [2, 120])
 def test_confusion_matrix_of_few_and_many_classes_can_be_saved(classes, tmp_path):
-    plots.confusion_matrix(evaluation(classes, 240)).savefig(tmp_path / "matrix.png")
+    evaluation_plots.confusion_matrix(evaluation(classes, 240)).savefig(tmp_path / "matrix.png")
     assert (tmp_path / "matrix.png").stat().st_size > 5000
 
 
 def test_the_prediction_sheet_shows_the_true_class_of_wrong_predictions():
     image = np.zeros((8, 8, 3), "uint8")
-    shown = texts(plots.prediction_sheet(evaluation(), {0: image, 1: image}))
+    shown = texts(evaluation_plots.prediction_sheet(evaluation(), {0: image, 1: image}))
     assert "class 0 90%" in shown and "class 2 90%\n(is class 1)" in shown
 
 
@@ -90,7 +92,7 @@ def curve_of(count, name="block{}_add", *, signal=True):
 
 def test_the_layer_curve_shows_every_layer_the_cut_all_layers_and_chance():
     curve = curve_of(17)
-    figure = plots.layer_curve_plot(curve)
+    figure = advice_plots.layer_curve_plot(curve)
     (axes,) = figure.axes
     line = next(line for line in axes.lines if len(line.get_xdata()) == 17)
     np.testing.assert_allclose(line.get_ydata(), curve.accuracy)
@@ -108,7 +110,7 @@ def test_the_layer_curve_shows_every_layer_the_cut_all_layers_and_chance():
 
 
 def test_the_layer_curve_without_signal_recommends_no_cut():
-    shown = texts(plots.layer_curve_plot(curve_of(5, signal=False)))
+    shown = texts(advice_plots.layer_curve_plot(curve_of(5, signal=False)))
     assert "No layer predicts" in shown and "best layer" not in shown and "keep" not in shown
 
 
@@ -117,7 +119,7 @@ def test_the_layer_curve_without_signal_recommends_no_cut():
 )
 def test_layer_curves_of_few_and_many_layers_and_long_names_can_be_read(count, name, tmp_path):
     curve = curve_of(count, name)
-    figure = plots.layer_curve_plot(curve)
+    figure = advice_plots.layer_curve_plot(curve)
     figure.savefig(tmp_path / "curve.png")
     labels = figure.axes[0].get_xticklabels()
     boxes = [label.get_window_extent() for label in labels]
@@ -135,7 +137,7 @@ REFERENCES = [
 
 
 def test_the_four_cases_chart_places_data_by_size_and_similarity():
-    figure = plots.four_cases_chart(("mine", 1000, 0.25), [("other", 100_000, 0.75)])
+    figure = advice_plots.four_cases_chart(("mine", 1000, 0.25), [("other", 100_000, 0.75)])
     (axes,) = figure.axes
     dot, star = (line for line in axes.lines if line.get_marker() in ("o", "*"))
     assert np.ravel(star.get_data()).tolist() == [0.25, 3.0]
@@ -155,7 +157,7 @@ def test_the_four_cases_chart_places_data_by_size_and_similarity():
     "here", [("flowers", 344, 0.62), ("a $ name^{ of any length" * 3, 2, 1.3), ("huge", 3e9, -1)]
 )
 def test_names_on_the_four_cases_chart_cover_nothing(here, references, tmp_path):
-    figure = plots.four_cases_chart(here, references)
+    figure = advice_plots.four_cases_chart(here, references)
     figure.savefig(tmp_path / "chart.png")
     (axes,) = figure.axes
     boxes = [text.get_window_extent() for text in axes.texts]

@@ -117,7 +117,7 @@ def test_ctrl_c_in_a_figure_is_not_a_failed_figure(results, tmp_path, monkeypatc
         finally:
             raise RuntimeError("TensorFlow hides the interrupt")
 
-    monkeypatch.setattr("transfer.results.plots.confusion_matrix", interrupted)
+    monkeypatch.setattr("transfer.evaluation.evaluation_plots.confusion_matrix", interrupted)
     with pytest.raises(KeyboardInterrupt):
         written(tmp_path / "run", results)
     assert load_run(tmp_path / "run").metrics["num_classes"] == 3

@@ -1,8 +1,9 @@
-"""Figures of an evaluation: the reliability diagram, and precision and recall by class."""
+"""Figures of an evaluation: confusion matrix, predictions, reliability diagram, precision and recall by class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,8 +13,57 @@ from matplotlib.ticker import PercentFormatter
 from transfer.common.figures import COLORS, new_figure
 from transfer.evaluation.metrics import Calibration, ClassScore
 
+if TYPE_CHECKING:
+    from transfer.evaluation.evaluate import Evaluation
+
 MOST_CLASSES = 60
 """Maximum number of rows of the plot by class. With more classes, those with the lowest F1 are drawn."""
+
+
+def confusion_matrix(evaluation: Evaluation) -> Figure:
+    """Draw the confusion matrix; each row is a true class, colored by the fraction of its images."""
+    counts, names = evaluation.confusion, evaluation.class_names
+    side = min(24.0, 3.0 + 0.45 * len(names))
+    figure = new_figure(side, side)
+    axes = figure.add_subplot()
+    fraction = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 40:
+        for true, row in enumerate(counts):
+            for predicted, count in enumerate(row):
+                if count:
+                    color = "white" if fraction[true, predicted] > 0.5 else "black"
+                    axes.text(predicted, true, str(count), ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(
+        xlabel="predicted class",
+        ylabel="true class",
+        title=f"accuracy {evaluation.accuracy:.1%}, {len(evaluation.labels):,} images",
+    )
+    return figure
+
+
+def prediction_sheet(evaluation: Evaluation, images: Mapping[int, np.ndarray]) -> Figure:
+    """Draw images with their predicted classes: correct ones in green, wrong ones in red with the true class."""
+    columns = 6
+    rows = max(1, -(-len(images) // columns))
+    figure = new_figure(1.8 * columns, 2.2 * rows)
+    for place, (position, image) in enumerate(images.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.imshow(image)
+        axes.set_axis_off()
+        correct = evaluation.predictions[position] == evaluation.labels[position]
+        caption = prediction_caption(evaluation, position)
+        axes.set_title(caption, fontsize=9, color="#1b7f3b" if correct else "#c1121f")
+    return figure
+
+
+def prediction_caption(evaluation: Evaluation, position: int) -> str:
+    """Return the predicted class of an image with its probability, and the true class if that differs."""
+    guess, truth = evaluation.predictions[position], evaluation.labels[position]
+    text = f"{evaluation.class_names[guess]} {evaluation.probabilities[position, guess]:.0%}"
+    return text if guess == truth else f"{text}\n(is {evaluation.class_names[truth]})"
 
 
 def calibration_plot(calibration: Calibration) -> Figure:

@@ -85,10 +85,10 @@ def _network(model: keras.Model, data: ImageData, unfreeze_from: str | None) -> 
 def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Draw]:
     """Return functions that draw the figures of an evaluation on test images, by name."""
     drawings: dict[str, Draw] = {
-        "confusion_matrix": lambda: plots.confusion_matrix(evaluation),
+        "confusion_matrix": lambda: evaluation_plots.confusion_matrix(evaluation),
         "classes": lambda: evaluation_plots.class_plot(evaluation.by_class),
         "calibration": lambda: evaluation_plots.calibration_plot(evaluation.calibration),
-        "predictions": lambda: plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
+        "predictions": lambda: evaluation_plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
         "blocks": lambda: _filters(local_copy(model), data),
     }
     if len(evaluation.mistakes):
@@ -101,7 +101,7 @@ def _mistakes(model: keras.Model, data: ImageData, evaluation: Evaluation) -> Fi
     size, mistakes = input_size(model, data), evaluation.mistakes[:MAX_MISTAKES].tolist()
     images = np.stack([data.test.image(i, size) for i in mistakes])
     heat = explanations.grad_cam(model, images)
-    captions = [plots.prediction_caption(evaluation, i) for i in mistakes]
+    captions = [evaluation_plots.prediction_caption(evaluation, i) for i in mistakes]
     return explanation_plots.heat_sheet(images, heat, captions)
 
 

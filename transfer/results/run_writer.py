@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 
+from transfer.adviser import advice_plots
 from transfer.adviser.advice import Advice
 from transfer.adviser.label_issues import LabelIssue
 from transfer.common.errors import InputError, one_line, optional
@@ -24,7 +25,7 @@ from transfer.evaluation.evaluate import Evaluation
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
 from transfer.networks.model_files import save_model
-from transfer.results import file_names, plots
+from transfer.results import file_names
 from transfer.results.finished_runs import add_labels, add_pixel_range
 from transfer.results.prediction_files import write_predictions
 from transfer.results.run_pages import Thumbnail, comparison_page, model_card, run_page
@@ -99,7 +100,7 @@ def write_figures(folder: Path, drawings: Mapping[str, Draw]) -> None:
 def write_advice(folder: Path, advice: Advice) -> None:
     """Write the advice that chose the case, with its figures."""
     write_text(folder / file_names.ADVICE, advice.to_json())
-    write_figures(folder, plots.advice_drawings(advice))
+    write_figures(folder, advice_plots.advice_drawings(advice))
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
