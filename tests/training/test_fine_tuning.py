@@ -12,11 +12,14 @@ import pytest
 from helpers.networks import make_tiny, snapshot
 
 from transfer.cases.builders import large_different, large_similar, small_similar
+from transfer.cases.decisions import decision_of
 from transfer.common.errors import InputError
 from transfer.images.pipeline import make_dataset
-from transfer.training.fine_tuning import adapt_batchnorm
+from transfer.results.run_metrics import collect_metrics
+from transfer.training.fine_tuning import adapt_batchnorm, kept_row_of
 from transfer.training.fit import fit
 from transfer.training.layer_decay import blocks_of, optimizer_following
+from transfer.training.phases import TrainingLog
 from transfer.training.recipes import Recipe
 
 
@@ -262,3 +265,36 @@ def test_live_statistics_need_a_model_that_was_built_for_them(colors):
     assert all(np.abs(np.asarray(a) - b).max() > 0 for a, b in zip(after, before, strict=True))
     with pytest.raises(InputError, match="pin_batchnorm=False"):
         fit(built(colors), colors, epochs=1, recipe=Recipe(batchnorm="live"), verbose=0)
+
+
+def test_fine_tuning_that_is_undone_is_logged_and_recorded(colors, caplog):
+    model = built(colors, learning_rate=3.0)  # far too high: it destroys the network
+    caplog.set_level(logging.INFO)
+    log = fit(model, colors, epochs=2, recipe=Recipe(clip_norm=1.0), verbose=0)
+    assert log.rolled_back and log.rows[log.kept_row]["phase"] == "head"
+    assert "Fine-tuning did not improve the validation accuracy: kept the weights before it" in caplog.text
+    decision = decision_of(model)
+    assert decision.fine_tuned is False and {state for _, state in decision.blocks} <= {
+        "frozen",
+        "new",
+        "cut",
+    }
+    assert collect_metrics(model, colors, log, None)["rolled_back"]
+
+
+def test_fine_tuning_that_is_kept_is_recorded(colors):
+    model = built(colors)
+    log = fit(model, colors, epochs=1, verbose=0)
+    assert not log.rolled_back and decision_of(model).fine_tuned
+    assert not collect_metrics(model, colors, log, None)["rolled_back"]
+
+
+@pytest.mark.parametrize(
+    ("rows_before", "kept_before", "first_epoch", "restored", "kept"),
+    [(3, 1, 0, None, None), (3, 1, 0, 0, 1), (3, None, 0, 0, 2), (0, None, 0, 0, -1), (5, None, 2, 1, 3)],
+)
+def test_the_kept_row_counts_over_all_phases_also_after_a_resume(
+    rows_before, kept_before, first_epoch, restored, kept
+):
+    before = TrainingLog([{"phase": "head"}] * rows_before, kept_row=kept_before)
+    assert kept_row_of(before, first_epoch, restored) == kept

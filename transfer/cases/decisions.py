@@ -28,6 +28,8 @@ class CaseDecision:
         trained: last layers of the blocks that `unfreeze` made trainable.
         optimizer: a key of `policies.OPTIMIZERS`.
         flip: whether `fit` allowed augmentation to flip images; None before `fit`, and if no images are augmented.
+        fine_tuned: whether `fit` fine-tuned the pre-trained layers; False if that did not improve the validation
+            accuracy, so that the model is a new head on the pre-trained network. None before fine-tuning.
     """
 
     case: Case
@@ -42,12 +44,15 @@ class CaseDecision:
     trained: tuple[str, ...] = ()
     optimizer: str = "adam"
     flip: bool | None = None
+    fine_tuned: bool | None = None
 
     @property
     def blocks(self) -> list[tuple[str, str]]:
         """The blocks from input to output, each with `"frozen"`, `"trained"`, `"new"` or `"cut"`."""
-        state = "frozen" if POLICIES[self.case].frozen else "new" if self.init == "random" else "trained"
-        blocks = [(end, "trained" if end in self.trained else state) for end in self.kept]
+        frozen = POLICIES[self.case].frozen or self.fine_tuned is False
+        state = "frozen" if frozen else "new" if self.init == "random" else "trained"
+        trained = () if self.fine_tuned is False else self.trained
+        blocks = [(end, "trained" if end in trained else state) for end in self.kept]
         blocks += [("softmax", "new"), *((end, "cut") for end in self.cut_away)]
         return blocks + [("source classifier", "cut")] * self.had_classifier
 

@@ -74,6 +74,8 @@ def _network(model: keras.Model, data: ImageData, unfreeze_from: str | None) -> 
     policy, several = POLICIES[decision.case], len(decision.cuts)
     idea = f"freeze the network, train a new head on {several} layers" if several > 1 else policy.idea
     more = f"; train {unfreeze_from} and the layers after it" if unfreeze_from else ""
+    if decision.fine_tuned is False:
+        idea, more = "train a new head; fine-tuning did not improve it and was undone", ""
     return plots.network_by_blocks(
         f"Case {policy.number}, {decision.case}: {idea}{more}",
         decision.blocks,

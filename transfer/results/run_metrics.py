@@ -35,6 +35,7 @@ def collect_metrics(
         "flip": training.flip,
         "flip_problem": training.flip_problem,
         "regularization": training.regularization,
+        "rolled_back": decision.fine_tuned is False,
         "image_size": list(model.input_shape[1:3]),
         "num_classes": data.num_classes,
         "num_train": len(data.train),

@@ -107,6 +107,8 @@ def _versions(record: RunRecord) -> str:
 
 def _lead(record: RunRecord) -> str:
     layers, idea = len(record.metrics.get("cuts", ())), _policy(record).idea
+    if record.metrics.get("rolled_back"):
+        idea = "new head on the frozen network; fine-tuning did not improve the validation accuracy and was undone"
     what = f"new head on {layers} frozen layers" if layers > 1 else f"{idea} (cut at {record.metrics['cut']})"
     return f"{record.config.model} on {record.config.data}: {what}."
 

@@ -73,8 +73,18 @@ def fine_tune(
         if settings.recipe.ema and better.lost_at is None:
             apply_averages(model.optimizer, model.trainable_variables)
         better.set_model(trainee.model)
-        better.choose_weights()
-    return trainee.log + TrainingLog(rows.rows, seconds_training=seconds)
+        kept_row = kept_row_of(before, first, better.choose_weights())
+    return trainee.log + TrainingLog(rows.rows, seconds_training=seconds, kept_row=kept_row)
+
+
+def kept_row_of(before: TrainingLog, first_epoch: int, restored: int | None) -> int | None:
+    """Return the row of the whole log whose weights were restored; `before` has the phase's rows before a resume."""
+    if restored is None:
+        return None
+    start = len(before.rows) - first_epoch
+    if restored or before.kept_row is None or before.kept_row >= start:
+        return start + restored - 1
+    return before.kept_row
 
 
 def _check(settings: TrainingSettings) -> None:

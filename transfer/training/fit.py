@@ -207,7 +207,10 @@ def fit(
     log = _train(replace(settings, flip_problem=problem))
     record_data(model, data)
     if (decision := find_decision(model)) is not None:  # `evaluate` does the same
-        record_decision(model, replace(decision, flip=log.flip))
+        fine_tuned = decision.fine_tuned
+        if any(row["phase"] == "fine-tune" for row in log.rows):
+            fine_tuned = not log.rolled_back or bool(fine_tuned)
+        record_decision(model, replace(decision, flip=log.flip, fine_tuned=fine_tuned))
     return log
 
 
@@ -353,6 +356,9 @@ def _fall_back(settings: TrainingSettings, log: TrainingLog, checkpoint: Checkpo
         logger.warning(
             "With the pre-trained weights, validation is no better than guessing. Training again from random weights."
         )
+    kept_row = (
+        sum(row["phase"] != "from-scratch" for row in log.rows) - 1 if log.kept_row is None else log.kept_row
+    )
     start_over(model, seed=settings.seed)
     log += fine_tune(
         settings, log, "from-scratch", checkpoint=checkpoint, extra_arrays=lambda: pack("before", before)
@@ -370,4 +376,4 @@ def _fall_back(settings: TrainingSettings, log: TrainingLog, checkpoint: Checkpo
         return replace(log, init="random")
     unfreeze(model)
     model.set_weights(before)
-    return log
+    return replace(log, kept_row=kept_row)

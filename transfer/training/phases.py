@@ -38,6 +38,8 @@ class TrainingLog:
         views: number of views of each training image that the frozen layers saw; 1 is the image itself.
         flip: whether augmentation could flip images; None if no images were augmented.
         flip_problem: why flips are off; empty if they are on, or if the caller decided.
+        kept_row: position in `rows` of the epoch whose weights the model has; -1 if it has the weights from before
+            `fit`. None is the last one.
 
     Example:
         >>> log = TrainingLog([{"phase": "head", "epoch": 1, "loss": 0.5}])
@@ -56,6 +58,14 @@ class TrainingLog:
     views: int = 1
     flip: bool | None = None
     flip_problem: str = ""
+    kept_row: int | None = None
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether fine-tuning did not improve the validation accuracy, so that the weights before it were kept."""
+        if self.kept_row is None or "fine-tune" not in {row["phase"] for row in self.rows}:
+            return False
+        return self.kept_row < 0 or self.rows[self.kept_row]["phase"] == "head"
 
     @property
     def history(self) -> dict[str, list[Any]]:
@@ -77,6 +87,7 @@ class TrainingLog:
             views=max(self.views, phase.views),
             flip=self.flip if phase.flip is None else phase.flip,
             flip_problem=phase.flip_problem or self.flip_problem,
+            kept_row=phase.kept_row if phase.rows else self.kept_row,
         )
 
 

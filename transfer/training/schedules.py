@@ -141,11 +141,15 @@ class KeepBetter(keras.callbacks.Callback):
         if not self.num_val or self._last >= self.best:
             self.best, self.epoch, self.weights = self._last, epoch + 1, self.model.get_weights()
 
-    def choose_weights(self) -> None:
-        """Keep the last weights, or restore the best ones if the last are worse by over one standard error."""
+    def choose_weights(self) -> int | None:
+        """Keep the last weights, or restore the best ones if the last are worse by over one standard error.
+
+        Return the epoch of restored weights, from 1, or 0 for the weights before training; None if the last are kept.
+        """
         error = math.sqrt(max(0.0, self.best * (1 - self.best)) / max(1, self.num_val))
         worse = self._last is not None and self.num_val and self.best - self._last > error
-        if self.weights is not None and (worse or self.lost_at is not None):
+        restored = self.weights is not None and (worse or self.lost_at is not None)
+        if restored:
             self.model.set_weights(self.weights)
         if self.lost_at is not None:
             logger.error(
@@ -154,4 +158,19 @@ class KeepBetter(keras.callbacks.Callback):
                 *self.lost_at,
                 f"of epoch {self.epoch}" if self.epoch else "from before training",
             )
+        elif restored and self.epoch:
+            logger.info(
+                "Restored the weights of epoch %d: validation accuracy %.1f%%, and %.1f%% after the last epoch.",
+                self.epoch,
+                100 * self.best,
+                100 * (self._last or 0.0),
+            )
+        elif restored:
+            logger.warning(
+                "Fine-tuning did not improve the validation accuracy: kept the weights before it (%.1f%%, and %.1f%% "
+                "after the last epoch).",
+                100 * self.best,
+                100 * (self._last or 0.0),
+            )
         self.weights = None
+        return self.epoch if restored else None
