@@ -1,6 +1,8 @@
 # The public API: `__init__.py` reads this list at run time.
 # ruff: noqa: I001  in the order of use, not of the alphabet
 
+__version__: str
+
 # The error for bad input, and the options of `python -m transfer.train`.
 from .common.errors import InputError as InputError
 from .config import TrainConfig as TrainConfig

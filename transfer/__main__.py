@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import transfer
 from transfer.common import streams
 from transfer.common.errors import unknown
 
@@ -30,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         lines = [f"  {name:<15}{what}\n" for name, what in COMMANDS.items()]
         streams.print_text("usage: transfer COMMAND [options]\n\ncommands:\n" + "".join(lines))
-        streams.print_text("\ntransfer COMMAND --help shows the options of a command.\n")
+        streams.print_text(
+            "\ntransfer COMMAND --help shows the options of a command, transfer --version the version.\n"
+        )
+        return 0
+    if given[0] in ("-V", "--version"):
+        streams.print_text(f"transfer {transfer.__version__}\n")
         return 0
     name = given[0].replace("-", "_")
     if name not in COMMANDS:

@@ -30,7 +30,7 @@ class BeamConfig(ModelOptions, DataConfig):
     case: str = "small-similar"
     # Last layer to keep: a layer name, several names with commas, or 'all'. Default: by case.
     cut: str | None = None
-    # Engine that runs the network: auto, keras or openvino (needs: pip install ".[fast]").
+    # Engine that runs the network: auto, keras or openvino (needs: pip install "transfer-cases[fast]").
     engine: str = "auto"
     # Precision of OpenVINO: auto, float32 or bfloat16.
     precision: str = "auto"

@@ -152,7 +152,7 @@ class OutputOptions:
 class DeviceOptions:
     """Devices, engines and number formats."""
 
-    # Engine that runs frozen layers: auto, keras or openvino (needs: pip install ".[fast]").
+    # Engine that runs frozen layers: auto, keras or openvino (needs: pip install "transfer-cases[fast]").
     engine: str = "auto"
     # Data type of the layers: float32, or mixed_bfloat16 or mixed_float16 for GPUs and TPUs.
     precision: str = "float32"
@@ -178,7 +178,7 @@ class AdviceConfig(ModelOptions, DataConfig):
     time_budget: str | None = None
     # Skip the trial of fine-tuning: faster, but its estimated time is only a lower bound.
     no_trial: bool = False
-    # Engine that runs the network: auto, keras or openvino (needs: pip install ".[fast]").
+    # Engine that runs the network: auto, keras or openvino (needs: pip install "transfer-cases[fast]").
     engine: str = "auto"
 
     def __post_init__(self) -> None:

@@ -362,7 +362,7 @@ def test_bad_arguments_are_reported_before_a_missing_run(tmp_path, capsys):
 )
 def test_a_missing_package_is_reported(run, kind, quantize, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=r'needs .*pip install "\.\[export\]"'):
+    with pytest.raises(InputError, match=r'needs .*pip install "transfer-cases\[export\]"'):
         exporting.export(run, to=kind, quantize=quantize, output=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

@@ -369,7 +369,7 @@ except InputError as error:
 """
     first, second = run_python(code).splitlines()
     assert first == "(2, 3) keras"
-    assert 'pip install ".[fast]"' in second
+    assert 'pip install "transfer-cases[fast]"' in second
 
 
 @needs_openvino

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 HEIC_PROBLEM = (
-    'HEIC needs the package pillow-heif: pip install ".[formats]"'
+    'HEIC needs the package pillow-heif: pip install "transfer-cases[formats]"'
     if find_spec("pillow_heif") is None
     else "broken at its beginning"
 )

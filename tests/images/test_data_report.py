@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from helpers.data_reports import duplicates, report
 
+from transfer.common.errors import install_hint
 from transfer.images.data_report import DataReport
 
 CHANGES = {
     "skipped": ({"skipped": (("a.jpg", "empty"),)}, True, "Skipped 1 image that", "a.jpg (empty)"),
     "formats": (
-        {"skipped": tuple((f"{i}.dcm", 'DICOM needs pydicom: pip install ".[formats]"') for i in range(214))}, True,
-        'Skipped 214 images: DICOM needs pydicom: pip install ".[formats]".', "3.dcm",
+        {"skipped": tuple((f"{i}.dcm", f"DICOM needs pydicom: {install_hint('formats')}") for i in range(214))}, True,
+        f"Skipped 214 images: DICOM needs pydicom: {install_hint('formats')}.", "3.dcm",
     ),
     "source": ({"notes": (("The classes are years.", True),)}, True, "The classes are years.", "years"),
     "conflicting_labels": (

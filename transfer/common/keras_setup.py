@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transfer.common.errors import InputError, one_line
+from transfer.common.errors import InputError, install_hint, one_line
 
-BACKENDS = {"tensorflow": 'pip install "tensorflow>=2.20"', "jax": 'pip install ".[jax]"'}
+BACKENDS = {"tensorflow": 'pip install "tensorflow>=2.20"', "jax": install_hint("jax")}
 """The backends of Keras that this package runs on, and how to install them."""
 
 _FLOATS = ("float16", "float32", "float64")

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, install_hint
 from transfer.common.keras_private import with_constants
 from transfer.common.streams import discarded
 from transfer.frozen.openvino_engine import import_openvino
@@ -42,7 +42,7 @@ def load_packages(kind: str, quantize: str | None) -> None:
             missing.append("openvino")
     if missing:
         raise InputError(
-            f'Export to {kind} needs {", ".join(missing)}: pip install ".[export]". Without them, use '
+            f"Export to {kind} needs {', '.join(missing)}: {install_hint('export')}. Without them, use "
             "--to saved-model or --to litert."
         )
 

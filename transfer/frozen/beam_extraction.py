@@ -1,6 +1,6 @@
 """Extract features on Apache Beam, on this machine or a cluster, into the cache that training reads.
 
-The command is `python -m transfer.beam_features`. It needs `pip install ".[beam]"`.
+The command is `python -m transfer.beam_features`. It needs `pip install "transfer-cases[beam]"`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, install_hint
 from transfer.common.streams import progress_bar
 from transfer.frozen import feature_shards
 
@@ -229,7 +229,7 @@ def _beam() -> ModuleType:
             import apache_beam
     except ImportError:
         raise InputError(
-            'Apache Beam is not installed. Install it with pip install ".[beam]", or train without it: '
+            f"Apache Beam is not installed. Install it with {install_hint('beam')}, or train without it: "
             "training computes the same features."
         ) from None
     return apache_beam

