@@ -6,12 +6,15 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from transfer.__main__ import COMMANDS
 from transfer.config import parse_advice_arguments, parse_arguments, parse_check_arguments
+from transfer.images.decoding import decode
 from transfer.images.folder_source import embedded_folder
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +111,20 @@ def test_scripts_that_are_mentioned_exist():
     for page, text in PAGES.items():
         for path in re.findall(r"\b(?:tests|notebooks)/[\w/]+\.(?:py|yaml)", text):
             assert (ROOT / path).is_file(), f"{page}: {path}"
+
+
+@pytest.mark.parametrize(("name", "orientation"), [("image.png", 1), ("image.jpg", 6)])
+def test_the_resizing_for_plain_keras_is_that_of_training(name, orientation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).resize((1200, 900)).save(name, exif=exif)
+    block = next(text for page, text in blocks("python") if page == "index.md" and "ImageOps" in text)
+    lines = [line for line in block.splitlines() if line.startswith(("from PIL", "size", "image"))]
+    values = {"model": SimpleNamespace(input_shape=(None, 96, 64, 3))}
+    exec("\n".join(lines).replace("image.png", name), values)
+    assert len(lines) == 5 and np.array_equal(values["image"], decode(name, (96, 64)))
 
 
 @pytest.mark.slow
