@@ -3,10 +3,6 @@
 
 __version__: str
 
-# The error for bad input, and the options of `python -m transfer.train`.
-from .common.errors import InputError as InputError
-from .config import TrainConfig as TrainConfig
-
 # Data: a folder, a list, a tensorflow_datasets name or arrays -> checked images in three splits.
 from .images.datasets import ImageData as ImageData
 from .images.datasets import load_data as load_data
@@ -31,8 +27,6 @@ from .networks.efficientnet_lite import EfficientNetLite0 as EfficientNetLite0
 from .networks.efficientnet_lite import EfficientNetLite1 as EfficientNetLite1
 from .networks.efficientnet_lite import EfficientNetLite2 as EfficientNetLite2
 from .networks.demo_cnn import DemoCNN as DemoCNN
-from .lesson.shapes import SHAPES as SHAPES
-from .lesson.shapes import make_shapes as make_shapes
 
 # Builders: a network -> a compiled model of a case.
 from .cases.builders import build as build
@@ -69,8 +63,14 @@ from .evaluation.explanations import occlusion as occlusion
 from .evaluation.explanations import strongest_responses as strongest_responses
 from .exporters.export import export as export
 
-# Lessons: drawings, and how transferable the layers of a network are.
+# Lessons: synthetic images, drawings, and how transferable the layers of a network are.
+from .lesson.shapes import SHAPES as SHAPES
+from .lesson.shapes import make_shapes as make_shapes
 from .lesson.drawings import filters_plot as filters_plot
 from .lesson.drawings import lesson_drawing as lesson_drawing
 from .lesson.transferability import Transferability as Transferability
 from .lesson.transferability import transferability as transferability
+
+# The error for bad input, and the options of `python -m transfer.train`.
+from .common.errors import InputError as InputError
+from .config import TrainConfig as TrainConfig
