@@ -13,7 +13,7 @@ from transfer.cases.decisions import decision_of
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.training import upper_layers
+from transfer.training import fine_tuning, upper_layers
 from transfer.training.fit import fit
 
 
@@ -103,8 +103,11 @@ def test_without_room_in_the_cache_the_whole_model_is_trained(colors, tmp_path, 
     assert log.views == 1
 
 
-def test_a_callback_sees_the_whole_model(colors, cache):
+def test_a_callback_sees_the_whole_model_although_the_frozen_layers_run_once(colors, cache, monkeypatch):
     seen = []
+    monkeypatch.setattr(
+        fine_tuning, "_whole_model", lambda settings: pytest.fail("the frozen layers run again")
+    )
 
     class Recorder(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -112,7 +115,7 @@ def test_a_callback_sees_the_whole_model(colors, cache):
 
     model = built()
     train(model, colors, cache, callbacks=[Recorder()])
-    assert seen == [model]
+    assert seen == [model, model]  # in both phases
 
 
 def test_the_saved_model_predicts_the_same_and_trains_on(colors, cache, tmp_path):

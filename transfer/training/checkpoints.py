@@ -73,6 +73,8 @@ class Checkpoint:
         """The position in words."""
         if self.phase == "done":
             return "the training was complete"
+        if not self.step:
+            return f"{self.phase}, {f'after epoch {self.epoch}' if self.epoch else 'before the first step'}"
         return f"{self.phase}, epoch {self.epoch + 1}, after step {self.step}"
 
 

@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 MAX_ADAPTED_BATCHES = 64
 """Maximum number of batches for new BatchNormalization statistics. About 2,000 images are enough."""
 
-_RATE_CALLBACKS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
-
 
 def fine_tune(
     settings: TrainingSettings,
@@ -62,7 +60,9 @@ def fine_tune(
         steps = {"steps": epochs * per_epoch, "start": first * per_epoch + step}
         schedule = _schedule(settings, per_epoch, peak=peak, set_progress=set_progress, **steps)
         # The order matters: each callback sees what those before it added to the logs.
-        callbacks = [*schedule, *_validation(settings, trainee), better, rows, saving, *settings.callbacks]
+        first_epoch = len(before.rows) - first  # of this phase, in the numbers of the user's callbacks
+        users = settings.callbacks.phase(phase, first_epoch=first_epoch)
+        callbacks = [*schedule, *_validation(settings, trainee), better, rows, saving, *users]
         start = time.perf_counter()
         try:
             _run_epochs(settings, trainee, callbacks, saving, epochs)
@@ -74,6 +74,11 @@ def fine_tune(
             apply_averages(model.optimizer, model.trainable_variables)
         better.set_model(trainee.model)
         kept_row = kept_row_of(before, first, better.choose_weights())
+        if kept_row is None and users:
+            kept_row = settings.callbacks.restored_epoch()
+    if better.lost_at is None and first + len(rows.rows) < epochs:
+        stopped = first + len(rows.rows)
+        logger.info("Stopped after epoch %d of %d: a callback stopped the training.", stopped, epochs)
     return trainee.log + TrainingLog(rows.rows, seconds_training=seconds, kept_row=kept_row)
 
 
@@ -180,8 +185,7 @@ def _keep_better(settings: TrainingSettings, before: TrainingLog) -> KeepBetter:
 def _schedule(settings: TrainingSettings, per_epoch: int, **options: Any) -> list[keras.callbacks.Callback]:
     """Return the learning-rate schedule, unless the user's optimizer or callbacks set the rate."""
     recipe = settings.recipe
-    by_user = any(isinstance(callback, _RATE_CALLBACKS) for callback in settings.callbacks)
-    if by_user or has_schedule(settings.model.optimizer):
+    if settings.callbacks.set_rate or has_schedule(settings.model.optimizer):
         return []
     if recipe.schedule == "steps":
         return [StepDecay(every=recipe.decay_every * per_epoch, factor=recipe.decay_factor, **options)]

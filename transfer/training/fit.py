@@ -33,6 +33,7 @@ from transfer.training.phases import TrainingLog, TrainingSettings, log_from
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
 from transfer.training.trained import record_data
+from transfer.training.user_callbacks import UserCallbacks
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,8 @@ def fit(
         class_weights: weight the loss so that all classes count the same, regardless of their number of images.
         solver: solver of a head on features. `"exact"` computes the optimum of the convex problem and chooses its
             regularization. `"sgd"` trains in epochs and never holds all features in memory. `"auto"` uses
-            `"exact"` for features of up to 2 GiB, unless `epochs`, `callbacks`, `dropout` or `label_smoothing` require
-            training in epochs.
+            `"exact"` for features of up to 2 GiB, unless `epochs`, `dropout` or `label_smoothing` require training in
+            epochs; the log says so.
         dropout: dropout rate before the head, from 0 to below 1, when only the head is trained in epochs.
         label_smoothing: fraction of each label that is spread over all classes, from 0 to below 1, for training in
             epochs. 0 uses the value of the recipe.
@@ -140,8 +141,10 @@ def fit(
             images, that training resumes and ends with the same weights as without the interruption. Ctrl-C, SIGTERM
             and SIGHUP then stop after the current step and save a checkpoint. None saves nothing.
         checkpoint_every: seconds between two checkpoints.
-        callbacks: additional Keras callbacks for fine-tuning, or for the head if only the head is trained. In
-            fine-tuning they see the whole model: with callbacks, frozen layers run in each epoch.
+        callbacks: Keras callbacks. They receive the events of each phase, and their model is always the whole model.
+            A head that is solved exactly counts as one epoch. Epochs count over all phases, so that `CSVLogger` and
+            `TensorBoard` hold the whole training. `EarlyStopping` starts anew in each phase. Callbacks that set the
+            learning rate replace the schedule of the recipe. `self.params["phase"]` is the phase.
         verbose: progress output of Keras: `"auto"`, 0, 1 or 2.
 
     Returns:
@@ -170,10 +173,12 @@ def fit(
     head_only = frozen_feature_extractor(model) is not None
     recipe = recipe or Recipe()
     recipe = replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
-    _check_head_options(solver, dropout, recipe.label_smoothing, head_only=head_only)
+    _check_head_options(solver, dropout, recipe.label_smoothing, epochs, head_only=head_only)
     if views is not None:
         check_views(views, augment)
-    if solver == "auto" and head_only and (epochs or callbacks or dropout or recipe.label_smoothing):
+    epoch_options = {"epochs": epochs, "dropout": dropout, "label_smoothing": recipe.label_smoothing}
+    if solver == "auto" and head_only and (named := [name for name, value in epoch_options.items() if value]):
+        logger.info("The head trains in epochs and is not solved exactly, because of %s.", ", ".join(named))
         solver = "sgd"
     problem = flip_problem(data.class_names) if flip is None else ""
     settings = TrainingSettings(
@@ -195,7 +200,7 @@ def fit(
         seed=seed,
         recipe=recipe,
         checkpoints=None,
-        callbacks=list(callbacks),
+        callbacks=UserCallbacks(callbacks, model),
         verbose=verbose if current_group().is_chief and sys.stdout is not None else 0,
     )
     settings = _with_checkpoints(settings, checkpoints, checkpoint_every)
@@ -204,7 +209,10 @@ def fit(
         settings = replace(settings, recipe=recipe)
     if problem and augments_images(settings):
         log_problem(problem)
-    log = _train(replace(settings, flip_problem=problem))
+    try:
+        log = _train(replace(settings, flip_problem=problem))
+    finally:
+        settings.callbacks.close()
     record_data(model, data)
     if (decision := find_decision(model)) is not None:  # `evaluate` does the same
         fine_tuned = decision.fine_tuned
@@ -275,12 +283,14 @@ def _check_types(**options: Any) -> None:
             raise InputError(f"Expected {name} as {form}. Received: {options[name]!r}.")
 
 
-def _check_head_options(solver: str, dropout: float, label_smoothing: float, *, head_only: bool) -> None:
+def _check_head_options(
+    solver: str, dropout: float, label_smoothing: float, epochs: int | None, *, head_only: bool
+) -> None:
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     if not 0 <= dropout < 1:
         raise InputError(f"Expected dropout from 0 to below 1. Received: {dropout!r}.")
-    for name, value in (("dropout", dropout), ("label_smoothing", label_smoothing)):
+    for name, value in (("epochs", epochs), ("dropout", dropout), ("label_smoothing", label_smoothing)):
         if value and head_only and solver == "exact":
             raise InputError(
                 f"Expected no {name} with solver='exact', which does not train in epochs. Leave it out, or use "

@@ -24,6 +24,7 @@ from transfer.images import pipeline
 from transfer.networks import surgery
 from transfer.training.mirroring import decide_flips
 from transfer.training.phases import Rows, TrainingLog, TrainingSettings, smoothed_cross_entropy
+from transfer.training.user_callbacks import HeadLink, restored_rate
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ def train_head(settings: TrainingSettings) -> TrainingLog:
     """Compute features once, train a head on them, put it into the model, and return the log."""
     model, head_only = settings.model, settings.head_only
     with scope_of(model):
+        if head_only and not model.optimizer.built:  # otherwise Keras warns when the saved model is loaded
+            model.optimizer.build(model.trainable_variables)
         extractor = surgery.feature_extractor_of(model)
     engine, start = settings.make_engine(extractor), time.perf_counter()
     flips = decide_flips(settings, extractor, engine)
@@ -57,14 +60,15 @@ def train_head(settings: TrainingSettings) -> TrainingLog:
     small = 4 * math.prod(features["train"].shape) <= MAX_EXACT_BYTES
     exact = settings.solver == "exact" or (settings.solver == "auto" and small)
     labels = {"train": np.tile(settings.data.train.labels, views), "val": settings.data.val.labels}
-    (kernel, bias), head_log = (_solve if exact else _train_in_epochs)(settings, features, labels)
+    with restored_rate(model.optimizer):
+        (kernel, bias), head_log = (_solve if exact else _train_in_epochs)(settings, features, labels)
     # Workers may round differently: all take the chief's result.
     weights = current_group().broadcast_arrays(lambda: {"kernel": kernel, "bias": bias})
     model.layers[-1].set_weights([weights["kernel"], weights["bias"]])
     rows = current_group().broadcast(lambda: head_log.rows)
-    if head_only and not model.optimizer.built:  # otherwise Keras warns when the saved model is loaded
-        with scope_of(model):
-            model.optimizer.build(model.trainable_variables)
+    if exact:
+        with restored_rate(model.optimizer):
+            settings.callbacks.report("head", rows[0])
     return log + replace(head_log, rows=rows, seconds_training=time.perf_counter() - start)
 
 
@@ -118,23 +122,45 @@ def _train_in_epochs(
             read = sampler.take
             options |= {"shuffle_seed": settings.seed, "arrange": sampler.order}
         batches[name] = pipeline.batch_rows(read, labels[name], **options)
-    callbacks = [*settings.callbacks] if settings.head_only else []
+    callbacks: list[keras.callbacks.Callback] = []
     if "val" in batches:
         options = {"min_delta": MIN_DELTA, "patience": PATIENCE, "restore_best_weights": True}
-        callbacks.insert(0, keras.callbacks.EarlyStopping("val_loss", **options))
+        callbacks = [keras.callbacks.EarlyStopping("val_loss", **options)]
     else:
         logger.warning(
             "There are no validation images: the head trains for all epochs and keeps its last weights."
         )
-    rows = Rows("head")
+
+    def unscaled(weights: list[np.ndarray]) -> list[np.ndarray]:
+        return [weights[0] / scale, weights[1] - mean @ weights[0] / scale]
+
+    def rescaled(weights: list[np.ndarray]) -> list[np.ndarray]:
+        return [weights[0] * scale, weights[1] + mean @ weights[0]]
+
+    rows, link = Rows("head"), HeadLink(settings.model, head, unscaled, rescaled)
+    callbacks += [*settings.callbacks.phase("head", head=link), rows]
+    epochs = (settings.epochs if settings.head_only else None) or policy.epochs or 1
     head.fit(
         batches["train"],
         validation_data=batches.get("val"),
-        epochs=(settings.epochs if settings.head_only else None) or policy.epochs,
-        **settings.fit_options([*callbacks, rows]),
+        epochs=epochs,
+        **settings.fit_options(callbacks),
     )
-    kernel, bias = head.layers[-1].get_weights()
-    return (kernel / scale, bias - mean @ kernel / scale), TrainingLog(rows.rows)
+    kernel, bias = unscaled(head.layers[-1].get_weights())
+    return (kernel, bias), TrainingLog(rows.rows, kept_row=_kept_row(callbacks[0], settings, rows, epochs))
+
+
+def _kept_row(
+    stopper: keras.callbacks.Callback, settings: TrainingSettings, rows: Rows, epochs: int
+) -> int | None:
+    """Log why the training of a head ended early, and return the row whose weights it has; None for the last."""
+    own = isinstance(stopper, keras.callbacks.EarlyStopping)
+    if len(rows.rows) < epochs:
+        by_own = own and stopper.stopped_epoch > 0
+        why = "the validation loss no longer falls" if by_own else "a callback stopped the training"
+        logger.info("Stopped after epoch %d of %d: %s.", len(rows.rows), epochs, why)
+    restored = settings.callbacks.restored_epoch()
+    return stopper.best_epoch if restored is None and own and stopper.best_weights is not None else restored
 
 
 def _mean_and_scale(features: Features) -> tuple[np.ndarray, float]:

@@ -143,11 +143,15 @@ class _Ramp(keras.callbacks.LearningRateScheduler):
         """Do not log the learning rate, as the parent class does."""
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.params["phase"] == "head":  # the range test begins after the head
+            return
         progress = len(self.rates) / max(1, self.steps - 1)
         self.rates.append(LOWEST * (HIGHEST / LOWEST) ** progress)
         self.model.optimizer.learning_rate = self.rates[-1]
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.params["phase"] == "head":
+            return
         total = float((logs or {})["loss"]) * (batch + 1)  # Keras logs the mean of the epoch so far
         loss, self._total = total - self._total, total
         diverged = not math.isfinite(loss)

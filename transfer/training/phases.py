@@ -18,6 +18,7 @@ from transfer.images.datasets import ImageData
 from transfer.images.pipeline import Position
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.recipes import Recipe
+from transfer.training.user_callbacks import UserCallbacks
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class TrainingSettings:
     recipe: Recipe
     known_features: KnownFeatures | None
     checkpoints: Checkpoints | None
-    callbacks: list[keras.callbacks.Callback]
+    callbacks: UserCallbacks
     verbose: str | int
     # Why the class names forbid flips.
     flip_problem: str = ""

@@ -40,8 +40,8 @@ def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
 
 def parts_to_train(settings: TrainingSettings) -> tuple[keras.Model, keras.Model] | None:
     """Return the frozen part, which can run once, and the upper layers; None to train the whole model."""
-    # Callbacks of the user expect the whole model, and MixUp and CutMix mix the images before they enter it.
-    if settings.callbacks or settings.recipe.mix != "none" or (parts := split_model(settings.model)) is None:
+    # MixUp and CutMix mix the images before they enter the frozen part.
+    if settings.recipe.mix != "none" or (parts := split_model(settings.model)) is None:
         return None
     # Each further view costs a forward pass per image; none improved the accuracy (benchmarks/fine_tuning.py views).
     images = (settings.views or 1) * len(settings.data.train) + len(settings.data.val)
