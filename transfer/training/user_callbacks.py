@@ -12,8 +12,6 @@ import numpy as np
 from transfer.common.keras_private import has_schedule
 from transfer.distributed.strategies import scope_of
 
-Callback = keras.callbacks.Callback
-
 LOGGERS = (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)
 """Callbacks that see all phases as one training, so that they write one file and their steps do not overlap."""
 
@@ -24,7 +22,7 @@ RATE_CALLBACKS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceL
 class UserCallbacks:
     """The user's callbacks in a training: their model is the whole model, and epochs count over all phases."""
 
-    def __init__(self, callbacks: Sequence[Callback], model: keras.Model) -> None:
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model) -> None:
         # The loggers come last: they see what the others added to the logs.
         self.callbacks = sorted(callbacks, key=lambda one: isinstance(one, LOGGERS))
         self.model = model
@@ -35,7 +33,9 @@ class UserCallbacks:
         """Whether one of the callbacks sets the learning rate."""
         return any(isinstance(one, RATE_CALLBACKS) for one in self.callbacks)
 
-    def phase(self, name: str, *, first_epoch: int = 0, head: HeadLink | None = None) -> list[Callback]:
+    def phase(
+        self, name: str, *, first_epoch: int = 0, head: HeadLink | None = None
+    ) -> list[keras.callbacks.Callback]:
         """Return the callbacks of a phase for Keras' `fit`; `first_epoch` is the number of epochs before it."""
         return [_Phase(self, name, first_epoch, head)] if self.callbacks else []
 
@@ -137,7 +137,7 @@ def _build_metrics(model: keras.Model) -> None:
     model.reset_metrics()
 
 
-class _Phase(Callback):
+class _Phase(keras.callbacks.Callback):
     """Pass the events of one phase to the user's callbacks."""
 
     def __init__(self, owner: UserCallbacks, name: str, first_epoch: int, head: HeadLink | None) -> None:
