@@ -11,8 +11,9 @@ import pytest
 from helpers.networks import make_tiny
 
 from transfer.cases.builders import build
+from transfer.common.errors import InputError
 from transfer.images.datasets import load_data
-from transfer.training import head_training
+from transfer.training import head_training, user_callbacks
 from transfer.training.fit import fit
 
 
@@ -94,6 +95,16 @@ def test_tensorboard_gets_a_step_per_epoch_of_all_phases(colors, tmp_path):
             if value.tag == "epoch_loss"
         ]
         assert steps == [0, 1, 2]
+
+
+def test_tensorboard_without_its_package_is_an_error_before_the_training(colors, tmp_path, monkeypatch):
+    monkeypatch.setattr(user_callbacks, "find_spec", lambda name: None)
+    watch = Recorder()
+    with pytest.raises(
+        InputError, match=r'needs the package tensorboard.*pip install "transfer-cases\[notebooks\]"'
+    ):
+        fit(built(), colors, callbacks=[watch, keras.callbacks.TensorBoard(tmp_path)], verbose=0)
+    assert not watch.events
 
 
 def test_a_head_in_epochs_works_with_callbacks(colors, tmp_path, monkeypatch):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import keras
 import numpy as np
 
+from transfer.common.errors import InputError, install_hint
 from transfer.common.keras_private import has_schedule
 from transfer.distributed.strategies import scope_of
 
@@ -23,6 +25,7 @@ class UserCallbacks:
     """The user's callbacks in a training: their model is the whole model, and epochs count over all phases."""
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model) -> None:
+        _check_tensorboard(callbacks)
         # The loggers come last: they see what the others added to the logs.
         self.callbacks = sorted(callbacks, key=lambda one: isinstance(one, LOGGERS))
         self.model = model
@@ -80,6 +83,17 @@ class UserCallbacks:
             skipped = event == "on_train_end" or (event == "on_train_begin" and began)
             if not (skipped and isinstance(one, LOGGERS)):
                 getattr(one, event)(*arguments)
+
+
+def _check_tensorboard(callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """Raise before the training if a callback's package is missing: Keras would raise after the first epoch."""
+    if find_spec("tensorboard") is None and any(
+        isinstance(c, keras.callbacks.TensorBoard) for c in callbacks
+    ):
+        raise InputError(
+            f"keras.callbacks.TensorBoard needs the package tensorboard, which is not installed. Install it with "
+            f"{install_hint('notebooks')}, or use keras.callbacks.CSVLogger."
+        )
 
 
 class HeadLink:
