@@ -57,6 +57,7 @@ from .evaluation.screening import screening as screening
 from .results.finished_runs import FinishedRun as FinishedRun
 from .results.finished_runs import load_run as load_run
 from .results.predict import Prediction as Prediction
+from .results.predict import Predictions as Predictions
 from .results.predict import predict as predict
 from .evaluation.explanations import grad_cam as grad_cam
 from .evaluation.explanations import occlusion as occlusion

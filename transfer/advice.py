@@ -51,9 +51,9 @@ def run(
     if compared:
         weights = {config.model: config.weights} if config.model in compared else {}
         ranking = comparison.compare(data, compared, weights=weights, image_size=config.image_size, **options)
-        streams.print_text(comparison.comparison_text(ranking) + "\n")
+        streams.print_text(ranking.to_text())
         if json_file:
-            write_text(Path(json_file), comparison.comparison_json(ranking))
+            write_text(Path(json_file), ranking.to_json())
         return
     base = load_backbone(config.model, **config.network_options())
     advice = advise.advise(

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from transfer.cases.policies import OPTIMIZERS, PRECISIONS, Case
+from transfer.common.display import changed_options
+from transfer.common.display import one_line as short
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.files import write_text
 from transfer.common.old_names import OLD_OPTIONS
@@ -210,6 +212,9 @@ class TrainConfig(
         """Check all groups of options."""
         for group in GROUPS:
             group.__post_init__(self)
+
+    def __repr__(self) -> str:
+        return short(self, changed_options(self))
 
     @property
     def flips(self) -> bool | None:

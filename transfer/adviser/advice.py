@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transfer.adviser.curves import LayerCurve, SizePoint
 from transfer.adviser.estimates import MIN_IMPROVEMENT, RANDOM, CaseEstimate, Evidence, best_head
@@ -14,8 +15,14 @@ from transfer.adviser.similarity import Similarity
 from transfer.adviser.trials import Trial
 from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import POLICIES, Case
+from transfer.common import display
+from transfer.common.errors import InputError, unknown
 from transfer.common.text import format_duration
 from transfer.evaluation.metrics import percent_range
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 MAX_LAYERS = 12
 """Maximum number of rows of the layer curve in the text. Of more layers, every second or every third is shown."""
@@ -118,22 +125,95 @@ class Advice:
             "",
             self.reason,
             "",
-            f"{'Case and action':50}{'est. accuracy':>15}{'90% interval':>14}{'training time':>15}",
-            *(self._row(choice) for choice in self.choices),
+            self._table().to_text(),
             "",
             *self._similarity_lines(),
             *self._size_lines(),
             *self._layer_lines(),
         ]
-        for title, texts in (("Warnings", [w.text for w in self.warnings]), ("Not measured", self.notes)):
+        for title, texts in self._remarks():
             lines += ["", f"{title}:", *(f"- {text}" for text in texts)] if texts else []
         return "\n".join([*lines, "", f"The advice took {format_duration(self.seconds)}.", ""])
 
-    def _row(self, choice: CaseEstimate) -> str:
-        mark = "->" if choice is self.choice else "  "
-        name = f"{mark} {POLICIES[choice.case].number} {action(choice)}"
-        interval, seconds = percent_range(choice.interval), format_duration(choice.seconds)
-        return f"{name:50}{choice.expected_accuracy:>15.1%}{interval:>14}{seconds:>15}"
+    def _remarks(self) -> list[tuple[str, Sequence[str]]]:
+        return [("Warnings", [warning.text for warning in self.warnings]), ("Not measured", self.notes)]
+
+    def _table(self) -> display.Table:
+        rows = [
+            (
+                f"{'->' if choice is self.choice else '  '} {POLICIES[choice.case].number} {action(choice)}",
+                f"{choice.expected_accuracy:.1%}",
+                percent_range(choice.interval),
+                format_duration(choice.seconds),
+            )
+            for choice in self.choices
+        ]
+        return display.Table(("Case and action", "est. accuracy", "90% interval", "training time"), rows)
+
+    def __repr__(self) -> str:
+        text = f"{action(self.choice)} (case {POLICIES[self.case].number})" if self.signal else "no signal"
+        if self.signal and self.evidence.heads:
+            interval = percent_range(self.choice.interval)
+            text += f", estimated accuracy {self.choice.expected_accuracy:.0%} (90% interval {interval})"
+        return display.one_line(self, f"{display.quoted(self.data)} with {self.model}: {text}")
+
+    def _repr_html_(self) -> str:
+        """Return the recommendation, the choices and the remarks for a notebook."""
+        remarks = [f"{title}: {text}" for title, texts in self._remarks() for text in texts]
+        return display.to_html(self.reason, self._table(), *remarks)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return the choices as a pandas data frame, one row per choice, from the cheapest to the most expensive.
+
+        Its columns are `number` and `case`, `action` in words, `cut`, `expected_accuracy`, the ends `low` and `high` of
+        its 90% interval, `seconds` of training, `basis` of the estimate, and whether the choice is `recommended`.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        rows = [
+            {
+                "number": POLICIES[one.case].number,
+                "case": str(one.case),
+                "action": action(one),
+                "cut": one.cut,
+                "expected_accuracy": one.expected_accuracy,
+                "low": one.interval[0],
+                "high": one.interval[1],
+                "seconds": one.seconds,
+                "basis": one.basis,
+                "recommended": one is self.choice,
+            }
+            for one in self.choices
+        ]
+        return display.data_frame({name: [row[name] for row in rows] for name in rows[0]})
+
+    def plot(self, figure: str | None = None) -> Figure:
+        """Draw a figure of the advice.
+
+        Args:
+            figure: `"layer_curve"` is the cross-validated accuracy of each layer, `"four_cases"` the data among the
+                four cases. None is the first of them that was measured.
+
+        Raises:
+            InputError: the figure does not exist, or nothing was measured that it could show.
+        """
+        from transfer.adviser.advice_plots import FIGURES, advice_drawings
+
+        if figure is not None and figure not in FIGURES:
+            raise unknown("figure", figure, FIGURES)
+        drawings = advice_drawings(self)
+        draw = (
+            drawings.get(figure)
+            if figure
+            else next((drawings[one] for one in FIGURES if one in drawings), None)
+        )
+        if draw is None:
+            reasons = " ".join(self.notes) or "There are too few images."
+            raise InputError(
+                f"Expected advice with measurements to draw. Received advice without them. {reasons}"
+            )
+        return draw()
 
     def _similarity_lines(self) -> list[str]:
         if self.similarity is None:

@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 from transfer.adviser.curves import LayerCurve
 from transfer.cases.policies import SMALL_DATA
 from transfer.common.figures import COLORS, Draw, new_figure
+from transfer.common.text import shorten
 
 if TYPE_CHECKING:
     from transfer.adviser.advice import Advice
@@ -31,7 +32,7 @@ def block_name(name: str) -> str:
 
 def layer_curve_plot(curve: LayerCurve) -> Figure:
     """Draw the cross-validated accuracy of each layer, in the order of the network, and the best layer."""
-    names = [_shorten(block_name(name)) for name in curve.names]
+    names = [shorten(block_name(name)) for name in curve.names]
     accuracy, all_layers, (mean, deviation) = curve.accuracy, curve.all_layers.accuracy, curve.chance
     figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
     axes = figure.add_subplot()
@@ -70,11 +71,6 @@ def _layer_ticks(axes: Axes, names: Sequence[str], cut: int | None) -> None:
     axes.set_xlim(-0.6, len(names) - 0.4)
 
 
-def _shorten(name: str) -> str:
-    """Return a name of at most 24 letters, without the middle of a longer one."""
-    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
-
-
 _CORNERS = (
     # x and y as fractions of the axes, color, its strength, text
     (0.985, 0.02, "frozen", 0.45, "1  small, similar\nfreeze all, train a new head"),
@@ -109,7 +105,7 @@ def four_cases_chart(
     if references:  # an empty line would be drawn in a corner of the figure
         axes.plot(across[1:], up[1:], "o", color="#777777", ms=5, clip_on=False)
     axes.plot(across[:1], up[:1], "*", color=COLORS["new"], mec="#333333", ms=22, clip_on=False)
-    names = [f"{_shorten(here[0])}, {here[1]:,.0f} images", *(_shorten(one[0]) for one in references)]
+    names = [f"{shorten(here[0])}, {here[1]:,.0f} images", *(shorten(one[0]) for one in references)]
     _label_points(figure, axes, names, np.stack([across, up], axis=1))
     return figure
 
@@ -158,9 +154,8 @@ def _label_points(figure: Figure, axes: Axes, names: Sequence[str], points: np.n
         taken.append(text.get_window_extent())
 
 
-def advice_figures(advice: Advice) -> dict[str, Figure]:
-    """Draw the figures of an advice, by name."""
-    return {name: draw() for name, draw in advice_drawings(advice).items()}
+FIGURES = ("layer_curve", "four_cases")
+"""Names of the figures, the first one first in a notebook."""
 
 
 def advice_drawings(advice: Advice) -> dict[str, Draw]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 import keras
 
 from transfer.adviser.advise import MIN_IMAGES, head_evidence, probe_sample
 from transfer.adviser.sample_features import extract_sample
+from transfer.common import display
 from transfer.common.errors import InputError
+from transfer.common.text import plural
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import ImageData, check_data
 from transfer.networks.backbones import load_backbone
 from transfer.networks.graphs import analyze
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,43 @@ class Candidate:
     seconds_per_image: float | None  # of a forward pass on this machine; None if the features were cached
     parameters: int
 
+    def __repr__(self) -> str:
+        return display.one_line(self, ", ".join(self.cells()))
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the values as text, for a row of a table."""
+        time = "cached" if self.seconds_per_image is None else f"{1000 * self.seconds_per_image:.1f}"
+        accuracy, size = f"{self.accuracy:.1%} +- {self.standard_error:.1%}", f"{self.parameters / 1e6:.1f} M"
+        return self.model, self.cut, str(self.image_size), accuracy, size, time
+
+
+class Comparison(list[Candidate]):
+    """The candidates of `compare`, the most accurate first."""
+
+    def to_text(self) -> str:
+        """Return the candidates as a table."""
+        return self._table().to_text() + "\n"
+
+    def to_json(self) -> str:
+        """Return the candidates as JSON text."""
+        return json.dumps([asdict(one) for one in self], indent=2) + "\n"
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return the candidates as a pandas data frame, one row per network."""
+        names = [one.name for one in fields(Candidate)]
+        return display.data_frame({name: [getattr(one, name) for one in self] for name in names})
+
+    def _table(self) -> display.Table:
+        header = ("network", "head on", "pixels", "accuracy", "parameters", "ms per image")
+        return display.Table(header, [one.cells() for one in self], left=2)
+
+    def __repr__(self) -> str:
+        best = f"; first {self[0].model}, accuracy {self[0].accuracy:.1%}" if self else ""
+        return display.one_line(self, plural(len(self), "network") + best)
+
+    def _repr_html_(self) -> str:
+        return display.to_html(self._table())
+
 
 def compare(
     data: ImageData,
@@ -40,7 +83,7 @@ def compare(
     engine: str = "auto",
     cache: FeatureCache | None = None,
     seed: int = 0,
-) -> list[Candidate]:
+) -> Comparison:
     """Rank networks by the cross-validated accuracy of a head on each.
 
     Args:
@@ -55,6 +98,7 @@ def compare(
 
     Returns:
         The candidates, the most accurate first. Candidates within one standard error of the best are sorted by speed.
+        The list has the methods `to_text()`, `to_json()` and `to_dataframe()`.
 
     Raises:
         InputError: `data` is not `ImageData`, a name is unknown, or there are too few images for cross-validation.
@@ -93,24 +137,5 @@ def compare(
     best = max(candidates, key=lambda one: one.accuracy)
     near = [one for one in candidates if best.accuracy - one.accuracy <= best.standard_error]
     rest = [one for one in candidates if one not in near]
-    return [
-        *sorted(near, key=lambda one: (one.seconds_per_image or 0.0, -one.accuracy)),
-        *sorted(rest, key=lambda one: -one.accuracy),
-    ]
-
-
-def comparison_text(candidates: Sequence[Candidate]) -> str:
-    """Return candidates as a table."""
-    lines = [f"{'network':22}{'pixels':>6}{'accuracy':>18}{'parameters':>13}{'ms per image':>17}  head on"]
-    for one in candidates:
-        milliseconds = "cached" if one.seconds_per_image is None else f"{1000 * one.seconds_per_image:.1f}"
-        accuracy, size = f"{one.accuracy:.1%} +- {one.standard_error:.1%}", f"{one.parameters / 1e6:.1f} M"
-        lines.append(
-            f"{one.model:22}{one.image_size:>6}{accuracy:>18}{size:>13}{milliseconds:>17}  {one.cut}"
-        )
-    return "\n".join(lines)
-
-
-def comparison_json(candidates: Sequence[Candidate]) -> str:
-    """Return candidates as JSON text, in their order."""
-    return json.dumps([asdict(one) for one in candidates], indent=2) + "\n"
+    near.sort(key=lambda one: (one.seconds_per_image or 0.0, -one.accuracy))
+    return Comparison([*near, *sorted(rest, key=lambda one: -one.accuracy)])

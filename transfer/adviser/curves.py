@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from transfer.adviser.probes import RidgeProbe, chance_accuracy, ridge_leave_one_out, stratified_folds
+from transfer.common.display import one_line
 from transfer.common.errors import InputError
+from transfer.common.text import plural
 
 SIGNAL_DEVIATIONS = 4.0
 """Standard deviations above the accuracy with shuffled labels at which labels count as related to the images."""
@@ -26,6 +28,12 @@ class LayerCurve:
     all_layers: RidgeProbe
     labels: np.ndarray  # shape (N,)
     chance: tuple[float, float]  # mean and standard deviation of `all_layers` with shuffled labels
+
+    def __repr__(self) -> str:
+        best = f"best cut {self.cut} {self.accuracy.max():.1%}"
+        return one_line(
+            self, f"{plural(len(self.names), 'layer')}; {best}; all {self.all_layers.accuracy:.1%}"
+        )
 
     @property
     def accuracy(self) -> np.ndarray:

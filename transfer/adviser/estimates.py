@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from transfer.adviser.trials import Trial
 from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import Case
+from transfer.common.display import one_line
+from transfer.common.text import format_duration, plural
 from transfer.training.schedules import BATCH_SIZE
 
 Z_90 = 1.645
@@ -47,6 +49,10 @@ class Evidence:
     steps: int  # training steps of fine-tuning
     steps_scratch: int  # training steps from random weights
 
+    def __repr__(self) -> str:
+        heads = ", ".join(f"{one.cut} {one.accuracy:.1%}" for one in self.heads)
+        return one_line(self, f"{plural(self.num_sampled, 'image')} in the sample; heads: {heads or 'none'}")
+
 
 @dataclass(frozen=True)
 class CaseEstimate:
@@ -59,6 +65,11 @@ class CaseEstimate:
     interval: tuple[float, float]  # 90% interval of the test accuracy
     seconds: float | None  # training time on this machine
     basis: str  # what the estimate rests on
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        text = f"{self.case}, cut={self.cut!r}: {self.expected_accuracy:.1%} (90% interval {low:.0%} to {high:.0%})"
+        return one_line(self, f"{text}, {format_duration(self.seconds)}")
 
 
 # The command `python tests/benchmarks/advice.py fit` measures the next four constants, and `SINGLE_LAYER_MARGIN`, on

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from transfer.common.display import one_line
 from transfer.common.errors import InputError
 
 _PSEUDO_COUNT = 0.1
@@ -30,6 +31,9 @@ class RidgeProbe:
     correct: np.ndarray  # bool of shape (N,), at `best_lambda`
     standard_error: float  # standard error over images, or over groups if there are any
     correct_by_lambda: np.ndarray  # bool of shape (strengths, N)
+
+    def __repr__(self) -> str:
+        return one_line(self, f"accuracy {self.accuracy:.1%} +- {self.standard_error:.1%}")
 
     @property
     def accuracy(self) -> float:

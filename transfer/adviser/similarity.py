@@ -15,6 +15,7 @@ import numpy as np
 
 from transfer.adviser.probes import label_information
 from transfer.adviser.sample_features import SampleFeatures
+from transfer.common.display import one_line
 from transfer.common.errors import InputError
 from transfer.common.keras_private import all_layers
 
@@ -80,6 +81,10 @@ class Similarity:
     nearest: str  # reference set with the nearest score
     references: tuple[RankedReference, ...]  # the most similar first
     calibrated: bool  # whether the reference sets were measured with this network
+
+    def __repr__(self) -> str:
+        nearest = f"; nearest: {self.nearest}" if self.nearest else ""
+        return one_line(self, f"{self.score:.2f} of 1, {'similar' if self.similar else 'different'}{nearest}")
 
     @property
     def similar(self) -> bool:

@@ -8,7 +8,9 @@ from weakref import WeakKeyDictionary
 import keras
 
 from transfer.cases.policies import POLICIES, Case
+from transfer.common.display import one_line
 from transfer.common.errors import InputError
+from transfer.common.text import plural
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class CaseDecision:
     optimizer: str = "adam"
     flip: bool | None = None
     fine_tuned: bool | None = None
+
+    def __repr__(self) -> str:
+        parts = f"{plural(len(self.kept), 'block')} kept, {len(self.cut_away)} cut away"
+        text = f"{self.case} with {self.base}, cut at {self.cut!r}, {self.init} weights; {parts}"
+        return one_line(self, text)
 
     @property
     def blocks(self) -> list[tuple[str, str]]:

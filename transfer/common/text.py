@@ -19,3 +19,9 @@ def format_duration(seconds: float | None) -> str:
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun, such as "1 image" or "2,000 images"."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def shorten(name: str, most: int = 24) -> str:
+    """Return a name of at most `most` letters, without the middle of a longer one."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[half + 1 - most :]}"

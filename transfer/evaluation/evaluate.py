@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -14,7 +14,9 @@ from scipy.special import softmax
 from sklearn import metrics
 
 from transfer.cases.decisions import find_decision
+from transfer.common import display
 from transfer.common.errors import InputError
+from transfer.common.text import plural
 from transfer.distributed.process_group import current_group
 from transfer.evaluation.metrics import (
     Calibration,
@@ -36,6 +38,10 @@ from transfer.images.flips import flip_problem
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks.arguments import check_classifier
 from transfer.training.trained import as_test_data, count_seen
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +158,21 @@ class Evaluation:
 
     def to_text(self) -> str:
         """Return the metrics as lines of text."""
+        lines = self._sentences()
+        if len(self.labels):
+            lines += ["", self._class_table([*self.by_class, self.macro]).to_text()]
+        if self.confused:
+            lines += ["", "Most frequent confusions:"]
+            lines += [
+                f"  {pair.label} predicted as {pair.predicted}: {pair.images:,} ({pair.fraction:.0%})"
+                for pair in self.confused[:5]
+            ]
+        return "\n".join([*lines, ""])
+
+    def _sentences(self) -> list[str]:
         count, k = len(self.labels), min(5, len(self.class_names) - 1)
+        if not count:
+            return ["No images."]
         groups = f" in {len(set(self.groups)):,} groups" if len(self.groups) else ""
         lines = [
             f"Accuracy: {self.accuracy:.1%} on {count:,} {'' if self.seen else 'held-out '}images{groups} "
@@ -167,20 +187,78 @@ class Evaluation:
         lines.append(
             f"Log loss: {self.loss:.3f}. Expected calibration error: {self.calibration.error:.3f} (0 is perfect)."
         )
-        rows = (*self.by_class, self.macro)
-        width = max(len(score.name) for score in rows)
-        lines += ["", f"{'':{width}} {'precision':>10} {'recall':>8} {'F1':>8} {'images':>9}"]
-        lines += [
-            f"{score.name:{width}} {score.precision:>10.1%} {score.recall:>8.1%} {score.f1:>8.1%} {score.images:>9,}"
-            for score in rows
+        return lines
+
+    def _class_table(self, scores: Sequence[ClassScore]) -> display.Table:
+        rows = [
+            (one.name, *(f"{value:.1%}" for value in (one.precision, one.recall, one.f1)), f"{one.images:,}")
+            for one in scores
         ]
-        if self.confused:
-            lines += ["", "Most frequent confusions:"]
-            lines += [
-                f"  {pair.label} predicted as {pair.predicted}: {pair.images:,} ({pair.fraction:.0%})"
-                for pair in self.confused[:5]
-            ]
-        return "\n".join([*lines, ""])
+        return display.Table(("class", "precision", "recall", "F1", "images"), rows)
+
+    def __repr__(self) -> str:
+        count = len(self.labels)
+        if not count:
+            return display.one_line(self, f"no images, {len(self.class_names)} classes")
+        text = f"accuracy {self.accuracy:.1%} (95% interval {percent_range(self.interval)}) on {plural(count, 'image')}"
+        seen = f", {self.seen:,} of them used for training or validation" if self.seen else ""
+        return display.one_line(self, text + seen)
+
+    def _repr_html_(self) -> str:
+        """Return the metrics for a notebook; of many classes, those with the lowest F1."""
+        if not len(self.labels):
+            return display.to_html("No images.")
+        scores, most = self.by_class, display.MAX_ROWS
+        hidden = ""
+        if len(scores) > most:
+            hidden = f"The {most} of {len(scores):,} classes with the lowest F1:"
+            scores = tuple(sorted((one for one in scores if one.images), key=lambda one: one.f1)[:most])
+        return display.to_html(*self._sentences(), hidden, self._class_table([*scores, self.macro]))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return a pandas data frame with one row per image.
+
+        Its columns are `name`, `label`, `predicted`, `group` if there are groups, and the probability of each class
+        under the class's name. A class that is called like one of the other columns gets "(class)" behind its name.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        names = np.array(self.class_names, dtype=object)
+        columns: dict[str, Any] = {
+            "name": list(self.names),
+            "label": names[self.labels],
+            "predicted": names[self.predictions],
+        }
+        columns |= {"group": list(self.groups)} if len(self.groups) else {}
+        return display.data_frame(
+            columns | display.class_columns(self.class_names, self.probabilities, columns)
+        )
+
+    def plot_confusion(self) -> Figure:
+        """Draw the confusion matrix; each row is a true class."""
+        from transfer.evaluation.evaluation_plots import confusion_matrix
+
+        return confusion_matrix(self._not_empty())
+
+    def plot_classes(self) -> Figure:
+        """Draw precision and recall of each class, the lowest F1 at the top."""
+        from transfer.evaluation.evaluation_plots import class_plot
+
+        return class_plot(self._not_empty().by_class)
+
+    def plot_calibration(self) -> Figure:
+        """Draw the reliability diagram: accuracy by confidence."""
+        from transfer.evaluation.evaluation_plots import calibration_plot
+
+        return calibration_plot(self._not_empty().calibration)
+
+    def _not_empty(self) -> Evaluation:
+        if not len(self.labels):
+            raise InputError(
+                "Expected an evaluation of one image or more, to draw it. Received one without images."
+            )
+        return self
 
 
 @plain_errors()

@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
+from transfer.common.display import one_line
 from transfer.common.errors import InputError
+from transfer.common.text import plural
 from transfer.networks.gradients import (
     ClassifierHead,
     find_feature_map,
@@ -179,6 +181,9 @@ class Response:
     strengths: tuple[float, ...]
     places: tuple[tuple[int, int], ...]  # (row, column) in pixels, the center of each region
     crops: tuple[np.ndarray, ...]  # uint8 arrays of shape (side, side, 3) around these centers
+
+    def __repr__(self) -> str:
+        return one_line(self, f"filter {self.filter} of {self.layer!r}, {plural(len(self.crops), 'image')}")
 
 
 def strongest_responses(

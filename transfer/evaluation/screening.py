@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest
 from sklearn import metrics
 
+from transfer.common import display
 from transfer.common.errors import InputError, unknown
 from transfer.evaluation.evaluate import Evaluation, check_evaluation
 from transfer.evaluation.metrics import RESAMPLES, accuracy_interval, percent_range
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class OperatingPoint(NamedTuple):
@@ -50,6 +54,32 @@ class Screening:
     groups: Sequence[str] = ()
     confidence: float = 0.95
     seed: int = 0
+
+    def __repr__(self) -> str:
+        counts = f"{self.truth.sum():,} positive and {np.sum(~self.truth):,} negative images"
+        area = f"AUC {self.auc:.3f}, " if 0 < self.truth.sum() < len(self.truth) else ""
+        return display.one_line(self, f"{display.quoted(', '.join(self.positive))}: {area}{counts}")
+
+    def plot(
+        self,
+        *,
+        references: Sequence[tuple[str, float, float]] = (),
+        specificity: float | None = 0.9,
+        title: str | None = None,
+    ) -> Figure:
+        """Draw specificity against sensitivity, as figure 3 of Esteva et al. (2017), doi:10.1038/nature21056.
+
+        Args:
+            references: points to compare with, each as (name, sensitivity, specificity), 0 to 1.
+            specificity: mark the highest sensitivity with at least this specificity, 0 to 1; None marks none.
+            title: title of the figure. None shows the classes and the numbers of images.
+
+        Raises:
+            InputError: a reference is not a name with two numbers from 0 to 1.
+        """
+        from transfer.evaluation.screening_plots import sensitivity_plot
+
+        return sensitivity_plot(self, references=references, specificity=specificity, title=title)
 
     @cached_property
     def thresholds(self) -> np.ndarray:

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from transfer.common.display import one_line, quoted
+from transfer.common.text import plural
+
 MIN_AGREEMENT = 0.99
 """Smallest fraction of images on which a float file must predict the same class as Keras. Not 1, since an image may
 lie between two classes. Ties (see `TIE`) always count as agreement."""
@@ -45,6 +48,11 @@ class Exported:
     keras_images_per_second: float
     num_gained: int = 0  # images on which only the file is correct
     num_lost: int = 0  # images on which only Keras is correct
+
+    def __repr__(self) -> str:
+        kind = f"{format_name(self.kind, self.quantize)}, {self.size / 1e6:.1f} MB"
+        checked = f"same class as Keras for {self.agreement:.1%} of {plural(self.num_images, 'image')}"
+        return one_line(self, f"{quoted(str(self.path))}: {kind}; {checked}")
 
     @property
     def problem(self) -> str:

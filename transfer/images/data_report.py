@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from transfer.common import display
 from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
 from transfer.common.text import plural
@@ -167,7 +168,22 @@ class DataReport:
         """Return a table for the terminal, followed by the findings."""
         facts = "\n".join(f"{name:9} {value}" for name, value in self.facts.items())
         lines = [f"{'!' if finding.serious else '-'} {finding.to_text()}" for finding in self.findings]
-        return f"{_table(self)}\n\n{facts}\n\n{chr(10).join(lines) or 'No problems found.'}\n"
+        table = class_table(self.name, self.class_names, self.counts)
+        return f"{table.to_text()}\n\n{facts}\n\n{chr(10).join(lines) or 'No problems found.'}\n"
+
+    def __repr__(self) -> str:
+        serious = sum(finding.serious for finding in self.findings)
+        return display.one_line(
+            self,
+            f"{display.quoted(self.name)}: {len(self.class_names):,} classes; {plural(self.total, 'image')}, "
+            f"{len(self.skipped):,} skipped; {plural(len(self.findings), 'finding')}, {serious:,} serious",
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the counts and the findings for a notebook."""
+        findings = [f"{'Problem' if one.serious else 'Hint'}: {one.text}" for one in self.findings]
+        table = class_table(self.name, self.class_names, self.counts)
+        return display.to_html(table, *(findings or ["No problems found."]))
 
     def to_html(self, image: Callable[[str], np.ndarray | None] | None = None) -> str:
         """Return a self-contained HTML page.
@@ -335,21 +351,16 @@ def _range(least: int, median: int, most: int) -> str:
     return f"{least:,} to {most:,} pixels, median {median:,}" if least < most else f"{most:,} pixels"
 
 
-def _table(report: DataReport) -> str:
+def class_table(name: str, class_names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> display.Table:
     """Return the number of images by class and split; of many classes, only the largest and smallest."""
-    columns = [*report.counts.values()]
-    rows = [(name, *(column[i] for column in columns)) for i, name in enumerate(report.class_names)]
-    if len(rows) > 20:
+    columns = [*counts.values()]
+    rows = [(one, *(f"{column[i]:,}" for column in columns)) for i, one in enumerate(class_names)]
+    header = (f"{name}: {len(class_names):,} classes", *counts)
+    if len(rows) > display.MAX_ROWS:
         order = np.argsort(-np.sum(columns, axis=0), kind="stable")
-        hidden = ("...", *("" for _ in columns))
-        rows = [*(rows[i] for i in order[:10]), hidden, *(rows[i] for i in order[-9:])]
-    title = f"{report.name}: {len(report.class_names)} classes"
-    lines = [(title, *report.counts), *rows, ("total", *map(sum, columns))]
-    width = max(len(str(line[0])) for line in lines)
-    return "\n".join(
-        f"{name:{width}}" + "".join(f"{f'{x:,}' if isinstance(x, int) else x:>9}" for x in cells)
-        for name, *cells in lines
-    )
+        rows = [rows[i] for i in order]
+    table = display.Table(header, rows).shortened()
+    return table._replace(rows=[*table.rows, ("total", *(f"{sum(column):,}" for column in columns))])
 
 
 def _galleries(report: DataReport) -> Iterator[tuple[str, list[tuple[str, str]]]]:

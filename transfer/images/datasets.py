@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transfer.common import display
 from transfer.common.errors import InputError, optional, unknown
 from transfer.images.array_source import labels_as_names, read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.columns import KINDS, Given
 from transfer.images.data_config import DataConfig
-from transfer.images.data_report import DataReport
+from transfer.images.data_report import DataReport, class_table
 from transfer.images.decoding import as_size
 from transfer.images.duplicates import find_duplicates
 from transfer.images.flips import flips_are_safe as flips_are_safe
@@ -29,6 +30,9 @@ from transfer.images.pixel_range import PixelRange, find_range
 from transfer.images.split_file import apply_split, read_split
 from transfer.images.splitting import SourceData, Split, complete_splits, few_per_class
 from transfer.images.tables import own_group
+
+if TYPE_CHECKING:
+    import pandas
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +81,34 @@ class ImageData:
     def splits(self) -> dict[str, Split]:
         """The three splits by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.train):,} training, {len(self.val):,} validation, {len(self.test):,} test images"
+        return display.one_line(self, f"{display.quoted(self.name)}: {self.num_classes:,} classes; {counts}")
+
+    def _repr_html_(self) -> str:
+        """Return the number of images by class and split, for a notebook."""
+        counts = {
+            name: np.bincount(part.labels, minlength=self.num_classes).tolist()
+            for name, part in self.splits.items()
+        }
+        return display.to_html(class_table(self.name, self.class_names, counts))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return a pandas data frame with one row per image: `name`, `label` and `split`, and `group` if there are any.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        parts, classes = self.splits, np.array(self.class_names, dtype=object)
+        columns: dict[str, Any] = {
+            "name": [name for part in parts.values() for name in part.names],
+            "label": classes[np.concatenate([part.labels for part in parts.values()])],
+            "split": [name for name, part in parts.items() for _ in range(len(part))],
+        }
+        if any(len(part.groups) for part in parts.values()):
+            columns["group"] = [group for part in parts.values() for group in part.groups]
+        return display.data_frame(columns)
 
     def thumbnail(self, name: str) -> np.ndarray | None:
         """Return an image by its name as uint8 of shape (128, 128, 3), or None if there is none."""

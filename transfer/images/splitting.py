@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from transfer.common.display import one_line
 from transfer.common.errors import InputError, LostImageError
 from transfer.common.files import disk_reason
 from transfer.common.text import plural
@@ -50,6 +51,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        groups = f" in {plural(len(set(self.groups)), 'group')}" if len(self.groups) else ""
+        return one_line(
+            self, f"{plural(len(self), 'image')}{groups}; labels: {len(np.unique(self.labels))} different"
+        )
 
     def take(self, positions: Sequence[int] | np.ndarray) -> Split:
         """Return the images at `positions`, in that order, without reading them."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from transfer.cases.builders import large_different, unfreeze
 from transfer.cases.policies import SCRATCH_LEARNING_RATE
+from transfer.common import display
 from transfer.common.errors import InputError, unknown
 from transfer.common.text import plural
 from transfer.frozen.extraction import input_size
@@ -95,16 +96,26 @@ class Transferability:
     def to_text(self) -> str:
         """Return a table of the means, one row per layer."""
         base = float(np.mean(self.base))
-        wide = max(len("layer n"), *map(len, self.layers))
-        lines = [
+        text = (
             f"{self.network}: {plural(self.train, 'training image')}, {plural(self.test, 'test image')}, "
-            f"{plural(len(self.base), 'seed')}. Accuracy of network B: {base:.1%}; chance: {self.chance:.1%}.",
-            "layer n".ljust(wide) + "".join(f"{kind:>8}" for kind in self.kinds),
-        ]
-        columns = [self.means(kind) for kind in self.kinds]
-        for place, layer in enumerate(self.layers):
-            lines.append(layer.ljust(wide) + "".join(f"{column[place]:>8.1%}" for column in columns))
-        return "\n".join(lines) + "\n"
+            f"{plural(len(self.base), 'seed')}. Accuracy of network B: {base:.1%}; chance: {self.chance:.1%}."
+        )
+        return f"{text}\n{self._table().to_text()}\n"
+
+    def _table(self) -> display.Table:
+        columns = [[f"{mean:.1%}" for mean in self.means(kind)] for kind in self.kinds]
+        return display.Table(("layer n", *self.kinds), [*zip(self.layers, *columns, strict=True)])
+
+    def __repr__(self) -> str:
+        kinds = (
+            f"{plural(len(self.layers), 'layer')}, {plural(len(self.base), 'seed')}, {', '.join(self.kinds)}"
+        )
+        return display.one_line(
+            self, f"{display.quoted(self.network)}: {kinds}; network B {np.mean(self.base):.1%}"
+        )
+
+    def _repr_html_(self) -> str:
+        return display.to_html(repr(self), self._table())
 
 
 def transferability(

@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 
+from transfer.common import display
 from transfer.common.errors import InputError, nearest, one_line
 from transfer.common.old_names import renamed
 from transfer.config import TrainConfig, load_config
@@ -61,6 +62,11 @@ class FinishedRun:
     config: TrainConfig | None
     metrics: dict[str, Any]
     pixel_range: PixelRange | None = None
+
+    def __repr__(self) -> str:
+        accuracy = self.metrics.get("test_accuracy")
+        text = f", test accuracy {accuracy:.1%}" if isinstance(accuracy, int | float) else ""
+        return display.one_line(self, f"{display.quoted(self.name)}: {len(self.class_names):,} classes{text}")
 
     @property
     def name(self) -> str:

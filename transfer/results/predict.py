@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transfer.common import display
 from transfer.common.errors import InputError, unknown
 from transfer.common.streams import progress_bar
 from transfer.common.text import plural
@@ -21,6 +22,7 @@ from transfer.images.pixel_range import PixelRange
 
 if TYPE_CHECKING:  # Keras is imported only when there are images to predict, so that --help is fast
     import keras
+    import pandas
 
     from transfer.results.finished_runs import FinishedRun
     from transfer.training.trained import TrainedModel
@@ -58,6 +60,10 @@ class Prediction:
     probabilities: np.ndarray | None
     problem: str = ""
 
+    def __repr__(self) -> str:
+        text = self.problem if self.label is None else f"{display.quoted(self.label)} {self.probability:.1%}"
+        return display.one_line(self, f"{display.quoted(self.name)}: {text}")
+
     @property
     def label(self) -> str | None:
         """The most probable class; None if the image could not be read."""
@@ -76,13 +82,57 @@ class Prediction:
         return [(self.class_names[i], float(self.probabilities[i])) for i in order]
 
 
+class Predictions(list[Prediction]):
+    """The predictions of `predict`: a list with one `Prediction` per image.
+
+    Example:
+        >>> predictions = Predictions([Prediction("photo.jpg", ("cat", "dog"), np.array([0.25, 0.75]))])
+        >>> predictions, predictions[0].label
+        (Predictions(1 image), 'dog')
+    """
+
+    def __repr__(self) -> str:
+        problems = sum(one.label is None for one in self)
+        text = f", {problems:,} of them cannot be read" if problems else ""
+        return display.one_line(self, plural(len(self), "image") + text)
+
+    def _repr_html_(self) -> str:
+        """Return names, labels and probabilities for a notebook; of many images, the first and the last."""
+        rows = [
+            (one.name, one.problem, "")
+            if one.label is None
+            else (one.name, one.label, f"{one.probability:.1%}")
+            for one in self
+        ]
+        table = display.Table(("name", "label", "probability"), rows, left=2)
+        return display.to_html(repr(self), table.shortened() if rows else "")
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return a pandas data frame with one row per image.
+
+        Its columns are `name`, `label`, `probability` of the label, `problem`, and the probability of each class under
+        the class's name. A class that is called like one of the first columns gets "(class)" behind its name. An image
+        that could not be read has no label and no probabilities.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        names = ("name", "label", "probability", "problem")
+        columns: dict[str, Any] = {name: [getattr(one, name) for one in self] for name in names}
+        classes = self[0].class_names if self else ()
+        unknown_row = np.full(len(classes), np.nan)
+        rows = [unknown_row if one.probabilities is None else one.probabilities for one in self]
+        values = np.reshape(rows, (len(self), len(classes)))
+        return display.data_frame(columns | display.class_columns(classes, values, columns))
+
+
 def predict(
     run: str | Path | FinishedRun | keras.Model,
     images: Image | Iterable[Image],
     *,
     engine: str = "auto",
     progress: bool = True,
-) -> list[Prediction]:
+) -> Predictions:
     """Predict the classes of images.
 
     Images are decoded, resized and scaled by the same code as in training.
@@ -101,8 +151,9 @@ def predict(
         progress: Show a progress bar for many images.
 
     Returns:
-        One prediction per image, in the order of the images. An image that cannot be read, or whose values are not
-        pixels from 0 to 255, has a `problem` and no probabilities. The values of a batch are checked together.
+        A list with one prediction per image, in the order of the images; its `to_dataframe()` returns a table. An image
+        that cannot be read, or whose values are not pixels from 0 to 255, has a `problem` and no probabilities. The
+        values of a batch are checked together.
 
     Raises:
         InputError: The run does not exist, its class names are unknown, there are no images, or a batch has values
@@ -114,7 +165,7 @@ def predict(
     loaded, found = as_classifier(run), find_images(images)
     # The images of a generator or a data set may not fit into memory.
     items = found if isinstance(images, Iterator) or hasattr(images, "as_numpy_iterator") else list(found)
-    predicted = list(predictions(loaded, items, engine=engine, progress=progress))
+    predicted = Predictions(predictions(loaded, items, engine=engine, progress=progress))
     problems = [one for one in predicted if one.problem]
     if problems:
         log.warning(

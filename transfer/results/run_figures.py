@@ -26,8 +26,6 @@ from transfer.results import plots
 from transfer.results.finished_runs import FinishedRun
 from transfer.results.predict import BATCH, Prediction
 from transfer.results.run_writer import RunResults
-from transfer.training import training_plots
-from transfer.training.phases import TrainingLog
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +60,7 @@ def run_drawings(results: RunResults) -> dict[str, Draw]:
     """Return functions that draw the figures of a run; without an evaluation, only those of the training."""
     model, data, evaluation = results.model, results.data, results.evaluation
     drawings = {
-        "learning_curves": lambda: _training_figure(results.training),
+        "learning_curves": results.training.plot,
         "network": lambda: _network(model, data, results.config.unfreeze_from),
     }
     return drawings if evaluation is None else drawings | evaluation_drawings(model, data, evaluation)
@@ -87,9 +85,9 @@ def _network(model: keras.Model, data: ImageData, unfreeze_from: str | None) -> 
 def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Draw]:
     """Return functions that draw the figures of an evaluation on test images, by name."""
     drawings: dict[str, Draw] = {
-        "confusion_matrix": lambda: evaluation_plots.confusion_matrix(evaluation),
-        "classes": lambda: evaluation_plots.class_plot(evaluation.by_class),
-        "calibration": lambda: evaluation_plots.calibration_plot(evaluation.calibration),
+        "confusion_matrix": evaluation.plot_confusion,
+        "classes": evaluation.plot_classes,
+        "calibration": evaluation.plot_calibration,
         "predictions": lambda: evaluation_plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
         "blocks": lambda: _filters(local_copy(model), data),
     }
@@ -114,13 +112,6 @@ def _filters(model: keras.Model, data: ImageData) -> Figure:
     images = np.stack([data.test.image(int(i), size) for i in some])
     responses = explanations.strongest_responses(model, images, layers=explanations.shown_layers(model))
     return explanation_plots.response_sheet(responses)
-
-
-def _training_figure(training: TrainingLog) -> Figure:
-    """Draw the learning curves, or the regularization path of a head that was solved exactly."""
-    if len(training.rows) == 1 and training.tried and training.regularization is not None:
-        return training_plots.regularization_path(training.tried, training.regularization)
-    return training_plots.learning_curves(training.rows)
 
 
 def _sheet(evaluation: Evaluation, data: ImageData) -> dict[int, np.ndarray]:

@@ -11,8 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from transfer.common.display import one_line
 from transfer.common.errors import InputError
 from transfer.common.figures import Figure
+from transfer.common.text import plural
 from transfer.images.datasets import ImageData, check_data
 from transfer.networks.arguments import check_classifier
 from transfer.training import fine_tuning
@@ -46,6 +48,9 @@ class RateCurve:
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     averages: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return one_line(self, f"suggestion {self.suggestion:.1e}, after {plural(len(self.rates), 'step')}")
 
     @property
     def suggestion(self) -> float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
+from transfer.common import display
+from transfer.common.errors import InputError
+from transfer.common.text import format_duration, plural
 from transfer.distributed.batch_order import BatchPart
 from transfer.frozen.engines import Engine, make_engine
 from transfer.frozen.extraction import BATCH_SIZE, Features, KnownFeatures, extract
@@ -19,6 +23,10 @@ from transfer.images.pipeline import Position
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.recipes import Recipe
 from transfer.training.user_callbacks import UserCallbacks
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,52 @@ class TrainingLog:
         columns = dict.fromkeys(key for row in self.rows for key in row)
         return {key: [row.get(key) for row in self.rows] for key in columns}
 
+    @property
+    def exact(self) -> bool:
+        """Whether a head was solved exactly, and nothing else was trained."""
+        return len(self.rows) == 1 and self.regularization is not None
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return the history as a pandas data frame, one row per epoch.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return display.data_frame(self.history)
+
+    def plot(self) -> Figure:
+        """Draw the learning curves, or the regularization path of a head that was solved exactly.
+
+        Raises:
+            InputError: the log has no epochs.
+        """
+        from transfer.training import training_plots
+
+        if self.exact and self.tried and self.regularization is not None:
+            return training_plots.regularization_path(self.tried, self.regularization)
+        if not self.rows:
+            raise InputError(
+                "Expected a log with one epoch or more, to draw it. Received one without epochs."
+            )
+        return training_plots.learning_curves(self.rows)
+
+    def __repr__(self) -> str:
+        phases = Counter(str(row.get("phase")) for row in self.rows)
+        if self.exact:
+            text = f"exact head with C = {self.regularization:.3g}"
+        else:
+            text = ", ".join(f"{name}: {plural(count, 'epoch')}" for name, count in phases.items())
+        last = self.rows[-1] if self.rows else {}
+        for key, name in (("accuracy", "accuracy"), ("val_accuracy", "validation accuracy")):
+            text += f"; {name} {last[key]:.1%}" if last.get(key) is not None else ""
+        seconds = format_duration(self.seconds_features + self.seconds_training)
+        return display.one_line(self, f"{text or 'no epochs'}; {seconds}")
+
+    def _repr_html_(self) -> str:
+        """Return the history for a notebook; of many epochs, the first and the last."""
+        rows = [[_cell(value) for value in row] for row in zip(*self.history.values(), strict=True)]
+        return display.to_html(repr(self), display.Table([*self.history], rows).shortened() if rows else "")
+
     def __add__(self, phase: TrainingLog) -> TrainingLog:
         """Return this log with the log of the next phase appended; `init` stays as it is here."""
         return TrainingLog(
@@ -90,6 +144,10 @@ class TrainingLog:
             flip_problem=phase.flip_problem or self.flip_problem,
             kept_row=phase.kept_row if phase.rows else self.kept_row,
         )
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def log_from(saved: Mapping[str, Any]) -> TrainingLog:

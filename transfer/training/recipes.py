@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from transfer.common.display import changed_options, one_line
 from transfer.common.errors import InputError, unknown
 from transfer.images.augmentation import MIXES
 
@@ -70,6 +71,9 @@ class Recipe:
     schedule: str = "cosine"
     decay_factor: float = 16.0
     decay_every: int = 30
+
+    def __repr__(self) -> str:
+        return one_line(self, changed_options(self))
 
     def __post_init__(self) -> None:
         """Raise InputError if an option is out of its range."""
