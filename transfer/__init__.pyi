@@ -4,7 +4,7 @@
 __version__: str
 
 # Data: a folder, a list, a tensorflow_datasets name or arrays -> checked images in three splits.
-from .images.datasets import ImageData as ImageData
+from .images.image_data import ImageData as ImageData
 from .images.datasets import load_data as load_data
 from .images.data_report import DataReport as DataReport
 

@@ -158,9 +158,9 @@ class Evaluation:
 
     def to_text(self) -> str:
         """Return the metrics as lines of text."""
-        lines = self._sentences()
-        if len(self.labels):
-            lines += ["", self._class_table([*self.by_class, self.macro]).to_text()]
+        if not len(self.labels):
+            return "No images.\n"
+        lines = [*self._sentences(), "", self._class_table([*self.by_class, self.macro]).to_text()]
         if self.confused:
             lines += ["", "Most frequent confusions:"]
             lines += [
@@ -171,8 +171,6 @@ class Evaluation:
 
     def _sentences(self) -> list[str]:
         count, k = len(self.labels), min(5, len(self.class_names) - 1)
-        if not count:
-            return ["No images."]
         groups = f" in {len(set(self.groups)):,} groups" if len(self.groups) else ""
         lines = [
             f"Accuracy: {self.accuracy:.1%} on {count:,} {'' if self.seen else 'held-out '}images{groups} "

@@ -5,118 +5,32 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from transfer.common import display
-from transfer.common.errors import InputError, optional, unknown
+from transfer.common.errors import InputError, unknown
 from transfer.images.array_source import labels_as_names, read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.columns import KINDS, Given
 from transfer.images.data_config import DataConfig
-from transfer.images.data_report import DataReport, class_table
 from transfer.images.decoding import as_size
 from transfer.images.duplicates import find_duplicates
 from transfer.images.flips import flips_are_safe as flips_are_safe
 from transfer.images.folder_scan import describe_skipped, printable
 from transfer.images.folder_source import embedded_folder as embedded_folder
 from transfer.images.folder_source import find_source, read_folder
+from transfer.images.image_data import ImageData as ImageData
 from transfer.images.manifest import read_manifest
 from transfer.images.pixel_range import PixelRange, find_range
 from transfer.images.split_file import apply_split, read_split
 from transfer.images.splitting import SourceData, Split, complete_splits, few_per_class
 from transfer.images.tables import own_group
 
-if TYPE_CHECKING:
-    import pandas
-
 log = logging.getLogger(__name__)
-
-THUMBNAIL = (128, 128)
-"""Height and width of thumbnails, in pixels."""
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """Labeled images in three disjoint splits; `load_data` makes it.
-
-    Attributes:
-        name: Short name of the data, for titles and folders.
-        class_names: Names of the classes, in the order of the labels; saved with every model.
-        train: Training images.
-        val: Validation images, for early stopping and for choosing a head.
-        test: Test images, only for measuring the accuracy.
-        report: Result of the data check.
-        image_size: Requested height and width in pixels; None for the model's own.
-
-    Example:
-        >>> data = load_data("emoji", seed=0)
-        >>> len(data.train), len(data.val), len(data.test)
-        (344, 51, 99)
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    train: Split
-    val: Split
-    test: Split
-    report: DataReport
-    image_size: tuple[int, int] | None = None
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    @property
-    def skipped(self) -> tuple[tuple[str, str], ...]:
-        """Name and reason of each image that cannot be used."""
-        return self.report.skipped
-
-    @property
-    def splits(self) -> dict[str, Split]:
-        """The three splits by name."""
-        return {"train": self.train, "val": self.val, "test": self.test}
-
-    def __repr__(self) -> str:
-        counts = f"{len(self.train):,} training, {len(self.val):,} validation, {len(self.test):,} test images"
-        return display.one_line(self, f"{display.quoted(self.name)}: {self.num_classes:,} classes; {counts}")
-
-    def _repr_html_(self) -> str:
-        """Return the number of images by class and split, for a notebook."""
-        counts = {
-            name: np.bincount(part.labels, minlength=self.num_classes).tolist()
-            for name, part in self.splits.items()
-        }
-        return display.to_html(class_table(self.name, self.class_names, counts))
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """Return a pandas data frame with one row per image: `name`, `label` and `split`, and `group` if there are any.
-
-        Raises:
-            InputError: pandas is not installed.
-        """
-        parts, classes = self.splits, np.array(self.class_names, dtype=object)
-        columns: dict[str, Any] = {
-            "name": [name for part in parts.values() for name in part.names],
-            "label": classes[np.concatenate([part.labels for part in parts.values()])],
-            "split": [name for name, part in parts.items() for _ in range(len(part))],
-        }
-        if any(len(part.groups) for part in parts.values()):
-            columns["group"] = [group for part in parts.values() for group in part.groups]
-        return display.data_frame(columns)
-
-    def thumbnail(self, name: str) -> np.ndarray | None:
-        """Return an image by its name as uint8 of shape (128, 128, 3), or None if there is none."""
-        for part in self.splits.values():
-            if name in part.names:
-                with optional(f"the thumbnail of {name}"):
-                    return part.image(list(part.names).index(name), THUMBNAIL)
-        return None
 
 
 def load_data(
