@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from transfer.common.errors import InputError
-from transfer.config import TrainConfig, load_config, parse_arguments, save_config
+from transfer.config import TrainConfig, load_config, save_config
+from transfer.parsing import parse_arguments
 
 OTHER = TrainConfig(
     data="tfds:tf_flowers",
@@ -269,7 +270,7 @@ def test_help_describes_every_option_and_its_default(capsys):
 
 def test_help_waits_for_no_heavy_library():
     code = (
-        "import sys; from transfer.config import parse_arguments\n"
+        "import sys; from transfer.parsing import parse_arguments\n"
         "try: parse_arguments(['--help'])\n"
         "finally: print(*{'tensorflow', 'keras', 'sklearn', 'matplotlib', 'scipy'} & {*sys.modules}, file=sys.stderr)"
     )

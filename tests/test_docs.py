@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from transfer.__main__ import COMMANDS
-from transfer.config import parse_advice_arguments, parse_arguments, parse_check_arguments
 from transfer.images.decoding import decode
 from transfer.images.folder_source import embedded_folder
+from transfer.parsing import parse_advice_arguments, parse_arguments, parse_check_arguments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

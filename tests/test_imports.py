@@ -12,7 +12,7 @@ import transfer
 
 PACKAGE = Path(transfer.__file__).parent
 
-# A package imports itself and the packages above it. `config` is a single module with the options of the commands.
+# A package imports itself and the packages above it. `config` and `parsing` are single modules.
 LAYERS = [
     "common",
     "distributed",
@@ -22,6 +22,7 @@ LAYERS = [
     "frozen",
     "training",
     "config",
+    "parsing",
     "evaluation",
     "adviser",
     "results",

@@ -12,7 +12,8 @@ from transfer.common.allocator import kept_memory
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.common.files import replacing, write_text
-from transfer.config import AdviceConfig, parse_advice_arguments, seconds_of
+from transfer.config import AdviceConfig, seconds_of
+from transfer.parsing import parse_advice_arguments
 
 
 @streams.command
@@ -60,7 +61,7 @@ def run(
         data,
         base,
         time_budget=seconds_of(config.time_budget),
-        trial=not config.no_trial,
+        trial=config.trial,
         preprocessing=config.preprocessing,
         **options,
     )
@@ -80,7 +81,7 @@ def _draw(advice: Any, folder: Path) -> None:
     except OSError as error:
         raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
     for name, content in draw_each(advice_plots.advice_drawings(advice)):
-        with replacing(folder / f"{name.replace('_', '-')}.png") as partial:
+        with replacing(folder / f"{name}.png") as partial:
             partial.write_bytes(content)
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transfer.cases.policies import POLICIES, Case
 from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
-from transfer.common.parsers import make_parser
-from transfer.config import ModelOptions
+from transfer.common.parsers import Parser
+from transfer.config import CHOICES, ModelOptions
 from transfer.frozen.beam_extraction import SHARD_SIZE, extract_with_beam, read_options
 from transfer.images.data_config import DataConfig
+from transfer.parsing import PLAIN
 
 log = logging.getLogger("transfer.beam_features")
 
@@ -26,13 +27,13 @@ SPLITS = ("train", "val", "test")
 class BeamConfig(ModelOptions, DataConfig):
     """Run a frozen network over labeled images on Apache Beam, and cache its features. Other flags go to Beam."""
 
-    # Case to train later: small-similar or small-different.
+    # Case to train later.
     case: str = "small-similar"
     # Last layer to keep: a layer name, several names with commas, or 'all'. Default: by case.
     cut: str | None = None
-    # Engine that runs the network: auto, keras or openvino (needs: pip install "transfer-cases[fast]").
+    # Engine that runs the network. openvino needs: pip install "transfer-cases[fast]".
     engine: str = "auto"
-    # Precision of OpenVINO: auto, float32 or bfloat16.
+    # Precision of OpenVINO.
     precision: str = "auto"
     # Maximum number of images per shard.
     shard_size: int = SHARD_SIZE
@@ -41,7 +42,8 @@ class BeamConfig(ModelOptions, DataConfig):
         """Raise an error for a value out of range."""
         DataConfig.__post_init__(self)
         ModelOptions.__post_init__(self)
-        if not POLICIES[Case.parse(self.case)].frozen:
+        object.__setattr__(self, "case", str(Case.parse(self.case)))
+        if not POLICIES[Case(self.case)].frozen:
             raise InputError(
                 f"Expected a case that freezes the network, small-similar or small-different. Received: {self.case}."
             )
@@ -51,12 +53,17 @@ def parse_beam_arguments(
     arguments: Sequence[str] | None = None,
 ) -> tuple[BeamConfig, tuple[str, ...], list[str]]:
     """Parse the flags of `python -m transfer.beam_features`: the options, the splits, and flags for Beam."""
-    parser = make_parser("transfer.beam_features", BeamConfig.__doc__ or "")
+    parser = Parser("beam_features", BeamConfig.__doc__ or "")
+    parser.usage = "%(prog)s [options] [options of Beam]"
     which = "splits to extract features of"
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help=which)
-    parser.add_arguments(BeamConfig, dest="options")
-    parsed, flags = parser.parse_known_args(arguments)
-    return parsed.options, tuple(parsed.splits), flags
+    frozen = [case for case in Case if POLICIES[case].frozen]
+    choices = {**CHOICES, "case": frozen, "precision": ("auto", "float32", "bfloat16")}
+    parser.add_dataclass(BeamConfig, "options", replace(PLAIN, choices=choices))
+    parsed, flags = parser.parse_known_args(parser.plain_words(arguments))
+    given = vars(parsed)
+    splits = tuple(given.pop("splits"))
+    return BeamConfig(**given), splits, flags
 
 
 def run(config: BeamConfig, *, splits: Sequence[str] = SPLITS, flags: Sequence[str] = ()) -> int:

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import shlex
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transfer.cases.policies import OPTIMIZERS, PRECISIONS, Case
+from transfer.cases.policies import INITS, OPTIMIZERS, PRECISIONS, Case
 from transfer.common.display import changed_options
 from transfer.common.display import one_line as short
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.files import write_text
 from transfer.common.old_names import OLD_OPTIONS
-from transfer.common.parsers import make_parser
-from transfer.images.augmentation import AUGMENTATIONS
+from transfer.distributed.cluster import STRATEGIES
+from transfer.frozen.openvino_engine import ENGINES
+from transfer.images.augmentation import AUGMENTATIONS, MIXES
 from transfer.images.data_config import DataConfig
-from transfer.training.recipes import Recipe
+from transfer.images.decoding import RESIZES
+from transfer.training.option_table import SOLVERS, SWITCHES, Situation, ignored_options, situations_of
+from transfer.training.recipes import BATCHNORMS, SCHEDULES, Recipe
 
 FLIPS = ("auto", "yes", "no")
 """Whether augmentation may flip images; `auto` decides by the class names and by a measurement."""
 
-FIRST = (
-    "data",
-    "model",
-    "case",
-    "time_budget",
-    "image_size",
-    "epochs",
-    "batch_size",
-    "augment",
-    "seed",
-    "output",
-)
-"""The options that `transfer train --help` shows first."""
+CHOICES: dict[str, Collection[str]] = {
+    "case": ("auto", *map(str, Case)),
+    "init": INITS,
+    "optimizer": OPTIMIZERS,
+    "augment": AUGMENTATIONS,
+    "flip": FLIPS,
+    "solver": SOLVERS,
+    "mix": MIXES,
+    "batchnorm": BATCHNORMS,
+    "schedule": SCHEDULES,
+    "resize": RESIZES,
+    "engine": ENGINES,
+    "precision": PRECISIONS,
+    "strategy": STRATEGIES,
+}
+"""The values of options that have a fixed set of them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class ModelOptions:
 class CaseOptions:
     """The case, and the layers that are kept and trained."""
 
-    # Case: auto, small-similar, small-different, large-similar or large-different. auto measures which case is best.
+    # Case, or its number: 1 to 4. auto measures which case is best.
     case: str = "auto"
     # Longest training time that --case auto may choose, such as 90s, 30m or 2h; 'none' for no limit.
     time_budget: str = "5m"
@@ -78,16 +83,17 @@ class CaseOptions:
     cut: str | None = None
     # First layer or block to train in a frozen network, such as block6a. The layers before it run only once.
     unfreeze_from: str | None = None
-    # Initial weights of large-different: pretrained, random, or auto (random if pre-trained weights fail to learn).
+    # Initial weights of large-different. auto: random if the pre-trained weights fail to learn.
     init: str = "auto"
 
     def __post_init__(self) -> None:
         """Raise an error for an unknown case, or a time budget that cannot be read."""
-        cases = [str(case) for case in Case]
-        name = self.case.lower().replace("_", "-")
-        if name not in ("auto", *cases):
-            raise unknown("case", self.case, ["auto", *cases])
-        object.__setattr__(self, "case", name)
+        name = str(self.case).strip().lower()
+        try:
+            object.__setattr__(self, "case", "auto" if name == "auto" else str(Case.parse(name)))
+        except InputError:
+            raise unknown("case", self.case, CHOICES["case"]) from None
+        _check_choices(self, "init")
         seconds_of(None if self.time_budget == "none" else self.time_budget)
 
 
@@ -99,23 +105,23 @@ class TrainingOptions:
     epochs: int | None = None
     # Images per training step, over all devices together.
     batch_size: int = 32
-    # Optimizer: adam, or rmsprop with the settings of Esteva et al. (2017).
+    # Optimizer. rmsprop has the settings of Esteva et al. (2017).
     optimizer: str = "adam"
     # Learning rate. Default: by case; 0.001 with rmsprop.
     learning_rate: float | None = None
     # Run a learning-rate range test only; train nothing.
     find_learning_rate: bool = False
-    # Augmentation of training images during fine-tuning: none, light, standard or strong.
+    # Augmentation of training images.
     augment: str = "light"
-    # Flip images horizontally: yes, no, or auto, which decides by the class names and a test on training images.
+    # Flip images horizontally. auto decides by the class names and a test on training images.
     flip: str = "auto"
     # Weight classes inversely to their size.
     class_weights: bool = False
-    # Solver of a head on frozen layers: auto, exact or sgd.
+    # Solver of a head on frozen layers. sgd trains in epochs.
     solver: str = "auto"
-    # Dropout rate before the head, 0 to below 1 (switches to the sgd solver).
+    # Dropout rate before the head, 0 to below 1.
     dropout: float = 0.0
-    # Views of each image for frozen layers: the image and augmented views. Evaluation averages the same number.
+    # Views of each image for frozen layers: the image itself and augmented views. Evaluation averages as many.
     views: int | None = None
 
     def __post_init__(self) -> None:
@@ -125,11 +131,7 @@ class TrainingOptions:
             raise InputError(f"Expected a finite learning_rate above 0. Received: {self.learning_rate}.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"Expected dropout from 0 to below 1. Received: {self.dropout}.")
-        for name, valid in (("optimizer", OPTIMIZERS), ("flip", FLIPS)):
-            if getattr(self, name) not in valid:
-                raise unknown(name, getattr(self, name), valid)
-        if self.augment not in AUGMENTATIONS:
-            raise unknown("augmentation", self.augment, AUGMENTATIONS)
+        _check_choices(self, "optimizer", "flip", "augment", "solver")
 
 
 @dataclass(frozen=True)
@@ -154,20 +156,19 @@ class OutputOptions:
 class DeviceOptions:
     """Devices, engines and number formats."""
 
-    # Engine that runs frozen layers: auto, keras or openvino (needs: pip install "transfer-cases[fast]").
+    # Engine that runs frozen layers. openvino needs: pip install "transfer-cases[fast]".
     engine: str = "auto"
-    # Data type of the layers: float32, or mixed_bfloat16 or mixed_float16 for GPUs and TPUs.
+    # Data type of the layers. mixed_bfloat16 and mixed_float16 are for GPUs and TPUs.
     precision: str = "float32"
     # Training steps per call from Python: larger values help fast accelerators.
     steps_per_execution: int = 1
-    # Distribution strategy: auto, default, mirrored, multiworker or tpu.
+    # Distribution strategy.
     strategy: str = "auto"
 
     def __post_init__(self) -> None:
         """Raise an error for a value out of range."""
         _check_at_least_one(self, "steps_per_execution")
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
+        _check_choices(self, "engine", "precision", "strategy")
 
 
 @dataclass(frozen=True)
@@ -178,15 +179,16 @@ class AdviceConfig(ModelOptions, DataConfig):
     max_images: int = 2000
     # Longest training time that may be recommended, such as 90s, 5m or 1h. Default: no limit.
     time_budget: str | None = None
-    # Skip the trial of fine-tuning: faster, but its estimated time is only a lower bound.
-    no_trial: bool = False
-    # Engine that runs the network: auto, keras or openvino (needs: pip install "transfer-cases[fast]").
+    # Run a trial of fine-tuning. Without it, the estimated time is only a lower bound.
+    trial: bool = True
+    # Engine that runs the network. openvino needs: pip install "transfer-cases[fast]".
     engine: str = "auto"
 
     def __post_init__(self) -> None:
         """Raise an error for a value out of range."""
         DataConfig.__post_init__(self)
         ModelOptions.__post_init__(self)
+        _check_choices(self, "engine")
         if self.max_images < 2:
             raise InputError(f"Expected max_images of 2 or more. Received: {self.max_images}.")
         seconds_of(self.time_budget)
@@ -225,6 +227,28 @@ class TrainConfig(
     def recipe(self) -> Recipe:
         """The options of fine-tuning as the `recipe` argument of `fit`."""
         return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value != getattr(TrainConfig, name)}
+
+    @property
+    def situations(self) -> frozenset[Situation]:
+        """The kinds of training that these options may lead to; with the case `auto`, all of them."""
+        names = ("case", "unfreeze_from", "init", "solver", *SWITCHES)
+        return frozenset(Situation) if self.case == "auto" else situations_of(**self._values(*names))
+
+    @property
+    def ignored(self) -> dict[str, str]:
+        """The options that have no effect, each with the key of its reason in the table of options."""
+        useless = {"time_budget": "auto"} if self.case != "auto" and "time_budget" in self.given else {}
+        return {**ignored_options(self.given, self.situations), **useless}
+
+    def without_ignored(self) -> TrainConfig:
+        """Return these options with the defaults of those that have no effect."""
+        return dataclasses.replace(self, **{name: getattr(TrainConfig, name) for name in self.ignored})
 
     def build_options(self) -> dict[str, Any]:
         """The arguments of `build` besides network, classes and devices."""
@@ -267,11 +291,10 @@ class TrainConfig(
     def command(self) -> str:
         """The shell command that trains with these options: all that differ from the defaults, as flags."""
         words = ["python", "-m", "transfer.train"]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                flag = "--" + field.name.replace("_", "-")
-                words += [flag] if value is True else [f"{flag}={value}"]
+        for key, value in self.given.items():
+            name = key.replace("_", "-")
+            switch = f"--{name}" if value else f"--no-{name}"
+            words.append(switch if isinstance(value, bool) else f"--{name}={value}")
         return shlex.join(words)
 
 
@@ -286,6 +309,14 @@ def _check_at_least_one(options: Any, *names: str) -> None:
             raise InputError(f"Expected {name} of 1 or more. Received: {value}.")
 
 
+def _check_choices(options: Any, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) not in CHOICES[name]:
+            raise unknown(
+                "augmentation" if name == "augment" else name, getattr(options, name), CHOICES[name]
+            )
+
+
 def seconds_of(text: str | None) -> float | None:
     """Return the seconds of a time such as "90s", "5m" or "1h"; None stays None."""
     if text is None:
@@ -298,66 +329,6 @@ def seconds_of(text: str | None) -> float | None:
     if not 0 < seconds < math.inf:
         raise InputError(f"Expected a time such as 90s, 5m or 1h, above 0. Received: {text!r}.")
     return seconds
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
-    """Parse the flags of `python -m transfer.train`, on top of the YAML file that `--config` names."""
-    config_flag: dict[str, Any] = {
-        "metavar": "FILE",
-        "help": "YAML file with these options; flags override it",
-    }
-    program = "transfer.train"
-    # The first parser accepts no abbreviations: the second one would take --conf for --config and ignore it.
-    first = argparse.ArgumentParser(prog=f"python -m {program}", add_help=False, allow_abbrev=False)
-    first.add_argument("--config", **config_flag)
-    known, rest = first.parse_known_args(arguments)
-    defaults = load_config(known.config) if known.config else TrainConfig()
-    # Options from elsewhere are data: they cannot import a module that the command line does not name.
-    named, defaults = defaults.custom_objects, dataclasses.replace(defaults, custom_objects=None)
-    parser = make_parser(program, "Train an image classifier by one of the four cases of transfer learning.")
-    parser.usage = "%(prog)s [--data DATA] [--model MODEL] [--case CASE] [options]"
-    parser.add_argument("--config", **config_flag)
-    for group in GROUPS:
-        own = group(**{field.name: getattr(defaults, field.name) for field in fields(group)})
-        parser.add_arguments(group, dest=group.__name__, default=own)
-    parser.first = FIRST
-    parsed = vars(parser.parse_args(rest))
-    config = TrainConfig(
-        **{key: value for group in GROUPS for key, value in vars(parsed[group.__name__]).items()}
-    )
-    if named and config.custom_objects is None:
-        raise InputError(
-            f"{known.config} names the module {named!r}, whose code would be run. If you trust it, add "
-            f"--custom-objects {named}."
-        )
-    return config
-
-
-def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataConfig, argparse.Namespace]:
-    """Parse the flags of `python -m transfer.datasets`: the data, and the files to write."""
-    parser = make_parser("transfer.datasets", "Check a data set: its classes, splits, files and labels.")
-    parser.add_argument("place", nargs="?", metavar="DATA", help="the same as --data")
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--html", metavar="FILE", help="write the report as an HTML page with images")
-    parser.add_argument("--write-split", metavar="FILE", help="write the split of each image as CSV")
-    parser.add_arguments(DataConfig, dest="options")
-    parsed = parser.parse_args(arguments)
-    options = parsed.options
-    return (options if parsed.place is None else dataclasses.replace(options, data=parsed.place)), parsed
-
-
-def parse_advice_arguments(arguments: Sequence[str] | None = None) -> tuple[AdviceConfig, argparse.Namespace]:
-    """Parse the flags of `python -m transfer.advice`: the options, the files to write, and networks to compare."""
-    parser = make_parser("transfer.advice", AdviceConfig.__doc__ or "")
-    parser.add_argument("--json", metavar="FILE", help="write the advice as JSON")
-    parser.add_argument(
-        "--plots", metavar="DIR", help="write the chart of the four cases and the layer curve"
-    )
-    compared = "compare these networks: estimated accuracy of a head on each, and its time"
-    parser.add_argument("--compare", nargs="+", metavar="MODEL", help=compared)
-    parser.add_arguments(AdviceConfig, dest="options")
-    parsed = parser.parse_args(arguments)
-    return parsed.options, parsed
 
 
 def load_config(path: str | Path) -> TrainConfig:

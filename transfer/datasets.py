@@ -11,9 +11,9 @@ from pathlib import Path
 from transfer.common import streams
 from transfer.common.errors import InputError
 from transfer.common.files import write_text
-from transfer.config import parse_check_arguments
 from transfer.images.datasets import load_data
 from transfer.images.split_file import write_split
+from transfer.parsing import parse_check_arguments
 
 
 @streams.command

@@ -15,6 +15,7 @@ from transfer.common import streams
 from transfer.common.commands import add_custom_objects, run_command
 from transfer.common.errors import InputError
 from transfer.common.files import write_text
+from transfer.common.parsers import Parser, take_place
 from transfer.results.file_names import SPLIT
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> Evaluation:
     """Evaluate the run, print the metrics, and write the files that the flags name."""
     least = parsed.assert_accuracy_at_least
+    vars(parsed).update(take_place(vars(parsed)))
     if least is not None and not 0 <= least <= 1:
         raise InputError(f"Expected an accuracy from 0 to 1, such as 0.9. Received: {least:g}.")
     from transfer.distributed import strategies
@@ -87,15 +89,15 @@ def _without_warning() -> Iterator[None]:
         log.disabled = False
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m transfer.evaluate",
-        allow_abbrev=False,
-        description="Measure the accuracy of a trained run on its own test images, or on others. The exit code is 0; "
+def _parser() -> Parser:
+    parser = Parser(
+        "evaluate",
+        "Measure the accuracy of a trained run on its own test images, or on others. The exit code is 0; "
         "1 if the accuracy is below --assert-accuracy-at-least; 2 for invalid input.",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a run, or its .keras file")
     data = "labeled images, in any form that training takes (default: the run's own test images)"
+    parser.add_place()
     parser.add_argument("--data", metavar="DATA", help=data)
     parser.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the prediction for each image as CSV")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
 from transfer.common import streams
 from transfer.common.commands import add_custom_objects, run_command
+from transfer.common.parsers import Parser
 from transfer.exporters.export import MAX_IMAGES, check_arguments, export
 
 
@@ -31,11 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(work, stream=sys.stderr, stopped=stopped, level=logging.INFO)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m transfer.export",
-        description="Convert a trained run for another runtime, and compare the file's predictions with Keras there.",
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "export",
+        "Convert a trained run for another runtime, and compare the file's predictions with Keras there.",
     )
     parser.add_argument(
         "run", metavar="RUN", help="folder of a run, or a .keras file that python -m transfer.train wrote"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from transfer.common import streams
 from transfer.common.errors import InputError
+from transfer.common.parsers import Parser
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.check_cache import delete_check_cache
 
@@ -29,11 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
-        prog="python -m transfer.features",
-        allow_abbrev=False,
-        description="List or clear the cache of features and of file checks.",
+def _parser() -> Parser:
+    flags = Parser(
+        "features",
+        "List or clear the cache of features and of file checks.",
     )
     action = flags.add_mutually_exclusive_group(required=True)
     action.add_argument("--list", action="store_true", help="list the cached features, the oldest first")

@@ -13,6 +13,7 @@ from pathlib import Path
 from transfer.common import streams
 from transfer.common.commands import add_custom_objects, run_command
 from transfer.common.errors import InputError
+from transfer.common.parsers import Parser
 from transfer.images.image_inputs import Image, find_images
 from transfer.images.path_list import read_paths
 from transfer.results.predict import Prediction, predictions
@@ -125,11 +126,10 @@ def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Calla
     return print_line, lambda: None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m transfer.predict",
-        allow_abbrev=False,
-        description="Predict the classes of images with a trained run. Images that cannot be read are reported and "
+def _parser() -> Parser:
+    parser = Parser(
+        "predict",
+        "Predict the classes of images with a trained run. Images that cannot be read are reported and "
         "have no classes in CSV and JSON. The exit code is 0; 1 if an image was skipped; 2 for invalid input.",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a run, or its .keras file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
+from transfer.common.parsers import Parser
 from transfer.results.file_names import COMPARISON, PAGE
 
 if TYPE_CHECKING:
@@ -31,11 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m transfer.report",
-        allow_abbrev=False,
-        description="Write the report and the model card of a run again, or a page that compares several runs.",
+def _parser() -> Parser:
+    parser = Parser(
+        "report",
+        "Write the report and the model card of a run again, or a page that compares several runs.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     output = f"page that compares several runs (default: {COMPARISON})"

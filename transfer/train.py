@@ -18,8 +18,9 @@ from transfer.common import streams
 from transfer.common.allocator import kept_memory
 from transfer.common.commands import signals_as_interrupts
 from transfer.common.errors import InputError, interrupt_behind
-from transfer.config import TrainConfig, parse_arguments, seconds_of
+from transfer.config import TrainConfig, seconds_of
 from transfer.distributed import cluster, process_group
+from transfer.parsing import parse_arguments
 from transfer.results import run_folders
 
 if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answers at once
@@ -88,6 +89,8 @@ def run(config: TrainConfig) -> Path:
     from transfer.networks.backbones import load_backbone
     from transfer.training.fit import fit
 
+    if config.case != "auto":
+        _log_ignored(config)
     if not config.data.startswith("tfds:"):
         find_source(config.data)  # raises for a wrong path before the network is loaded
     base = load_backbone(config.model, **config.network_options())
@@ -97,7 +100,10 @@ def run(config: TrainConfig) -> Path:
     _check_data(config, data, resume_from)
     choice, advice, sample = _choose(config, data, base, resume_from)
     chosen = replace(config, case=choice.case, **choice.options)
-    model = build(base=base, num_classes=data.num_classes, strategy=devices, **chosen.build_options())
+    if config.case == "auto":
+        _log_ignored(replace(chosen, time_budget=TrainConfig.time_budget))
+    used = chosen.without_ignored()
+    model = build(base=base, num_classes=data.num_classes, strategy=devices, **used.build_options())
     if config.find_learning_rate:
         return _find_learning_rate(chosen, model, data)
     name = f"{data.name}-{choice.case}"
@@ -106,7 +112,7 @@ def run(config: TrainConfig) -> Path:
         training = fit(
             model,
             data,
-            **chosen.fit_options(),
+            **used.fit_options(),
             known_features=_known_features(sample, model),
             checkpoints=folder / run_folders.CHECKPOINTS,
             checkpoint_every=seconds_of(config.checkpoint_every) or 0.0,
@@ -137,6 +143,21 @@ def _start(config: TrainConfig) -> tuple[Any, Path | None]:
         interrupted = process_group.current_group().broadcast(lambda: _find_interrupted(config))
     keras.utils.set_random_seed(config.seed)  # dropout layers draw their seeds when they are made
     return devices, Path(interrupted) if interrupted else None
+
+
+def _log_ignored(config: TrainConfig) -> None:
+    """Log the options that have no effect in the case, and raise for those that `fit` would refuse later."""
+    from transfer.training.option_table import describe_ignored, refused_options, situations_text
+
+    for name in refused_options(config.given, config.situations):
+        why = "--solver exact" if config.solver == "exact" else f"--case {config.case}"
+        flag = "--" + name.replace("_", "-")
+        raise InputError(f"Expected no {flag} with {why}. {situations_text()[name]}")
+    ignored = {
+        name: reason for name, reason in config.ignored.items() if name != "views"
+    }  # evaluation has views
+    for line in describe_ignored(ignored, case=config.case, flags=True):
+        log.warning("%s", line)
 
 
 def _find_interrupted(config: TrainConfig) -> str | None:

@@ -29,10 +29,10 @@ from transfer.cases.cuts import cuts_of
 from transfer.cases.decisions import decision_of
 from transfer.cases.policies import POLICIES, SCRATCH_LEARNING_RATE, Case
 from transfer.common.errors import InputError
-from transfer.config import parse_arguments
 from transfer.networks import surgery
 from transfer.networks.backbones import block_ends, load_backbone
 from transfer.networks.graphs import analyze
+from transfer.parsing import parse_arguments
 
 IMAGES, LABELS = raw_images(8), np.arange(8) % 3
 OWN = {"preprocessing": "tf"}

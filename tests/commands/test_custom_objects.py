@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from transfer import InputError, load_run, predict
-from transfer.config import parse_arguments
+from transfer.parsing import parse_arguments
 
 PROGRAM = """
 import keras

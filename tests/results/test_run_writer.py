@@ -15,7 +15,7 @@ import yaml
 from helpers.images import STRANGE
 
 from transfer.common.pages import render
-from transfer.config import parse_arguments
+from transfer.parsing import parse_arguments
 from transfer.report import main
 from transfer.results.file_names import FIGURES
 from transfer.results.prediction_files import read_predictions, write_predictions

@@ -16,6 +16,7 @@ import keras
 from transfer.cases.cuts import Cut, cuts_of
 from transfer.cases.decisions import CaseDecision, find_decision, record_decision
 from transfer.cases.policies import (
+    INITS,
     OPTIMIZERS,
     POLICIES,
     PRECISIONS,
@@ -37,12 +38,9 @@ from transfer.networks.arguments import check_network
 from transfer.networks.graphs import NetworkInfo, analyze, graph
 from transfer.networks.preprocessing import preprocessing_of
 
-INITS = ("pretrained", "random", "auto")
-"""Initial weights: pre-trained, random, or `auto` (random only if training from the pre-trained weights fails)."""
-
 
 def build(
-    case: Case | str,
+    case: Case | str | int,
     base: keras.Model,
     num_classes: int,
     *,
@@ -65,7 +63,7 @@ def build(
     pooling if needed, then a Dense softmax. The preprocessing of the images becomes part of the model.
 
     Args:
-        case: one of the four cases, or its name.
+        case: one of the four cases, its name, or its number, 1 to 4.
         base: a `keras.applications` model, with or without its classifier, or your own. It does not change.
         num_classes: number of classes, 2 or more.
         cut: the last layer to keep, by name or by the position of its block. With several layers, the head sees the

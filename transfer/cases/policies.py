@@ -29,6 +29,9 @@ On most of five data sets, the best single layer of EfficientNet-Lite0 was at ab
 half of the blocks lost 5 to 23 points of accuracy.
 """
 
+INITS = ("pretrained", "random", "auto")
+"""Initial weights: pre-trained, random, or `auto` (random only if training from the pre-trained weights fails)."""
+
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 """Data types of the computation. The last two are for GPUs and TPUs."""
 
@@ -57,24 +60,28 @@ class Case(enum.StrEnum):
     LARGE_DIFFERENT = "large-different"
 
     @classmethod
-    def parse(cls, name: str | Case) -> Case:
-        """Return the case of a name.
+    def parse(cls, name: str | int | Case) -> Case:
+        """Return the case of a name or number.
 
         Args:
-            name: a `Case` or its name, such as `"small-similar"`. Underscores count as hyphens.
+            name: a `Case`, its name, such as `"small-similar"`, or its number, 1 to 4. Underscores count as hyphens.
 
         Returns:
             The case.
 
         Raises:
-            InputError: no case has that name. The message lists the nearest names.
+            InputError: no case has that name or number. The message lists the nearest names.
 
         Example:
             >>> Case.parse("large_different").value
             'large-different'
+            >>> Case.parse(4) is Case.parse("large-different")
+            True
         """
+        text = str(name).strip().lower().replace("_", "-")
+        by_number = {str(number): case for number, case in enumerate(cls, start=1)}
         try:
-            return cls(str(name).lower().replace("_", "-"))
+            return by_number.get(text) or cls(text)
         except ValueError:
             raise unknown("case", name, [case.value for case in cls]) from None
 

@@ -10,6 +10,14 @@ from collections.abc import Sequence
 
 from transfer.common.errors import InputError
 
+STRATEGIES = ("auto", "default", "mirrored", "multiworker", "tpu")
+"""Names of strategies.
+
+`default` is one device, `mirrored` all GPUs of this machine, `multiworker` the processes of `TF_CONFIG` or of a Slurm
+step, and `tpu` the TPU of this machine or of `TPU_NAME`. `auto` takes several workers if `TF_CONFIG` lists them, else a
+TPU if there is one, else several GPUs, else one device.
+"""
+
 
 def requests_several_workers(strategy: object) -> bool:
     """Return whether a strategy's name means several workers here; import no slow library."""

@@ -23,6 +23,7 @@ from transfer.common.keras_setup import BACKENDS, backend, check_keras
 from transfer.common.streams import discarded
 from transfer.distributed.batch_order import BatchPart
 from transfer.distributed.cluster import (
+    STRATEGIES,
     read_cluster,
     requests_several_workers,
     tf_config_of,
@@ -32,14 +33,6 @@ from transfer.distributed.process_group import ProcessGroup, current_group, set_
 
 if TYPE_CHECKING:
     import keras
-
-STRATEGIES = ("auto", "default", "mirrored", "multiworker", "tpu")
-"""Names of strategies.
-
-`default` is one device, `mirrored` all GPUs of this machine, `multiworker` the processes of `TF_CONFIG` or of a Slurm
-step, and `tpu` the TPU of this machine or of `TPU_NAME`. `auto` takes several workers if `TF_CONFIG` lists them, else a
-TPU if there is one, else several GPUs, else one device.
-"""
 
 PATIENCE = 300.0
 """Seconds to wait for other workers: the machines of a cluster start one after the other."""

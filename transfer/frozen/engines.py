@@ -17,7 +17,14 @@ import numpy as np
 
 from transfer.common.errors import InputError, install_hint, one_line, unknown
 from transfer.common.keras_private import all_layers, with_constants
-from transfer.frozen.openvino_engine import RunFunction, compile_graph, has_bfloat16, import_openvino, padded
+from transfer.frozen.openvino_engine import (
+    ENGINES,
+    RunFunction,
+    compile_graph,
+    has_bfloat16,
+    import_openvino,
+    padded,
+)
 from transfer.networks.graphs import bottlenecks, graph
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -26,7 +33,6 @@ if _TENSORFLOW:
 if TYPE_CHECKING:
     from tensorflow.types.experimental import ConcreteFunction
 
-ENGINES = ("auto", "keras", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}

@@ -14,6 +14,9 @@ import numpy as np
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest
 
+ENGINES = ("auto", "keras", "openvino")
+"""Names of the engines that run frozen networks; `auto` picks the fastest."""
+
 RunFunction = Callable[[np.ndarray], np.ndarray]
 
 

@@ -28,7 +28,9 @@ from transfer.training.checkpoints import SECONDS_BETWEEN, Checkpoint, Checkpoin
 from transfer.training.fine_tuning import adapt_batchnorm, final_checkpoint, fine_tune, restore_final
 from transfer.training.head_training import train_head
 from transfer.training.identity import identity_of
+from transfer.training.ignored import log_ignored
 from transfer.training.mirroring import augments_images, log_problem
+from transfer.training.option_table import SOLVERS
 from transfer.training.phases import TrainingLog, TrainingSettings, log_from
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
@@ -63,9 +65,6 @@ _OTHER_LOSSES = (
         "cosine_similarity",
     ),
 )
-
-SOLVERS = ("auto", "exact", "sgd")
-"""Solvers of a head on features: exact, in epochs by SGD, or chosen by the options and the size."""
 
 
 def fit(
@@ -203,6 +202,7 @@ def fit(
         callbacks=UserCallbacks(callbacks, model),
         verbose=verbose if current_group().is_chief and sys.stdout is not None else 0,
     )
+    log_ignored(replace(settings, flip_problem=problem))
     settings = _with_checkpoints(settings, checkpoints, checkpoint_every)
     if head_only:  # a head does not use the other options of a recipe
         recipe = Recipe(batchnorm=recipe.batchnorm, label_smoothing=recipe.label_smoothing)
