@@ -1,15 +1,18 @@
 """The options: flags, YAML and defaults come from the same dataclasses and agree."""
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from transfer.cases.policies import Case
 from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, save_config
-from transfer.parsing import parse_arguments
+from transfer.parsing import parse_advice_arguments, parse_arguments, parse_check_arguments
+from transfer.training.option_table import situations_text
 
 OTHER = TrainConfig(
     data="tfds:tf_flowers",
@@ -236,15 +239,71 @@ def test_flags_override_the_file(yaml_file):
     assert parse_arguments(["--config", path, "--nostrict"]).strict is False
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--nope"], ["stray"], ["--seed", "1.5"], ["--epochs", "none"], ["--config"], ["--seed"],
-    ["--conf", "x.yaml"], ["--see", "3"],
+@pytest.mark.parametrize(("line", "error"), [
+    ("--epoch 3", "Unknown option --epoch. Did you mean --epochs?"),
+    ("--dat photos", "Unknown option --dat. Did you mean --data?"),
+    ("--batch_size 3", "Unknown option --batch_size. Did you mean --batch-size?"),
+    ("--lr 0.1", "Unknown option --lr. Did you mean --learning-rate?"),
+    ("--batch 8", "Unknown option --batch. Did you mean --batch-size?"),
+    ("--img-size 96", "Unknown option --img-size. Did you mean --image-size?"),
+    ("--dir photos", "Unknown option --dir. Did you mean --data?"),
+    ("--nope", "Unknown option --nope. See python -m transfer.train --help."),
+    ("--conf x.yaml", "Unknown option --conf. Did you mean --config?"),
+    ("photos more", "Unexpected argument 'more'. See python -m transfer.train --help."),
+    ("photos seed=3", "Unexpected argument 'seed=3'. Did you mean --seed? See python -m transfer.train --help."),
+    ("--seed 1.5", "Expected a whole number for --seed. Received: '1.5'."),
+    ("--val half", "Expected a number for --val. Received: 'half'."),
+    ("--epochs none", "Expected a whole number for --epochs. Received: 'none'."),
+    ("--seed", "Expected a value after --seed: --seed N. See python -m transfer.train --help."),
+    ("--config", "Expected a value after --config: --config FILE. See python -m transfer.train --help."),
+    ("--strict=5", "--strict takes no value. Received: '5'."),
+    ("--resume runs/x", "--resume takes no value: use --output runs/x --resume."),
+    ("--resume=runs/x", "--resume takes no value: use --output runs/x --resume."),
 ])  # fmt: skip
-def test_flags_that_do_not_parse_leave_with_2(arguments, capsys):
+def test_a_usage_error_is_one_line_with_the_nearest_option(line, error, capsys):
     with pytest.raises(SystemExit) as left:
-        parse_arguments(arguments)
+        parse_arguments(line.split())
     assert left.value.code == 2
-    assert "python -m transfer.train: error:" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"{error}\n"
+
+
+def test_the_data_may_stand_anywhere_on_the_command_line():
+    expected = TrainConfig(data="photos", seed=3)
+    for line in (
+        "photos --seed 3",
+        "--seed 3 photos",
+        "--data photos --seed 3",
+        "photos --data=photos --seed 3",
+    ):
+        assert parse_arguments(line.split()) == expected
+    for parse in (parse_advice_arguments, parse_check_arguments):
+        assert parse(["--seed", "3", "photos"])[0].data == "photos"
+    with pytest.raises(InputError, match=r"Expected the data once\. Received: 'photos' and --data other"):
+        parse_arguments(["photos", "--data", "other"])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_case_has_a_number(number, yaml_file):
+    name = ("small-similar", "small-different", "large-similar", "large-different")[number - 1]
+    assert parse_arguments([f"--case={number}"]).case == name
+    assert load_config(yaml_file(f"case: {number}")).case == name
+    assert Case.parse(number) is Case.parse(str(number)) is Case(name)
+
+
+def test_switches_have_a_form_with_no_and_the_older_forms_work():
+    for line in (
+        "--no-near-duplicates",
+        "--nonear-duplicates",
+        "--near-duplicates=False",
+        "--look-alikes false",
+    ):
+        assert parse_arguments(line.split()) == TrainConfig(near_duplicates=False)
+    assert parse_arguments(["--thaw=0.5"]) == TrainConfig(gradual_unfreezing=0.5)
+    assert parse_advice_arguments([])[0].trial and not parse_advice_arguments(["--no-trial"])[0].trial
+
+
+def test_the_command_of_options_has_those_options():
+    assert parse_arguments(shlex.split(OTHER.command)[3:]) == OTHER
 
 
 def test_help_describes_every_option_and_its_default(capsys):
@@ -260,12 +319,37 @@ def test_help_describes_every_option_and_its_default(capsys):
     assert sorted(groups, key=text.index) == groups
     assert text.index("most important options:") < text.index("--tfds-split")
     options = text[text.index("data options:") :].split("\n  --")
-    described = {option.split()[0]: " ".join(option.split()[1:]) for option in options}
+    described = {option.split()[0].strip(","): " ".join(option.split()[1:]) for option in options}
     for name in NAMES:
         words = described[flag(name).removeprefix("--")]
         assert len(words.split()) > 4, f"{name} has no description"
         if getattr(TrainConfig(), name) is not None:
             assert f"(default: {getattr(TrainConfig(), name)})" in words
+    assert "--augment {none,light,standard,strong}" in text and "--checkpoint-every TIME" in text
+    assert described["strict"].startswith("--no-strict ")
+    for name, note in situations_text().items():
+        assert note.replace(" ", "") in described[flag(name).removeprefix("--")].replace(" ", "")
+
+
+@pytest.mark.parametrize(("line", "ignored"), [
+    ("--case 1 --augment strong --weight-decay 0.1", {"augment", "weight_decay"}),
+    ("--case 1 --augment strong --views 4", set()),
+    ("--case 1 --learning-rate 0.1 --batch-size 8", set()),  # the size of the features decides
+    ("--case 2 --learning-rate 0.1 --batch-size 8 --solver exact", {"learning_rate", "batch_size"}),
+    ("--case 1 --learning-rate 0.1 --epochs 3", set()),
+    ("--case 1 --unfreeze-from block6a --ema 0.9 --learning-rate 0.1", set()),
+    ("--case 1 --time-budget 9m", {"time_budget"}),
+    ("--case 3 --ema 0.9 --decay-every 3", {"decay_every"}),
+    ("--case 3 --ema 0.9 --decay-every 3 --schedule steps", set()),
+    ("--case 3 --augment none --flip no", {"flip"}),
+    ("--case 4 --init random --solver sgd --batchnorm adapted --ema 0.9", {"solver", "batchnorm"}),
+    ("--case 4 --solver sgd --batchnorm adapted", set()),
+    ("--augment strong --ema 0.9 --time-budget 9m", set()),  # decided after the choice
+])  # fmt: skip
+def test_options_without_effect_are_known_before_the_training(line, ignored):
+    config = parse_arguments(line.split())
+    assert set(config.ignored) == ignored
+    assert config.without_ignored().given.keys() == config.given.keys() - ignored
 
 
 def test_help_waits_for_no_heavy_library():

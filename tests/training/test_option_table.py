@@ -47,7 +47,7 @@ TRIED = {
     "layer_decay": {"layer_decay": 0.3},
     "gradual_unfreezing": {"gradual_unfreezing": 0.5},
     "weight_decay": {"weight_decay": 0.1},
-    "clip_norm": {"clip_norm": 0.01},
+    "clip_norm": {"clip_norm": 1e-6},
     "ema": {"ema": 0.9},
     "mix": {"mix": "mixup"},
     "schedule": {"schedule": "steps"},

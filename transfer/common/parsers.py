@@ -150,7 +150,7 @@ class Parser(argparse.ArgumentParser):
         """Return the nearest options as a question, or where to find all of them."""
         plain = name.lstrip("-").replace("_", "-").lower()
         known = [flag[2:] for flag in self._flags() if flag.startswith("--")]
-        hinted = [HINTS[plain]] if HINTS.get(plain) in known else []
+        hinted = [one for one in (plain, HINTS.get(plain)) if one in known]
         found = (
             hinted or nearest(plain, known, most=2) or [flag for flag in known if flag.startswith(plain)][:2]
         )
