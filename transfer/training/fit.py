@@ -30,7 +30,7 @@ from transfer.training.head_training import train_head
 from transfer.training.identity import identity_of
 from transfer.training.ignored import log_ignored
 from transfer.training.mirroring import augments_images, log_problem
-from transfer.training.option_table import SOLVERS
+from transfer.training.option_table import SOLVERS, SWITCHES
 from transfer.training.phases import TrainingLog, TrainingSettings, log_from
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
@@ -170,15 +170,13 @@ def fit(
     if augment not in AUGMENTATIONS:
         raise unknown("augmentation", augment, AUGMENTATIONS)
     head_only = frozen_feature_extractor(model) is not None
-    recipe = recipe or Recipe()
-    recipe = replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
+    recipe = _with_smoothing(recipe or Recipe(), label_smoothing)
     _check_head_options(solver, dropout, recipe.label_smoothing, epochs, head_only=head_only)
     if views is not None:
         check_views(views, augment)
-    epoch_options = {"epochs": epochs, "dropout": dropout, "label_smoothing": recipe.label_smoothing}
-    if solver == "auto" and head_only and (named := [name for name, value in epoch_options.items() if value]):
-        logger.info("The head trains in epochs and is not solved exactly, because of %s.", ", ".join(named))
-        solver = "sgd"
+    if solver == "auto" and head_only:
+        switches = dict(zip(SWITCHES, (epochs, dropout, recipe.label_smoothing), strict=True))
+        solver = _solver([name for name, value in switches.items() if value])
     problem = flip_problem(data.class_names) if flip is None else ""
     settings = TrainingSettings(
         model=model,
@@ -201,25 +199,43 @@ def fit(
         checkpoints=None,
         callbacks=UserCallbacks(callbacks, model),
         verbose=verbose if current_group().is_chief and sys.stdout is not None else 0,
+        flip_problem=problem,
     )
-    log_ignored(replace(settings, flip_problem=problem))
+    log_ignored(settings)
     settings = _with_checkpoints(settings, checkpoints, checkpoint_every)
     if head_only:  # a head does not use the other options of a recipe
         recipe = Recipe(batchnorm=recipe.batchnorm, label_smoothing=recipe.label_smoothing)
         settings = replace(settings, recipe=recipe)
-    if problem and augments_images(settings):
-        log_problem(problem)
     try:
-        log = _train(replace(settings, flip_problem=problem))
+        log = _train(settings)
     finally:
         settings.callbacks.close()
     record_data(model, data)
-    if (decision := find_decision(model)) is not None:  # `evaluate` does the same
-        fine_tuned = decision.fine_tuned
-        if any(row["phase"] == "fine-tune" for row in log.rows):
-            fine_tuned = not log.rolled_back or bool(fine_tuned)
-        record_decision(model, replace(decision, flip=log.flip, fine_tuned=fine_tuned))
+    _record_outcome(model, log)
     return log
+
+
+def _with_smoothing(recipe: Recipe, label_smoothing: float) -> Recipe:
+    return replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
+
+
+def _solver(switches: Sequence[str]) -> str:
+    """Return the solver that `auto` stands for with these options."""
+    if not switches:
+        return "auto"
+    logger.info("The head trains in epochs and is not solved exactly, because of %s.", ", ".join(switches))
+    return "sgd"
+
+
+def _record_outcome(model: keras.Model, log: TrainingLog) -> None:
+    """Record whether images were flipped, which `evaluate` does too, and whether fine-tuning was kept."""
+    decision = find_decision(model)
+    if decision is None:
+        return
+    fine_tuned = decision.fine_tuned
+    if any(row["phase"] == "fine-tune" for row in log.rows):
+        fine_tuned = not log.rolled_back or bool(fine_tuned)
+    record_decision(model, replace(decision, flip=log.flip, fine_tuned=fine_tuned))
 
 
 def _with_checkpoints(
@@ -306,6 +322,8 @@ def _check_head_options(
 @pipeline.plain_errors()
 def _train(settings: TrainingSettings) -> TrainingLog:
     """Run all phases, from the latest checkpoint if there is one, and return the log."""
+    if settings.flip_problem and augments_images(settings):
+        log_problem(settings.flip_problem)
     decision = find_decision(settings.model)
     checkpoint = settings.checkpoints.latest() if settings.checkpoints is not None else None
     if checkpoint is not None:
