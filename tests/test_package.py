@@ -56,6 +56,11 @@ def test_the_name_and_the_version_are_defined_once():
     assert re.search(r"^## (\S+)", TEXTS["CHANGELOG.md"], re.MULTILINE).group(1) == transfer.__version__
 
 
+def test_every_package_is_installed():
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "transfer").glob("**/__init__.py")}
+    assert set(CONFIG["options"]["packages"].split()) == {".".join(one.parts) for one in folders} | {"transfer.data"}
+
+
 @pytest.mark.parametrize("flag", ["--version", "-V"])
 def test_the_command_prints_the_version(flag, capsys):
     assert main([flag]) == 0
