@@ -121,7 +121,6 @@ def test_labels_that_are_numbers_from_1_keep_their_meaning(arrays):
 
 def test_data_from_load_data_are_required(model, data, color_folder):
     for given, received in (
-        ((np.zeros((9, 8, 8, 3)), np.zeros(9)), "tuple"),
         (str(color_folder), repr(str(color_folder))),
         (color_folder, repr(str(color_folder))),
         ("emoji", "'emoji'"),
@@ -134,9 +133,11 @@ def test_data_from_load_data_are_required(model, data, color_folder):
             with pytest.raises(InputError, match=r"data = transfer\.load_data") as error:
                 call()
             assert f"Received: {received}." in str(error.value)
-    for call in (fit, evaluate):
+    for call in (find_learning_rate, calibrate):
         with pytest.raises(InputError, match=r"Received: a split. Pass the data"):
             call(model, data.test)
+        with pytest.raises(InputError, match=r"Received: tuple\."):
+            call(model, (np.zeros((9, 8, 8, 3)), np.zeros(9)))
     with pytest.raises(InputError, match=r"Expected images that are not loaded yet"):
         load_data(data)
 

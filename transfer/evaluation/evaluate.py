@@ -15,6 +15,7 @@ from sklearn import metrics
 
 from transfer.cases.decisions import find_decision
 from transfer.common import display
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
 from transfer.common.text import plural
 from transfer.distributed.process_group import current_group
@@ -259,10 +260,18 @@ class Evaluation:
         return self
 
 
+@explain_arguments(
+    dict.fromkeys(
+        ("batch_size", "verbose", "steps", "callbacks", "return_dict"), "Leave it out: it has no effect."
+    )
+    | {"sample_weight": "Leave it out: each image counts once."},
+    {"x": "data", "y": "labels"},
+)
 @plain_errors()
 def evaluate(
     model: keras.Model,
     data: Any,
+    labels: Any = None,
     *,
     split: str = "test",
     views: int = 1,
@@ -281,6 +290,7 @@ def evaluate(
         model: takes raw RGB images and returns class probabilities.
         data: images from `load_data`. Other labeled images, in any form that `load_data` takes, are the test set. The
             names of their classes are those of the training, or numbers if `fit` did not train the model.
+        labels: labels of images that are passed as an array: whole numbers, class names or one-hot.
         split: `"train"`, `"val"` or `"test"`.
         views: number of views of each image, 1 or more. The first view is the image itself, the others are augmented.
             The probabilities are averaged over the views.
@@ -306,6 +316,12 @@ def evaluate(
         True
     """
     check_classifier(model, "evaluate(model, data)")
+    if labels is not None:
+        if isinstance(data, ImageData):
+            raise InputError(
+                "Expected labels only with an array of images. Received them with data from load_data."
+            )
+        data = data, labels
     data, seen = (data, count_seen(model, data)) if isinstance(data, ImageData) else as_test_data(model, data)
     if seen and split == "test":
         log.warning(
@@ -382,6 +398,7 @@ def check_calibration(data: ImageData) -> None:
         )
 
 
+@explain_arguments()
 def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     """Calibrate a model's probabilities by temperature scaling on the validation images.
 

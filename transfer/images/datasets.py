@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.images.array_source import labels_as_names, read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
@@ -27,12 +28,14 @@ from transfer.images.image_data import ImageData as ImageData
 from transfer.images.manifest import read_manifest
 from transfer.images.pixel_range import PixelRange, find_range
 from transfer.images.split_file import apply_split, read_split
-from transfer.images.splitting import SourceData, Split, complete_splits, few_per_class
+from transfer.images.split_source import holds_splits, read_splits
+from transfer.images.splitting import SourceData, Split, complete_splits, few_per_class, split_sizes
 from transfer.images.tables import own_group
 
 log = logging.getLogger(__name__)
 
 
+@explain_arguments({"validation_split": "Write val=...", "labels": "Write load_data((images, labels))."})
 def load_data(
     source: Any,
     *,
@@ -61,7 +64,8 @@ def load_data(
     The split is stratified by class. It depends on the seed and the names of the images, not on the order in which
     the file system lists them. Duplicates stay in one split, and so do the images of a group. Splits of the source
     are kept, with a warning if they share images. If the source has `val` but no `test`, its `val` becomes the test
-    set, and a new validation set is drawn from `train`. Early stopping and testing thus never share images.
+    set, and a new validation set is drawn from `train`. Early stopping and testing thus never share images. With
+    `test=0`, `val` stays the validation set.
 
     Every class keeps at least one image for training. The second image of a class goes to test, the third to
     validation. Images with conflicting labels are used for training only.
@@ -113,7 +117,7 @@ def load_data(
         12
     """
     DataConfig(seed=seed, few_shot=few_shot, resize=resize)  # checks these values
-    sizes = _sizes(val, test)
+    sizes = split_sizes(val, test)
     size = as_size(image_size)
     rows = read_split(Path(split_file)) if split_file is not None else None  # fails before the slow steps
     given = Given(path_column, label_column, split_column, group_column)
@@ -130,7 +134,12 @@ def load_data(
         splits = complete_splits(data.parts, ids, data.class_names, seed=seed, **sizes)
         data = replace(data, notes=[*data.notes, *_empty_splits(splits, sizes)])
     pixel_range = _range_in_use(data, checked, splits["train"])
-    splits = with_pixel_range(splits, pixel_range)
+    form: dict[str, Any] = {
+        "pixel_range": pixel_range,
+        "class_names": tuple(data.class_names),
+        "image_size": size,
+    }
+    splits = {split: replace(part, **form) for split, part in splits.items()}
     if pixel_range is not None:
         log.info("Images of more than 8 bits: values %s become 0 to 255.", pixel_range)
     if few_shot is not None:
@@ -162,7 +171,7 @@ def load_test(
     """Load labeled images as the test set of a model with the classes `class_names`."""
     columns = Given(path_column, label_column, split_column, optional=True)
     name, data = _read(source, None, data_dir, tfds_split, download, columns, for_test=True)
-    if as_text(source) is None:
+    if as_text(source) is None and not (isinstance(source, Split) and source.class_names):
         data = replace(data, class_names=labels_as_names(data.class_names, class_names))
     split = next(split for split in ("test", "val", "train") if split in data.parts)
     if len(data.parts) > 1:
@@ -223,24 +232,6 @@ def check_data(data: Any, call: str) -> None:
     raise InputError(f"Expected data from load_data in {call}. Received: {received}. {advice}")
 
 
-def _sizes(val: float | int, test: float | int) -> dict[str, float | int]:
-    """Return the sizes of splits as fractions (float) or numbers of images (int), fractions first."""
-    sizes = {"val": val, "test": test}
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int | float | np.integer | np.floating):
-            raise InputError(
-                f"Expected {name} as a fraction below 1 or a number of images; 0 for none. Received: {name}={size!r}."
-            )
-    counts = {name: size for name, size in sizes.items() if isinstance(size, int | np.integer)}
-    fractions = {name: float(size) for name, size in sizes.items() if name not in counts}
-    if not all(size >= 0 for size in sizes.values()) or not sum(fractions.values()) < 1:
-        raise InputError(
-            "Expected val and test of 0 or more: fractions with a sum below 1, or whole numbers of images. Received: "
-            f"val={val}, test={test}. Leave some images for training."
-        )
-    return {**fractions, **counts}
-
-
 def _read(
     source: Any,
     class_names: Sequence[str] | None,
@@ -266,6 +257,8 @@ def _read(
         raise InputError(
             f"Expected {named[0]} only with a CSV or Parquet list. Received it with {text or 'arrays'!r}. Leave it out."
         )
+    if text is None and holds_splits(source):
+        return "split", read_splits(source, class_names)
     if text is None:
         return "arrays", read_arrays(source, class_names)
     if class_names is not None:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, LostImageError, unknown
 from transfer.distributed.batch_order import BatchOrder, BatchPart, Position
 from transfer.images.augmentation import MIXES, augmentation, mixing
+from transfer.images.decoding import as_size
 from transfer.images.splitting import Split
 
 if TYPE_CHECKING:
@@ -31,11 +33,16 @@ CACHE_BUDGET = 4 * 2**30
 memory. A larger split is cached on disk."""
 
 
+DEFAULT_SIZE = (224, 224)
+"""Default height and width of batches of image files, in pixels: the size of most pre-trained networks."""
+
+
+@explain_arguments({"shuffle": "Write training=True: it shuffles in each epoch."})
 def make_dataset(
     split: Split,
     *,
-    image_size: tuple[int, int],
-    batch_size: int,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 32,
     training: bool = False,
     augment: str = "none",
     flip: bool = True,
@@ -51,8 +58,9 @@ def make_dataset(
     """Turn a split into batches: decode, cache, shuffle, augment, mix and prefetch its images.
 
     Args:
-        split: The images.
-        image_size: Height and width in pixels.
+        split: The images, such as `data.train`.
+        image_size: Size of the images in pixels, one number or (height, width). None is the size that `load_data` was
+            given, or else that of the first image if the images are arrays, or else 224.
         batch_size: Images per batch, on all devices together; the last batch may be smaller.
         training: Shuffle in each epoch, augment and mix. Otherwise the images keep the order of the split.
         augment: One of `AUGMENTATIONS`. Each image changes differently in each epoch; ignored unless `training`.
@@ -76,7 +84,8 @@ def make_dataset(
         float32 labels of shape (batch, num_classes).
 
     Raises:
-        InputError: The augmentation or the mix is unknown, or a mix has too few classes.
+        InputError: The first argument is not a split, the augmentation or the mix is unknown, or a mix has too few
+            classes.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -85,6 +94,12 @@ def make_dataset(
         >>> images.shape
         TensorShape([8, 64, 64, 3])
     """
+    if not isinstance(split, Split):
+        raise InputError(
+            f"Expected a split in make_dataset(split), such as data.train. Received: {type(split).__name__}. Load the "
+            "images first: data = transfer.load_data(images)."
+        )
+    image_size = as_size(image_size) or split.image_size or _size_of_arrays(split) or DEFAULT_SIZE
     augmented = augmentation(augment, flip=flip)
     change = augmented if (training or keys is not None) and augment != "none" else None
     num_classes = _checked_classes(split, mix, num_classes)
@@ -103,6 +118,12 @@ def make_dataset(
     from transfer.images import python_batches
 
     return python_batches.image_batches(order, read, change, finish, batch_part=mixed_part)
+
+
+def _size_of_arrays(split: Split) -> tuple[int, int] | None:
+    """Return the height and the width of the first image if it is an array."""
+    first = split.images[0] if len(split) else None
+    return (first.shape[0], first.shape[1]) if isinstance(first, np.ndarray) else None
 
 
 _INPUT_ERROR = re.compile(r"(InputError|LostImageError): (.+?)\s*\nTraceback ", re.DOTALL)

@@ -48,6 +48,10 @@ class Split:
     resize: str = "stretch"
     # The range of images with more than 8 bits per channel; None scales each by its own values.
     pixel_range: PixelRange | None = None
+    # Names of the classes in the order of the labels; empty if they are unknown.
+    class_names: Sequence[str] = ()
+    # Requested height and width in pixels; None if none was requested.
+    image_size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -153,7 +157,7 @@ def complete_splits(
     test: float | int,
 ) -> dict[str, Split]:
     """Return train, val and test; splits that the source lacks are drawn from train."""
-    if "val" in parts and "test" not in parts:
+    if "val" in parts and "test" not in parts and test:
         log.info(
             "Found no test split: val becomes the test set, and a new validation set is drawn from train."
         )
@@ -178,6 +182,24 @@ def complete_splits(
             names = ", ".join(class_names[i] for i in lacking)
             log.warning("The %s set has no images of %s: %s.", purpose, names, why)
     return {name: splits[name] for name in SPLITS}
+
+
+def split_sizes(val: float | int, test: float | int) -> dict[str, float | int]:
+    """Return the sizes of splits as fractions (float) or numbers of images (int), fractions first."""
+    sizes = {"val": val, "test": test}
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int | float | np.integer | np.floating):
+            raise InputError(
+                f"Expected {name} as a fraction below 1 or a number of images; 0 for none. Received: {name}={size!r}."
+            )
+    counts = {name: size for name, size in sizes.items() if isinstance(size, int | np.integer)}
+    fractions = {name: float(size) for name, size in sizes.items() if name not in counts}
+    if not all(size >= 0 for size in sizes.values()) or not sum(fractions.values()) < 1:
+        raise InputError(
+            "Expected val and test of 0 or more: fractions with a sum below 1, or whole numbers of images. Received: "
+            f"val={val}, test={test}. Leave some images for training."
+        )
+    return {**fractions, **counts}
 
 
 def stratified_split(

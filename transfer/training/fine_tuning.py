@@ -52,6 +52,8 @@ def fine_tune(
     trainee = upper_layers_of(settings) or _whole_model(settings)
     with _built_optimizer(settings) as set_progress:
         better, rows = _keep_better(settings, before), Rows(phase)
+        if checkpoint is None and settings.initial_head == "keep" and len(settings.data.val):
+            better.best = _validation_accuracy(settings, trainee)
         if checkpoint is not None:
             restore(settings, checkpoint)
             better.resume(checkpoint.log["better"], unpack(checkpoint.arrays, "best"))
@@ -173,6 +175,18 @@ def _validation(settings: TrainingSettings, trainee: Trainee) -> list[keras.call
         return []
     smoothing = settings.recipe.label_smoothing
     return [Validation(settings.model, settings.data.val, settings.image_size, smoothing)]
+
+
+def _validation_accuracy(settings: TrainingSettings, trainee: Trainee) -> float:
+    """Return the validation accuracy of the present weights."""
+    logs: dict[str, Any] = {}
+    for callback in _validation(settings, trainee):
+        callback.set_model(trainee.model)
+        callback.on_epoch_end(0, logs)
+    if not logs:
+        with strategies.training_scope(settings.model):
+            logs = trainee.model.evaluate(trainee.val_batches, verbose=0, return_dict=True)
+    return float(logs.get("val_accuracy", logs.get("accuracy", -1.0)))
 
 
 def _keep_better(settings: TrainingSettings, before: TrainingLog) -> KeepBetter:

@@ -14,23 +14,33 @@ import numpy as np
 
 from transfer.cases.builders import start_over, unfreeze
 from transfer.cases.decisions import find_decision, record_decision
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
-from transfer.common.whole_numbers import at_least
 from transfer.distributed.process_group import current_group, versions
+from transfer.distributed.strategies import scope_of
 from transfer.frozen.extraction import KnownFeatures, check_views, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
 from transfer.images.augmentation import AUGMENTATIONS
-from transfer.images.datasets import ImageData, check_data
+from transfer.images.datasets import ImageData
 from transfer.images.flips import flip_problem
-from transfer.networks.arguments import check_classifier
+from transfer.networks import surgery
 from transfer.training.checkpoints import SECONDS_BETWEEN, Checkpoint, Checkpoints, pack, unpack
 from transfer.training.fine_tuning import adapt_batchnorm, final_checkpoint, fine_tune, restore_final
+from transfer.training.fit_arguments import (
+    KERAS_NAMES,
+    check_arguments,
+    check_classes,
+    check_head_options,
+    check_types,
+    choose_initial_head,
+    choose_solver,
+    training_data,
+)
 from transfer.training.head_training import train_head
 from transfer.training.identity import identity_of
 from transfer.training.ignored import log_ignored
-from transfer.training.mirroring import augments_images, log_problem
-from transfer.training.option_table import SOLVERS, SWITCHES
+from transfer.training.mirroring import augments_images, decide_flips, log_problem
 from transfer.training.phases import TrainingLog, TrainingSettings, log_from
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
@@ -67,10 +77,16 @@ _OTHER_LOSSES = (
 )
 
 
+@explain_arguments(KERAS_NAMES, {"x": "data", "y": "labels"})
 def fit(
     model: keras.Model,
-    data: ImageData,
+    data: Any,
+    labels: Any = None,
     *,
+    validation_data: Any = None,
+    validation_split: float | None = None,
+    class_names: Sequence[str] | None = None,
+    initial_head: str | None = None,
     epochs: int | None = None,
     batch_size: int = BATCH_SIZE,
     augment: str = "light",
@@ -100,6 +116,8 @@ def fit(
       distort the pre-trained weights (Kumar et al. 2022, arXiv:2202.10054). Then all trainable layers are fine-tuned.
       If the first layers are frozen, their outputs are computed once, and each epoch runs only the later layers.
     - **Random weights.** All layers are trained from scratch.
+    - **Trained before, by `fit` or in a run that `load_run` loaded.** Fine-tuning continues from the present weights,
+      head included, if the classes are the same. To continue with a frozen network: `unfreeze(model)`, then `fit`.
     - **Built with `init="auto"`.** The pre-trained weights are fine-tuned. If the validation accuracy is then no better
       than guessing, the network is also trained from random weights, and the lower validation loss decides.
 
@@ -108,7 +126,17 @@ def fit(
 
     Args:
         model: compiled model from a builder. It is trained in place.
-        data: images from `load_data`. The test images are not read.
+        data: images from `load_data`, whose test images are not read. Or images in memory with their labels: arrays
+            `(images, labels)`, a `tf.data.Dataset`, or a split such as `data.train`. They are checked as in
+            `load_data`, and validation images are drawn from them, but no test images.
+        labels: labels of images that are passed as an array: whole numbers, class names or one-hot.
+        validation_data: validation images for images in memory, in the same forms. None draws them from `data`.
+        validation_split: fraction of the images in memory to validate on, from 0 to below 1, drawn at random and
+            stratified by class. None is 0.1.
+        class_names: names of the classes for images in memory, in the order of the labels. None uses those of the
+            split, the data set or the trained model, or else the numbers of the labels.
+        initial_head: head from which fine-tuning starts: `"solve"` trains it first, `"keep"` keeps the present one.
+            None keeps the head of a model that was trained before on the same classes.
         epochs: number of epochs, 1 or more. None chooses 8 to 60 for pre-trained and 20 to 60 for random weights, by
             the number of training images. A head stops early when its validation loss no longer falls.
         batch_size: images per step over all devices, 1 or more.
@@ -150,9 +178,9 @@ def fit(
         The log: metrics per epoch, durations, and the regularization of the head.
 
     Raises:
-        InputError: the arguments are not a model and `ImageData`, the model is not compiled or has another number of
-            classes than the data, an option is out of range, options contradict each other, or `checkpoints` holds
-            another training.
+        InputError: the arguments are not a model and images with labels, an argument is unknown, the model is not
+            compiled or has another number of classes than the data, an option is out of range, options contradict each
+            other, or `checkpoints` holds another training.
         Interrupted: a signal stopped the training. Call `fit` with the same arguments to resume.
 
     Example:
@@ -163,25 +191,29 @@ def fit(
         >>> fit(model, load_data("emoji"), epochs=1, verbose=0).history["phase"]
         ['head']
     """
-    _check_arguments(model, data, epochs, batch_size)
-    _check_types(
+    check_arguments(model, epochs, batch_size)
+    _check_loss(model)
+    check_types(
         flip=flip, class_weights=class_weights, recipe=recipe, cache=cache, callbacks=callbacks, seed=seed
     )
     if augment not in AUGMENTATIONS:
         raise unknown("augmentation", augment, AUGMENTATIONS)
     head_only = frozen_feature_extractor(model) is not None
-    recipe = _with_smoothing(recipe or Recipe(), label_smoothing)
-    _check_head_options(solver, dropout, recipe.label_smoothing, epochs, head_only=head_only)
+    recipe = recipe or Recipe()
+    recipe = replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
+    switches = (epochs, dropout, recipe.label_smoothing)  # to a head in epochs
+    check_head_options(solver, *switches, head_only=head_only)
     if views is not None:
         check_views(views, augment)
-    if solver == "auto" and head_only:
-        switches = dict(zip(SWITCHES, (epochs, dropout, recipe.label_smoothing), strict=True))
-        solver = _solver([name for name, value in switches.items() if value])
+    validation = {"validation_data": validation_data, "validation_split": validation_split}
+    data = training_data(model, data, labels, **validation, class_names=class_names, seed=seed)
+    check_classes(model, data)
     problem = flip_problem(data.class_names) if flip is None else ""
     settings = TrainingSettings(
         model=model,
         data=data,
         head_only=head_only,
+        initial_head=initial_head,
         image_size=input_size(model, data),
         epochs=epochs,
         batch_size=batch_size,
@@ -189,7 +221,7 @@ def fit(
         flip=False if problem else flip,
         views=views,
         class_weights=pipeline.class_weights(data.train.labels, data.num_classes) if class_weights else None,
-        solver=solver,
+        solver=choose_solver(solver, *switches, head_only=head_only),
         dropout=dropout,
         engine=engine,
         cache=cache,
@@ -203,39 +235,28 @@ def fit(
     )
     log_ignored(settings)
     settings = _with_checkpoints(settings, checkpoints, checkpoint_every)
-    if head_only:  # a head does not use the other options of a recipe
-        recipe = Recipe(batchnorm=recipe.batchnorm, label_smoothing=recipe.label_smoothing)
-        settings = replace(settings, recipe=recipe)
-    try:
-        log = _train(settings)
-    finally:
-        settings.callbacks.close()
-    record_data(model, data)
-    _record_outcome(model, log)
+    log = _train(_decided(settings))
+    _record(model, data, log)
     return log
 
 
-def _with_smoothing(recipe: Recipe, label_smoothing: float) -> Recipe:
-    return replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
+def _record(model: keras.Model, data: ImageData, log: TrainingLog) -> None:
+    """Record what `fit` did with a model, for `evaluate`, `predict` and a next `fit`."""
+    record_data(model, data)
+    if (decision := find_decision(model)) is not None:
+        fine_tuned = decision.fine_tuned
+        if any(row["phase"] == "fine-tune" for row in log.rows):
+            fine_tuned = not log.rolled_back or bool(fine_tuned)
+        flip = decision.flip if log.flip is None else log.flip  # `evaluate` does the same
+        record_decision(model, replace(decision, flip=flip, fine_tuned=fine_tuned))
 
 
-def _solver(switches: Sequence[str]) -> str:
-    """Return the solver that `auto` stands for with these options."""
-    if not switches:
-        return "auto"
-    logger.info("The head trains in epochs and is not solved exactly, because of %s.", ", ".join(switches))
-    return "sgd"
-
-
-def _record_outcome(model: keras.Model, log: TrainingLog) -> None:
-    """Record whether images were flipped, which `evaluate` does too, and whether fine-tuning was kept."""
-    decision = find_decision(model)
-    if decision is None:
-        return
-    fine_tuned = decision.fine_tuned
-    if any(row["phase"] == "fine-tune" for row in log.rows):
-        fine_tuned = not log.rolled_back or bool(fine_tuned)
-    record_decision(model, replace(decision, flip=log.flip, fine_tuned=fine_tuned))
+def _decided(settings: TrainingSettings) -> TrainingSettings:
+    """Return settings with the choices of the model: its initial head, and the options of the recipe that apply."""
+    recipe = settings.recipe
+    if settings.head_only:
+        recipe = Recipe(batchnorm=recipe.batchnorm, label_smoothing=recipe.label_smoothing)
+    return replace(settings, recipe=recipe, initial_head=choose_initial_head(settings))
 
 
 def _with_checkpoints(
@@ -251,19 +272,8 @@ def _with_checkpoints(
     return replace(settings, checkpoints=Checkpoints(Path(folder), identity, seconds_between=seconds_between))
 
 
-def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, batch_size: int) -> None:
-    check_classifier(model, "fit(model, data)")
-    check_data(data, "fit(model, data)")
-    classes = model.output_shape[-1]
-    if classes != data.num_classes:
-        raise InputError(
-            f"The model has {classes} classes, the data have {data.num_classes}. Build the model with num_classes="
-            f"{data.num_classes}."
-        )
-    if not model.compiled:
-        raise InputError(
-            "Expected a compiled model. Received one that is not compiled. Use a builder, or call model.compile first."
-        )
+def _check_loss(model: keras.Model) -> None:
+    """Raise for losses that do not take labels as numbers."""
     loss = model.loss[0] if isinstance(model.loss, list) and model.loss else model.loss
     loss = getattr(loss, "name", getattr(loss, "__name__", loss))
     if loss in _OTHER_LOSSES:
@@ -271,60 +281,14 @@ def _check_arguments(model: keras.Model, data: ImageData, epochs: int | None, ba
             f"Expected a model compiled with loss='sparse_categorical_crossentropy': labels are numbers. Received: "
             f"{loss!r}. Compile it again, or use a builder."
         )
-    if not ((epochs is None or at_least(1, epochs)) and at_least(1, batch_size)):
-        raise InputError(
-            f"Expected epochs and batch_size as whole numbers of 1 or more. Received: {epochs!r}, {batch_size!r}."
-        )
-
-
-def _check_types(**options: Any) -> None:
-    """Raise for options of other types, which would be misunderstood or fail during the training."""
-    expected = {
-        "flip": ("True, False or None", options["flip"] in (True, False, None)),
-        "class_weights": (
-            "True or False: the weights follow from the data",
-            options["class_weights"] in (True, False),
-        ),
-        "recipe": ("a transfer.Recipe or None", isinstance(options["recipe"], Recipe | None)),
-        "cache": ("a FeatureCache or None", isinstance(options["cache"], FeatureCache | None)),
-        "callbacks": (
-            "a list of keras.callbacks.Callback",
-            isinstance(options["callbacks"], Sequence)
-            and all(isinstance(one, keras.callbacks.Callback) for one in options["callbacks"]),
-        ),
-        "seed": ("a whole number of 0 or more", at_least(0, options["seed"])),
-    }
-    for name, (form, fits) in expected.items():
-        if not fits:
-            raise InputError(f"Expected {name} as {form}. Received: {options[name]!r}.")
-
-
-def _check_head_options(
-    solver: str, dropout: float, label_smoothing: float, epochs: int | None, *, head_only: bool
-) -> None:
-    if solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    if not 0 <= dropout < 1:
-        raise InputError(f"Expected dropout from 0 to below 1. Received: {dropout!r}.")
-    for name, value in (("epochs", epochs), ("dropout", dropout), ("label_smoothing", label_smoothing)):
-        if value and head_only and solver == "exact":
-            raise InputError(
-                f"Expected no {name} with solver='exact', which does not train in epochs. Leave it out, or use "
-                "solver='sgd'."
-            )
-    if dropout and not head_only:
-        raise InputError(
-            f"Expected dropout=0 for fine-tuning. Received: {dropout!r}. Leave it out, or build "
-            "the model with small_similar or small_different."
-        )
 
 
 @pipeline.plain_errors()
 def _train(settings: TrainingSettings) -> TrainingLog:
     """Run all phases, from the latest checkpoint if there is one, and return the log."""
+    decision = find_decision(settings.model)
     if settings.flip_problem and augments_images(settings):
         log_problem(settings.flip_problem)
-    decision = find_decision(settings.model)
     checkpoint = settings.checkpoints.latest() if settings.checkpoints is not None else None
     if checkpoint is not None:
         log = log_from(checkpoint.log)
@@ -340,10 +304,10 @@ def _train(settings: TrainingSettings) -> TrainingLog:
                 settings.data.train, image_size=settings.image_size, batch_size=settings.batch_size
             )
             adapt_batchnorm(settings.model, batches)
-    if settings.head_only:
-        log += train_head(settings)
-    else:
-        log = _train_phases(settings, log, checkpoint)
+    try:
+        log = log + train_head(settings) if settings.head_only else _train_phases(settings, log, checkpoint)
+    finally:
+        settings.callbacks.close()
     if settings.checkpoints is not None:
         settings.checkpoints.save(final_checkpoint(settings, log))
     return log
@@ -353,8 +317,12 @@ def _train_phases(settings: TrainingSettings, log: TrainingLog, checkpoint: Chec
     """Train the head, then all trainable layers, then possibly again from random weights; return the log."""
     decision = find_decision(settings.model)
     phase = "from-scratch" if log.init == "random" else "fine-tune"
-    if checkpoint is None and decision and decision.init != "random":
+    keep = settings.initial_head == "keep"
+    if checkpoint is None and not keep and (decision is None or decision.init != "random"):
         log += train_head(settings)
+    elif checkpoint is None and keep:
+        logger.info("Fine-tuning continues from the present weights of the model, its head included.")
+        log += _known_flips(settings)
     if log.flip is None and augments_images(settings):  # there was no head to measure it with
         log = replace(log, flip=True)
     settings = replace(settings, flip=log.flip)
@@ -362,9 +330,24 @@ def _train_phases(settings: TrainingSettings, log: TrainingLog, checkpoint: Chec
         log += fine_tune(settings, log, phase, checkpoint=checkpoint)
         checkpoint = None
     # A checkpoint that is still unused belongs to the fallback, which had already begun.
-    if decision and decision.init == "auto" and (checkpoint or not _succeeded(log, settings.data)):
+    if (
+        decision
+        and decision.init == "auto"
+        and not keep
+        and (checkpoint or not _succeeded(log, settings.data))
+    ):
         log = _fall_back(settings, log, checkpoint)
     return log
+
+
+def _known_flips(settings: TrainingSettings) -> TrainingLog:
+    """Return whether to flip images by the decision of an earlier training, or by a measurement."""
+    decision = find_decision(settings.model)
+    if settings.flip is None and decision is not None and decision.flip is not None:
+        return TrainingLog(flip=decision.flip)
+    with scope_of(settings.model):
+        extractor = surgery.feature_extractor_of(settings.model)
+    return decide_flips(settings, extractor, settings.make_engine(extractor))
 
 
 def _succeeded(log: TrainingLog, data: ImageData) -> bool:

@@ -26,7 +26,7 @@ as long as its model or optimizer."""
 
 def identity_of(settings: TrainingSettings) -> dict[str, Any]:
     """Return the settings that an interrupted training and its continuation must share, for JSON."""
-    names = ("epochs", "batch_size", "augment", "flip", "views", "solver", "dropout", "seed")
+    names = ("epochs", "batch_size", "augment", "flip", "views", "solver", "dropout", "seed", "initial_head")
     model, train = settings.model, settings.data.train
     flags = repr([weight.trainable for weight in model.weights]).encode()
     return {

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.display import one_line
 from transfer.common.errors import InputError
 from transfer.common.figures import Figure
@@ -21,6 +22,7 @@ from transfer.training import fine_tuning
 from transfer.training.fit import fit
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
+from transfer.training.trained import unrecorded
 from transfer.training.training_plots import learning_rate_plot
 
 STEPS = 100
@@ -62,6 +64,7 @@ class RateCurve:
         return learning_rate_plot(self.rates, self.losses, self.averages, self.suggestion)
 
 
+@explain_arguments()
 def find_learning_rate(
     model: keras.Model, data: ImageData, *, steps: int = STEPS, batch_size: int = BATCH_SIZE, **options: Any
 ) -> RateCurve:
@@ -114,7 +117,8 @@ def find_learning_rate(
     level = fine_tuning.logger.level
     fine_tuning.logger.setLevel(logging.ERROR)  # without its warning that there are no validation images
     try:
-        fit(model, replace(data, val=data.val.take([])), **arguments)
+        with unrecorded(model):  # its weights are restored
+            fit(model, replace(data, val=data.val.take([])), **arguments)
     finally:
         fine_tuning.logger.setLevel(level)
         for variable, value in zip(variables, before, strict=True):

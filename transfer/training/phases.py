@@ -191,6 +191,8 @@ class TrainingSettings:
     data: ImageData
     # Whether all layers but the head are frozen.
     head_only: bool
+    # "solve" or "keep": whether the head is trained before fine-tuning; None before that is decided.
+    initial_head: str | None
     # Height and width in pixels.
     image_size: tuple[int, int]
     epochs: int | None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import keras
 
+from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.errors import InputError
 from transfer.frozen.extraction import input_size
 from transfer.images.datasets import ImageData, as_text, check_data, load_test
 from transfer.images.pixel_range import PixelRange
-from transfer.images.splitting import Split
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,21 @@ def find_trained(model: keras.Model) -> TrainedModel | None:
     return TrainedModel(model, **_TRAINED[model]) if model in _TRAINED else None
 
 
+@contextlib.contextmanager
+def unrecorded(model: keras.Model) -> Iterator[None]:
+    """Forget a training of this model that takes place within a `with` block."""
+    before, decision = _TRAINED.get(model), find_decision(model)
+    try:
+        yield
+    finally:
+        if before is None:
+            _TRAINED.pop(model, None)
+        else:
+            _TRAINED[model] = before
+        if decision is not None:
+            record_decision(model, decision)
+
+
 def trained_model(model: keras.Model) -> TrainedModel:
     """Return a model with its class names; raise an error if they are unknown."""
     trained = find_trained(model)
@@ -84,8 +100,6 @@ def count_seen(model: keras.Model, data: ImageData) -> int:
 
 def as_test_data(model: keras.Model, data: Any) -> tuple[ImageData, int]:
     """Load labeled images as the test set of a model; also return how many of them `fit` trained on."""
-    if isinstance(data, Split):
-        check_data(data, "evaluate(model, data)")
     trained = find_trained(model)
     if trained is not None:
         loaded = load_test(
