@@ -316,20 +316,7 @@ def evaluate(
         True
     """
     check_classifier(model, "evaluate(model, data)")
-    if labels is not None:
-        if isinstance(data, ImageData):
-            raise InputError(
-                "Expected labels only with an array of images. Received them with data from load_data."
-            )
-        data = data, labels
-    data, seen = (data, count_seen(model, data)) if isinstance(data, ImageData) else as_test_data(model, data)
-    if seen and split == "test":
-        log.warning(
-            "%d of the %d images were used for training or validation. Leave them out: with them, the results are "
-            "too optimistic.",
-            seen,
-            len(data.test),
-        )
+    data, seen = _labeled_data(model, data, labels, split)
     part = getattr(data, str(split), None)
     if not isinstance(part, Split) or not len(part):
         raise InputError(f"Expected a split with images: train, val or test. Received: {split!r}.")
@@ -367,6 +354,25 @@ def evaluate(
     return Evaluation(
         data.class_names, part.labels, probabilities, tuple(part.names), tuple(part.groups), seen
     )
+
+
+def _labeled_data(model: keras.Model, data: Any, labels: Any, split: str) -> tuple[ImageData, int]:
+    """Return the images to evaluate on, and how many test images were used for training; warn about these."""
+    if labels is not None:
+        if isinstance(data, ImageData):
+            raise InputError(
+                "Expected labels only with an array of images. Received them with data from load_data."
+            )
+        data = data, labels
+    data, seen = (data, count_seen(model, data)) if isinstance(data, ImageData) else as_test_data(model, data)
+    if seen and split == "test":
+        log.warning(
+            "%d of the %d images were used for training or validation. Leave them out: with them, the results are "
+            "too optimistic.",
+            seen,
+            len(data.test),
+        )
+    return data, seen
 
 
 def _check_probabilities(model: keras.Model, values: np.ndarray) -> None:

@@ -142,10 +142,8 @@ class KeepBetter(keras.callbacks.Callback):
             self.best, self.epoch, self.weights = self._last, epoch + 1, self.model.get_weights()
 
     def choose_weights(self) -> int | None:
-        """Keep the last weights, or restore the best ones if the last are worse by over one standard error.
-
-        Return the epoch of restored weights, from 1, or 0 for the weights before training; None if the last are kept.
-        """
+        """Restore the best weights if the last ones are clearly worse; return their epoch, or None for the last ones."""
+        # Clearly worse is by over one standard error. Epochs count from 1; 0 means the weights before training.
         error = math.sqrt(max(0.0, self.best * (1 - self.best)) / max(1, self.num_val))
         worse = self._last is not None and self.num_val and self.best - self._last > error
         restored = self.weights is not None and (worse or self.lost_at is not None)
