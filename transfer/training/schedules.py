@@ -142,7 +142,7 @@ class KeepBetter(keras.callbacks.Callback):
             self.best, self.epoch, self.weights = self._last, epoch + 1, self.model.get_weights()
 
     def choose_weights(self) -> int | None:
-        """Restore the best weights if the last ones are clearly worse; return their epoch, or None for the last ones."""
+        """Restore the best weights if the last are clearly worse; return their epoch, or None for the last."""
         # Clearly worse is by over one standard error. Epochs count from 1; 0 means the weights before training.
         error = math.sqrt(max(0.0, self.best * (1 - self.best)) / max(1, self.num_val))
         worse = self._last is not None and self.num_val and self.best - self._last > error
