@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, install_hint
 from transfer.common.text import shorten
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def data_frame(columns: Mapping[str, Any]) -> pandas.DataFrame:
         import pandas
     except ImportError:
         raise InputError(
-            "Expected pandas, which to_dataframe() needs. It is not installed. Run: pip install "
-            '"transfer-cases[notebooks]" (or pip install pandas).'
+            "Expected pandas, which to_dataframe() needs. It is not installed. Run: "
+            f"{install_hint('notebooks')} (or pip install pandas)."
         ) from None
     return pandas.DataFrame(columns)
 
