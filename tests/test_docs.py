@@ -16,6 +16,7 @@ from transfer.__main__ import COMMANDS
 from transfer.images.decoding import decode
 from transfer.images.folder_source import embedded_folder
 from transfer.parsing import parse_advice_arguments, parse_arguments, parse_check_arguments
+from transfer.training.option_table import APPLIES, Situation
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -93,6 +94,21 @@ def test_the_commands_parse():
         elif name != "beam_features":  # its flags are partly Beam's
             assert vars(importlib.import_module(f"transfer.{name}")._parser().parse_args(given))
     assert found == set(COMMANDS)
+
+
+def table_of_options() -> str:
+    """Return the table of options as Markdown."""
+    lines = ["| option | " + " | ".join(Situation) + " |", "|---" * (1 + len(Situation)) + "|"]
+    for name, row in APPLIES.items():
+        cells = [row.get(situation, "") for situation in Situation]
+        cells = [re.sub(r"(--\S+)", r"`\1`", cell) for cell in cells]
+        lines.append(f"| `--{name.replace('_', '-')}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |")
+
+
+def test_the_table_of_options_is_that_of_the_code():
+    table = table_of_options()
+    assert table in PAGES["fine-tuning.md"], f"docs/fine-tuning.md should have this table:\n\n{table}"
 
 
 def test_flags_that_are_mentioned_exist(capsys):

@@ -8,7 +8,8 @@ from PIL import Image
 
 from transfer.advice import main
 from transfer.common.errors import InputError
-from transfer.config import AdviceConfig, parse_advice_arguments, seconds_of
+from transfer.config import AdviceConfig, seconds_of
+from transfer.parsing import parse_advice_arguments
 
 TINY = ["--model", "MobileNetV2", "--weights", "none", "--image-size", "32", "--no-trial"]
 
@@ -26,7 +27,7 @@ def test_text_json_and_figures_are_written(color_folder, capsys, tmp_path):
     found = json.loads((tmp_path / "advice.json").read_text())
     assert found["reason"] in printed and "90% interval" in printed
     assert found["signal"] is True and found["images_per_class"].keys() == {"blue", "green", "red"}
-    for name in ("layer-curve.png", "four-cases.png"):
+    for name in ("layer_curve.png", "four_cases.png"):
         with Image.open(tmp_path / "plots" / name) as image:
             assert min(image.size) > 200
 

@@ -99,7 +99,7 @@ class Advice:
             return f"{text}, by the rule of thumb. There are too few images to estimate the accuracy."
         return (
             f"{text}. Estimated test accuracy {self.choice.expected_accuracy:.0%} (90% interval "
-            f"{percent_range(self.choice.interval)}), {_time(self.choice, ' here')}.{self._alternative()}"
+            f"{percent_range(self.choice.interval)}), {_time(self.choice, ' of training here')}.{self._alternative()}"
         )
 
     def _alternative(self) -> str:

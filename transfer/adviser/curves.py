@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from transfer.adviser.probes import RidgeProbe, chance_accuracy, ridge_leave_one_out, stratified_folds
 from transfer.common.display import one_line
 from transfer.common.errors import InputError
+from transfer.common.streams import progress_bar
 from transfer.common.text import plural
 
 SIGNAL_DEVIATIONS = 4.0
@@ -17,6 +19,9 @@ SIGNAL_DEVIATIONS = 4.0
 
 MANY_IMAGES = 1000
 """Number of images above which 10 shuffles suffice: the accuracy with shuffled labels hardly varies."""
+
+
+_LATE: dict[str, Any] = {"leave": False, "delay": 1}  # a progress bar that appears after a second
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +77,16 @@ def layer_curve(
     if not taps:
         raise InputError("Expected the features of one layer or more. Received: none.")
     folds = groups if len(groups) else stratified_folds(labels)
-    probes = [ridge_leave_one_out(x, labels, num_classes, groups=folds) for x in taps.values()]
-    joined = concatenate_normalized(list(taps.values()))
-    all_layers = ridge_leave_one_out(joined, labels, num_classes, groups=folds)
+    probes = []
     draws = 20 if len(labels) <= MANY_IMAGES else 10
-    chance = chance_accuracy(joined, labels, num_classes, groups=groups, draws=draws)
+    with progress_bar(total=len(taps) + 2, desc="measuring layers", unit=" layers", **_LATE) as bar:
+        for x in taps.values():
+            probes.append(ridge_leave_one_out(x, labels, num_classes, groups=folds))
+            bar.update()
+        joined = concatenate_normalized(list(taps.values()))
+        all_layers = ridge_leave_one_out(joined, labels, num_classes, groups=folds)
+        bar.update()
+        chance = chance_accuracy(joined, labels, num_classes, groups=groups, draws=draws)
     return LayerCurve(tuple(taps), tuple(probes), all_layers, np.asarray(labels), chance)
 
 
@@ -113,15 +123,16 @@ def size_curve(
         parts = [order[start::count] for start in range(count)]
         if any(np.bincount(labels[part], minlength=num_classes).min() < 2 for part in parts):
             continue
-        probes = [
-            ridge_leave_one_out(
-                features[part],
-                labels[part],
-                num_classes,
-                groups=[groups[i] for i in part] if groups else stratified_folds(labels[part]),
-            )
-            for part in parts
-        ]
+        with progress_bar(iterable=parts, desc="measuring data sizes", unit=" parts", **_LATE) as bar:
+            probes = [
+                ridge_leave_one_out(
+                    features[part],
+                    labels[part],
+                    num_classes,
+                    groups=[groups[i] for i in part] if groups else stratified_folds(labels[part]),
+                )
+                for part in bar
+            ]
         error = np.sqrt(np.sum([probe.standard_error**2 for probe in probes])) / count
         accuracy = float(np.mean([probe.accuracy for probe in probes]))
         points.append(SizePoint(len(parts[0]), accuracy, float(error)))

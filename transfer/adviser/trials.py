@@ -12,6 +12,7 @@ import numpy as np
 from transfer.cases import builders
 from transfer.cases.policies import POLICIES, Case
 from transfer.common.errors import InputError
+from transfer.common.streams import progress_bar
 from transfer.distributed.process_group import current_group
 from transfer.images.datasets import Split
 from transfer.images.pipeline import make_dataset, plain_errors
@@ -60,7 +61,8 @@ def time_fine_tuning(
     )
     timer = _StepTimer(peak=POLICIES[Case.LARGE_SIMILAR].learning_rate, steps=steps)
     start = time.perf_counter()
-    model.fit(dataset.repeat(), steps_per_epoch=steps, callbacks=[timer], verbose=0, shuffle=False)
+    with progress_bar(total=steps, desc="trial of fine-tuning", unit=" steps", leave=False) as timer.bar:
+        model.fit(dataset.repeat(), steps_per_epoch=steps, callbacks=[timer], verbose=0, shuffle=False)
     per_step = float(np.median(np.diff(timer.ends)[_UNTIMED_STEPS - 1 :]))
     return Trial(steps, per_step, max(0.0, timer.ends[0] - start - per_step))
 
@@ -71,7 +73,9 @@ class _StepTimer(WarmupCosine):
     def __init__(self, *, peak: float, steps: int) -> None:
         super().__init__(peak=peak, steps=steps)
         self.ends: list[float] = []
+        self.bar: Any = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_train_batch_end(batch, logs)
         self.ends.append(time.perf_counter())
+        self.bar.update()

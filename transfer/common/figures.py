@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from transfer.common.errors import optional
+from transfer.common.streams import progress_bar
 
 Draw = Callable[[], Figure]
 """Draws a figure when it is called."""
@@ -40,10 +41,14 @@ def png_of(figure: Figure, *, dpi: int = 110) -> bytes:
 
 
 def draw_each(figures: Mapping[str, Draw]) -> Iterator[tuple[str, bytes]]:
-    """Draw figures as PNG, one at a time, and leave out those that fail."""
-    for name, draw in figures.items():
-        content = b""
-        with optional(f"{name}.png"):
-            content = png_of(draw())
-        if content:
-            yield name, content
+    """Draw figures as PNG, one at a time with a progress bar, and leave out those that fail."""
+    with progress_bar(
+        total=len(figures), desc="drawing figures", unit=" figures", leave=False, delay=1
+    ) as bar:
+        for name, draw in figures.items():
+            content = b""
+            with optional(f"{name}.png"):
+                content = png_of(draw())
+            bar.update()
+            if content:
+                yield name, content

@@ -124,7 +124,7 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
         tiles.append(("log loss", f"{evaluation.loss:.3f}", f"calibration error {error:.3f}"))
     counts = f"{metrics['num_val']:,} validation, {metrics['num_test']:,} test"
     tiles.append(("training images", f"{metrics['num_train']:,}", counts))
-    tiles.append(("time", format_duration(metrics["seconds_total"]), "total"))
+    tiles.append(("time", format_duration(metrics["seconds_total"]), "with loading, advice and test"))
     if metrics.get("peak_memory_mb"):
         tiles.append(("memory", f"{metrics['peak_memory_mb'] / 1024:.1f} GB", "peak"))
     return tiles
