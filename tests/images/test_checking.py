@@ -27,7 +27,7 @@ def upright(value) -> Image.Exif:
 
 def test_a_good_image_is_described():
     found = check(encoded(size=(40, 30), kind="JPEG"))
-    assert found.problem == "" and len(found.digest) == 64 and len(found.hash) == 32
+    assert found.problem == "" and len(found.digest) == 64 and len(found.hash) == 64
     assert found[3:8] == ("JPEG", "RGB", 40, 30, False)
 
 

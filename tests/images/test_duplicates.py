@@ -1,10 +1,12 @@
 """Duplicates: images saved in another form are found, different images are not."""
 
 import io
+import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from transfer.images.decoding import decode
 from transfer.images.duplicates import (
@@ -35,7 +37,12 @@ def hash_of(content: bytes) -> bytes:
 
 
 def distance(first: bytes, second: bytes) -> int:
-    return int(np.unpackbits(np.frombuffer(first, "uint8") ^ np.frombuffer(second, "uint8")).sum())
+    first, second = (np.frombuffer(x[: BITS // 8], "uint8") for x in (first, second))
+    return int(np.unpackbits(first ^ second).sum())
+
+
+def are_near(first: bytes, second: bytes) -> bool:
+    return len(near_pairs([hash_of(first), hash_of(second)])) == 1
 
 
 CHANGES = {
@@ -45,6 +52,8 @@ CHANGES = {
     "grey": lambda image: saved(image.convert("L")),
     "brighter": lambda image: saved(ImageEnhance.Brightness(image).enhance(1.15)),
     "more contrast": lambda image: saved(ImageEnhance.Contrast(image).enhance(1.2)),
+    "faded": lambda image: saved(ImageEnhance.Color(image).enhance(0.5)),
+    "warmer": lambda image: saved(Image.fromarray((np.asarray(image) * [1, 0.95, 0.9]).astype("uint8"))),
     "with EXIF": lambda image: saved(image, "JPEG", quality=95, comment=b"hello"),
 }
 
@@ -53,6 +62,56 @@ CHANGES = {
 @pytest.mark.parametrize("seed", range(3))
 def test_an_image_saved_in_another_form_is_near(change, seed):
     assert distance(hash_of(saved(scene(seed))), hash_of(change(scene(seed)))) <= MAX_BITS
+    assert are_near(saved(scene(seed)), change(scene(seed)))
+
+
+EMOJI = Path(__file__).parents[2] / "data" / "emoji" / "face"
+
+
+@pytest.mark.parametrize(
+    "names", [("u1f620-angry", "u1f621-enraged"), ("u1f627-anguished", "u1f628-fearful")]
+)
+def test_faces_that_differ_in_color_only_are_two_images(names):
+    first, second = ((EMOJI / f"{name}-face.png").read_bytes() for name in names)
+    assert distance(hash_of(first), hash_of(second)) <= MAX_BITS, "the shapes agree"
+    assert not are_near(first, second)
+
+
+COLORS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 160, 60), "yellow": (240, 200, 30)}
+
+
+def icon(color, background="white", *, filled=True) -> Image.Image:
+    """One drawing, on a plain background."""
+    image = Image.new("RGB", (160, 120), background)
+    pen, points = ImageDraw.Draw(image), [(20, 100), (50, 20), (90, 90), (130, 30), (140, 100)]
+    pen.polygon(points, fill=color) if filled else pen.line(points, fill=color, width=3)
+    return image
+
+
+@pytest.mark.parametrize("filled", [True, False], ids=["filled", "line"])
+@pytest.mark.parametrize("background", ["white", "black", "gray"])
+@pytest.mark.parametrize("pair", list(itertools.combinations(COLORS, 2)), ids="-".join)
+def test_one_drawing_in_two_colors_is_two_images(pair, background, filled):
+    first, second = (saved(icon(COLORS[color], background, filled=filled)) for color in pair)
+    assert not are_near(first, second)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("color", ["red", "yellow"])
+def test_a_drawing_saved_in_another_form_is_near(change, color):
+    image = icon(COLORS[color], "gray")
+    assert are_near(saved(image), change(image))
+
+
+def test_many_copies_of_one_drawing_in_two_colors_are_two_images():
+    """Their hashes are equal, and the colors of copies differ a little."""
+    images = [icon(COLORS[color]) for color in ("red", "blue")] * 20
+    hashes = [hash_of(saved(image, "JPEG", quality=60 + i)) for i, image in enumerate(images)]
+    assert find_duplicates([str(i) for i in range(40)], hashes).tolist() == [0, 1] * 20
+
+
+def test_a_mirrored_image_is_another_image():
+    assert not are_near(saved(scene()), saved(ImageOps.mirror(scene())))
 
 
 def test_different_images_are_far():
@@ -67,8 +126,12 @@ def test_images_of_a_single_color_match_nothing(color):
     assert find_duplicates(["a", "b"], [b"", b""]).tolist() == [0, 1]
 
 
-def test_a_hash_has_256_bits():
-    assert len(hash_of(saved(scene()))) * 8 == BITS
+GRAY = bytes([128] * 32)  # the colors of a gray image
+
+
+def test_a_hash_has_256_bits_and_the_colors_of_16_cells():
+    assert len(hash_of(saved(scene()))) == BITS // 8 + 16 * 2
+    assert hash_of(saved(scene().convert("L")))[BITS // 8 :] == GRAY
 
 
 def flipped(content: bytes, count: int, rng) -> bytes:
@@ -79,7 +142,8 @@ def flipped(content: bytes, count: int, rng) -> bytes:
 
 def random_hashes(count, seed=0):
     rng = np.random.default_rng(seed)
-    return [row.tobytes() for row in rng.integers(0, 256, (count, BITS // 8), dtype="uint8")], rng
+    rows = rng.integers(0, 256, (count, BITS // 8), dtype="uint8")
+    return [row.tobytes() + GRAY for row in rows], rng
 
 
 def test_all_pairs_within_15_bits_and_none_above_the_limit_are_found():
@@ -109,12 +173,12 @@ def test_pairs_equal_those_of_brute_force():
 
 
 def test_equal_hashes_take_linear_time():
-    pairs = near_pairs([bytes(32)] * 100_000)
+    pairs = near_pairs([bytes(64)] * 100_000)
     assert len(pairs) == 99_999, "a chain, not every pair"
     assert (component_ids(100_000, pairs) == 0).all()
 
 
-@pytest.mark.parametrize("hashes", [[], [b""], [bytes(32)], [b"", b"", bytes(32)]], ids=str)
+@pytest.mark.parametrize("hashes", [[], [b""], [bytes(64)], [b"", b"", bytes(64)]], ids=str)
 def test_too_few_hashes_have_no_pairs(hashes):
     assert near_pairs(hashes).shape == (0, 2)
 

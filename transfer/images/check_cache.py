@@ -23,7 +23,7 @@ except ImportError:  # Python may be built without it; nothing is cached then
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 2**29
-"""Limit of the database on disk, enough for about two million files. Beyond it, the least recently used quarter of the
+"""Limit of the database on disk, enough for about 1.5 million files. Beyond it, the least recently used quarter of the
 rows is deleted."""
 
 SETTLED_NS = 2 * 10**9

@@ -44,7 +44,7 @@ OUTLIER_RATIO = 16.0
 """An image is reported if it has this many times the median number of pixels, or this many times fewer."""
 
 _RULES = (
-    2  # increase it when the check gives other results for the same image: this discards the cached results
+    3  # increase it when the check gives other results for the same image: this discards the cached results
 )
 _SIZE = (64, 64)  # size of the image that the perceptual hash uses
 _LARGE = 2**26  # bytes; larger files are read only if they start like an image
