@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from transfer.images import duplicates
+from transfer.images.checking import check
 from transfer.images.decoding import decode, to_rgb_array
 from transfer.images.duplicates import BITS, near_pairs, perceptual_hash
 
@@ -190,22 +191,19 @@ def opened(files: list[Path], count: int) -> Iterator[Image.Image]:
 
 
 def show_cost(files: list[Path]) -> None:
-    """Print the time to hash an image, and the part of the colors."""
-    contents = [file.read_bytes() for file in files[:300]]
-    start = time.perf_counter()
-    pixels = [decode(content, SIZE) for content in contents]
-    decoded = time.perf_counter()
-    for one in pixels:
-        perceptual_hash(one)
-    hashed = time.perf_counter()
-    for one in pixels:
-        duplicates._colors(Image.fromarray(one)).tobytes()
-    colors = time.perf_counter() - hashed
-    each = 1e6 / len(contents)
+    """Print the time to check an image, and the part of its colors."""
+    paths = [str(file) for file in files[:100]]
+    images = [Image.fromarray(decode(path, SIZE)) for path in paths]
+    whole = shortest(lambda: [check(path) for path in paths]) / len(paths)
+    colors = shortest(lambda: [duplicates._colors(image) for image in images]) / len(paths)
     print(
-        f"\nPer image: decoding {each * (decoded - start):.0f} us, hash and colors {each * (hashed - decoded):.0f} us, "
-        f"of which colors {each * colors:.0f} us: {colors / (hashed - start - colors):.1%} more time"
+        f"\nCheck of an image: {1e6 * whole:.0f} us, of which its colors {1e6 * colors:.0f} us ({colors / whole:.1%})"
     )
+
+
+def shortest(work: Callable[[], object]) -> float:
+    """Return the shortest of ten durations, in seconds."""
+    return min(timeit.repeat(work, number=1, repeat=10))
 
 
 if __name__ == "__main__":
