@@ -58,7 +58,9 @@ def test_the_name_and_the_version_are_defined_once():
 
 def test_every_package_is_installed():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "transfer").glob("**/__init__.py")}
-    assert set(CONFIG["options"]["packages"].split()) == {".".join(one.parts) for one in folders} | {"transfer.data"}
+    assert set(CONFIG["options"]["packages"].split()) == {".".join(one.parts) for one in folders} | {
+        "transfer.data"
+    }
 
 
 @pytest.mark.parametrize("flag", ["--version", "-V"])

@@ -122,10 +122,25 @@ def run(config: TrainConfig) -> Path:
         if process_group.current_group().is_chief:
             metrics = {"model": config.model, **choice.advised, "temperature": temperature}
             _write(folder, chosen, model, data, training, evaluation, metrics=metrics, start=start)
-    if evaluation is not None:
-        log.info("Test accuracy: %.1f%% on %d held-out images.", 100 * evaluation.accuracy, len(data.test))
+    _log_accuracy(evaluation, model, data, chosen.evaluate_options())
     process_group.current_group().leave_together()
     return run_folders.final_folder(folder)
+
+
+def _log_accuracy(
+    evaluation: Evaluation | None, model: keras.Model, data: ImageData, options: dict[str, Any]
+) -> None:
+    """Log the accuracy on the test images, or on the validation images if there are no test images."""
+    from transfer.evaluation.evaluate import evaluate
+
+    if evaluation is not None:
+        log.info("Test accuracy: %.1f%% on %d held-out images.", 100 * evaluation.accuracy, len(data.test))
+    elif len(data.val):
+        accuracy = evaluate(model, data, split="val", **options).accuracy
+        text = "No test images, so the report has no test results. Validation accuracy: %.1f%% on %d images."
+        log.info(text, 100 * accuracy, len(data.val))
+    else:
+        log.info("No test images and no validation images, so the accuracy is unknown.")
 
 
 def _start(config: TrainConfig) -> tuple[Any, Path | None]:

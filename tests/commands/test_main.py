@@ -24,6 +24,30 @@ def test_every_command_shows_its_help(name, capsys):
     assert callable(import_module(f"transfer.{name}").main)
 
 
+@pytest.mark.parametrize(("line", "error"), [
+    ("train --epoch 3", "Unknown option --epoch. Did you mean --epochs?"),
+    ("advice --max-image 3", "Unknown option --max-image. Did you mean --max-images"),
+    ("datasets --jsn x", "Unknown option --jsn. Did you mean --json"),
+    ("evaluate run --dir photos", "Unknown option --dir. Did you mean --data?"),
+    ("evaluate", "Missing: RUN. See python -m transfer.evaluate --help."),
+    ("evaluate run photos more", "Unexpected argument 'more'."),
+    ("predict run x.png --top three", "Expected a whole number for --top. Received: 'three'."),
+    ("predict run x.png --format xml", "Unknown value 'xml' for --format. Expected table, csv, json."),
+    ("predict run x.png --format tabel", "Unknown value 'tabel' for --format. Did you mean 'table'?"),
+    ("predict run", "Missing: IMAGE. See python -m transfer.predict --help."),
+    ("export run --to", "Expected a value after --to: --to FORMAT."),
+    ("report", "Missing: RUN."),
+    ("features", "Expected --list or --clear."),
+    ("features --list --clear", "Expected --clear or --list, not both."),
+    ("beam_features --seed", "Expected a value after --seed: --seed N."),
+])  # fmt: skip
+def test_a_usage_error_is_one_line(line, error, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(line.split())
+    printed = capsys.readouterr().err
+    assert left.value.code == 2 and printed.startswith(error) and printed.count("\n") == 1
+
+
 def test_an_unknown_command_lists_the_nearest(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == "Unknown command 'trian'. Did you mean 'train'?\n"

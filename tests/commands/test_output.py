@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -40,6 +41,28 @@ def test_a_command_prints_to_a_stream_of_a_notebook_and_to_none(
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     assert main([command, *arguments]) == 0
+
+
+NOISE = re.compile(rb"tensorflow/|absl|[EWI]0000 |cuda|oneDNN|node_def|XLA|retracing|Warning:", re.IGNORECASE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*COMMANDS, "train"])
+def test_a_command_prints_no_lines_of_other_libraries(command, strange_run, strange_folder, tmp_path):
+    image = next(strange_folder.rglob("*.png"))
+    training = ["--model", "DemoCNN", "--image-size", "32", "--case", "3", "--epochs", "2", "--output", "run"]
+    given = [strange_folder, *training] if command == "train" else None
+    arguments = [str(a) for a in given or arguments_of(command, strange_run, strange_folder, image)]
+    loud = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES")
+    }
+    environment = {**loud, "TRANSFER_CACHE": str(tmp_path / "cache")}
+    words = [sys.executable, "-m", "transfer", command, *arguments]
+    done = subprocess.run(words, capture_output=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0
+    assert not NOISE.findall(done.stdout + done.stderr)
 
 
 def shell(line, folder, **environment):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transfer.config import load_config
 from transfer.images.datasets import load_data
 from transfer.train import main
 
@@ -268,6 +269,38 @@ def test_standard_error_has_only_the_message(elsewhere):
     assert done.returncode == 2
     assert done.stderr.startswith("Unknown model 'NoSuchNet'") and len(done.stderr.splitlines()) == 1
     assert not list(elsewhere.iterdir())
+
+
+def test_options_without_effect_are_logged_once_and_change_nothing(color_folder, elsewhere, capsys):
+    flags = ["--data", str(color_folder), "--model", "DemoCNN", "--case", "1", *QUICK]
+    assert main([*flags, "--output", "plain"]) == 0
+    assert "Ignored" not in capsys.readouterr().out
+    useless = ["--augment", "strong", "--ema", "0.9", "--learning-rate", "0.1", "--time-budget", "9m"]
+    assert main([*flags, *useless, "--output", "more"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Ignored")]
+    assert [line.partition(":")[0] for line in lines] == [
+        "Ignored --augment, --ema",
+        "Ignored --time-budget",
+        "Ignored learning_rate",
+    ]
+    one, two = (keras.models.load_model(elsewhere / name / "model.keras") for name in ("plain", "more"))
+    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert load_config("more/config.yaml").augment == "strong"  # the record has what was given
+
+
+def test_an_option_that_fit_refuses_fails_before_the_images_are_read(elsewhere, capsys):
+    assert main(["nowhere", "--case", "3", "--dropout", "0.5"]) == 2
+    error = "Expected no --dropout with --case large-similar. Applies to a head in epochs."
+    assert capsys.readouterr().err.startswith(error)
+
+
+def test_without_test_images_the_validation_accuracy_is_logged(color_folder, elsewhere, capsys):
+    flags = ["--model", "DemoCNN", "--case", "1", "--test", "0", "--output", "run", *QUICK]
+    assert main([str(color_folder), *flags]) == 0
+    assert (
+        "No test images, so the report has no test results. Validation accuracy: " in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow

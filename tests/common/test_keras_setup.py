@@ -105,6 +105,14 @@ def test_a_limit_must_be_a_number(home, monkeypatch):
         keras_setup.check_keras()
 
 
+def test_a_wrong_backend_of_matplotlib_is_one_sentence(strange_run, tmp_path):
+    (tmp_path / "image.png").write_bytes(b"")
+    done = run("-m", "transfer.predict", strange_run, tmp_path / "image.png", MPLBACKEND="junk")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Expected a backend of matplotlib in the environment variable MPLBACKEND")
+    assert "Received: 'junk'. Change or unset the variable." in done.stderr and done.stderr.count("\n") == 1
+
+
 def run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -60,6 +61,19 @@ def check_keras() -> None:
         value = os.environ.get(limit)
         if value is not None and not value.strip().isdecimal():
             raise InputError(f"Expected a number in the environment variable {limit}. Received: {value!r}.")
+    _check_matplotlib()
+
+
+def _check_matplotlib() -> None:
+    """Raise for a backend that matplotlib does not have: TensorFlow imports matplotlib, and would fail with it."""
+    if name := os.environ.get("MPLBACKEND"):
+        try:
+            importlib.import_module("matplotlib")
+        except ValueError:
+            raise InputError(
+                f"Expected a backend of matplotlib in the environment variable MPLBACKEND, such as agg. Received: "
+                f"{name!r}. Change or unset the variable."
+            ) from None
 
 
 def _settings() -> dict[str, Any]:
