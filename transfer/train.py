@@ -167,7 +167,7 @@ def _log_ignored(config: TrainConfig) -> None:
     for name in refused_options(config.given, config.situations):
         why = "--solver exact" if config.solver == "exact" else f"--case {config.case}"
         flag = "--" + name.replace("_", "-")
-        raise InputError(f"Expected no {flag} with {why}. {situations_text()[name]}")
+        raise InputError(f"Expected no {flag} with {why}. It a{situations_text()[name][1:]}")
     ignored = {
         name: reason for name, reason in config.ignored.items() if name != "views"
     }  # evaluation has views

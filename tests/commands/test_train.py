@@ -291,7 +291,7 @@ def test_options_without_effect_are_logged_once_and_change_nothing(color_folder,
 
 def test_an_option_that_fit_refuses_fails_before_the_images_are_read(elsewhere, capsys):
     assert main(["nowhere", "--case", "3", "--dropout", "0.5"]) == 2
-    error = "Expected no --dropout with --case large-similar. Applies to a head in epochs."
+    error = "Expected no --dropout with --case large-similar. It applies to a head in epochs."
     assert capsys.readouterr().err.startswith(error)
 
 
