@@ -79,9 +79,13 @@ def test_text_and_json_have_the_same_content(advised):
 def test_shuffled_labels_have_no_signal_and_no_trial(shuffled_folder):
     found = advise(load_data(shuffled_folder), make_tiny(), preprocessing="tf")
     assert not found.signal and found.trial is None
-    assert "shuffled" in found.reason
+    assert found.reason.startswith("No signal") and "shuffled" in found.reason
+    assert "random weights" in found.reason, "the labels may be right and the features useless"
+    assert f"accuracy {found.curve.all_layers.accuracy:.0%}" in found.reason
     assert found.cut not in (None, "random")  # fine-tuning would waste time
-    assert found.warnings[0].kind == "no-signal"
+    assert found.to_text().count("shuffled labels") == 1 and "no-signal" not in {
+        w.kind for w in found.warnings
+    }
 
 
 def test_the_network_is_not_changed(colors):

@@ -33,7 +33,6 @@ FILES = {
     "evaluation.json",
     "predictions.csv",
     "classes.png",
-    "calibration.png",
     "blocks.png",
 }
 SOMETIMES = {"mistakes.png"}

@@ -62,10 +62,17 @@ def test_top_k_and_class_scores_of_four_images():
     assert [evaluation.top_k(k) for k in (1, 2, 3)] == [0.5, 1.0, 1.0]
     assert evaluation.by_class[1].recall == 0.5 and evaluation.by_class[1].precision == 0.5
     assert evaluation.macro.recall == pytest.approx((1 + 0.5 + 0) / 3)
-    assert evaluation.mistakes.tolist() == [3, 2]  # the true class has 0.2 and 0.5
     assert [(c.label, c.predicted) for c in evaluation.confused] == [("b", "a"), ("c", "b")]
     low, high = evaluation.interval
     assert 0 <= low < 0.5 < high <= 1
+
+
+def test_mistakes_are_sorted_by_the_confidence_in_the_wrong_class():
+    rows = np.array(
+        [[0.41, 0.29, 0.30], [0.9, 0.05, 0.05], [0.81, 0.19, 0], [0.3, 0.1, 0.6], [0.3, 0.6, 0.1]]
+    )
+    evaluation = Evaluation(("a", "b", "c"), np.array([2, 0, 1, 0, 0]), rows, tuple("uvwxy"))
+    assert evaluation.mistakes.tolist() == [2, 3, 4, 0]  # 81%, twice 60% in the order of the images, 41%
 
 
 def test_metrics_as_text_and_as_json():

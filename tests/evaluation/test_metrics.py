@@ -1,5 +1,7 @@
 """Metrics on arrays against values computed by hand and by scikit-learn."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -11,6 +13,7 @@ from transfer.evaluation.metrics import (
     class_scores,
     confused_pairs,
     fit_temperature,
+    fraction_intervals,
     mcnemar_test,
     top_k,
 )
@@ -99,13 +102,41 @@ def test_calibration_counts_every_image_once():
     found = calibration(labels, probabilities)
     assert sum(found.counts) == 500
     assert len(found.counts) == len(found.accuracy) == len(found.confidence)
-    # By hand: mean distance in each bin, weighted.
+    assert len(found.counts) == 15 and max(found.counts) - min(found.counts) <= 1
+    # By hand: mean distance in each bin of neighboring confidences, weighted.
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * 15).astype(int), 14)
-    error = sum(
-        abs(confidence[bins == b].mean() - correct[bins == b].mean()) * np.mean(bins == b) for b in set(bins)
-    )
+    order, ends = np.argsort(confidence), np.cumsum((0, *found.counts))
+    bins = [order[start:end] for start, end in itertools.pairwise(ends)]
+    np.testing.assert_allclose(found.confidence, [confidence[one].mean() for one in bins])
+    np.testing.assert_allclose(found.accuracy, [correct[one].mean() for one in bins])
+    error = sum(abs(confidence[one].mean() - correct[one].mean()) * len(one) / 500 for one in bins)
     assert found.error == pytest.approx(error, abs=1e-9)
+
+
+@pytest.mark.parametrize(("images", "bins"), [(1, 1), (39, 1), (40, 2), (100, 5), (10_000, 15)])
+def test_no_bin_of_confidence_has_only_a_few_images(images, bins):
+    found = calibration(*calibrated(images))
+    assert len(found.counts) == bins and min(found.counts) >= min(images, 20)
+
+
+def test_images_of_the_same_confidence_share_a_bin_in_any_order():
+    probabilities = np.array([[1.0, 0.0]] * 60 + [[0.6, 0.4]] * 40)
+    labels = np.arange(100) % 2
+    found = calibration(labels, probabilities)
+    assert found.counts == (40, 60) and found.confidence == pytest.approx((0.6, 1.0))
+    order = np.random.default_rng(0).permutation(100)
+    assert calibration(labels[order], probabilities[order]) == found
+
+
+def test_intervals_of_fractions_hold_the_fraction_and_shrink_with_more_images():
+    low, high = fraction_intervals(np.array([0, 5, 10, 500]), np.array([10, 10, 10, 1000]))
+    assert (
+        low[0] == 0
+        and high[2] == 1
+        and (low < [0.01, 0.5, 1, 0.5]).all()
+        and (high > [0, 0.5, 0.99, 0.5]).all()
+    )
+    assert high[3] - low[3] < (high[1] - low[1]) / 5
 
 
 def test_probabilities_of_zero_and_one_do_not_break_the_temperature():

@@ -1,17 +1,22 @@
 """Figures show the right names and numbers, and their labels do not overlap."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from transfer.adviser import advice_plots
 from transfer.adviser.curves import layer_curve
-from transfer.cases.policies import SMALL_DATA
+from transfer.adviser.estimates import CaseEstimate
+from transfer.cases.policies import SMALL_DATA, Case
+from transfer.common.figures import COLORS
 from transfer.evaluation import evaluation_plots
 from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.metrics import fraction_intervals
 from transfer.results import plots
 from transfer.training import training_plots
+from transfer.training.phases import TrainingLog
 
 
 def texts(figure):
@@ -35,19 +40,118 @@ def test_learning_curves_show_both_phases_and_cope_with_no_validation():
         {"phase": "fine-tune", "loss": 0.5, "accuracy": 0.7},
     ]
     shown = texts(training_plots.learning_curves(rows))
-    assert "head, then fine-tune" in shown and "validation" not in shown
+    assert shown.count("head") == shown.count("fine-tuning") == 2 and "validation" not in shown
     assert "validation" in texts(training_plots.learning_curves([{**row, "val_loss": 1.0} for row in rows]))
+
+
+def rows_of(phases, **values):
+    return [{"phase": phase, "loss": 1 / (i + 1), **values} for i, phase in enumerate(phases)]
+
+
+def test_learning_curves_are_not_joined_across_phases_and_mark_the_restored_epoch():
+    rows = rows_of(["head", "fine-tune", "fine-tune", "from-scratch"])
+    (axes,) = training_plots.learning_curves(rows, kept_row=2).axes
+    curves = [line.get_xdata() for line in axes.lines if len(line.get_ydata()) and line.get_marker() == "o"]
+    assert [list(x) for x in curves] == [[1], [2, 3], [4]]
+    (mark,) = (line for line in axes.lines if line.get_label() == "epoch of the final weights")
+    assert set(mark.get_xdata()) == {3}
+    assert [t.get_text() for t in axes.texts] == ["head", "fine-tuning", "from random weights"]
+    assert "final weights" not in texts(training_plots.learning_curves(rows)), "the last epoch needs no mark"
+
+
+def test_learning_curves_of_one_epoch_show_its_values():
+    row = {"phase": "fine-tune", "loss": 0.51234, "accuracy": 0.85, "val_loss": 0.7, "val_accuracy": 0.8}
+    shown = texts(training_plots.learning_curves([row]))
+    assert all(value in shown for value in ("0.512", "0.700", "85.0%", "80.0%"))
+
+
+TRIED = [(10.0, 0.9, 0.7), (31.6227766, 0.5, 0.75), (3162.27766, 0.4, 0.65), (10000.0, 0.6, 0.8)]
+
+
+@pytest.mark.parametrize(
+    ("measured_on", "says"),
+    [("validation", "the validation images"), ("cross-validation", "training images, by cross-validation")],
+)
+def test_the_regularization_path_marks_the_lowest_loss_and_says_so(measured_on, says):
+    log = TrainingLog(rows_of(["head"]), regularization=3162.27766, tried=TRIED, tried_on=measured_on)
+    figure = log.plot()
+    loss, accuracy = figure.axes
+    shown = texts(figure)
+    assert "chosen by the lowest loss: C = 3,160" in shown and f"measured on {says}" in shown
+    assert "e+" not in shown and "held-out" not in shown
+    (ring,) = (line for line in loss.lines if line.get_label().startswith("chosen"))
+    assert list(ring.get_xdata()) == [3162.27766] and list(ring.get_ydata()) == [0.4]
+    assert not [line for line in accuracy.lines if line.get_label().startswith("chosen")]
+    ticks = [tick.get_text() for tick in loss.get_xticklabels()]
+    assert ticks == ["10", "31.6", "3,160", "10,000"]
 
 
 def test_confusion_matrix_names_the_classes_and_counts():
     shown = texts(evaluation_plots.confusion_matrix(evaluation()))
-    assert "class 2" in shown and "accuracy 91.7%, 12 images" in shown
+    assert "class 2" in shown and "Accuracy 91.7%, 12 images" in shown
 
 
-@pytest.mark.parametrize("classes", [2, 120])
-def test_confusion_matrix_of_few_and_many_classes_can_be_saved(classes, tmp_path):
-    evaluation_plots.confusion_matrix(evaluation(classes, 240)).savefig(tmp_path / "matrix.png")
-    assert (tmp_path / "matrix.png").stat().st_size > 5000
+@pytest.mark.parametrize("classes", [2, 40, 120])
+@pytest.mark.parametrize("name", ["class {}", "a_very_long_$x^{{_name_{}_of_a_class_with_a_long_end"])
+def test_names_and_counts_of_few_and_many_classes_can_be_read(classes, name):
+    many = replace(evaluation(classes, 240), class_names=tuple(name.format(i) for i in range(classes)))
+    figure = evaluation_plots.confusion_matrix(many)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(one.overlaps(two) for one, two in itertools.pairwise(boxes))
+        assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+        assert len({label.get_text() for label in labels}) == len(labels), "shortened names stay different"
+    assert len(axes.texts) == (0 if classes > 40 else np.count_nonzero(many.confusion))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 40, 70])
+def test_the_rows_of_the_class_plot_have_margins_and_show_the_lowest_f1_first(classes):
+    many = evaluation(max(2, classes), 240)
+    if classes == 1:  # the other class has no test images
+        many = replace(many, labels=np.zeros(240, int))
+    figure = evaluation_plots.class_plot(many)
+    (axes,) = figure.axes
+    bottom, top = axes.get_ylim()
+    ticks = axes.get_yticks()
+    assert top < ticks[0] - 0.5 and bottom > ticks[-1] + 0.5 and len(ticks) == min(classes, 60)
+    scores = [
+        next(one.f1 for one in many.by_class if t.get_text().startswith(f"{one.name} ("))
+        for t in axes.get_yticklabels()
+    ]
+    assert scores == sorted(scores)
+    assert ("the 60 lowest of 70 classes" in texts(figure)) == (classes == 70)
+
+
+def test_the_class_plot_shows_intervals_and_no_precision_of_a_class_that_was_never_predicted():
+    rows = np.array([[0.9, 0.1, 0.0]] * 4 + [[0.2, 0.8, 0.0]] * 4)
+    three = Evaluation(("a", "b", "c"), np.array([0, 0, 0, 1, 1, 1, 2, 2]), rows, tuple("abcdefgh"))
+    recall, precision = evaluation_plots.class_plot(three).axes[0].containers
+    np.testing.assert_allclose(recall.lines[0].get_xdata(), [0, 2 / 3, 1])  # c, b, a: by F1
+    np.testing.assert_allclose(precision.lines[0].get_xdata(), [0.5, 0.75])  # b, a
+    (low, _), (high, _) = recall.lines[2][0].get_segments()[1]
+    np.testing.assert_allclose([[low], [high]], fraction_intervals([2], [3]))
+
+
+def test_the_reliability_diagram_shows_equal_bins_with_intervals_and_its_legend_covers_nothing():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1, 130)
+    labels = (rng.uniform(size=130) > confidence).astype(int)
+    found = Evaluation(
+        ("a", "b"), labels, np.stack([confidence, 1 - confidence], 1), ("x",) * 130
+    ).calibration
+    figure = evaluation_plots.calibration_plot(found)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert "6 bins of 21 to 22 images" in axes.get_xlabel()
+    (bars,) = axes.containers
+    np.testing.assert_allclose(
+        np.array([*bars.lines[0].get_data()], float), [found.confidence, found.accuracy]
+    )
+    assert len(bars.lines[2][0].get_segments()) == 6
+    assert not axes.get_window_extent().overlaps(figure.legends[0].get_window_extent())
+    assert f"{found.error:.1%}" in texts(figure)
 
 
 def test_the_prediction_sheet_shows_the_true_class_of_wrong_predictions():
@@ -70,6 +174,35 @@ def test_the_network_is_drawn_with_all_states_whatever_its_depth(count, tmp_path
     figure.savefig(tmp_path / "network.png")
 
 
+@pytest.mark.parametrize("count", [5, 17, 60])
+def test_several_tapped_blocks_are_joined_to_the_head(count, tmp_path):
+    names = [f"block{i}_add" for i in range(count)]
+    blocks = [*((name, "frozen") for name in names), ("softmax", "new"), ("source classifier", "cut")]
+    for taps in (names, names[::4]):
+        figure = plots.network_by_blocks(
+            "title", blocks, taps=taps, input_text="image", output_text="2 classes"
+        )
+        (axes,) = figure.axes
+        lines = [line for line in axes.lines if line.get_gid() == "tap"]
+        assert f"the head sees {len(taps)} layers" in texts(figure)
+        if count <= 20:
+            assert len(lines) == len(taps)
+            assert [line.get_xdata()[0] for line in lines] == pytest.approx(
+                [2.51 + 0.92 * names.index(tap) for tap in taps]
+            )
+        else:  # a box stands for several blocks: a number says how many are tapped
+            joined = sum(int(t.get_text()) if t.get_text().isdigit() else 0 for t in axes.texts)
+            assert len(lines) <= 22 and joined + sum(1 for _ in lines) >= len(taps)
+        figure.savefig(tmp_path / "network.png")
+
+
+def test_one_tapped_layer_needs_no_lines():
+    blocks = [("block1_add", "frozen"), ("softmax", "new")]
+    figure = plots.network_by_blocks("t", blocks, taps=["block1_add"], input_text="i", output_text="o")
+    assert not [line for line in figure.axes[0].lines if line.get_gid() == "tap"]
+    assert "the head sees" not in texts(figure)
+
+
 def test_a_notebook_shows_a_figure_by_itself():
     figure = training_plots.learning_curves([{"phase": "head", "loss": 1.0, "accuracy": 0.4}])
     assert figure._repr_png_().startswith(b"\x89PNG")
@@ -90,13 +223,17 @@ def curve_of(count, name="block{}_add", *, signal=True):
     return layer_curve(taps, labels, 3)
 
 
-def test_the_layer_curve_shows_every_layer_the_cut_all_layers_and_chance():
+def choice_of(cut, case="small-similar"):
+    return CaseEstimate(Case.parse(case), cut, 0.9, (0.8, 1.0), 1.0, "a test")
+
+
+def test_the_layer_curve_shows_every_layer_the_best_one_all_layers_and_chance():
     curve = curve_of(17)
     figure = advice_plots.layer_curve_plot(curve)
     (axes,) = figure.axes
     line = next(line for line in axes.lines if len(line.get_xdata()) == 17)
     np.testing.assert_allclose(line.get_ydata(), curve.accuracy)
-    ring = next(line for line in axes.lines if line.get_label().startswith("best layer"))
+    ring = next(line for line in axes.lines if line.get_label().startswith("best single layer"))
     cut = curve.names.index(curve.cut)
     assert 0 < cut < 16, "a cut at an end would not test the position of the mark"
     assert ring.get_xdata() == [cut] and ring.get_ydata() == [curve.accuracy[cut]]
@@ -106,12 +243,39 @@ def test_the_layer_curve_shows_every_layer_the_cut_all_layers_and_chance():
     assert band.y0 < curve.chance[0] < band.y1 < curve.all_layers.accuracy
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == [f"block{i}" for i in range(17)]
-    assert f"keep the layers up to {names[cut]}" in axes.get_title(loc="left")
+    assert axes.get_title(loc="left") == "Accuracy of a linear head on each single layer"
+    assert "recommended" not in texts(figure).lower()
 
 
-def test_the_layer_curve_without_signal_recommends_no_cut():
-    shown = texts(advice_plots.layer_curve_plot(curve_of(5, signal=False)))
-    assert "No layer predicts" in shown and "best layer" not in shown and "keep" not in shown
+@pytest.mark.parametrize(
+    ("cut", "case", "marked", "title"),
+    [
+        ("all", "small-similar", ["all layers together"], "all frozen layers"),
+        ("best", "small-different", ["best single layer"], "frozen block"),
+        ("block3_add", "small-different", ["recommended layer"], "frozen block3"),
+        (None, "large-similar", [], "fine-tune the whole network"),
+        ("random", "large-different", [], "random weights"),
+    ],
+)
+def test_the_layer_curve_marks_what_is_recommended(cut, case, marked, title):
+    curve = curve_of(17)
+    figure = advice_plots.layer_curve_plot(curve, choice_of(curve.cut if cut == "best" else cut, case))
+    (axes,) = figure.axes
+    orange = [line.get_label() for line in axes.lines if line.get_color() == COLORS["new"]]
+    named = [
+        label.partition(":")[0].removesuffix(" (recommended)")
+        for label in orange
+        if not label.startswith("_")
+    ]
+    assert named == marked
+    assert title in axes.get_title(loc="left").split("Recommended: ")[1]
+    for label in (text.get_text() for text in figure.legends[0].get_texts()):
+        assert ("recommended" in label) == any(label.startswith(name) for name in marked)
+
+
+def test_the_layer_curve_without_signal_recommends_nothing():
+    shown = texts(advice_plots.layer_curve_plot(curve_of(5, signal=False), choice_of("all")))
+    assert "No layer predicts" in shown and "best single layer" not in shown and "ecommended" not in shown
 
 
 @pytest.mark.parametrize(
@@ -119,13 +283,13 @@ def test_the_layer_curve_without_signal_recommends_no_cut():
 )
 def test_layer_curves_of_few_and_many_layers_and_long_names_can_be_read(count, name, tmp_path):
     curve = curve_of(count, name)
-    figure = advice_plots.layer_curve_plot(curve)
+    figure = advice_plots.layer_curve_plot(curve, choice_of(curve.cut, "small-different"))
     figure.savefig(tmp_path / "curve.png")
     labels = figure.axes[0].get_xticklabels()
     boxes = [label.get_window_extent() for label in labels]
     assert not any(one.overlaps(two) for one, two in itertools.pairwise(boxes))
     cut = curve.names.index(curve.cut)
-    assert cut in figure.axes[0].get_xticks() and max(len(label.get_text()) for label in labels) <= 24
+    assert cut in figure.axes[0].get_xticks() and max(len(label.get_text()) for label in labels) <= 30
     assert all(box.y0 > 0 and box.x0 > 0 for box in boxes)
 
 

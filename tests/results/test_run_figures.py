@@ -25,7 +25,6 @@ FIGURES = {
     "network",
     "confusion_matrix",
     "classes",
-    "calibration",
     "predictions",
     "blocks",
 }

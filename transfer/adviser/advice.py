@@ -92,7 +92,7 @@ class Advice:
     def reason(self) -> str:
         """Recommendation in two or three sentences."""
         if not self.signal:
-            return "No signal: the labels look shuffled. Check the labels before training."
+            return self._no_signal()
         case = f"case {POLICIES[self.case].number}, {self.case}"
         text = f"Recommended: {action(self.choice)} ({case})"
         if not self.evidence.heads:
@@ -100,6 +100,18 @@ class Advice:
         return (
             f"{text}. Estimated test accuracy {self.choice.expected_accuracy:.0%} (90% interval "
             f"{percent_range(self.choice.interval)}), {_time(self.choice, ' of training here')}.{self._alternative()}"
+        )
+
+    def _no_signal(self) -> str:
+        """Return both reasons why no layer predicts the labels, with the accuracies."""
+        scores = ""
+        if self.curve is not None:
+            accuracy, shuffled = self.curve.all_layers.accuracy, self.curve.chance[0]
+            scores = f" (accuracy {accuracy:.0%}, and {shuffled:.0%} with shuffled labels)"
+        return (
+            f"No signal: the features of {self.model} predict the labels no better than chance{scores}. Either the "
+            "labels are wrong, such as shuffled ones, or the features do not suit the images, such as those of random "
+            "weights. Check the labels, or use a pre-trained network or more images."
         )
 
     def _alternative(self) -> str:

@@ -10,14 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
 from transfer.adviser.curves import LayerCurve
+from transfer.adviser.estimates import CaseEstimate
+from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import SMALL_DATA
-from transfer.common.figures import COLORS, Draw, new_figure
-from transfer.common.text import shorten
+from transfer.common.figures import COLORS, Draw, new_figure, without_math
+from transfer.common.text import shorten, shorten_all
 
 if TYPE_CHECKING:
     from transfer.adviser.advice import Advice
@@ -25,39 +26,55 @@ if TYPE_CHECKING:
 
 def block_name(name: str) -> str:
     """Return the name of a block from the name of its last layer."""
-    for suffix in ("_add", "_out", "_concat", "_project_bn", "_project_BN", "_relu", "_ac", "_pool"):
+    suffixes = ("_add", "_out", "_concat", "_project_bn", "_project_BN", "_relu", "_ac", "_pool", "_dropout")
+    for suffix in suffixes:
         name = name.removesuffix(suffix)
     return name
 
 
-def layer_curve_plot(curve: LayerCurve) -> Figure:
-    """Draw the cross-validated accuracy of each layer, in the order of the network, and the best layer."""
-    names = [shorten(block_name(name)) for name in curve.names]
+def layer_curve_plot(curve: LayerCurve, choice: CaseEstimate | None = None) -> Figure:
+    """Draw the cross-validated accuracy of each layer alone and of all layers, and mark the recommended choice."""
+    names = shorten_all([block_name(name) for name in curve.names])
     accuracy, all_layers, (mean, deviation) = curve.accuracy, curve.all_layers.accuracy, curve.chance
-    figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 3.6 + 0.08 * max(map(len, names)))
+    chosen = choice.cut if choice is not None and curve.signal else None
+    figure = new_figure(min(16.0, 6.5 + 0.22 * len(names)), 4.0 + 0.08 * max(map(len, names)))
     axes = figure.add_subplot()
     half = max(2 * deviation, 0.004)  # wide enough to be visible
     axes.axhspan(mean - half, mean + half, color="#d9d9d9", label=f"shuffled labels: {mean:.0%}", lw=0)
-    axes.axhline(all_layers, color="#333333", linestyle="--", label=f"all layers: {all_layers:.0%}")
+    color, mark = (COLORS["new"], " (recommended)") if chosen == ALL_LAYERS else ("#333333", "")
+    axes.axhline(
+        all_layers, color=color, linestyle="--", label=f"all layers together: {all_layers:.0%}{mark}"
+    )
     style: dict[str, Any] = {"color": "#4a7fb0", "ecolor": COLORS["frozen"], "capsize": 3, "ms": 5}
     label = "single layer, with standard error"
     axes.errorbar(range(len(names)), accuracy, curve.standard_error, fmt="o-", label=label, **style)
-    title, cut = "No layer predicts the labels better than shuffled labels", None
-    if curve.signal:
-        cut = curve.names.index(curve.cut)
-        title = f"Accuracy of each layer: keep the layers up to {names[cut]}"
-        ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mew": 2.5, "color": COLORS["new"]}
-        axes.plot([cut], accuracy[[cut]], "o", label=f"best layer: {accuracy[cut]:.0%}", **ring)
+    best = curve.names.index(curve.cut) if curve.signal else None
+    cut = curve.names.index(chosen) if chosen in curve.names else None
+    for place, text in ((best, "best single layer"), (cut if cut != best else None, "recommended layer")):
+        if place is not None:
+            text += " (recommended)" if place == cut == best else ""
+            color = COLORS["new"] if place == cut else "#333333"
+            ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mew": 2, "color": color, "ls": "none"}
+            axes.plot([place], accuracy[[place]], "o", label=f"{text}: {accuracy[place]:.0%}", **ring)
+    if cut is not None:
         axes.axvline(cut, color=COLORS["new"], linestyle=":", zorder=0)
     _layer_ticks(axes, names, cut)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel(f"cross-validated accuracy ({len(curve.labels):,} images)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(_curve_title(curve, choice), loc="left", fontsize=11)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a name may contain dollar signs
-    return figure
+    return without_math(figure)
+
+
+def _curve_title(curve: LayerCurve, choice: CaseEstimate | None) -> str:
+    """Say what the curve measures, and what the advice recommends."""
+    from transfer.adviser.advice import action
+
+    if not curve.signal:
+        return "No layer predicts the labels better than shuffled labels"
+    text = "Accuracy of a linear head on each single layer"
+    return text if choice is None else f"{text}\nRecommended: {action(choice)}"
 
 
 def _layer_ticks(axes: Axes, names: Sequence[str], cut: int | None) -> None:
@@ -166,5 +183,5 @@ def advice_drawings(advice: Advice) -> dict[str, Draw]:
         others = [(one.name, one.num_images, one.score) for one in advice.similarity.references]
         drawn["four_cases"] = lambda: four_cases_chart(here, others)
     if (curve := advice.curve) is not None:
-        drawn["layer_curve"] = lambda: layer_curve_plot(curve)
+        drawn["layer_curve"] = lambda: layer_curve_plot(curve, advice.choice)
     return drawn

@@ -193,6 +193,7 @@ def _evidence(
 ) -> Evidence:
     counts = np.bincount(data.train.labels)
     growth = GROWTH_DECAY * (sizes[-1].accuracy - sizes[-2].accuracy) if len(sizes) > 1 else 0.0
+    growth = min(growth, 1 - sizes[-1].accuracy) if sizes else growth
     seconds_per_image = sample.seconds_per_image or 0.0
     if sample.seconds_per_image is None and timing is not None:  # the features were cached
         seconds_per_image = timing.seconds_per_step / BATCH_SIZE / FORWARD_PASSES

@@ -213,20 +213,10 @@ def find_warnings(
 ) -> tuple[DataWarning, ...]:
     """Return possible problems of the data, the most important first."""
     return (
-        *(() if curve.signal else _no_signal(curve)),
         *_duplicates(data),
         *(_label_warnings(data, sample, curve) if curve.signal else ()),
         *_low_resolution(data, *image_size),
         *_few_images(data),
-    )
-
-
-def _no_signal(curve: LayerCurve) -> Iterable[DataWarning]:
-    yield DataWarning(
-        "no-signal",
-        f"The labels look shuffled: the accuracy is {curve.all_layers.accuracy:.0%}, and {curve.chance[0]:.0%} with "
-        "randomly shuffled labels. Check how the images got their labels. If the labels are correct, add images or "
-        "use another network.",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from transfer.common.errors import optional
 from transfer.common.streams import progress_bar
@@ -30,6 +31,13 @@ def new_figure(width: float, height: float) -> Figure:
     # Without pyplot, the figure needs no display and is the same on every machine.
     figure = _NotebookFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def without_math(figure: Figure) -> Figure:
+    """Draw the dollar signs in a figure's texts, such as names of classes, as they are."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     return figure
 
 

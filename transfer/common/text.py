@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def format_duration(seconds: float | None) -> str:
     """Return a rounded duration, such as "0.4 s", "8.2 s", "42 s", "1.7 min", "12 min" or "2.5 h"."""
@@ -25,3 +27,10 @@ def shorten(name: str, most: int = 24) -> str:
     """Return a name of at most `most` letters, without the middle of a longer one."""
     half = (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[half + 1 - most :]}"
+
+
+def shorten_all(names: Sequence[str], most: int = 24) -> list[str]:
+    """Shorten names, but leave more than `most` letters where different names would look the same."""
+    while len({shorten(name, most) for name in names}) < len(set(names)):
+        most += 2
+    return [shorten(name, most) for name in names]

@@ -127,7 +127,7 @@ class Evaluation:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """Confidence and accuracy in bins, and the expected calibration error."""
+        """Confidence and accuracy in bins of equal counts, and the expected calibration error in these bins."""
         return calibration(self.labels, self.probabilities)
 
     @property
@@ -137,9 +137,9 @@ class Evaluation:
 
     @property
     def mistakes(self) -> np.ndarray:
-        """Indices of misclassified images, the lowest probability of the true class first."""
+        """Indices of misclassified images, the highest probability of the predicted, wrong class first."""
         wrong = np.flatnonzero(self.labels != self.predictions)
-        return wrong[np.argsort(self.probabilities[wrong, self.labels[wrong]], kind="stable")]
+        return wrong[np.argsort(-self.probabilities[wrong].max(axis=1), kind="stable")]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the metrics as a dictionary for JSON."""
@@ -241,13 +241,13 @@ class Evaluation:
         return confusion_matrix(self._not_empty())
 
     def plot_classes(self) -> Figure:
-        """Draw precision and recall of each class, the lowest F1 at the top."""
+        """Draw recall and precision of each class with 95% intervals, the lowest F1 at the top."""
         from transfer.evaluation.evaluation_plots import class_plot
 
-        return class_plot(self._not_empty().by_class)
+        return class_plot(self._not_empty())
 
     def plot_calibration(self) -> Figure:
-        """Draw the reliability diagram: accuracy by confidence."""
+        """Draw the reliability diagram: accuracy by confidence, in bins of nearly equal numbers of images."""
         from transfer.evaluation.evaluation_plots import calibration_plot
 
         return calibration_plot(self._not_empty().calibration)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 
-from transfer.common.figures import COLORS, new_figure
-from transfer.evaluation.metrics import Calibration, ClassScore
+from transfer.common.figures import COLORS, new_figure, without_math
+from transfer.common.text import plural, shorten_all
+from transfer.evaluation.metrics import Calibration, fraction_intervals
 
 if TYPE_CHECKING:
     from transfer.evaluation.evaluate import Evaluation
+
+MOST_COUNTS = 40
+"""Maximum number of classes of a confusion matrix with written counts."""
 
 MOST_CLASSES = 60
 """Maximum number of rows of the plot by class. With more classes, those with the lowest F1 are drawn."""
@@ -22,26 +25,32 @@ MOST_CLASSES = 60
 
 def confusion_matrix(evaluation: Evaluation) -> Figure:
     """Draw the confusion matrix; each row is a true class, colored by the fraction of its images."""
-    counts, names = evaluation.confusion, evaluation.class_names
-    side = min(24.0, 3.0 + 0.45 * len(names))
-    figure = new_figure(side, side)
+    counts, names = evaluation.confusion, shorten_all(evaluation.class_names)
+    side, margin = min(20.0, max(2.0, 0.45 * len(names))), 0.9 + 0.09 * max(map(len, names))
+    figure = new_figure(side + margin, side + margin)
     axes = figure.add_subplot()
     fraction = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= 40:
-        for true, row in enumerate(counts):
-            for predicted, count in enumerate(row):
-                if count:
-                    color = "white" if fraction[true, predicted] > 0.5 else "black"
-                    axes.text(predicted, true, str(count), ha="center", va="center", color=color, fontsize=9)
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
-    axes.set(
-        xlabel="predicted class",
-        ylabel="true class",
-        title=f"accuracy {evaluation.accuracy:.1%}, {len(evaluation.labels):,} images",
+    if len(names) <= MOST_COUNTS:
+        for true, predicted in np.argwhere(counts):
+            color = "white" if fraction[true, predicted] > 0.5 else "black"
+            axes.text(
+                predicted,
+                true,
+                f"{counts[true, predicted]:,}",
+                ha="center",
+                va="center",
+                color=color,
+                fontsize=9,
+            )
+    shown = range(0, len(names), max(1, round(0.18 * len(names) / side)))  # names need 0.18 inches
+    axes.set_xticks(shown, [names[i] for i in shown], rotation=90)
+    axes.set_yticks(shown, [names[i] for i in shown])
+    axes.set(xlabel="predicted class", ylabel="true class")
+    figure.suptitle(
+        f"Accuracy {evaluation.accuracy:.1%}, {plural(len(evaluation.labels), 'image')}", fontsize=11
     )
-    return figure
+    return without_math(figure)
 
 
 def prediction_sheet(evaluation: Evaluation, images: Mapping[int, np.ndarray]) -> Figure:
@@ -56,54 +65,81 @@ def prediction_sheet(evaluation: Evaluation, images: Mapping[int, np.ndarray]) -
         correct = evaluation.predictions[position] == evaluation.labels[position]
         caption = prediction_caption(evaluation, position)
         axes.set_title(caption, fontsize=9, color="#1b7f3b" if correct else "#c1121f")
-    return figure
+    return without_math(figure)
 
 
 def prediction_caption(evaluation: Evaluation, position: int) -> str:
     """Return the predicted class of an image with its probability, and the true class if that differs."""
     guess, truth = evaluation.predictions[position], evaluation.labels[position]
-    text = f"{evaluation.class_names[guess]} {evaluation.probabilities[position, guess]:.0%}"
-    return text if guess == truth else f"{text}\n(is {evaluation.class_names[truth]})"
+    names = shorten_all(evaluation.class_names)
+    text = f"{names[guess]} {evaluation.probabilities[position, guess]:.0%}"
+    return text if guess == truth else f"{text}\n(is {names[truth]})"
 
 
 def calibration_plot(calibration: Calibration) -> Figure:
-    """Draw a reliability diagram: accuracy by confidence, above the number of images by confidence."""
-    figure = new_figure(5.2, 5.6)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], color="#777777", linestyle="--", label="perfect calibration")
-    label = f"model (expected calibration error {calibration.error:.1%})"
-    above.plot(calibration.confidence, calibration.accuracy, "o-", color=COLORS["new"], label=label)
-    above.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
-    above.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    above.legend(frameon=False, loc="upper left", fontsize=9)
-    above.set_title("Reliability diagram (calibration)", loc="left", fontsize=11)
-    below.bar(calibration.confidence, calibration.counts, width=0.04, color=COLORS["frozen"])
-    below.set(xlabel="confidence", ylabel="images")
-    below.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for axes in (above, below):
-        axes.spines[["top", "right"]].set_visible(False)
+    """Draw a reliability diagram: accuracy by confidence, with the 95% interval of each bin."""
+    counts, accuracy = np.array(calibration.counts), np.array(calibration.accuracy)
+    low, high = fraction_intervals(np.round(accuracy * counts), counts)
+    figure = new_figure(5.2, 5.4)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#777777", linestyle="--", label="perfect calibration")
+    label = f"model, with 95% intervals: expected calibration error {calibration.error:.1%}"
+    axes.errorbar(
+        calibration.confidence,
+        accuracy,
+        (accuracy - low, high - accuracy),
+        fmt="o-",
+        color=COLORS["new"],
+        label=label,
+        capsize=3,
+    )
+    images = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+    axes.set_xlabel(f"confidence ({plural(len(counts), 'bin')} of {images} images)")
+    start = max(0.0, calibration.confidence[0] - 0.05)
+    axes.set(ylabel="accuracy", xlim=(start, 1.01), ylim=(max(0.0, min(start, low.min() - 0.02)), 1.02))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("Reliability diagram (calibration)", loc="left", fontsize=11)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     return figure
 
 
-def class_plot(scores: Sequence[ClassScore]) -> Figure:
-    """Draw precision and recall of each class, the lowest F1 at the top."""
-    worst = sorted((score for score in scores if score.images), key=lambda score: score.f1)[:MOST_CLASSES]
-    figure = new_figure(7, 1.3 + 0.28 * len(worst))
+def class_plot(evaluation: Evaluation) -> Figure:
+    """Draw recall and precision of each class with 95% intervals, the lowest F1 at the top."""
+    scores, found = evaluation.by_class, evaluation.confusion
+    tested = [i for i, score in enumerate(scores) if score.images]
+    worst = sorted(tested, key=lambda i: scores[i].f1)[:MOST_CLASSES]
+    names = shorten_all([scores[i].name for i in worst], 32)
+    figure = new_figure(6.2 + 0.09 * max(map(len, names)), 1.5 + 0.36 * len(worst))
     axes = figure.add_subplot()
-    rows = np.arange(len(worst))
-    recall, precision = [score.recall for score in worst], [score.precision for score in worst]
-    low, high = np.minimum(recall, precision), np.maximum(recall, precision)
-    axes.hlines(rows, low, high, color="#999999", zorder=1)
-    axes.scatter(recall, rows, color=COLORS["new"], label="recall", zorder=2)
-    axes.scatter(precision, rows, color="#4a7fb0", marker="D", s=22, label="precision", zorder=2)
-    axes.set_yticks(rows, [score.name for score in worst])
-    axes.invert_yaxis()
-    axes.set_xlim(-0.02, 1.02)
+    for kind, counts, shift, marker, color in (
+        ("recall: fraction of the class that was found", found.sum(axis=1), -0.16, "o", COLORS["new"]),
+        ("precision: fraction of the predictions that are right", found.sum(axis=0), 0.16, "D", "#4a7fb0"),
+    ):
+        # The precision of a class that was never predicted is undefined.
+        rows, drawn = np.array([(row, i) for row, i in enumerate(worst) if counts[i]]).reshape(-1, 2).T
+        value = np.diag(found)[drawn] / counts[drawn]
+        low, high = fraction_intervals(np.diag(found)[drawn], counts[drawn])
+        axes.errorbar(
+            value,
+            rows + shift,
+            xerr=(value - low, high - value),
+            fmt=marker,
+            color=color,
+            ms=5,
+            lw=1,
+            label=kind,
+        )
+    axes.set_yticks(
+        range(len(worst)), [f"{name} ({scores[i].images:,})" for i, name in zip(worst, names, strict=True)]
+    )
+    axes.set(ylim=(len(worst) - 0.4, -0.6), xlim=(-0.02, 1.02), ylabel="class (test images)")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a class name may contain dollar signs
-    return figure
+    less = f": the {len(worst)} lowest of {len(tested)} classes" if len(worst) < len(tested) else ""
+    figure.suptitle(f"Recall and precision, with 95% intervals{less}", fontsize=11)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9)
+    return without_math(figure)

@@ -13,14 +13,15 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from transfer.common.figures import new_figure
+from transfer.common.text import shorten
 from transfer.evaluation.explanations import Response
 
 HEAT = "inferno"
 """Color map of heat maps. It is perceptually uniform, also when printed in grayscale."""
 
 
-def heat_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> Figure:
-    """Draw each image next to a copy with its heat map."""
+def heat_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], *, note: str = "") -> Figure:
+    """Draw each image next to a copy with its heat map, under a note on all of them."""
     columns = min(3, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
     height = 2.1 * (images.shape[1] / images.shape[2] if len(images) else 1)
@@ -32,11 +33,13 @@ def heat_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> F
         gap = np.ones((len(plain), max(1, plain.shape[1] // 40), 3))
         axes.imshow(np.concatenate([plain, gap, overlay(plain, heat)], axis=1))
         axes.set_axis_off()
-        axes.set_title(_shorten(title), fontsize=10, loc="left", parse_math=False)
+        axes.set_title(shorten(title, 48), fontsize=10, loc="left", parse_math=False)
     if figure.axes:
         bar = figure.axes[min(columns, len(images)) - 1].inset_axes((1.03, 0, 0.03, 1))
         scale = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=bar, ticks=[0, 1])
         scale.ax.set_yticklabels(["none", "max"], fontsize=9)
+    if note:
+        figure.suptitle(note, fontsize=10, x=0.01, ha="left", parse_math=False)
     return figure
 
 
@@ -65,7 +68,7 @@ def response_sheet(responses: Sequence[Response]) -> Figure:
         axes.set_yticks(ticks, [str(response.filter) for response in group], fontsize=9)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        title = f"{_shorten(group[0].layer)}\n{_receptive_field(group[0])}"
+        title = f"{shorten(group[0].layer, 48)}\n{_receptive_field(group[0])}"
         axes.set_title(title, fontsize=10, loc="left", parse_math=False)
         axes.set_ylabel("filter", fontsize=9)
     return figure
@@ -76,7 +79,3 @@ def _receptive_field(response: Response) -> str:
     side, field = response.crops[0].shape[0], response.field
     text = "receptive field: " + ("the whole image" if math.isinf(field) else f"{field:.0f} px")
     return text + (f", crops: {side} px" if side != field else "")
-
-
-def _shorten(text: str, most: int = 48) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -27,6 +27,9 @@ from transfer.networks.gradients import (
 )
 from transfer.networks.graphs import Node
 
+MIN_CELLS = 5
+"""Height or width in cells below which a Grad-CAM map is rough: it cannot show which part of an object counts."""
+
 _MIN_CROP = 8  # pixels; a smaller crop shows only a color
 
 
@@ -86,6 +89,17 @@ def grad_cam(
             row[:] = Image.fromarray(small).resize(row.shape[::-1], Image.Resampling.BILINEAR)
     highest = heat.max(axis=(1, 2), keepdims=True, initial=0)
     return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
+
+
+def map_note(model: keras.Model, size: tuple[int, int]) -> str:
+    """Describe the feature map behind Grad-CAM for images of a height and width, with a caveat for a coarse one."""
+    nodes = unnested(model)
+    index, joined = find_feature_map(nodes), nodes[head_of(nodes).position]
+    shape = run(nodes, {0: _tensor(np.zeros((1, *size, 3)))}, last=index)[index].shape
+    text = f"Grad-CAM map of {shape[1]} x {shape[2]} cells"
+    if isinstance(joined.op, keras.layers.Concatenate):
+        text += f", of the last of {len(joined.parents)} layers that the head sees"
+    return text + (": rough, do not read details into it" if min(shape[1:3]) < MIN_CELLS else "")
 
 
 def occlusion(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 
 from transfer.common.errors import InputError
-from transfer.common.figures import COLORS, new_figure
+from transfer.common.figures import COLORS, new_figure, without_math
 from transfer.evaluation.metrics import percent_range
 from transfer.evaluation.screening import Screening
 
@@ -56,6 +55,4 @@ def sensitivity_plot(
     counts = f"{screening.truth.sum():,} positive and {(~screening.truth).sum():,} negative images"
     axes.set_title(title or f"{', '.join(screening.positive)}: {counts}", loc="left", fontsize=11)
     axes.legend(frameon=False, loc="lower left", fontsize=9)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a name may contain dollar signs
-    return figure
+    return without_math(figure)

@@ -18,13 +18,16 @@ from transfer.common.figures import Draw
 from transfer.common.files import replacing
 from transfer.evaluation import evaluation_plots, explanation_plots, explanations
 from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT
 from transfer.frozen.extraction import input_size
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData
 from transfer.images.decoding import decode
+from transfer.networks.graphs import analyze
 from transfer.results import plots
 from transfer.results.finished_runs import FinishedRun
 from transfer.results.predict import BATCH, Prediction
+from transfer.results.run_metrics import describe_training
 from transfer.results.run_writer import RunResults
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ SHEET = 24
 """Number of images in the figure of predictions."""
 
 MAX_MISTAKES = 12
-"""Maximum number of mistakes with heat maps, the highest loss first."""
+"""Maximum number of mistakes with heat maps, the highest confidence in the wrong class first."""
 
 MAX_SEARCHED = 64
 """Maximum number of test images in which the strongest responses of each filter are searched."""
@@ -61,25 +64,46 @@ def run_drawings(results: RunResults) -> dict[str, Draw]:
     model, data, evaluation = results.model, results.data, results.evaluation
     drawings = {
         "learning_curves": results.training.plot,
-        "network": lambda: _network(model, data, results.config.unfreeze_from),
+        "network": lambda: _network(results),
     }
     return drawings if evaluation is None else drawings | evaluation_drawings(model, data, evaluation)
 
 
-def _network(model: keras.Model, data: ImageData, unfreeze_from: str | None) -> Figure:
-    """Draw the network by blocks, under a title that describes the case."""
+def _network(results: RunResults) -> Figure:
+    """Draw the network by blocks, under a title that describes the model."""
+    model, config = results.model, results.config
     decision = decision_of(model)
-    policy, several = POLICIES[decision.case], len(decision.cuts)
-    idea = f"freeze the network, train a new head on {several} layers" if several > 1 else policy.idea
-    more = f"; train {unfreeze_from} and the layers after it" if unfreeze_from else ""
+    case = f"Case {POLICIES[decision.case].number}, {decision.case}"
+    blocks, legend = network_blocks(model), dict(plots.STATES)
     if decision.fine_tuned is False:
-        idea, more = "train a new head; fine-tuning did not improve it and was undone", ""
+        legend["frozen"] = "pre-trained, not changed"
+    if config.weights == "none":
+        legend["trained"] = "random, then trained"
+    normalized = any(isinstance(x, keras.layers.BatchNormalization) for x in model.layers)
+    if normalized and decision.pin_batchnorm and any(state == "trained" for _, state in blocks):
+        legend["trained"] += " (BatchNormalization pinned)"
     return plots.network_by_blocks(
-        f"Case {policy.number}, {decision.case}: {idea}{more}",
-        decision.blocks,
+        f"{case}: {describe_training(results.metrics, config)}",
+        blocks,
+        taps=decision.cuts,
         input_text="image\nRGB, 0 to 255\n(scaled inside)",
-        output_text=f"{data.num_classes} classes",
+        output_text=f"{results.data.num_classes} classes",
+        legend=legend,
     )
+
+
+def network_blocks(model: keras.Model) -> list[tuple[str, str]]:
+    """Return the blocks of a built model with their states, and the cuts that do not end a block."""
+    decision, names = decision_of(model), analyze(model).names
+    count = len(decision.kept)
+    states, rest = dict(decision.blocks[:count]), decision.blocks[count:]
+    trained = any(layer.trainable_weights for layer in model.layers[:-1])
+    state = next(iter(states.values()), "trained" if trained else "frozen")
+    blocks = []
+    for layer in sorted({*decision.kept, *decision.cuts}, key=names.index):
+        state = states.get(layer, state)
+        blocks.append((layer, state))
+    return blocks + rest
 
 
 def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Draw]:
@@ -87,22 +111,31 @@ def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluat
     drawings: dict[str, Draw] = {
         "confusion_matrix": evaluation.plot_confusion,
         "classes": evaluation.plot_classes,
-        "calibration": evaluation.plot_calibration,
         "predictions": lambda: evaluation_plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
         "blocks": lambda: _filters(local_copy(model), data),
     }
+    if len(evaluation.labels) >= MIN_IMAGES_TO_PLOT:
+        drawings["calibration"] = evaluation.plot_calibration
     if len(evaluation.mistakes):
         drawings["mistakes"] = lambda: _mistakes(local_copy(model), data, evaluation)
     return drawings
 
 
 def _mistakes(model: keras.Model, data: ImageData, evaluation: Evaluation) -> Figure:
-    """Draw the mistakes with the highest loss, with Grad-CAM."""
+    """Draw the mistakes with the highest confidence in the wrong class, with Grad-CAM."""
     size, mistakes = input_size(model, data), evaluation.mistakes[:MAX_MISTAKES].tolist()
     images = np.stack([data.test.image(i, size) for i in mistakes])
     heat = explanations.grad_cam(model, images)
     captions = [evaluation_plots.prediction_caption(evaluation, i) for i in mistakes]
-    return explanation_plots.heat_sheet(images, heat, captions)
+    note = explanations.map_note(model, size)
+    title = mistakes_title(len(mistakes), len(evaluation.mistakes))
+    return explanation_plots.heat_sheet(images, heat, captions, note=f"{title}\n{note}")
+
+
+def mistakes_title(shown: int, total: int) -> str:
+    """Return the title of the figure of mistakes, with the order and the number of those that are left out."""
+    count = f"{shown} of {total:,}" if shown < total else f"all {total}"
+    return f"Surest mistakes, sorted by the confidence in the wrong class ({count})"
 
 
 def _filters(model: keras.Model, data: ImageData) -> Figure:
@@ -128,6 +161,7 @@ def write_heat_maps(run: FinishedRun, predictions: Sequence[Prediction], folder:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
+    note = explanations.map_note(run.model, run.image_size)
     for start in range(0, len(predictions), BATCH):
         batch = predictions[start : start + BATCH]
         images = np.stack(
@@ -139,6 +173,6 @@ def write_heat_maps(run: FinishedRun, predictions: Sequence[Prediction], folder:
         heats = explanations.grad_cam(run.model, images)
         for i, (one, image, heat) in enumerate(zip(batch, images, heats, strict=True), start=start + 1):
             caption = f"{one.label} {one.probability or 0:.0%}"
-            figure = explanation_plots.heat_sheet(image[None], heat[None], [caption])
+            figure = explanation_plots.heat_sheet(image[None], heat[None], [caption], note=note)
             with replacing(folder / f"{i:04}-{Path(one.name).stem[:80]}.png") as partial:
                 figure.savefig(partial, format="png", dpi=110)

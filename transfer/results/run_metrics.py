@@ -1,15 +1,18 @@
-"""Collect the values of a run's `metrics.json`."""
+"""Collect the values of a run's `metrics.json`, and describe its model by them."""
 
 from __future__ import annotations
 
 import math
 import resource
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from transfer.cases.decisions import decision_of
+from transfer.cases.policies import POLICIES, Case
+from transfer.config import TrainConfig
 from transfer.distributed.process_group import versions
 from transfer.evaluation.evaluate import Evaluation
 from transfer.images.datasets import ImageData
@@ -51,6 +54,24 @@ def collect_metrics(
         "trainable_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
         "versions": versions(),
     }
+
+
+def describe_training(metrics: Mapping[str, Any], config: TrainConfig) -> str:
+    """Return what the model of a run is: its frozen, fine-tuned and new layers."""
+    cuts = metrics.get("cuts") or (metrics["cut"],)
+    several, weights = len(cuts) > 1, "random" if config.weights == "none" else "pre-trained"
+    seen = f"on {len(cuts)} layers of" if several else "on"
+    if metrics.get("rolled_back"):
+        undone = "fine-tuning did not improve the validation accuracy and was undone"
+        return f"a new head {seen} the frozen network ({undone})"
+    if POLICIES[Case.parse(metrics["case"])].frozen and config.unfreeze_from is None:
+        whole = "the frozen network" if weights == "pre-trained" else "a frozen network with random weights"
+        return f"a new head {seen} {whole}" + ("" if several else f", after {cuts[0]}")
+    head = f"a new head {seen} the network" if several else f"a new head after {cuts[0]}"
+    if config.unfreeze_from is not None:
+        return f"{head}; {config.unfreeze_from} and the layers after it are fine-tuned, the others frozen"
+    start = "random" if metrics.get("init") == "random" else weights
+    return f"{head}, all layers trained from {start} weights"
 
 
 def _peak_bytes() -> int:

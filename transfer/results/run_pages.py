@@ -14,8 +14,10 @@ from transfer.cases.policies import POLICIES, Case, Policy
 from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
 from transfer.common.text import format_duration
+from transfer.config import TrainConfig
 from transfer.evaluation.evaluate import Evaluation
-from transfer.evaluation.metrics import mcnemar_test, percent_range
+from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT, mcnemar_test, percent_range
+from transfer.results.run_metrics import describe_training
 from transfer.results.run_records import RunRecord
 
 Thumbnail = Callable[[str], np.ndarray | None]
@@ -25,13 +27,13 @@ CALIBRATION_GAP = 0.05
 
 CAPTIONS = {
     "four_cases": "These data among the four cases, with known data sets for comparison.",
-    "layer_curve": "Cross-validated accuracy of a linear probe on each layer.",
-    "network": "The network by blocks: frozen, fine-tuned, new, or cut away.",
-    "learning_curves": "Learning curves, or the regularization path of a head that was solved exactly.",
+    "layer_curve": "Cross-validated accuracy of a linear head on each single layer, and on all layers together.",
+    "network": "The network by blocks, with the layers that the head sees.",
+    "learning_curves": "Loss and accuracy by epoch.",
     "confusion_matrix": "Confusion matrix: rows are true classes, columns are predicted classes.",
-    "classes": "Precision and recall by class, the lowest F1 first.",
-    "calibration": "Reliability diagram: accuracy by confidence.",
-    "mistakes": "The mistakes with the highest loss, with Grad-CAM heat maps.",
+    "classes": "Recall and precision by class with 95% intervals, the lowest F1 first.",
+    "calibration": "Reliability diagram: accuracy by confidence, in bins of nearly equal numbers of images.",
+    "mistakes": "The mistakes with the highest confidence in the wrong class, with Grad-CAM heat maps.",
     "predictions": "Test images with their predicted classes.",
     "blocks": "Image regions with the strongest responses of some filters, by block.",
 }
@@ -57,20 +59,50 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
         tiles=_tiles(record),
         sections=[(key, title) for key, (title, content) in sections.items() if content is not None],
         figures={
-            name: (data_uri(content), alt_text(name, evaluation, lead), CAPTIONS[name])
+            name: (data_uri(content), alt_text(name, evaluation, lead), _caption(name, record))
             for name, content in record.figures.items()
         },
         advice=record.advice,
         choices=_choices(record.advice) if record.advice else [],
+        outcome=_outcome(record),
         costs=_costs(record),
         data_part=record.data.to_part(thumbnail) if record.data else "",
         command=dataclasses.replace(record.config, output=None, split=None).command,
-        options=[(k, v) for k, v in dataclasses.asdict(record.config).items() if v is not None],
+        options=_options(record.config),
         versions=_versions(record),
-        **_test_values(evaluation, record.details.get("label_issues", [])[:50]),
+        **_test_values(
+            evaluation, record.details.get("label_issues", [])[:50], calibrated=record.config.calibrate
+        ),
     )
     title = f"{record.name}: case {_policy(record).number}, {record.metrics['case']}"
     return str(render("page.html", title=title, parts=[part]))
+
+
+def _caption(name: str, record: RunRecord) -> str:
+    """Return the caption of a figure of a run."""
+    solved = record.metrics.get("regularization") is not None and _policy(record).frozen
+    if name == "learning_curves" and solved and record.config.unfreeze_from is None:
+        return "Choice of the regularization strength of the head, which was solved exactly, without epochs."
+    return CAPTIONS[name]
+
+
+def _options(config: TrainConfig) -> list[tuple[str, Any]]:
+    """Return the options that differ from their defaults, and the seed."""
+    pairs = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    return [(field.name, v) for field, v in pairs if v != field.default or field.name == "seed"]
+
+
+def _outcome(record: RunRecord) -> str:
+    """Compare the measured accuracy with the estimate of the advice; say if the run did not follow the advice."""
+    advice, config, measured = record.advice or {}, record.config, record.metrics.get("test_accuracy")
+    sentences = []
+    if config.cut is not None and config.cut != advice.get("cut"):
+        sentences.append(f"This run has the cut {config.cut}, which was given as an option.")
+    interval = record.metrics.get("expected_interval")
+    if measured is not None and interval:
+        side = "in" if interval[0] <= measured <= interval[1] else "outside"
+        sentences.append(f"The measured test accuracy is {measured:.1%}, {side} the estimated interval.")
+    return " ".join(sentences)
 
 
 def evaluation_page(
@@ -85,11 +117,14 @@ def evaluation_page(
     return str(render("page.html", title=title, parts=[part]))
 
 
-def _test_values(evaluation: Evaluation | None, label_issues: Sequence[Any]) -> dict[str, Any]:
+def _test_values(
+    evaluation: Evaluation | None, label_issues: Sequence[Any], *, calibrated: bool = False
+) -> dict[str, Any]:
     """Return the values of `test.html`."""
     return {
         "evaluation": evaluation,
-        "verdict": verdict(evaluation) if evaluation else "",
+        "verdict": verdict(evaluation, calibrated=calibrated) if evaluation else "",
+        "min_calibration": MIN_IMAGES_TO_PLOT,
         "confused": evaluation.confused[:10] if evaluation else [],
         "label_issues": label_issues,
     }
@@ -106,10 +141,7 @@ def _versions(record: RunRecord) -> str:
 
 
 def _lead(record: RunRecord) -> str:
-    layers, idea = len(record.metrics.get("cuts", ())), _policy(record).idea
-    if record.metrics.get("rolled_back"):
-        idea = "new head on the frozen network; fine-tuning did not improve the validation accuracy and was undone"
-    what = f"new head on {layers} frozen layers" if layers > 1 else f"{idea} (cut at {record.metrics['cut']})"
+    what = describe_training(record.metrics, record.config)
     return f"{record.config.model} on {record.config.data}: {what}."
 
 
@@ -147,7 +179,7 @@ def _choices(advice: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def verdict(evaluation: Evaluation) -> str:
+def verdict(evaluation: Evaluation, *, calibrated: bool = False) -> str:
     """Describe the accuracy and the calibration of a model in two or three sentences."""
     confidence = float(evaluation.probabilities.max(axis=1).mean())
     gap, seen = confidence - evaluation.accuracy, evaluation.seen
@@ -164,14 +196,20 @@ def verdict(evaluation: Evaluation) -> str:
         )
     if abs(gap) <= CALIBRATION_GAP:
         return f"{text}, close to the accuracy."
+    if evaluation.interval[0] <= confidence <= evaluation.interval[1]:
+        return f"{text}, within that interval: there are too few images to tell whether the model is overconfident."
     side = "above the accuracy (overconfident)" if gap > 0 else "below the accuracy (underconfident)"
-    return f"{text}, {side}. Try --calibrate."
+    return f"{text}, {side}." + (" Try --calibrate." if not calibrated else "")
 
 
 def _costs(record: RunRecord) -> list[tuple[str, str]]:
     metrics = record.metrics
+    cached = " (all features were in the cache)" if metrics.get("num_computed") == 0 else ""
     rows = [
-        ("feature extraction with the frozen layers", format_duration(metrics["seconds_features"])),
+        (
+            "feature extraction with the frozen layers",
+            f"{format_duration(metrics['seconds_features'])}{cached}",
+        ),
         ("training", format_duration(metrics["seconds_training"])),
         ("total, with loading, advice and test", format_duration(metrics["seconds_total"])),
         ("trainable parameters", f"{metrics['trainable_parameters']:,}"),
@@ -202,7 +240,7 @@ def alt_text(name: str, evaluation: Evaluation | None, lead: str = "") -> str:
         listed = "; ".join(f"confidence {sure:.0%}, accuracy {right:.0%}" for sure, right in points)
         return f"Reliability diagram, calibration error {calibration.error:.3f}: {listed}."
     worst = ", ".join(f"{c.name} (F1 {c.f1:.0%})" for c in _lowest_f1(evaluation, 3))
-    return f"Precision and recall by class. Lowest F1: {worst}."
+    return f"Recall and precision by class. Lowest F1: {worst}."
 
 
 def _lowest_f1(evaluation: Evaluation, count: int) -> list[Any]:

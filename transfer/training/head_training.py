@@ -96,7 +96,8 @@ def _solve(
             scores, truth = log_softmax(x[name] @ head.kernel + head.bias, axis=1), labels[name]
             row[f"{prefix}loss"] = float(-scores[np.arange(len(truth)), truth].mean())
             row[f"{prefix}accuracy"] = float((scores.argmax(axis=1) == truth).mean())
-    log = TrainingLog([row], regularization=head.regularization, tried=head.tried)
+    tried_on = head.chosen_by if head.tried else ""
+    log = TrainingLog([row], regularization=head.regularization, tried=head.tried, tried_on=tried_on)
     return (head.kernel, head.bias), log
 
 

@@ -43,7 +43,9 @@ class TrainingLog:
         computed: number of images whose features were computed; the features of the others were read from the cache.
         engine: inference engine that computed them, such as `"openvino bfloat16"`; `""` if none did.
         regularization: the inverse regularization strength C of a head that was solved exactly; None otherwise.
-        tried: a tuple (C, loss, accuracy) for each value of C that was tried, measured on held-out images.
+        tried: a tuple (C, loss, accuracy) for each value of C that was tried. The lowest loss decides.
+        tried_on: where they were measured: `"validation"` or `"cross-validation"` on the training images; `""` if no
+            values were tried.
         views: number of views of each training image that the frozen layers saw; 1 is the image itself.
         flip: whether augmentation could flip images; None if no images were augmented.
         flip_problem: why flips are off; empty if they are on, or if the caller decided.
@@ -64,6 +66,7 @@ class TrainingLog:
     engine: str = ""
     regularization: float | None = None
     tried: Sequence[tuple[float, float, float]] = ()
+    tried_on: str = ""
     views: int = 1
     flip: bool | None = None
     flip_problem: str = ""
@@ -104,12 +107,14 @@ class TrainingLog:
         from transfer.training import training_plots
 
         if self.exact and self.tried and self.regularization is not None:
-            return training_plots.regularization_path(self.tried, self.regularization)
+            return training_plots.regularization_path(
+                self.tried, self.regularization, measured_on=self.tried_on
+            )
         if not self.rows:
             raise InputError(
                 "Expected a log with one epoch or more, to draw it. Received one without epochs."
             )
-        return training_plots.learning_curves(self.rows)
+        return training_plots.learning_curves(self.rows, kept_row=self.kept_row)
 
     def __repr__(self) -> str:
         phases = Counter(str(row.get("phase")) for row in self.rows)
@@ -139,6 +144,7 @@ class TrainingLog:
             engine=phase.engine or self.engine,
             regularization=self.regularization if phase.regularization is None else phase.regularization,
             tried=phase.tried or self.tried,
+            tried_on=phase.tried_on or self.tried_on,
             views=max(self.views, phase.views),
             flip=self.flip if phase.flip is None else phase.flip,
             flip_problem=phase.flip_problem or self.flip_problem,
