@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from transfer.common.figures import COLORS, new_figure
 
-
 PHASES = {"head": "head", "fine-tune": "fine-tuning", "from-scratch": "from random weights"}
 """Phases of training, with their names in figures."""
 
