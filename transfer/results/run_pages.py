@@ -14,11 +14,11 @@ from transfer.cases.policies import POLICIES, Case, Policy
 from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
 from transfer.common.text import format_duration
-from transfer.config import TrainConfig
 from transfer.evaluation.evaluate import Evaluation
 from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT, mcnemar_test, percent_range
 from transfer.results.run_metrics import describe_training
 from transfer.results.run_records import RunRecord
+from transfer.training.option_table import APPLIES, Situation, ignored_options
 
 Thumbnail = Callable[[str], np.ndarray | None]
 
@@ -68,7 +68,7 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
         costs=_costs(record),
         data_part=record.data.to_part(thumbnail) if record.data else "",
         command=dataclasses.replace(record.config, output=None, split=None).command,
-        options=_options(record.config),
+        options=_options(record),
         versions=_versions(record),
         **_test_values(
             evaluation, record.details.get("label_issues", [])[:50], calibrated=record.config.calibrate
@@ -80,16 +80,29 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
 
 def _caption(name: str, record: RunRecord) -> str:
     """Return the caption of a figure of a run."""
-    solved = record.metrics.get("regularization") is not None and _policy(record).frozen
-    if name == "learning_curves" and solved and record.config.unfreeze_from is None:
+    if name == "learning_curves" and _solved(record):
         return "Choice of the regularization strength of the head, which was solved exactly, without epochs."
     return CAPTIONS[name]
 
 
-def _options(config: TrainConfig) -> list[tuple[str, Any]]:
-    """Return the options that differ from their defaults, and the seed."""
-    pairs = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
-    return [(field.name, v) for field, v in pairs if v != field.default or field.name == "seed"]
+def _options(record: RunRecord) -> list[tuple[str, Any]]:
+    """Return the options that the user set, those that shaped the training, and the seed."""
+    config, solved = record.config, _solved(record)
+    values = dataclasses.asdict(config)
+    situations = {Situation.EXACT} if solved else config.situations
+    unused = ignored_options(values, situations)
+    shown = {*config.given, *(APPLIES.keys() - unused.keys()), "seed"}
+    return [
+        (name, f"{value} (no effect)" if name in unused else value)
+        for name, value in values.items()
+        if name in shown and value is not None
+    ]
+
+
+def _solved(record: RunRecord) -> bool:
+    """Return whether the head was solved exactly and nothing else was trained."""
+    solved = record.metrics.get("regularization") is not None and _policy(record).frozen
+    return solved and record.config.unfreeze_from is None
 
 
 def _outcome(record: RunRecord) -> str:

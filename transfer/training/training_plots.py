@@ -46,8 +46,9 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], *, kept_row: int | None =
 
 def _phases(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
     """Return each phase in its order, with its first row and the row after its last."""
-    starts = [i for i, row in enumerate(rows) if not i or row["phase"] != rows[i - 1]["phase"]]
-    return [(rows[i]["phase"], i, end) for i, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    names = [row.get("phase", "") for row in rows]
+    starts = [i for i, name in enumerate(names) if not i or name != names[i - 1]]
+    return [(names[i], i, end) for i, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
 def _draw_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str, color: str) -> None:
