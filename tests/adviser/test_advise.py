@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from helpers.networks import assert_bit_equal, flags, make_tiny, raw_images, snapshot
 
-from transfer.adviser.advise import MIN_IMAGES, advise
+from transfer.adviser.advise import MIN_IMAGES, advise, growth_of
+from transfer.adviser.curves import SizePoint
 from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import Case
 from transfer.common.errors import InputError
@@ -70,7 +71,7 @@ def test_text_and_json_have_the_same_content(advised):
         "90% interval",
         "Data size:",
         "Layers",
-        "<- best cut",
+        "<- best single layer",
         "->",
     ):
         assert word in text, word
@@ -86,6 +87,11 @@ def test_shuffled_labels_have_no_signal_and_no_trial(shuffled_folder):
     assert found.to_text().count("shuffled labels") == 1 and "no-signal" not in {
         w.kind for w in found.warnings
     }
+
+
+@pytest.mark.parametrize(("accuracies", "growth"), [((0.5, 0.97), 0.03), ((0.7, 0.6), 0.0), ((0.9,), 0.0)])
+def test_more_images_promise_no_accuracy_above_1_and_no_loss(accuracies, growth):
+    assert growth_of([SizePoint(50, accuracy, 0.01) for accuracy in accuracies]) == pytest.approx(growth)
 
 
 def test_the_network_is_not_changed(colors):

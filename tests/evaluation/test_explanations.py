@@ -15,7 +15,7 @@ from helpers.networks import assert_bit_equal, calibrate, flags, make_tiny, poli
 from transfer.cases import builders
 from transfer.common.errors import InputError
 from transfer.evaluation import explanation_plots
-from transfer.evaluation.explanations import agreement, grad_cam, occlusion, strongest_responses
+from transfer.evaluation.explanations import agreement, grad_cam, map_note, occlusion, strongest_responses
 from transfer.networks import surgery
 from transfer.networks.gradients import head_of, receptive_fields, run, shown_layers, unnested
 
@@ -346,6 +346,15 @@ def test_few_images_and_inactive_filters():
     assert [len(one.crops) for one in strongest_responses(model, images, layers=["colors"])] == [2, 2]
 
 
+def test_the_note_on_heat_maps_warns_of_few_cells_and_names_the_explained_layer():
+    assert map_note(by_hand(), (32, 48)) == "Grad-CAM map of 16 x 24 cells"
+    assert map_note(by_hand((None, None)), (8, 32)).startswith("Grad-CAM map of 4 x 16 cells: rough")
+    several = builders.small_similar(make_tiny(), 3, cut=["block1_add", "block2_add"], preprocessing="tf")
+    assert "of the last of 2 layers that the head sees" in map_note(several, (32, 32))
+    sheet = explanation_plots.heat_sheet(np.zeros((1, 8, 8, 3)), np.zeros((1, 8, 8)), ["t"], note="rough")
+    assert sheet.get_suptitle() == "rough"
+
+
 def test_figures_can_be_drawn(tmp_path):
     images, _ = blobs(7)
     model = make_tiny(image_size=32)
@@ -364,7 +373,7 @@ def test_on_jax_without_tensorflow():
     code = WITHOUT + (
         "import numpy as np\n"
         "from evaluation.test_explanations import blobs, by_hand\n"
-        "from transfer.evaluation.explanations import agreement, grad_cam, occlusion, strongest_responses\n"
+        "from transfer.evaluation.explanations import agreement, grad_cam, map_note, occlusion, strongest_responses\n"
         "model, (images, corners) = by_hand(), blobs(4)\n"
         "heat = grad_cam(model, images)\n"
         "best = [np.unravel_index(one.argmax(), one.shape) for one in heat]\n"

@@ -250,7 +250,7 @@ class Advice:
             return []
         names, step = self.curve.names, -(-len(self.curve.names) // MAX_LAYERS)
         rows = [
-            (name, probe, "  <- best cut" if name == self.curve.cut else "")
+            (name, probe, "  <- best single layer" if name == self.curve.cut else "")
             for i, (name, probe) in enumerate(zip(names, self.curve.probes, strict=True))
             if (len(names) - 1 - i) % step == 0 or name == self.curve.cut
         ]

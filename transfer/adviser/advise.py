@@ -183,6 +183,14 @@ def head_evidence(curve: LayerCurve) -> tuple[HeadEvidence, ...]:
     )
 
 
+def growth_of(sizes: Sequence[SizePoint]) -> float:
+    """Return the expected gain of accuracy from twice as many images, to an accuracy of 1 at most."""
+    if len(sizes) < 2:
+        return 0.0
+    growth = GROWTH_DECAY * (sizes[-1].accuracy - sizes[-2].accuracy)
+    return min(max(0.0, growth), 1 - sizes[-1].accuracy)
+
+
 def _evidence(
     data: ImageData,
     sample: SampleFeatures,
@@ -192,8 +200,6 @@ def _evidence(
     timing: Trial | None,
 ) -> Evidence:
     counts = np.bincount(data.train.labels)
-    growth = GROWTH_DECAY * (sizes[-1].accuracy - sizes[-2].accuracy) if len(sizes) > 1 else 0.0
-    growth = min(growth, 1 - sizes[-1].accuracy) if sizes else growth
     seconds_per_image = sample.seconds_per_image or 0.0
     if sample.seconds_per_image is None and timing is not None:  # the features were cached
         seconds_per_image = timing.seconds_per_step / BATCH_SIZE / FORWARD_PASSES
@@ -203,7 +209,7 @@ def _evidence(
         num_test=len(data.test),
         num_classes=data.num_classes,
         heads=() if curve is None else head_evidence(curve),
-        growth=max(0.0, growth),
+        growth=growth_of(sizes),
         chance=float(counts.max() / counts.sum()),
         signal=curve is None or curve.signal,
         pixel_accuracy=None if curve is None else _pixel_accuracy(sample),
