@@ -30,7 +30,7 @@ OTHER = TrainConfig(
     epochs=7,
     batch_size=5,
     learning_rate=1e-3,
-    augment="none",
+    augment="strong",
     flip="no",
     class_weights=True,
     solver="sgd",
@@ -205,6 +205,11 @@ def test_values_out_of_range_are_refused_wherever_they_come_from(name, value, ya
     ):
         with pytest.raises(InputError, match=rf"{name.replace('augment', 'augmentation')}.*{value}"):
             give()
+
+
+def test_views_without_augmentation_are_refused():
+    with pytest.raises(InputError, match="views=3, augment='none'"):
+        parse_arguments(["--views", "3", "--augment", "none"])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from transfer.common.files import write_text
 from transfer.common.old_names import OLD_OPTIONS
 from transfer.distributed.cluster import STRATEGIES
 from transfer.frozen.openvino_engine import ENGINES
-from transfer.images.augmentation import AUGMENTATIONS, MIXES
+from transfer.images.augmentation import AUGMENTATIONS, MIXES, check_views
 from transfer.images.data_config import DataConfig
 from transfer.images.decoding import RESIZES
 from transfer.training.option_table import SOLVERS, SWITCHES, Situation, ignored_options, situations_of
@@ -132,6 +132,7 @@ class TrainingOptions:
         if not 0 <= self.dropout < 1:
             raise InputError(f"Expected dropout from 0 to below 1. Received: {self.dropout}.")
         _check_choices(self, "optimizer", "flip", "augment", "solver")
+        check_views(self.views or 1, self.augment)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,10 @@ from transfer.evaluation.metrics import (
     percent_range,
     top_k,
 )
-from transfer.frozen.extraction import BATCH_SIZE, check_views, extract, frozen_feature_extractor, input_size
+from transfer.frozen.extraction import BATCH_SIZE, extract, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.shared_pass import local_copy
+from transfer.images.augmentation import check_views
 from transfer.images.datasets import ImageData, Split, check_data
 from transfer.images.flips import flip_problem
 from transfer.images.pipeline import make_dataset, plain_errors

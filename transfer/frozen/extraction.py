@@ -14,7 +14,6 @@ import numpy as np
 
 from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
-from transfer.common.whole_numbers import at_least
 from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.engines import Engine, make_engine, relative_error
@@ -29,6 +28,7 @@ from transfer.frozen.shared_pass import (
     missing_rows,
 )
 from transfer.frozen.store_keys import digests_of, open_store
+from transfer.images.augmentation import check_views
 from transfer.images.datasets import ImageData, Split
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks import surgery
@@ -222,15 +222,6 @@ def _per_image(times: BatchTimes) -> float | None:
     if len(times) < 2:
         return None
     return (times[-1][0] - times[0][0]) / sum(count for _, count in times[1:])
-
-
-def check_views(views: int, augment: str) -> None:
-    """Raise InputError if the number of views does not fit the augmentation."""
-    if not at_least(1, views) or (views > 1 and augment == "none"):
-        raise InputError(
-            "Expected a whole number of views of at least 1, and an augmentation if views is above 1. Received: "
-            f"views={views!r}, augment={augment!r}."
-        )
 
 
 def _seeds(digests: Sequence[str]) -> np.ndarray:

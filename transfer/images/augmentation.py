@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transfer.common.errors import unknown
+from transfer.common.errors import InputError, unknown
+from transfer.common.whole_numbers import at_least
 
 AUGMENTATIONS = ("none", "light", "standard", "strong")
 """Levels of augmentation:
@@ -32,6 +33,15 @@ ERASED = 0.25
 
 RANDAUGMENT_OPS = 2
 """Number of RandAugment operations per image (Cubuk et al. 2020, arXiv:1909.13719)."""
+
+
+def check_views(views: int, augment: str) -> None:
+    """Raise InputError if the number of views does not fit the augmentation."""
+    if not at_least(1, views) or (views > 1 and augment == "none"):
+        raise InputError(
+            "Expected a whole number of views of at least 1, and an augmentation if views is above 1. Received: "
+            f"views={views!r}, augment={augment!r}."
+        )
 
 
 def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:

@@ -16,6 +16,7 @@ from transfer.cases.policies import POLICIES
 from transfer.common.errors import InputError, optional
 from transfer.common.figures import Draw
 from transfer.common.files import replacing
+from transfer.common.streams import progress_bar
 from transfer.evaluation import evaluation_plots, explanation_plots, explanations
 from transfer.evaluation.evaluate import Evaluation
 from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT
@@ -162,17 +163,19 @@ def write_heat_maps(run: FinishedRun, predictions: Sequence[Prediction], folder:
     except OSError as error:
         raise InputError(f"Cannot make {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
     note = explanations.map_note(run.model, run.image_size)
-    for start in range(0, len(predictions), BATCH):
-        batch = predictions[start : start + BATCH]
-        images = np.stack(
-            [
-                decode(Path(one.name), run.image_size, resize=run.resize, pixel_range=run.pixel_range)
-                for one in batch
-            ]
-        )
-        heats = explanations.grad_cam(run.model, images)
-        for i, (one, image, heat) in enumerate(zip(batch, images, heats, strict=True), start=start + 1):
-            caption = f"{one.label} {one.probability or 0:.0%}"
-            figure = explanation_plots.heat_sheet(image[None], heat[None], [caption], note=note)
-            with replacing(folder / f"{i:04}-{Path(one.name).stem[:80]}.png") as partial:
-                figure.savefig(partial, format="png", dpi=110)
+    with progress_bar(total=len(predictions), desc="heat maps", unit=" images", leave=False, delay=1) as bar:
+        for start in range(0, len(predictions), BATCH):
+            batch = predictions[start : start + BATCH]
+            images = np.stack(
+                [
+                    decode(Path(one.name), run.image_size, resize=run.resize, pixel_range=run.pixel_range)
+                    for one in batch
+                ]
+            )
+            heats = explanations.grad_cam(run.model, images)
+            for i, (one, image, heat) in enumerate(zip(batch, images, heats, strict=True), start=start + 1):
+                caption = f"{one.label} {one.probability or 0:.0%}"
+                figure = explanation_plots.heat_sheet(image[None], heat[None], [caption], note=note)
+                with replacing(folder / f"{i:04}-{Path(one.name).stem[:80]}.png") as partial:
+                    figure.savefig(partial, format="png", dpi=110)
+                bar.update()

@@ -18,10 +18,10 @@ from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.distributed.process_group import current_group, versions
 from transfer.distributed.strategies import scope_of
-from transfer.frozen.extraction import KnownFeatures, check_views, frozen_feature_extractor, input_size
+from transfer.frozen.extraction import KnownFeatures, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
-from transfer.images.augmentation import AUGMENTATIONS
+from transfer.images.augmentation import AUGMENTATIONS, check_views
 from transfer.images.datasets import ImageData
 from transfer.images.flips import flip_problem
 from transfer.networks import surgery
