@@ -46,7 +46,7 @@ def _row(head: str = "", network: str = "", **exceptions: str) -> dict[Situation
 
 
 APPLIES: dict[str, dict[Situation, str]] = {
-    "epochs": _row("yes", "yes", exact=""),
+    "epochs": _row("yes", "yes", exact="error"),
     "batch_size": _row("yes", "yes", exact="with --batchnorm adapted"),
     "optimizer": _row("yes", "yes", exact=""),
     "learning_rate": _row("yes", "yes", exact=""),
@@ -84,10 +84,7 @@ _REASONS = {
 
 
 def ignored_options(given: Mapping[str, Any], situations: Collection[Situation]) -> dict[str, str]:
-    """Return the options without effect in any of these kinds of training, each with a key of its reason.
-
-    `given` has the options that differ from their defaults.
-    """
+    """Return which of the options that differ from their defaults have no effect, each with the key of its reason."""
     return {
         name: _reason(name, given, frozenset(situations))
         for name in given
