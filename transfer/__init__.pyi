@@ -56,6 +56,7 @@ from .evaluation.screening import screening as screening
 # Finished runs: load, predict, explain, export.
 from .results.finished_runs import FinishedRun as FinishedRun
 from .results.finished_runs import load_run as load_run
+from .results.saved_runs import save_run as save_run
 from .results.predict import Prediction as Prediction
 from .results.predict import Predictions as Predictions
 from .results.predict import predict as predict

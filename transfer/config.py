@@ -357,12 +357,13 @@ def load_config(path: str | Path) -> TrainConfig:
     return TrainConfig(**checked)
 
 
-def save_config(config: TrainConfig, path: str | Path) -> None:
-    """Write options as YAML that `load_config` reads."""
+def save_config(config: TrainConfig, path: str | Path, *, comment: str = "") -> None:
+    """Write options as YAML that `load_config` reads, below a comment."""
     import yaml
 
     values = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
-    write_text(Path(path), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    head = f"# {comment}\n" if comment else ""
+    write_text(Path(path), head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _typed(name: str, value: Any, path: str | Path) -> Any:

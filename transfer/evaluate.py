@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfer.common import streams
-from transfer.common.commands import add_custom_objects, run_command
+from transfer.common.commands import add_model_options, run_command
 from transfer.common.errors import InputError
 from transfer.common.files import write_text
 from transfer.common.parsers import Parser, take_place
@@ -55,7 +55,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     from transfer.results.finished_runs import load_run
     from transfer.results.prediction_files import write_predictions
 
-    run = load_run(parsed.run, custom_objects=parsed.custom_objects)
+    run = load_run(parsed.run, custom_objects=parsed.custom_objects, class_names=parsed.class_names)
     data = run.data(parsed.data)
     known = training_digests(run.folder / SPLIT)
     seen = sum(digest in known for digest in data.test.digests)
@@ -106,7 +106,7 @@ def _parser() -> Parser:
     parser.add_argument("--assert-accuracy-at-least", type=float, metavar="X", help=least)
     engine = "engine of frozen layers: auto, keras or openvino (default: auto)"
     parser.add_argument("--engine", default="auto", help=engine)
-    add_custom_objects(parser)
+    add_model_options(parser)
     return parser
 
 

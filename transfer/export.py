@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from transfer.common import streams
-from transfer.common.commands import add_custom_objects, run_command
+from transfer.common.commands import add_model_options, run_command
 from transfer.common.parsers import Parser
 from transfer.exporters.export import MAX_IMAGES, check_arguments, export
 
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         strategies.start_quietly()
         from transfer.results.finished_runs import load_run
 
-        run = load_run(options.pop("run"), custom_objects=options.pop("custom_objects"))
+        loading = {name: options.pop(name) for name in ("custom_objects", "class_names")}
+        run = load_run(options.pop("run"), **loading)
         streams.print_text(export(run, **options).to_text() + "\n")
 
     stopped = "Stopped. Nothing was written."
@@ -52,7 +53,7 @@ def _parser() -> Parser:
         f"maximum number of images for verification, and of training images for int8 (default: {MAX_IMAGES})"
     )
     parser.add_argument("--max-images", type=int, default=MAX_IMAGES, metavar="N", help=most)
-    add_custom_objects(parser)
+    add_model_options(parser)
     return parser
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transfer.common import streams
-from transfer.common.commands import add_custom_objects, run_command
+from transfer.common.commands import add_model_options, run_command
 from transfer.common.errors import InputError
 from transfer.common.parsers import Parser
 from transfer.images.image_inputs import Image, find_images
@@ -70,7 +70,7 @@ def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
     strategies.start_quietly()
     from transfer.results.finished_runs import load_run
 
-    run = load_run(parsed.run, custom_objects=parsed.custom_objects)
+    run = load_run(parsed.run, custom_objects=parsed.custom_objects, class_names=parsed.class_names)
     print_row, finish = _printer(parsed.format, min(parsed.top, len(run.class_names)))
     skipped, good = [], []
     for prediction in predictions(run, items, engine=parsed.engine, progress=True):
@@ -143,7 +143,7 @@ def _parser() -> Parser:
     parser.add_argument("--gradcam", nargs="?", const="gradcam", metavar="DIR", help=folder)
     engine = "engine for many images: auto, keras or openvino (default: auto)"
     parser.add_argument("--engine", default="auto", help=engine)
-    add_custom_objects(parser)
+    add_model_options(parser)
     return parser
 
 

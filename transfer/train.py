@@ -280,24 +280,15 @@ def _write(
     metrics: dict[str, Any],
     start: float,
 ) -> None:
-    """Write the complete run first, on another disk if necessary, and then its figures and pages."""
-    from transfer.results import rescue, run_figures, run_metrics, run_writer
+    """Write the complete run, on another disk if necessary."""
+    from transfer.results import rescue, run_writer, saved_runs
 
-    results = run_writer.RunResults(
-        model=model,
-        config=replace(config, output=None, resume=False),
-        data=data,
-        training=training,
-        evaluation=evaluation,
-        metrics={**run_metrics.collect_metrics(model, data, training, evaluation), **metrics},
-        label_issues=run_figures.label_issues_of(evaluation) if evaluation else (),
-        seconds=time.perf_counter() - start,
+    config = replace(config, output=None, resume=False)
+    results = saved_runs.results_of(
+        config, model, data, training, evaluation, metrics=metrics, seconds=time.perf_counter() - start
     )
     rescue.write_somewhere(folder, lambda place: run_writer.write_run(place, results))
-    try:
-        run_writer.write_report(folder, run_figures.run_drawings(results), thumbnail=data.thumbnail)
-    except KeyboardInterrupt:
-        log.warning("Stopped before all figures and pages were written. The run is complete.")
+    saved_runs.write_report(folder, results)
 
 
 def _find_learning_rate(config: TrainConfig, model: keras.Model, data: ImageData) -> Path:

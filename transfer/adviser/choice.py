@@ -78,12 +78,16 @@ def _advise(config: TrainConfig, data: ImageData, base: keras.Model, **options: 
 
 
 def _choice_of(config: TrainConfig, advice: Advice) -> Choice:
-    advised = {
+    return Choice(str(advice.case), _options_of(config, advice), advised_metrics(advice))
+
+
+def advised_metrics(advice: Advice) -> dict[str, Any]:
+    """Return the values of an advice for `metrics.json`."""
+    return {
         "similarity": advice.similarity.score if advice.similarity else None,
         "expected_accuracy": advice.choice.expected_accuracy,
         "expected_interval": list(advice.choice.interval),
     }
-    return Choice(str(advice.case), _options_of(config, advice), advised)
 
 
 def _options_of(config: TrainConfig, advice: Advice) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from transfer.common import streams
 from transfer.common.errors import InputError
 
 
-def add_custom_objects(parser: argparse.ArgumentParser) -> None:
-    """Add the flag for the module with the custom layers of a run."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for a model with custom layers, and for one without class names."""
+    names = "class names in the order of the outputs, with commas, for a model file that has none"
+    parser.add_argument("--class-names", type=lambda text: text.split(","), metavar="A,B", help=names)
     text = "Python module or .py file that defines the custom layers of the run; its code is run"
     parser.add_argument("--custom-objects", metavar="MODULE", help=text)
 

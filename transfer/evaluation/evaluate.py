@@ -348,7 +348,7 @@ def evaluate(
         rows = local_copy(model).predict(dataset, verbose=0) if len(own) else np.zeros((0, data.num_classes))
         probabilities = current_group().gather(np.asarray(rows, "float32")).astype("float64")
     probabilities = probabilities.reshape(views, len(part), -1).mean(axis=0)
-    _check_probabilities(model, probabilities)
+    check_probabilities(model, probabilities)
     # Sums in float32 miss 1 by 1e-7, and scikit-learn warns about that.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     seen = seen if split == "test" else len(part)
@@ -376,7 +376,7 @@ def _labeled_data(model: keras.Model, data: Any, labels: Any, split: str) -> tup
     return data, seen
 
 
-def _check_probabilities(model: keras.Model, values: np.ndarray) -> None:
+def check_probabilities(model: keras.Model, values: np.ndarray) -> None:
     """Raise if a model returns logits: their sum may be negative, and dividing by it would reverse their order."""
     low, high = values.min(), values.max()
     if low < -_ROUNDING or high > 1 + _ROUNDING:

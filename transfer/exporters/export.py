@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from transfer.exporters.output_folder import (
     replacing_folder,
 )
 from transfer.exporters.verification import Exported, compare, format_name
+from transfer.images.datasets import ImageData
 from transfer.results.file_names import LABELS
 
 if TYPE_CHECKING:  # TensorFlow is imported only when there is a run to export, so that --help is fast
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # TensorFlow is imported only when there is a run to export, 
 
     from transfer.images.splitting import Split
     from transfer.results.finished_runs import FinishedRun
+    from transfer.training.trained import TrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ KINDS: dict[str, tuple[str | None, ...]] = {
 }
 """File formats, each with its quantizations. A SavedModel is for servers, where size matters less."""
 
+_FILES = (*SUFFIXES.values(), ".pb", ".keras", ".bin")
+
 MAX_IMAGES = 500
 """Default number of held-out images for verification: enough to distinguish 99% agreement from 97%."""
 
@@ -48,30 +52,34 @@ MAX_CALIBRATION = 200
 
 
 def export(
-    run: str | Path | FinishedRun,
-    *,
+    run: str | Path | FinishedRun | keras.Model,
     to: str,
+    *,
     quantize: str | None = None,
     output: str | Path | None = None,
     data: Any = None,
     max_images: int = MAX_IMAGES,
+    class_names: Sequence[str] | None = None,
 ) -> Exported:
-    """Convert a trained run for another runtime, and compare the file with Keras on held-out images.
+    """Convert a trained run or model for another runtime, and compare the file with Keras on held-out images.
 
     A file that disagrees with Keras is discarded, and an earlier export is kept. Every file takes a batch of raw RGB
     images, 0 to 255, as `float32` of the run's image size. A SavedModel instead takes `uint8` images of any size, and
     encoded images with a second signature (see `saved_model.write_saved_model`).
 
     Args:
-        run: The folder of a run, a `.keras` file that `python -m transfer.train` wrote, or a run from `load_run`.
+        run: The folder of a run, a `.keras` file, a run from `load_run` or `save_run`, or a Keras model, such as one
+            that `fit` trained in this process.
         to: Format: `"saved-model"`, `"litert"`, `"onnx"` or `"openvino"`.
         quantize: None, `"float16"` or `"int8"`; not for a SavedModel. Training images set the value ranges of int8.
-        output: Folder to write. None is a folder for this format under `exported` in the run. An earlier export of the
-            same format in it is replaced.
-        data: Labeled images for verification, in any form that `load_data` takes; None is the run's own images. If the
-            run's training images are missing, half of these images set the ranges of int8.
+        output: Folder to write. None is a folder for this format under `exported` in the run; a model needs a folder.
+            An earlier export of the same format in it is replaced.
+        data: Labeled images for verification: `ImageData`, or any form that `load_data` takes. None is the run's own
+            images, or the data that `fit` got if they are still in memory. If the training images are missing, half of
+            these images set the ranges of int8.
         max_images: Maximum number of images for verification, 1 or more. It also limits the number of images that set
             the ranges of int8 (at most 200).
+        class_names: Class names in the order of the probabilities, for a model or a file whose class names are unknown.
 
     Returns:
         The file, with the results of its verification.
@@ -81,7 +89,7 @@ def export(
             something else, or the file disagrees with Keras.
 
     Example:
-        print(export("runs/emoji-small-similar-1", to="onnx", quantize="int8").to_text())
+        print(export("runs/emoji-small-similar-1", "onnx", quantize="int8").to_text())
     """
     check_arguments(to, quantize, output, max_images)
     from transfer.distributed import strategies
@@ -90,28 +98,28 @@ def export(
         raise InputError("Export needs the TensorFlow backend. Run it with KERAS_BACKEND=tensorflow.")
     from transfer.exporters import formats
     from transfer.networks import surgery
-    from transfer.results.finished_runs import FinishedRun, load_run
+    from transfer.results.predict import as_classifier
 
     formats.load_packages(to, quantize)
-    run = run if isinstance(run, FinishedRun) else load_run(run)
-    final = Path(output) if output is not None else default_folder(run.folder, to, quantize)
+    loaded = as_classifier(run, class_names, call="export(run, to")
+    final = _output_of(loaded, to, quantize, output)
     check_replaceable(final, to, quantize)
-    test, train = _images(run, data, max_images, quantize)
-    calibration = None if train is None else _pixels(train, run.image_size)
+    test, train = _images(loaded, data, max_images, quantize)
+    calibration = None if train is None else _pixels(train, loaded.image_size)
     # Files compute in float32 at one size. A model in bfloat16 would differ by more than the check allows.
-    model = surgery.clone(run.model, image_size=run.image_size, precision="float32")
+    model = surgery.clone(loaded.model, image_size=loaded.image_size, precision="float32")
     name = format_name(to, quantize)
-    log.info("Converting %s to %s", run.name, name)
+    log.info("Converting %s to %s", loaded.name, name)
     with replacing_folder(final) as partial:
-        notes = file_notes(run, to, quantize)
+        notes = file_notes(loaded, to, quantize)
         with _converter_errors(name):
-            path = _convert(model, run, notes, partial, calibration)
+            path = _convert(model, loaded, notes, partial, calibration)
         log.info("Comparing the file with Keras on %s held-out images", f"{len(test):,}")
         with _converter_errors(name):
-            exported = _verify(model, path, notes, _pixels(test, run.image_size), np.asarray(test.labels))
+            exported = _verify(model, path, notes, _pixels(test, loaded.image_size), np.asarray(test.labels))
         if exported.problem:
             raise _rejection(exported, final)
-        (partial / LABELS).write_text("".join(f"{name}\n" for name in run.class_names), encoding="utf-8")
+        (partial / LABELS).write_text("".join(f"{name}\n" for name in loaded.class_names), encoding="utf-8")
         notes["check"] = {key: value for key, value in exported.to_dict().items() if key not in notes}
         text = json.dumps(notes, indent=2, ensure_ascii=False)
         (partial / NOTES).write_text(text + "\n", encoding="utf-8")
@@ -120,6 +128,11 @@ def export(
 
 def check_arguments(to: str, quantize: str | None, output: str | Path | None, max_images: int) -> None:
     """Raise an error for invalid arguments of `export`, before any work."""
+    if Path(str(to)).suffix in _FILES or "/" in str(to):
+        raise InputError(
+            f"Expected a format as the second argument of export: {', '.join(KINDS)}. Received a path: {str(to)!r}. "
+            "The folder to write is the output, such as export(run, 'onnx', output='folder')."
+        )
     if to not in KINDS:
         raise unknown("format", to, KINDS)
     quantizations = ("float16", "int8")
@@ -130,23 +143,37 @@ def check_arguments(to: str, quantize: str | None, output: str | Path | None, ma
         raise InputError(f"Expected quantize={quantize!r} with one of {able}. Received it with {to}.")
     if isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 1:
         raise InputError(f"Expected max_images of 1 or more. Received: {max_images!r}.")
-    if output is not None and Path(output).suffix in (*SUFFIXES.values(), ".pb", ".keras", ".bin"):
+    if output is not None and Path(output).suffix in _FILES:
         raise InputError(
             f"Expected a folder as output, for the file, its class names and its notes. Received: {output}. Pass a "
             f"folder, such as {Path(output).with_suffix('')}."
         )
 
 
-def _images(run: FinishedRun, data: Any, most: int, quantize: str | None) -> tuple[Split, Split | None]:
+def _output_of(
+    run: FinishedRun | TrainedModel, to: str, quantize: str | None, output: str | Path | None
+) -> Path:
+    """Return the folder to write."""
+    if output is not None:
+        return Path(output)
+    folder = getattr(run, "folder", None)
+    if folder is None:
+        raise InputError(
+            f"Expected output=FOLDER to export a model, which has no folder of its own. Received: the model "
+            f"{run.name!r}. Pass a folder, such as output='exported/{to}'."
+        )
+    return default_folder(folder, to, quantize)
+
+
+def _images(
+    run: FinishedRun | TrainedModel, data: Any, most: int, quantize: str | None
+) -> tuple[Split, Split | None]:
     """Return images for verification, and images that set the ranges of int8."""
     train = None
-    if data is None:
-        try:
-            loaded = run.data()
-        except InputError as error:
-            raise InputError(f"{error} Pass images for the verification with --data DIR.") from None
+    if data is None or isinstance(data, ImageData):
+        loaded = _own_images(run, data)
         test = next(part for part in (loaded.test, loaded.val, loaded.train) if len(part))
-        train = loaded.train
+        train = loaded.train if len(loaded.train) else None
         if test is train:
             log.warning("The run has no held-out images: the file is verified on its training images.")
     else:
@@ -163,6 +190,21 @@ def _images(run: FinishedRun, data: Any, most: int, quantize: str | None) -> tup
         train, test = some.take(range(0, len(some), 2)), some.take(range(1, len(some), 2))
     calibration = None if quantize != "int8" or train is None else _sample(train, min(most, MAX_CALIBRATION))
     return _sample(test, most), calibration
+
+
+def _own_images(run: FinishedRun | TrainedModel, data: ImageData | None) -> ImageData:
+    """Return the images of a run, or loaded images of the same classes."""
+    if data is None:
+        try:
+            return run.data()
+        except InputError as error:
+            raise InputError(f"{error} They verify the file: --data DIR, or data=... in Python.") from None
+    if data.class_names != run.class_names:
+        raise InputError(
+            f"Expected data with the classes of the model: {', '.join(run.class_names)}. Received: "
+            f"{', '.join(data.class_names)}."
+        )
+    return data
 
 
 def _sample(split: Split, most: int) -> Split:
@@ -193,7 +235,11 @@ def _converter_errors(name: str) -> Iterator[None]:
 
 
 def _convert(
-    model: keras.Model, run: FinishedRun, notes: dict[str, Any], folder: Path, calibration: np.ndarray | None
+    model: keras.Model,
+    run: FinishedRun | TrainedModel,
+    notes: dict[str, Any],
+    folder: Path,
+    calibration: np.ndarray | None,
 ) -> Path:
     """Write the file; return the path that its runtime loads."""
     from transfer.exporters import formats, saved_model

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from transfer.common.errors import InputError
 from transfer.exporters.verification import format_name
 from transfer.images.pixel_range import PixelRange
+from transfer.results.file_names import EXPORTED
 
 if TYPE_CHECKING:
     from transfer.results.finished_runs import FinishedRun
+    from transfer.training.trained import TrainedModel
 
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "openvino": ".xml"}
 
@@ -37,7 +39,7 @@ _PACKAGES = (
 
 def default_folder(run_folder: Path, kind: str, quantize: str | None) -> Path:
     """Return the folder for a format inside the run's folder."""
-    place = run_folder / "exported"
+    place = run_folder / EXPORTED
     if place.is_symlink():  # a run may come from anywhere: a link could lead out of its folder
         raise InputError(
             f"Expected a folder in the run. Received a link: {place}. Choose another with --output."
@@ -92,7 +94,7 @@ def _range_note(pixel_range: PixelRange) -> str:
     return f"in images with more than 8 bits per channel, the values {pixel_range} become 0 to 255, clipped"
 
 
-def file_notes(run: FinishedRun, kind: str, quantize: str | None) -> dict[str, Any]:
+def file_notes(run: FinishedRun | TrainedModel, kind: str, quantize: str | None) -> dict[str, Any]:
     """Return notes that describe a file to users who do not have the run."""
     (height, width), classes = run.image_size, len(run.class_names)
     versions = {}

@@ -58,7 +58,9 @@ def value_problem(pixels: np.ndarray) -> str:
         return ""
     received = f"values from {low} to {high}"
     if low >= 0 and high <= 65535:
-        return f"{received}, more than 8 bits; scale them to 0 to 255"
+        deep = pixels.dtype.itemsize > 2  # arrays of 16 bits are scaled by the range of the training images
+        convert = "convert them to uint16 if the training images have such values, or " if deep else ""
+        return f"{received}, more than 8 bits; {convert}scale them to 0 to 255"
     if low >= -1.001 and high <= 1.001:
         return f"{received}; rescale them by (image + 1) * 127.5"
     return f"{received}; rescale or clip them to 0 to 255"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from transfer.common.errors import InputError, unknown
 from transfer.common.whole_numbers import at_least
 from transfer.images.decoding import RESIZES
+
+IN_MEMORY = "arrays in memory"
+"""The source in the options of a run that was trained on arrays or data sets in Python."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,18 @@ class DataConfig:
         options = {field.name: getattr(self, field.name) for field in fields(DataConfig)}
         del options["data"]
         return {"split_file": options.pop("split"), **options}
+
+
+def data_config(source: str | None, **given: Any) -> DataConfig:
+    """Return the arguments of `load_data` as options that YAML can hold; no source means arrays."""
+    given["split"] = given.pop("split_file")
+    return DataConfig(
+        IN_MEMORY if source is None else source, **{name: _plain(value) for name, value in given.items()}
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as text or as a number of Python."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={one}" for name, one in value.items())
+    return str(value) if isinstance(value, Path) else value.item() if hasattr(value, "item") else value

@@ -17,7 +17,7 @@ from transfer.common.errors import InputError, unknown
 from transfer.images.array_source import labels_as_names, read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.columns import KINDS, Given
-from transfer.images.data_config import DataConfig
+from transfer.images.data_config import DataConfig, data_config
 from transfer.images.decoding import as_size
 from transfer.images.duplicates import find_duplicates
 from transfer.images.flips import flips_are_safe as flips_are_safe
@@ -116,7 +116,11 @@ def load_data(
         >>> data.num_classes
         12
     """
-    DataConfig(seed=seed, few_shot=few_shot, resize=resize)  # checks these values
+    options = data_config(
+        as_text(source), resize=resize, seed=seed, val=val, test=test, few_shot=few_shot, split_file=split_file,
+        near_duplicates=near_duplicates, strict=strict, data_dir=data_dir, tfds_split=tfds_split,
+        path_column=path_column, label_column=label_column, split_column=split_column, group_column=group_column,
+    )  # fmt: skip
     sizes = split_sizes(val, test)
     size = as_size(image_size)
     rows = read_split(Path(split_file)) if split_file is not None else None  # fails before the slow steps
@@ -150,7 +154,7 @@ def load_data(
     report = make_report(name, data, checked=checked, duplicate_ids=ids, splits=splits)
     for finding in report.findings:
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding.to_text())
-    return ImageData(name, tuple(data.class_names), **splits, report=report, image_size=size)
+    return ImageData(name, tuple(data.class_names), **splits, report=report, image_size=size, options=options)
 
 
 def load_test(
@@ -193,7 +197,8 @@ def load_test(
     splits = with_pixel_range({"train": test.take([]), "val": test.take([]), "test": test}, pixel_range)
     ids = _duplicate_ids(checked, near_duplicates=False)
     report = make_report(name, data, checked=checked, duplicate_ids=ids, splits=splits)
-    return ImageData(name, tuple(class_names), **splits, report=report, image_size=as_size(image_size))
+    size = as_size(image_size)
+    return ImageData(name, tuple(class_names), **splits, report=report, image_size=size, options=None)
 
 
 def with_pixel_range(splits: Mapping[str, Split], pixel_range: PixelRange | None) -> dict[str, Split]:

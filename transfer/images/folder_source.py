@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer.common.errors import InputError, nearest, unknown
+from transfer.images.data_config import IN_MEMORY
 from transfer.images.decoding import failure_reason
 from transfer.images.folder_layout import find_layout, list_hint
 from transfer.images.folder_scan import FolderScan, describe_skipped
@@ -30,6 +31,11 @@ def embedded_folder() -> Path:
 
 def find_source(text: str) -> Path:
     """Return the folder or the list of images that a user chose."""
+    if text == IN_MEMORY:
+        raise InputError(
+            "The run was trained on arrays in memory, and no file holds its images. Pass labeled images: --data DIR, "
+            "or run.data((images, labels)) in Python."
+        )
     place = Path(text).expanduser()
     wanted = "a folder with a sub-folder of images per class, a CSV or Parquet list, tfds:NAME, or 'emoji'"
     try:

@@ -9,6 +9,7 @@ import numpy as np
 
 from transfer.common import display
 from transfer.common.errors import optional
+from transfer.images.data_config import DataConfig
 from transfer.images.data_report import DataReport, class_table
 from transfer.images.splitting import Split, groups_of
 
@@ -31,6 +32,7 @@ class ImageData:
         test: Test images, only for measuring the accuracy.
         report: Result of the data check.
         image_size: Requested height and width in pixels; None for the model's own.
+        options: Source and options of `load_data`; None for other data.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -46,6 +48,7 @@ class ImageData:
     test: Split
     report: DataReport
     image_size: tuple[int, int] | None = None
+    options: DataConfig | None = None
 
     @property
     def num_classes(self) -> int:

@@ -168,6 +168,12 @@ def _from_file(
     )
 
 
+def constructor_name(network: str) -> str:
+    """Return the name of a network for `load_backbone`, such as that of `mobilenetv2_1.00_224`; others stay."""
+    found = _find(re.sub(r"(_\d+(\.\d+)?)+$", "", network))
+    return network if found is None else found[1]
+
+
 def _find(name: str) -> tuple[Family, str] | None:
     """Return the family of a network and its name in its own spelling; other libraries write `mobilenet_v2`."""
     wanted = re.sub(r"[\W_]", "", re.sub(r"^(tf\.)?keras\.applications\.(\w+\.)?", "", name)).lower()

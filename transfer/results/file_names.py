@@ -21,3 +21,13 @@ FIGURES = (
     "blocks",
 )
 """PNG files of a run without their suffix, in the order in which its page shows them."""
+
+EXPORTED = "exported"
+"""Folder of the exported files in a run's folder."""
+
+_TABLES = (METRICS, HISTORY, ADVICE, DATA, SPLIT, PREDICTIONS, EVALUATION)
+
+RUN_FILES = frozenset(
+    (MODEL, LABELS, CONFIG, *_TABLES, PAGE, CARD, EXPORTED, *(f"{name}.png" for name in FIGURES))
+)
+"""Names of all files and folders in a run's folder."""

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from transfer.config import TrainConfig, load_config
 from transfer.images.datasets import ImageData, load_data, load_test, with_pixel_range
 from transfer.images.decoding import RESIZES
 from transfer.images.formats import EXTENSIONS
+from transfer.images.image_inputs import Image
 from transfer.images.pixel_range import BEFORE_0_3, PixelRange
 from transfer.images.split_file import training_digests
+from transfer.networks.arguments import check_classifier
 from transfer.networks.model_files import CustomObjects, saved_model
 from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, SPLIT
-from transfer.training.trained import TrainedModel, record
+from transfer.results.predict import Prediction, predict
+from transfer.training.trained import TrainedModel, check_same_names, checked_names, record
 
 _PIXEL_RANGE = "pixel_range.json"  # an entry of the model's file, so that the range travels with the weights
 _MAX_BYTES = 2**26  # limit of a text file; those of a run have at most a few hundred kilobytes
@@ -96,6 +100,21 @@ class FinishedRun:
         """How images are resized: `"stretch"`, `"crop"` or `"pad"`."""
         return self.config.resize if self.config else RESIZES[0]
 
+    def predict(self, images: Image | Iterable[Image], **options: Any) -> list[Prediction]:
+        """Predict the classes of images.
+
+        Args:
+            images: One image or several, as `predict` takes them.
+            **options: `engine` and `progress`, as in `predict`.
+
+        Returns:
+            One prediction per image, in the order of the images.
+
+        Raises:
+            InputError: There are no images, or their values are not pixels from 0 to 255.
+        """
+        return predict(self, images, **options)
+
     def data(self, source: Any = None) -> ImageData:
         """Load the run's own images in its three splits, or other images as a test set.
 
@@ -121,8 +140,10 @@ class FinishedRun:
         return replace(data, train=splits["train"], val=splits["val"], test=splits["test"])
 
 
-def load_run(place: str | Path, *, custom_objects: CustomObjects = None) -> FinishedRun:
-    """Load a run that `python -m transfer.train` wrote, or a single `.keras` file of such a run.
+def load_run(
+    place: str | Path, *, custom_objects: CustomObjects = None, class_names: Sequence[str] | None = None
+) -> FinishedRun:
+    """Load a run that `python -m transfer.train` or `save_run` wrote, or a single `.keras` file.
 
     Keras' safe mode is on: a model with code of its own, such as a Lambda layer, is refused.
 
@@ -130,12 +151,15 @@ def load_run(place: str | Path, *, custom_objects: CustomObjects = None) -> Fini
         place: The run's folder, or a `.keras` file.
         custom_objects: Custom layers of the model: a dictionary of classes by name, or the name or path of a Python
             module that defines them. Importing a module runs its code.
+        class_names: Class names in the order of the outputs, for a file of another program. Such a model must take raw
+            RGB images, 0 to 255: see `predict`.
 
     Returns:
         The run.
 
     Raises:
-        InputError: There is no such run, or its files are damaged.
+        InputError: There is no such run, its files are damaged, or its class names are unknown or not those of
+            `class_names`.
 
     Example:
         load_run("runs/emoji-small-similar-1").class_names
@@ -158,7 +182,11 @@ def load_run(place: str | Path, *, custom_objects: CustomObjects = None) -> Fini
     module = config.custom_objects if config and config.custom_objects else ""
     model = saved_model(file, custom_objects=custom_objects, module=module)
     metrics = read_json(folder / METRICS) or {}
-    run = FinishedRun(folder, model, _class_names(file, model), config, metrics, _pixel_range(file))
+    stored = _stored_names(file, model)
+    if stored and class_names is not None:
+        check_same_names(class_names, stored)
+    names = stored or _given_names(class_names, file, model)
+    run = FinishedRun(folder, model, names, config, metrics, _pixel_range(file) if stored else None)
     size = model.input_shape[1:3]
     if len(size) == 2 and (None not in size or (config and config.image_size)):
         form = (run.image_size, run.resize, run.pixel_range)
@@ -235,18 +263,28 @@ def _pixel_range(file: Path) -> PixelRange | None:
     return PixelRange(low, high)
 
 
-def _class_names(file: Path, model: keras.Model) -> tuple[str, ...]:
-    """Read the class names from the file beside the model, or from the model's own file."""
+def _given_names(class_names: Sequence[str] | None, file: Path, model: keras.Model) -> tuple[str, ...]:
+    """Return the class names that a user gives for a file without them."""
+    if class_names is None:
+        raise InputError(
+            f"Expected class names in {file}. It has none. Give them in the order of the outputs: predict(file, "
+            "images, class_names=[...]) in Python, or --class-names cat,dog. Or pass the folder of a run."
+        )
+    check_classifier(model, "load_run")
+    return checked_names(class_names, model.output_shape[-1])
+
+
+def _stored_names(file: Path, model: keras.Model) -> tuple[str, ...]:
+    """Read the class names from the file beside the model, or from the model's own file; none if there are none."""
     beside = file.parent / LABELS
     if beside.is_file() and file.name == MODEL:
         text, source = read_text(beside), beside
     else:
+        if not zipfile.is_zipfile(file):  # HDF5
+            return ()
         with zipfile.ZipFile(file) as archive:
             if LABELS not in archive.namelist() or archive.getinfo(LABELS).file_size > _MAX_BYTES:
-                raise InputError(
-                    f"Expected class names in {file}. It has none. Pass the folder of a run, or put the file into a "
-                    f"folder as {MODEL}, beside a {LABELS} with one class name per line."
-                )
+                return ()
             text, source = archive.read(LABELS).decode("utf-8", errors="replace"), file
     names = tuple(text.splitlines())
     count = model.output_shape[-1]

@@ -16,6 +16,7 @@ from transfer.common import display
 from transfer.common.errors import InputError, unknown
 from transfer.common.streams import progress_bar
 from transfer.common.text import plural
+from transfer.common.whole_numbers import at_least
 from transfer.images.decoding import BadImageError
 from transfer.images.image_inputs import Image, decode_image, find_images, path_of
 from transfer.images.pixel_range import PixelRange
@@ -76,6 +77,8 @@ class Prediction:
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """Return the most probable classes with their probabilities, in descending order."""
+        if not at_least(1, count):
+            raise InputError(f"Expected a number of classes of 1 or more in top(count). Received: {count!r}.")
         if self.probabilities is None:
             return []
         order = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
@@ -130,16 +133,19 @@ def predict(
     run: str | Path | FinishedRun | keras.Model,
     images: Image | Iterable[Image],
     *,
+    class_names: Sequence[str] | None = None,
     engine: str = "auto",
     progress: bool = True,
 ) -> Predictions:
     """Predict the classes of images.
 
-    Images are decoded, resized and scaled by the same code as in training.
+    Images are decoded, resized and scaled by the same code as in training. A model of another program must take raw RGB
+    images, 0 to 255, and return probabilities: the scaling that it needs must be one of its layers, since no file says
+    which one it was. Its images are stretched to its input size.
 
     Args:
-        run: The folder of a run, a `.keras` file that `python -m transfer.train` wrote, a run from `load_run`, or a
-            model that `fit` trained in this process.
+        run: The folder of a run, a `.keras` file, a run from `load_run`, or a Keras model. The class names of a model
+            are known if `fit` trained it or `load_run` loaded it in this process.
         images: One image or several:
 
             - files: a path, a folder (searched with its sub-folders), or a pattern such as `"photos/*.jpg"`;
@@ -147,25 +153,28 @@ def predict(
               16-bit arrays are scaled by `FinishedRun.pixel_range`;
             - Pillow images, encoded images as bytes, and open files;
             - a list, a generator, a pandas Series, a `tf.data.Dataset` or a split of `load_data` with any of these.
+        class_names: Class names in the order of the probabilities, for a model or a file whose class names are unknown.
         engine: Engine for many images: `"auto"`, `"keras"` or `"openvino"`.
         progress: Show a progress bar for many images.
 
     Returns:
         A list with one prediction per image, in the order of the images; its `to_dataframe()` returns a table. An image
         that cannot be read, or whose values are not pixels from 0 to 255, has a `problem` and no probabilities. The
-        values of a batch are checked together.
+        values of a batch are checked together. An empty list of images gives an empty list, with a warning.
 
     Raises:
-        InputError: The run does not exist, its class names are unknown, there are no images, or a batch has values
-            that are not pixels from 0 to 255.
+        InputError: The run does not exist, its class names are unknown or not those of `class_names`, the model does
+            not return probabilities, a folder has no images, or a batch has values that are not pixels from 0 to 255.
 
     Example:
         predict("runs/emoji-small-similar-1", "photos")[0].label
     """
-    loaded, found = as_classifier(run), find_images(images)
+    loaded, found = as_classifier(run, class_names), find_images(images)
     # The images of a generator or a data set may not fit into memory.
     items = found if isinstance(images, Iterator) or hasattr(images, "as_numpy_iterator") else list(found)
     predicted = Predictions(predictions(loaded, items, engine=engine, progress=progress))
+    if not predicted:
+        log.warning("Received no images, so there are no predictions.")
     problems = [one for one in predicted if one.problem]
     if problems:
         log.warning(
@@ -178,22 +187,28 @@ def predict(
     return predicted
 
 
-def as_classifier(run: Any) -> FinishedRun | TrainedModel:
-    """Return a run by its folder, or a model that `fit` trained; raise an error for anything else."""
+def as_classifier(
+    run: Any, class_names: Sequence[str] | None = None, *, call: str = "predict(run, images"
+) -> FinishedRun | TrainedModel:
+    """Return a run by its folder, or a model with its class names; raise an error for anything else."""
     if isinstance(run, str | Path):
         from transfer.results.finished_runs import load_run
 
-        return load_run(run)
+        return load_run(run, class_names=class_names)
     if hasattr(run, "class_names") and hasattr(run, "model"):
-        return run
-    from transfer.training.trained import trained_model
+        if class_names is not None:
+            from transfer.training.trained import check_same_names
 
+            check_same_names(class_names, run.class_names)
+        loaded: FinishedRun | TrainedModel = run
+        return loaded
     if hasattr(run, "predict_on_batch"):  # a Keras model
-        return trained_model(run)
+        from transfer.training.trained import trained_model
+
+        return trained_model(run, class_names, call=call.replace("(run", "(model"))
     raise InputError(
-        "Expected the folder of a run, a .keras file, a run from load_run, or a model that fit trained, as the first "
-        f"argument of predict. Received: {'None' if run is None else type(run).__name__}. The images come second: "
-        "predict(run, images)."
+        "Expected the folder of a run, a .keras file, a run from load_run, or a Keras model as the first argument of "
+        f"{call}). Received: {'None' if run is None else type(run).__name__}. Pass the run first."
     )
 
 
@@ -227,11 +242,19 @@ def predictions(
             if good and forward is plain and (number * BATCH >= FEW or (total or 0) > FEW):
                 # Use float32, as in the evaluation of the saved model.
                 forward = make_engine(loaded.model, engine=engine, precision="float32", batch_size=BATCH)
-            rows = iter(forward(np.stack(good)) if good else ())
+            rows = iter(_checked(loaded.model, forward(np.stack(good))) if good else ())
             for name, pixels, problem in batch:
                 row = None if pixels is None else np.asarray(next(rows), "float64")
                 yield Prediction(name, loaded.class_names, row, problem)
             bar.update(len(batch))
+
+
+def _checked(model: keras.Model, values: np.ndarray) -> np.ndarray:
+    """Return a batch of probabilities; raise for logits."""
+    from transfer.evaluation.evaluate import check_probabilities
+
+    check_probabilities(model, values)
+    return values
 
 
 def _decode_ahead(

@@ -15,7 +15,7 @@ from typing import Any
 from transfer.common.errors import InputError, LostImageError
 from transfer.common.files import write_text
 from transfer.config import TrainConfig, load_config
-from transfer.results.file_names import ADVICE, CONFIG, MODEL, SPLIT
+from transfer.results.file_names import ADVICE, CONFIG, MODEL, RUN_FILES, SPLIT
 from transfer.training.settings import describe_differences, read_settings, require_same_settings
 
 CHECKPOINTS = "checkpoints"
@@ -32,6 +32,7 @@ def run_folder(
     *,
     options: Mapping[str, Any] | None = None,
     resume_from: Path | None = None,
+    overwrite: bool = False,
 ) -> Iterator[Path]:
     """Yield a partial folder to write a run into; rename it to its final name when the run is complete."""
     if resume_from is not None or output is not None:
@@ -40,7 +41,7 @@ def run_folder(
         finals = (
             Path("runs") / f"{name}-{number}" for number in itertools.count(1) if _is_free(name, number)
         )
-    final, lock, made_parent = _lock_first(finals)
+    final, lock, made_parent = _lock_first(finals, overwrite=overwrite)
     partial = _partial_folder(final)
     try:
         with _removed_unless_useful(partial):
@@ -56,10 +57,11 @@ def run_folder(
                 final.parent.rmdir()
 
 
-def _lock_first(finals: Iterable[Path]) -> tuple[Path, int, bool]:
+def _lock_first(finals: Iterable[Path], *, overwrite: bool) -> tuple[Path, int, bool]:
     """Lock the first folder that no other run writes to; return it, its lock, and whether its parent is new."""
     for final in finals:
-        check_unused(final)
+        if not overwrite:
+            check_unused(final)
         made_parent = not final.parent.exists()
         try:
             _partial_folder(final).mkdir(parents=True, exist_ok=True)
@@ -80,9 +82,15 @@ def _complete(partial: Path, final: Path) -> None:
     for file in (_OPTIONS, _DECISION, _LOCK):
         (partial / file).unlink(missing_ok=True)
     shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+    old = final.with_name(f".{final.name}.old")
     try:
+        if final.is_dir() and any(final.iterdir()):  # an earlier run that is overwritten
+            os.replace(final, old)
         os.replace(partial, final)  # replaces an empty folder
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
+        if old.exists() and not final.exists():
+            os.replace(old, final)
         reason = (error.strerror or str(error)).lower()
         raise InputError(
             f"The run is complete in {partial}. It cannot be renamed to {final}: {reason}."
@@ -231,6 +239,27 @@ def check_unused(output: str | Path | None) -> None:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"Cannot use the output {final}: {reason}. Choose another --output.") from None
+
+
+def check_free(final: Path, *, overwrite: bool) -> None:
+    """Raise unless a run in Python may write a folder: a new or empty one, or an earlier run to replace."""
+    if has_checkpoint(_partial_folder(final)):
+        raise InputError(
+            f"An interrupted training will write {final}. Resume it, choose another folder, or remove "
+            f"{_partial_folder(final)}."
+        )
+    if not final.is_dir() or not any(final.iterdir()):
+        check_unused(final)
+        return
+    if not ((final / MODEL).is_file() and (final / CONFIG).is_file()):
+        raise InputError(f"The folder {final} is not empty, and it is not a run. Choose another folder.")
+    if not overwrite:
+        raise InputError(f"{final} holds a run. Choose another folder, or pass overwrite=True to replace it.")
+    others = sorted(path.name for path in final.iterdir() if path.name not in RUN_FILES)
+    if others:
+        raise InputError(
+            f"{final} holds a run and other files, such as {others[0]}. Move them away, or choose another folder."
+        )
 
 
 def check_outside(output: str | None, data: str) -> None:

@@ -47,13 +47,15 @@ class RunResults:
     label_issues: Sequence[LabelIssue]
     # From the start of the run to its last file before the figures and pages.
     seconds: float
+    # First line of config.yaml.
+    comment: str = ""
 
 
 def write_run(folder: Path, results: RunResults) -> None:
     """Write a run that is complete and loads: all its files except the figures and pages."""
     data, evaluation = results.data, results.evaluation
     _write_model(folder / file_names.MODEL, results.model, data)
-    save_config(results.config, folder / file_names.CONFIG)
+    save_config(results.config, folder / file_names.CONFIG, comment=results.comment)
     write_text(folder / file_names.LABELS, "".join(f"{name}\n" for name in data.class_names))
     write_split(folder / file_names.SPLIT, data.splits, data.class_names)
     write_text(folder / file_names.DATA, data.report.to_json())

@@ -38,7 +38,7 @@ from transfer.training.fit_arguments import (
     training_data,
 )
 from transfer.training.head_training import train_head
-from transfer.training.identity import identity_of
+from transfer.training.identity import given_options, identity_of
 from transfer.training.ignored import log_ignored
 from transfer.training.mirroring import augments_images, decide_flips, log_problem
 from transfer.training.phases import TrainingLog, TrainingSettings, log_from
@@ -234,8 +234,9 @@ def fit(
         flip_problem=problem,
     )
     log_ignored(settings)
+    options = given_options(settings, flip)
     settings = _with_checkpoints(settings, checkpoints, checkpoint_every)
-    log = _train(_decided(settings))
+    log = replace(_train(_decided(settings)), options=options)
     _record(model, data, log)
     return log
 

@@ -43,6 +43,18 @@ def identity_of(settings: TrainingSettings) -> dict[str, Any]:
     }
 
 
+def given_options(settings: TrainingSettings, flip: bool | None) -> dict[str, Any]:
+    """Return the arguments of `fit` under their names in `TrainConfig`, before the training changes the model."""
+    names = ("epochs", "batch_size", "augment", "solver", "dropout", "views", "engine", "seed")
+    return {
+        **{name: getattr(settings, name) for name in names},
+        "class_weights": settings.class_weights is not None,
+        "flip": "auto" if flip is None else "yes" if flip else "no",
+        "learning_rate": float(settings.model.optimizer.learning_rate),
+        **asdict(settings.recipe),
+    }
+
+
 def _at_first_fit(key: keras.Model | keras.Optimizer, compute: Callable[[], T]) -> T:
     """Return the value that was computed for a model or an optimizer when `fit` first saw it."""
     if key not in _AT_FIRST_FIT:

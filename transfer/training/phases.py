@@ -51,6 +51,7 @@ class TrainingLog:
         flip_problem: why flips are off; empty if they are on, or if the caller decided.
         kept_row: position in `rows` of the epoch whose weights the model has; -1 if it has the weights from before
             `fit`. None is the last one.
+        options: arguments of `fit` under their names in `TrainConfig`; `save_run` writes them.
 
     Example:
         >>> log = TrainingLog([{"phase": "head", "epoch": 1, "loss": 0.5}])
@@ -71,6 +72,7 @@ class TrainingLog:
     flip: bool | None = None
     flip_problem: str = ""
     kept_row: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rolled_back(self) -> bool:
@@ -149,6 +151,7 @@ class TrainingLog:
             flip=self.flip if phase.flip is None else phase.flip,
             flip_problem=phase.flip_problem or self.flip_problem,
             kept_row=phase.kept_row if phase.rows else self.kept_row,
+            options={**self.options, **phase.options},
         )
 
 

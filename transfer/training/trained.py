@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import keras
 
@@ -14,7 +14,9 @@ from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.errors import InputError
 from transfer.frozen.extraction import input_size
 from transfer.images.datasets import ImageData, as_text, check_data, load_test
+from transfer.images.decoding import RESIZES
 from transfer.images.pixel_range import PixelRange
+from transfer.networks.arguments import check_classifier
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,41 @@ class TrainedModel:
     pixel_range: PixelRange | None
     # Returns the digests of the training and validation images; reading those of a large run takes seconds.
     read_digests: Callable[[], frozenset[str]]
+    # Returns the data that `fit` got, if they are still in memory.
+    find_data: Callable[[], ImageData | None] = lambda: None
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return str(self.model.name)
+
+    def data(self, source: Any = None) -> ImageData:
+        """Return the data that `fit` got, or other images as a test set; raise if there are none."""
+        if source is not None:
+            return load_test(
+                source,
+                self.class_names,
+                image_size=self.image_size,
+                resize=self.resize,
+                pixel_range=self.pixel_range,
+            )
+        data = self.find_data()
+        if data is None:
+            raise InputError(
+                f"The images of the model {self.name!r} are no longer in memory. Pass them: data=data."
+            )
+        return data
 
 
-_TRAINED: WeakKeyDictionary[keras.Model, dict[str, Any]] = WeakKeyDictionary()
+_TRAINED: weakref.WeakKeyDictionary[keras.Model, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 def record_data(model: keras.Model, data: ImageData) -> None:
     """Record the class names and the images that a model is trained on."""
     digests = frozenset([*data.train.digests, *data.val.digests])
     size, form = input_size(model, data), (data.train.resize, data.train.pixel_range)
-    record(TrainedModel(model, data.class_names, size, *form, lambda: digests))
+    # The registry does not keep the images in memory.
+    record(TrainedModel(model, data.class_names, size, *form, lambda: digests, weakref.ref(data)))
 
 
 def record(trained: TrainedModel) -> None:
@@ -70,15 +97,56 @@ def unrecorded(model: keras.Model) -> Iterator[None]:
             record_decision(model, decision)
 
 
-def trained_model(model: keras.Model) -> TrainedModel:
-    """Return a model with its class names; raise an error if they are unknown."""
+def trained_model(
+    model: keras.Model, class_names: Sequence[str] | None = None, *, call: str = "predict(model, images"
+) -> TrainedModel:
+    """Return a model with its class names; raise an error if they are unknown, or if others are given."""
     trained = find_trained(model)
-    if trained is None:
+    if trained is not None:
+        if class_names is not None:
+            check_same_names(class_names, trained.class_names)
+        return trained
+    if class_names is None:
         raise InputError(
             "Expected a run, or a model that fit trained or load_run loaded in this process. Received the model "
-            f"{model.name!r}, whose class names are unknown. Load the run that holds it: transfer.load_run(folder)."
+            f"{model.name!r}, whose class names are unknown. Load the run that holds it: transfer.load_run(folder). Or "
+            f"give the class names in the order of its outputs: {call}, class_names=[...])."
         )
-    return trained
+    check_classifier(model, f"{call})")
+    names, (height, width) = checked_names(class_names, model.output_shape[-1]), model.input_shape[1:3]
+    if height is None or width is None:
+        raise InputError(
+            f"Expected a model with a fixed image size. Received: {model.name!r}, which takes any size. Give it an "
+            "input of one size, such as keras.Input((224, 224, 3))."
+        )
+    return TrainedModel(model, names, (height, width), RESIZES[0], None, frozenset)
+
+
+def checked_names(class_names: Any, count: int) -> tuple[str, ...]:
+    """Return the class names that a user gives for a model with `count` outputs."""
+    is_list = isinstance(class_names, Iterable) and not isinstance(class_names, str | bytes | Mapping | Set)
+    names = tuple(class_names) if is_list else ()
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise InputError(
+            f"Expected class names as a list, such as ['cat', 'dog']. Received: {class_names!r}. List them in the "
+            "order of the outputs of the model."
+        )
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice or len(names) != count:
+        received = f"{twice[0]!r} more than once" if twice else f"{len(names)}"
+        raise InputError(
+            f"Expected {count} different class names, one per output of the model. Received: {received}."
+        )
+    return tuple(map(str, names))
+
+
+def check_same_names(class_names: Any, known: tuple[str, ...]) -> None:
+    """Raise if a user gives class names that are not those of the training."""
+    if checked_names(class_names, len(known)) != known:
+        raise InputError(
+            f"Expected the class names of the training: {', '.join(known)}. Received: {', '.join(class_names)}. Leave "
+            "out class_names: the model has its own."
+        )
 
 
 def count_seen(model: keras.Model, data: ImageData) -> int:
@@ -102,13 +170,7 @@ def as_test_data(model: keras.Model, data: Any) -> tuple[ImageData, int]:
     """Load labeled images as the test set of a model; also return how many of them `fit` trained on."""
     trained = find_trained(model)
     if trained is not None:
-        loaded = load_test(
-            data,
-            trained.class_names,
-            image_size=trained.image_size,
-            resize=trained.resize,
-            pixel_range=trained.pixel_range,
-        )
+        loaded = trained.data(data)
         digests = trained.read_digests()
         return loaded, sum(digest in digests for digest in loaded.test.digests)
     if as_text(data) is not None:  # folders and lists hold class names

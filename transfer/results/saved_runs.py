@@ -1,0 +1,227 @@
+"""Save a model that `fit` trained as a run folder, with the same files as those of `python -m transfer.train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from transfer.adviser.advice import Advice
+from transfer.adviser.choice import advised_metrics
+from transfer.cases.decisions import CaseDecision, decision_of
+from transfer.cases.policies import OPTIMIZERS, POLICIES, PRECISIONS, SCRATCH_LEARNING_RATE, Case
+from transfer.common.errors import InputError
+from transfer.common.files import disk_advice, disk_reason
+from transfer.config import TrainConfig
+from transfer.distributed.process_group import current_group
+from transfer.evaluation.evaluate import Evaluation, check_evaluation, evaluate
+from transfer.frozen.extraction import input_size
+from transfer.images.data_config import IN_MEMORY, DataConfig
+from transfer.images.datasets import ImageData, check_data
+from transfer.networks.arguments import check_classifier
+from transfer.networks.backbones import constructor_name
+from transfer.results import run_figures, run_folders, run_metrics, run_writer
+from transfer.results.finished_runs import FinishedRun, load_run
+from transfer.results.run_writer import RunResults
+from transfer.training.phases import TrainingLog
+from transfer.training.trained import count_seen, trained_model
+
+logger = logging.getLogger(__name__)
+
+_COMMENT = "Trained in Python. The weights, optimizer, loss and head may differ from these options."
+_CALL = "save_run(model, data, log, folder)"
+
+
+def save_run(
+    model: keras.Model,
+    data: ImageData,
+    log: TrainingLog,
+    folder: str | Path,
+    *,
+    evaluation: Evaluation | None = None,
+    advice: Advice | None = None,
+    overwrite: bool = False,
+) -> FinishedRun:
+    """Save a model that `fit` trained as a run: its class names, options, split, metrics, figures and report.
+
+    The folder has the same files as a run of `python -m transfer.train`, so that `load_run`, `predict`, `evaluate`,
+    `export` and `report` take it. It appears under its name when it is complete. The options in `config.yaml` are those
+    of the builder, of `load_data` and of the last `fit`. If the images were arrays, the run does not contain them: pass
+    them again to `run.data`.
+
+    Args:
+        model: a model from a builder that `fit` trained in this process.
+        data: the data that `fit` got.
+        log: the log that `fit` returned. After several calls of `fit`, add their logs: `first + second`.
+        folder: the folder to write. Its parents are created.
+        evaluation: evaluation of the test images. None computes it, if there are test images.
+        advice: the advice of `advise`, for the report.
+        overwrite: replace an earlier run in this folder, with its exported files.
+
+    Returns:
+        The run, as `load_run` loads it.
+
+    Raises:
+        InputError: `fit` did not train the model on these data, the evaluation is not that of the test images, the
+            folder is in use or is not writable, or the model has a part that Keras cannot save.
+
+    Example:
+        >>> import tempfile
+        >>> import transfer
+        >>> data = transfer.load_data(transfer.make_shapes(120))
+        >>> model = transfer.small_similar(transfer.DemoCNN(weights=None), data.num_classes)
+        >>> log = transfer.fit(model, data, verbose=0)
+        >>> run = transfer.save_run(model, data, log, tempfile.mkdtemp())
+        >>> len(run.predict(data.test)) == len(data.test)
+        True
+    """
+    _check_arguments(model, data, log, evaluation)
+    final = _checked_folder(folder, data, overwrite=overwrite)
+    config = config_of(model, data, log)
+    if evaluation is None and len(data.test):
+        evaluation = evaluate(model, data, **config.evaluate_options())
+    metrics = {"saved_by": "save_run", **describe_model(model)}
+    results = results_of(
+        config, model, data, log, evaluation,
+        metrics={**metrics, **(advised_metrics(advice) if advice else {})},
+        seconds=log.seconds_features + log.seconds_training, comment=_COMMENT,
+    )  # fmt: skip
+    run = FinishedRun(final, model, data.class_names, config, dict(results.metrics), data.train.pixel_range)
+    if not current_group().is_chief:
+        return run
+    try:
+        with run_folders.run_folder(str(final), final.name, overwrite=overwrite) as partial:
+            if advice is not None:
+                run_writer.write_advice(partial, advice)
+            run_writer.write_run(partial, results)
+            write_report(partial, results)
+    except OSError as error:
+        advised = disk_advice(error, "Choose a writable folder")
+        raise InputError(f"Cannot write the run to {final}: {disk_reason(error)}. {advised}.") from error
+    try:
+        return load_run(final)
+    except InputError as error:  # such as a head with custom layers
+        logger.warning("The run is saved in %s. To load it in another process: %s", final, error)
+        return run
+
+
+def results_of(
+    config: TrainConfig,
+    model: keras.Model,
+    data: ImageData,
+    training: TrainingLog,
+    evaluation: Evaluation | None,
+    *,
+    metrics: Mapping[str, Any],
+    seconds: float,
+    comment: str = "",
+) -> RunResults:
+    """Return the contents of a run folder; `metrics` adds to those that follow from the other arguments."""
+    collected = run_metrics.collect_metrics(model, data, training, evaluation)
+    return RunResults(
+        model=model,
+        config=config,
+        data=data,
+        training=training,
+        evaluation=evaluation,
+        metrics={**collected, "model": config.model, "temperature": None, **metrics},
+        label_issues=run_figures.label_issues_of(evaluation),
+        seconds=seconds,
+        comment=comment,
+    )
+
+
+def write_report(folder: Path, results: RunResults) -> None:
+    """Write the figures and pages of a complete run; an interrupt leaves out the rest."""
+    try:
+        run_writer.write_report(folder, run_figures.run_drawings(results), thumbnail=results.data.thumbnail)
+    except KeyboardInterrupt:
+        logger.warning("Stopped before all figures and pages were written. The run is complete.")
+
+
+def _check_arguments(model: Any, data: Any, training: Any, evaluation: Evaluation | None) -> None:
+    """Raise unless a model, its data, its log and its evaluation belong together."""
+    check_classifier(model, _CALL)
+    check_data(data, _CALL)
+    if not isinstance(training, TrainingLog):
+        raise InputError(
+            f"Expected the log that fit returned in {_CALL}. Received: {type(training).__name__}. Keep it: log = "
+            "transfer.fit(model, data)."
+        )
+    decision_of(model)
+    digests = trained_model(model).read_digests()
+    count_seen(model, data)  # raises for other classes
+    if digests != {*data.train.digests, *data.val.digests}:
+        raise InputError(
+            f"Expected the data that fit got in {_CALL}. Received other training images. Load the data once, and pass "
+            "them to both."
+        )
+    if evaluation is None:
+        return
+    check_evaluation(evaluation, "save_run(..., evaluation=evaluation)")
+    if evaluation.class_names != data.class_names or evaluation.names != tuple(data.test.names):
+        raise InputError(
+            f"Expected the evaluation of the {len(data.test):,} test images. Received one of "
+            f"{len(evaluation.labels):,} other images. Leave it out: save_run evaluates the model."
+        )
+
+
+def _checked_folder(folder: str | Path, data: ImageData, *, overwrite: bool) -> Path:
+    """Return the folder to write; raise if it is in use."""
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise InputError(f"Expected a folder in {_CALL}. Received: {folder!r}.")
+    final = Path(folder).expanduser()
+    if data.options is not None:
+        run_folders.check_outside(str(final), data.options.data)
+    run_folders.check_free(final, overwrite=overwrite)
+    return final
+
+
+def config_of(model: keras.Model, data: ImageData, training: TrainingLog) -> TrainConfig:
+    """Return the options of a training in Python, as far as the command has them."""
+    decision = decision_of(model)
+    height, width = input_size(model, data)
+    options = {
+        **dataclasses.asdict(data.options or DataConfig(IN_MEMORY)),
+        **training.options,
+        "resize": data.train.resize,
+        "model": constructor_name(decision.base),
+        "image_size": height if height == width else None,
+        "case": str(decision.case),
+        "cut": ",".join(decision.cuts),
+        "steps_per_execution": model.steps_per_execution,
+    }
+    if decision.trained and POLICIES[decision.case].frozen:
+        options["unfreeze_from"] = next(layer.name for layer in model.layers if layer.trainable_weights)
+    if decision.case is Case.LARGE_DIFFERENT:
+        options["init"] = decision.init
+    if not decision.pin_batchnorm and decision.init != "random":
+        options["batchnorm"] = "live"
+    if decision.optimizer in OPTIMIZERS:
+        options["optimizer"] = decision.optimizer
+    policies = {layer.dtype_policy.name for layer in model.layers}
+    options["precision"] = next((name for name in PRECISIONS[1:] if name in policies), PRECISIONS[0])
+    if math.isclose(options.get("learning_rate") or 0.0, _default_rate(decision), rel_tol=1e-5):
+        options["learning_rate"] = None
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{name: value for name, value in options.items() if name in known})
+
+
+def _default_rate(decision: CaseDecision) -> float:
+    """Return the learning rate that a builder chooses."""
+    case = POLICIES[decision.case].learning_rate if decision.init != "random" else SCRATCH_LEARNING_RATE
+    return OPTIMIZERS.get(decision.optimizer, {}).get("learning_rate", case)
+
+
+def describe_model(model: keras.Model) -> dict[str, Any]:
+    """Return the parts of a model that may be the user's own: the head, the optimizer and the loss."""
+    loss = model.loss if isinstance(model.loss, str) else getattr(model.loss, "name", None)
+    return {
+        "optimizer": type(model.optimizer).__name__,
+        "loss": loss or getattr(model.loss, "__name__", type(model.loss).__name__),
+    }
