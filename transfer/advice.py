@@ -11,7 +11,7 @@ from transfer.common import streams
 from transfer.common.allocator import kept_memory
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
-from transfer.common.files import replacing, write_text
+from transfer.common.files import check_folder, check_writable, replacing, write_text
 from transfer.config import AdviceConfig, seconds_of
 from transfer.parsing import parse_advice_arguments
 
@@ -36,6 +36,8 @@ def run(
     plots: str | None = None,
 ) -> None:
     """Advise, or compare networks; print the result, and write the files that were asked for."""
+    check_writable(json_file)
+    check_folder(plots)
     from transfer.distributed import strategies
 
     strategies.start_quietly()

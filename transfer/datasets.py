@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transfer.common import streams
 from transfer.common.errors import InputError
-from transfer.common.files import write_text
+from transfer.common.files import check_writable, write_text
 from transfer.images.datasets import load_data
 from transfer.images.split_file import write_split
 from transfer.parsing import parse_check_arguments
@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they lack the file name; the report has it
     try:
         options, files = parse_check_arguments(arguments)
+        check_writable(files.json, files.html, files.write_split)
         data = load_data(options.data, **options.load_options())
         if files.json:
             write_text(Path(files.json), data.report.to_json())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from transfer.common import streams
 from transfer.common.commands import add_model_options, run_command
 from transfer.common.errors import InputError
-from transfer.common.files import write_text
+from transfer.common.files import check_writable, write_text
 from transfer.common.parsers import Parser, take_place
 from transfer.results.file_names import SPLIT
 
@@ -45,6 +45,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     vars(parsed).update(take_place(vars(parsed)))
     if least is not None and not 0 <= least <= 1:
         raise InputError(f"Expected an accuracy from 0 to 1, such as 0.9. Received: {least:g}.")
+    check_writable(parsed.json, parsed.csv, parsed.html)
     from transfer.distributed import strategies
 
     strategies.start_quietly()

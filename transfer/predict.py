@@ -13,6 +13,7 @@ from pathlib import Path
 from transfer.common import streams
 from transfer.common.commands import add_model_options, run_command
 from transfer.common.errors import InputError
+from transfer.common.files import check_folder
 from transfer.common.parsers import Parser
 from transfer.images.image_inputs import Image, find_images
 from transfer.images.path_list import read_paths
@@ -65,6 +66,7 @@ def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
     """Predict and print; return the names of images that could not be read."""
     if parsed.top < 1:
         raise InputError(f"Expected --top of 1 or more. Received: {parsed.top}.")
+    check_folder(parsed.gradcam)
     from transfer.distributed import strategies
 
     strategies.start_quietly()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from transfer.common import streams
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
+from transfer.common.files import check_writable
 from transfer.common.parsers import Parser
 from transfer.results.file_names import COMPARISON, PAGE
 
@@ -43,6 +44,7 @@ def _parser() -> Parser:
 
 
 def _run(runs: Sequence[Path], output: str | None) -> None:
+    check_writable(output)
     from transfer.distributed import strategies
 
     strategies.start_quietly()

@@ -111,3 +111,24 @@ def test_training_continues_if_the_reader_of_its_log_is_gone(cats):
     short = shell(f"{line} | head -1; exit ${{PIPESTATUS[0]}}", cats)
     assert short.returncode == 0
     assert b"BrokenPipe" not in short.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate nowhere --json no/such/file.json",
+        "evaluate nowhere --csv .",
+        "datasets nowhere --html no/such/page.html",
+        "advice --data nowhere --json no/such/file.json",
+        "report nowhere nowhere --output no/such/page.html",
+        "predict nowhere . --gradcam setup.cfg/maps",
+        "export nowhere --to saved-model --output setup.cfg/model",
+    ],
+)
+def test_a_file_that_cannot_be_written_is_reported_before_the_work(line, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "setup.cfg").touch()
+    (tmp_path / "image.png").touch()
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err.startswith("Cannot write")
+    assert {path.name for path in tmp_path.iterdir()} == {"setup.cfg", "image.png"}

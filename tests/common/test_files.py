@@ -3,7 +3,15 @@
 import pytest
 
 from transfer.common.errors import InputError
-from transfer.common.files import from_cell, replacing, to_cell, write_text, written_whole
+from transfer.common.files import (
+    check_folder,
+    check_writable,
+    from_cell,
+    replacing,
+    to_cell,
+    write_text,
+    written_whole,
+)
 
 
 def test_writing_leaves_no_temporary_file(tmp_path):
@@ -31,6 +39,19 @@ def test_an_unwritable_path_is_reported(tmp_path):
     with pytest.raises(InputError, match=r"Cannot write '.*folder': is a directory"):
         write_text(tmp_path / "folder", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_path_is_checked_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("old")
+    check_writable(str(tmp_path / "new"), str(tmp_path / "file"), None)
+    check_folder(tmp_path / "new" / "folder")
+    for path, reason in ((tmp_path, "a folder"), (tmp_path / "gone" / "x", "no such file")):
+        with pytest.raises(InputError, match=f"Cannot write '{path}': .*{reason}"):
+            check_writable(str(path))
+    with pytest.raises(InputError, match="not a directory"):
+        check_folder(tmp_path / "file" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
 
 
 def test_written_whole_keeps_the_error_of_the_system(tmp_path):

@@ -38,8 +38,33 @@ def replacing(path: Path) -> Iterator[Path]:
         with written_whole(path) as partial:
             yield partial
     except OSError as error:
-        advice = disk_advice(error, "Choose a file in a writable folder")
-        raise InputError(f"Cannot write {str(path)!r}: {disk_reason(error)}. {advice}.") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> InputError:
+    advice = disk_advice(error, "Choose a file in a writable folder")
+    return InputError(f"Cannot write {str(path)!r}: {disk_reason(error)}. {advice}.")
+
+
+def check_writable(*files: str | None) -> None:
+    """Raise an `InputError` before the work if a file that the user chose cannot be written after it."""
+    for path in (Path(text) for text in files if text):
+        if path.is_dir():
+            raise InputError(f"Cannot write {str(path)!r}: it is a folder. Add the name of a file.")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.touch()
+            partial.unlink()
+        except OSError as error:
+            raise _not_written(path, error) from error
+
+
+def check_folder(folder: str | Path | None) -> None:
+    """Raise an `InputError` before the work if a folder that the user chose cannot be made or written after it."""
+    if folder is not None:
+        whole = Path(folder).absolute()
+        parent = next(place for place in (whole, *whole.parents) if place.exists())
+        check_writable(str(parent / "file"))
 
 
 def disk_advice(error: OSError, default: str) -> str:

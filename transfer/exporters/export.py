@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer.common.errors import InputError, unknown
+from transfer.common.files import check_folder
 from transfer.exporters.output_folder import (
     NOTES,
     SUFFIXES,
@@ -148,6 +149,7 @@ def check_arguments(to: str, quantize: str | None, output: str | Path | None, ma
             f"Expected a folder as output, for the file, its class names and its notes. Received: {output}. Pass a "
             f"folder, such as {Path(output).with_suffix('')}."
         )
+    check_folder(output)
 
 
 def _output_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from transfer.networks.backbones import constructor_name
 from transfer.results import run_figures, run_folders, run_metrics, run_writer
 from transfer.results.finished_runs import FinishedRun, load_run
 from transfer.results.run_writer import RunResults
-from transfer.training.phases import TrainingLog
+from transfer.training.phases import TrainingLog, joined
 from transfer.training.trained import count_seen, trained_model
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _CALL = "save_run(model, data, log, folder)"
 def save_run(
     model: keras.Model,
     data: ImageData,
-    log: TrainingLog,
+    log: TrainingLog | Sequence[TrainingLog],
     folder: str | Path,
     *,
     evaluation: Evaluation | None = None,
@@ -57,7 +57,7 @@ def save_run(
     Args:
         model: a model from a builder that `fit` trained in this process.
         data: the data that `fit` got.
-        log: the log that `fit` returned. After several calls of `fit`, add their logs: `first + second`.
+        log: the log that `fit` returned. After several calls of `fit`, a list of their logs, the first one first.
         folder: the folder to write. Its parents are created.
         evaluation: evaluation of the test images. None computes it, if there are test images.
         advice: the advice of `advise`, for the report.
@@ -80,16 +80,18 @@ def save_run(
         >>> len(run.predict(data.test)) == len(data.test)
         True
     """
-    _check_arguments(model, data, log, evaluation)
+    logs = [log] if isinstance(log, TrainingLog) else log
+    _check_arguments(model, data, logs, evaluation)
+    whole = joined(logs)
     final = _checked_folder(folder, data, overwrite=overwrite)
-    config = config_of(model, data, log)
+    config = config_of(model, data, whole)
     if evaluation is None and len(data.test):
         evaluation = evaluate(model, data, **config.evaluate_options())
     metrics = {"saved_by": "save_run", **describe_model(model)}
     results = results_of(
-        config, model, data, log, evaluation,
+        config, model, data, whole, evaluation,
         metrics={**metrics, **(advised_metrics(advice) if advice else {})},
-        seconds=log.seconds_features + log.seconds_training, comment=_COMMENT,
+        seconds=whole.seconds_features + whole.seconds_training, comment=_COMMENT,
     )  # fmt: skip
     run = FinishedRun(final, model, data.class_names, config, dict(results.metrics), data.train.pixel_range)
     if not current_group().is_chief:
@@ -144,14 +146,18 @@ def write_report(folder: Path, results: RunResults) -> None:
         logger.warning("Stopped before all figures and pages were written. The run is complete.")
 
 
-def _check_arguments(model: Any, data: Any, training: Any, evaluation: Evaluation | None) -> None:
-    """Raise unless a model, its data, its log and its evaluation belong together."""
+def _check_arguments(model: Any, data: Any, logs: Any, evaluation: Evaluation | None) -> None:
+    """Raise unless a model, its data, its logs and its evaluation belong together."""
     check_classifier(model, _CALL)
     check_data(data, _CALL)
-    if not isinstance(training, TrainingLog):
+    if (
+        not isinstance(logs, list | tuple)
+        or not logs
+        or not all(isinstance(one, TrainingLog) for one in logs)
+    ):
         raise InputError(
-            f"Expected the log that fit returned in {_CALL}. Received: {type(training).__name__}. Keep it: log = "
-            "transfer.fit(model, data)."
+            f"Expected the log that fit returned in {_CALL}, or a list of logs. Received: {type(logs).__name__}. Keep "
+            "it: log = transfer.fit(model, data)."
         )
     decision_of(model)
     digests = trained_model(model).read_digests()

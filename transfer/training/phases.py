@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -157,6 +157,16 @@ class TrainingLog:
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def joined(logs: Sequence[TrainingLog]) -> TrainingLog:
+    """Return the logs of several calls of `fit` on one model as one."""
+    whole = logs[0]
+    for log in logs[1:]:
+        before = len(whole.rows) - 1 if whole.kept_row is None else whole.kept_row
+        kept = {None: None, -1: before}.get(log.kept_row, len(whole.rows) + (log.kept_row or 0))
+        whole += replace(log, kept_row=kept)
+    return whole
 
 
 def log_from(saved: Mapping[str, Any]) -> TrainingLog:
