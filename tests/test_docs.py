@@ -129,6 +129,16 @@ def test_scripts_that_are_mentioned_exist():
             assert (ROOT / path).is_file(), f"{page}: {path}"
 
 
+def resize_for_plain_keras(name):
+    """Run the lines of the quick start that read and resize an image, to 96 x 64 pixels."""
+    block = next(text for page, text in blocks("python") if page == "index.md" and "ImageOps" in text)
+    lines = [line for line in block.splitlines() if line.startswith(("from PIL", "size", "image"))]
+    values = {"model": SimpleNamespace(input_shape=(None, 96, 64, 3))}
+    exec("\n".join(lines).replace("image.png", str(name)), values)
+    assert len(lines) == 5
+    return np.asarray(values["image"])
+
+
 @pytest.mark.parametrize(("name", "orientation"), [("image.png", 1), ("image.jpg", 6)])
 def test_the_resizing_for_plain_keras_is_that_of_training(name, orientation, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -136,11 +146,12 @@ def test_the_resizing_for_plain_keras_is_that_of_training(name, orientation, tmp
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).resize((1200, 900)).save(name, exif=exif)
-    block = next(text for page, text in blocks("python") if page == "index.md" and "ImageOps" in text)
-    lines = [line for line in block.splitlines() if line.startswith(("from PIL", "size", "image"))]
-    values = {"model": SimpleNamespace(input_shape=(None, 96, 64, 3))}
-    exec("\n".join(lines).replace("image.png", name), values)
-    assert len(lines) == 5 and np.array_equal(values["image"], decode(name, (96, 64)))
+    assert np.array_equal(resize_for_plain_keras(name), decode(name, (96, 64)))
+
+
+def test_plain_keras_reads_the_emoji_as_training_does():
+    for file in sorted(embedded_folder().rglob("*.png"))[::20]:
+        assert np.array_equal(resize_for_plain_keras(file), decode(file, (96, 64)))
 
 
 @pytest.mark.slow
