@@ -14,7 +14,7 @@ from helpers.networks import make_tiny
 
 import transfer
 from transfer.adviser.comparison import Candidate, Comparison
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.explanations import Response
 from transfer.exporters.verification import Exported
 from transfer.images.splitting import Split

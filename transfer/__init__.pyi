@@ -44,7 +44,7 @@ from .training.fit import fit as fit
 from .training.recipes import Recipe as Recipe
 from .training.checkpoints import Interrupted as Interrupted
 from .training.learning_rate_finder import find_learning_rate as find_learning_rate
-from .evaluation.evaluate import Evaluation as Evaluation
+from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import calibrate as calibrate
 from .evaluation.class_tree import merge as merge

@@ -19,7 +19,7 @@ from transfer.common.parsers import Parser, take_place
 from transfer.results.file_names import SPLIT
 
 if TYPE_CHECKING:
-    from transfer.evaluation.evaluate import Evaluation
+    from transfer.evaluation.evaluation import Evaluation
 
 
 @streams.command

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
     from transfer.adviser.advice import Advice
     from transfer.adviser.choice import Choice
     from transfer.adviser.sample_features import SampleFeatures
-    from transfer.evaluation.evaluate import Evaluation
+    from transfer.evaluation.evaluation import Evaluation
     from transfer.images.datasets import ImageData
     from transfer.training.phases import TrainingLog
 

@@ -7,7 +7,7 @@ import pytest
 
 from transfer.common.errors import InputError
 from transfer.evaluation.class_tree import merge, read_tree, training_classes
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 
 TREE = {
     "ant": "insect",

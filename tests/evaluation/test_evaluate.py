@@ -10,7 +10,8 @@ from helpers.networks import make_tiny
 
 from transfer.cases.builders import small_similar
 from transfer.common.errors import InputError
-from transfer.evaluation.evaluate import Evaluation, calibrate, evaluate
+from transfer.evaluation.evaluate import calibrate, evaluate
+from transfer.evaluation.evaluation import Evaluation
 from transfer.images.datasets import load_data
 from transfer.training.fit import fit
 

@@ -9,7 +9,7 @@ from sklearn import metrics
 
 from transfer.common.errors import InputError
 from transfer.evaluation.class_tree import merge
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.screening import Screening, screening
 from transfer.evaluation.screening_plots import sensitivity_plot
 

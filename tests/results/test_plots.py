@@ -12,7 +12,7 @@ from transfer.adviser.estimates import CaseEstimate
 from transfer.cases.policies import SMALL_DATA, Case
 from transfer.common.figures import COLORS
 from transfer.evaluation import evaluation_plots
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import fraction_intervals
 from transfer.results import plots
 from transfer.training import training_plots

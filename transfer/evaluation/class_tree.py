@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer.common.errors import InputError, one_line, unknown
-from transfer.evaluation.evaluate import Evaluation, check_evaluation
+from transfer.evaluation.evaluation import Evaluation, check_evaluation
 
 COLUMNS = ("fine", "coarse")
 """Columns of a tree in a CSV file: a class, and its parent."""

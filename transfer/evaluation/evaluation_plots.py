@@ -14,7 +14,7 @@ from transfer.common.text import plural, shorten_all
 from transfer.evaluation.metrics import Calibration, fraction_intervals
 
 if TYPE_CHECKING:
-    from transfer.evaluation.evaluate import Evaluation
+    from transfer.evaluation.evaluation import Evaluation
 
 MOST_COUNTS = 40
 """Maximum number of classes of a confusion matrix with written counts."""

@@ -13,7 +13,7 @@ from sklearn import metrics
 
 from transfer.common import display
 from transfer.common.errors import InputError, unknown
-from transfer.evaluation.evaluate import Evaluation, check_evaluation
+from transfer.evaluation.evaluation import Evaluation, check_evaluation
 from transfer.evaluation.metrics import RESAMPLES, accuracy_interval, percent_range
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, one_line
 from transfer.common.files import from_cell, replacing, to_cell
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 
 FIRST = ("path", "label", "predicted", "group")
 """Columns before those of the class probabilities."""

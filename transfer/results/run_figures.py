@@ -18,7 +18,7 @@ from transfer.common.figures import Draw
 from transfer.common.files import replacing
 from transfer.common.streams import progress_bar
 from transfer.evaluation import evaluation_plots, explanation_plots, explanations
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT
 from transfer.frozen.extraction import input_size
 from transfer.frozen.shared_pass import local_copy

@@ -14,7 +14,7 @@ from transfer.cases.decisions import decision_of
 from transfer.cases.policies import POLICIES, Case
 from transfer.config import TrainConfig
 from transfer.distributed.process_group import versions
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 from transfer.images.datasets import ImageData
 from transfer.training.phases import TrainingLog
 

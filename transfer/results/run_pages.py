@@ -14,7 +14,7 @@ from transfer.cases.policies import POLICIES, Case, Policy
 from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
 from transfer.common.text import format_duration
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT, mcnemar_test, percent_range
 from transfer.results.run_metrics import describe_training
 from transfer.results.run_records import RunRecord

@@ -8,7 +8,7 @@ from typing import Any
 
 from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 from transfer.images.data_report import DataReport
 from transfer.results.file_names import ADVICE, CONFIG, DATA, EVALUATION, FIGURES, METRICS, MODEL, PREDICTIONS
 from transfer.results.finished_runs import missing_run, read_json

@@ -21,7 +21,7 @@ from transfer.common.errors import InputError, one_line, optional
 from transfer.common.figures import Draw, draw_each
 from transfer.common.files import replacing, write_text
 from transfer.config import TrainConfig, save_config
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
 from transfer.networks.model_files import save_model

@@ -124,9 +124,11 @@ class TrainingLog:
             text = f"exact head with C = {self.regularization:.3g}"
         else:
             text = ", ".join(f"{name}: {plural(count, 'epoch')}" for name, count in phases.items())
-        last = self.rows[-1] if self.rows else {}
+        kept = len(self.rows) - 1 if self.kept_row is None else self.kept_row
+        row = self.rows[kept] if kept >= 0 else {}
         for key, name in (("accuracy", "accuracy"), ("val_accuracy", "validation accuracy")):
-            text += f"; {name} {last[key]:.1%}" if last.get(key) is not None else ""
+            text += f"; {name} {row[key]:.1%}" if row.get(key) is not None else ""
+        text += "; fine-tuning undone" if self.rolled_back else ""
         seconds = format_duration(self.seconds_features + self.seconds_training)
         return display.one_line(self, f"{text or 'no epochs'}; {seconds}")
 
