@@ -158,6 +158,17 @@ def test_a_log_with_missing_values_can_be_looked_at():
     assert Parsed(log._repr_html_()).rows[0] == ["phase", "loss", "accuracy", "val_loss"]
 
 
+def test_the_one_line_of_a_log_shows_the_epoch_of_the_final_weights():
+    rows = [{"phase": "head", "val_accuracy": 0.75}, {"phase": "fine-tune", "val_accuracy": 0.5}]
+    assert "validation accuracy 50.0%; 0.0 s" in repr(TrainingLog(rows))
+    undone = "head: 1 epoch, fine-tune: 1 epoch; validation accuracy 75.0%; fine-tuning undone"
+    assert undone in repr(TrainingLog(rows, kept_row=0))
+    assert (
+        repr(TrainingLog(rows[1:], kept_row=-1))
+        == "TrainingLog(fine-tune: 1 epoch; fine-tuning undone; 0.0 s)"
+    )
+
+
 def test_figures_are_drawn_by_the_objects(made):
     evaluation, advice = made["evaluation"], made["advice"]
     for figure in (
