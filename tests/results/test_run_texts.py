@@ -9,7 +9,7 @@ from helpers.networks import make_tiny
 
 from transfer.cases.builders import build, unfreeze
 from transfer.config import TrainConfig
-from transfer.evaluation.evaluate import Evaluation
+from transfer.evaluation.evaluation import Evaluation
 from transfer.results import run_pages
 from transfer.results.run_figures import mistakes_title, network_blocks
 from transfer.results.run_metrics import describe_training

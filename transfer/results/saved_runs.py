@@ -19,7 +19,8 @@ from transfer.common.errors import InputError
 from transfer.common.files import disk_advice, disk_reason
 from transfer.config import TrainConfig
 from transfer.distributed.process_group import current_group
-from transfer.evaluation.evaluate import Evaluation, check_evaluation, evaluate
+from transfer.evaluation.evaluate import evaluate
+from transfer.evaluation.evaluation import Evaluation, check_evaluation
 from transfer.frozen.extraction import input_size
 from transfer.images.data_config import IN_MEMORY, DataConfig
 from transfer.images.datasets import ImageData, check_data
