@@ -29,6 +29,11 @@ WARM_UP = 0.1
 its steps would be largest."""
 
 
+MIN_STEPS = 20
+"""Number of steps from which on the learning rate reaches its peak. Fewer steps have a proportionally lower peak: their
+warm-up is too short for Adam, whose first steps are as long as the rate whatever the gradient."""
+
+
 def epochs_for(num_images: int, batch_size: int, *, init: str = "pretrained") -> int:
     """Return the number of epochs for the whole network, from the number of images alone."""
     # The idea is BiT's HyperRule (Kolesnikov et al. 2020, arXiv:1912.11370).
@@ -37,7 +42,8 @@ def epochs_for(num_images: int, batch_size: int, *, init: str = "pretrained") ->
 
 
 def learning_rate_at(step: int, *, peak: float, steps: int) -> float:
-    """Return the learning rate of a step: a linear warm-up, then half a cosine to 0."""
+    """Return the learning rate of a step: a linear warm-up, then half a cosine to 0; few steps have a lower peak."""
+    peak *= min(1.0, steps / MIN_STEPS)
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return peak * (step + 1) / warm
