@@ -10,7 +10,7 @@ from transfer.training.recipes import Recipe
 from transfer.training.schedules import (
     MAX_EPOCHS,
     MIN_EPOCHS,
-    MIN_STEPS,
+    MIN_WARM_UP,
     STEPS,
     KeepBetter,
     StepDecay,
@@ -33,8 +33,14 @@ def test_fewer_images_train_for_more_epochs(init):
 def test_the_rate_rises_to_its_peak_and_falls_but_stays_above_0(steps):
     rates = [learning_rate_at(step, peak=0.5, steps=steps) for step in range(steps)]
     top = int(np.argmax(rates))
-    assert max(rates) == pytest.approx(0.5 * min(1, steps / MIN_STEPS)) and min(rates) > 0
+    assert max(rates) == pytest.approx(0.5) and min(rates) > 0
     assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+
+
+@pytest.mark.parametrize(("steps", "warm"), [(4, 2), (8, 4), (20, 10), (100, 10), (400, 40)])
+def test_few_steps_have_a_longer_warm_up(steps, warm):
+    rates = [learning_rate_at(step, peak=1.0, steps=steps) for step in range(steps)]
+    assert rates.index(1.0) == warm - 1 and (warm >= MIN_WARM_UP or warm == steps // 2)
 
 
 def test_fine_tuning_follows_the_schedule_and_restores_the_rate(colors, tiny):

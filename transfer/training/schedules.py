@@ -29,9 +29,9 @@ WARM_UP = 0.1
 its steps would be largest."""
 
 
-MIN_STEPS = 20
-"""Number of steps from which on the learning rate reaches its peak. Fewer steps have a proportionally lower peak: their
-warm-up is too short for Adam, whose first steps are as long as the rate whatever the gradient."""
+MIN_WARM_UP = 10
+"""Minimum number of steps of the warm-up, but at most half of all steps. The first steps of Adam are as long as the rate,
+whatever the gradient. With 4 or 8 steps in total, one step of warm-up raised the validation loss up to 1.6 nats."""
 
 
 def epochs_for(num_images: int, batch_size: int, *, init: str = "pretrained") -> int:
@@ -42,9 +42,8 @@ def epochs_for(num_images: int, batch_size: int, *, init: str = "pretrained") ->
 
 
 def learning_rate_at(step: int, *, peak: float, steps: int) -> float:
-    """Return the learning rate of a step: a linear warm-up, then half a cosine to 0; few steps have a lower peak."""
-    peak *= min(1.0, steps / MIN_STEPS)
-    warm = max(1, round(WARM_UP * steps))
+    """Return the learning rate of a step: a linear warm-up, then half a cosine to 0."""
+    warm = max(1, round(WARM_UP * steps), min(MIN_WARM_UP, steps // 2))
     if step < warm:
         return peak * (step + 1) / warm
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
