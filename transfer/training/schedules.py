@@ -30,8 +30,8 @@ its steps would be largest."""
 
 
 MIN_WARM_UP = 10
-"""Minimum number of steps of the warm-up, but at most half of all steps. The first steps of Adam are as long as the rate,
-whatever the gradient. With 4 or 8 steps in total, one step of warm-up raised the validation loss up to 1.6 nats."""
+"""Minimum number of steps of the warm-up, but at most half of all steps. The first steps of Adam are as long as the
+rate, whatever the gradient. With 4 steps in total, one step of warm-up raised the validation loss by 1.6 nats."""
 
 
 def epochs_for(num_images: int, batch_size: int, *, init: str = "pretrained") -> int:
