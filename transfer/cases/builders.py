@@ -5,26 +5,32 @@ Nothing else in the package compiles a model.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 import keras
 
-from transfer.cases.cuts import Cut, cuts_of
-from transfer.cases.decisions import CaseDecision, find_decision, record_decision
+from transfer.cases.compiling import (
+    Loss,
+    Metric,
+    Optimizer,
+    as_loss,
+    as_metrics,
+    check_learning_rate,
+    check_optimizer,
+    compile_like,
+    new_optimizer,
+)
+from transfer.cases.cuts import Cut
+from transfer.cases.decisions import find_decision, record_decision
 from transfer.cases.policies import (
-    INITS,
-    OPTIMIZERS,
     POLICIES,
-    PRECISIONS,
     SCRATCH_LEARNING_RATE,
     Case,
-    early_position,
 )
-from transfer.common.errors import InputError, unknown
+from transfer.cases.slicing import analyze_base, check_case_options, check_compile_options, slice_for
+from transfer.common.arguments import explain_arguments
 from transfer.distributed.strategies import (
     Strategy,
     get_strategy,
@@ -34,11 +40,11 @@ from transfer.distributed.strategies import (
 )
 from transfer.images.decoding import as_size
 from transfer.networks import surgery
-from transfer.networks.arguments import check_network
-from transfer.networks.graphs import NetworkInfo, analyze, graph
+from transfer.networks.graphs import analyze
 from transfer.networks.preprocessing import preprocessing_of
 
 
+@explain_arguments()
 def build(
     case: Case | str | int,
     base: keras.Model,
@@ -50,8 +56,11 @@ def build(
     image_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
     strategy: str | Strategy | None = None,
-    optimizer: str = "adam",
+    head: keras.layers.Layer | None = None,
+    optimizer: Optimizer = "adam",
     learning_rate: float | None = None,
+    loss: Loss | None = None,
+    metrics: Sequence[Metric] | None = None,
     pin_batchnorm: bool | None = None,
     precision: str = "float32",
     steps_per_execution: int = 1,
@@ -60,7 +69,7 @@ def build(
     """Build the model of a case from a pre-trained network, compiled and ready for `fit`.
 
     The network is cloned, cut at a layer, and frozen as the case demands. A new head is attached: global average
-    pooling if needed, then a Dense softmax. The preprocessing of the images becomes part of the model.
+    pooling if needed, then a Dense softmax or your own `head`. The preprocessing becomes part of the model.
 
     Args:
         case: one of the four cases, its name, or its number, 1 to 4.
@@ -76,9 +85,17 @@ def build(
         image_size: image size in pixels, one number or (height, width). None is the size that `base` was built for.
         preprocessing: a key of `preprocessing.PREPROCESSING`. Only your own networks need it.
         strategy: a name in `strategies.STRATEGIES`, or a `tf.distribute.Strategy`. None is `"auto"`.
-        optimizer: `"adam"`, or `"rmsprop"` with the settings of Esteva et al. (2017), doi:10.1038/nature21056.
-        learning_rate: learning rate, above 0. None is the rate of the optimizer in `policies.OPTIMIZERS` if it has one,
-            else the rate of the case in `policies.POLICIES`.
+        head: a Keras layer or model from feature vectors, shape (batch, features), to class probabilities, shape
+            (batch, num_classes). It is copied, with its weights if it has any. It gets the features as they are: start
+            it with BatchNormalization if they need scaling. None is a Dense softmax.
+        optimizer: `"adam"`; `"rmsprop"` with the settings of Esteva et al. (2017), doi:10.1038/nature21056; the name of
+            another Keras optimizer; or an optimizer object, of which the model gets a copy.
+        learning_rate: learning rate, above 0. It replaces that of an optimizer object. None is the rate of the case in
+            `policies.POLICIES` for Adam, and else the optimizer's own rate.
+        loss: a Keras loss, its name, or a function of labels and probabilities. It gets one-hot labels if it needs
+            them, and else integers of shape (batch, 1). None is the cross-entropy.
+        metrics: further Keras metrics, their names, or functions, each with one number as its value. The accuracy
+            is always measured.
         pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights. None means yes, except
             with `init="random"`.
         precision: data type of the computation, one of `policies.PRECISIONS`. Weights, the scaling of the images and
@@ -101,12 +118,13 @@ def build(
         5124
     """
     case = Case.parse(case)
-    network = _analyze_base(base)
-    _check_case_options(case, init, unfreeze_from)
-    _check_learning_rate(learning_rate)
-    _check_compile_options(precision, optimizer, steps_per_execution)
+    network = analyze_base(base)
+    check_case_options(case, init, unfreeze_from)
+    check_learning_rate(learning_rate)
+    check_compile_options(precision, steps_per_execution)
+    name = check_optimizer(optimizer)
     pinned = init != "random" if pin_batchnorm is None else pin_batchnorm
-    sliced, decision = _slice(case, network, cut, init=init, pin_batchnorm=pinned, optimizer=optimizer)
+    sliced, decision = slice_for(case, network, cut, init=init, pin_batchnorm=pinned, optimizer=name)
     devices = get_strategy(strategy)
     with devices.scope():
         extractor = surgery.clone(
@@ -117,14 +135,17 @@ def build(
             precision=None if precision == "float32" else precision,
             seed=seed,
         )
-        model = record_devices(surgery.attach_head(extractor, num_classes, seed=seed), devices)
-        head = model.layers[-1].name
+        model = record_devices(surgery.attach_head(extractor, num_classes, seed=seed, head=head), devices)
+        name = model.layers[-1].name
         default = SCRATCH_LEARNING_RATE if init == "random" else POLICIES[case].learning_rate
         _freeze_and_compile(
             model,
-            (lambda layer: layer == head) if POLICIES[case].frozen else True,
-            _optimizer(optimizer, learning_rate, default),
+            (lambda layer: layer == name) if POLICIES[case].frozen else True,
+            new_optimizer(optimizer, learning_rate, default),
             pin_batchnorm=pinned,
+            head=name,
+            loss=as_loss(loss, num_classes),
+            metrics=as_metrics(metrics, num_classes),
             steps_per_execution=steps_per_execution,
         )
     record_decision(model, decision)
@@ -133,13 +154,33 @@ def build(
     return model
 
 
-def small_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.Model:
+@explain_arguments()
+def small_similar(
+    base: keras.Model,
+    num_classes: int,
+    *,
+    cut: Cut | None = None,
+    unfreeze_from: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+    strategy: str | Strategy | None = None,
+    head: keras.layers.Layer | None = None,
+    optimizer: Optimizer = "adam",
+    learning_rate: float | None = None,
+    loss: Loss | None = None,
+    metrics: Sequence[Metric] | None = None,
+    pin_batchnorm: bool | None = None,
+    precision: str = "float32",
+    steps_per_execution: int = 1,
+    seed: int = 0,
+) -> keras.Model:
     """Build the model of case 1: slice off the classifier, freeze all layers, attach a new head.
+
+    The other arguments are those of `build`.
 
     Args:
         base: a pre-trained network. It does not change.
         num_classes: number of classes, 2 or more.
-        **options: keyword arguments of `build`, except `init`.
 
     Returns:
         A compiled model whose head alone trains, as described in `build`.
@@ -152,16 +193,36 @@ def small_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.
         >>> small_similar(base, 4).layers[-1].output.shape
         (None, 4)
     """
-    return build(Case.SMALL_SIMILAR, base, num_classes, **options)
+    return build(Case.SMALL_SIMILAR, **locals())
 
 
-def small_different(base: keras.Model, num_classes: int, **options: Any) -> keras.Model:
+@explain_arguments()
+def small_different(
+    base: keras.Model,
+    num_classes: int,
+    *,
+    cut: Cut | None = None,
+    unfreeze_from: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+    strategy: str | Strategy | None = None,
+    head: keras.layers.Layer | None = None,
+    optimizer: Optimizer = "adam",
+    learning_rate: float | None = None,
+    loss: Loss | None = None,
+    metrics: Sequence[Metric] | None = None,
+    pin_batchnorm: bool | None = None,
+    precision: str = "float32",
+    steps_per_execution: int = 1,
+    seed: int = 0,
+) -> keras.Model:
     """Build the model of case 2: keep the early layers only, freeze them, attach a new head.
+
+    The other arguments are those of `build`.
 
     Args:
         base: a pre-trained network. It does not change.
         num_classes: number of classes, 2 or more.
-        **options: keyword arguments of `build`, except `init`.
 
     Returns:
         A compiled model whose head alone trains, as described in `build`.
@@ -175,16 +236,35 @@ def small_different(base: keras.Model, num_classes: int, **options: Any) -> kera
         >>> decision_of(small_different(base, 4)).cut
         'block_13_project_BN'
     """
-    return build(Case.SMALL_DIFFERENT, base, num_classes, **options)
+    return build(Case.SMALL_DIFFERENT, **locals())
 
 
-def large_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.Model:
+@explain_arguments()
+def large_similar(
+    base: keras.Model,
+    num_classes: int,
+    *,
+    cut: Cut | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+    strategy: str | Strategy | None = None,
+    head: keras.layers.Layer | None = None,
+    optimizer: Optimizer = "adam",
+    learning_rate: float | None = None,
+    loss: Loss | None = None,
+    metrics: Sequence[Metric] | None = None,
+    pin_batchnorm: bool | None = None,
+    precision: str = "float32",
+    steps_per_execution: int = 1,
+    seed: int = 0,
+) -> keras.Model:
     """Build the model of case 3: attach a new head and fine-tune all layers from the pre-trained weights.
+
+    The other arguments are those of `build`.
 
     Args:
         base: a pre-trained network. It does not change.
         num_classes: number of classes, 2 or more.
-        **options: keyword arguments of `build`, except `init` and `unfreeze_from`.
 
     Returns:
         A compiled model, as described in `build`, whose layers all train, except BatchNormalization.
@@ -197,13 +277,32 @@ def large_similar(base: keras.Model, num_classes: int, **options: Any) -> keras.
         >>> large_similar(base, 4).get_layer("Conv1").trainable
         True
     """
-    return build(Case.LARGE_SIMILAR, base, num_classes, **options)
+    return build(Case.LARGE_SIMILAR, **locals())
 
 
+@explain_arguments()
 def large_different(
-    base: keras.Model, num_classes: int, *, init: str = "pretrained", **options: Any
+    base: keras.Model,
+    num_classes: int,
+    *,
+    cut: Cut | None = None,
+    init: str = "pretrained",
+    image_size: int | tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+    strategy: str | Strategy | None = None,
+    head: keras.layers.Layer | None = None,
+    optimizer: Optimizer = "adam",
+    learning_rate: float | None = None,
+    loss: Loss | None = None,
+    metrics: Sequence[Metric] | None = None,
+    pin_batchnorm: bool | None = None,
+    precision: str = "float32",
+    steps_per_execution: int = 1,
+    seed: int = 0,
 ) -> keras.Model:
     """Build the model of case 4: attach a new head and train all layers, from pre-trained or random weights.
+
+    The other arguments are those of `build`.
 
     Args:
         base: a network. It does not change.
@@ -211,7 +310,6 @@ def large_different(
         init: initial weights: `"pretrained"`; `"random"`, with which BatchNormalization trains too; or `"auto"`: `fit`
             starts from the pre-trained weights, and again from random weights if the validation accuracy shows that
             training failed.
-        **options: keyword arguments of `build`, except `unfreeze_from`.
 
     Returns:
         A compiled model, as described in `build`, whose layers all train.
@@ -224,7 +322,7 @@ def large_different(
         >>> large_different(base, 4, init="random").get_layer("bn_Conv1").trainable
         True
     """
-    return build(Case.LARGE_DIFFERENT, base, num_classes, init=init, **options)
+    return build(Case.LARGE_DIFFERENT, **locals())
 
 
 def unfreeze(
@@ -240,9 +338,9 @@ def unfreeze(
         model: a model from a builder. It is changed in place.
         from_layer: the first layer to train, or the first block, such as `"block6a"`. Layers after it train too. None
             trains all layers.
-        learning_rate: learning rate of the new optimizer, above 0. The optimizer is of the same kind as before. None is
-            the optimizer's rate in `policies.OPTIMIZERS` if it has one, else the rate of fine-tuning in
-            `policies.POLICIES`.
+        learning_rate: learning rate of the new optimizer, above 0. The optimizer is of the same kind as before, and the
+            loss and the metrics are the same. None is the rate of fine-tuning in `policies.POLICIES` for Adam, and else
+            the optimizer's own rate.
         pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights.
 
     Returns:
@@ -259,11 +357,12 @@ def unfreeze(
     """
     network = analyze(model)
     late = set(network.names[network.block_start(from_layer) if from_layer else 0 :])
-    _check_learning_rate(learning_rate)
-    with scope_of(model):
-        optimizer = _optimizer(_kind_of(model), learning_rate, POLICIES[Case.LARGE_SIMILAR].learning_rate)
-        _freeze_and_compile(model, late.__contains__, optimizer, pin_batchnorm=pin_batchnorm)
+    check_learning_rate(learning_rate)
     decision = find_decision(model)
+    with scope_of(model):
+        optimizer = _like_before(model, learning_rate, POLICIES[Case.LARGE_SIMILAR].learning_rate)
+        head = model.layers[-1].name if decision else None
+        _freeze_and_compile(model, late.__contains__, optimizer, pin_batchnorm=pin_batchnorm, head=head)
     if decision is not None:
         trained = tuple(end for end in decision.kept if end in late)
         record_decision(model, replace(decision, pin_batchnorm=pin_batchnorm, trained=trained))
@@ -272,27 +371,32 @@ def unfreeze(
 
 def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
     """Give a built model random weights, trainable BatchNormalization and a new optimizer."""
+    decision = find_decision(model)
     with scope_of(model):
         model.set_weights(surgery.clone(model, weights="random", seed=seed).get_weights())
-        optimizer = _optimizer(_kind_of(model), None, SCRATCH_LEARNING_RATE)
-        _freeze_and_compile(model, True, optimizer, pin_batchnorm=False)
-    decision = find_decision(model)
+        optimizer = _like_before(model, None, SCRATCH_LEARNING_RATE)
+        head = model.layers[-1].name if decision else None
+        _freeze_and_compile(model, True, optimizer, pin_batchnorm=False, head=head)
     if decision is not None:
         record_decision(model, replace(decision, init="random", pin_batchnorm=False))
     return model
 
 
-def _kind_of(model: keras.Model) -> str:
-    """Return the kind of optimizer that a model was built with, or Adam if no builder made it."""
+def head_optimizer(model: keras.Model, *, head_only: bool) -> keras.optimizers.Optimizer:
+    """Return a new optimizer for the head: of the model's kind, at the learning rate of a head."""
+    if head_only:  # the model's learning rate is for its head
+        return new_optimizer(getattr(model.optimizer, "inner_optimizer", model.optimizer), None, 0.0)
+    return _like_before(model, None, POLICIES[Case.SMALL_SIMILAR].learning_rate)
+
+
+def _like_before(
+    model: keras.Model, learning_rate: float | None, default: float
+) -> keras.optimizers.Optimizer:
+    """Return a new optimizer of the kind that a model was built or compiled with, or Adam if it was neither."""
     decision = find_decision(model)
-    return decision.optimizer if decision else "adam"
-
-
-def _optimizer(kind: str, learning_rate: float | None, default: float) -> keras.optimizers.Optimizer:
-    """Create an optimizer with the given learning rate, or its own from `OPTIMIZERS`, or the default."""
-    optimizer = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[kind]
-    rate = {} if learning_rate is None else {"learning_rate": learning_rate}
-    return optimizer(**{"learning_rate": default, **OPTIMIZERS[kind], **rate})
+    own = getattr(model, "optimizer", None)
+    kind: Optimizer = decision.optimizer if decision else ("adam" if own is None else "")
+    return new_optimizer(kind or getattr(own, "inner_optimizer", own), learning_rate, default)
 
 
 def _freeze_and_compile(
@@ -301,91 +405,14 @@ def _freeze_and_compile(
     optimizer: keras.optimizers.Optimizer,
     *,
     pin_batchnorm: bool,
-    steps_per_execution: int | None = None,
+    head: str | None,
+    **options: Any,
 ) -> None:
     """Set which layers train, then compile with a new optimizer so that the flags take effect."""
-    surgery.set_trainable(
-        model, trainable, pin_batchnorm=pin_batchnorm, synchronized=needs_synchronized_batchnorm(model)
-    )
-    model.compile(
-        optimizer=optimizer,
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        steps_per_execution=steps_per_execution or getattr(model, "steps_per_execution", 1),
-    )
-
-
-def _analyze_base(base: keras.Model) -> NetworkInfo:
-    """Analyze a base network; raise unless it takes color images."""
-    check_network(base)
-    network = analyze(base)
-    shape = tuple(network.nodes[0].tensor.shape)
-    if len(shape) != 4 or shape[-1] != 3:
-        raise InputError(
-            f"Expected a network for color images, with an input of shape (batch, height, width, 3). Received: "
-            f"{base.name!r} with {shape}. Grayscale images are read as color images."
-        )
-    return network
-
-
-def _check_case_options(case: Case, init: str, unfreeze_from: str | None) -> None:
-    """Raise if the initial weights or the first layer to train do not fit the case."""
-    if unfreeze_from is not None and not POLICIES[case].frozen:
-        raise InputError(
-            f"Expected unfreeze_from only with a case that freezes layers: {Case.SMALL_SIMILAR} or "
-            f"{Case.SMALL_DIFFERENT}. Received: {case}, which trains all layers."
-        )
-    if init not in INITS:
-        raise unknown("init", init, INITS)
-    if init != "pretrained" and case is not Case.LARGE_DIFFERENT:
-        raise InputError(
-            f"Expected init='pretrained' for {case}. Received: {init!r}, which needs {Case.LARGE_DIFFERENT}."
-        )
-
-
-def _check_compile_options(precision: str, optimizer: str, steps_per_execution: int) -> None:
-    """Raise if the precision, the optimizer or the steps per execution are invalid."""
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
-    if keras.config.floatx() not in ("float32", "float64"):
-        raise InputError(
-            f"Expected 'float32' or 'float64' as Keras' floatx. Received: {keras.config.floatx()!r}, in which training "
-            "fails. Call keras.config.set_floatx('float32') before you load the network, or change floatx in "
-            "keras.json. For speed, use precision='mixed_float16'."
-        )
-    if optimizer not in OPTIMIZERS:
-        raise unknown("optimizer", optimizer, OPTIMIZERS)
-    if steps_per_execution < 1:
-        raise InputError(f"Expected steps_per_execution of 1 or more. Received: {steps_per_execution}.")
-
-
-def _check_learning_rate(learning_rate: float | None) -> None:
-    """Raise if a learning rate is given that is not a number above 0."""
-    if learning_rate is None:
-        return
-    if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
-        raise InputError(f"Expected a learning rate, a number above 0. Received: {learning_rate!r}.")
-
-
-def _slice(
-    case: Case, network: NetworkInfo, cut: Cut | None, *, init: str, pin_batchnorm: bool, optimizer: str
-) -> tuple[keras.Model, CaseDecision]:
-    """Cut a network for a case; return the kept part and the decision."""
-    ends = network.block_ends
-    if cut is None:
-        cut = early_position(len(ends)) if POLICIES[case].cut == "early" and ends else [network.last_layer]
-    cuts = cuts_of(network, cut)
-    sliced = surgery.join_at(network, cuts)
-    kept = {node.op.name for node in graph(sliced)}
-    return sliced, CaseDecision(
-        case=case,
-        cut=cuts[-1],
-        cuts=cuts,
-        init=init,
-        base=network.name,
-        kept=tuple(end for end in ends if end in kept),
-        cut_away=tuple(end for end in ends if end not in kept),
-        had_classifier=network.has_classifier,
-        pin_batchnorm=pin_batchnorm,
-        optimizer=optimizer,
-    )
+    synchronized = needs_synchronized_batchnorm(model)
+    surgery.set_trainable(model, trainable, pin_batchnorm=pin_batchnorm, synchronized=synchronized, head=head)
+    if not options and getattr(model, "compiled", False):
+        compile_like(model, model, optimizer)
+    else:
+        defaults: dict[str, Any] = {"loss": as_loss(None, 0), "metrics": as_metrics(None, 0)}
+        model.compile(optimizer, **{**defaults, **options})

@@ -28,7 +28,7 @@ class CaseDecision:
         had_classifier: whether the network had a classifier, which was sliced off.
         pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights.
         trained: last layers of the blocks that `unfreeze` made trainable.
-        optimizer: a key of `policies.OPTIMIZERS`.
+        optimizer: name of the optimizer; empty for an optimizer object of the caller.
         flip: whether `fit` allowed augmentation to flip images; None before `fit`, and if no images are augmented.
         fine_tuned: whether `fit` fine-tuned the pre-trained layers; False if that did not improve the validation
             accuracy, so that the model is a new head on the pre-trained network. None before fine-tuning.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Iterator
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
 
 def one_line(error: Exception, *, most: int = 400) -> str:
     """Return the message of another library's error in one line of at most `most` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]} ..."
 
 

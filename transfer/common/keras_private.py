@@ -72,6 +72,11 @@ def index_of(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) ->
     return int(optimizer._get_variable_index(variable))
 
 
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """Return the arguments with which a model was compiled: the objects themselves, with their present state."""
+    return dict(model._compile_config.config)
+
+
 UpdateStep = Callable[[Any, Any, Any], None]
 """Updates one variable: takes its gradient, the variable and the learning rate."""
 

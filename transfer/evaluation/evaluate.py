@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy.special import softmax
 
 from transfer.cases.decisions import find_decision
 from transfer.common.arguments import explain_arguments
@@ -15,7 +14,13 @@ from transfer.common.errors import InputError
 from transfer.distributed.process_group import current_group
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import fit_temperature
-from transfer.frozen.extraction import BATCH_SIZE, extract, frozen_feature_extractor, input_size
+from transfer.frozen.extraction import (
+    BATCH_SIZE,
+    apply_head,
+    extract,
+    frozen_feature_extractor,
+    input_size,
+)
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.augmentation import check_views
@@ -23,6 +28,8 @@ from transfer.images.datasets import ImageData, Split, check_data
 from transfer.images.flips import flip_problem
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks.arguments import check_classifier
+from transfer.networks.gradients import unnested
+from transfer.networks.graphs import activation_of
 from transfer.training.trained import as_test_data, count_seen
 
 log = logging.getLogger(__name__)
@@ -56,7 +63,7 @@ def evaluate(
 ) -> Evaluation:
     """Run a model over a split and compare its predictions with the labels.
 
-    If the model is a frozen network with a Dense softmax head, the frozen part runs as in `fit`, with the same engine,
+    If the model is a frozen network with a head, the frozen part runs as in `fit`, with the same engine,
     and its features are cached.
 
     Args:
@@ -107,11 +114,10 @@ def evaluate(
     # Use full precision, so that the metrics are those of the saved model.
     options: dict[str, Any] = {"image_size": size, "views": views, "augment": augment, "flip": flip}
     options |= {"seed": seed, "engine": engine, "precision": "float32", "cache": cache}
-    extractor, activation = frozen_feature_extractor(model), getattr(model.layers[-1], "activation", None)
-    if extractor is not None and getattr(activation, "__name__", "") == "softmax":
-        features = extract(extractor, part, name=f"{split} features", **options).load().astype("float64")
-        kernel, bias = model.layers[-1].get_weights()
-        probabilities = softmax(features @ kernel + bias, axis=1)
+    extractor = frozen_feature_extractor(model)
+    if extractor is not None:
+        features = extract(extractor, part, name=f"{split} features", **options).load()
+        probabilities = apply_head(model, features)
     elif views > 1:
         probabilities = extract(model, part, name=f"{split} predictions", **options).load().astype("float64")
     else:
@@ -172,11 +178,11 @@ def check_calibration(data: ImageData) -> None:
 def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     """Calibrate a model's probabilities by temperature scaling on the validation images.
 
-    The weights of the head are divided by the temperature (Guo et al., 2017, arXiv:1706.04599). Predicted classes do
-    not change.
+    The weights of the last layer are divided by the temperature (Guo et al., 2017, arXiv:1706.04599). Predicted classes
+    do not change.
 
     Args:
-        model: a model that ends in a Dense softmax. Its head is changed in place.
+        model: a model that ends in a Dense layer and a softmax. The weights of this layer are changed in place.
         data: images from `load_data`, with 30 validation images or more.
         options: options of `evaluate`.
 
@@ -184,7 +190,7 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
         The temperature, 0.05 to 20. Above 1, the model was overconfident.
 
     Raises:
-        InputError: the model does not end in a Dense softmax, or there are too few validation images.
+        InputError: the model does not end in a Dense layer and a softmax, or there are too few validation images.
 
     Example:
         >>> from transfer.cases.builders import small_similar
@@ -195,13 +201,26 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     """
     check_classifier(model, "calibrate(model, data)")
     check_data(data, "calibrate(model, data)")
-    head = model.layers[-1]
-    if not isinstance(head, keras.layers.Dense) or head.activation is not keras.activations.softmax:
-        raise InputError(
-            f"Expected a model that ends in a Dense softmax. Received: one that ends in {head.name!r}."
-        )
+    head = _last_dense(model)
     check_calibration(data)
     evaluation = evaluate(model, data, split="val", **options)
     temperature = fit_temperature(evaluation.labels, evaluation.probabilities)
     head.set_weights([weights / temperature for weights in head.get_weights()])
     return temperature
+
+
+def _last_dense(model: keras.Model) -> keras.layers.Dense:
+    """Return the Dense layer whose softmax a model returns."""
+    nodes = unnested(model)
+    last, found = nodes[-1], nodes[-1].op
+    if activation_of(found) == "softmax" and not isinstance(found, keras.layers.Dense) and last.parents:
+        found = nodes[last.parents[0]].op
+        found = found if activation_of(found) == "linear" else None
+    elif activation_of(found) != "softmax":
+        found = None
+    if not isinstance(found, keras.layers.Dense):
+        raise InputError(
+            "Expected a model that ends in a Dense layer and a softmax. Received: one that ends in "
+            f"{last.op.name!r}."
+        )
+    return found

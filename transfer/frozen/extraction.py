@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+from scipy.special import softmax
 
 from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
@@ -32,11 +33,14 @@ from transfer.images.augmentation import check_views
 from transfer.images.datasets import ImageData, Split
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks import surgery
+from transfer.networks.graphs import graph
 
 log = logging.getLogger(__name__)
 
 _CHECKED = 4  # number of images whose known features are computed again, as a check
 _SAME = 1e-3  # largest relative error between engines of full precision
+
+_ROWS = 4096  # number of images whose features enter a head at a time
 
 BatchTimes = list[tuple[float, int]]
 """For each batch, the time in seconds at which it was done, and its number of images."""
@@ -237,16 +241,25 @@ def _augmented(image: str, how: str) -> str:
 def frozen_feature_extractor(model: keras.Model) -> keras.Model | None:
     """Return the model without its head if only the head trains, else None."""
     head = model.layers[-1]
-    only_head_trains = (
-        isinstance(head, keras.layers.Dense)
-        and head.use_bias
-        and len(head.input.shape) == 2
-        and len(model.trainable_weights) == len(head.trainable_weights) > 0
-    )
-    if not only_head_trains:
+    if not len(model.trainable_weights) == len(head.trainable_weights) > 0:
+        return None
+    nodes = graph(model)
+    features = nodes[nodes[-1].parents[0]].tensor
+    if nodes[-1].op is not head or len(features.shape) != 2:  # a network without a head
         return None
     with scope_of(model):
         return surgery.feature_extractor_of(model)
+
+
+def apply_head(model: keras.Model, features: np.ndarray) -> np.ndarray:
+    """Return the class probabilities of features as float64: exactly for the default head."""
+    head = model.layers[-1]
+    if surgery.is_plain_head(head):
+        kernel, bias = head.get_weights()
+        return np.asarray(softmax(features.astype("float64") @ kernel + bias, axis=1))
+    parts = (features[start : start + _ROWS] for start in range(0, len(features), _ROWS))
+    rows = [keras.ops.convert_to_numpy(head(part.astype("float32"), training=False)) for part in parts]
+    return np.concatenate(rows).astype("float64")
 
 
 def input_size(model: keras.Model, data: ImageData) -> tuple[int, int]:

@@ -58,7 +58,7 @@ def save_model(model: keras.Model, path: Path) -> None:
     rewritten = path.with_name(f"{path.name}.rewritten")
     try:
         model.save(path)
-        _rewrite(path, rewritten, _for_all_versions)
+        _rewrite(path, rewritten, lambda config: _for_all_versions(_without_own_compilation(config)))
         os.replace(rewritten, path)
     finally:
         rewritten.unlink(missing_ok=True)
@@ -73,6 +73,25 @@ def _rewrite(source: Path, target: Path, change: Callable[[Any], Any]) -> None:
             else:
                 with old.open(entry) as reader, new.open(entry, "w", force_zip64=True) as writer:
                     shutil.copyfileobj(reader, writer, 2**20)
+
+
+def _without_own_compilation(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the loss, the metrics and the optimizer if loading them would need code other than Keras'."""
+    own = _needs_code(config.get("compile_config"))
+    return {key: value for key, value in config.items() if not (own and key == "compile_config")}
+
+
+def _needs_code(value: Any) -> bool:
+    """Return whether a configuration has a class or function that is not one of Keras."""
+    if isinstance(value, list):
+        return any(map(_needs_code, value))
+    if not isinstance(value, dict):
+        return False
+    kind, module = value.get("class_name"), value.get("module")
+    if kind == "function":
+        return not any(hasattr(place, str(value["config"])) for place in (keras.losses, keras.metrics))
+    outside = kind is not None and str(module).split(".")[0] != "keras"
+    return outside or any(map(_needs_code, value.values()))
 
 
 def _for_all_versions(value: Any) -> Any:

@@ -74,6 +74,8 @@ def clone(
 
 def new_like(op: Any, **changes: Any) -> Any:
     """Build a layer of the same configuration, with new weights."""
+    if isinstance(op, keras.Sequential | keras.Model) and type(op).__name__ in ("Sequential", "Functional"):
+        return keras.models.clone_model(op, clone_function=new_like)  # finds layer classes without a registry
     config = {**config_of(op), **changes}
     # The caller's model already runs the code of its Lambda layers, so safe mode would protect nothing.
     options = {"safe_mode": False} if isinstance(op, keras.layers.Lambda) else {}
@@ -186,10 +188,18 @@ def set_trainable(
     *,
     pin_batchnorm: bool = True,
     synchronized: bool = False,
+    head: str | None = None,
 ) -> keras.Model:
-    """Set `trainable` of each layer of a model, inner layers included."""
+    """Set `trainable` of each layer of a model, inner layers included; those of the head keep their flags."""
+    own = {layer: layer.trainable for layer in all_layers(model.get_layer(head))} if head else {}
     model.trainable = True  # the model's own flag overrides those of its layers
+    for layer, flag in own.items():
+        layer.trainable = flag
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = synchronized and flag
     for outer in model.layers:
+        if outer.name == head:
+            continue
         inner = all_layers(outer)
         flag = trainable(outer.name) if callable(trainable) else trainable
         for layer in inner:  # set all of them first, since each flag is passed on to the layers inside
@@ -201,22 +211,92 @@ def set_trainable(
     return model
 
 
-def attach_head(extractor: keras.Model, num_classes: int, *, seed: int | None = None) -> keras.Model:
-    """Attach a Dense softmax, after global average pooling if the network ends in feature maps."""
+def attach_head(
+    extractor: keras.Model,
+    num_classes: int,
+    *,
+    seed: int | None = None,
+    head: keras.layers.Layer | None = None,
+) -> keras.Model:
+    """Attach a Dense softmax, or a copy of a head, after global average pooling if the network ends in maps."""
     if not isinstance(num_classes, Integral) or num_classes < 2:
         raise InputError(
             f"Expected a whole number of at least 2 classes. Received: num_classes={num_classes!r}."
         )
     taken = {layer.name for layer in extractor.layers}
     features = _vector(graph(extractor)[-1], _free_name("head_pool", taken))
-    head = keras.layers.Dense(
-        int(num_classes),
-        activation="softmax",
-        dtype="float32",
-        kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
-        name=_free_name("head", taken),
+    name = _free_name("head", taken)
+    if head is None:
+        new: Any = keras.layers.Dense(
+            int(num_classes),
+            activation="softmax",
+            dtype="float32",
+            kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+            name=name,
+        )
+    else:
+        with _seeded_initializers(seed or 0):
+            new = copy_head(head, features.shape[-1], name=name)
+        _check_head(head, new, features.shape[-1], int(num_classes))
+    return keras.Model(extractor.inputs[0], new(features), name=extractor.name)
+
+
+def copy_head(head: keras.layers.Layer, num_features: int, *, name: str) -> keras.layers.Layer:
+    """Copy a head for feature vectors: a layer or a model, with the weights that it has."""
+    if not isinstance(head, keras.layers.Layer) or isinstance(head, type):
+        raise InputError(
+            "Expected head as a Keras layer or model, such as keras.Sequential([keras.layers.Dense(64, 'relu'), "
+            f"keras.layers.Dense(num_classes, 'softmax')]). Received: {head!r}."
+        )
+    new = new_like(head)
+    new.name = name
+    try:
+        new(keras.Input((num_features,)))  # builds its weights
+        pairs = zip(head.layers, new.layers, strict=True) if hasattr(head, "layers") else [(head, new)]
+        for old, copy in pairs:
+            if old.built:
+                _assign(old, copy)
+    except Exception as error:  # the head's own code may raise anything
+        raise InputError(
+            f"Expected a head for {num_features} features. Received: {head.name!r}, which cannot take them: "
+            f"{one_line(error, most=200)}. Leave its input shape open, or give it {num_features} inputs."
+        ) from error
+    return new
+
+
+def _check_head(head: keras.layers.Layer, new: Any, num_features: int, num_classes: int) -> None:
+    """Raise unless a head trains and returns class probabilities, tried on random features."""
+    features = np.abs(np.random.default_rng(0).normal(size=(4, num_features))).astype("float32")
+    values = np.asarray(keras.ops.convert_to_numpy(new(features, training=False)), "float64")
+    if values.shape != (4, num_classes):
+        shape = ", ".join(map(str, values.shape[1:]))
+        raise InputError(
+            f"Expected a head whose output has the shape (batch, {num_classes}), one probability per class. Received: "
+            f"{head.name!r}, with (batch, {shape}). End the head with keras.layers.Dense({num_classes}, 'softmax')."
+        )
+    if not (values.min() >= 0 and np.abs(values.sum(axis=1) - 1).max() < 1e-3):
+        raise InputError(
+            f"Expected a head that returns probabilities: 0 or more, with a sum of 1. Received: {head.name!r}, with "
+            f"values from {values.min():.3g} to {values.max():.3g} and a sum of {values[0].sum():.3g}. End the head "
+            "with a softmax."
+        )
+    if not new.trainable_weights:
+        raise InputError(
+            f"Expected a head with weights to train. Received: {head.name!r}, which has none. Set its trainable flag "
+            "to True, or add a Dense layer."
+        )
+
+
+def is_plain_head(layer: Any) -> bool:
+    """Return whether a layer is a Dense softmax without constraints: the default head, a convex problem."""
+    regularizers = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
+    extras = (*regularizers, "kernel_constraint", "bias_constraint")
+    return (
+        type(layer) is keras.layers.Dense
+        and layer.use_bias
+        and layer.activation is keras.activations.softmax
+        and not any(getattr(layer, name) for name in extras)
     )
-    return keras.Model(extractor.inputs[0], head(features), name=extractor.name)
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -13,9 +13,10 @@ import keras
 import numpy as np
 
 from transfer.cases.builders import start_over, unfreeze
+from transfer.cases.compiling import normalize_compilation, soft_loss
 from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.arguments import explain_arguments
-from transfer.common.errors import InputError, unknown
+from transfer.common.errors import unknown
 from transfer.distributed.process_group import current_group, versions
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.extraction import KnownFeatures, frozen_feature_extractor, input_size
@@ -37,7 +38,7 @@ from transfer.training.fit_arguments import (
     choose_solver,
     training_data,
 )
-from transfer.training.head_training import train_head
+from transfer.training.head_training import check_exact, train_head
 from transfer.training.identity import given_options, identity_of
 from transfer.training.ignored import log_ignored
 from transfer.training.mirroring import augments_images, decide_flips, log_problem
@@ -48,33 +49,6 @@ from transfer.training.trained import record_data
 from transfer.training.user_callbacks import UserCallbacks
 
 logger = logging.getLogger(__name__)
-
-_OTHER_LOSSES = (
-    *(
-        "categorical_crossentropy",
-        "categorical_focal_crossentropy",
-        "categorical_hinge",
-        "categorical_generalized_crossentropy",
-    ),
-    *(
-        "binary_crossentropy",
-        "binary_focal_crossentropy",
-        "hinge",
-        "squared_hinge",
-        "kl_divergence",
-        "poisson",
-    ),
-    *(
-        "mse",
-        "mean_squared_error",
-        "mae",
-        "mean_absolute_error",
-        "huber",
-        "huber_loss",
-        "log_cosh",
-        "cosine_similarity",
-    ),
-)
 
 
 @explain_arguments(KERAS_NAMES, {"x": "data", "y": "labels"})
@@ -148,8 +122,8 @@ def fit(
         class_weights: weight the loss so that all classes count the same, regardless of their number of images.
         solver: solver of a head on features. `"exact"` computes the optimum of the convex problem and chooses its
             regularization. `"sgd"` trains in epochs and never holds all features in memory. `"auto"` uses
-            `"exact"` for features of up to 2 GiB, unless `epochs`, `dropout` or `label_smoothing` require training in
-            epochs; the log says so.
+            `"exact"` for features of up to 2 GiB and the default head, loss and optimizer, unless `epochs`, `dropout`
+            or `label_smoothing` require training in epochs; the log says so.
         dropout: dropout rate before the head, from 0 to below 1, when only the head is trained in epochs.
         label_smoothing: fraction of each label that is spread over all classes, from 0 to below 1, for training in
             epochs. 0 uses the value of the recipe.
@@ -192,7 +166,7 @@ def fit(
         ['head']
     """
     check_arguments(model, epochs, batch_size)
-    _check_loss(model)
+    normalize_compilation(model)
     check_types(
         flip=flip, class_weights=class_weights, recipe=recipe, cache=cache, callbacks=callbacks, seed=seed
     )
@@ -203,6 +177,9 @@ def fit(
     recipe = replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
     switches = (epochs, dropout, recipe.label_smoothing)  # to a head in epochs
     check_head_options(solver, *switches, head_only=head_only)
+    check_exact(model, solver, head_only=head_only)
+    if recipe.label_smoothing or recipe.mix != "none":
+        soft_loss(model.loss, model.output_shape[-1])
     if views is not None:
         check_views(views, augment)
     validation = {"validation_data": validation_data, "validation_split": validation_split}
@@ -271,17 +248,6 @@ def _with_checkpoints(
     if folder is None:
         return settings
     return replace(settings, checkpoints=Checkpoints(Path(folder), identity, seconds_between=seconds_between))
-
-
-def _check_loss(model: keras.Model) -> None:
-    """Raise for losses that do not take labels as numbers."""
-    loss = model.loss[0] if isinstance(model.loss, list) and model.loss else model.loss
-    loss = getattr(loss, "name", getattr(loss, "__name__", loss))
-    if loss in _OTHER_LOSSES:
-        raise InputError(
-            f"Expected a model compiled with loss='sparse_categorical_crossentropy': labels are numbers. Received: "
-            f"{loss!r}. Compile it again, or use a builder."
-        )
 
 
 @pipeline.plain_errors()

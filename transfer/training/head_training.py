@@ -12,9 +12,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
-from transfer.cases.policies import POLICIES, Case
+from transfer.cases.builders import head_optimizer
+from transfer.cases.compiling import compile_like, is_default_loss
+from transfer.cases.decisions import find_decision
+from transfer.cases.policies import OPTIMIZERS, POLICIES, Case
+from transfer.common.errors import InputError
+from transfer.common.keras_private import compile_arguments
 from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
 from transfer.frozen import heads
@@ -22,8 +27,9 @@ from transfer.frozen.extraction import Features
 from transfer.frozen.sampling import Sampler
 from transfer.images import pipeline
 from transfer.networks import surgery
+from transfer.training.checkpoints import pack, unpack
 from transfer.training.mirroring import decide_flips
-from transfer.training.phases import Rows, TrainingLog, TrainingSettings, smoothed_cross_entropy
+from transfer.training.phases import Rows, TrainingLog, TrainingSettings
 from transfer.training.user_callbacks import HeadLink, restored_rate
 
 logger = logging.getLogger(__name__)
@@ -39,7 +45,26 @@ MIN_DELTA = 1e-3
 
 _ROWS = 4096  # number of images whose features are in memory at a time
 
-_Weights = tuple[np.ndarray, np.ndarray]  # kernel and bias
+
+def excludes_exact(model: keras.Model, *, head_only: bool) -> str:
+    """Return the part of a model that excludes the exact solver, in words, or an empty text."""
+    decision = find_decision(model)
+    if not surgery.is_plain_head(model.layers[-1]):
+        return "head"
+    if not is_default_loss(model.loss):
+        return "loss"
+    # In fine-tuning, the optimizer is for the other layers.
+    return "optimizer" if head_only and decision and decision.optimizer not in OPTIMIZERS else ""
+
+
+def check_exact(model: keras.Model, solver: str, *, head_only: bool) -> None:
+    """Raise if the exact solver is asked for a head, a loss or an optimizer that it does not support."""
+    part = excludes_exact(model, head_only=head_only) if solver == "exact" else ""
+    if part:
+        raise InputError(
+            f"Expected the default {part} with solver='exact', which supports no other. Leave solver out, or build the "
+            f"model without {part}=..."
+        )
 
 
 def train_head(settings: TrainingSettings) -> TrainingLog:
@@ -57,14 +82,15 @@ def train_head(settings: TrainingSettings) -> TrainingLog:
     features, log = settings.extract(extractor, engine=engine, views=views, name="features")
     log = replace(flips + log, seconds_features=log.seconds_features + deciding)
     start = time.perf_counter()
-    small = 4 * math.prod(features["train"].shape) <= MAX_EXACT_BYTES
-    exact = settings.solver == "exact" or (settings.solver == "auto" and small)
+    exact = settings.solver == "exact" or (
+        settings.solver == "auto" and _can_solve(settings, features["train"])
+    )
     labels = {"train": np.tile(settings.data.train.labels, views), "val": settings.data.val.labels}
     with restored_rate(model.optimizer):
-        (kernel, bias), head_log = (_solve if exact else _train_in_epochs)(settings, features, labels)
+        weights, head_log = (_solve if exact else _train_in_epochs)(settings, features, labels)
     # Workers may round differently: all take the chief's result.
-    weights = current_group().broadcast_arrays(lambda: {"kernel": kernel, "bias": bias})
-    model.layers[-1].set_weights([weights["kernel"], weights["bias"]])
+    shared = current_group().broadcast_arrays(lambda: pack("head", weights))
+    model.layers[-1].set_weights(unpack(shared, "head"))
     rows = current_group().broadcast(lambda: head_log.rows)
     if exact:
         with restored_rate(model.optimizer):
@@ -72,9 +98,17 @@ def train_head(settings: TrainingSettings) -> TrainingLog:
     return log + replace(head_log, rows=rows, seconds_training=time.perf_counter() - start)
 
 
+def _can_solve(settings: TrainingSettings, features: Features) -> bool:
+    """Return whether the exact solver suits the model and the size of the features; log why it excludes a model."""
+    part = excludes_exact(settings.model, head_only=settings.head_only)
+    if part:
+        logger.info("The head is trained in epochs: the exact solver supports only the default %s.", part)
+    return not part and 4 * math.prod(features.shape) <= MAX_EXACT_BYTES
+
+
 def _solve(
     settings: TrainingSettings, features: dict[str, Features], labels: dict[str, np.ndarray]
-) -> tuple[_Weights, TrainingLog]:
+) -> tuple[list[np.ndarray], TrainingLog]:
     """Solve the convex problem of the head exactly and choose its regularization."""
     x = {name: part.load() for name, part in features.items()}
     train = settings.data.train
@@ -96,20 +130,33 @@ def _solve(
             scores, truth = log_softmax(x[name] @ head.kernel + head.bias, axis=1), labels[name]
             row[f"{prefix}loss"] = float(-scores[np.arange(len(truth)), truth].mean())
             row[f"{prefix}accuracy"] = float((scores.argmax(axis=1) == truth).mean())
+            row |= _own_metrics(settings, softmax(x[name] @ head.kernel + head.bias, axis=1), truth, prefix)
     tried_on = head.chosen_by if head.tried else ""
     log = TrainingLog([row], regularization=head.regularization, tried=head.tried, tried_on=tried_on)
-    return (head.kernel, head.bias), log
+    return [head.kernel, head.bias], log
+
+
+def _own_metrics(
+    settings: TrainingSettings, probabilities: np.ndarray, labels: np.ndarray, prefix: str
+) -> dict[str, float]:
+    """Return the metrics of the caller, for probabilities of all images."""
+    if set(compile_arguments(settings.model)["metrics"] or ()) <= {"accuracy"}:
+        return {}
+    given = keras.Input(probabilities.shape[1:])
+    same = keras.Model(given, keras.layers.Identity()(given))
+    compile_like(same, settings.model, keras.optimizers.SGD())
+    values = same.evaluate(probabilities.astype("float32"), labels, verbose=0, return_dict=True)
+    return {f"{prefix}{name}": value for name, value in values.items() if name not in ("loss", "accuracy")}
 
 
 def _train_in_epochs(
     settings: TrainingSettings, features: dict[str, Features], labels: dict[str, np.ndarray]
-) -> tuple[_Weights, TrainingLog]:
+) -> tuple[list[np.ndarray], TrainingLog]:
     """Train the head with Keras, without holding the features in memory."""
-    policy = POLICIES[Case.SMALL_SIMILAR]
-    mean, scale = _mean_and_scale(features["train"])
-    head = _zero_head(settings)
-    if not settings.head_only:  # the model's learning rate is for fine-tuning
-        head.optimizer.learning_rate = policy.learning_rate
+    plain = surgery.is_plain_head(settings.model.layers[-1])
+    # The scaling becomes part of the weights of a plain head. Another head gets the features as they are.
+    mean, scale = _mean_and_scale(features["train"]) if plain else (np.float32(0), 1.0)
+    head = _head_to_train(settings, features["train"].shape[1])
 
     def standardized(part: Features, positions: np.ndarray) -> np.ndarray:
         return ((part.take(positions) - mean) / scale).astype("float32")
@@ -125,7 +172,8 @@ def _train_in_epochs(
         batches[name] = pipeline.batch_rows(read, labels[name], **options)
     callbacks: list[keras.callbacks.Callback] = []
     if "val" in batches:
-        options = {"min_delta": MIN_DELTA, "patience": PATIENCE, "restore_best_weights": True}
+        least = MIN_DELTA if is_default_loss(settings.model.loss) else 0.0
+        options = {"min_delta": least, "patience": PATIENCE, "restore_best_weights": True}
         callbacks = [keras.callbacks.EarlyStopping("val_loss", **options)]
     else:
         logger.warning(
@@ -133,22 +181,22 @@ def _train_in_epochs(
         )
 
     def unscaled(weights: list[np.ndarray]) -> list[np.ndarray]:
-        return [weights[0] / scale, weights[1] - mean @ weights[0] / scale]
+        return [weights[0] / scale, weights[1] - mean @ weights[0] / scale] if plain else weights
 
     def rescaled(weights: list[np.ndarray]) -> list[np.ndarray]:
-        return [weights[0] * scale, weights[1] + mean @ weights[0]]
+        return [weights[0] * scale, weights[1] + mean @ weights[0]] if plain else weights
 
     rows, link = Rows("head"), HeadLink(settings.model, head, unscaled, rescaled)
     callbacks += [*settings.callbacks.phase("head", head=link), rows]
-    epochs = (settings.epochs if settings.head_only else None) or policy.epochs or 1
+    epochs = (settings.epochs if settings.head_only else None) or POLICIES[Case.SMALL_SIMILAR].epochs or 1
     head.fit(
         batches["train"],
         validation_data=batches.get("val"),
         epochs=epochs,
         **settings.fit_options(callbacks),
     )
-    kernel, bias = unscaled(head.layers[-1].get_weights())
-    return (kernel, bias), TrainingLog(rows.rows, kept_row=_kept_row(callbacks[0], settings, rows, epochs))
+    weights = unscaled(head.layers[-1].get_weights())
+    return weights, TrainingLog(rows.rows, kept_row=_kept_row(callbacks[0], settings, rows, epochs))
 
 
 def _kept_row(
@@ -175,17 +223,17 @@ def _mean_and_scale(features: Features) -> tuple[np.ndarray, float]:
     return mean, float(np.sqrt(squares / (count * len(mean)))) or 1.0
 
 
-def _zero_head(settings: TrainingSettings) -> keras.Model:
-    """Return a copy of the model's head with zero weights, compiled like the model."""
-    # The problem is convex, so the start matters only with more features than images: there, random weights
-    # would remain as noise.
-    own = settings.model.layers[-1]
-    zero = surgery.new_like(own, kernel_initializer="zeros", bias_initializer="zeros", trainable=True)
+def _head_to_train(settings: TrainingSettings, width: int) -> keras.Model:
+    """Return a copy of the model's head on features, compiled like the model; a plain head has zero weights."""
+    model, own, smoothing = settings.model, settings.model.layers[-1], settings.recipe.label_smoothing
+    if surgery.is_plain_head(own):
+        # The problem is convex, so the start matters only with more features than images: there, random weights
+        # would remain as noise.
+        layer = surgery.new_like(own, kernel_initializer="zeros", bias_initializer="zeros", trainable=True)
+    else:
+        layer = surgery.copy_head(own, width, name=own.name)
     options = {"seed": settings.seed, "dtype": "float32"}
     dropout = [keras.layers.Dropout(settings.dropout, **options)] if settings.dropout else []
-    head = keras.Sequential([keras.Input(own.kernel.shape[:1]), *dropout, zero])
-    head.compile_from_config(settings.model.get_compile_config())
-    if settings.recipe.label_smoothing:
-        loss = smoothed_cross_entropy(settings.recipe.label_smoothing, own.units)
-        head.compile(head.optimizer, loss, metrics=["accuracy"])
+    head = keras.Sequential([keras.Input((width,)), *dropout, layer])
+    compile_like(head, model, head_optimizer(model, head_only=settings.head_only), smoothing=smoothing)
     return head

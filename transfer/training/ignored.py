@@ -11,7 +11,7 @@ import keras
 
 from transfer.cases.decisions import find_decision
 from transfer.cases.policies import OPTIMIZERS, POLICIES, SCRATCH_LEARNING_RATE
-from transfer.training.head_training import MAX_EXACT_BYTES
+from transfer.training.head_training import MAX_EXACT_BYTES, excludes_exact
 from transfer.training.option_table import (
     HEAD,
     NETWORK,
@@ -57,6 +57,8 @@ def situations_in_fit(settings: TrainingSettings) -> frozenset[Situation]:
     kinds_of_head = head_situations(settings.solver)
     if kinds_of_head != HEAD:
         return kinds_of_head
+    if excludes_exact(settings.model, head_only=True):
+        return frozenset({Situation.EPOCHS})
     width = settings.model.layers[-1].input.shape[-1]
     size = 4 * math.prod((settings.views or 1, len(settings.data.train), width))
     return frozenset({Situation.EXACT if size <= MAX_EXACT_BYTES else Situation.EPOCHS})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from transfer.cases.compiling import compile_like
 from transfer.common import display
 from transfer.common.errors import InputError
 from transfer.common.text import format_duration, plural
@@ -276,29 +277,7 @@ class TrainingSettings:
 
     def compile_like_model(self, other: keras.Model) -> None:
         """Compile another model of the same layers with the model's optimizer, for soft labels if needed."""
-        model = self.model
-        if self.recipe.mix == "none" and not self.recipe.label_smoothing:
-            other.compile_from_config(model.get_compile_config())
-            other.optimizer = model.optimizer
-            return
-        other.compile(
-            model.optimizer,
-            smoothed_cross_entropy(self.recipe.label_smoothing, self.data.num_classes),
-            metrics=["accuracy"],
-            steps_per_execution=model.steps_per_execution,
-            auto_scale_loss=False,  # the model's optimizer scales the loss already
-        )
-
-
-def smoothed_cross_entropy(smoothing: float, num_classes: int) -> Callable[[Any, Any], Any]:
-    """Return a cross-entropy for integer or soft labels with label smoothing, from 0 to below 1."""
-
-    # Szegedy et al. (2016), arXiv:1512.00567.
-    def loss(labels: Any, probabilities: Any) -> Any:
-        if len(labels.shape) < 2 or labels.shape[-1] == 1 != num_classes:
-            labels = keras.ops.one_hot(
-                keras.ops.reshape(labels, (-1,)), num_classes, dtype=probabilities.dtype
-            )
-        return keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=smoothing)
-
-    return loss
+        recipe, soft = self.recipe, self.recipe.mix != "none"
+        # The model's optimizer scales the loss already.
+        options: dict[str, Any] = {"smoothing": recipe.label_smoothing, "auto_scale_loss": False}
+        compile_like(other, self.model, self.model.optimizer, soft_labels=soft, **options)
