@@ -23,6 +23,9 @@ FUNCTIONS = [name for name in EXPORTED if inspect.isfunction(getattr(transfer, n
 CLASSES = [name for name in EXPORTED if inspect.isclass(getattr(transfer, name))]
 
 
+OF_BUILD = "The other arguments are those of `build`."
+
+
 def other_docstrings():
     """Yield (place, docstring) of everything that is not exported; methods of exported classes count as exported."""
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -51,7 +54,14 @@ def test_docstring_matches_the_signature(name):
     parsed = docstring_parser.parse(function.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
     assert parsed.short_description
     signature = inspect.signature(function)
-    assert [p.arg_name.lstrip("*") for p in parsed.params] == list(signature.parameters)
+    described = [p.arg_name.lstrip("*") for p in parsed.params]
+    if OF_BUILD in function.__doc__:
+        of_build = inspect.signature(transfer.build).parameters
+        others = {name: p for name, p in signature.parameters.items() if name not in described}
+        assert others and all(of_build[name] == p for name, p in others.items())
+        assert [name for name in signature.parameters if name in described] == described
+    else:
+        assert described == list(signature.parameters)
     assert all(p.description for p in parsed.params)
     if signature.return_annotation not in ("None", None, inspect.Signature.empty):
         assert parsed.returns is not None and parsed.returns.description
