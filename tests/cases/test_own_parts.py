@@ -283,13 +283,17 @@ def test_the_accuracy_is_measured_once():
         (["f1_score"], "average='macro'"),
         (["acuracy"], "'accuracy'"),
         ("auc", "as a list"),
-        (["loss"], "unknown than 'loss'"),
         ([lambda labels: labels], "fails"),
     ],
 )
 def test_metrics_that_do_not_fit_are_errors(metrics, message):
     with pytest.raises(InputError, match=message):
         as_metrics(metrics, 3)
+
+
+def test_a_metric_may_not_have_the_name_of_the_loss():
+    with pytest.raises(InputError, match="another name than 'loss'"):
+        as_metrics([keras.metrics.AUC(name="loss")], 3)
 
 
 # Compiling again

@@ -176,23 +176,6 @@ def test_models_of_another_form_are_refused(data):
                 call(model, data)
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        "categorical_crossentropy",
-        keras.losses.BinaryCrossentropy(),
-        "mse",
-        ["poisson"],
-        keras.losses.KLDivergence(),
-    ],
-)
-def test_losses_of_other_labels_are_refused(loss, data):
-    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
-    model.compile("adam", loss)
-    with pytest.raises(InputError, match="loss='sparse_categorical_crossentropy'"):
-        fit(model, data)
-
-
 def test_an_evaluation_is_required(model, data):
     for call in (lambda: screening(data, positive="red"), lambda: merge(model, {})):
         with pytest.raises(InputError, match=r"evaluation = transfer.evaluate\(model, data\)"):

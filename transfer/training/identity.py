@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import keras
 
+from transfer.common.keras_private import compile_arguments
 from transfer.frozen.extraction import digests_of
 from transfer.images.datasets import ImageData
 from transfer.networks import graphs
@@ -37,6 +38,7 @@ def identity_of(settings: TrainingSettings) -> dict[str, Any]:
         **asdict(settings.recipe),
         **_at_first_fit(model.optimizer, lambda: _optimizer_settings(model.optimizer)),
         "loss": _plain(model.loss),
+        "metrics": _plain(compile_arguments(model)["metrics"]),
         "network": _at_first_fit(model, lambda: graphs.fingerprint(model)[:16]),
         "training": hashlib.sha256(flags).hexdigest()[:16],
         "images": _hash_of_images(settings.data),
