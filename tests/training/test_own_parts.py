@@ -211,7 +211,7 @@ def test_an_interrupted_training_resumes_with_the_same_parts_only(colors, cache,
     monkeypatch.setattr(
         Checkpoints,
         "due",
-        property(lambda self: next(calls) == 5 and signal.raise_signal(signal.SIGTERM) or False),
+        property(lambda self: (next(calls) == 5 and signal.raise_signal(signal.SIGTERM)) or False),
     )
     with pytest.raises(Interrupted):
         train(tmp_path / "parts")
