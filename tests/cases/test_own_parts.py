@@ -82,7 +82,7 @@ def test_each_builder_has_the_arguments_of_build_that_its_case_takes():
 
 
 def test_an_unknown_argument_names_the_builder_that_was_called(tiny):
-    with pytest.raises(InputError, match="small_similar: unknown argument .cutt.. Did you mean cut?"):
+    with pytest.raises(InputError, match=r"small_similar: unknown argument 'cutt'\. Did you mean cut\?"):
         small_similar(tiny, 3, cutt=2, **OWN)
 
 

@@ -183,3 +183,18 @@ def test_with_constants():
     frozen = keras_private.with_constants(traced)
     assert len(traced.captured_inputs) == 1 and not frozen.captured_inputs
     assert np.array_equal(frozen(tf.constant([1.0, 2.0]))[0], [2.0, 6.0])
+
+
+def test_arguments_of_compile():
+    """Without `_compile_config` a model cannot be compiled again with the loss and the metrics of the user."""
+
+    def loss(labels, outputs):
+        return keras.ops.mean(outputs, axis=-1)
+
+    model, metric = compiled(), keras.metrics.MeanSquaredError()
+    model.compile("sgd", loss, metrics=[metric], steps_per_execution=3)
+    given = keras_private.compile_arguments(model)
+    assert given["loss"] is loss and given["metrics"][0] is metric and given["steps_per_execution"] == 3
+    other = compiled()
+    other.compile(**given)
+    assert train(other) == pytest.approx(3.0, abs=0.2)

@@ -16,6 +16,7 @@ from transfer.common.display import one_line
 from transfer.common.errors import InputError
 from transfer.common.figures import Figure
 from transfer.common.text import plural
+from transfer.frozen.extraction import frozen_feature_extractor
 from transfer.images.datasets import ImageData, check_data
 from transfer.networks.arguments import check_classifier
 from transfer.training import fine_tuning
@@ -99,10 +100,9 @@ def find_learning_rate(
         raise InputError(f"Expected steps of 10 or more. Received: {steps}.")
     check_classifier(model, "find_learning_rate(model, data)")
     check_data(data, "find_learning_rate(model, data)")
-    if len(model.trainable_weights) <= 2:
+    if frozen_feature_extractor(model) is not None:
         raise InputError(
-            "Expected a model with trainable layers before the head. Received one in which only the head is trainable: "
-            "it is solved exactly and needs no learning rate."
+            "Expected a model with trainable layers before the head. Received one in which only the head is trainable."
         )
     optimizer = model.optimizer
     if not optimizer.built:
