@@ -120,5 +120,5 @@ def test_calibration_needs_a_softmax_and_enough_images(color_folder):
     with pytest.raises(InputError, match="30 validation images"):
         calibrate(model, load_data(color_folder, val=5))
     plain = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
-    with pytest.raises(InputError, match="Dense softmax"):
+    with pytest.raises(InputError, match="ends in a Dense layer and a softmax"):
         calibrate(plain, load_data(color_folder, val=0.4))

@@ -313,7 +313,7 @@ def _resolve(what: str, module: Any, given: Any) -> Any:
         if found is None:
             names = [name for name, value in vars(module).items() if callable(value) and name.islower()]
             names = [name for name in names if name not in ("get", "serialize", "deserialize")]
-            raise unknown(what, given, names)
+            raise unknown(what, given, [*["accuracy"] * (what == "metric"), *names])
     if isinstance(found, type):
         found = found()
     if not callable(found):  # objects of Keras are callable too

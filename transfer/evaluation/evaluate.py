@@ -28,8 +28,7 @@ from transfer.images.datasets import ImageData, Split, check_data
 from transfer.images.flips import flip_problem
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks.arguments import check_classifier
-from transfer.networks.gradients import unnested
-from transfer.networks.graphs import activation_of
+from transfer.networks.gradients import softmax_layer
 from transfer.training.trained import as_test_data, count_seen
 
 log = logging.getLogger(__name__)
@@ -201,26 +200,9 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     """
     check_classifier(model, "calibrate(model, data)")
     check_data(data, "calibrate(model, data)")
-    head = _last_dense(model)
+    head = softmax_layer(model)
     check_calibration(data)
     evaluation = evaluate(model, data, split="val", **options)
     temperature = fit_temperature(evaluation.labels, evaluation.probabilities)
     head.set_weights([weights / temperature for weights in head.get_weights()])
     return temperature
-
-
-def _last_dense(model: keras.Model) -> keras.layers.Dense:
-    """Return the Dense layer whose softmax a model returns."""
-    nodes = unnested(model)
-    last, found = nodes[-1], nodes[-1].op
-    if activation_of(found) == "softmax" and not isinstance(found, keras.layers.Dense) and last.parents:
-        found = nodes[last.parents[0]].op
-        found = found if activation_of(found) == "linear" else None
-    elif activation_of(found) != "softmax":
-        found = None
-    if not isinstance(found, keras.layers.Dense):
-        raise InputError(
-            "Expected a model that ends in a Dense layer and a softmax. Received: one that ends in "
-            f"{last.op.name!r}."
-        )
-    return found

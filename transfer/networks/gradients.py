@@ -203,6 +203,20 @@ def head_of(nodes: Sequence[Node]) -> ClassifierHead:
     return ClassifierHead(end, None, False, classes, False)
 
 
+def softmax_layer(model: keras.Model) -> keras.layers.Dense:
+    """Return the Dense layer whose softmax a model returns, also inside a nested model."""
+    nodes = unnested(model)
+    last, found = nodes[-1].op, nodes[-1].op
+    if not isinstance(found, keras.layers.Dense):  # a softmax of its own, after a layer without an activation
+        found = nodes[nodes[-1].parents[0]].op
+        found = found if activation_of(found) == "linear" else None
+    if not isinstance(found, keras.layers.Dense) or activation_of(last) != "softmax":
+        raise InputError(
+            f"Expected a model that ends in a Dense layer and a softmax. Received: one that ends in {last.name!r}."
+        )
+    return found
+
+
 def _is_squashed(op: Any) -> bool:
     return activation_of(op) in ("softmax", "sigmoid")
 
