@@ -169,10 +169,9 @@ def test_a_model_that_the_caller_compiled_for_one_hot_labels_trains(loss, colors
     assert {"val_accuracy", "val_auc"} <= set(log.rows[-1])
 
 
-def test_calibration_scales_the_last_layer_of_the_own_head(colors, cache):
-    model = built()
-    fit(model, colors, epochs=5, cache=cache, verbose=0)
-    data = load_data(colors.folder, val=0.4) if len(colors.val) < 30 else colors
+def test_calibration_scales_the_last_layer_of_the_own_head(color_folder, cache):
+    model, data = built(), load_data(color_folder, val=0.4)
+    fit(model, data, epochs=5, cache=cache, verbose=0)
     before = evaluate(model, data, split="val", cache=cache).probabilities
     temperature = calibrate(model, data, cache=cache)
     after = evaluate(model, data, split="val", cache=cache).probabilities
