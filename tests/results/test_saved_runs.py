@@ -206,9 +206,20 @@ def test_an_export_needs_images_that_are_still_known(saved, tmp_path):
     assert export(own, "saved-model", **options).num_images == 6
 
 
-@keras.saving.register_keras_serializable("test_saved_runs")
-class Scale(keras.layers.Layer):
-    """A custom layer."""
+class Twice(keras.layers.Layer):
+    """A custom layer, which Keras does not find by its name."""
 
     def call(self, x):
         return x * 2.0
+
+
+def test_a_model_with_custom_layers_is_saved_with_a_warning(untested, tmp_path, caplog):
+    tiny, data = make_tiny(), untested[1]
+    model = small_similar(
+        keras.Model(tiny.input, Twice()(tiny.get_layer("pool").output)), 3, preprocessing="tf"
+    )
+    run = save_run(model, data, fit(model, data, verbose=0, engine="keras"), tmp_path / "run")
+    assert run.model is model and "needs 'Twice'" in caplog.text
+    again = load_run(tmp_path / "run", custom_objects={"Twice": Twice})
+    for one, other in zip(run.predict(data.val), again.predict(data.val), strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
