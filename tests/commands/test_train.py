@@ -35,7 +35,7 @@ FILES = {
     "classes.png",
     "blocks.png",
 }
-SOMETIMES = {"mistakes.png"}
+SOMETIMES = {"mistakes.png", "calibration.png"}
 KEYS = {
     "case",
     "cut",

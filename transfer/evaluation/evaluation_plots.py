@@ -134,12 +134,12 @@ def class_plot(evaluation: Evaluation) -> Figure:
     axes.set_yticks(
         range(len(worst)), [f"{name} ({scores[i].images:,})" for i, name in zip(worst, names, strict=True)]
     )
-    axes.set(ylim=(len(worst) - 0.4, -0.6), xlim=(-0.02, 1.02), ylabel="class (test images)")
+    axes.set(ylim=(len(worst) - 0.4, -0.6), xlim=(-0.02, 1.02))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     less = f": the {len(worst)} lowest of {len(tested)} classes" if len(worst) < len(tested) else ""
-    figure.suptitle(f"Recall and precision, with 95% intervals{less}", fontsize=11)
+    figure.suptitle(f"Recall and precision by class (test images), with 95% intervals{less}", fontsize=11)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     return without_math(figure)
