@@ -18,7 +18,7 @@ from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT, mcnemar_test, percent_range
 from transfer.results.run_metrics import describe_training
 from transfer.results.run_records import RunRecord
-from transfer.training.option_table import APPLIES, Situation, ignored_options
+from transfer.training.option_table import APPLIES, Situation, ignored_options, refused_options
 
 Thumbnail = Callable[[str], np.ndarray | None]
 
@@ -91,7 +91,8 @@ def _options(record: RunRecord) -> list[tuple[str, Any]]:
     values = dataclasses.asdict(config)
     situations = {Situation.EXACT} if solved else config.situations
     unused = ignored_options(values, situations)
-    shown = {*config.given, *(APPLIES.keys() - unused.keys()), "seed"}
+    without = unused.keys() | set(refused_options(values, situations))
+    shown = {*config.given, *(APPLIES.keys() - without), "seed"}
     return [
         (name, f"{value} (no effect)" if name in unused else value)
         for name, value in values.items()
