@@ -56,12 +56,19 @@ def test_learning_curves_are_not_joined_across_phases_and_mark_the_restored_epoc
     (mark,) = (line for line in axes.lines if line.get_label() == "epoch of the final weights")
     assert set(mark.get_xdata()) == {3}
     assert [t.get_text() for t in axes.texts] == ["head", "fine-tuning", "from random weights"]
-    assert "final weights" not in texts(training_plots.learning_curves(rows)), "the last epoch needs no mark"
+    for last in (None, 3):
+        figure = training_plots.learning_curves(rows, kept_row=last)
+        assert "final weights" not in texts(figure), "the last epoch needs no mark"
 
 
 def test_learning_curves_of_one_epoch_show_its_values():
     row = {"phase": "fine-tune", "loss": 0.51234, "accuracy": 0.85, "val_loss": 0.7, "val_accuracy": 0.8}
-    shown = texts(training_plots.learning_curves([row]))
+    figure = training_plots.learning_curves([row])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert [x for x in axes.get_xticks() if low <= x <= high] == [1], "there are no parts of epochs"
+    shown = texts(figure)
     assert all(value in shown for value in ("0.512", "0.700", "85.0%", "80.0%"))
 
 

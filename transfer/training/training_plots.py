@@ -30,13 +30,13 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], *, kept_row: int | None =
         ):
             _draw_curve(axes, rows, key, label, color)
         _label_phases(axes, rows)
-        if kept_row is not None and kept_row >= 0:
+        if kept_row is not None and 0 <= kept_row < len(rows) - 1:
             axes.axvline(
                 kept_row + 1, color="#333333", linestyle="--", lw=1, label="epoch of the final weights"
             )
         axes.set(xlabel="epoch", ylabel="loss (nats)" if quantity == "loss" else quantity)
         axes.set_xlim(0.5, len(rows) + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if quantity == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.spines[["top", "right"]].set_visible(False)
