@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
     from transfer.adviser.advice import Advice
     from transfer.adviser.choice import Choice
     from transfer.adviser.sample_features import SampleFeatures
+    from transfer.cases.policies import Case
     from transfer.evaluation.evaluation import Evaluation
     from transfer.images.datasets import ImageData
     from transfer.training.phases import TrainingLog
@@ -106,7 +107,7 @@ def run(config: TrainConfig) -> Path:
     model = build(base=base, num_classes=data.num_classes, strategy=devices, **used.build_options())
     if config.find_learning_rate:
         return _find_learning_rate(chosen, model, data)
-    name = f"{data.name}-{choice.case}"
+    name = f"{data.name}-{_method(model, choice)}"
     with _folder(config.output, name, options=config.result_options, resume_from=resume_from) as folder:
         _write_start(folder, data, model, choice, advice)
         training = fit(
@@ -235,6 +236,17 @@ def _choose(
     group = process_group.current_group()
     earlier = group.broadcast(lambda: run_folders.read_decision(resume_from) if resume_from else None)
     return (Choice(**earlier), None, None) if earlier else choose_case(config, data, base)
+
+
+def _method(model: keras.Model, choice: Choice) -> Case:
+    """Return the case of the method; log if it is not the chosen one, because of the cut."""
+    from transfer.cases.decisions import decision_of
+    from transfer.cases.policies import POLICIES
+
+    case = decision_of(model).case
+    if case != choice.case:
+        log.info("With this cut, the method is case %d, %s.", POLICIES[case].number, case)
+    return case
 
 
 def _known_features(sample: SampleFeatures | None, model: keras.Model) -> Any:

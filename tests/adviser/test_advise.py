@@ -12,6 +12,7 @@ from helpers.networks import assert_bit_equal, flags, make_tiny, raw_images, sna
 
 from transfer.adviser.advise import MIN_IMAGES, advise, growth_of
 from transfer.adviser.curves import SizePoint
+from transfer.adviser.estimates import HeadEvidence, estimate_choices
 from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import Case
 from transfer.common.errors import InputError
@@ -75,6 +76,42 @@ def test_text_and_json_have_the_same_content(advised):
         "->",
     ):
         assert word in text, word
+
+
+HEADS = (HeadEvidence("top", 0.7, 0.02), HeadEvidence("block5", 0.76, 0.02), HeadEvidence("all", 0.78, 0.02))
+
+
+@pytest.mark.parametrize(
+    ("picked", "change", "texts"),
+    [
+        ("all", {"similar": True}, ["small (90 training images), similar", "case 1 by the", "(case 1). Estimated"]),
+        ("all", {"similar": False}, ["different from", "case 2 by the", "(case 1), because", ": 80% against 78%"]),
+        ("all", {"heads": HEADS[::2]}, ["(case 1), because no early layer is better than the last one."]),
+        ("top", {}, ["(case 1), because case 2 is estimated at 78%, which is not clearly better than 72%."]),
+        ("block5", {"num_train": 30_000}, ["large (30,000", "case 4 by", "the options ask for a frozen network"]),
+        (None, {"similar": None}, ["of unknown similarity to", "or restart from random weights (case 4), because"]),
+        (None, {"similar": True}, ["case 1 by the", "whole network (case 3), because", "81% against 80%"]),
+    ],
+)  # fmt: skip
+def test_the_reason_separates_the_data_from_the_method(advised, picked, change, texts):
+    evidence = replace(
+        advised.evidence,
+        **{"num_train": 90, "num_sampled": 90, "heads": HEADS, "growth": 0.0, "similar": False, **change},
+    )
+    choices = estimate_choices(evidence)
+    choice = next(one for one in choices if one.cut == picked)
+    found = replace(advised, evidence=evidence, choices=choices, choice=choice, time_budget=None)
+    assert found.reason.startswith("Your data: ") and " Recommended method: " in found.reason
+    for text in texts:
+        assert text in found.reason, found.reason
+    assert found.to_dict()["data_case"] == found.data_case and found.case is choice.case
+
+
+def test_a_case_over_the_time_budget_is_a_reason(advised):
+    evidence = replace(advised.evidence, num_train=30_000, heads=HEADS, similar=True, growth=0.0)
+    choices = estimate_choices(evidence)
+    found = replace(advised, evidence=evidence, choices=choices, choice=choices[2], time_budget=0.001)
+    assert "(case 1), because case 3 does not fit the time budget." in found.reason
 
 
 def test_shuffled_labels_have_no_signal_and_no_trial(shuffled_folder):

@@ -107,6 +107,28 @@ def test_the_cases_differ_in_cut_trainable_layers_and_learning_rate(tiny):
         assert decision_of(model).pin_batchnorm
 
 
+@pytest.mark.parametrize(
+    ("cut", "case"),
+    [
+        ("all", "small-similar"),
+        ("pool", "small-similar"),
+        ("block3_add", "small-similar"),  # the last layer only averages it
+        (("block1_add", "pool"), "small-similar"),
+        ("block2_add", "small-different"),
+        (("block1_add", "block2_add"), "small-different"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("function", [small_similar, small_different])
+def test_the_cut_of_a_frozen_network_decides_the_case(tiny, function, cut, case):
+    """Case 1 keeps the whole network, case 2 only its early layers."""
+    assert decision_of(function(tiny, 3, cut=cut, **OWN)).case == case
+
+
+def test_a_cut_does_not_change_the_case_of_fine_tuning(tiny):
+    assert decision_of(large_similar(tiny, 3, cut="block2_add", **OWN)).case == "large-similar"
+
+
 def test_the_four_functions_equal_build_with_their_case(tiny):
     for case, function in zip(
         CASES, (small_similar, small_different, large_similar, large_different), strict=True

@@ -14,7 +14,7 @@ from transfer.adviser.probes import RidgeProbe
 from transfer.adviser.similarity import Similarity
 from transfer.adviser.trials import Trial
 from transfer.cases.cuts import ALL_LAYERS
-from transfer.cases.policies import POLICIES, Case
+from transfer.cases.policies import POLICIES, SMALL_DATA, Case
 from transfer.common import display
 from transfer.common.errors import InputError, unknown
 from transfer.common.text import format_duration
@@ -75,8 +75,13 @@ class Advice:
 
     @property
     def case(self) -> Case:
-        """Recommended case."""
+        """Case of the recommended method."""
         return self.choice.case
+
+    @property
+    def data_case(self) -> Case:
+        """Case of the data by the rule of thumb: small or large, similar to the pre-training data or different."""
+        return self.evidence.data_case
 
     @property
     def cut(self) -> str | None:
@@ -90,15 +95,15 @@ class Advice:
 
     @property
     def reason(self) -> str:
-        """Recommendation in two or three sentences."""
+        """The data, and the recommended method, in three to five sentences."""
         if not self.signal:
             return self._no_signal()
-        case = f"case {POLICIES[self.case].number}, {self.case}"
-        text = f"Recommended: {action(self.choice)} ({case})"
+        case = f"case {POLICIES[self.case].number}"
+        text = f"{self._data()} Recommended method: {action(self.choice)} ({case})"
         if not self.evidence.heads:
             return f"{text}, by the rule of thumb. There are too few images to estimate the accuracy."
         return (
-            f"{text}. Estimated test accuracy {self.choice.expected_accuracy:.0%} (90% interval "
+            f"{text}{self._why()}. Estimated test accuracy {self.choice.expected_accuracy:.0%} (90% interval "
             f"{percent_range(self.choice.interval)}), {_time(self.choice, ' of training here')}.{self._alternative()}"
         )
 
@@ -114,9 +119,41 @@ class Advice:
             "weights. Check the labels, or use a pre-trained network or more images."
         )
 
+    def _data(self) -> str:
+        """Return a sentence on the size and the similarity of the data."""
+        count, source = self.evidence.num_train, "the pre-training data"
+        if self.similarity is not None and self.similarity.calibrated:
+            source = "ImageNet"
+        similar = f"of unknown similarity to {source}"
+        if self.evidence.similar is not None:
+            similar = f"similar to {source}" if self.evidence.similar else f"different from {source}"
+        return (
+            f"Your data: {'small' if count < SMALL_DATA else 'large'} ({count:,} training images), {similar}; that is "
+            f"case {POLICIES[self.data_case].number} by the rule of thumb."
+        )
+
+    def _why(self) -> str:
+        """Return why the recommended method is not the case of the data; empty if it is."""
+        choice, number = self.choice, POLICIES[self.data_case].number
+        if choice.case is self.data_case:
+            return ""
+        rivals = [one for one in self.choices if one.case is self.data_case]
+        if not rivals:
+            return ", because no early layer is better than the last one"
+        rival = max(rivals, key=lambda one: one.expected_accuracy)
+        scores = [f"{one.expected_accuracy:.0%}" for one in (choice, rival)]
+        if choice.expected_accuracy > rival.expected_accuracy and scores[0] != scores[1]:
+            numbers = " against ".join(scores)
+            return f", because its estimated test accuracy is higher than that of case {number}: {numbers}"
+        if self.time_budget is not None and (rival.seconds or 0) > self.time_budget:
+            return f", because case {number} does not fit the time budget"
+        if choice.is_head and not rival.is_head:
+            return ", because the options ask for a frozen network"
+        return f", because case {number} is estimated at {scores[1]}, which is not clearly better than {scores[0]}"
+
     def _alternative(self) -> str:
         """Return a sentence on fine-tuning, or on the best head if fine-tuning is recommended."""
-        heads = [choice for choice in self.choices if choice.cut not in (None, RANDOM)]
+        heads = [choice for choice in self.choices if choice.is_head]
         others = [choice for choice in self.choices if choice.cut is None and choice is not self.choice]
         others = others or ([best_head(heads)] if self.choice.cut is None and heads else [])
         if not others:
@@ -273,6 +310,7 @@ class Advice:
             "data": self.data,
             "model": self.model,
             "image_size": list(self.image_size),
+            "data_case": str(self.data_case),
             "case": str(self.case),
             "cut": self.cut,
             "expected_accuracy": self.choice.expected_accuracy,
@@ -316,6 +354,8 @@ def _time(choice: CaseEstimate, where: str = "") -> str:
 def action(choice: CaseEstimate) -> str:
     """Return a choice in words, such as "fine-tune the whole network"."""
     if choice.cut is None:
+        if choice.case is Case.LARGE_DIFFERENT:
+            return "fine-tune all layers, or restart from random weights"
         return "fine-tune the whole network"
     if choice.cut == RANDOM:
         return "train the whole network from random weights"

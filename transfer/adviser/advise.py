@@ -25,7 +25,7 @@ from transfer.adviser.sample_features import MAX_IMAGES, SampleFeatures, extract
 from transfer.adviser.similarity import Similarity, measure_similarity
 from transfer.adviser.trials import Trial, time_fine_tuning
 from transfer.cases.cuts import ALL_LAYERS
-from transfer.cases.policies import POLICIES, early_position, rule_of_thumb
+from transfer.cases.policies import POLICIES, early_position
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import ImageData, check_data
@@ -233,7 +233,7 @@ def _pixel_accuracy(sample: SampleFeatures) -> float:
 
 def _rule_of_thumb(evidence: Evidence, base: keras.Model) -> CaseEstimate:
     """Return the choice of the rule of thumb, for too few images to measure anything."""
-    case = rule_of_thumb(evidence.num_train, bool(evidence.similar))
+    case = evidence.data_case
     network, cut = analyze(base), None
     if POLICIES[case].frozen:
         ends = network.block_ends

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transfer.adviser.trials import Trial
 from transfer.cases.cuts import ALL_LAYERS
-from transfer.cases.policies import Case
+from transfer.cases.policies import Case, frozen_case, rule_of_thumb
 from transfer.common.display import one_line
 from transfer.common.text import format_duration, plural
 from transfer.training.schedules import BATCH_SIZE
@@ -49,6 +49,11 @@ class Evidence:
     steps: int  # training steps of fine-tuning
     steps_scratch: int  # training steps from random weights
 
+    @property
+    def data_case(self) -> Case:
+        """Case of the data by the rule of thumb; unknown similarity counts as different."""
+        return rule_of_thumb(self.num_train, bool(self.similar))
+
     def __repr__(self) -> str:
         heads = ", ".join(f"{one.cut} {one.accuracy:.1%}" for one in self.heads)
         return one_line(self, f"{plural(self.num_sampled, 'image')} in the sample; heads: {heads or 'none'}")
@@ -65,6 +70,11 @@ class CaseEstimate:
     interval: tuple[float, float]  # 90% interval of the test accuracy
     seconds: float | None  # training time on this machine
     basis: str  # what the estimate rests on
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it trains a head on the frozen network only."""
+        return self.cut not in (None, RANDOM)
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -132,9 +142,7 @@ def estimate_choices(evidence: Evidence) -> tuple[CaseEstimate, ...]:
     doublings = math.log2(max(1.0, evidence.num_train / max(1, evidence.num_sampled)))
     more = evidence.growth * doublings
     for head in evidence.heads:
-        # A head on all layers slices nothing off, so for similar images it is case 1.
-        first = head.cut == evidence.heads[0].cut or (head.cut == ALL_LAYERS and evidence.similar)
-        case = Case.SMALL_SIMILAR if first else Case.SMALL_DIFFERENT
+        case = frozen_case(whole=head.cut in (evidence.heads[0].cut, ALL_LAYERS))
         seconds = evidence.seconds_per_image * evidence.num_train
         errors = (head.standard_error, HEAD_ERROR)
         add(
@@ -187,7 +195,7 @@ def pick(
     choices: Sequence[CaseEstimate], *, time_budget: float | None = None, frozen: bool = False
 ) -> CaseEstimate:
     """Pick the choice with the highest estimated accuracy within the time budget, or the best head."""
-    heads = [choice for choice in choices if choice.cut not in (None, RANDOM)]
+    heads = [choice for choice in choices if choice.is_head]
     best = best_head(heads) if heads else choices[0]
     for choice in choices:
         if frozen or choice in heads:

@@ -29,14 +29,25 @@ def cuts_of(network: NetworkInfo, cut: Cut) -> tuple[str, ...]:
     return tuple(network.nodes[place].op.name for place in places)
 
 
+def keeps_whole(network: NetworkInfo, cuts: Sequence[str]) -> bool:
+    """Return whether the head sees the last layer, so that the cuts remove only the classifier."""
+    return cuts[-1] in _same_as_last(network)
+
+
 def _all_ends(network: NetworkInfo) -> list[str]:
     """List the block ends and the last layer, without feature maps that the last layer only averages."""
+    same = _same_as_last(network)
+    return [end for end in network.block_ends if end not in same] + [network.last_layer]
+
+
+def _same_as_last(network: NetworkInfo) -> set[str]:
+    """Return the last layer and the layers before it that it only averages."""
     node = network.nodes[network.position(network.last_layer)]
     same = {node.op.name}
     while node.parents and _keeps_average(node, network.nodes[node.parents[0]]):
         node = network.nodes[node.parents[0]]
         same.add(node.op.name)
-    return [end for end in network.block_ends if end not in same] + [network.last_layer]
+    return same
 
 
 def _keeps_average(node: Node, parent: Node) -> bool:

@@ -5,7 +5,8 @@
 | small data | 1. new head on the frozen network | 2. new head on its frozen early layers |
 | large data | 3. new head, train all layers from the pre-trained weights | 4. the same, or from random weights |
 
-`builders` turns a policy into a model.
+The table is the rule of thumb. The case of a model is its method: case 1 keeps the whole network frozen, case 2 only
+its early layers, whatever the data are. `builders` turns a policy into a model.
 """
 
 from __future__ import annotations
@@ -144,6 +145,11 @@ def rule_of_thumb(num_images: int, similar: bool) -> Case:
     if num_images < SMALL_DATA:
         return Case.SMALL_SIMILAR if similar else Case.SMALL_DIFFERENT
     return Case.LARGE_SIMILAR if similar else Case.LARGE_DIFFERENT
+
+
+def frozen_case(*, whole: bool) -> Case:
+    """Return the case of a head on a frozen network that is kept whole, or cut at an early layer."""
+    return Case.SMALL_SIMILAR if whole else Case.SMALL_DIFFERENT
 
 
 def early_position(num_blocks: int) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import keras
 
-from transfer.cases.cuts import Cut, cuts_of
+from transfer.cases.cuts import Cut, cuts_of, keeps_whole
 from transfer.cases.decisions import CaseDecision
-from transfer.cases.policies import INITS, POLICIES, PRECISIONS, Case, early_position
+from transfer.cases.policies import INITS, POLICIES, PRECISIONS, Case, early_position, frozen_case
 from transfer.common.errors import InputError, unknown
 from transfer.networks import surgery
 from transfer.networks.arguments import check_network
@@ -63,6 +63,7 @@ def slice_for(
     if cut is None:
         cut = early_position(len(ends)) if POLICIES[case].cut == "early" and ends else [network.last_layer]
     cuts = cuts_of(network, cut)
+    case = frozen_case(whole=keeps_whole(network, cuts)) if POLICIES[case].frozen else case
     sliced = surgery.join_at(network, cuts)
     kept = {node.op.name for node in graph(sliced)}
     return sliced, CaseDecision(
