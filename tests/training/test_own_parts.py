@@ -18,6 +18,7 @@ from transfer.evaluation.evaluate import calibrate, evaluate
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import load_data
 from transfer.networks.model_files import save_model, saved_model
+from transfer.training import head_training
 from transfer.training.checkpoints import Checkpoints, Interrupted
 from transfer.training.fit import fit
 from transfer.training.recipes import Recipe
@@ -33,6 +34,12 @@ def colors(color_folder):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return FeatureCache(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch):
+    """End the training of heads soon, to save time."""
+    monkeypatch.setattr(head_training, "PATIENCE", 3)
 
 
 def make_head(width: int = 8) -> keras.Sequential:
