@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from transfer.cases.builders import start_over, unfreeze
-from transfer.cases.compiling import normalize_compilation, soft_loss
+from transfer.cases.compiling import normalize_compilation
 from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import unknown
@@ -38,7 +38,7 @@ from transfer.training.fit_arguments import (
     choose_solver,
     training_data,
 )
-from transfer.training.head_training import check_exact, train_head
+from transfer.training.head_training import check_loss, train_head
 from transfer.training.identity import given_options, identity_of
 from transfer.training.ignored import log_ignored
 from transfer.training.mirroring import augments_images, decide_flips, log_problem
@@ -177,9 +177,7 @@ def fit(
     recipe = replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
     switches = (epochs, dropout, recipe.label_smoothing)  # to a head in epochs
     check_head_options(solver, *switches, head_only=head_only)
-    check_exact(model, solver, head_only=head_only)
-    if recipe.label_smoothing or recipe.mix != "none":
-        soft_loss(model.loss, model.output_shape[-1])
+    check_loss(model, solver, recipe, head_only=head_only)
     if views is not None:
         check_views(views, augment)
     validation = {"validation_data": validation_data, "validation_split": validation_split}

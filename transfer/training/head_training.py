@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 from transfer.cases.builders import head_optimizer
-from transfer.cases.compiling import compile_like, is_default_loss
+from transfer.cases.compiling import compile_like, is_default_loss, soft_loss
 from transfer.cases.decisions import find_decision
 from transfer.cases.policies import OPTIMIZERS, POLICIES, Case
 from transfer.common.errors import InputError
@@ -30,6 +30,7 @@ from transfer.networks import surgery
 from transfer.training.checkpoints import pack, unpack
 from transfer.training.mirroring import decide_flips
 from transfer.training.phases import Rows, TrainingLog, TrainingSettings
+from transfer.training.recipes import Recipe
 from transfer.training.user_callbacks import HeadLink, restored_rate
 
 logger = logging.getLogger(__name__)
@@ -57,14 +58,16 @@ def excludes_exact(model: keras.Model, *, head_only: bool) -> str:
     return "optimizer" if head_only and decision and decision.optimizer not in OPTIMIZERS else ""
 
 
-def check_exact(model: keras.Model, solver: str, *, head_only: bool) -> None:
-    """Raise if the exact solver is asked for a head, a loss or an optimizer that it does not support."""
+def check_loss(model: keras.Model, solver: str, recipe: Recipe, *, head_only: bool) -> None:
+    """Raise if the exact solver does not support a model, or its loss does not take the soft labels of a recipe."""
     part = excludes_exact(model, head_only=head_only) if solver == "exact" else ""
     if part:
         raise InputError(
             f"Expected the default {part} with solver='exact', which supports no other. Leave solver out, or build the "
             f"model without {part}=..."
         )
+    if recipe.label_smoothing or recipe.mix != "none":
+        soft_loss(model.loss, model.output_shape[-1])
 
 
 def train_head(settings: TrainingSettings) -> TrainingLog:
