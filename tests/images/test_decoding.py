@@ -295,7 +295,7 @@ def test_the_check_returns_the_properties_of_an_image(kind):
         90,
         False,
     )
-    assert len(found.digest) == 64 and len(found.hash) == 32
+    assert len(found.digest) == 64 and len(found.hash) == 64
     assert found.mode == ("P" if kind == "GIF" else "RGB")
 
 
