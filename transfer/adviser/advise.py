@@ -92,7 +92,7 @@ def advise(
         >>> from transfer.images.datasets import load_data
         >>> base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
         >>> sum(advise(load_data("emoji"), base, max_images=100, trial=False).images_per_class.values())
-        344
+        343
     """
     check_data(data, "advise(data, base)")
     check_network(base)

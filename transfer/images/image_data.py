@@ -38,7 +38,7 @@ class ImageData:
         >>> from transfer.images.datasets import load_data
         >>> data = load_data("emoji", seed=0)
         >>> len(data.train), len(data.val), len(data.test)
-        (344, 51, 99)
+        (343, 51, 100)
     """
 
     name: str
