@@ -305,6 +305,7 @@ def _write(
 
 def _find_learning_rate(config: TrainConfig, model: keras.Model, data: ImageData) -> Path:
     """Run a learning-rate range test, write its curve, and log the suggested rate."""
+    from transfer.cases.compiling import learning_rate_of
     from transfer.results import run_writer
     from transfer.training import learning_rate_finder
 
@@ -315,7 +316,7 @@ def _find_learning_rate(config: TrainConfig, model: keras.Model, data: ImageData
         run_writer.write_figures(folder, {"learning_rate": curve.plot})
         rows = {"rates": curve.rates, "losses": curve.losses, "suggestion": curve.suggestion}
         run_writer.write_metrics(folder, rows)
-    default = float(model.optimizer.learning_rate)
+    default = learning_rate_of(model.optimizer)
     log.info("Suggested learning rate: %.1e. The default of this case: %.1e.", curve.suggestion, default)
     return run_folders.final_folder(folder)
 

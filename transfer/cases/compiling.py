@@ -389,3 +389,8 @@ def normalize_compilation(model: keras.Model) -> None:
 
 def _are_alike(first: Any, second: Any) -> bool:
     return type(first) is type(second) if isinstance(first, keras.metrics.Metric) else first == second
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> float:
+    """Return the present learning rate of an optimizer, also of one whose variables are on several devices."""
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))

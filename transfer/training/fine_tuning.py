@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from transfer.cases.builders import start_over
+from transfer.cases.compiling import learning_rate_of
 from transfer.cases.decisions import find_decision
 from transfer.common.errors import InputError
 from transfer.common.keras_private import apply_averages, has_schedule
@@ -47,7 +48,7 @@ def fine_tune(
     init = "random" if phase == "from-scratch" else "pretrained"
     epochs = settings.epochs or epochs_for(num_train, settings.batch_size, init=init)
     per_epoch = -(-num_train // settings.batch_size)
-    peak = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))  # before a checkpoint changes it
+    peak = learning_rate_of(model.optimizer)  # before a checkpoint changes it
     first, step = (checkpoint.epoch, checkpoint.step) if checkpoint is not None else (0, 0)
     trainee = upper_layers_of(settings) or _whole_model(settings)
     with _built_optimizer(settings) as set_progress:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import keras
 
+from transfer.cases.compiling import learning_rate_of
 from transfer.common.keras_private import compile_arguments
 from transfer.frozen.extraction import digests_of
 from transfer.images.datasets import ImageData
@@ -52,7 +53,7 @@ def given_options(settings: TrainingSettings, flip: bool | None) -> dict[str, An
         **{name: getattr(settings, name) for name in names},
         "class_weights": settings.class_weights is not None,
         "flip": "auto" if flip is None else "yes" if flip else "no",
-        "learning_rate": float(settings.model.optimizer.learning_rate),
+        "learning_rate": learning_rate_of(settings.model.optimizer),
         **asdict(settings.recipe),
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from transfer.cases.compiling import learning_rate_of
 from transfer.cases.decisions import find_decision
 from transfer.cases.policies import OPTIMIZERS, POLICIES, SCRATCH_LEARNING_RATE
 from transfer.training.head_training import MAX_EXACT_BYTES, excludes_exact
@@ -89,7 +90,7 @@ def _given_to_builder(model: keras.Model) -> dict[str, Any]:
         given["optimizer"] = decision.optimizer
     default = SCRATCH_LEARNING_RATE if decision.init == "random" else POLICIES[decision.case].learning_rate
     default = OPTIMIZERS.get(decision.optimizer, {}).get("learning_rate", default)
-    rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+    rate = learning_rate_of(model.optimizer)
     if not math.isclose(rate, default, rel_tol=1e-5):
         given["learning_rate"] = rate
     if model.steps_per_execution != 1:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from transfer.cases.compiling import learning_rate_of
 from transfer.common.errors import InputError, install_hint
 from transfer.common.keras_private import has_schedule
 from transfer.distributed.strategies import scope_of
@@ -130,7 +131,7 @@ def restored_rate(optimizer: keras.Optimizer) -> Iterator[None]:
     if has_schedule(optimizer):
         yield
         return
-    rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    rate = learning_rate_of(optimizer)
     try:
         yield
     finally:
@@ -140,7 +141,7 @@ def restored_rate(optimizer: keras.Optimizer) -> Iterator[None]:
 def _copy_rate(source: keras.Optimizer, target: keras.Optimizer) -> None:
     """Copy a learning rate, unless a schedule sets it."""
     if not has_schedule(target):
-        target.learning_rate = float(keras.ops.convert_to_numpy(source.learning_rate))
+        target.learning_rate = learning_rate_of(source)
 
 
 def _build_metrics(model: keras.Model) -> None:
