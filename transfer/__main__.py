@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [f"  {name:<15}{what}\n" for name, what in COMMANDS.items()]
         streams.print_text("usage: transfer COMMAND [options]\n\ncommands:\n" + "".join(lines))
         streams.print_text(
-            "\ntransfer COMMAND --help shows the options of a command, transfer --version the version.\n"
+            "\ntransfer COMMAND --help shows the options of a command. transfer --version shows the version.\n"
         )
         return 0
     if given[0] in ("-V", "--version"):

@@ -29,7 +29,7 @@ class BeamConfig(ModelOptions, DataConfig):
 
     # Case to train later.
     case: str = "small-similar"
-    # Last layer to keep: a layer name, several names with commas, or 'all'. Default: by case.
+    # Last layer to keep: a layer name, comma-separated names, or 'all'. Default: by case.
     cut: str | None = None
     # Engine that runs the network. openvino needs: pip install "transfer-cases[fast]".
     engine: str = "auto"

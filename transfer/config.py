@@ -79,7 +79,7 @@ class CaseOptions:
     case: str = "auto"
     # Longest training time that --case auto may choose, such as 90s, 30m or 2h; 'none' for no limit.
     time_budget: str = "5m"
-    # Last layer to keep: a layer name, several names with commas, or 'all' (a head on all blocks). Default: by case.
+    # Last layer to keep: a layer name, comma-separated names, or 'all' (a head on all blocks). Default: by case.
     cut: str | None = None
     # First layer or block to train in a frozen network, such as block6a. The layers before it run only once.
     unfreeze_from: str | None = None
@@ -121,7 +121,7 @@ class TrainingOptions:
     solver: str = "auto"
     # Dropout rate before the head, 0 to below 1.
     dropout: float = 0.0
-    # Views of each image for frozen layers: the image itself and augmented views. Evaluation averages as many.
+    # Views of each image for frozen layers: the image and augmented ones. Evaluation averages over as many views.
     views: int | None = None
 
     def __post_init__(self) -> None:

@@ -348,11 +348,11 @@ def test_few_images_and_inactive_filters():
 
 def test_the_note_on_heat_maps_warns_of_few_cells_and_names_the_explained_layer():
     assert map_note(by_hand(), (32, 48)) == "Grad-CAM map of 16 x 24 cells"
-    assert map_note(by_hand((None, None)), (8, 32)).startswith("Grad-CAM map of 4 x 16 cells: rough")
+    assert map_note(by_hand((None, None)), (8, 32)).startswith("Grad-CAM map of 4 x 16 cells: coarse")
     several = builders.small_similar(make_tiny(), 3, cut=["block1_add", "block2_add"], preprocessing="tf")
     assert "of the last of 2 layers that the head sees" in map_note(several, (32, 32))
-    sheet = explanation_plots.heat_sheet(np.zeros((1, 8, 8, 3)), np.zeros((1, 8, 8)), ["t"], note="rough")
-    assert sheet.get_suptitle() == "rough"
+    sheet = explanation_plots.heat_sheet(np.zeros((1, 8, 8, 3)), np.zeros((1, 8, 8)), ["t"], note="coarse")
+    assert sheet.get_suptitle() == "coarse"
 
 
 def test_figures_can_be_drawn(tmp_path):

@@ -118,7 +118,7 @@ def test_the_model_card_makes_no_promise_that_its_findings_contradict():
     [
         (0.8, None, "The measured test accuracy is 80.0%, in the estimated interval."),
         (0.5, None, "The measured test accuracy is 50.0%, outside the estimated interval."),
-        (None, "block2_add", "This run has the cut block2_add, which was given as an option."),
+        (None, "block2_add", "This run has the cut block2_add, which you set as an option."),
         (None, "all", ""),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_continued_training_that_gets_worse_is_undone(colors, caplog):
     good, before = evaluate(model, colors, split="val").accuracy, model.get_weights()
     model.optimizer.learning_rate = 3.0
     log = fit(model, colors, epochs=1, verbose=0)
-    assert log.rolled_back and log.kept_row == -1 and "kept the weights before it" in caplog.text
+    assert log.rolled_back and log.kept_row == -1 and "Restored the weights from before" in caplog.text
     assert good == evaluate(model, colors, split="val").accuracy > 0.5
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)

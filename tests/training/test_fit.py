@@ -276,7 +276,7 @@ def test_invalid_options_are_named(options, message, colors):
 
 
 def test_a_model_for_other_classes_or_another_size_is_refused(colors, color_folder):
-    with pytest.raises(InputError, match="4 classes, the data have 3"):
+    with pytest.raises(InputError, match="4 classes, but the data have 3"):
         fit(small_similar(make_tiny(), 4, preprocessing="tf"), colors)
     with pytest.raises(InputError, match="32x32"):
         fit(small_different(make_tiny(), 3, preprocessing="tf"), load_data(color_folder, image_size=64))

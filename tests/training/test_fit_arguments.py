@@ -102,7 +102,7 @@ def test_the_sizes_of_the_validation_set_are_those_that_were_asked_for(data, unt
         (lambda m, d: fit(m, X, Y, validation_split=0.2, validation_data=(X, Y)), "Leave one out"),
         (lambda m, d: fit(m, d.train, validation_data=(X, Y)), "together with: tuple"),
         (lambda m, d: fit(m, X, Y[:9]), "60 images with labels of shape"),
-        (lambda m, d: fit(m, X, Y % 2), "The model has 3 classes, the data have 2"),
+        (lambda m, d: fit(m, X, Y % 2), "The model has 3 classes, but the data have 2"),
         (lambda m, d: evaluate(m, d, Y), "Expected labels only with an array"),
         (lambda m, d: make_dataset(d), "such as data.train. Received: ImageData"),
         (lambda m, d: fit(m, X, Y, class_weight={0: 2}), r"fit: .*'class_weight'. Write class_weights=True"),

@@ -69,7 +69,7 @@ def test_an_own_head_learns_from_cached_features_and_the_frozen_weights_stay(col
     layers_before = [snapshot(layer) for layer in model.layers[:-1]]
     with caplog.at_level("INFO", "transfer"):
         log = fit(model, colors, cache=cache, verbose=0)
-    assert "trained in epochs: the exact solver supports only the default head" in caplog.text
+    assert "Training the head in epochs: the exact solver supports only the default head" in caplog.text
     for layer, before in zip(model.layers[:-1], layers_before, strict=True):
         assert_bit_equal(before, snapshot(layer))
     assert frozen is not None and any(

@@ -242,7 +242,7 @@ class Advice:
 
         Args:
             figure: `"layer_curve"` is the cross-validated accuracy of each layer, `"four_cases"` the data among the
-                four cases. None is the first of them that was measured.
+                four cases. None draws the first one that was measured.
 
         Raises:
             InputError: the figure does not exist, or nothing was measured that it could show.

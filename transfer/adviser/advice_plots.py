@@ -68,7 +68,7 @@ def layer_curve_plot(curve: LayerCurve, choice: CaseEstimate | None = None) -> F
 
 
 def _curve_title(curve: LayerCurve, choice: CaseEstimate | None) -> str:
-    """Say what the curve measures, and what the advice recommends."""
+    """Return what the curve measures, and what the advice recommends."""
     from transfer.adviser.advice import action
 
     if not curve.signal:

@@ -91,9 +91,9 @@ def build(
         optimizer: `"adam"`; `"rmsprop"` with the settings of Esteva et al. (2017), doi:10.1038/nature21056; the name of
             another Keras optimizer; or an optimizer object, of which the model gets a copy.
         learning_rate: learning rate, above 0. It replaces that of an optimizer object. None is the rate of the case in
-            `policies.POLICIES` for Adam, and else the optimizer's own rate.
+            `policies.POLICIES` for Adam, otherwise the optimizer's own rate.
         loss: a Keras loss, its name, or a function of labels and probabilities. It gets one-hot labels if it needs
-            them, and else integers of shape (batch, 1). None is the cross-entropy.
+            them, otherwise integers of shape (batch, 1). None is the cross-entropy.
         metrics: further Keras metrics, their names, or functions, each with one number as its value. The accuracy
             is always measured.
         pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights. None means yes, except
@@ -339,8 +339,8 @@ def unfreeze(
         from_layer: the first layer to train, or the first block, such as `"block6a"`. Layers after it train too. None
             trains all layers.
         learning_rate: learning rate of the new optimizer, above 0. The optimizer is of the same kind as before, and the
-            loss and the metrics are the same. None is the rate of fine-tuning in `policies.POLICIES` for Adam, and else
-            the optimizer's own rate.
+            loss and the metrics are the same. None is the rate of fine-tuning in `policies.POLICIES` for Adam,
+            otherwise the optimizer's own rate.
         pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights.
 
     Returns:

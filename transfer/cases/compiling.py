@@ -1,4 +1,4 @@
-"""Compile models with the caller's optimizer, loss and metrics. Labels are integers; losses may want one-hot labels."""
+"""Compile models with the caller's optimizer, loss and metrics, for labels that are integers or one-hot."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OPTIMIZERS: dict[str, type[keras.optimizers.Optimizer]] = {
 
 @keras.saving.register_keras_serializable("transfer")
 class OneHotLoss(keras.losses.Loss):
-    """Compute a loss on one-hot labels: integer labels become one-hot, and label smoothing is applied."""
+    """Compute a loss on one-hot labels: it converts integer labels, and applies label smoothing."""
 
     def __init__(self, loss: Loss, num_classes: int, smoothing: float = 0.0, **options: Any) -> None:
         form = {name: getattr(loss, name) for name in ("name", "reduction", "dtype") if hasattr(loss, name)}
@@ -69,7 +69,7 @@ class OneHotLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("transfer")
 class ConvertedMetric(keras.metrics.Metric):
-    """Give a metric one-hot labels or integers, whichever it takes, from labels of either form."""
+    """Convert labels of either form to the form that a metric takes: one-hot or integers."""
 
     def __init__(self, metric: keras.metrics.Metric, num_classes: int, one_hot: bool, **options: Any) -> None:
         super().__init__(**{"name": metric.name, **options})
@@ -180,7 +180,7 @@ def as_loss(loss: Loss | None, num_classes: int) -> Loss:
         )
     raise InputError(
         f"Expected a loss that is lower for right predictions than for wrong ones. Received: {_name_of(loss)}, which "
-        "is not, neither for integer nor for one-hot labels. It takes labels, then probabilities of shape (batch, "
+        "is not lower, for integer or for one-hot labels. It takes labels, then probabilities of shape (batch, "
         f"{num_classes})."
     )
 
@@ -382,7 +382,9 @@ def normalize_compilation(model: keras.Model) -> None:
     fits = (sparse or fitting is loss) and len(old) == len(metrics)
     if fits and all(map(_are_alike, old, metrics)):
         return
-    logger.info("The model is compiled again for integer labels, with its optimizer, and with the accuracy.")
+    logger.info(
+        "Compiling the model again for integer labels, with its optimizer, and with the accuracy as a metric."
+    )
     changes = {"loss": fitting, "metrics": metrics, "optimizer": model.optimizer, "auto_scale_loss": False}
     model.compile(**{**given, **changes})
 

@@ -6,7 +6,7 @@
 | large data | 3. new head, train all layers from the pre-trained weights | 4. the same, or from random weights |
 
 The table is the rule of thumb. The case of a model is its method: case 1 keeps the whole network frozen, case 2 only
-its early layers, whatever the data are. `builders` turns a policy into a model.
+its early layers, regardless of the data. `builders` turns a policy into a model.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from transfer.common.errors import InputError
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags for a model with custom layers, and for one without class names."""
-    names = "class names in the order of the outputs, with commas, for a model file that has none"
+    names = "comma-separated class names in the order of the outputs, for a model file that has none"
     parser.add_argument("--class-names", type=lambda text: text.split(","), metavar="A,B", help=names)
     text = "Python module or .py file that defines the custom layers of the run; its code is run"
     parser.add_argument("--custom-objects", metavar="MODULE", help=text)

@@ -70,7 +70,7 @@ def to_html(*parts: str | Table) -> str:
 
 
 def one_line(value: object, text: str) -> str:
-    """Return the `repr` of an object: its class, and a text that is cut to one line of 200 letters."""
+    """Return the `repr` of an object: its class, and a text, cut to one line of 200 letters in total."""
     kind, text = type(value).__name__, " ".join(text.split())
     room = MAX_LETTERS - len(kind) - 2
     return f"{kind}({text if len(text) <= room else text[: room - 4] + ' ...'})"
@@ -105,6 +105,6 @@ def data_frame(columns: Mapping[str, Any]) -> pandas.DataFrame:
 def class_columns(
     class_names: Sequence[str], probabilities: np.ndarray, taken: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Return a column of probabilities for each class; a name that is taken gets "(class)" behind it."""
+    """Return a column of probabilities for each class; "(class)" is appended to a name that is taken."""
     names = [f"{name} (class)" if name in taken else name for name in class_names]
     return dict(zip(names, probabilities.T, strict=True))

@@ -36,7 +36,7 @@ HINTS = {
     "time": "time-budget",
     "wd": "weight-decay",
 }
-"""Names of options in other programs, and our names."""
+"""Names of options in other programs, and the names here."""
 
 _KINDS = {"int": "a whole number", "float": "a number", "int_or_float": "a number"}
 
@@ -95,7 +95,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and leave with exit code 2."""
+        """Print one line and exit with code 2."""
         self.exit(2, f"{self._plain(message)}\n")
 
     def format_help(self) -> str:
@@ -135,7 +135,7 @@ class Parser(argparse.ArgumentParser):
         return dict(self._option_string_actions)
 
     def _check_flags(self, words: Sequence[str]) -> None:
-        """Leave with an error at a flag that does not exist, before anything else is complained about."""
+        """Exit with an error at the first flag that does not exist, before all other checks."""
         for number, word in enumerate(words):
             if word == "--":
                 return
@@ -164,7 +164,7 @@ class Parser(argparse.ArgumentParser):
         return f" Did you mean {flag}?" if flag in self._flags() else ""
 
     def _plain(self, message: str) -> str:
-        """Return an error of argparse in our words."""
+        """Return an error of argparse in the words of this package."""
         patterns: dict[str, Callable[..., str]] = {
             r"argument (?:\S+, )*(\S+?)(?:/\S+)?: expected (?:one|at least one) argument": self._lacks_value,
             r"argument (?:\S+, )*(\S+?): invalid (\w+) value: (.*)": lambda name, kind, value: (

@@ -139,13 +139,13 @@ def _labeled_data(model: keras.Model, data: Any, labels: Any, split: str) -> tup
     if labels is not None:
         if isinstance(data, ImageData):
             raise InputError(
-                "Expected labels only with an array of images. Received them with data from load_data."
+                "Expected labels only with an array of images. Received them with data from load_data. Leave them out."
             )
         data = data, labels
     data, seen = (data, count_seen(model, data)) if isinstance(data, ImageData) else as_test_data(model, data)
     if seen and split == "test":
         log.warning(
-            "%d of the %d images were used for training or validation. Leave them out: with them, the results are "
+            "%d of the %d images were used for training or validation. Leave them out: they make the results "
             "too optimistic.",
             seen,
             len(data.test),

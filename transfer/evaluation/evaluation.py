@@ -157,8 +157,8 @@ class Evaluation:
         ]
         if self.seen:
             lines.append(
-                f"Warning: {self.seen:,} of these images were used for training or validation, so all numbers here are "
-                "optimistic."
+                f"Warning: {self.seen:,} of these images were used for training or validation. They make the "
+                "results too optimistic."
             )
         lines += [f"Top-{k} accuracy: {self.top_k(k):.1%}."] if k > 1 else []
         lines.append(
@@ -196,7 +196,7 @@ class Evaluation:
         """Return a pandas data frame with one row per image.
 
         Its columns are `name`, `label`, `predicted`, `group` if there are groups, and the probability of each class
-        under the class's name. A class that is called like one of the other columns gets "(class)" behind its name.
+        under the class's name. If a class has the name of another column, "(class)" is appended to its name.
 
         Raises:
             InputError: pandas is not installed.

@@ -28,7 +28,7 @@ from transfer.networks.gradients import (
 from transfer.networks.graphs import Node
 
 MIN_CELLS = 5
-"""Height or width in cells below which a Grad-CAM map is rough: it cannot show which part of an object counts."""
+"""Height or width in cells below which a Grad-CAM map is coarse: it cannot show which part of an object matters."""
 
 _MIN_CROP = 8  # pixels; a smaller crop shows only a color
 
@@ -99,7 +99,7 @@ def map_note(model: keras.Model, size: tuple[int, int]) -> str:
     text = f"Grad-CAM map of {shape[1]} x {shape[2]} cells"
     if isinstance(joined.op, keras.layers.Concatenate):
         text += f", of the last of {len(joined.parents)} layers that the head sees"
-    return text + (": rough, do not read details into it" if min(shape[1:3]) < MIN_CELLS else "")
+    return text + (": coarse, do not interpret its details" if min(shape[1:3]) < MIN_CELLS else "")
 
 
 def occlusion(

@@ -200,7 +200,9 @@ def _own_images(run: FinishedRun | TrainedModel, data: ImageData | None) -> Imag
         try:
             return run.data()
         except InputError as error:
-            raise InputError(f"{error} They verify the file: --data DIR, or data=... in Python.") from None
+            raise InputError(
+                f"{error} To verify the exported file, pass --data DIR, or data=... in Python."
+            ) from None
     if data.class_names != run.class_names:
         raise InputError(
             f"Expected data with the classes of the model: {', '.join(run.class_names)}. Received: "

@@ -27,7 +27,7 @@ class DataConfig:
     tfds_split: str | None = None
     # Column of the paths in a list. Columns with common names, such as image_id and patient_id, need no option.
     path_column: str | None = None
-    # Column of the labels in a list; several names with commas for one column of 0 and 1 per class.
+    # Column of the labels in a list, or comma-separated names of columns of 0 and 1, one per class.
     label_column: str | None = None
     # Column of the splits in a list, of words or of a flag such as is_valid; 'none' draws a split.
     split_column: str | None = None

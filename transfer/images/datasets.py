@@ -98,10 +98,10 @@ def load_data(
             `"train=train[:80%],val=train[80%:],test=test"`.
         download: Let tensorflow_datasets download data that are not prepared.
         path_column: Column of the paths in a list; None finds it by its name, such as `"image_id"`.
-        label_column: Column of the labels in a list; several names with commas for one column of 0 and 1 per class.
+        label_column: Column of the labels in a list, or comma-separated names of columns of 0 and 1, one per class.
         split_column: Column of the splits in a list, of words or of a flag such as `"is_valid"`; `"none"` draws a
             split.
-        group_column: Column of the groups in a list, such as patients; several names with commas combine columns,
+        group_column: Column of the groups in a list, such as patients; comma-separated names combine columns,
             `"none"` uses no groups.
 
     Returns:

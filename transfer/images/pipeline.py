@@ -60,7 +60,7 @@ def make_dataset(
     Args:
         split: The images, such as `data.train`.
         image_size: Size of the images in pixels, one number or (height, width). None is the size that `load_data` was
-            given, or else that of the first image if the images are arrays, or else 224.
+            given, otherwise that of the first image if the images are arrays, otherwise 224.
         batch_size: Images per batch, on all devices together; the last batch may be smaller.
         training: Shuffle in each epoch, augment and mix. Otherwise the images keep the order of the split.
         augment: One of `AUGMENTATIONS`. Each image changes differently in each epoch; ignored unless `training`.

@@ -114,7 +114,7 @@ class Predictions(list[Prediction]):
         """Return a pandas data frame with one row per image.
 
         Its columns are `name`, `label`, `probability` of the label, `problem`, and the probability of each class under
-        the class's name. A class that is called like one of the first columns gets "(class)" behind its name. An image
+        the class's name. If a class has the name of another column, "(class)" is appended to its name. An image
         that could not be read has no label and no probabilities.
 
         Raises:
@@ -140,8 +140,8 @@ def predict(
     """Predict the classes of images.
 
     Images are decoded, resized and scaled by the same code as in training. A model of another program must take raw RGB
-    images, 0 to 255, and return probabilities: the scaling that it needs must be one of its layers, since no file says
-    which one it was. Its images are stretched to its input size.
+    images, 0 to 255, and return probabilities: a scaling that it needs must be one of its layers, since the file does
+    not state any other. Its images are stretched to its input size.
 
     Args:
         run: The folder of a run, a `.keras` file, a run from `load_run`, or a Keras model. The class names of a model

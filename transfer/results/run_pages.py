@@ -111,7 +111,7 @@ def _outcome(record: RunRecord) -> str:
     advice, config, measured = record.advice or {}, record.config, record.metrics.get("test_accuracy")
     sentences = []
     if config.cut is not None and config.cut != advice.get("cut"):
-        sentences.append(f"This run has the cut {config.cut}, which was given as an option.")
+        sentences.append(f"This run has the cut {config.cut}, which you set as an option.")
     interval = record.metrics.get("expected_interval")
     if measured is not None and interval:
         side = "in" if interval[0] <= measured <= interval[1] else "outside"

@@ -50,7 +50,7 @@ def save_run(
 ) -> FinishedRun:
     """Save a model that `fit` trained as a run: its class names, options, split, metrics, figures and report.
 
-    The folder has the same files as a run of `python -m transfer.train`, so that `load_run`, `predict`, `evaluate`,
+    The folder has the same files as a run of `python -m transfer.train`, and `load_run`, `predict`, `evaluate`,
     `export` and `report` take it. It appears under its name when it is complete. The options in `config.yaml` are those
     of the builder, of `load_data` and of the last `fit`. If the images were arrays, the run does not contain them: pass
     them again to `run.data`.
@@ -109,7 +109,7 @@ def save_run(
     try:
         return load_run(final)
     except InputError as error:  # such as a head with custom layers
-        logger.warning("The run is saved in %s. To load it in another process: %s", final, error)
+        logger.warning("Saved the run in %s. Another program cannot load it as it is: %s", final, error)
         return run
 
 

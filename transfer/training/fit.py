@@ -91,7 +91,7 @@ def fit(
       If the first layers are frozen, their outputs are computed once, and each epoch runs only the later layers.
     - **Random weights.** All layers are trained from scratch.
     - **Trained before, by `fit` or in a run that `load_run` loaded.** Fine-tuning continues from the present weights,
-      head included, if the classes are the same. To continue with a frozen network: `unfreeze(model)`, then `fit`.
+      including the head, if the classes are the same. To continue with a frozen network: `unfreeze(model)`, then `fit`.
     - **Built with `init="auto"`.** The pre-trained weights are fine-tuned. If the validation accuracy is then no better
       than guessing, the network is also trained from random weights, and the lower validation loss decides.
 
@@ -108,7 +108,7 @@ def fit(
         validation_split: fraction of the images in memory to validate on, from 0 to below 1, drawn at random and
             stratified by class. None is 0.1.
         class_names: names of the classes for images in memory, in the order of the labels. None uses those of the
-            split, the data set or the trained model, or else the numbers of the labels.
+            split, the data set or the trained model, otherwise the numbers of the labels.
         initial_head: head from which fine-tuning starts: `"solve"` trains it first, `"keep"` keeps the present one.
             None keeps the head of a model that was trained before on the same classes.
         epochs: number of epochs, 1 or more. None chooses 8 to 60 for pre-trained and 20 to 60 for random weights, by
@@ -286,7 +286,7 @@ def _train_phases(settings: TrainingSettings, log: TrainingLog, checkpoint: Chec
     if checkpoint is None and not keep and (decision is None or decision.init != "random"):
         log += train_head(settings)
     elif checkpoint is None and keep:
-        logger.info("Fine-tuning continues from the present weights of the model, its head included.")
+        logger.info("Fine-tuning continues from the present weights of the model, including its head.")
         log += _known_flips(settings)
     if log.flip is None and augments_images(settings):  # there was no head to measure it with
         log = replace(log, flip=True)

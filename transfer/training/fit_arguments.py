@@ -30,7 +30,7 @@ INITIAL_HEADS = ("solve", "keep")
 _BUILT_IN = "Set it when you build the model, such as transfer.large_similar(base, num_classes, {}=...)."
 
 KERAS_NAMES = {
-    "class_weight": "Write class_weights=True: all classes then count the same.",
+    "class_weight": "Write class_weights=True: all classes then have the same weight.",
     "sample_weight": "Images have no weights of their own. class_weights=True weights the classes.",
     "shuffle": "Leave it out: the training images are shuffled in each epoch; seed= sets the order.",
     "initial_epoch": "Leave it out: fit on a trained model continues, and checkpoints='folder' resumes.",
@@ -54,7 +54,7 @@ KERAS_NAMES = {
     },
     "val": "Write validation_split=..., or load_data(images, val=...).",
     "image_size": "Write load_data(images, image_size=...).",
-    "workers": "Leave it out: images are read in parallel.",
+    "workers": "Leave it out: `fit` reads images in parallel.",
 }
 """Advice for arguments of Keras' `fit`, and for options that belong elsewhere."""
 
@@ -139,13 +139,13 @@ def check_classes(model: keras.Model, data: ImageData) -> None:
     classes = model.output_shape[-1]
     if classes != data.num_classes:
         raise InputError(
-            f"The model has {classes} classes, the data have {data.num_classes}. Build the model with num_classes="
+            f"The model has {classes} classes, but the data have {data.num_classes}. Build the model with num_classes="
             f"{data.num_classes}."
         )
 
 
 def check_types(**options: Any) -> None:
-    """Raise for options of other types, which would be misunderstood or fail during the training."""
+    """Raise for options of a wrong type, before they cause an error or a wrong result in the training."""
     expected = {
         "flip": ("True, False or None", options["flip"] in (True, False, None)),
         "class_weights": (
@@ -190,12 +190,12 @@ def check_head_options(
 def choose_solver(
     solver: str, epochs: int | None, dropout: float, label_smoothing: float, *, head_only: bool
 ) -> str:
-    """Return the solver of the head; log which options switch the exact one off."""
+    """Return the solver of the head; log which options exclude the exact one."""
     switches = dict(zip(SWITCHES, (epochs, dropout, label_smoothing), strict=True))
     named = [name for name, value in switches.items() if value]
     if solver != "auto" or not head_only or not named:
         return solver
-    logger.info("The head trains in epochs and is not solved exactly, because of %s.", ", ".join(named))
+    logger.info("Training the head in epochs: the exact solver does not support %s.", ", ".join(named))
     return "sgd"
 
 

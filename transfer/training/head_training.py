@@ -105,7 +105,7 @@ def _can_solve(settings: TrainingSettings, features: Features) -> bool:
     """Return whether the exact solver suits the model and the size of the features; log why it excludes a model."""
     part = excludes_exact(settings.model, head_only=settings.head_only)
     if part:
-        logger.info("The head is trained in epochs: the exact solver supports only the default %s.", part)
+        logger.info("Training the head in epochs: the exact solver supports only the default %s.", part)
     return not part and 4 * math.prod(features.shape) <= MAX_EXACT_BYTES
 
 

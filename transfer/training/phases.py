@@ -77,7 +77,7 @@ class TrainingLog:
 
     @property
     def rolled_back(self) -> bool:
-        """Whether fine-tuning did not improve the validation accuracy, so that the weights before it were kept."""
+        """Whether `fit` undid fine-tuning, because it did not improve the validation accuracy."""
         if self.kept_row is None or "fine-tune" not in {row["phase"] for row in self.rows}:
             return False
         return self.kept_row < 0 or self.rows[self.kept_row]["phase"] == "head"

@@ -170,8 +170,8 @@ class KeepBetter(keras.callbacks.Callback):
             )
         elif restored:
             logger.warning(
-                "Fine-tuning did not improve the validation accuracy: kept the weights before it (%.1f%%, and %.1f%% "
-                "after the last epoch).",
+                "Fine-tuning did not improve the validation accuracy. Restored the weights from before fine-tuning: "
+                "validation accuracy %.1f%%, and %.1f%% after the last epoch.",
                 100 * self.best,
                 100 * (self._last or 0.0),
             )
