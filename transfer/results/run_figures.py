@@ -136,7 +136,7 @@ def _mistakes(model: keras.Model, data: ImageData, evaluation: Evaluation) -> Fi
 def mistakes_title(shown: int, total: int) -> str:
     """Return the title of the figure of mistakes, with their order, and how many of them it shows."""
     count = f"{shown} of {total:,}" if shown < total else f"all {total}"
-    return f"Mistakes with the highest confidence in the wrong class ({count})"
+    return f"Mistakes, sorted by the confidence in the wrong class ({count})"
 
 
 def _filters(model: keras.Model, data: ImageData) -> Figure:
