@@ -95,6 +95,7 @@ def test_the_head_is_copied_and_the_callers_stays_untouched(make, tiny):
     state, had = flags(head), snapshot(head)
     model, same = (small_similar(tiny, 3, head=head, **OWN) for _ in range(2))
     assert model.layers[-1] is not head and model.layers[-1].name == "head"
+    assert ("head", "new") in decision_of(model).blocks
     assert model.output_shape == (None, 3)
     assert sum(len(layer.trainable_weights) for layer in model.layers[:-1]) == 0
     assert_bit_equal(snapshot(model), snapshot(same))

@@ -444,7 +444,9 @@ def test_an_image_size_that_is_not_an_integer_is_refused(size):
 
 
 def test_unknown_and_wrong_arguments_are_refused():
-    with pytest.raises(InputError, match=r"Unknown argument of MobileNetV2 'alfa'\. Did you mean 'alpha'"):
+    with pytest.raises(
+        InputError, match=r"Unknown argument of load_backbone\('MobileNetV2'\) 'alfa'\. Did you mean 'alpha'"
+    ):
         load_backbone("MobileNetV2", weights="none", alfa=0.35)
     with pytest.raises(InputError, match="MobileNetV2 refuses its arguments"):
         load_backbone("MobileNetV2", weights="none", image_size=32, pooling="avg", alpha="wide")

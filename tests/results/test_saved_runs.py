@@ -163,7 +163,31 @@ def test_what_does_not_belong_together_is_refused(trained, tmp_path):
         save_run(small_similar(make_tiny(), 3, preprocessing="tf"), data, log, place)
     with pytest.raises(InputError, match="Expected a folder"):
         save_run(model, data, log, None)
+    with pytest.raises(InputError, match=r"Received: ndarray\..*pass \(images, labels\)"):
+        save_run(model, color_arrays()[0], log, place)
+    with pytest.raises(InputError, match=r"other training images\..*'val': validation_data"):
+        save_run(model, color_arrays(each=10), log, place)
+    with pytest.raises(InputError, match=r"a builder made in this process.*model\.save\('mine\.keras'\)"):
+        save_run(keras.Sequential([keras.Input((8, 8, 3)), *make_head()]), data, log, place)
+    with pytest.raises(InputError, match=r"save_run: unknown argument 'overwite'\. Did you mean overwrite\?"):
+        save_run(model, data, log, place, overwite=True)
     assert not list(tmp_path.iterdir())
+
+
+def make_head():
+    """Return the layers of a classifier of three classes."""
+    return [keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+
+
+@pytest.mark.parametrize("options", [{}, {"validation_split": 0.25, "seed": 4, "class_names": NAMES}])
+def test_images_in_memory_are_saved_in_the_splits_of_fit(options, tmp_path):
+    images, labels = color_arrays(each=8)
+    model = small_similar(make_tiny(), 3, preprocessing="tf")
+    log = fit(model, images, labels, verbose=0, engine="keras", **options)
+    run = save_run(model, (images, labels), log, tmp_path / "run")
+    assert run.class_names == options.get("class_names", ("0", "1", "2"))
+    assert run.config.val == options.get("validation_split", 0.1)
+    assert "test_accuracy" not in run.metrics or run.metrics["test_accuracy"] is None
 
 
 def test_a_continued_training_and_its_advice_are_saved(tmp_path):

@@ -16,6 +16,7 @@ from transfer.evaluation.evaluate import evaluate
 from transfer.images.datasets import load_data
 from transfer.training.fit import fit
 from transfer.training.learning_rate_finder import find_learning_rate
+from transfer.training.phases import TrainingLog
 from transfer.training.trained import TrainedModel, find_trained, record
 
 
@@ -112,3 +113,11 @@ def test_a_range_test_does_not_count_as_training(colors):
     model = built()
     find_learning_rate(model, colors, steps=10)
     assert find_trained(model) is None and decision_of(model).fine_tuned is None
+
+
+@pytest.mark.parametrize(("kept", "whole"), [(None, None), (1, 4), (-1, 1)])
+def test_the_sum_of_two_logs_marks_the_epoch_of_the_final_weights(kept, whole):
+    first = TrainingLog([{"phase": "head", "epoch": n} for n in (1, 2, 3)], kept_row=1)
+    second = TrainingLog([{"phase": "fine-tune", "epoch": n} for n in (1, 2)], kept_row=kept)
+    assert (first + second).kept_row == whole
+    assert (first + second).history["epoch"] == [1, 2, 3, 1, 2]

@@ -26,6 +26,7 @@ from transfer.adviser.similarity import Similarity, measure_similarity
 from transfer.adviser.trials import Trial, time_fine_tuning
 from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import POLICIES, early_position
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images.datasets import ImageData, check_data
@@ -49,6 +50,7 @@ MAX_PIXEL_IMAGES = 500
 """Maximum number of images for the linear classifier on pixels."""
 
 
+@explain_arguments()
 def advise(
     data: ImageData,
     base: keras.Model,

@@ -12,6 +12,7 @@ import keras
 from transfer.adviser.advise import MIN_IMAGES, head_evidence, probe_sample
 from transfer.adviser.sample_features import extract_sample
 from transfer.common import display
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
 from transfer.common.text import plural
 from transfer.frozen.feature_cache import FeatureCache
@@ -73,6 +74,7 @@ class Comparison(list[Candidate]):
         return display.to_html(self._table())
 
 
+@explain_arguments()
 def compare(
     data: ImageData,
     models: Sequence[str],

@@ -148,7 +148,7 @@ def build(
             metrics=as_metrics(metrics, num_classes),
             steps_per_execution=steps_per_execution,
         )
-    record_decision(model, decision)
+    record_decision(model, replace(decision, own_head=head is not None))
     if unfreeze_from is not None:
         unfreeze(model, from_layer=unfreeze_from, learning_rate=learning_rate, pin_batchnorm=pinned)
     return model
@@ -325,6 +325,7 @@ def large_different(
     return build(Case.LARGE_DIFFERENT, **locals())
 
 
+@explain_arguments()
 def unfreeze(
     model: keras.Model,
     *,

@@ -32,6 +32,7 @@ class CaseDecision:
         flip: whether `fit` allowed augmentation to flip images; None before `fit`, and if no images are augmented.
         fine_tuned: whether `fit` fine-tuned the pre-trained layers; False if that did not improve the validation
             accuracy, so that the model is a new head on the pre-trained network. None before fine-tuning.
+        own_head: whether the head is one of the caller, instead of the Dense softmax.
     """
 
     case: Case
@@ -47,6 +48,7 @@ class CaseDecision:
     optimizer: str = "adam"
     flip: bool | None = None
     fine_tuned: bool | None = None
+    own_head: bool = False
 
     def __repr__(self) -> str:
         parts = f"{plural(len(self.kept), 'block')} kept, {len(self.cut_away)} cut away"
@@ -60,7 +62,8 @@ class CaseDecision:
         state = "frozen" if frozen else "new" if self.init == "random" else "trained"
         trained = () if self.fine_tuned is False else self.trained
         blocks = [(end, "trained" if end in trained else state) for end in self.kept]
-        blocks += [("softmax", "new"), *((end, "cut") for end in self.cut_away)]
+        head = "head" if self.own_head else "softmax"
+        blocks += [(head, "new"), *((end, "cut") for end in self.cut_away)]
         return blocks + [("source classifier", "cut")] * self.had_classifier
 
 

@@ -9,6 +9,9 @@ from typing import ParamSpec, TypeVar
 
 from transfer.common.errors import InputError, nearest
 
+POSITIONAL = "*"
+"""The key of the hint for a call with too many positional arguments."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -68,9 +71,8 @@ def _explain(
         one.name for one in signature.parameters.values() if one.default is one.empty and one.name in known
     ]
     positional = [one.name for one in signature.parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
-    return ArgumentError(
-        function,
-        f"{error}. Write {function}({', '.join(required)}). The arguments {', '.join(positional)} come in this order; "
-        "pass all others by name.",
-        set(),
-    )
+    order = f"The arguments {', '.join(positional)} come in this order; pass all others by name."
+    advice = f"Write {function}({', '.join(required)}). {order}"
+    if "too many positional" in str(error):
+        advice = hints.get(POSITIONAL, advice)
+    return ArgumentError(function, f"{error}. {advice}", set())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.evaluation.evaluation import Evaluation, check_evaluation
 
@@ -16,6 +17,7 @@ COLUMNS = ("fine", "coarse")
 """Columns of a tree in a CSV file: a class, and its parent."""
 
 
+@explain_arguments()
 def merge(
     evaluation: Evaluation, parents: Mapping[str, str], *, to: Sequence[str] | None = None
 ) -> Evaluation:
@@ -58,6 +60,7 @@ def merge(
     )
 
 
+@explain_arguments()
 def training_classes(
     counts: Mapping[str, int], parents: Mapping[str, str], *, most: int = 1000
 ) -> dict[str, str]:

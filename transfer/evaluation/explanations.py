@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.display import one_line
 from transfer.common.errors import InputError
 from transfer.common.text import plural
@@ -33,6 +34,7 @@ MIN_CELLS = 5
 _MIN_CROP = 8  # pixels; a smaller crop shows only a color
 
 
+@explain_arguments()
 def grad_cam(
     model: keras.Model,
     images: np.ndarray,
@@ -102,6 +104,7 @@ def map_note(model: keras.Model, size: tuple[int, int]) -> str:
     return text + (": coarse, do not interpret its details" if min(shape[1:3]) < MIN_CELLS else "")
 
 
+@explain_arguments()
 def occlusion(
     model: keras.Model,
     images: np.ndarray,
@@ -200,6 +203,7 @@ class Response:
         return one_line(self, f"filter {self.filter} of {self.layer!r}, {plural(len(self.crops), 'image')}")
 
 
+@explain_arguments()
 def strongest_responses(
     model: keras.Model,
     images: np.ndarray,

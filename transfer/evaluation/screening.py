@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from transfer.common import display
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.evaluation.evaluation import Evaluation, check_evaluation
 from transfer.evaluation.metrics import RESAMPLES, accuracy_interval, percent_range
@@ -235,6 +236,7 @@ class Screening:
         return float(low), float(high)
 
 
+@explain_arguments()
 def screening(
     evaluation: Evaluation, *, positive: str | Sequence[str], confidence: float = 0.95, seed: int = 0
 ) -> Screening:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.common.files import check_folder
 from transfer.exporters.output_folder import (
@@ -52,6 +53,7 @@ MAX_CALIBRATION = 200
 """Maximum number of training images that set the value ranges of int8. More hardly change the ranges."""
 
 
+@explain_arguments({"format": "Write to=...", "path": "Write output=...", "folder": "Write output=..."})
 def export(
     run: str | Path | FinishedRun | keras.Model,
     to: str,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from transfer.common.arguments import explain_arguments
+from transfer.common.arguments import POSITIONAL, explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.images.array_source import labels_as_names, read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
@@ -34,8 +34,23 @@ from transfer.images.tables import own_group
 
 log = logging.getLogger(__name__)
 
+_PAIR = "Write load_data((images, labels)), with all options by name."
 
-@explain_arguments({"validation_split": "Write val=...", "labels": "Write load_data((images, labels))."})
+KERAS_NAMES = {
+    "validation_split": "Write val=...",
+    "labels": _PAIR,
+    POSITIONAL: _PAIR,
+    "batch_size": "Leave it out: fit and make_dataset take it.",
+    "shuffle": "Leave it out: fit shuffles the training images in each epoch.",
+    "label_mode": "Leave it out: labels are class numbers.",
+    "directory": "Write load_data(directory).",
+    "x": _PAIR,
+    "y": _PAIR,
+}
+"""Advice for arguments of Keras' `image_dataset_from_directory` and of other functions."""
+
+
+@explain_arguments(KERAS_NAMES)
 def load_data(
     source: Any,
     *,

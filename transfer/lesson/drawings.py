@@ -14,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from transfer.cases.decisions import decision_of, find_decision
 from transfer.cases.policies import POLICIES
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
 from transfer.common.figures import COLORS, new_figure
 from transfer.lesson.transferability import Transferability
@@ -45,6 +46,7 @@ class _DrawnLayer(NamedTuple):
     text: str
 
 
+@explain_arguments()
 def filters_plot(
     kernels: np.ndarray, *, columns: int = 8, title: str = "Filters of the first layer"
 ) -> Figure:
@@ -88,6 +90,7 @@ def filters_plot(
     return figure
 
 
+@explain_arguments()
 def lesson_drawing(model: keras.Model, base: keras.Model, *, title: str | None = None) -> Figure:
     """Draw a model and the network that it was built from, layer by layer.
 

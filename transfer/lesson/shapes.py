@@ -13,6 +13,7 @@ from numbers import Integral
 import numpy as np
 from PIL import Image, ImageDraw
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.networks.demo_cnn import IMAGE_SIZE
 
@@ -224,6 +225,7 @@ _PATTERNS = SHAPES[14:22]
 _LETTERS = SHAPES[22:26]  # letters are not mirrored
 
 
+@explain_arguments()
 def make_shapes(
     num_images: int, *, classes: Sequence[str] | None = None, image_size: int = IMAGE_SIZE, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ import numpy as np
 from transfer.cases.builders import large_different, unfreeze
 from transfer.cases.policies import SCRATCH_LEARNING_RATE
 from transfer.common import display
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.common.text import plural
 from transfer.frozen.extraction import input_size
@@ -118,6 +119,7 @@ class Transferability:
         return display.to_html(repr(self), self._table())
 
 
+@explain_arguments()
 def transferability(
     data: ImageData,
     other: ImageData | None = None,

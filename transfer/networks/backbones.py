@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.networks import demo_cnn, efficientnet_lite, own_models, surgery, weight_files
 from transfer.networks.families import FAMILIES, Family
@@ -62,6 +63,7 @@ def backbone_names() -> list[str]:
     return sorted(names, key=lambda name: not name.startswith("EfficientNetLite"))
 
 
+@explain_arguments()
 def load_backbone(
     name: str = DEFAULT_BACKBONE,
     *,
@@ -124,8 +126,9 @@ def load_backbone(
         getattr(m, name) for m in (demo_cnn, efficientnet_lite, keras.applications) if hasattr(m, name)
     )
     known = [p for p in inspect.signature(constructor).parameters if p not in ("weights", "include_top")]
-    for argument in set(arguments).difference(known):
-        raise unknown(f"argument of {name}", argument, known)
+    for argument in sorted(set(arguments).difference(known)):
+        own = [one for one in inspect.signature(load_backbone).parameters if one != "arguments"]
+        raise unknown(f"argument of load_backbone({name!r})", argument, [*own, *known])
 
     def make(top: bool, size: int = size, weights: str | None = None) -> keras.Model:
         shape = {"input_shape": (size, size, 3), **arguments}

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, one_line
 from transfer.common.files import replacing
 from transfer.networks import weight_files
@@ -48,6 +49,7 @@ SEES = {
 _SMALLEST = 16  # pixels; four strides of 2 leave one pixel
 
 
+@explain_arguments()
 def DemoCNN(
     include_top: bool = True,
     weights: Weights = "shapes",

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 from keras import KerasTensor, layers
 
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, install_hint
 from transfer.networks import weight_files
 from transfer.networks.arguments import (
@@ -118,6 +119,7 @@ def _documented(function: Function) -> Function:
     return function
 
 
+@explain_arguments()
 @_documented
 def EfficientNetLite0(
     include_top: bool = True,
@@ -133,6 +135,7 @@ def EfficientNetLite0(
     return _make(_VARIANTS[0], weights, input_shape, top, name)
 
 
+@explain_arguments()
 @_documented
 def EfficientNetLite1(
     include_top: bool = True,
@@ -148,6 +151,7 @@ def EfficientNetLite1(
     return _make(_VARIANTS[1], weights, input_shape, top, name)
 
 
+@explain_arguments()
 @_documented
 def EfficientNetLite2(
     include_top: bool = True,

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from transfer.common import display
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, nearest, one_line
 from transfer.common.old_names import renamed
 from transfer.config import TrainConfig, load_config
@@ -140,6 +141,7 @@ class FinishedRun:
         return replace(data, train=splits["train"], val=splits["val"], test=splits["test"])
 
 
+@explain_arguments()
 def load_run(
     place: str | Path, *, custom_objects: CustomObjects = None, class_names: Sequence[str] | None = None
 ) -> FinishedRun:

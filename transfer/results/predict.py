@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer.common import display
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.common.streams import progress_bar
 from transfer.common.text import plural
@@ -129,6 +130,12 @@ class Predictions(list[Prediction]):
         return display.data_frame(columns | display.class_columns(classes, values, columns))
 
 
+@explain_arguments(
+    {
+        "verbose": "Write progress=False to hide the progress bar.",
+        "batch_size": "Leave it out: it does not change the result.",
+    }
+)
 def predict(
     run: str | Path | FinishedRun | keras.Model,
     images: Image | Iterable[Image],

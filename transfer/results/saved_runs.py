@@ -13,8 +13,9 @@ import keras
 
 from transfer.adviser.advice import Advice
 from transfer.adviser.choice import advised_metrics
-from transfer.cases.decisions import CaseDecision, decision_of
+from transfer.cases.decisions import CaseDecision, decision_of, find_decision
 from transfer.cases.policies import OPTIMIZERS, POLICIES, PRECISIONS, SCRATCH_LEARNING_RATE, Case
+from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
 from transfer.common.files import disk_advice, disk_reason
 from transfer.config import TrainConfig
@@ -22,13 +23,16 @@ from transfer.distributed.process_group import current_group
 from transfer.evaluation.evaluate import evaluate
 from transfer.evaluation.evaluation import Evaluation, check_evaluation
 from transfer.frozen.extraction import input_size
+from transfer.images.array_source import Dataset
 from transfer.images.data_config import IN_MEMORY, DataConfig
-from transfer.images.datasets import ImageData, check_data
+from transfer.images.datasets import ImageData
+from transfer.images.splitting import Split
 from transfer.networks.arguments import check_classifier
 from transfer.networks.backbones import constructor_name
 from transfer.results import run_figures, run_folders, run_metrics, run_writer
 from transfer.results.finished_runs import FinishedRun, load_run
 from transfer.results.run_writer import RunResults
+from transfer.training.fit_arguments import training_data
 from transfer.training.phases import TrainingLog, joined
 from transfer.training.trained import count_seen, trained_model
 
@@ -36,11 +40,16 @@ logger = logging.getLogger(__name__)
 
 _COMMENT = "Trained in Python. The weights, optimizer, loss and head may differ from these options."
 _CALL = "save_run(model, data, log, folder)"
+_SAME_DATA = (
+    "After fit(model, data), pass the same data. After fit(model, images, labels), pass (images, labels). With "
+    "validation_data, write data = transfer.load_data({'train': (images, labels), 'val': validation_data}, test=0)."
+)
 
 
+@explain_arguments()
 def save_run(
     model: keras.Model,
-    data: ImageData,
+    data: Any,
     log: TrainingLog | Sequence[TrainingLog],
     folder: str | Path,
     *,
@@ -57,7 +66,8 @@ def save_run(
 
     Args:
         model: a model from a builder that `fit` trained in this process.
-        data: the data that `fit` got.
+        data: what `fit` got: images from `load_data`, or `(images, labels)` after `fit(model, images, labels)`. The
+            latter have no test images, so that the run has no test accuracy.
         log: the log that `fit` returned. After several calls of `fit`, a list of their logs, the first one first.
         folder: the folder to write. Its parents are created.
         evaluation: evaluation of the test images. None computes it, if there are test images.
@@ -82,7 +92,7 @@ def save_run(
         True
     """
     logs = [log] if isinstance(log, TrainingLog) else log
-    _check_arguments(model, data, logs, evaluation)
+    data = _checked_arguments(model, data, logs, evaluation)
     whole = joined(logs)
     final = _checked_folder(folder, data, overwrite=overwrite)
     config = config_of(model, data, whole)
@@ -147,10 +157,9 @@ def write_report(folder: Path, results: RunResults) -> None:
         logger.warning("Stopped before all figures and pages were written. The run is complete.")
 
 
-def _check_arguments(model: Any, data: Any, logs: Any, evaluation: Evaluation | None) -> None:
-    """Raise unless a model, its data, its logs and its evaluation belong together."""
+def _checked_arguments(model: Any, data: Any, logs: Any, evaluation: Evaluation | None) -> ImageData:
+    """Return the data as `fit` split them; raise unless a model, its data, logs and evaluation belong together."""
     check_classifier(model, _CALL)
-    check_data(data, _CALL)
     if (
         not isinstance(logs, list | tuple)
         or not logs
@@ -160,16 +169,38 @@ def _check_arguments(model: Any, data: Any, logs: Any, evaluation: Evaluation | 
             f"Expected the log that fit returned in {_CALL}, or a list of logs. Received: {type(logs).__name__}. Keep "
             "it: log = transfer.fit(model, data)."
         )
-    decision_of(model)
-    digests = trained_model(model).read_digests()
-    count_seen(model, data)  # raises for other classes
-    if digests != {*data.train.digests, *data.val.digests}:
+    if find_decision(model) is None:
         raise InputError(
-            f"Expected the data that fit got in {_CALL}. Received other training images. Load the data once, and pass "
-            "them to both."
+            f"Expected a model that a builder made in this process in {_CALL}. Received: {model.name!r}, of a loaded "
+            "run or of another program. Save it with model.save('mine.keras'), and load it with "
+            "transfer.load_run('mine.keras', class_names=[...])."
         )
-    if evaluation is None:
-        return
+    digests = trained_model(model).read_digests()
+    loaded = _as_in_fit(model, data, logs[-1])
+    count_seen(model, loaded)  # raises for other classes
+    if digests != {*loaded.train.digests, *loaded.val.digests}:
+        raise InputError(
+            f"Expected the data that fit got in {_CALL}. Received other training images. {_SAME_DATA}"
+        )
+    if evaluation is not None:
+        _check_test_images(evaluation, loaded)
+    return loaded
+
+
+def _as_in_fit(model: keras.Model, data: Any, log: TrainingLog) -> ImageData:
+    """Return images in memory in the splits that `fit` drew from them."""
+    if isinstance(data, ImageData):
+        return data
+    if not isinstance(data, Dataset | Split | tuple | list | dict):
+        raise InputError(
+            f"Expected the data that fit got in {_CALL}. Received: {type(data).__name__}. {_SAME_DATA}"
+        )
+    val, seed = log.options.get("val"), log.options.get("seed", DataConfig.seed)
+    return training_data(model, data, validation_split=val, seed=seed)
+
+
+def _check_test_images(evaluation: Evaluation, data: ImageData) -> None:
+    """Raise unless an evaluation is that of the test images."""
     check_evaluation(evaluation, "save_run(..., evaluation=evaluation)")
     if evaluation.class_names != data.class_names or evaluation.names != tuple(data.test.names):
         raise InputError(

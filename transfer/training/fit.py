@@ -292,7 +292,7 @@ def _train_phases(settings: TrainingSettings, log: TrainingLog, checkpoint: Chec
         log = replace(log, flip=True)
     settings = replace(settings, flip=log.flip)
     if checkpoint is None or checkpoint.phase == phase:
-        log += fine_tune(settings, log, phase, checkpoint=checkpoint)
+        log = log.with_phase(fine_tune(settings, log, phase, checkpoint=checkpoint))
         checkpoint = None
     # A checkpoint that is still unused belongs to the fallback, which had already begun.
     if (
@@ -336,8 +336,10 @@ def _fall_back(settings: TrainingSettings, log: TrainingLog, checkpoint: Checkpo
         sum(row["phase"] != "from-scratch" for row in log.rows) - 1 if log.kept_row is None else log.kept_row
     )
     start_over(model, seed=settings.seed)
-    log += fine_tune(
-        settings, log, "from-scratch", checkpoint=checkpoint, extra_arrays=lambda: pack("before", before)
+    log = log.with_phase(
+        fine_tune(
+            settings, log, "from-scratch", checkpoint=checkpoint, extra_arrays=lambda: pack("before", before)
+        )
     )
     pretrained = min(row["val_loss"] for row in log.rows if row["phase"] != "from-scratch")
     random = min(row["val_loss"] for row in log.rows if row["phase"] == "from-scratch")

@@ -14,6 +14,7 @@ import keras
 from transfer.cases.compiling import learning_rate_of
 from transfer.common.keras_private import compile_arguments
 from transfer.frozen.extraction import digests_of
+from transfer.images.data_config import IN_MEMORY, DataConfig
 from transfer.images.datasets import ImageData
 from transfer.networks import graphs
 from transfer.training.phases import TrainingSettings
@@ -51,6 +52,7 @@ def given_options(settings: TrainingSettings, flip: bool | None) -> dict[str, An
     names = ("epochs", "batch_size", "augment", "solver", "dropout", "views", "engine", "seed")
     return {
         **{name: getattr(settings, name) for name in names},
+        "val": (settings.data.options or DataConfig(IN_MEMORY)).val,
         "class_weights": settings.class_weights is not None,
         "flip": "auto" if flip is None else "yes" if flip else "no",
         "learning_rate": learning_rate_of(settings.model.optimizer),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -138,8 +140,14 @@ class TrainingLog:
         rows = [[_cell(value) for value in row] for row in zip(*self.history.values(), strict=True)]
         return display.to_html(repr(self), display.Table([*self.history], rows).shortened() if rows else "")
 
-    def __add__(self, phase: TrainingLog) -> TrainingLog:
-        """Return this log with the log of the next phase appended; `init` stays as it is here."""
+    def __add__(self, later: TrainingLog) -> TrainingLog:
+        """Return the log of this training and of a later one of the same model."""
+        before = len(self.rows) - 1 if self.kept_row is None else self.kept_row
+        kept = {None: None, -1: before}.get(later.kept_row, len(self.rows) + (later.kept_row or 0))
+        return self.with_phase(replace(later, kept_row=kept))
+
+    def with_phase(self, phase: TrainingLog) -> TrainingLog:
+        """Return this log with the log of the next phase, whose `kept_row` counts the rows of both."""
         return TrainingLog(
             rows=[*self.rows, *phase.rows],
             seconds_features=self.seconds_features + phase.seconds_features,
@@ -164,12 +172,7 @@ def _cell(value: Any) -> str:
 
 def joined(logs: Sequence[TrainingLog]) -> TrainingLog:
     """Return the logs of several calls of `fit` on one model as one."""
-    whole = logs[0]
-    for log in logs[1:]:
-        before = len(whole.rows) - 1 if whole.kept_row is None else whole.kept_row
-        kept = {None: None, -1: before}.get(log.kept_row, len(whole.rows) + (log.kept_row or 0))
-        whole += replace(log, kept_row=kept)
-    return whole
+    return functools.reduce(operator.add, logs)
 
 
 def log_from(saved: Mapping[str, Any]) -> TrainingLog:
