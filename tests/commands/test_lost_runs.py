@@ -243,7 +243,7 @@ def test_wrong_options_are_reported_before_the_images_are_checked(
 def test_a_flag_without_its_value_is_refused(flag, capsys):
     with pytest.raises(SystemExit) as exit:
         main([flag])
-    assert exit.value.code == 2 and f"{flag}: expected one argument" in capsys.readouterr().err
+    assert exit.value.code == 2 and f"Expected a value after {flag}: {flag} " in capsys.readouterr().err
 
 
 def test_ctrl_c_while_figures_are_drawn_leaves_a_complete_run(folder, monkeypatch, caplog):
