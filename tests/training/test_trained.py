@@ -185,5 +185,7 @@ def test_an_evaluation_is_required(model, data):
 @pytest.mark.parametrize("call", [load_run, lambda run: export(run, to="saved-model")])
 @pytest.mark.parametrize("given", [None, 5, {}])
 def test_a_run_is_required(call, given):
-    with pytest.raises(InputError, match=r"Expected a run's folder or a \.keras file. Received: "):
+    with pytest.raises(
+        InputError, match=r"Expected (a run's folder or|the folder of a run,) a \.keras file.* Received: "
+    ):
         call(given)
