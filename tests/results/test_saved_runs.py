@@ -217,7 +217,7 @@ def test_a_model_is_exported_with_the_data_of_its_training(trained, tmp_path):
 
 
 def test_an_export_needs_images_that_are_still_known(saved, tmp_path):
-    with pytest.raises(InputError, match=r"arrays in memory.*verify the file"):
+    with pytest.raises(InputError, match=r"arrays in memory.*verify the exported file"):
         export(saved, "saved-model", output=tmp_path / "served")
     own = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")])
     with pytest.raises(InputError, match=r"class_names=\[\.\.\.\]"):

@@ -143,4 +143,4 @@ def test_early_stopping_of_a_head_is_announced(colors, monkeypatch, caplog):
     log = fit(built(), colors, epochs=30, verbose=0)
     assert len(log.rows) < 30 and log.kept_row == 0
     assert f"Stopped after epoch {len(log.rows)} of 30: the validation loss no longer falls." in caplog.text
-    assert "not solved exactly, because of epochs" in caplog.text
+    assert "the exact solver does not support epochs" in caplog.text
