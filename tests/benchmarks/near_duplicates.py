@@ -197,7 +197,7 @@ def show_cost(files: list[Path]) -> None:
     whole = shortest(lambda: [check(path) for path in paths]) / len(paths)
     colors = shortest(lambda: [duplicates._colors(image) for image in images]) / len(paths)
     print(
-        f"\nCheck of an image: {1e6 * whole:.0f} us, of which its colors {1e6 * colors:.0f} us ({colors / whole:.1%})"
+        f"\nCheck of an image: {1e6 * whole:.0f} us; its colors take {1e6 * colors:.0f} us ({colors / whole:.1%})"
     )
 
 

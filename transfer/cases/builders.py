@@ -89,7 +89,7 @@ def build(
             (batch, num_classes). It is copied, with its weights if it has any. It gets the features as they are: start
             it with BatchNormalization if they need scaling. None is a Dense softmax.
         optimizer: `"adam"`; `"rmsprop"` with the settings of Esteva et al. (2017), doi:10.1038/nature21056; the name of
-            another Keras optimizer; or an optimizer object, of which the model gets a copy.
+            another Keras optimizer; or an optimizer object, which is copied.
         learning_rate: learning rate, above 0. It replaces that of an optimizer object. None is the rate of the case in
             `policies.POLICIES` for Adam, otherwise the optimizer's own rate.
         loss: a Keras loss, its name, or a function of labels and probabilities. It gets one-hot labels if it needs

@@ -72,8 +72,8 @@ def to_html(*parts: str | Table) -> str:
 def one_line(value: object, text: str) -> str:
     """Return the `repr` of an object: its class, and a text, cut to one line of 200 letters in total."""
     kind, text = type(value).__name__, " ".join(text.split())
-    room = MAX_LETTERS - len(kind) - 2
-    return f"{kind}({text if len(text) <= room else text[: room - 4] + ' ...'})"
+    space = MAX_LETTERS - len(kind) - 2
+    return f"{kind}({text if len(text) <= space else text[: space - 4] + ' ...'})"
 
 
 def quoted(name: str) -> str:

@@ -57,7 +57,7 @@ def _frame(data: Dataset, number: int) -> np.ndarray:
 
     try:
         return np.asarray(pixel_array(data, index=number))
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # pydicom also raises its subclass NotImplementedError
         kind = data.file_meta.TransferSyntaxUID.name
         raise ValueError(f"{kind} needs another decoder for pydicom: pip install python-gdcm") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import keras
@@ -40,18 +41,7 @@ KERAS_NAMES = {
     "validation_freq": "Leave it out: each epoch is validated.",
     "lr": _BUILT_IN.format("learning_rate"),
     **{name: _BUILT_IN.format(name) for name in ("learning_rate", "optimizer", "loss", "metrics")},
-    **{
-        name: f"Write recipe=transfer.Recipe({name}=...)."
-        for name in (
-            "layer_decay",
-            "gradual_unfreezing",
-            "weight_decay",
-            "clip_norm",
-            "ema",
-            "mix",
-            "schedule",
-        )
-    },
+    **{field.name: f"Write recipe=transfer.Recipe({field.name}=...)." for field in fields(Recipe)},
     "val": "Write validation_split=..., or load_data(images, val=...).",
     "image_size": "Write load_data(images, image_size=...).",
     "workers": "Leave it out: `fit` reads images in parallel.",
