@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         "export",
-        "Convert a trained run for another runtime, and compare the file's predictions with Keras there.",
+        "Convert a trained run for another runtime, run it there, and compare its predictions with Keras.",
     )
     parser.add_argument(
         "run", metavar="RUN", help="folder of a run, or a .keras file that python -m transfer.train wrote"

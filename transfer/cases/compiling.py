@@ -180,8 +180,8 @@ def as_loss(loss: Loss | None, num_classes: int) -> Loss:
         )
     raise InputError(
         f"Expected a loss that is lower for right predictions than for wrong ones. Received: {_name_of(loss)}, which "
-        "is not lower, for integer or for one-hot labels. It takes labels, then probabilities of shape (batch, "
-        f"{num_classes})."
+        "is not, with integer or with one-hot labels. Define it as loss(labels, probabilities), with probabilities of "
+        f"shape (batch, {num_classes})."
     )
 
 

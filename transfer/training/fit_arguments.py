@@ -197,7 +197,7 @@ def choose_initial_head(settings: TrainingSettings) -> str:
         raise unknown("initial_head", initial_head, INITIAL_HEADS)
     if initial_head == "keep" and head_only:
         raise InputError(
-            "Expected initial_head='keep' only if more layers than the head train. Received it for a frozen network. "
+            "Expected trainable layers besides the head, for initial_head='keep'. Received a frozen network. "
             "Leave it out, or call transfer.unfreeze(model) first."
         )
     if initial_head == "solve" and decision is not None and decision.init == "random":
