@@ -25,6 +25,7 @@ LAYERS = [
     "parsing",
     "evaluation",
     "adviser",
+    "anytime",
     "results",
     "exporters",
     "lesson",

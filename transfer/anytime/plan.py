@@ -1,0 +1,211 @@
+"""The plan of the anytime run: which step comes next, and how long it takes by the speeds of this machine."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from transfer.anytime.speeds import Speeds
+from transfer.training.schedules import BATCH_SIZE, MAX_EPOCHS, epochs_for
+
+LARGER_IMAGES = 1.29
+"""Image size of the step with larger images, as a multiple of the network's own size: 288 for 224 pixels."""
+
+SIZE_STEP = 16
+"""Image sizes are multiples of this number of pixels."""
+
+TRAINING_SIZES = (1.0, 0.72, 0.58)
+"""Image sizes of fine-tuning as fractions of the run's image size, the preferred one first: 224, 160 and 128 pixels."""
+
+FINE_TUNING_STEPS = 200
+"""Training steps of the first fine-tuning."""
+
+MIN_FINE_TUNING_STEPS = 60
+"""Fewest training steps for which fine-tuning is worth its start-up time."""
+
+LONGER_STEPS = 400
+"""Training steps of the first longer fine-tuning. Each further one has twice as many."""
+
+STEP_IN_FORWARD_PASSES = 5.0
+"""Time of a training step per image, in forward passes by the fastest engine. It is used until one was measured."""
+
+SECONDS = {"overhead": 12.0, "start": 15.0, "report": 10.0, "build": 5.0}
+"""Nominal seconds until measured: the start of a command, the start of a training, the report, building a model."""
+
+FORWARD_SECONDS = 2e-7
+"""Nominal seconds of a forward pass per pixel, until measured."""
+
+
+class Kind(enum.StrEnum):
+    """A kind of step. Its value is its name in `steps.json`."""
+
+    HEAD = "head"
+    LARGER = "larger images"
+    NETWORK = "other network"
+    FINE_TUNING = "fine-tuning"
+    LONGER = "longer fine-tuning"
+    AVERAGE = "average"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the anytime run."""
+
+    kind: Kind
+    network: str
+    # Image size of the resulting model, in pixels.
+    image_size: int
+    # Nominal time on this machine.
+    seconds: float
+    # Image size of the training, and its epochs; 0 without training.
+    training_size: int = 0
+    epochs: int = 0
+
+    @property
+    def key(self) -> str:
+        """A name of the step that is unique in a run, for its checkpoints."""
+        return f"{self.kind}-{self.network}-{self.image_size}-{self.training_size}-{self.epochs}".replace(
+            " ", "-"
+        )
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that decides which step comes next."""
+
+    # Numbers of images: for training, for training and validation, for testing.
+    num_train: int
+    num_chosen: int
+    num_test: int
+    # The network and the image size of the best head, and the network's own image size.
+    network: str
+    image_size: int
+    own_size: int
+    # The steps that were taken: their kinds, networks and epochs.
+    taken: tuple[tuple[Kind, str, int], ...] = ()
+    # Other networks to try.
+    networks: tuple[str, ...] = ()
+    # Whether the image size may change, whether a step can raise the accuracy, and whether to average models.
+    free_size: bool = True
+    improvable: bool = True
+    average: bool = False
+    # Whether a fine-tuned model is at hand, and whether the last fine-tuning was kept.
+    fine_tuned: bool = False
+    improving: bool = False
+    # Number of epochs of each fine-tuning, if the user set it.
+    epochs: int | None = None
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def kinds(self) -> set[Kind]:
+        """The kinds of the steps that were taken."""
+        return {kind for kind, _, _ in self.taken}
+
+    @property
+    def per_epoch(self) -> int:
+        """Training steps of an epoch."""
+        return -(-self.num_train // self.batch_size)
+
+
+@dataclass
+class Planner:
+    """Plan the steps by the nominal speeds of this machine."""
+
+    speeds: Speeds
+    defaults: dict[str, float] = field(default_factory=lambda: dict(SECONDS))
+
+    def fixed(self, work: str) -> float:
+        """Return the nominal time of work that does not depend on the images."""
+        return self.speeds.nominal(work, default=self.defaults[work])
+
+    def forward(self, network: str, image_size: int) -> float:
+        """Return the nominal seconds of a forward pass per image."""
+        return self.speeds.nominal(
+            "forward", network, image_size, default=FORWARD_SECONDS * image_size * image_size
+        )
+
+    def training_step(self, network: str, image_size: int, batch_size: int = BATCH_SIZE) -> float:
+        """Return the nominal seconds of a training step."""
+        default = STEP_IN_FORWARD_PASSES * self.forward(network, image_size)
+        return batch_size * self.speeds.nominal("training", network, image_size, default=default)
+
+    def head_seconds(self, situation: Situation) -> float:
+        """Return the nominal time of the first head: the start of the command, and one forward pass."""
+        images = situation.num_chosen + situation.num_test
+        return self.fixed("overhead") + images * self.forward(situation.network, situation.image_size)
+
+    def next_step(self, situation: Situation, seconds: float) -> Step | None:
+        """Return the first step that fits into some seconds, or None."""
+        return next((step for step in self.steps(situation, seconds) if step.seconds <= seconds), None)
+
+    def steps(self, now: Situation, seconds: float = math.inf) -> Iterator[Step]:
+        """Yield the steps that are left, in the order of their gain per second."""
+        if not now.improvable:
+            return
+        if now.free_size and Kind.LARGER not in now.kinds:
+            yield self._head(now, Kind.LARGER, now.network, larger_size(now.own_size))
+        for network in now.networks:
+            if network not in {name for kind, name, _ in now.taken if kind == Kind.NETWORK}:
+                yield self._head(now, Kind.NETWORK, network, now.image_size)
+        if Kind.FINE_TUNING not in now.kinds:
+            yield self._fine_tuning(now, seconds)
+        elif now.fine_tuned and (longer := self._longer(now)) is not None:
+            yield longer
+        if now.average and now.fine_tuned and Kind.AVERAGE not in now.kinds:
+            seconds = self.fixed("build") + 2 * now.num_test * self.forward(now.network, now.image_size)
+            yield Step(Kind.AVERAGE, now.network, now.image_size, seconds)
+
+    def _head(self, now: Situation, kind: Kind, network: str, size: int) -> Step:
+        images = now.num_chosen + now.num_test
+        return Step(kind, network, size, self.fixed("build") + images * self.forward(network, size))
+
+    def _fine_tuning(self, now: Situation, seconds: float) -> Step:
+        """Return the fine-tuning at the largest image size at which all its steps fit, or a shorter one."""
+        for size in training_sizes(now.image_size):
+            step = self._training(now, Kind.FINE_TUNING, size, FINE_TUNING_STEPS)
+            if step.seconds <= seconds or now.epochs is not None:
+                return step
+        fewer = self._training(now, Kind.FINE_TUNING, size, MIN_FINE_TUNING_STEPS)
+        per_epoch = now.per_epoch * self.training_step(now.network, size, now.batch_size)
+        more = int(max(0.0, min(seconds, step.seconds) - fewer.seconds) / per_epoch)
+        return self._trained(now, Kind.FINE_TUNING, size, fewer.epochs + more)
+
+    def _longer(self, now: Situation) -> Step | None:
+        """Return the next longer fine-tuning; None if the last one brought nothing, or after the usual epochs."""
+        before = [epochs for kind, _, epochs in now.taken if kind in (Kind.FINE_TUNING, Kind.LONGER)]
+        longer = sum(kind == Kind.LONGER for kind, _, _ in now.taken)
+        usual = max(
+            epochs_for(now.num_train, now.batch_size), -(-(FINE_TUNING_STEPS + LONGER_STEPS) // now.per_epoch)
+        )
+        if (longer and not now.improving) or sum(before) >= usual or now.epochs is not None:
+            return None
+        return self._training(now, Kind.LONGER, now.image_size, LONGER_STEPS * 2**longer)
+
+    def _training(self, now: Situation, kind: Kind, size: int, steps: int) -> Step:
+        return self._trained(
+            now, kind, size, now.epochs or min(MAX_EPOCHS, max(1, round(steps / now.per_epoch)))
+        )
+
+    def _trained(self, now: Situation, kind: Kind, size: int, epochs: int) -> Step:
+        """Return a step of training with its nominal time, including the head that is solved again and the test."""
+        training = epochs * now.per_epoch * self.training_step(now.network, size, now.batch_size)
+        images = now.num_chosen + now.num_test
+        forward = images * self.forward(now.network, now.image_size)
+        forward += epochs * (now.num_chosen - now.num_train) * self.forward(now.network, size)
+        seconds = self.fixed("start") + training + self.fixed("build") + forward
+        return Step(kind, now.network, now.image_size, seconds, size, epochs)
+
+
+def larger_size(own_size: int) -> int:
+    """Return the image size of the step with larger images."""
+    return SIZE_STEP * round(LARGER_IMAGES * own_size / SIZE_STEP)
+
+
+def training_sizes(image_size: int) -> list[int]:
+    """Return the image sizes at which fine-tuning may run, the preferred one first."""
+    smaller = [
+        max(32, SIZE_STEP * round(fraction * image_size / SIZE_STEP)) for fraction in TRAINING_SIZES[1:]
+    ]
+    return [image_size, *dict.fromkeys(size for size in smaller if size < image_size)]

@@ -1,0 +1,147 @@
+"""The records of an anytime run: its steps as lines of the log and as `steps.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfer.anytime.decisions import typical_gain
+from transfer.anytime.plan import Kind, Step
+from transfer.common.files import write_text
+from transfer.common.text import format_duration
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step that was taken."""
+
+    kind: Kind
+    network: str
+    image_size: int
+    # What it did, in words, such as "Head on the last 6 blocks, 224 px".
+    title: str
+    # Name of the case of its model.
+    case: str
+    # Time that it took, and its nominal time on this machine.
+    seconds: float
+    nominal: float
+    # Validated accuracy of its model, its standard deviation, and its 90% interval for the test images.
+    accuracy: float
+    sd: float
+    interval: tuple[float, float]
+    # Whether its model replaced the one before.
+    kept: bool
+    # What the accuracy rests on.
+    basis: str
+    training_size: int = 0
+    epochs: int = 0
+
+    def line(self) -> str:
+        """Return the step as a line of the log."""
+        low, high = (f"{100 * end:.0f}" for end in self.interval)
+        kept = "Kept." if self.kept else "Not kept."
+        return f"{self.title}: {format_duration(self.seconds)}, {self.accuracy:.0%} ({low} to {high}). {kept}"
+
+
+@dataclass(frozen=True)
+class History:
+    """The steps of an anytime run, for `steps.json`."""
+
+    steps: tuple[StepRecord, ...] = ()
+    # The time budget in seconds; None is no limit.
+    budget: float | None = None
+    # Whether a signal stopped the run before the end of its budget.
+    stopped: bool = False
+    # For each validation image, whether the kept model classifies it correctly; its head was trained without them.
+    correct: tuple[bool, ...] = ()
+
+    @property
+    def kept(self) -> StepRecord | None:
+        """The last step that was kept."""
+        return next((step for step in reversed(self.steps) if step.kept), None)
+
+    @property
+    def nominal(self) -> float:
+        """The nominal seconds of all steps."""
+        return sum(step.nominal for step in self.steps)
+
+    def covers(self, budget: float | None) -> bool:
+        """Return whether a run with this budget is complete."""
+        if self.stopped:
+            return False
+        return self.budget is None or (budget is not None and budget <= self.budget)
+
+    def with_step(self, step: StepRecord, correct: np.ndarray | None) -> History:
+        """Return the history with one more step; `correct` is that of its model, if that was kept."""
+        known = self.correct if correct is None else tuple(map(bool, correct))
+        return replace(self, steps=(*self.steps, step), correct=known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the history for JSON."""
+        values = asdict(self)
+        values["correct"] = "".join("01"[one] for one in self.correct)
+        return values
+
+    def save(self, path: Path) -> None:
+        """Write the history."""
+        write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+
+def read_history(path: Path) -> History | None:
+    """Read the steps of a run; None if there are none, or if another version wrote them."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        steps = [_record_from(step) for step in values["steps"]]
+        correct = tuple(letter == "1" for letter in values["correct"])
+        return History(tuple(steps), values["budget"], bool(values["stopped"]), correct)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _record_from(values: dict[str, Any]) -> StepRecord:
+    names = {field.name for field in fields(StepRecord)}
+    values = {name: value for name, value in values.items() if name in names}
+    interval = tuple(map(float, values["interval"]))
+    return StepRecord(**{**values, "kind": Kind(values["kind"]), "interval": interval})
+
+
+def describe_next(step: Step) -> str:
+    """Return a step that would come next in words."""
+    if step.kind in (Kind.FINE_TUNING, Kind.LONGER):
+        return f"{step.kind} at {step.training_size} px"
+    if step.kind is Kind.LARGER:
+        return f"larger images ({step.image_size} px)"
+    if step.kind is Kind.NETWORK:
+        return f"the network {step.network}"
+    return "the average of the frozen head and the fine-tuned network"
+
+
+def describe_budget(step: Step | None, accuracy: float, needed: float, command: str) -> str:
+    """Return the last line of a run: what a larger budget is expected to bring."""
+    if step is None:
+        return "A larger time budget is not expected to raise the accuracy."
+    gain = 100 * typical_gain(step.kind, accuracy).mean
+    return (
+        f"A larger budget adds {describe_next(step)}, about {format_duration(step.seconds)}. Expected gain: "
+        f"{gain:.1f} points (typical gain on other data sets). To continue: {command} --time-budget "
+        f"{budget_text(needed)}"
+    )
+
+
+def budget_text(seconds: float) -> str:
+    """Return a round time budget of at least some seconds, such as "90s", "3m" or "2h"."""
+    for step, unit, size in ((30, "s", 1), (1, "m", 60), (10, "m", 60), (1, "h", 3600)):
+        count = -(-seconds // (step * size)) * step
+        if count * size <= {"s": 90, "m": 600 if step == 1 else 5400, "h": float("inf")}[unit]:
+            return f"{count:.0f}{unit}"
+    return "none"
+
+
+def head_title(name: str, image_size: int, network: str = "") -> str:
+    """Return the title of a step whose model is a head on a frozen network."""
+    where = f", {network}" if network else ""
+    return f"Head on {name}{where}, {image_size} px"

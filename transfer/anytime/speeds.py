@@ -1,0 +1,77 @@
+"""Nominal speeds of this machine, remembered between runs, so that equal commands make equal plans."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from pathlib import Path
+
+from transfer.common.cache_folder import default_cache_folder
+from transfer.common.errors import InputError
+from transfer.common.files import write_text
+
+FASTER = 0.8
+"""A new measurement replaces a remembered time only below this fraction of it. Other work slows measurements down, but
+nothing speeds them up."""
+
+_NAME = "speeds.json"
+
+
+class Speeds:
+    """Nominal times in seconds by kind of work, network and image size, in a file of the user's cache folder."""
+
+    def __init__(self, folder: Path | None = None, machine: str = "") -> None:
+        self._path = (default_cache_folder() if folder is None else folder) / _NAME
+        self._machine = machine or this_machine()
+        self._all: dict[str, dict[str, float]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self._all = json.loads(self._path.read_text(encoding="utf-8"))
+        known = self._all.get(self._machine, {}) if isinstance(self._all, dict) else {}
+        self._times = {name: float(seconds) for name, seconds in known.items()}
+
+    def find(self, work: str, network: str = "", image_size: int = 0) -> float | None:
+        """Return the remembered time, scaled by the number of pixels from the nearest known image size."""
+        exact = self._times.get(_key(work, network, image_size))
+        if exact is not None or not image_size:
+            return exact
+        prefix = _key(work, network, 0).removesuffix("0")
+        sizes = [int(name.removeprefix(prefix)) for name in self._times if name.startswith(prefix)]
+        if not sizes:
+            return None
+        nearest = min(sizes, key=lambda size: (abs(size - image_size), size))
+        return self._times[_key(work, network, nearest)] * (image_size / nearest) ** 2
+
+    def nominal(self, work: str, network: str = "", image_size: int = 0, *, default: float) -> float:
+        """Return the remembered time, or a default; remember the time that a plan uses."""
+        found = self.find(work, network, image_size)
+        seconds = default if found is None else found
+        return self._times.setdefault(_key(work, network, image_size), _rounded(seconds))
+
+    def measured(self, seconds: float | None, work: str, network: str = "", image_size: int = 0) -> None:
+        """Remember a measured time if none is known, or if it is much shorter than the known one."""
+        key = _key(work, network, image_size)
+        if seconds and seconds > 0 and seconds < FASTER * self._times.get(key, float("inf")):
+            self._times[key] = _rounded(seconds)
+
+    def save(self) -> None:
+        """Write the times; a folder that cannot be written is ignored."""
+        text = json.dumps({**self._all, self._machine: dict(sorted(self._times.items()))}, indent=1)
+        with contextlib.suppress(OSError, InputError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._path, text + "\n")
+
+
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.4g}")
+
+
+def _key(work: str, network: str, image_size: int) -> str:
+    return f"{work} {network} {image_size}"
+
+
+def this_machine() -> str:
+    """Return a name for machines of equal speed: the processor, and how many cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.system()} {platform.machine()} {cores} cores"
