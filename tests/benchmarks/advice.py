@@ -15,9 +15,7 @@ A unit is a data set, a number of training images (validation images included) a
 
 Each unit adds a row to `--results`. Units that have a row are skipped.
 
-Images: `emoji` is part of the package. `--images` is a folder with `hymenoptera/{train,val}/CLASS`,
-`sign_digits/CLASS`, `cifar10/{train,test}/CLASS` and `fashion_mnist.npz`. Two sets are computed from these:
-`cifar10-blurred` (grey and blurred) and `mixed` (CIFAR-10 and Fashion-MNIST together, 20 classes).
+Images: `emoji` is part of the package. `--images` is a folder of the other sets, see `tuning_sets.py`.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
+import tuning_sets
 
 MODEL = "EfficientNetLite0"
 SIZE = 96
@@ -104,41 +103,12 @@ def stored(results: Path) -> list[dict[str, Any]]:
 @functools.cache
 def read(name: str, root: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Return the images of a set, uint8 of shape (N, SIZE, SIZE, 3), their labels, and the class names."""
-    from PIL import Image, ImageFilter
+    from transfer.images.splitting import concatenate
 
-    from transfer.images.decoding import to_rgb_array
-
-    if name == "cifar10-blurred":
-        images, labels, names = read("cifar10", root)
-        blurred = [
-            Image.fromarray(x).convert("L").filter(ImageFilter.GaussianBlur(4)).convert("RGB") for x in images
-        ]
-        return np.stack([np.asarray(x) for x in blurred]), labels, names
-    if name == "mixed":
-        first, second = read("cifar10", root), read("fashion_mnist", root)
-        labels = np.concatenate([first[1], second[1] + len(first[2])])
-        return np.concatenate([first[0], second[0]]), labels, (*first[2], *second[2])
-    if name == "fashion_mnist":
-        with np.load(root / "fashion_mnist.npz") as file:
-            images, labels = file["x_test"][:6000], file["y_test"][:6000].astype("int64")
-        return np.stack([to_rgb_array(x, (SIZE, SIZE)) for x in images]), labels, tuple("0123456789")
-    return read_folder(name, root)
-
-
-def read_folder(name: str, root: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return the images of all splits of a folder, without duplicates."""
-    from transfer.images.datasets import embedded_folder, load_data
-
-    folder = embedded_folder() if name == "emoji" else root / name
-    data = load_data(str(folder), val=0, test=0 if name in ("emoji", "sign_digits") else 0.2)
-    images, labels = [], []
-    for part in data.splits.values():
-        keep = np.arange(len(part))
-        if name == "cifar10":  # not the seed of `draw`, which shuffles again
-            keep = np.random.default_rng(0).permutation(len(part))[:3000]
-        images += [part.image(int(i), (SIZE, SIZE)) for i in keep]
-        labels += part.labels[keep].tolist()
-    return np.stack(images), np.array(labels), data.class_names
+    source = tuning_sets.read(name, root)
+    part = concatenate([*source.parts.values()])
+    images = np.stack([part.image(i, (SIZE, SIZE)) for i in range(len(part))])
+    return images, part.labels, tuple(source.class_names)
 
 
 def draw(unit: dict[str, Any], root: Path) -> Any:
@@ -146,12 +116,7 @@ def draw(unit: dict[str, Any], root: Path) -> Any:
     from transfer.images.datasets import load_data
 
     images, labels, names = read(unit["data"], root)
-    rng = np.random.default_rng(unit["seed"])
-    position = rng.permutation(len(labels)).astype("float64")
-    for label in np.unique(labels):  # each class is spread evenly from 0 to 1
-        ranks = position[labels == label].argsort().argsort()
-        position[labels == label] = (ranks + rng.uniform()) / len(ranks)
-    order = position.argsort(kind="stable")
+    order = tuning_sets.spread(labels, unit["seed"]).argsort(kind="stable")
     test = order[-num_test(len(labels)) :]
     train = order[: min(unit["count"], len(labels) - len(test))]
     splits = {key: (images[part], labels[part]) for key, part in (("train", train), ("test", test))}
