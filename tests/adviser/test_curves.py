@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from transfer.adviser.curves import concatenate_normalized, layer_curve, size_curve
+from transfer.adviser.curves import layer_curve, size_curve
 from transfer.common.errors import InputError
 
 
@@ -56,14 +56,6 @@ def test_similar_images_of_a_group_are_no_signal():
     taps = {"late": rng.normal(size=(30, 40))[groups] + 0.1 * rng.normal(size=(300, 40))}
     assert layer_curve(taps, labels, 2).signal
     assert not layer_curve(taps, labels, 2, groups=groups.tolist()).signal
-
-
-def test_layers_have_equal_weight_at_any_scale():
-    a, b = np.random.default_rng(0).normal(size=(2, 5, 3))
-    joined = concatenate_normalized([1e6 * a, b])
-    np.testing.assert_allclose(np.linalg.norm(joined[:, :3], axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(joined, concatenate_normalized([a, b]), rtol=1e-5)
-    assert np.isfinite(concatenate_normalized([np.zeros((2, 3)), b[:2]])).all()
 
 
 def test_accuracy_grows_with_the_number_of_images():

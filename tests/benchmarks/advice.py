@@ -135,18 +135,16 @@ def truth(data: Any, seed: int) -> dict[str, Any]:
     import keras
 
     import transfer
-    from transfer.adviser.curves import concatenate_normalized
     from transfer.adviser.sample_features import extract_sample_features
     from transfer.frozen import heads
+    from transfer.frozen.head_choice import features_of
 
     base = base_network()
     parts = {name: extract_sample_features(part, base, engine="auto") for name, part in data.splits.items()}
     heads_at = {}
     for name in [*parts["train"].taps, "all"]:
-        x = {
-            split: concatenate_normalized(list(sample.taps.values())) if name == "all" else sample.taps[name]
-            for split, sample in parts.items()
-        }
+        cuts = list(parts["train"].taps) if name == "all" else [name]
+        x = {split: features_of(sample.taps, cuts) for split, sample in parts.items()}
         head = heads.solve(
             x["train"], data.train.labels, data.num_classes, val=(x["val"], data.val.labels), seed=seed
         )

@@ -115,7 +115,7 @@ def test_the_chosen_c_beats_both_ends_of_the_grid():
     rows = {}
     for c in (heads.GRID[0], heads.GRID[-1]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(heads, "_search", lambda trials, c=c: [heads.Candidate(c, 0.0, 0.0)])
+            patch.setattr(heads, "_search", lambda trials, start, c=c: [heads.Candidate(c, 0.0, 0.0)])
             rows[c] = loss(heads.solve(x, y, 5))
     assert loss(chosen) < min(rows.values()) - 0.05
 
@@ -207,7 +207,8 @@ def test_the_order_of_rows_does_not_matter(width):
     assert len(steep) > 2 and np.allclose(
         *zip(*steep, strict=True), rtol=0.02
     )  # above, the loss is nearly constant
-    assert np.array_equal(heads._folds(x, y, (), 0)[order], heads._folds(x[order], y[order], (), 0))
+    folds = heads.assign_folds(y, keys=x[:, 0])
+    assert np.array_equal(folds[order], heads.assign_folds(y[order], keys=x[order, 0]))
     p, q = (softmax(x @ head.kernel + head.bias, axis=1) for head in (one, other))
     assert np.allclose(p, q, atol=2e-3)
 
@@ -250,11 +251,10 @@ def test_constant_features_predict_the_class_fractions():
 
 
 def test_folds_are_even_and_keep_groups_whole():
-    x, y = clusters(300, 5, 3)
-    groups = np.arange(300) // 5
-    fold = heads._folds(x, y, groups, 0)
+    y, groups = np.arange(300) % 3, np.arange(300) // 5
+    fold = heads.assign_folds(y, groups=groups)
     assert all(len(set(fold[groups == g])) == 1 for g in range(60))
-    plain = heads._folds(x, y, (), 0)
+    plain = heads.assign_folds(y)
     assert set(np.bincount(plain * 3 + y)) <= {33, 34}
     assert np.ptp(np.bincount(fold)) <= 30
 

@@ -73,11 +73,12 @@ def test_few_steps_suffice_for_features_of_different_scale(monkeypatch):
     assert 3 * counts["preconditioned"] < counts["plain"], counts
 
 
-def test_given_moments_do_not_change_the_solution():
-    x, labels = problem()
-    weights = np.ones(4)
-    fast = SoftmaxRegression(x.astype("float32"), labels, weights)
-    kernel, bias = SoftmaxRegression(x, labels, weights, moments=fast.moments).solve(1.0, tolerance=1e-9)
-    expected = SoftmaxRegression(x, labels, weights).solve(1.0, tolerance=1e-9)
-    np.testing.assert_allclose(kernel, expected[0], atol=1e-5)
+@pytest.mark.parametrize("count", [15, 60])
+def test_more_features_than_images_give_the_same_solution_as_their_projection(count):
+    x, labels = problem(count, 20)
+    wide = np.concatenate([x, np.zeros((count, 50))], axis=1)
+    rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(70, 70)))[0]
+    kernel, bias = SoftmaxRegression(wide @ rotation, labels, np.ones(4)).solve(10.0, tolerance=1e-9)
+    expected = SoftmaxRegression(x, labels, np.ones(4)).solve(10.0, tolerance=1e-9)
+    np.testing.assert_allclose((rotation @ kernel)[:20], expected[0], atol=1e-5)
     np.testing.assert_allclose(bias, expected[1], atol=1e-5)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from transfer.adviser.advice import Advice
-from transfer.adviser.curves import LayerCurve, SizePoint, concatenate_normalized, layer_curve, size_curve
+from transfer.adviser.curves import LayerCurve, SizePoint, layer_curve, size_curve
 from transfer.adviser.estimates import (
     FORWARD_PASSES,
     CaseEstimate,
@@ -20,15 +20,17 @@ from transfer.adviser.estimates import (
     pick,
 )
 from transfer.adviser.label_issues import find_warnings
-from transfer.adviser.probes import debiased_accuracy, ridge_leave_one_out, stratified_folds
+from transfer.adviser.probes import ridge_leave_one_out, stratified_folds
 from transfer.adviser.sample_features import MAX_IMAGES, SampleFeatures, extract_sample, stratified_sample
 from transfer.adviser.similarity import Similarity, measure_similarity
 from transfer.adviser.trials import Trial, time_fine_tuning
 from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import POLICIES, early_position
+from transfer.common.accuracies import debiased_accuracy
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
+from transfer.frozen.head_choice import concatenate_normalized
 from transfer.images.datasets import ImageData, check_data
 from transfer.networks.arguments import check_network
 from transfer.networks.graphs import analyze

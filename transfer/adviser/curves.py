@@ -13,6 +13,7 @@ from transfer.common.display import one_line
 from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
 from transfer.common.text import plural
+from transfer.frozen.head_choice import concatenate_normalized
 
 SIGNAL_DEVIATIONS = 4.0
 """Standard deviations above the accuracy with shuffled labels at which labels count as related to the images."""
@@ -88,13 +89,6 @@ def layer_curve(
         bar.update()
         chance = chance_accuracy(joined, labels, num_classes, groups=groups, draws=draws)
     return LayerCurve(tuple(taps), tuple(probes), all_layers, np.asarray(labels), chance)
-
-
-def concatenate_normalized(taps: Sequence[np.ndarray]) -> np.ndarray:
-    """Scale each layer's features of an image to unit length and concatenate them, as float32."""
-    lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in taps]
-    units = [x / np.where(length > 0, length, 1) for x, length in zip(taps, lengths, strict=True)]
-    return np.concatenate(units, axis=1).astype("float32")
 
 
 @dataclass(frozen=True)

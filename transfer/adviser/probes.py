@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from transfer.common.accuracies import standard_error
 from transfer.common.display import one_line
 from transfer.common.errors import InputError
 
@@ -57,23 +58,14 @@ def ridge_leave_one_out(
         parts = _decompose(features)
         accuracy, best_lambda, scores, by_lambda = _best_scores(parts, labels, targets, lambdas, members)
     correct = scores.argmax(axis=1) == labels
-    return RidgeProbe(accuracy, best_lambda, scores, correct, _standard_error(correct, members), by_lambda)
-
-
-def debiased_accuracy(correct: np.ndarray, *, draws: int = 50, seed: int = 0) -> float:
-    """Estimate the accuracy of the best row of `correct`, shape (options, N), without selection bias."""
-    # Choose the best option on a random half of the images and measure it on the other half, many times. On the same
-    # images, the best of many options is partly the luckiest.
-    correct = np.asarray(correct, bool)
-    options, count = correct.shape
-    if options == 1 or count < 4:
-        return float(correct.mean(axis=1).max())
-    rng, accuracies = np.random.default_rng(seed), []
-    for _ in range(draws):
-        half = rng.permutation(count) < count // 2
-        best = options - 1 - int(correct[::-1, half].mean(axis=1).argmax())
-        accuracies.append(correct[best, ~half].mean())
-    return float(np.mean(accuracies))
+    return RidgeProbe(
+        accuracy,
+        best_lambda,
+        scores,
+        correct,
+        standard_error(correct, () if groups is None else groups),
+        by_lambda,
+    )
 
 
 def stratified_folds(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -178,14 +170,6 @@ def _left_out_residuals(
         hat = 1 / count + (part * shrink) @ part.transpose(0, 2, 1)
         out[indices] = np.linalg.solve(np.eye(size, dtype=u.dtype) - hat, residuals[indices])
     return out
-
-
-def _standard_error(correct: np.ndarray, members: list[np.ndarray] | None) -> float:
-    """Return the standard error of an accuracy, with groups as the independent units."""
-    deviation = correct - correct.mean()
-    sums = deviation if members is None else np.array([deviation[group].sum() for group in members])
-    units = len(sums)
-    return float(np.sqrt(np.sum(np.square(sums)) * units / (units - 1)) / len(correct))
 
 
 def _check_arguments(

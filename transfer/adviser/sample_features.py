@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from transfer.adviser.curves import concatenate_normalized
 from transfer.cases.decisions import decision_of
 from transfer.common.keras_private import count_calls
 from transfer.frozen.extraction import KnownFeatures, extract
 from transfer.frozen.feature_cache import FeatureCache
+from transfer.frozen.head_choice import features_of
 from transfer.images.datasets import ImageData, Split
 from transfer.networks import surgery
 from transfer.networks.graphs import NetworkInfo, Node, analyze
@@ -104,8 +104,7 @@ def known_features(sample: SampleFeatures, model: keras.Model) -> KnownFeatures 
     cuts = decision_of(model).cuts
     if not set(cuts) <= set(sample.taps):
         return None
-    parts = [sample.taps[cut] for cut in cuts]
-    return KnownFeatures(sample.images, concatenate_normalized(parts) if len(parts) > 1 else parts[0])
+    return KnownFeatures(sample.images, features_of(sample.taps, cuts))
 
 
 def _tapped(base: NetworkInfo, whole: NetworkInfo) -> tuple[keras.Model, list[str]]:

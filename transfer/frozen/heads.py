@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,7 +29,7 @@ FOLDS = 3
 ENOUGH = {"validation": 200, "cross-validation": 1000}
 """Number of images that suffices to choose C. With fewer than 200 validation images, C is cross-validated."""
 
-_TOLERANCE = {"choice": 1e-4, "head": 1e-5}  # largest gradient of the mean loss at which L-BFGS stops
+_TOLERANCE = {"choice": 3e-4, "head": 1e-5}  # largest gradient of the mean loss at which L-BFGS stops
 
 
 class Candidate(NamedTuple):
@@ -69,36 +70,99 @@ def solve(
     seed: int = 0,
 ) -> SolvedHead:
     """Solve multinomial logistic regression by L-BFGS; choose C on `val` or by cross-validation."""
-    # Features are centered and divided by one common scale. A scale per feature would amplify rarely active features.
-    features, labels = _to_arrays("features", features, labels, num_classes)
-    _check_classes(labels, num_classes)
+    problem = HeadProblem(features, labels, num_classes, class_weights=class_weights)
     if len(groups) not in (0, len(labels)):
         raise InputError(
             f"Expected a group for each of {len(labels)} images. Received: {len(groups)} groups."
         )
-    weights = _weight_by_class(class_weights, num_classes)
-    mean = features.mean(axis=0, dtype="float64").astype("float32")
-    x = features - mean
-    scale = float(np.sqrt(np.mean(np.sum(np.square(x), axis=1, dtype="float64")))) or 1.0
-    x /= np.float32(scale)
-    # More threads hardly speed up such small products, and they wait for each other when other work uses the cores.
-    with threadpool_limits(1):
-        rotation, x = _span(x)
-        chosen_by, trials = "validation", []
-        if val is not None and len(val[1]):
-            val_x, truth = _to_arrays("val features", *val, num_classes, width=len(mean))
-            val_x = (val_x - mean) / np.float32(scale)
-            trials = [_HeldOut(x, labels, val_x if rotation is None else val_x @ rotation, truth, weights)]
-        if not trials or len(trials[0].truth) < ENOUGH["validation"]:
-            folds = _cross_validation(x, labels, _folds(features, labels, groups, seed), weights)
-            chosen_by, trials = ("cross-validation", folds) if folds else (chosen_by, trials)
-        tried = _search(trials)
-        best = min(tried, key=lambda row: row.loss).C if tried else DEFAULT_C
-        kernel, bias = _finish(trials, best, x, labels, weights)
-    kernel = (kernel if rotation is None else rotation @ kernel).astype("float64") / scale
-    bias = bias - mean @ kernel
-    chosen_by = chosen_by if tried else "default"
-    return SolvedHead(kernel.astype("float32"), bias.astype("float32"), best, scale, tuple(tried), chosen_by)
+    if val is not None and len(val[1]):
+        problem.validate(*val)
+    if val is None or len(val[1]) < ENOUGH["validation"]:
+        # Sorting by a projection, unlike a checksum, hardly changes if another device rounds differently.
+        keys = problem.x @ np.random.default_rng(0).normal(size=problem.x.shape[1])
+        problem.cross_validate(assign_folds(problem.labels, groups=groups, keys=keys, count=FOLDS, seed=seed))
+    return problem.solve()
+
+
+class HeadProblem:
+    """The regression of a head: its features, centered and scaled, its labels and its choice of C."""
+
+    # Features are centered and divided by one common scale. A scale per feature would amplify rarely active features.
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        num_classes: int,
+        *,
+        class_weights: Mapping[int, float] | None = None,
+    ) -> None:
+        features, self.labels = _to_arrays("features", features, labels, num_classes)
+        _check_classes(self.labels, num_classes)
+        self.weights = _weight_by_class(class_weights, num_classes)
+        self.mean = features.mean(axis=0, dtype="float64").astype("float32")
+        self.x = features - self.mean
+        self.scale = float(np.sqrt(np.mean(np.sum(np.square(self.x), axis=1, dtype="float64")))) or 1.0
+        self.x /= np.float32(self.scale)
+        self.chosen_by, self.C = "default", DEFAULT_C
+        self.tried: tuple[Candidate, ...] = ()
+        self._trials: dict[int, _HeldOut] = {}
+        self._folds = np.empty(0, "int64")
+
+    def validate(self, features: np.ndarray, labels: np.ndarray) -> None:
+        """Choose C on other images."""
+        other, truth = _to_arrays("val features", features, labels, len(self.weights), width=len(self.mean))
+        other = (other - self.mean) / np.float32(self.scale)
+        self._choose("validation", {0: _HeldOut(self.x, self.labels, other, truth, self.weights)})
+
+    def cross_validate(self, folds: np.ndarray, *, start: float = START) -> None:
+        """Choose C by cross-validation with the fold of each image, unless no fold can be held out."""
+        trials: dict[int, _HeldOut] = {}
+        for fold in np.unique(folds).tolist():
+            trial = self._hold_out(folds == fold)
+            trials |= {fold: trial} if trial else {}
+            if sum(len(trial.truth) for trial in trials.values()) >= ENOUGH["cross-validation"]:
+                break
+        self._folds = folds
+        if trials:
+            self._choose("cross-validation", trials, start)
+
+    def _hold_out(self, out: np.ndarray) -> _HeldOut | None:
+        """Hold out some images; None if the others have one class, or other classes."""
+        labels, truth = self.labels[~out], self.labels[out]
+        if len(np.unique(labels)) < 2 or not np.isin(truth, labels).any():
+            return None
+        return _HeldOut(self.x[~out], labels, self.x[out], truth, self.weights)
+
+    def _choose(self, chosen_by: str, trials: dict[int, _HeldOut], start: float = START) -> None:
+        self.chosen_by, self._trials = chosen_by, trials
+        with threadpool_limits(1):  # more threads hardly speed up such small products
+            self.tried = tuple(_search(list(trials.values()), start))
+        self.C = min(self.tried, key=lambda row: row.loss).C
+
+    def out_of_fold(self) -> np.ndarray:
+        """Return the probabilities (N, K) of the images, each held out, at the C of `cross_validate`."""
+        # A class that is absent from a fold's training images gets the probability of a guess.
+        count = len(self.weights)
+        probabilities = np.full((len(self.labels), count), 1 / count)
+        with threadpool_limits(1):
+            for fold in np.unique(self._folds).tolist():
+                out = self._folds == fold
+                trial = self._trials.get(fold) or self._hold_out(out)
+                if trial:
+                    known = np.exp(trial.scores(self.C)) * len(trial.classes) / count
+                    probabilities[np.ix_(np.flatnonzero(out), trial.classes)] = known
+        return probabilities
+
+    def solve(self) -> SolvedHead:
+        """Solve the head for all images at the chosen C."""
+        with threadpool_limits(1):
+            kernel, bias = _finish(list(self._trials.values()), self.C, self.x, self.labels, self.weights)
+        kernel = kernel / self.scale
+        bias = bias - self.mean @ kernel
+        return SolvedHead(
+            kernel.astype("float32"), bias.astype("float32"), self.C, self.scale, self.tried, self.chosen_by
+        )
 
 
 def _check_classes(labels: np.ndarray, num_classes: int) -> None:
@@ -149,30 +213,24 @@ def _weight_by_class(class_weights: Mapping[int, float] | None, num_classes: int
     return weights
 
 
-def _span(x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """Rotate the features into the space that the images span if there are fewer images than features."""
-    # This is exact: the optimal kernel lies in that space.
-    if x.shape[0] >= x.shape[1]:
-        return None, x
-    rotation, rest = np.linalg.qr(x.T)
-    return rotation, np.ascontiguousarray(rest.T)
-
-
-def _folds(
-    features: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable] | np.ndarray, seed: int
+def assign_folds(
+    labels: np.ndarray,
+    *,
+    groups: Sequence[Hashable] | np.ndarray = (),
+    keys: np.ndarray | None = None,
+    count: int = FOLDS,
+    seed: int = 0,
 ) -> np.ndarray:
-    """Assign each image a fold, stratified by class, with whole groups, for any order of the images."""
-    # Sorting by a projection, unlike a checksum, hardly changes if another device rounds differently.
-    keys = features.reshape(len(features), -1) @ np.random.default_rng(0).normal(size=features[0].size)
-    order = np.lexsort((keys, labels))
+    """Assign each image a fold, stratified by class, with whole groups; keys make the order of images irrelevant."""
+    order = np.lexsort((np.arange(len(labels)) if keys is None else keys, labels))
     order = order[np.random.default_rng(seed).permutation(len(order))]
     fold_of: dict[Hashable, int] = {}
-    counts = [[0] * FOLDS for _ in range(int(labels.max()) + 1)]
-    total = [0] * FOLDS
+    counts = [[0] * count for _ in range(int(labels.max()) + 1)]
+    total = [0] * count
     fold = np.empty(len(labels), "int64")
     for i in order.tolist():
         group, of_class = groups[i] if len(groups) else i, counts[labels[i]]
-        fold[i] = fold_of.setdefault(group, min(range(FOLDS), key=lambda f: (of_class[f], total[f])))
+        fold[i] = fold_of.setdefault(group, min(range(count), key=lambda f: (of_class[f], total[f])))
         of_class[fold[i]] += 1
         total[fold[i]] += 1
     return fold
@@ -184,47 +242,40 @@ class _HeldOut:
     def __init__(
         self, x: np.ndarray, labels: np.ndarray, other: np.ndarray, truth: np.ndarray, weights: np.ndarray
     ) -> None:
+        self.x = x
         self.classes, self.labels = np.unique(labels, return_inverse=True)
-        known = np.isin(truth, self.classes)  # a class whose only image is held out cannot be learned
-        self.x, self.other, self.weights = x, other[known], weights[self.classes]
-        self.truth = np.searchsorted(self.classes, truth[known])
-        self.regression = SoftmaxRegression(x, self.labels, self.weights)
+        self.other, self.weights = other, weights[self.classes]
+        self.known = np.isin(truth, self.classes)  # a class whose only image is held out cannot be learned
+        self.truth = np.searchsorted(self.classes, truth[self.known])
         self.solutions: dict[float, Solution] = {}
 
-    def score(self, c: float) -> np.ndarray:
-        """Return weighted sums over the held-out images: losses, correct predictions, and weights."""
-        # Start from the solution of the nearest C.
-        start = (
-            self.solutions[min(self.solutions, key=lambda d: abs(np.log(d / c)))] if self.solutions else None
-        )
-        self.solutions[c] = self.regression.solve(c, tolerance=_TOLERANCE["choice"], start=start)
+    @functools.cached_property
+    def regression(self) -> SoftmaxRegression:
+        """The problem of the training images."""
+        return SoftmaxRegression(self.x, self.labels, self.weights)
+
+    def scores(self, c: float) -> np.ndarray:
+        """Return the logarithms of the held-out images' probabilities of the known classes."""
+        if c not in self.solutions:  # start from the solution of the nearest C
+            near = min(self.solutions, key=lambda d: abs(np.log(d / c)), default=None)
+            start = None if near is None else self.solutions[near]
+            self.solutions[c] = self.regression.solve(c, tolerance=_TOLERANCE["choice"], start=start)
         kernel, bias = self.solutions[c]
-        scores = log_softmax(self.other @ kernel + bias, axis=1)
+        return log_softmax(self.other @ kernel.astype("float32") + bias, axis=1)
+
+    def score(self, c: float) -> np.ndarray:
+        """Return weighted sums over the held-out images of known classes: losses, correct predictions, and weights."""
+        scores = self.scores(c)[self.known]
         weight = self.weights[self.truth]
         loss = -scores[np.arange(len(scores)), self.truth]
         return np.array([weight @ loss, weight @ (scores.argmax(axis=1) == self.truth), weight.sum()])
 
 
-def _cross_validation(
-    x: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray
-) -> list[_HeldOut]:
-    trials: list[_HeldOut] = []
-    for fold in range(FOLDS):
-        out = folds == fold
-        if len(np.unique(labels[~out])) > 1 and np.isin(labels[out], labels[~out]).any():
-            trials.append(_HeldOut(x[~out], labels[~out], x[out], labels[out], weights))
-        if sum(len(trial.truth) for trial in trials) >= ENOUGH["cross-validation"]:
-            break
-    return trials
-
-
-def _search(trials: Sequence[_HeldOut]) -> list[Candidate]:
-    """Follow the grid from `START` while the loss falls, first to weaker regularization."""
-    if not trials:
-        return []
-    start = GRID.index(START)
-    tried = [_score(trials, START)]
-    for direction in (GRID[start + 1 :], GRID[:start][::-1]):
+def _search(trials: Sequence[_HeldOut], start: float) -> list[Candidate]:
+    """Follow the grid from a value of C while the loss falls, first to weaker regularization."""
+    at = GRID.index(start)
+    tried = [_score(trials, start)]
+    for direction in (GRID[at + 1 :], GRID[:at][::-1]):
         best = tried[0].loss
         for c in direction:
             tried.append(_score(trials, c))
@@ -247,9 +298,10 @@ def _finish(
     """Solve for all images, starting from the solution of a trial that has all classes."""
     near = [trial for trial in trials if len(trial.classes) == len(weights) and c in trial.solutions]
     start = near[0].solutions[c] if near else None
-    # Most steps run in float32, which may stop early for its rounding; the last ones run in float64.
-    same = near and near[0].x is x
-    fast = near[0].regression if same else SoftmaxRegression(x, labels, weights)
-    start = fast.solve(c, tolerance=_TOLERANCE["head"], start=start)
-    exact = SoftmaxRegression(x.astype("float64"), labels, weights, moments=fast.moments)
+    # Of many images, most steps run in float32, which may stop early for its rounding; the last ones run in float64.
+    if len(x) > x.shape[1]:
+        same = near and near[0].x is x
+        fast = near[0].regression if same else SoftmaxRegression(x, labels, weights)
+        start = fast.solve(c, tolerance=_TOLERANCE["head"], start=start)
+    exact = SoftmaxRegression(x, labels, weights, dtype="float64")
     return exact.solve(c, tolerance=_TOLERANCE["head"], start=start)

@@ -1,0 +1,201 @@
+"""Choose the layers that the head of a frozen network sees, by out-of-fold predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transfer.common.accuracies import debiased_accuracy, standard_error
+from transfer.common.display import one_line
+from transfer.common.errors import InputError, unknown
+from transfer.common.text import plural
+from transfer.frozen.heads import START, HeadProblem, SolvedHead, assign_folds
+
+FOLDS = (5, 3)
+"""Number of folds for up to `MANY_IMAGES` images, and for more, where two thirds of the images suffice."""
+
+MANY_IMAGES = 1000
+"""Number of images from which on three folds suffice."""
+
+LATE_BLOCKS = (6, 10)
+"""Numbers of late blocks that a head may see, together with the last layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadCandidate:
+    """Out-of-fold predictions of a head on some layers.
+
+    Attributes:
+        name: name of the candidate, such as `"last 6 blocks"`.
+        cuts: names of the layers that the head sees, in the order of the network.
+        probabilities: out-of-fold probabilities, float64 of shape (images, classes): each image is predicted by a head
+            that was solved without its fold. A class without other images has the probability of a guess.
+        losses: out-of-fold cross-entropy of each image in nats, shape (images,).
+        correct: whether the prediction of each image is correct, bool of shape (images,).
+        loss: mean of `losses`, weighted by class weight.
+        accuracy: mean of `correct`.
+        standard_error: standard error of the accuracy over images, or over groups.
+        C: regularization of the head with the lowest loss.
+
+    Example:
+        >>> from transfer.frozen.head_choice import choose_head
+        >>> taps = {"early": np.random.default_rng(0).normal(size=(40, 3)), "last": np.eye(2)[np.arange(40) % 2]}
+        >>> choose_head(taps, np.arange(40) % 2, 2).best.name
+        'last layer'
+    """
+
+    name: str
+    cuts: tuple[str, ...]
+    probabilities: np.ndarray
+    losses: np.ndarray
+    correct: np.ndarray
+    loss: float
+    accuracy: float
+    standard_error: float
+    C: float
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.name}: accuracy {self.accuracy:.1%}, loss {self.loss:.3f}")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadChoice:
+    """The head with the lowest out-of-fold loss, and all candidates.
+
+    Attributes:
+        candidates: all candidates in the given order, with predictions from the same folds.
+        best: the candidate with the lowest loss; among equals the first.
+        solved: its head, solved on all images.
+        accuracy: out-of-fold accuracy of the best candidate, corrected for having been chosen on the same images; None
+            if no image could be held out, as with one image per class.
+        folds: fold of each image, int64 of shape (images,). Folds depend on labels, groups and seed alone: they are the
+            same for other networks and image sizes.
+    """
+
+    candidates: tuple[HeadCandidate, ...]
+    best: HeadCandidate
+    solved: SolvedHead
+    accuracy: float | None
+    folds: np.ndarray
+
+    def __repr__(self) -> str:
+        accuracy = "not measured" if self.accuracy is None else f"accuracy {self.accuracy:.1%}"
+        return one_line(self, f"{plural(len(self.candidates), 'candidate')}; {self.best.name}, {accuracy}")
+
+
+def choose_head(
+    taps: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    candidates: Mapping[str, Sequence[str]] | None = None,
+    groups: Sequence[Hashable] | np.ndarray = (),
+    class_weights: Mapping[int, float] | None = None,
+    seed: int = 0,
+) -> HeadChoice:
+    """Choose the layers of a head by cross-validation, and solve it on all images.
+
+    Each candidate is a softmax regression with the regularization of the lowest out-of-fold loss. Folds are
+    stratified and keep groups whole. 400 images of 12 classes take about 2 s.
+
+    Args:
+        taps: pooled features by layer, float of shape (images, channels), in the order of the network.
+        labels: class numbers from 0, shape (images,).
+        num_classes: number of classes, 2 or more, each with an image.
+        candidates: layers of each candidate by its name; None for those of `candidate_cuts(taps)`.
+        groups: group of each image, such as the patient; images of a group stay in one fold.
+        class_weights: weight of each class in the loss, above 0; None for 1.
+        seed: random seed of the folds.
+
+    Returns:
+        The choice. If no image can be held out, it is the first candidate, with C = 10 and an accuracy of None.
+
+    Raises:
+        InputError: a candidate names a layer without features, there are no candidates, a class has no image, or the
+            features are not finite.
+    """
+    candidates = candidate_cuts(tuple(taps)) if candidates is None else candidates
+    if not candidates:
+        raise InputError("Expected one candidate or more. Received: none.")
+    for cut in (cut for cuts in candidates.values() for cut in cuts):
+        if cut not in taps:
+            raise unknown("layer of a candidate", cut, list(taps))
+    labels = np.asarray(labels)
+    folds = assign_folds(labels, groups=groups, count=FOLDS[len(labels) > MANY_IMAGES], seed=seed)
+    measured: list[HeadCandidate] = []
+    for name, cuts in candidates.items():
+        problem = HeadProblem(features_of(taps, cuts), labels, num_classes, class_weights=class_weights)
+        problem.cross_validate(folds, start=measured[-1].C if measured else START)
+        measured.append(_measure(name, cuts, problem, groups))
+        if measured[-1] is _best(measured):
+            chosen = problem
+    accuracy = None
+    if chosen.tried:
+        correct, losses = (np.stack([getattr(one, key) for one in measured]) for key in ("correct", "losses"))
+        accuracy = debiased_accuracy(correct, losses=losses, groups=groups, seed=seed)
+    return HeadChoice(tuple(measured), _best(measured), chosen.solve(), accuracy, folds)
+
+
+def _best(measured: Sequence[HeadCandidate]) -> HeadCandidate:
+    return min(measured, key=lambda one: one.loss)
+
+
+def _measure(
+    name: str, cuts: Sequence[str], problem: HeadProblem, groups: Sequence[Hashable] | np.ndarray
+) -> HeadCandidate:
+    """Measure a candidate on its out-of-fold predictions."""
+    probabilities, labels = problem.out_of_fold(), problem.labels
+    losses = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo("float64").tiny))
+    correct = probabilities.argmax(axis=1) == labels
+    return HeadCandidate(
+        name,
+        tuple(cuts),
+        probabilities,
+        losses,
+        correct,
+        loss=float(np.average(losses, weights=problem.weights[labels])),
+        accuracy=float(correct.mean()),
+        standard_error=standard_error(correct, groups),
+        C=problem.C,
+    )
+
+
+def candidate_cuts(names: Sequence[str], *, best_cut: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Return the layers that a head may see, by the name of the candidate.
+
+    Args:
+        names: the block ends and the last layer of a network, in its order: `cuts_of(network, "all")`.
+        best_cut: the best single layer, such as `LayerCurve.cut`; None leaves this candidate out.
+
+    Returns:
+        The last layer; the best cut; the last 6 and the last 10 blocks with the last layer; all layers. Candidates with
+        the same layers appear once.
+
+    Example:
+        >>> candidate_cuts(["block1", "block2", "last"], best_cut="block2")
+        {'last layer': ('last',), 'best cut': ('block2',), 'all layers': ('block1', 'block2', 'last')}
+    """
+    names = tuple(names)
+    cuts = {"last layer": names[-1:]}
+    if best_cut not in (None, names[-1]):
+        cuts["best cut"] = (best_cut,)
+    for count in LATE_BLOCKS:
+        if count + 1 < len(names):
+            cuts[f"last {count} blocks"] = names[-count - 1 :]
+    if len(names) > 1:
+        cuts["all layers"] = names
+    return cuts
+
+
+def features_of(taps: Mapping[str, np.ndarray], cuts: Sequence[str]) -> np.ndarray:
+    """Return the features of a head on some layers: as they are, or of several layers `concatenate_normalized`."""
+    return taps[cuts[0]] if len(cuts) == 1 else concatenate_normalized([taps[cut] for cut in cuts])
+
+
+def concatenate_normalized(taps: Sequence[np.ndarray]) -> np.ndarray:
+    """Scale each layer's features of an image to unit length and concatenate them, as float32."""
+    lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in taps]
+    units = [x / np.where(length > 0, length, 1) for x, length in zip(taps, lengths, strict=True)]
+    return np.concatenate(units, axis=1).astype("float32")
