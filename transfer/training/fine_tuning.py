@@ -23,8 +23,9 @@ from transfer.frozen import extraction
 from transfer.images.pipeline import Position, make_dataset
 from transfer.training.checkpoints import Checkpoint, CheckpointCallback, pack, unpack
 from transfer.training.layer_decay import SetProgress, optimizer_following
-from transfer.training.phases import Rows, Trainee, TrainingLog, TrainingSettings
+from transfer.training.phases import Rows, Trainee, TrainingLog, TrainingSettings, stop_in_time
 from transfer.training.schedules import KeepBetter, StepDecay, WarmupCosine, epochs_for
+from transfer.training.time_limit import log_early_end
 from transfer.training.upper_layers import upper_layers_of
 from transfer.training.validation import Validation
 
@@ -50,6 +51,7 @@ def fine_tune(
     per_epoch = -(-num_train // settings.batch_size)
     peak = learning_rate_of(model.optimizer)  # before a checkpoint changes it
     first, step = (checkpoint.epoch, checkpoint.step) if checkpoint is not None else (0, 0)
+    start = first * per_epoch + step
     trainee = upper_layers_of(settings) or _whole_model(settings)
     with _built_optimizer(settings) as set_progress:
         better, rows = _keep_better(settings, before), Rows(phase)
@@ -60,28 +62,29 @@ def fine_tune(
             better.resume(checkpoint.log["better"], unpack(checkpoint.arrays, "best"))
         snapshot = functools.partial(_snapshot, settings, before + trainee.log, rows, better, extra_arrays)
         saving = CheckpointCallback(settings.checkpoints, snapshot, Position(first), step, per_epoch)
-        steps = {"steps": epochs * per_epoch, "start": first * per_epoch + step}
+        stop = stop_in_time(settings, epochs=epochs, per_epoch=per_epoch, start=start)
+        steps = {"steps": epochs * per_epoch, "start": start, "limit": stop}
         schedule = _schedule(settings, per_epoch, peak=peak, set_progress=set_progress, **steps)
         # The order matters: each callback sees what those before it added to the logs.
         first_epoch = len(before.rows) - first  # of this phase, in the numbers of the user's callbacks
         users = settings.callbacks.phase(phase, first_epoch=first_epoch)
-        callbacks = [*schedule, *_validation(settings, trainee), better, rows, saving, *users]
-        start = time.perf_counter()
+        own = [*schedule, *_validation(settings, trainee), better, rows, saving]
+        callbacks = [*own, *users, *([stop] if stop else [])]
+        began = time.perf_counter()
         try:
             _run_epochs(settings, trainee, callbacks, saving, epochs)
         finally:
             if schedule:  # an interruption skips the schedule's own `on_train_end`
                 model.optimizer.learning_rate = peak
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - began
         if settings.recipe.ema and better.lost_at is None:
             apply_averages(model.optimizer, model.trainable_variables)
         better.set_model(trainee.model)
         kept_row = kept_row_of(before, first, better.choose_weights())
         if kept_row is None and users:
             kept_row = settings.callbacks.restored_epoch()
-    if better.lost_at is None and first + len(rows.rows) < epochs:
-        stopped = first + len(rows.rows)
-        logger.info("Stopped after epoch %d of %d: a callback stopped the training.", stopped, epochs)
+    if better.lost_at is None:
+        log_early_end(stop, first + len(rows.rows), epochs, "a callback stopped the training")
     return trainee.log + TrainingLog(rows.rows, seconds_training=seconds, kept_row=kept_row)
 
 

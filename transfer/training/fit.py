@@ -45,6 +45,7 @@ from transfer.training.mirroring import augments_images, decide_flips, log_probl
 from transfer.training.phases import TrainingLog, TrainingSettings, log_from
 from transfer.training.recipes import Recipe
 from transfer.training.schedules import BATCH_SIZE
+from transfer.training.time_limit import TimeLimit
 from transfer.training.trained import record_data
 from transfer.training.user_callbacks import UserCallbacks
 
@@ -77,6 +78,7 @@ def fit(
     recipe: Recipe | None = None,
     checkpoints: str | Path | None = None,
     checkpoint_every: float = SECONDS_BETWEEN,
+    time_limit: float | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: str | int = "auto",
 ) -> TrainingLog:
@@ -142,6 +144,11 @@ def fit(
             images, that training resumes and ends with the same weights as without the interruption. Ctrl-C, SIGTERM
             and SIGHUP then stop after the current step and save a checkpoint. None saves nothing.
         checkpoint_every: seconds between two checkpoints.
+        time_limit: seconds that the whole call may take, above 0. Training then ends with its last validation before
+            the limit, also inside an epoch. The schedule is shortened so that the learning rate falls to 0 by then. A
+            limit that is much longer than the training does not change the result. The first steps and features of
+            frozen layers are not interrupted, so the call may take longer than a very short limit. A resumed training
+            counts the time of this call only. None sets no limit. Not available with several workers.
         callbacks: Keras callbacks. They receive the events of each phase, and their model is always the whole model.
             A head that is solved exactly counts as one epoch. Epochs count over all phases, so that `CSVLogger` and
             `TensorBoard` hold the whole training. `EarlyStopping` starts anew in each phase. Callbacks that set the
@@ -165,6 +172,7 @@ def fit(
         >>> fit(model, load_data("emoji"), epochs=1, verbose=0).history["phase"]
         ['head']
     """
+    limit = None if time_limit is None else TimeLimit(time_limit)
     check_arguments(model, epochs, batch_size)
     normalize_compilation(model)
     check_types(
@@ -207,17 +215,16 @@ def fit(
         callbacks=UserCallbacks(callbacks, model),
         verbose=verbose if current_group().is_chief and sys.stdout is not None else 0,
         flip_problem=problem,
+        time_limit=limit,
     )
     log_ignored(settings)
     options = given_options(settings, flip)
     settings = _with_checkpoints(settings, checkpoints, checkpoint_every)
-    log = replace(_train(_decided(settings)), options=options)
-    _record(model, data, log)
-    return log
+    return _recorded(model, data, replace(_train(_decided(settings)), options=options))
 
 
-def _record(model: keras.Model, data: ImageData, log: TrainingLog) -> None:
-    """Record what `fit` did with a model, for `evaluate`, `predict` and a next `fit`."""
+def _recorded(model: keras.Model, data: ImageData, log: TrainingLog) -> TrainingLog:
+    """Record what `fit` did with a model, for `evaluate`, `predict` and a next `fit`; return the log."""
     record_data(model, data)
     if (decision := find_decision(model)) is not None:
         fine_tuned = decision.fine_tuned
@@ -225,6 +232,7 @@ def _record(model: keras.Model, data: ImageData, log: TrainingLog) -> None:
             fine_tuned = not log.rolled_back or bool(fine_tuned)
         flip = decision.flip if log.flip is None else log.flip  # `evaluate` does the same
         record_decision(model, replace(decision, flip=flip, fine_tuned=fine_tuned))
+    return log
 
 
 def _decided(settings: TrainingSettings) -> TrainingSettings:
@@ -291,6 +299,8 @@ def _train_phases(settings: TrainingSettings, log: TrainingLog, checkpoint: Chec
     if log.flip is None and augments_images(settings):  # there was no head to measure it with
         log = replace(log, flip=True)
     settings = replace(settings, flip=log.flip)
+    if checkpoint is None and _time_is_up(settings):
+        return log
     if checkpoint is None or checkpoint.phase == phase:
         log = log.with_phase(fine_tune(settings, log, phase, checkpoint=checkpoint))
         checkpoint = None
@@ -299,10 +309,20 @@ def _train_phases(settings: TrainingSettings, log: TrainingLog, checkpoint: Chec
         decision
         and decision.init == "auto"
         and not keep
-        and (checkpoint or not _succeeded(log, settings.data))
+        and (checkpoint or not (_succeeded(log, settings.data) or _time_is_up(settings)))
     ):
         log = _fall_back(settings, log, checkpoint)
     return log
+
+
+def _time_is_up(settings: TrainingSettings) -> bool:
+    """Return whether the time limit has passed before a phase; log it."""
+    up = settings.time_limit is not None and settings.time_limit.left <= 0
+    if up and settings.time_limit is not None:
+        logger.info(
+            "The network is not trained further: the time limit of %.4g s.", settings.time_limit.seconds
+        )
+    return up
 
 
 def _known_flips(settings: TrainingSettings) -> TrainingLog:

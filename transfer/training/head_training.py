@@ -29,8 +29,9 @@ from transfer.images import pipeline
 from transfer.networks import surgery
 from transfer.training.checkpoints import pack, unpack
 from transfer.training.mirroring import decide_flips
-from transfer.training.phases import Rows, TrainingLog, TrainingSettings
+from transfer.training.phases import Rows, TrainingLog, TrainingSettings, stop_in_time
 from transfer.training.recipes import Recipe
+from transfer.training.time_limit import StopInTime, log_early_end
 from transfer.training.user_callbacks import HeadLink, restored_rate
 
 logger = logging.getLogger(__name__)
@@ -190,8 +191,10 @@ def _train_in_epochs(
         return [weights[0] * scale, weights[1] + mean @ weights[0]] if plain else weights
 
     rows, link = Rows("head"), HeadLink(settings.model, head, unscaled, rescaled)
-    callbacks += [*settings.callbacks.phase("head", head=link), rows]
     epochs = (settings.epochs if settings.head_only else None) or POLICIES[Case.SMALL_SIMILAR].epochs or 1
+    per_epoch = -(-len(labels["train"]) // settings.batch_size)
+    stop = stop_in_time(settings, epochs=epochs, per_epoch=per_epoch)
+    callbacks += [*settings.callbacks.phase("head", head=link), rows, *([stop] if stop else [])]
     head.fit(
         batches["train"],
         validation_data=batches.get("val"),
@@ -199,18 +202,21 @@ def _train_in_epochs(
         **settings.fit_options(callbacks),
     )
     weights = unscaled(head.layers[-1].get_weights())
-    return weights, TrainingLog(rows.rows, kept_row=_kept_row(callbacks[0], settings, rows, epochs))
+    return weights, TrainingLog(rows.rows, kept_row=_kept_row(callbacks[0], settings, rows, epochs, stop))
 
 
 def _kept_row(
-    stopper: keras.callbacks.Callback, settings: TrainingSettings, rows: Rows, epochs: int
+    stopper: keras.callbacks.Callback,
+    settings: TrainingSettings,
+    rows: Rows,
+    epochs: int,
+    stop: StopInTime | None,
 ) -> int | None:
     """Log why the training of a head ended early, and return the row whose weights it has; None for the last."""
     own = isinstance(stopper, keras.callbacks.EarlyStopping)
-    if len(rows.rows) < epochs:
-        by_own = own and stopper.stopped_epoch > 0
-        why = "the validation loss no longer falls" if by_own else "a callback stopped the training"
-        logger.info("Stopped after epoch %d of %d: %s.", len(rows.rows), epochs, why)
+    by_own = own and stopper.stopped_epoch > 0
+    why = "the validation loss no longer falls" if by_own else "a callback stopped the training"
+    log_early_end(stop, len(rows.rows), epochs, why)
     restored = settings.callbacks.restored_epoch()
     return stopper.best_epoch if restored is None and own and stopper.best_weights is not None else restored
 

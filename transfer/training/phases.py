@@ -25,6 +25,7 @@ from transfer.images.datasets import ImageData
 from transfer.images.pipeline import Position
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.recipes import Recipe
+from transfer.training.time_limit import StopInTime, TimeLimit
 from transfer.training.user_callbacks import UserCallbacks
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ class TrainingSettings:
     checkpoints: Checkpoints | None
     callbacks: UserCallbacks
     verbose: str | int
+    time_limit: TimeLimit | None = None
     # Why the class names forbid flips.
     flip_problem: str = ""
 
@@ -284,3 +286,15 @@ class TrainingSettings:
         # The model's optimizer scales the loss already.
         options: dict[str, Any] = {"smoothing": recipe.label_smoothing, "auto_scale_loss": False}
         compile_like(other, self.model, self.model.optimizer, soft_labels=soft, **options)
+
+
+def stop_in_time(
+    settings: TrainingSettings, *, epochs: int, per_epoch: int, start: int = 0
+) -> StopInTime | None:
+    """Return a callback that ends a phase at the time limit, or None without a limit."""
+    if settings.time_limit is None:
+        return None
+    # A forward pass takes a third of the time of a training step; the first validation also compiles.
+    validation = len(settings.data.val) / settings.batch_size
+    options: dict[str, int] = {"epochs": epochs, "per_epoch": per_epoch, "start": start}
+    return StopInTime(settings.time_limit, validation_steps=validation, **options)

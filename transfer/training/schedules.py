@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from transfer.training.time_limit import StopInTime
+
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
@@ -41,7 +43,7 @@ def epochs_for(num_images: int, batch_size: int, *, init: str = "pretrained") ->
     return max(MIN_EPOCHS[init], min(MAX_EPOCHS, -(-STEPS[init] // per_epoch)))
 
 
-def learning_rate_at(step: int, *, peak: float, steps: int) -> float:
+def learning_rate_at(step: int, *, peak: float, steps: float) -> float:
     """Return the learning rate of a step: a linear warm-up, then half a cosine to 0."""
     warm = max(1, round(WARM_UP * steps), min(MIN_WARM_UP, steps // 2))
     if step < warm:
@@ -64,22 +66,28 @@ class WarmupCosine(keras.callbacks.Callback):
         steps: int,
         start: int = 0,
         set_progress: Callable[[float], None] | None = None,
+        limit: StopInTime | None = None,
     ) -> None:
         super().__init__()
         self.peak, self.steps, self.step = peak, steps, start
-        self._set_progress, self._first_step = set_progress, 0
+        self._set_progress, self._first_step, self._limit = set_progress, 0, limit
+
+    @property
+    def planned(self) -> float:
+        """The number of steps that the schedule spans: fewer if a time limit allows fewer."""
+        return self._limit.planned if self._limit is not None else self.steps
 
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
-        return learning_rate_at(self.step, peak=self.peak, steps=self.steps)
+        return learning_rate_at(self.step, peak=self.peak, steps=self.planned)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the learning rate of the next step, or of the steps that are executed together."""
         self._first_step = batch
         self.model.optimizer.learning_rate = self.rate
         if self._set_progress is not None:
-            self._set_progress(self.step / self.steps)
+            self._set_progress(self.step / self.planned)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Count the steps."""
@@ -100,7 +108,8 @@ class StepDecay(WarmupCosine):
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
-        return decayed_rate_at(self.step, first=self.peak, every=self.every, factor=self.factor)
+        step = int(self.step * (self.steps / self.planned))
+        return decayed_rate_at(step, first=self.peak, every=self.every, factor=self.factor)
 
 
 class KeepBetter(keras.callbacks.Callback):
