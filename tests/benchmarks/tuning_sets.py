@@ -12,15 +12,19 @@ are never both in training and in test. `load_data` draws the validation images 
 | Set | Images |
 |---|---|
 | `emoji` | the images of the package |
-| `hymenoptera`, `sign_digits`, `cifar10`, `fashion_mnist` | given: `FOLDER/hymenoptera/{train,val}/CLASS`, `FOLDER/sign_digits/CLASS`, `FOLDER/cifar10/{train,test}/CLASS`, `FOLDER/fashion_mnist.npz` |
-| `cifar10-blurred`, `mixed` | CIFAR-10 in gray and blurred; CIFAR-10 and Fashion-MNIST together, 20 classes |
+| `hymenoptera` | given: `FOLDER/hymenoptera/{train,val}/CLASS`; its own split is kept |
+| `sign_digits` | given: `FOLDER/sign_digits/CLASS` |
+| `cifar10` | given: `FOLDER/cifar10/{train,test}/CLASS` |
+| `cifar10-blurred` | the same in gray and blurred |
+| `fashion_mnist` | given: `FOLDER/fashion_mnist.npz` |
+| `mixed` | CIFAR-10 and Fashion-MNIST together, 20 classes |
 | `clipart` | drawings of 10 subjects, some of them in a wrong folder; few images in some classes |
 | `letters` | 26 letters; the fonts of the test are not in training |
 | `emoji-styles` | the classes of `emoji`, trained on one style and tested on another, with other emoji |
 | `few-1` | 150 emoji, one training image each, tested in other styles |
 | `few-3` | classes of all given sets and the folders of drawings, 3 training images each |
-| `few-5` | 86 Japanese letters, 5 training images each, tested in other fonts |
-"""  # noqa: E501
+| `few-5` | 88 Japanese letters, 5 training images each, tested in other fonts |
+"""
 
 from __future__ import annotations
 
@@ -104,6 +108,7 @@ def chance(data: Any) -> float:
 def load(name: str, root: Path, *, seed: int, image_size: int | None = None) -> Any:
     """Return a set as `ImageData`: training, validation and test images drawn with the seed."""
     from transfer.common.errors import unknown
+    from transfer.images.data_config import DataConfig
     from transfer.images.datasets import load_data
 
     if name not in RULES:
@@ -115,6 +120,7 @@ def load(name: str, root: Path, *, seed: int, image_size: int | None = None) -> 
         class_names=source.class_names,
         near_duplicates=rule.near_duplicates,
         image_size=image_size,
+        val=0 if rule.per_class and rule.train == 1 else DataConfig.val,
         seed=seed,
     )
     return replace(data, name=name)
@@ -230,13 +236,23 @@ def files(classes: Mapping[str, Sequence[Path]], group: Callable[[Path], str] | 
     return one_part([*map(str, paths)], labels, [*classes], names, groups=groups)
 
 
+def built(folder: Path) -> Path:
+    """Return a folder that `build` makes; raise an error if it is missing."""
+    from transfer.common.errors import InputError
+
+    if not folder.is_dir():
+        raise InputError(
+            f"Expected the folder {folder}. Received no such folder. "
+            "Run: python tests/benchmarks/tuning_sets.py build FOLDER"
+        )
+    return folder
+
+
 def in_folders(folder: Path) -> dict[str, list[Path]]:
     """Return the PNG files of each sub-folder."""
-    if not folder.is_dir():
-        raise SystemExit(
-            f"Expected the folder {folder}. Run: python tests/benchmarks/tuning_sets.py build FOLDER"
-        )
-    return {path.name: sorted(path.glob("*.png")) for path in sorted(folder.iterdir()) if path.is_dir()}
+    return {
+        path.name: sorted(path.glob("*.png")) for path in sorted(built(folder).iterdir()) if path.is_dir()
+    }
 
 
 def read_cifar10(root: Path) -> Any:
@@ -282,7 +298,7 @@ def read_clipart(root: Path) -> Any:
 def drawings(folder: Path) -> list[Path]:
     """Return the drawings of a folder that are not huge, without its sub-folders."""
     found = []
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(built(folder).glob("*.png")):
         with path.open("rb") as file:
             head = file.read(24)
         if len(head) == 24 and max(struct.unpack(">II", head[16:])) <= MAX_SIDE:
@@ -333,7 +349,7 @@ def read_few_3(root: Path) -> Any:
     folder = root / CLIPART
     leaves = [
         path
-        for path in sorted(folder.rglob("*"))
+        for path in sorted(built(folder).rglob("*"))
         if path.is_dir() and not any(map(Path.is_dir, path.iterdir()))
     ]
     subjects = {path.relative_to(folder).as_posix(): drawings(path) for path in leaves}

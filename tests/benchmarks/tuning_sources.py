@@ -121,7 +121,8 @@ def debian(package: str, root: Path) -> Path:
         subprocess.run(["apt-get", "download", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         (archive,) = folder.glob("*.deb")
         subprocess.run(["dpkg-deb", "-x", archive.name, "."], cwd=folder, check=True)
-        archive.rename(folder / f"{archive.name}.name").write_bytes(b"")  # keeps the version
+        (folder / "VERSION").write_text(archive.stem)
+        archive.unlink()
 
     return once(root / "sources" / package, write)
 
@@ -220,7 +221,8 @@ def licenses(root: Path) -> Iterator[str]:
         title = ", ".join(sorted({*words} - {""})) or (
             "public domain" if package == CLIPART else "see the text"
         )
-        yield f"Debian {package}: {title}; {text.relative_to(root)}"
+        version = (root / "sources" / package / "VERSION").read_text()
+        yield f"Debian {version}: {title}; {text.relative_to(root)}"
     for style, version in STYLES.items():
         info = root / "sources" / f"@iconify-json_{style}@{version}" / "package" / "info.json"
         content = json.loads(info.read_text())
