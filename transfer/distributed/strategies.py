@@ -210,6 +210,13 @@ def record_devices(model: keras.Model, devices: Strategy) -> keras.Model:
     return model
 
 
+def share_devices(model: keras.Model, other: keras.Model) -> keras.Model:
+    """Remember that a model was made for the devices of another one."""
+    if other in _JAX_DEVICES:
+        _JAX_DEVICES[model] = _JAX_DEVICES[other]
+    return model
+
+
 def _strategy_of(model: keras.Model) -> Strategy | None:
     return _JAX_DEVICES.get(model) or getattr(model, "distribute_strategy", None)
 

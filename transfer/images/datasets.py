@@ -169,7 +169,13 @@ def load_data(
     report = make_report(name, data, checked=checked, duplicate_ids=ids, splits=splits)
     for finding in report.findings:
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding.to_text())
-    return ImageData(name, tuple(data.class_names), **splits, report=report, image_size=size, options=options)
+    drawn = (
+        rows is None
+        and few_shot is None
+        and ("val" not in data.parts or ("test" not in data.parts and bool(test)))
+    )
+    parts, classes = (splits["train"], splits["val"], splits["test"]), tuple(data.class_names)
+    return ImageData(name, classes, *parts, report, image_size=size, options=options, drawn_val=drawn)
 
 
 def load_test(
@@ -213,7 +219,8 @@ def load_test(
     ids = _duplicate_ids(checked, near_duplicates=False)
     report = make_report(name, data, checked=checked, duplicate_ids=ids, splits=splits)
     size = as_size(image_size)
-    return ImageData(name, tuple(class_names), **splits, report=report, image_size=size, options=None)
+    parts = splits["train"], splits["val"], splits["test"]
+    return ImageData(name, tuple(class_names), *parts, report, image_size=size, options=None)
 
 
 def with_pixel_range(splits: Mapping[str, Split], pixel_range: PixelRange | None) -> dict[str, Split]:

@@ -33,6 +33,7 @@ class ImageData:
         report: Result of the data check.
         image_size: Requested height and width in pixels; None for the model's own.
         options: Source and options of `load_data`; None for other data.
+        drawn_val: Whether `load_data` drew the validation images from the training images.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -49,6 +50,7 @@ class ImageData:
     report: DataReport
     image_size: tuple[int, int] | None = None
     options: DataConfig | None = None
+    drawn_val: bool = False
 
     @property
     def num_classes(self) -> int:

@@ -31,12 +31,13 @@ def clone(
     seed: int = 0,
 ) -> keras.Model:
     """Copy a model: new layers with the same names, on a new input."""
-    shape = tuple(graph(model)[0].tensor.shape[1:])
+    first = graph(model)[0]
+    shape = tuple(first.tensor.shape[1:])
     if image_size is not None:
         shape = (*image_size, shape[-1])
     # The new input may take the name of the old one.
     taken = {layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
-    name = _free_name("image", taken) if preprocess else None
+    name = _free_name("image", taken) if preprocess or first.op.name == "image" else None
     raw = keras.Input(shape, dtype="float32", name=name)
     ready = preprocess(raw) if preprocess else raw
     copies: dict[int, tuple[Any, Any]] = {}  # id of a layer -> the layer and its copy
