@@ -17,7 +17,7 @@ from transfer.common.display import one_line as short
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.files import write_text
 from transfer.common.old_names import OLD_OPTIONS
-from transfer.distributed.cluster import STRATEGIES
+from transfer.distributed.cluster import STRATEGIES, requests_several_workers
 from transfer.frozen.openvino_engine import ENGINES
 from transfer.images.augmentation import AUGMENTATIONS, MIXES, check_views
 from transfer.images.data_config import DataConfig
@@ -44,6 +44,10 @@ CHOICES: dict[str, Collection[str]] = {
     "strategy": STRATEGIES,
 }
 """The values of options that have a fixed set of them."""
+
+
+FROZEN_ONLY = ("cut", "unfreeze_from", "solver", "dropout")
+"""Options that restrict the case `auto` to a head on a frozen network."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,9 @@ class CaseOptions:
 
     # Case, or its number: 1 to 4. auto measures which case is best.
     case: str = "auto"
-    # Longest training time that --case auto may choose, such as 90s, 30m or 2h; 'none' for no limit.
-    time_budget: str = "5m"
+    # Time of the whole command with --case auto, such as 90s, 30m or 2h; 'none' for no limit. A larger one
+    # continues a finished run.
+    time_budget: str = "1m"
     # Last layer to keep: a layer name, comma-separated names, or 'all' (a head on all blocks). Default: by case.
     cut: str | None = None
     # First layer or block to train in a frozen network, such as block6a. The layers before it run only once.
@@ -234,6 +239,17 @@ class TrainConfig(
         """The options that differ from their defaults."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(TrainConfig, name)}
+
+    @property
+    def budget(self) -> float | None:
+        """The time budget in seconds; None is no limit."""
+        return None if self.time_budget == "none" else seconds_of(self.time_budget)
+
+    @property
+    def improves(self) -> bool:
+        """Whether a run with these options improves its model while the time budget lasts."""
+        restricted = self.find_learning_rate or any(name in self.given for name in FROZEN_ONLY)
+        return self.case == "auto" and not restricted and not requests_several_workers(self.strategy)
 
     @property
     def situations(self) -> frozenset[Situation]:

@@ -7,13 +7,13 @@ import logging
 import signal
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transfer.anytime.clock import Clock
 from transfer.common import streams
 from transfer.common.allocator import kept_memory
 from transfer.common.commands import signals_as_interrupts
@@ -22,6 +22,7 @@ from transfer.config import TrainConfig, seconds_of
 from transfer.distributed import cluster, process_group
 from transfer.parsing import parse_arguments
 from transfer.results import run_folders
+from transfer.results.file_names import SPLIT, STEPS
 
 if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answers at once
     import keras
@@ -35,6 +36,8 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
     from transfer.training.phases import TrainingLog
 
 log = logging.getLogger("transfer")
+
+COMPLETE = "This run is complete. To start another, choose another --output, or delete this one."
 
 
 @streams.command
@@ -77,18 +80,15 @@ def _report_interrupt(stopped: KeyboardInterrupt) -> int:
 
 def run(config: TrainConfig) -> Path:
     """Load data, advise, build, fit, evaluate, report; return the folder of the results."""
-    start = time.perf_counter()
+    clock = Clock(config.budget)
     finished = run_folders.find_finished(config)
-    if finished is not None:
-        log.info("This run is complete. To start another, choose another --output, or delete this one.")
+    if finished is not None and not (config.improves and _is_improvable(config, finished)):
+        log.info(COMPLETE)
         return finished
-    devices, resume_from = _start(config)
-    from transfer.cases.builders import build
-    from transfer.evaluation.evaluate import calibrate, evaluate
+    devices, resume_from = _start(config, finished)
     from transfer.images.datasets import load_data
     from transfer.images.folder_source import find_source
     from transfer.networks.backbones import load_backbone
-    from transfer.training.fit import fit
 
     if config.case != "auto":
         _log_ignored(config)
@@ -99,6 +99,24 @@ def run(config: TrainConfig) -> Path:
     data = load_data(config.data, **config.load_options())
     log.info("%s: %s", data.name, _describe_splits(data))
     _check_data(config, data, resume_from)
+    if config.improves and resume_from is None:
+        return _improve(config, data, base, devices, clock, finished)
+    return _train_once(config, data, base, devices, clock, resume_from)
+
+
+def _train_once(
+    config: TrainConfig,
+    data: ImageData,
+    base: keras.Model,
+    devices: Any,
+    clock: Clock,
+    resume_from: Path | None,
+) -> Path:
+    """Train the model of one case, from the options or the advice, and write its run."""
+    from transfer.cases.builders import build
+    from transfer.evaluation.evaluate import calibrate, evaluate
+    from transfer.training.fit import fit
+
     choice, advice, sample = _choose(config, data, base, resume_from)
     chosen = replace(config, case=choice.case, **choice.options)
     if config.case == "auto":
@@ -122,10 +140,71 @@ def run(config: TrainConfig) -> Path:
         evaluation = evaluate(model, data, **chosen.evaluate_options()) if len(data.test) else None
         if process_group.current_group().is_chief:
             metrics = {"model": config.model, **choice.advised, "temperature": temperature}
-            _write(folder, chosen, model, data, training, evaluation, metrics=metrics, start=start)
+            _write(folder, chosen, model, data, training, evaluation, metrics=metrics, seconds=clock.seconds)
     _log_accuracy(evaluation, model, data, chosen.evaluate_options())
     process_group.current_group().leave_together()
     return run_folders.final_folder(folder)
+
+
+def _is_improvable(config: TrainConfig, finished: Path) -> bool:
+    """Return whether a finished run may be improved; without an output, that depends on its images too."""
+    from transfer.anytime.records import read_history
+
+    history = read_history(finished / STEPS)
+    return history is not None and (config.output is None or not history.covers(config.budget))
+
+
+def _improve(
+    config: TrainConfig, data: ImageData, base: keras.Model, devices: Any, clock: Clock, finished: Path | None
+) -> Path:
+    """Train a head and write its run, or continue a finished one; then improve it while the time budget lasts."""
+    from transfer.anytime.records import read_history
+    from transfer.anytime.run import AnytimeRun
+    from transfer.results.improved_runs import ImprovedRun, kept_weights
+
+    finished = _same_images(config, data, finished)
+    history = read_history(finished / STEPS) if finished is not None else None
+    if finished is not None and history is not None and history.covers(clock.budget):
+        log.info(COMPLETE)
+        return finished
+    with run_folders.improved_folder(config.output, f"{data.name}-auto", continued=finished) as folder:
+        written = ImprovedRun(folder, config, data, clock)
+        run = AnytimeRun(
+            config,
+            data,
+            base,
+            clock,
+            devices=devices,
+            history=history,
+            load_kept=lambda: kept_weights(config, folder.final),
+        )
+        run.start(written.write)
+        try:
+            run.improve(written.write, folder.checkpoints)
+        except BaseException:
+            run.stop()
+            log.info("The run in %s is that of the best model so far. Writing its report.", folder.final)
+            raise
+        finally:
+            written.finish(run.history, run.advice)
+    if written.results is not None:
+        _log_accuracy(written.results.evaluation, written.results.model, data, config.evaluate_options())
+    log.info("%s", run.outlook())
+    return folder.final
+
+
+def _same_images(config: TrainConfig, data: ImageData, finished: Path | None) -> Path | None:
+    """Return a finished run if it has the same images; raise if it is to be continued with others."""
+    from transfer.images.split_file import describe_changes
+
+    changes = describe_changes(finished / SPLIT, data.splits) if finished is not None else ""
+    if changes and config.output is not None:
+        raise InputError(
+            f"Expected the images of the run in {finished}. {changes}. Restore them, or choose another --output."
+        )
+    if changes:
+        log.info("Since the run in %s, %s. Starting another run.", finished, changes)
+    return None if changes else finished
 
 
 def _log_accuracy(
@@ -144,10 +223,10 @@ def _log_accuracy(
         log.info("No test images and no validation images, so the accuracy is unknown.")
 
 
-def _start(config: TrainConfig) -> tuple[Any, Path | None]:
+def _start(config: TrainConfig, finished: Path | None) -> tuple[Any, Path | None]:
     """Start the devices, connect the workers, and find an interrupted run to resume."""
     several = cluster.requests_several_workers(config.strategy)
-    interrupted = None if several else _find_interrupted(config)
+    interrupted = None if several or finished is not None else _find_interrupted(config)
     from transfer.distributed import strategies
 
     strategies.start_quietly(repeatable=True)
@@ -211,7 +290,6 @@ def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) 
     """Raise for data that would fail only after the training, or that are not those of the run to resume."""
     from transfer.evaluation import evaluate
     from transfer.images.split_file import describe_changes
-    from transfer.results.file_names import SPLIT
 
     if config.calibrate:
         evaluate.check_calibration(data)
@@ -290,14 +368,14 @@ def _write(
     evaluation: Evaluation | None,
     *,
     metrics: dict[str, Any],
-    start: float,
+    seconds: float,
 ) -> None:
     """Write the complete run, on another disk if necessary."""
     from transfer.results import rescue, run_writer, saved_runs
 
     config = replace(config, output=None, resume=False)
     results = saved_runs.results_of(
-        config, model, data, training, evaluation, metrics=metrics, seconds=time.perf_counter() - start
+        config, model, data, training, evaluation, metrics=metrics, seconds=seconds
     )
     rescue.write_somewhere(folder, lambda place: run_writer.write_run(place, results))
     saved_runs.write_report(folder, results)

@@ -137,17 +137,15 @@ def test_config_yaml_reproduces_the_run(case, color_folder, elsewhere):
         {k: v for k, v in metrics_of(elsewhere / n).items() if "sec" not in k and k not in work}
         for n in ("one", "two")
     ]
-    # Only the first run has advice.
-    advised = dict.fromkeys(("similarity", "expected_accuracy", "expected_interval"))
-    assert {**stripped[0], **advised} == stripped[1]
+    assert stripped[0] == stripped[1]
 
 
-def test_case_auto_logs_the_case_and_the_reason(color_folder, capsys):
+def test_case_auto_logs_the_data_and_each_step(color_folder, capsys):
     main(["--data", str(color_folder), *QUICK])
     printed = capsys.readouterr().out
-    assert "(case 1)" in printed or "(case 2)" in printed
-    assert "Estimated test accuracy" in printed and "90% interval" in printed
-    assert "Results: runs/colors-" in printed
+    assert "Your data: small (63 training images)" in printed
+    assert "Head on " in printed and " Kept." in printed
+    assert "Results: runs/colors-auto-1" in printed
 
 
 def test_another_backbone_and_a_cut_by_name(color_folder, elsewhere):
@@ -306,8 +304,8 @@ def test_without_test_images_the_validation_accuracy_is_logged(color_folder, els
 def test_without_flags_it_trains_on_the_emoji_from_any_folder(elsewhere):
     subprocess.run([sys.executable, "-m", "transfer.train"], check=True, cwd=elsewhere, capture_output=True)
     (folder,) = (elsewhere / "runs").iterdir()
-    assert folder.name.startswith("emoji-small-")  # fine-tuning takes more than five minutes
-    advice = {"advice.json", "four_cases.png", "layer_curve.png"}
+    assert folder.name == "emoji-auto-1"
+    advice = {"advice.json", "four_cases.png", "layer_curve.png", "steps.json"}
     assert {p.name for p in folder.iterdir()} - SOMETIMES == FILES | advice
     metrics = metrics_of(folder)
     assert metrics["num_classes"] == load_data("emoji").num_classes == 12

@@ -99,7 +99,7 @@ class Advice:
         if not self.signal:
             return self._no_signal()
         case = f"case {POLICIES[self.case].number}"
-        text = f"{self._data()} Recommended method: {action(self.choice)} ({case})"
+        text = f"{self.data_sentence} Recommended method: {action(self.choice)} ({case})"
         if not self.evidence.heads:
             return f"{text}, by the rule of thumb. There are too few images to estimate the accuracy."
         return (
@@ -119,8 +119,9 @@ class Advice:
             "weights. Check the labels, or use a pre-trained network or more images."
         )
 
-    def _data(self) -> str:
-        """Return a sentence on the size and the similarity of the data."""
+    @property
+    def data_sentence(self) -> str:
+        """A sentence on the size and the similarity of the data."""
         count, source = self.evidence.num_train, "the pre-training data"
         if self.similarity is not None and self.similarity.calibrated:
             source = "ImageNet"

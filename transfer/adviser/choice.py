@@ -13,14 +13,11 @@ from transfer.adviser.advise import advise
 from transfer.adviser.estimates import RANDOM
 from transfer.adviser.sample_features import SampleFeatures, extract_sample
 from transfer.cases.policies import Case
-from transfer.config import TrainConfig, seconds_of
+from transfer.config import FROZEN_ONLY, TrainConfig
 from transfer.distributed.process_group import current_group
 from transfer.images.datasets import ImageData
 
 log = logging.getLogger(__name__)
-
-FROZEN_ONLY = ("cut", "unfreeze_from", "solver", "dropout")
-"""Options that restrict the advice to a head on a frozen network."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def _advise(config: TrainConfig, data: ImageData, base: keras.Model, **options: 
     advice = advise(
         data,
         base,
-        time_budget=None if config.time_budget == "none" else seconds_of(config.time_budget),
+        time_budget=config.budget,
         frozen=any(getattr(config, name) != getattr(TrainConfig, name) for name in FROZEN_ONLY),
         **options,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,10 @@ class SampleFeatures:
     ]  # by BatchNormalization layer, in the order of the network; see `batchnorm_shift`
     image_size: tuple[int, int] = (0, 0)
     seconds_per_image: float | None = None  # None if the features were cached
+    # Time of the pass, number of images whose features were computed now, and the engine that computed them.
+    seconds: float = 0.0
+    computed: int = 0
+    engine: str = ""
 
 
 def extract_sample(
@@ -73,6 +78,7 @@ def extract_sample_features(
     cache: FeatureCache | None = None,
 ) -> SampleFeatures:
     """Run a network once over all of these images."""
+    start = time.perf_counter()
     classes, labels = np.unique(images.labels, return_inverse=True)
     height, width = base.input_shape[1:3]
     size = (height, width) if height and width else image_size or (224, 224)
@@ -95,7 +101,17 @@ def extract_sample_features(
     }
     taps = {name: part.reshape(len(images), -1) for name, part in parts.items()}
     return SampleFeatures(
-        images, labels, len(classes), taps, source, shifts, size, features.seconds_per_image
+        images,
+        labels,
+        len(classes),
+        taps,
+        source,
+        shifts,
+        image_size=size,
+        seconds_per_image=features.seconds_per_image,
+        seconds=time.perf_counter() - start,
+        computed=features.computed,
+        engine=features.engine,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transfer.anytime.speeds import Speeds
 from transfer.training.schedules import BATCH_SIZE, MAX_EPOCHS, epochs_for
@@ -31,8 +31,9 @@ LONGER_STEPS = 400
 STEP_IN_FORWARD_PASSES = 5.0
 """Time of a training step per image, in forward passes by the fastest engine. It is used until one was measured."""
 
-SECONDS = {"overhead": 12.0, "start": 15.0, "report": 10.0, "build": 5.0}
-"""Nominal seconds until measured: the start of a command, the start of a training, the report, building a model."""
+SECONDS = {"overhead": 12.0, "start": 12.0, "report": 8.0, "build": 4.0}
+"""Nominal seconds of the start of a command, of the start of a training, of the report, and of building a model. They
+are not measured: the clock ends a run on a slower machine in time."""
 
 FORWARD_SECONDS = 2e-7
 """Nominal seconds of a forward pass per pixel, until measured."""
@@ -100,8 +101,8 @@ class Situation:
 
     @property
     def kinds(self) -> set[Kind]:
-        """The kinds of the steps that were taken."""
-        return {kind for kind, _, _ in self.taken}
+        """The kinds of the steps that were taken with the present network."""
+        return {kind for kind, network, _ in self.taken if network == self.network}
 
     @property
     def per_epoch(self) -> int:
@@ -114,11 +115,6 @@ class Planner:
     """Plan the steps by the nominal speeds of this machine."""
 
     speeds: Speeds
-    defaults: dict[str, float] = field(default_factory=lambda: dict(SECONDS))
-
-    def fixed(self, work: str) -> float:
-        """Return the nominal time of work that does not depend on the images."""
-        return self.speeds.nominal(work, default=self.defaults[work])
 
     def forward(self, network: str, image_size: int) -> float:
         """Return the nominal seconds of a forward pass per image."""
@@ -134,7 +130,7 @@ class Planner:
     def head_seconds(self, situation: Situation) -> float:
         """Return the nominal time of the first head: the start of the command, and one forward pass."""
         images = situation.num_chosen + situation.num_test
-        return self.fixed("overhead") + images * self.forward(situation.network, situation.image_size)
+        return SECONDS["overhead"] + images * self.forward(situation.network, situation.image_size)
 
     def next_step(self, situation: Situation, seconds: float) -> Step | None:
         """Return the first step that fits into some seconds, or None."""
@@ -154,12 +150,12 @@ class Planner:
         elif now.fine_tuned and (longer := self._longer(now)) is not None:
             yield longer
         if now.average and now.fine_tuned and Kind.AVERAGE not in now.kinds:
-            seconds = self.fixed("build") + 2 * now.num_test * self.forward(now.network, now.image_size)
+            seconds = SECONDS["build"] + 2 * now.num_test * self.forward(now.network, now.image_size)
             yield Step(Kind.AVERAGE, now.network, now.image_size, seconds)
 
     def _head(self, now: Situation, kind: Kind, network: str, size: int) -> Step:
         images = now.num_chosen + now.num_test
-        return Step(kind, network, size, self.fixed("build") + images * self.forward(network, size))
+        return Step(kind, network, size, SECONDS["build"] + images * self.forward(network, size))
 
     def _fine_tuning(self, now: Situation, seconds: float) -> Step:
         """Return the fine-tuning at the largest image size at which all its steps fit, or a shorter one."""
@@ -174,8 +170,8 @@ class Planner:
 
     def _longer(self, now: Situation) -> Step | None:
         """Return the next longer fine-tuning; None if the last one brought nothing, or after the usual epochs."""
-        before = [epochs for kind, _, epochs in now.taken if kind in (Kind.FINE_TUNING, Kind.LONGER)]
-        longer = sum(kind == Kind.LONGER for kind, _, _ in now.taken)
+        before = [epochs for kind, name, epochs in now.taken if name == now.network]
+        longer = sum(one[:2] == (Kind.LONGER, now.network) for one in now.taken)
         usual = max(
             epochs_for(now.num_train, now.batch_size), -(-(FINE_TUNING_STEPS + LONGER_STEPS) // now.per_epoch)
         )
@@ -194,7 +190,7 @@ class Planner:
         images = now.num_chosen + now.num_test
         forward = images * self.forward(now.network, now.image_size)
         forward += epochs * (now.num_chosen - now.num_train) * self.forward(now.network, size)
-        seconds = self.fixed("start") + training + self.fixed("build") + forward
+        seconds = SECONDS["start"] + training + SECONDS["build"] + forward
         return Step(kind, now.network, now.image_size, seconds, size, epochs)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from transfer.anytime.decisions import typical_gain
 from transfer.anytime.plan import Kind, Step
+from transfer.cases.policies import POLICIES, Case
 from transfer.common.files import write_text
 from transfer.common.text import format_duration
 
@@ -40,6 +41,11 @@ class StepRecord:
     training_size: int = 0
     epochs: int = 0
 
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether its model is fine-tuned."""
+        return bool(self.case) and not POLICIES[Case.parse(self.case)].frozen
+
     def line(self) -> str:
         """Return the step as a line of the log."""
         low, high = (f"{100 * end:.0f}" for end in self.interval)
@@ -63,6 +69,12 @@ class History:
     def kept(self) -> StepRecord | None:
         """The last step that was kept."""
         return next((step for step in reversed(self.steps) if step.kept), None)
+
+    @property
+    def kept_head(self) -> StepRecord | None:
+        """The last step that was kept and chose a head on a frozen network."""
+        kinds = (Kind.HEAD, Kind.LARGER, Kind.NETWORK)
+        return next((step for step in reversed(self.steps) if step.kept and step.kind in kinds), None)
 
     @property
     def nominal(self) -> float:
@@ -120,15 +132,14 @@ def describe_next(step: Step) -> str:
     return "the average of the frozen head and the fine-tuned network"
 
 
-def describe_budget(step: Step | None, accuracy: float, needed: float, command: str) -> str:
+def describe_budget(step: Step | None, accuracy: float, command: str) -> str:
     """Return the last line of a run: what a larger budget is expected to bring."""
     if step is None:
         return "A larger time budget is not expected to raise the accuracy."
     gain = 100 * typical_gain(step.kind, accuracy).mean
     return (
         f"A larger budget adds {describe_next(step)}, about {format_duration(step.seconds)}. Expected gain: "
-        f"{gain:.1f} points (typical gain on other data sets). To continue: {command} --time-budget "
-        f"{budget_text(needed)}"
+        f"{gain:.1f} points (typical gain on other data sets). To continue: {command}"
     )
 
 
@@ -139,9 +150,3 @@ def budget_text(seconds: float) -> str:
         if count * size <= {"s": 90, "m": 600 if step == 1 else 5400, "h": float("inf")}[unit]:
             return f"{count:.0f}{unit}"
     return "none"
-
-
-def head_title(name: str, image_size: int, network: str = "") -> str:
-    """Return the title of a step whose model is a head on a frozen network."""
-    where = f", {network}" if network else ""
-    return f"Head on {name}{where}, {image_size} px"

@@ -12,7 +12,7 @@ from transfer.common.cache_folder import default_cache_folder
 from transfer.common.errors import InputError
 from transfer.common.files import write_text
 
-FASTER = 0.8
+FASTER = 0.7
 """A new measurement replaces a remembered time only below this fraction of it. Other work slows measurements down, but
 nothing speeds them up."""
 

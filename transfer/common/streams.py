@@ -191,3 +191,15 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, broken or None
             stream.flush()
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Log only warnings of a package within a `with` block."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -200,9 +200,15 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     """
     check_classifier(model, "calibrate(model, data)")
     check_data(data, "calibrate(model, data)")
-    head = softmax_layer(model)
+    softmax_layer(model)  # raises for other models
     check_calibration(data)
     evaluation = evaluate(model, data, split="val", **options)
     temperature = fit_temperature(evaluation.labels, evaluation.probabilities)
-    head.set_weights([weights / temperature for weights in head.get_weights()])
+    scale_head(model, temperature)
     return temperature
+
+
+def scale_head(model: keras.Model, temperature: float) -> None:
+    """Divide the weights of a model's last layer by a temperature."""
+    head = softmax_layer(model)
+    head.set_weights([weights / temperature for weights in head.get_weights()])

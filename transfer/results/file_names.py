@@ -25,7 +25,10 @@ FIGURES = (
 EXPORTED = "exported"
 """Folder of the exported files in a run's folder."""
 
-_TABLES = (METRICS, HISTORY, ADVICE, DATA, SPLIT, PREDICTIONS, EVALUATION)
+STEPS = "steps.json"
+"""The steps of a run that was improved while its time budget lasted."""
+
+_TABLES = (METRICS, HISTORY, ADVICE, DATA, SPLIT, PREDICTIONS, EVALUATION, STEPS)
 
 RUN_FILES = frozenset(
     (MODEL, LABELS, CONFIG, *_TABLES, PAGE, CARD, EXPORTED, *(f"{name}.png" for name in FIGURES))

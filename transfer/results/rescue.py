@@ -24,7 +24,7 @@ Write = Callable[[Path], None]
 """Writes the files of a run into a folder."""
 
 
-def write_somewhere(folder: Path, write: Write) -> None:
+def write_somewhere(folder: Path, write: Write, *, final: Path | None = None) -> None:
     """Write a run; if that fails, write it to another disk and raise an `InputError` that says where it is."""
     try:
         write(folder)
@@ -35,7 +35,7 @@ def write_somewhere(folder: Path, write: Write) -> None:
         reason = one_line(error).rstrip(".")
         if isinstance(failed, OSError):
             reason, advice = disk_reason(failed), disk_advice(failed, "Make the folder writable")
-    final = final_folder(folder)
+    final = final or final_folder(folder)
     kept, resumable = _write_elsewhere(final.name, write), has_checkpoint(folder)
     parts = [f"Cannot write the run to {final}: {reason}."]
     if kept is not None:

@@ -8,14 +8,15 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transfer.common.errors import InputError, LostImageError
 from transfer.common.files import write_text
 from transfer.config import TrainConfig, load_config
-from transfer.results.file_names import ADVICE, CONFIG, MODEL, RUN_FILES, SPLIT
+from transfer.results.file_names import ADVICE, CONFIG, MODEL, RUN_FILES, SPLIT, STEPS
 from transfer.training.settings import describe_differences, read_settings, require_same_settings
 
 CHECKPOINTS = "checkpoints"
@@ -35,21 +36,75 @@ def run_folder(
     overwrite: bool = False,
 ) -> Iterator[Path]:
     """Yield a partial folder to write a run into; rename it to its final name when the run is complete."""
-    if resume_from is not None or output is not None:
-        finals: Iterable[Path] = [final_folder(resume_from) if resume_from is not None else Path(str(output))]
-    else:
-        finals = (
-            Path("runs") / f"{name}-{number}" for number in itertools.count(1) if _is_free(name, number)
-        )
-    final, lock, made_parent = _lock_first(finals, overwrite=overwrite)
-    partial = _partial_folder(final)
-    try:
+    place = final_folder(resume_from) if resume_from is not None else output
+    with _locked(place, name, overwrite=overwrite) as (partial, final):
         with _removed_unless_useful(partial):
             if resume_from is None:
                 _clear(partial)
                 write_text(partial / _OPTIONS, json.dumps(dict(options or {}), indent=2))
             yield partial
         _complete(partial, final)
+
+
+@dataclass(frozen=True)
+class ImprovedFolder:
+    """The folder of a run that is written again each time its model improves."""
+
+    final: Path
+    partial: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints of all steps."""
+        return self.partial / CHECKPOINTS
+
+    @property
+    def written(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.final / MODEL).is_file()
+
+    def replace(self, write: Callable[[Path], None]) -> None:
+        """Write a complete run beside the folder, then put it in its place; files of the user move with it."""
+        new = self.partial / self.final.name
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        try:
+            write(new)
+            for path in self.final.iterdir() if self.final.is_dir() else ():
+                if path.name not in RUN_FILES:
+                    os.replace(path, new / path.name)
+            _swap(new, self.final)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def improved_folder(
+    output: str | None, name: str, *, continued: Path | None = None
+) -> Iterator[ImprovedFolder]:
+    """Yield the folder of a run that is written several times; while it is open, no other run writes to it."""
+    with _locked(continued or output, name, overwrite=continued is not None) as (partial, final):
+        if continued is None:
+            _clear(partial)
+        folder = ImprovedFolder(final, partial)
+        try:
+            yield folder
+        except BaseException:
+            if not (folder.written and any(folder.checkpoints.glob("*/*.npz"))):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(place: Path | str | None, name: str, *, overwrite: bool) -> Iterator[tuple[Path, Path]]:
+    """Lock a folder, or a new one with a name and a number; yield its partial and its final path."""
+    numbered = (Path("runs") / f"{name}-{number}" for number in itertools.count(1) if _is_free(name, number))
+    finals: Iterable[Path] = numbered if place is None else [Path(place)]
+    final, lock, made_parent = _lock_first(finals, overwrite=overwrite)
+    partial = _partial_folder(final)
+    try:
+        yield partial, final
     finally:
         os.close(lock)
         if made_parent and not final.exists() and not partial.exists():
@@ -82,19 +137,27 @@ def _complete(partial: Path, final: Path) -> None:
     for file in (_OPTIONS, _DECISION, _LOCK):
         (partial / file).unlink(missing_ok=True)
     shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
-    old = final.with_name(f".{final.name}.old")
     try:
-        if final.is_dir() and any(final.iterdir()):  # an earlier run that is overwritten
-            os.replace(final, old)
-        os.replace(partial, final)  # replaces an empty folder
-        shutil.rmtree(old, ignore_errors=True)
+        _swap(partial, final)
     except OSError as error:
-        if old.exists() and not final.exists():
-            os.replace(old, final)
         reason = (error.strerror or str(error)).lower()
         raise InputError(
             f"The run is complete in {partial}. It cannot be renamed to {final}: {reason}."
         ) from None
+
+
+def _swap(new: Path, final: Path) -> None:
+    """Rename a folder to its final name; an earlier run under that name is removed after that."""
+    old = final.with_name(f".{final.name}.old")
+    try:
+        if final.is_dir() and any(final.iterdir()):
+            os.replace(final, old)
+        os.replace(new, final)  # replaces an empty folder
+    except BaseException:
+        if old.exists() and not final.exists():
+            os.replace(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -195,14 +258,21 @@ def find_finished(config: TrainConfig) -> Path | None:
     now = _plain(config.result_options)
     if config.output is None:
         interrupted = find_interrupted(None, now) if config.resume else None
-        if not config.resume or (interrupted is not None and has_checkpoint(interrupted)):
+        if not (config.resume or config.case == "auto") or (
+            interrupted is not None and has_checkpoint(interrupted)
+        ):
             return None
     places = Path("runs").glob("*") if config.output is None else [Path(config.output)]
     for place in sorted(places, key=os.path.getmtime if config.output is None else None, reverse=True):
         if not (os.path.isfile(place / MODEL) and os.path.isfile(place / CONFIG)):
             continue
+        improved = (place / STEPS).is_file()
+        if config.output is None and not config.resume and not improved:
+            continue
         earlier = _plain(load_config(place / CONFIG).result_options)
-        if config.case == "auto" and ((place / ADVICE).is_file() or config.unfreeze_from):
+        if improved:
+            earlier["time_budget"] = now["time_budget"]
+        elif config.case == "auto" and ((place / ADVICE).is_file() or config.unfreeze_from):
             earlier |= {name: now[name] for name in _CHOSEN}
         differences = describe_differences(earlier, now)
         if not differences:

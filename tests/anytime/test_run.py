@@ -1,0 +1,167 @@
+"""`--case auto` end to end: a run at once, steps that improve it, interruption, and continuation."""
+
+import json
+import os
+import shutil
+import signal
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from transfer.anytime import candidates, run
+from transfer.anytime.plan import Kind
+from transfer.anytime.records import read_history
+from transfer.lesson.shapes import make_shapes
+from transfer.results.finished_runs import load_run
+from transfer.train import main
+
+CLASSES = ("cross", "ring", "star")
+QUICK = [
+    "--model",
+    "DemoCNN",
+    "--epochs",
+    "1",
+    "--time-budget",
+    "none",
+    "--engine",
+    "keras",
+    "--output",
+    "run",
+]
+SMALL = ["--image-size", "32"]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """A folder of 60 images of three shapes."""
+    folder = tmp_path_factory.mktemp("shapes") / "shapes"
+    images, labels = make_shapes(60, classes=CLASSES, image_size=32, seed=3)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = folder / CLASSES[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(image, "uint8")).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Run in an empty folder, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRANSFER_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def few_figures(request, monkeypatch):
+    """Leave out the figures, which take most of the time, except in one test."""
+    if "complete" not in request.node.name:
+        monkeypatch.setattr("transfer.results.run_writer.write_figures", lambda folder, drawings: None)
+
+
+def steps_of(folder):
+    """Return the kinds of the steps of a run, and whether each was kept."""
+    history = read_history(folder / "steps.json")
+    return [step.kind for step in history.steps], [step.kept for step in history.steps]
+
+
+def weights_of(folder):
+    return load_run(folder).model.get_weights()
+
+
+def test_steps_improve_a_run_that_is_complete(shapes, elsewhere, capsys):
+    command = [str(shapes), *QUICK]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    kinds, kept = steps_of(elsewhere / "run")
+    assert kinds == [Kind.HEAD, Kind.LARGER, Kind.FINE_TUNING] and kept[0]
+    assert printed.count("Kept.") == sum(kept) and printed.count("Not kept.") == kept.count(False)
+    assert "A larger time budget is not expected to raise the accuracy." in printed
+    metrics = json.loads((elsewhere / "run" / "metrics.json").read_text())
+    last = read_history(elsewhere / "run" / "steps.json").kept
+    assert metrics["case"] == last.case and metrics["expected_accuracy"] == last.accuracy
+    assert metrics["image_size"] == [last.image_size] * 2
+    assert {"report.html", "advice.json", "model.keras", "README.md"} <= set(os.listdir("run"))
+    assert not (elsewhere / ".run.partial").exists()
+    assert main(command) == 0
+    assert "This run is complete" in capsys.readouterr().out
+
+
+def test_a_larger_budget_continues_the_run_with_the_same_weights_as_one_command(shapes, elsewhere, capsys):
+    short = [str(shapes), *QUICK, *SMALL, "--time-budget", "1s"]
+    assert main(short) == 0
+    assert steps_of(elsewhere / "run") == ([Kind.HEAD], [True])
+    assert "--time-budget=" in capsys.readouterr().out
+    (elsewhere / "run" / "notes.txt").write_text("mine")
+    assert main([str(shapes), *QUICK, *SMALL]) == 0
+    assert steps_of(elsewhere / "run")[0] == [Kind.HEAD, Kind.FINE_TUNING]
+    assert (elsewhere / "run" / "notes.txt").read_text() == "mine"
+    assert main([str(shapes), *QUICK, *SMALL, "--output", "once"]) == 0
+    for one, other in zip(weights_of(elsewhere / "run"), weights_of(elsewhere / "once"), strict=True):
+        np.testing.assert_array_equal(one, other)
+    config = load_run("run").config
+    assert (config.case, config.time_budget) == ("auto", "none")
+
+
+def test_an_interrupted_step_leaves_the_best_run_and_resumes(shapes, elsewhere, monkeypatch, capsys):
+    class Stopping(keras.callbacks.Callback):
+        def __init__(self, name):
+            super().__init__()
+
+        def on_epoch_end(self, epoch, logs=None):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    command = [str(shapes), *QUICK, *SMALL, "--epochs", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "_Progress", Stopping)
+        assert main(command) == 130
+    assert "best model so far" in capsys.readouterr().out
+    assert steps_of(elsewhere / "run") == ([Kind.HEAD], [True])
+    assert (elsewhere / "run" / "report.html").is_file()
+    assert list((elsewhere / ".run.partial" / "checkpoints").glob("*/*.npz"))
+    assert main(command) == 0
+    assert "Resuming from a checkpoint" in capsys.readouterr().out
+    assert steps_of(elsewhere / "run")[0] == [Kind.HEAD, Kind.FINE_TUNING]
+    assert not (elsewhere / ".run.partial").exists()
+
+
+@pytest.mark.parametrize("phase", ["best_head", "head_candidate"])
+def test_an_interrupt_before_the_first_run_leaves_nothing(phase, shapes, elsewhere, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, phase, interrupted)
+    assert main([str(shapes), *QUICK, *SMALL]) == 130
+    assert not list(elsewhere.glob("run")) and not list(elsewhere.glob(".run*"))
+
+
+def test_without_an_output_the_newest_run_is_continued_unless_images_changed(shapes, elsewhere, capsys):
+    data = shutil.copytree(shapes, elsewhere / "shapes")
+    command = ["shapes", *QUICK[:-2], *SMALL, "--time-budget", "1s"]
+    for expected in ("Kept.", "This run is complete"):
+        assert main(command) == 0
+        assert expected in capsys.readouterr().out
+    next(data.rglob("*.png")).unlink()
+    assert main(command) == 0
+    assert "Starting another run" in capsys.readouterr().out
+    assert sorted(os.listdir("runs")) == ["shapes-auto-1", "shapes-auto-2"]
+
+
+def test_labels_without_a_relation_to_the_images_stop_after_the_head(shuffled_folder, elsewhere, capsys):
+    assert main([str(shuffled_folder), *QUICK]) == 0
+    assert "No signal" in capsys.readouterr().out
+    assert steps_of(elsewhere / "run") == ([Kind.HEAD], [True])
+
+
+@pytest.mark.parametrize("options", [["--val", "0", "--test", "0"], ["--few-shot", "1"], ["--class-weights"]])
+def test_few_or_no_images_are_no_obstacle(options, shapes, elsewhere):
+    assert main([str(shapes), *QUICK, *SMALL, *options]) == 0
+    kinds, kept = steps_of(elsewhere / "run")
+    assert kinds[0] is Kind.HEAD and kept[0]
+    assert load_run("run").model.output_shape == (None, 3)
+
+
+def test_the_kept_model_is_calibrated(shapes, elsewhere):
+    assert main([str(shapes), *QUICK, *SMALL, "--calibrate", "--val", "30", "--time-budget", "1s"]) == 0
+    assert json.loads((elsewhere / "run" / "metrics.json").read_text())["temperature"] > 0

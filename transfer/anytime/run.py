@@ -1,0 +1,314 @@
+"""The anytime run: a head first, then steps that improve it while the time budget lasts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer.adviser.advice import Advice
+from transfer.adviser.advise import advise
+from transfer.adviser.estimates import prediction_interval
+from transfer.anytime.candidates import (
+    Candidate,
+    build_network,
+    fine_tuned_candidate,
+    head_candidate,
+    solved_candidate,
+    title_of,
+)
+from transfer.anytime.clock import Clock
+from transfer.anytime.decisions import Gain, posterior_gain, typical_gain
+from transfer.anytime.heads import BestHead, Pool, best_head, pool_of
+from transfer.anytime.plan import SECONDS, Kind, Planner, Situation, Step
+from transfer.anytime.records import History, StepRecord, budget_text, describe_budget
+from transfer.anytime.speeds import Speeds
+from transfer.cases.policies import Case
+from transfer.common.errors import InputError
+from transfer.common.streams import quiet
+from transfer.config import TrainConfig
+from transfer.images.datasets import ImageData
+from transfer.networks.backbones import load_backbone
+from transfer.training.phases import TrainingLog
+
+log = logging.getLogger(__name__)
+
+MIN_TIME = 0.3
+"""Fraction of a step's nominal time that must be left when it begins."""
+
+Write = Callable[[Candidate, History, Advice], None]
+"""Writes the run of a model that is kept, before its record is logged."""
+
+
+class AnytimeRun:
+    """A run whose model is replaced when a step improves it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: ImageData,
+        base: keras.Model,
+        clock: Clock,
+        *,
+        devices: Any,
+        history: History | None,
+        load_kept: Callable[[], list[np.ndarray]],
+    ) -> None:
+        self.config, self.data, self.base, self.clock, self.devices = config, data, base, clock, devices
+        self.history = replace(history or History(), budget=clock.budget, stopped=False)
+        self.kept: Candidate | None = None
+        self.advice: Advice
+        self._load_kept = load_kept
+        self._planner = Planner(Speeds())
+        self._head: BestHead
+        # The model as it was fine-tuned last, and its log.
+        self._fine_tuned: tuple[keras.Model, TrainingLog] | None = None
+        # Nominal seconds of this command.
+        self._nominal = 0.0
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The images from which heads are chosen."""
+        return pool_of(self.data, self.config.seed)
+
+    def start(self, write: Write) -> None:
+        """Choose the first head and write its run; or, to continue a run, the head that was kept."""
+        self._head = self._first_head()
+        sample = self._head.sample
+        self._planner.speeds.measured(
+            sample.seconds_per_image, "forward", self._head.network, self._head.image_size
+        )
+        if self.history.steps:  # the earlier commands took their part of the budget
+            self._nominal = self.history.nominal
+            return
+        self._nominal = self._planner.head_seconds(self._situation())
+        step = Step(Kind.HEAD, self._head.network, self._head.image_size, self._nominal)
+        candidate = head_candidate(self.config, self.data, self._head, self.devices)
+        self._keep(step, candidate, self._head_accuracy(), write, started=0.0)
+
+    def _first_head(self) -> BestHead:
+        """Return the best head, chosen with the help of the advice."""
+        kept = self.history.kept_head
+        base = self.base
+        if kept is not None and kept.image_size != base.input_shape[1]:
+            base = self._load(kept.network, kept.image_size)
+        network = kept.network if kept is not None else self.config.model
+        head = best_head(self.config, network, base, self.pool)
+        sample = head.training_sample()
+        self.advice = advise(self.data, base, sample=sample, trial=False, seed=self.config.seed)
+        if not self.history.steps:
+            log.info("%s", self.advice.data_sentence if self.advice.signal else self.advice.reason)
+            for warning in self.advice.warnings:
+                log.warning("%s", warning.text)
+        return head
+
+    def stop(self) -> None:
+        """Note that a signal or an error stopped the run before the end of its budget."""
+        self.history = replace(self.history, stopped=True)
+
+    def outlook(self) -> str:
+        """Return what a larger budget is expected to bring, and the command for it."""
+        step = next(self._planner.steps(self._situation()), None)
+        needed = self._nominal + (step.seconds if step else 0.0) + SECONDS["report"]
+        command = replace(self.config, time_budget=budget_text(needed), resume=False).command
+        return describe_budget(step, self._accuracy().mean, command)
+
+    def improve(self, write: Write, checkpoints: Path) -> None:
+        """Take the steps that fit into the budget."""
+        while (step := self._planner.next_step(self._situation(), self._nominal_left())) is not None:
+            if self.clock.left - SECONDS["report"] < MIN_TIME * step.seconds:
+                log.info("The time is up earlier than planned: this machine is slower, or busy.")
+                break
+            self._nominal += step.seconds
+            self._take(step, write, checkpoints)
+        self._planner.speeds.save()
+
+    def _nominal_left(self) -> float:
+        """Return the nominal seconds that are left for steps."""
+        budget = self.clock.budget
+        return float("inf") if budget is None else budget - self._nominal - SECONDS["report"]
+
+    def _situation(self) -> Situation:
+        """Return what decides on the next step."""
+        head, kept, config = self._head, self.history.kept, self.config
+        height, width = self.base.input_shape[1:3]
+        last = self.history.steps[-1] if self.history.steps else None
+        return Situation(
+            num_train=len(self.data.train),
+            num_chosen=len(self.data.train) + len(self.data.val),
+            num_test=len(self.data.test),
+            network=head.network,
+            image_size=head.image_size,
+            own_size=height or head.image_size,
+            taken=tuple((step.kind, step.network, step.epochs) for step in self.history.steps),
+            free_size=config.image_size is None and height is not None and height == width,
+            improvable=self._improvable(),
+            fine_tuned=self._fine_tuned is not None or (kept is not None and kept.fine_tuned),
+            improving=last is not None and last.fine_tuned and last.kept,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+        )
+
+    def _improvable(self) -> bool:
+        """Return whether the images predict the labels, and some of them wrongly."""
+        kept = self.history.kept
+        return self.advice.signal and (kept is None or kept.accuracy < 1)
+
+    def _take(self, step: Step, write: Write, checkpoints: Path) -> None:
+        """Take a step, and keep its model if it is better."""
+        started = self.clock.seconds
+        if step.kind in (Kind.LARGER, Kind.NETWORK):
+            self._try_head(step, write, started)
+            return
+        left = self.clock.left - SECONDS["report"] - SECONDS["build"]
+        if any((checkpoints / step.key).glob("*.npz")):
+            log.info("Resuming from a checkpoint: %s.", step.kind)
+        with quiet("transfer.training"):
+            model, candidate = fine_tuned_candidate(
+                self.config,
+                self.data,
+                self._head,
+                step,
+                case=self._fine_tuning_case,
+                devices=self.devices,
+                start=self._weights() if step.kind is Kind.LONGER else None,
+                before=self._fine_tuned[1] if self._fine_tuned and step.kind is Kind.LONGER else None,
+                checkpoints=checkpoints,
+                time_limit=None if left == float("inf") else max(1.0, left),
+            )
+        self._measure_training(step, candidate)
+        self._fine_tuned = model, candidate.training
+        self._decide(step, candidate, write, started)
+
+    def _weights(self) -> list[np.ndarray]:
+        """Return the weights of the last fine-tuning, or of the model that an earlier command kept."""
+        return self._fine_tuned[0].get_weights() if self._fine_tuned else self._load_kept()
+
+    @property
+    def _fine_tuning_case(self) -> Case:
+        return Case.LARGE_SIMILAR if self.advice.evidence.similar else Case.LARGE_DIFFERENT
+
+    def _measure_training(self, step: Step, candidate: Candidate) -> None:
+        """Remember the speed of the training."""
+        steps = step.epochs * -(-len(self.data.train) // self.config.batch_size)
+        seconds = candidate.training.seconds_training - SECONDS["start"] / 2
+        if len(candidate.training.rows) >= step.epochs:  # otherwise the time limit stopped it
+            per_image = seconds / (steps * self.config.batch_size)
+            self._planner.speeds.measured(per_image, "training", step.network, step.training_size)
+
+    def _try_head(self, step: Step, write: Write, started: float) -> None:
+        """Choose a head at another image size or on another network; it is better if its out-of-fold loss is lower."""
+        try:
+            base = self._load(step.network, step.image_size)
+        except InputError as error:
+            log.info("Skipped %s at %d px: %s", step.network, step.image_size, error)
+            self._record(step, None, self._accuracy(), kept=False, seconds=0.0)
+            return
+        head = best_head(self.config, step.network, base, self.pool)
+        self._planner.speeds.measured(head.sample.seconds_per_image, "forward", head.network, head.image_size)
+        better = head.best.loss < self._head.best.loss
+        kept = self.history.kept
+        if not better:
+            accuracy = Gain(head.choice.accuracy or 0.0, head.best.standard_error)
+            self._record(step, head, accuracy, kept=False, seconds=self.clock.seconds - started)
+            return
+        self._head = head
+        if kept is None or not kept.fine_tuned:
+            candidate = head_candidate(self.config, self.data, head, self.devices)
+            self._keep(step, candidate, self._head_accuracy(), write, started=started)
+        else:
+            size = self.history.steps[-1].image_size
+            case, weights = self._fine_tuning_case, self._weights()
+            model, _ = build_network(self.config, self.data, head, case, size, self.devices, weights)
+            again = solved_candidate(self.config, self.data, head, model, TrainingLog(), step.image_size)
+            self._decide(step, again, write, started)
+
+    def _load(self, network: str, image_size: int) -> keras.Model:
+        options = {**self.config.network_options(), "image_size": image_size}
+        return load_backbone(network, **options)
+
+    def _head_accuracy(self) -> Gain:
+        """Return the out-of-fold accuracy of the head, with its standard error."""
+        accuracy, best = self._head.choice.accuracy, self._head.best
+        if accuracy is None:  # no image could be held out
+            return Gain(1 / self.data.num_classes, 0.25)
+        return Gain(accuracy, best.standard_error)
+
+    def _accuracy(self) -> Gain:
+        """Return the accuracy of the model that is kept."""
+        kept = self.history.kept
+        return self._head_accuracy() if kept is None else Gain(kept.accuracy, kept.sd)
+
+    def _decide(self, step: Step, candidate: Candidate, write: Write, started: float) -> None:
+        """Keep a model if the typical gain and the validation images together say that it is better."""
+        before = self._accuracy()
+        prior = typical_gain(step.kind, before.mean)
+        gain = posterior_gain(candidate.correct, np.array(self.history.correct, bool), prior)
+        after = before + gain
+        after = Gain(min(1.0, max(0.0, after.mean)), after.sd)
+        if gain.mean > 0 and not candidate.training.rolled_back:
+            self._keep(step, candidate, after, write, started=started)
+        else:
+            seconds = self.clock.seconds - started
+            self._record(step, self._head, after, kept=False, seconds=seconds, candidate=candidate)
+
+    def _keep(
+        self, step: Step, candidate: Candidate, accuracy: Gain, write: Write, *, started: float
+    ) -> None:
+        """Write the run of a better model, and record its step."""
+        self.kept = candidate
+        before = self.history
+        seconds = self.clock.seconds - started
+        self._record(step, self._head, accuracy, kept=True, seconds=seconds, candidate=candidate, quiet=True)
+        try:
+            write(candidate, self.history, self.advice)
+        except BaseException:
+            self.history = before
+            raise
+        log.info("%s", self.history.steps[-1].line())
+
+    def _record(
+        self,
+        step: Step,
+        head: BestHead | None,
+        accuracy: Gain,
+        *,
+        kept: bool,
+        seconds: float,
+        candidate: Candidate | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Add a step to the history, and log it."""
+        count = len(self._head.labels)
+        case = candidate.case if candidate is not None else ""
+        record = StepRecord(
+            kind=step.kind,
+            network=step.network,
+            image_size=step.image_size,
+            title=title_of(step, head or self._head, [self.config.model]),
+            case=str(case),
+            seconds=round(seconds, 2),
+            nominal=round(step.seconds, 2),
+            accuracy=accuracy.mean,
+            sd=accuracy.sd,
+            interval=prediction_interval(accuracy.mean, [accuracy.sd], num_test=len(self.data.test)),
+            kept=kept,
+            basis=self._basis(step, count),
+            training_size=step.training_size,
+            epochs=step.epochs,
+        )
+        self.history = self.history.with_step(record, candidate.correct if kept and candidate else None)
+        if not quiet:
+            log.info("%s", record.line())
+
+    def _basis(self, step: Step, count: int) -> str:
+        """Return what the accuracy of a step rests on."""
+        if step.training_size:
+            return f"{len(self.pool.val)} validation images, and the typical gain on other data sets"
+        return f"out-of-fold predictions of {count} images"
