@@ -355,11 +355,11 @@ def _torch(x: np.ndarray, labels: np.ndarray) -> float:
 
 def train_in_torch(file: Path) -> float:
     """Train from arrays with channels last, as usual in PyTorch on a CPU; return the seconds per image."""
-    import peers
+    import frozen_peers
     import torch
 
     x, labels = np.load(file)["x"], np.load(file)["labels"]
-    network = torch.nn.Sequential(peers.mobilenet_v2(torch, x.shape[1]), torch.nn.Linear(1280, 10))
+    network = torch.nn.Sequential(frozen_peers.mobilenet_v2(torch, x.shape[1]), torch.nn.Linear(1280, 10))
     network = network.eval().to(
         memory_format=torch.channels_last
     )  # BatchNormalization is frozen, as in Keras

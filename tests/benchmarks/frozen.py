@@ -9,8 +9,8 @@
   of 32. It also prints the difference to Keras, and the CPU time, which other work changes less.
 - `upper-layers` trains the last blocks on the cached features of the frozen layers, then through the whole network.
 - `peers` measures the way from image files to a trained head on MobileNetV2: with the recipe of Keras' guide, with the
-  same recipe in PyTorch if that is installed, and with `transfer`. Each method runs in a separate process; peers.py
-  describes them.
+  same recipe in PyTorch if that is installed, and with `transfer`. Each method runs in a separate process;
+  frozen_peers.py describes them.
 - `limit` measures the rates of reading images and of the forward pass alone.
 
 With `--counts`, `peers` and `limit` use stratified samples with these numbers of images (validation included), and
@@ -225,7 +225,7 @@ def run_process(job: dict) -> dict:
     out.unlink(missing_ok=True)
     command = [
         sys.executable,
-        str(Path(__file__).with_name("peers.py")),
+        str(Path(__file__).with_name("frozen_peers.py")),
         json.dumps({**job, "out": str(out)}),
     ]
     process = subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"})
