@@ -14,7 +14,7 @@
 `peer_recipes.py` describes the peers. `transfer BUDGET` is the command `python -m transfer.train FOLDER --time-budget
 BUDGET` with an empty cache. All use EfficientNet-Lite0 with the same ImageNet weights, 128 pixels and two CPU cores,
 and read the same files. The seconds are those of the whole process, from its start to its end; the row also has those
-of its imports. Each environment is made when it is needed and is kept. `transfer` uses the Python that runs this script.
+of its imports. Each environment is made when it is needed and is kept. `transfer` runs in this Python.
 """
 
 from __future__ import annotations
