@@ -176,9 +176,12 @@ def with_autogluon(job: dict) -> dict:
     imports = seconds()
     checkpoint = Path(job["out"]).parent / "lite0"
     checkpoint.mkdir(exist_ok=True)
-    torch.save(copy_weights(timm.create_model(TIMM_NAME)).state_dict(), checkpoint / "pytorch_model.bin")
+    network = copy_weights(timm.create_model(TIMM_NAME, num_classes=0))
+    torch.save(network.state_dict(), checkpoint / "pytorch_model.bin")
     inputs = {"input_size": [3, job["size"], job["size"]], "mean": [MEAN] * 3, "std": [STD] * 3}
-    (checkpoint / "config.json").write_text(json.dumps({"architecture": TIMM_NAME, "pretrained_cfg": inputs}))
+    (checkpoint / "config.json").write_text(
+        json.dumps({"architecture": TIMM_NAME, "num_features": 1280, **inputs})
+    )
 
     def table(split: str) -> Any:
         files = files_of(job, split)
@@ -194,8 +197,6 @@ def with_autogluon(job: dict) -> dict:
             "model.timm_image.checkpoint_name": str(checkpoint),
             "model.timm_image.train_transforms": ["resize_to_square", "trivial_augment"],
             "model.timm_image.val_transforms": ["resize_to_square"],
-            "env.num_workers": 2,
-            "env.num_workers_inference": 2,
         },
     )
     probabilities = predictor.predict_proba(table("test"))
