@@ -107,4 +107,4 @@ class SoftmaxRegression:
 
 def _decompose(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the eigenvalues in ascending order, and the eigenvectors."""
-    return eigh(symmetric.astype("float64"), overwrite_a=True, check_finite=False)
+    return eigh(symmetric, overwrite_a=True, check_finite=False, driver="evd")
