@@ -25,36 +25,19 @@ LATE_BLOCKS = (6, 10)
 
 @dataclass(frozen=True, eq=False)
 class HeadCandidate:
-    """Out-of-fold predictions of a head on some layers.
+    """Out-of-fold predictions of a head on some layers."""
 
-    Attributes:
-        name: name of the candidate, such as `"last 6 blocks"`.
-        cuts: names of the layers that the head sees, in the order of the network.
-        probabilities: out-of-fold probabilities, float64 of shape (images, classes): each image is predicted by a head
-            that was solved without its fold. A class without other images has the probability of a guess.
-        losses: out-of-fold cross-entropy of each image in nats, shape (images,).
-        correct: whether the prediction of each image is correct, bool of shape (images,).
-        loss: mean of `losses`, weighted by class weight.
-        accuracy: mean of `correct`.
-        standard_error: standard error of the accuracy over images, or over groups.
-        C: regularization of the head with the lowest loss.
-
-    Example:
-        >>> from transfer.frozen.head_choice import choose_head
-        >>> taps = {"early": np.random.default_rng(0).normal(size=(40, 3)), "last": np.eye(2)[np.arange(40) % 2]}
-        >>> choose_head(taps, np.arange(40) % 2, 2).best.name
-        'last layer'
-    """
-
-    name: str
-    cuts: tuple[str, ...]
+    name: str  # such as "last 6 blocks"
+    cuts: tuple[str, ...]  # layers that the head sees, in the order of the network
+    # Shape (images, classes): each image is predicted by a head that was solved without its fold. A class that has no
+    # images outside the fold has the probability of a guess.
     probabilities: np.ndarray
-    losses: np.ndarray
-    correct: np.ndarray
-    loss: float
-    accuracy: float
-    standard_error: float
-    C: float
+    losses: np.ndarray  # cross-entropy of each image in nats, shape (images,)
+    correct: np.ndarray  # whether the prediction of each image is correct, shape (images,)
+    loss: float  # mean of `losses`, by class weight
+    accuracy: float  # mean of `correct`
+    standard_error: float  # of the accuracy, over images or over groups
+    C: float  # regularization with the lowest loss
 
     def __repr__(self) -> str:
         return one_line(self, f"{self.name}: accuracy {self.accuracy:.1%}, loss {self.loss:.3f}")
@@ -62,23 +45,15 @@ class HeadCandidate:
 
 @dataclass(frozen=True, eq=False)
 class HeadChoice:
-    """The head with the lowest out-of-fold loss, and all candidates.
-
-    Attributes:
-        candidates: all candidates in the given order, with predictions from the same folds.
-        best: the candidate with the lowest loss; among equals the first.
-        solved: its head, solved on all images.
-        accuracy: out-of-fold accuracy of the best candidate, corrected for having been chosen on the same images; None
-            if no image could be held out, as with one image per class.
-        folds: fold of each image, int64 of shape (images,). Folds depend on labels, groups and seed alone: they are the
-            same for other networks and image sizes.
-    """
+    """The head with the lowest out-of-fold loss, and all candidates."""
 
     candidates: tuple[HeadCandidate, ...]
     best: HeadCandidate
-    solved: SolvedHead
+    solved: SolvedHead  # the best head, solved on all images
+    # Out-of-fold accuracy of the best candidate, corrected for the choice on the same images; None if no image could be
+    # held out, as with one image per class.
     accuracy: float | None
-    folds: np.ndarray
+    folds: np.ndarray  # fold of each image; depends on labels, groups and seed alone, not on the features
 
     def __repr__(self) -> str:
         accuracy = "not measured" if self.accuracy is None else f"accuracy {self.accuracy:.1%}"
@@ -95,27 +70,10 @@ def choose_head(
     class_weights: Mapping[int, float] | None = None,
     seed: int = 0,
 ) -> HeadChoice:
-    """Choose the layers of a head by cross-validation, and solve it on all images.
-
-    Each candidate is a softmax regression with the regularization of the lowest out-of-fold loss. Folds are
-    stratified and keep groups whole. 400 images of 12 classes take about 2 s.
-
-    Args:
-        taps: pooled features by layer, float of shape (images, channels), in the order of the network.
-        labels: class numbers from 0, shape (images,).
-        num_classes: number of classes, 2 or more, each with an image.
-        candidates: layers of each candidate by its name; None for those of `candidate_cuts(taps)`.
-        groups: group of each image, such as the patient; images of a group stay in one fold.
-        class_weights: weight of each class in the loss, above 0; None for 1.
-        seed: random seed of the folds.
-
-    Returns:
-        The choice. If no image can be held out, it is the first candidate, with C = 10 and an accuracy of None.
-
-    Raises:
-        InputError: a candidate names a layer without features, there are no candidates, a class has no image, or the
-            features are not finite.
-    """
+    """Choose the layers of a head by cross-validation with stratified folds, and solve it on all images."""
+    # `taps` holds the pooled features (images, channels) by layer, in the order of the network. `candidates` holds the
+    # layers of each candidate; None stands for `candidate_cuts(taps)`. Images of a group stay in one fold. If no image
+    # can be held out, the choice is the first candidate with `DEFAULT_C`. 400 images of 12 classes take about 2 s.
     candidates = candidate_cuts(tuple(taps)) if candidates is None else candidates
     if not candidates:
         raise InputError("Expected one candidate or more. Received: none.")
@@ -163,20 +121,9 @@ def _measure(
 
 
 def candidate_cuts(names: Sequence[str], *, best_cut: str | None = None) -> dict[str, tuple[str, ...]]:
-    """Return the layers that a head may see, by the name of the candidate.
-
-    Args:
-        names: the block ends and the last layer of a network, in its order: `cuts_of(network, "all")`.
-        best_cut: the best single layer, such as `LayerCurve.cut`; None leaves this candidate out.
-
-    Returns:
-        The last layer; the best cut; the last 6 and the last 10 blocks with the last layer; all layers. Candidates with
-        the same layers appear once.
-
-    Example:
-        >>> candidate_cuts(["block1", "block2", "last"], best_cut="block2")
-        {'last layer': ('last',), 'best cut': ('block2',), 'all layers': ('block1', 'block2', 'last')}
-    """
+    """Return the layers that a head may see, by the name of the candidate."""
+    # `names` are the block ends and the last layer of a network, as of `cuts_of(network, "all")`. `best_cut` is the best
+    # single layer, such as `LayerCurve.cut`. Candidates with the same layers appear once.
     names = tuple(names)
     cuts = {"last layer": names[-1:]}
     if best_cut not in (None, names[-1]):
