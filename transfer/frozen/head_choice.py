@@ -122,8 +122,8 @@ def _measure(
 
 def candidate_cuts(names: Sequence[str], *, best_cut: str | None = None) -> dict[str, tuple[str, ...]]:
     """Return the layers that a head may see, by the name of the candidate."""
-    # `names` are the block ends and the last layer of a network, as of `cuts_of(network, "all")`. `best_cut` is the best
-    # single layer, such as `LayerCurve.cut`. Candidates with the same layers appear once.
+    # `names` are the block ends and the last layer of a network, as of `cuts_of(network, "all")`. `best_cut` is the
+    # best single layer, such as `LayerCurve.cut`. Candidates with the same layers appear once.
     names = tuple(names)
     cuts = {"last layer": names[-1:]}
     if best_cut not in (None, names[-1]):
