@@ -44,6 +44,7 @@ from .training.fit import fit as fit
 from .training.recipes import Recipe as Recipe
 from .training.solved_again import SolvedAgain as SolvedAgain
 from .training.solved_again import solve_again as solve_again
+from .training.averaging import average as average
 from .training.checkpoints import Interrupted as Interrupted
 from .training.learning_rate_finder import find_learning_rate as find_learning_rate
 from .evaluation.evaluation import Evaluation as Evaluation

@@ -172,7 +172,8 @@ def test_the_network_is_drawn_with_all_states_whatever_its_depth(count, tmp_path
     cut = count * 4 // 5
     blocks = [(f"block{i}_add", "frozen" if i < cut else "cut") for i in range(count)]
     blocks = [*blocks[:cut], ("softmax", "new"), *blocks[cut:], ("source classifier", "cut")]
-    figure = plots.network_by_blocks("Case 2", blocks, input_text="image", output_text="4 classes")
+    network = plots.DrawnNetwork("Case 2", blocks)
+    figure = plots.networks_by_blocks([network], input_text="image", output_text="4 classes")
     shown = texts(figure)
     for text in ("block0", "softmax", "source classifier", "cut away", "frozen", "4 classes"):
         assert text in shown
@@ -186,9 +187,8 @@ def test_several_tapped_blocks_are_joined_to_the_head(count, tmp_path):
     names = [f"block{i}_add" for i in range(count)]
     blocks = [*((name, "frozen") for name in names), ("softmax", "new"), ("source classifier", "cut")]
     for taps in (names, names[::4]):
-        figure = plots.network_by_blocks(
-            "title", blocks, taps=taps, input_text="image", output_text="2 classes"
-        )
+        network = plots.DrawnNetwork("title", blocks, taps)
+        figure = plots.networks_by_blocks([network], input_text="image", output_text="2 classes")
         (axes,) = figure.axes
         lines = [line for line in axes.lines if line.get_gid() == "tap"]
         assert f"the head sees {len(taps)} layers" in texts(figure)
@@ -205,7 +205,8 @@ def test_several_tapped_blocks_are_joined_to_the_head(count, tmp_path):
 
 def test_one_tapped_layer_needs_no_lines():
     blocks = [("block1_add", "frozen"), ("softmax", "new")]
-    figure = plots.network_by_blocks("t", blocks, taps=["block1_add"], input_text="i", output_text="o")
+    network = plots.DrawnNetwork("t", blocks, ["block1_add"])
+    figure = plots.networks_by_blocks([network], input_text="i", output_text="o")
     assert not [line for line in figure.axes[0].lines if line.get_gid() == "tap"]
     assert "the head sees" not in texts(figure)
 

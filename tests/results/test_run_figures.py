@@ -78,7 +78,13 @@ def written(folder, results):
 
 def test_the_list_of_drawing_functions_has_those_of_a_run():
     names = {name for _, name in drawing_functions()}
-    assert names >= {"confusion_matrix", "network_by_blocks", "heat_sheet", "grad_cam", "strongest_responses"}
+    assert names >= {
+        "confusion_matrix",
+        "networks_by_blocks",
+        "heat_sheet",
+        "grad_cam",
+        "strongest_responses",
+    }
 
 
 @pytest.mark.parametrize(("module", "name"), drawing_functions())

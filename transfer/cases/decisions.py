@@ -33,6 +33,7 @@ class CaseDecision:
         fine_tuned: whether `fit` fine-tuned the pre-trained layers; False if that did not improve the validation
             accuracy, so that the model is a new head on the pre-trained network. None before fine-tuning.
         own_head: whether the head is one of the caller, instead of the Dense softmax.
+        averaged: the decisions about the models of which this model returns the average; empty for a single model.
     """
 
     case: Case
@@ -49,6 +50,7 @@ class CaseDecision:
     flip: bool | None = None
     fine_tuned: bool | None = None
     own_head: bool = False
+    averaged: tuple[CaseDecision, ...] = ()
 
     def __repr__(self) -> str:
         parts = f"{plural(len(self.kept), 'block')} kept, {len(self.cut_away)} cut away"

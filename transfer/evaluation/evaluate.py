@@ -28,7 +28,7 @@ from transfer.images.datasets import ImageData, Split, check_data
 from transfer.images.flips import flip_problem
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks.arguments import check_classifier
-from transfer.networks.gradients import softmax_layer
+from transfer.networks.gradients import averaged_models, softmax_layer
 from transfer.training.trained import as_test_data, count_seen
 
 log = logging.getLogger(__name__)
@@ -178,10 +178,12 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     """Calibrate a model's probabilities by temperature scaling on the validation images.
 
     The weights of the last layer are divided by the temperature (Guo et al., 2017, arXiv:1706.04599). Predicted classes
-    do not change.
+    do not change. In an average of models, the last layer of each model is divided by the same temperature, and a few
+    predicted classes may change.
 
     Args:
-        model: a model that ends in a Dense layer and a softmax. The weights of this layer are changed in place.
+        model: a model that ends in a Dense layer and a softmax, or the `average` of such models. The weights of this
+            layer are changed in place.
         data: images from `load_data`, with 30 validation images or more.
         options: options of `evaluate`.
 
@@ -200,15 +202,18 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     """
     check_classifier(model, "calibrate(model, data)")
     check_data(data, "calibrate(model, data)")
-    softmax_layer(model)  # raises for other models
+    models = averaged_models(model)
+    for one in models:
+        softmax_layer(one)  # raises for other models
     check_calibration(data)
-    evaluation = evaluate(model, data, split="val", **options)
-    temperature = fit_temperature(evaluation.labels, evaluation.probabilities)
+    evaluations = [evaluate(one, data, split="val", **options) for one in models]
+    temperature = fit_temperature(data.val.labels, *(one.probabilities for one in evaluations))
     scale_head(model, temperature)
     return temperature
 
 
 def scale_head(model: keras.Model, temperature: float) -> None:
-    """Divide the weights of a model's last layer by a temperature."""
-    head = softmax_layer(model)
-    head.set_weights([weights / temperature for weights in head.get_weights()])
+    """Divide the weights of a model's last layer by a temperature; in an average, those of each model."""
+    for one in averaged_models(model):
+        head = softmax_layer(one)
+        head.set_weights([weights / temperature for weights in head.get_weights()])

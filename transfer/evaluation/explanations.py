@@ -101,6 +101,8 @@ def map_note(model: keras.Model, size: tuple[int, int]) -> str:
     text = f"Grad-CAM map of {shape[1]} x {shape[2]} cells"
     if isinstance(joined.op, keras.layers.Concatenate):
         text += f", of the last of {len(joined.parents)} layers that the head sees"
+    if isinstance(joined.op, keras.layers.Average):
+        text += f", of one of {len(joined.parents)} averaged models"
     return text + (": coarse, do not interpret its details" if min(shape[1:3]) < MIN_CELLS else "")
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 from scipy.stats import binomtest
 from sklearn import metrics
 
@@ -134,13 +134,15 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
     return Calibration(tuple(confidence.tolist()), tuple(accuracy.tolist()), tuple(counts.tolist()), error)
 
 
-def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the temperature that minimizes the log loss (Guo et al., 2017, arXiv:1706.04599)."""
-    logits = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
+def fit_temperature(labels: np.ndarray, *probabilities: np.ndarray) -> float:
+    """Return the temperature that minimizes the log loss, of the average of several models at that temperature."""
+    # Guo et al. (2017), arXiv:1706.04599.
+    logits = np.log(np.maximum(np.stack(probabilities), _MIN_PROBABILITY))
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
-        return float(-log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean())
+        scores = log_softmax(logits / np.exp(log_temperature), axis=2)[:, rows, labels]
+        return float((np.log(len(scores)) - logsumexp(scores, axis=0)).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded").x))
 

@@ -203,6 +203,14 @@ def head_of(nodes: Sequence[Node]) -> ClassifierHead:
     return ClassifierHead(end, None, False, classes, False)
 
 
+def averaged_models(model: keras.Model) -> list[keras.Model]:
+    """Return the models whose average a model returns, or the model itself."""
+    nodes = graph(model)
+    if not isinstance(nodes[-1].op, keras.layers.Average):
+        return [model]
+    return [keras.Model(model.inputs[0], nodes[parent].tensor) for parent in nodes[-1].parents]
+
+
 def softmax_layer(model: keras.Model) -> keras.layers.Dense:
     """Return the Dense layer whose softmax a model returns, also inside a nested model."""
     nodes = unnested(model)

@@ -29,8 +29,10 @@ def clone(
     weights: str = "copy",
     precision: str | None = None,
     seed: int = 0,
+    image: keras.KerasTensor | None = None,
+    prefix: str = "",
 ) -> keras.Model:
-    """Copy a model: new layers with the same names, on a new input."""
+    """Copy a model: new layers with the same names, after a prefix, on a new input or on a given one."""
     first = graph(model)[0]
     shape = tuple(first.tensor.shape[1:])
     if image_size is not None:
@@ -38,7 +40,7 @@ def clone(
     # The new input may take the name of the old one.
     taken = {layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
     name = _free_name("image", taken) if preprocess or first.op.name == "image" else None
-    raw = keras.Input(shape, dtype="float32", name=name)
+    raw = keras.Input(shape, dtype="float32", name=name) if image is None else image
     ready = preprocess(raw) if preprocess else raw
     copies: dict[int, tuple[Any, Any]] = {}  # id of a layer -> the layer and its copy
 
@@ -48,6 +50,7 @@ def clone(
             precision and isinstance(op, keras.layers.Layer) and not scales and not hasattr(op, "layers")
         )
         new = new_like(op, **({"dtype": precision} if lowered else {}))
+        new.name = prefix + new.name
         copies[id(op)] = (op, new)
         return new
 

@@ -36,50 +36,70 @@ class _Drawn(NamedTuple):
     taps: int  # number of its layers that the head sees
 
 
-def network_by_blocks(
-    title: str,
-    blocks: Sequence[tuple[str, str]],
+class DrawnNetwork(NamedTuple):
+    """A network of a drawing: its title, its blocks with their states, and the layers that its head sees."""
+
+    title: str
+    blocks: Sequence[tuple[str, str]]
+    taps: Sequence[str] = ()
+
+
+def networks_by_blocks(
+    networks: Sequence[DrawnNetwork],
     *,
-    taps: Sequence[str] = (),
     input_text: str,
     output_text: str,
     legend: Mapping[str, str] = STATES,
 ) -> Figure:
-    """Draw a network as a row of blocks, colored by state; lines lead from several tapped blocks to the head."""
-    drawn = _groups(blocks, taps if len(taps) > 1 else ())
-    kept = [block for block in drawn if block.state != "cut"]
-    cut = [block for block in drawn if block.state == "cut"]
-    # Blocks that were cut away are drawn in a second row, which begins below the cut.
-    cut_from = _LEFT + _STEP * (len(kept) - 1)
-    right = max(_LEFT + _STEP * len(kept) + 1.6, cut_from + _STEP * len(cut) + 0.4)
-    low, high = (-2.3 if cut else 0.2), (3.9 if len(taps) > 1 else 2.8)
-    figure = new_figure(0.8 * right, 0.72 * (high - low) + 0.8)
-    axes = figure.add_subplot()
-    axes.set_axis_off()
-    axes.text(_LEFT - 0.45, 1.5, input_text, ha="right", va="center", fontsize=9)
-    for place, block in enumerate(kept):
-        head = place == len(kept) - 1
-        _draw_block(axes, _LEFT + _STEP * place, 1.5, block, 1.6 if head else 2.2)
-        if not (head and len(taps) > 1):
-            _arrow(axes, (_LEFT + _STEP * place - 0.34, 1.5), (_LEFT + _STEP * place, 1.5))
-    if len(taps) > 1:
-        _draw_taps(axes, kept)
-    axes.text(_LEFT + _STEP * len(kept), 1.5, output_text, ha="left", va="center", fontsize=9)
-    for place, block in enumerate(cut):
-        _draw_block(axes, cut_from + _STEP * place, -1.1, block, 2.0)
-    if cut:
-        axes.text(cut_from - 0.3, -1.1, "cut away", ha="right", va="center", fontsize=9, style="italic")
+    """Draw each network as a row of blocks, colored by state; lines lead from several tapped blocks to the head."""
+    drawn = [_groups(one.blocks, one.taps if len(one.taps) > 1 else ()) for one in networks]
+    limits = [_limits(blocks) for blocks in drawn]
+    right, heights = max(right for right, _, _ in limits), [high - low for _, low, high in limits]
+    figure = new_figure(0.8 * right, 0.72 * sum(heights) + 0.8 * len(networks))
+    panels = figure.subplots(len(networks), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, network, blocks, (_, low, high) in zip(panels, networks, drawn, limits, strict=True):
+        axes.set_axis_off()
+        _draw_network(axes, blocks, input_text, output_text)
+        axes.set(xlim=(0, right), ylim=(low, high))
+        axes.set_title(network.title, fontsize=11, loc="left")
     patches = [
         FancyBboxPatch((0, 0), 1, 1, facecolor=COLORS[state], edgecolor="#333333", label=text)
         for state, text in legend.items()
-        if any(state == block.state for block in drawn)
+        if any(state == block.state for blocks in drawn for block in blocks)
     ]
     figure.legend(
         handles=patches, loc="outside lower left", ncols=min(3, len(patches)), frameon=False, fontsize=9
     )
-    axes.set(xlim=(0, right), ylim=(low, high))
-    axes.set_title(title, fontsize=11, loc="left")
     return without_math(figure)
+
+
+def _limits(drawn: Sequence[_Drawn]) -> tuple[float, float, float]:
+    """Return the right, lower and upper limit of the drawing of a network."""
+    cut = sum(block.state == "cut" for block in drawn)
+    kept = len(drawn) - cut
+    right = _LEFT + _STEP * max(kept + 1.6 / _STEP, kept - 1 + cut + 0.4 / _STEP)
+    return right, -2.3 if cut else 0.2, 3.9 if any(block.taps for block in drawn) else 2.8
+
+
+def _draw_network(axes: Axes, drawn: Sequence[_Drawn], input_text: str, output_text: str) -> None:
+    """Draw a row of blocks from the image to the classes, and the blocks that were cut away in a second row."""
+    kept = [block for block in drawn if block.state != "cut"]
+    tapped = any(block.taps for block in kept)
+    axes.text(_LEFT - 0.45, 1.5, input_text, ha="right", va="center", fontsize=9)
+    for place, block in enumerate(kept):
+        head = place == len(kept) - 1
+        _draw_block(axes, _LEFT + _STEP * place, 1.5, block, 1.6 if head else 2.2)
+        if not (head and tapped):
+            _arrow(axes, (_LEFT + _STEP * place - 0.34, 1.5), (_LEFT + _STEP * place, 1.5))
+    if tapped:
+        _draw_taps(axes, kept)
+    axes.text(_LEFT + _STEP * len(kept), 1.5, output_text, ha="left", va="center", fontsize=9)
+    cut_from = _LEFT + _STEP * (len(kept) - 1)
+    cut = [block for block in drawn if block.state == "cut"]
+    for place, block in enumerate(cut):
+        _draw_block(axes, cut_from + _STEP * place, -1.1, block, 2.0)
+    if cut:
+        axes.text(cut_from - 0.3, -1.1, "cut away", ha="right", va="center", fontsize=9, style="italic")
 
 
 def _groups(blocks: Sequence[tuple[str, str]], taps: Sequence[str]) -> list[_Drawn]:

@@ -30,6 +30,7 @@ from transfer.results.finished_runs import FinishedRun
 from transfer.results.predict import BATCH, Prediction
 from transfer.results.run_metrics import describe_training
 from transfer.results.run_writer import RunResults
+from transfer.training.averaging import PREFIX
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,28 +75,41 @@ def _network(results: RunResults) -> Figure:
     """Draw the network by blocks, under a title that describes the model."""
     model, config = results.model, results.config
     decision = decision_of(model)
-    case = f"Case {POLICIES[decision.case].number}, {decision.case}"
-    blocks, legend = network_blocks(model), dict(plots.STATES)
-    if decision.fine_tuned is False:
+    described = results.metrics.get("averaged") or [results.metrics]
+    networks = [
+        plots.DrawnNetwork(
+            f"Case {POLICIES[one.case].number}, {one.case}: {describe_training(values, config)}",
+            network_blocks(model, number),
+            one.cuts,
+        )
+        for number, (one, values) in enumerate(zip(decision.averaged or [decision], described, strict=True))
+    ]
+    if decision.averaged:
+        title = f"Average of the probabilities of {len(networks)} models.\n"
+        networks[0] = networks[0]._replace(title=title + networks[0].title)
+    blocks = [block for network in networks for block in network.blocks]
+    legend = dict(plots.STATES)
+    if any(one.fine_tuned is False for one in decision.averaged or [decision]):
         legend["frozen"] = "pre-trained, not changed"
     if config.weights == "none":
         legend["trained"] = "random, then trained"
     normalized = any(isinstance(x, keras.layers.BatchNormalization) for x in model.layers)
     if normalized and decision.pin_batchnorm and any(state == "trained" for _, state in blocks):
         legend["trained"] += " (BatchNormalization pinned)"
-    return plots.network_by_blocks(
-        f"{case}: {describe_training(results.metrics, config)}",
-        blocks,
-        taps=decision.cuts,
+    return plots.networks_by_blocks(
+        networks,
         input_text="image\nRGB, 0 to 255\n(scaled inside)",
         output_text=f"{results.data.num_classes} classes",
         legend=legend,
     )
 
 
-def network_blocks(model: keras.Model) -> list[tuple[str, str]]:
+def network_blocks(model: keras.Model, number: int = 0) -> list[tuple[str, str]]:
     """Return the blocks of a built model with their states, and the cuts that do not end a block."""
     decision, names = decision_of(model), analyze(model).names
+    if decision.averaged:  # `number` is the position of the averaged model, from 0
+        decision, prefix = decision.averaged[number], PREFIX.format(number + 1)
+        names = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     count = len(decision.kept)
     states, rest = dict(decision.blocks[:count]), decision.blocks[count:]
     trained = any(layer.trainable_weights for layer in model.layers[:-1])

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from transfer.cases.decisions import decision_of
+from transfer.cases.decisions import CaseDecision, decision_of
 from transfer.cases.policies import POLICIES, Case
 from transfer.config import TrainConfig
 from transfer.distributed.process_group import versions
@@ -27,18 +27,17 @@ def collect_metrics(
 ) -> dict[str, Any]:
     """Return the metrics of a trained model, without the times and the advice, which the caller adds."""
     decision = decision_of(model)
+    averaged = [_describe(one) | {"init": one.init, "network": one.base} for one in decision.averaged]
     return {
-        "case": str(decision.case),
-        "cut": decision.cut,
-        "cuts": list(decision.cuts),
+        **_describe(decision),
         "init": training.init,
+        **({"averaged": averaged} if averaged else {}),
         **({"engine": training.engine} if training.engine else {}),
         "num_computed": training.computed,
         "views": training.views,
         "flip": training.flip,
         "flip_problem": training.flip_problem,
         "regularization": training.regularization,
-        "rolled_back": decision.fine_tuned is False,
         "image_size": list(model.input_shape[1:3]),
         "num_classes": data.num_classes,
         "num_train": len(data.train),
@@ -56,8 +55,25 @@ def collect_metrics(
     }
 
 
+def _describe(decision: CaseDecision) -> dict[str, Any]:
+    """Return the values of a model from which `describe_training` describes it."""
+    return {
+        "case": str(decision.case),
+        "cut": decision.cut,
+        "cuts": list(decision.cuts),
+        "rolled_back": decision.fine_tuned is False,
+    }
+
+
 def describe_training(metrics: Mapping[str, Any], config: TrainConfig) -> str:
     """Return what the model of a run is: its frozen, fine-tuned and new layers."""
+    if averaged := metrics.get("averaged"):
+        networks = [f"{one['network']}, " for one in averaged]
+        shown = networks if len(set(networks)) > 1 else [""] * len(averaged)
+        models = [
+            f"{name}{describe_training(one, config)}" for name, one in zip(shown, averaged, strict=True)
+        ]
+        return f"the average of {len(models)} models: " + "; and ".join(models)
     cuts = metrics.get("cuts") or (metrics["cut"],)
     several, weights = len(cuts) > 1, "random" if config.weights == "none" else "pre-trained"
     seen = f"on {len(cuts)} layers of" if several else "on"

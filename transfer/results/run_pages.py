@@ -226,8 +226,9 @@ def _costs(record: RunRecord) -> list[tuple[str, str]]:
         ),
         ("training", format_duration(metrics["seconds_training"])),
         ("total, with loading, advice and test", format_duration(metrics["seconds_total"])),
-        ("trainable parameters", f"{metrics['trainable_parameters']:,}"),
     ]
+    if metrics["trainable_parameters"]:
+        rows.append(("trainable parameters", f"{metrics['trainable_parameters']:,}"))
     if metrics.get("temperature") is not None:
         rows.append(("calibration temperature", f"{metrics['temperature']:.2f}"))
     if metrics.get("engine"):

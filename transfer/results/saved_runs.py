@@ -234,7 +234,7 @@ def config_of(model: keras.Model, data: ImageData, training: TrainingLog) -> Tra
         "cut": ",".join(decision.cuts),
         "steps_per_execution": model.steps_per_execution,
     }
-    if decision.trained and POLICIES[decision.case].frozen:
+    if decision.trained and POLICIES[decision.case].frozen and not decision.averaged:
         options["unfreeze_from"] = next(layer.name for layer in model.layers if layer.trainable_weights)
     if decision.case is Case.LARGE_DIFFERENT:
         options["init"] = decision.init

@@ -108,6 +108,10 @@ def _known_names(model: keras.Model, source: Any) -> Sequence[str] | None:
 def check_arguments(model: keras.Model, epochs: int | None, batch_size: int) -> None:
     """Raise unless a model is compiled for labels that are numbers, and the numbers are in their ranges."""
     check_classifier(model, "fit(model, data)")
+    if isinstance(model.layers[-1], keras.layers.Average):
+        raise InputError(
+            "Expected a single model. Received an average of models. Train each of them, then average them again."
+        )
     if not model.compiled:
         if find_trained(model) is not None:
             raise InputError(
