@@ -107,6 +107,17 @@ def test_without_flags_everything_has_its_default():
     assert parse_arguments([]) == TrainConfig()
 
 
+def test_several_models_are_one_option_and_data_may_follow_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    config = parse_arguments(["--model", "EfficientNetLite0", "EfficientNetLite1", "photos"])
+    assert config.models == ("EfficientNetLite0", "EfficientNetLite1") and config.data == "photos"
+    assert parse_arguments(shlex.split(config.command)[3:]) == config
+    for several in ("A,B", "auto"):
+        with pytest.raises(InputError, match="Expected one model"):
+            TrainConfig(model=several, case="1")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_is_read_from_yaml(name, yaml_file, tmp_path):
     save_config(OTHER, tmp_path / "all.yaml")

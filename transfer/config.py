@@ -55,6 +55,7 @@ class ModelOptions:
     """The pre-trained network."""
 
     # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, DemoCNN, or your own model's file.
+    # With --case auto also several to try, the first one first, or 'auto': the EfficientNetLites that are installed.
     model: str = "EfficientNetLite0"  # its weights are installed with the package: works offline
     # Weights: 'pretrained', 'none' for random weights, or a weights file.
     weights: str = "pretrained"
@@ -220,6 +221,11 @@ class TrainConfig(
         """Check all groups of options."""
         for group in GROUPS:
             group.__post_init__(self)
+        if not self.improves and (len(self.models) > 1 or self.model == "auto"):
+            raise InputError(
+                f"Expected one model, except with --case auto and without options that restrict it. Received: "
+                f"{self.model}."
+            )
 
     def __repr__(self) -> str:
         return short(self, changed_options(self))
@@ -239,6 +245,11 @@ class TrainConfig(
         """The options that differ from their defaults."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(TrainConfig, name)}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the networks to try, as the user writes them."""
+        return tuple(name.strip() for name in self.model.split(",") if name.strip()) or (self.model,)
 
     @property
     def budget(self) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transfer.common.errors import InputError
@@ -58,12 +59,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
     parser.add_place()
     file = "YAML file with these options; flags override it"
     parser.add_argument("--config", metavar="FILE", help=file)
-    texts = dataclasses.replace(PLAIN, notes=situations_text())
+    texts = dataclasses.replace(PLAIN, notes=situations_text(), several=["model"])
     for group in GROUPS:
         title = group.__name__.removesuffix("Options").removesuffix("Config").lower()
         parser.add_dataclass(group, f"{title.replace('recipe', 'fine-tuning')} options", texts)
     parser.first = FIRST
     given: dict[str, Any] = vars(parser.parse_args(arguments))
+    if "model" in given:
+        names = given["model"]
+        if len(names) > 1 and given["place"] is None and _is_data(names[-1]):
+            given["place"] = names.pop()
+        given["model"] = ",".join(names)
     given |= take_place(given)
     file = given.pop("config")
     defaults = load_config(file) if file else TrainConfig()
@@ -75,6 +81,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
             f"--custom-objects {named}."
         )
     return dataclasses.replace(defaults, **given)
+
+
+def _is_data(word: str) -> bool:
+    """Return whether the last word after --model is the data: a folder or a list, and not a model."""
+    path = Path(word)
+    is_model = path.suffix in (".keras", ".h5") or (path / "model.keras").exists()
+    return word == DataConfig.data or word.startswith("tfds:") or (path.exists() and not is_model)
 
 
 def parse_check_arguments(arguments: Sequence[str] | None = None) -> tuple[DataConfig, argparse.Namespace]:

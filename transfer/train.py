@@ -22,7 +22,7 @@ from transfer.config import TrainConfig, seconds_of
 from transfer.distributed import cluster, process_group
 from transfer.parsing import parse_arguments
 from transfer.results import run_folders
-from transfer.results.file_names import SPLIT, STEPS
+from transfer.results.file_names import STEPS
 
 if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answers at once
     import keras
@@ -36,8 +36,6 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
     from transfer.training.phases import TrainingLog
 
 log = logging.getLogger("transfer")
-
-COMPLETE = "This run is complete. To start another, choose another --output, or delete this one."
 
 
 @streams.command
@@ -83,7 +81,7 @@ def run(config: TrainConfig) -> Path:
     clock = Clock(config.budget)
     finished = run_folders.find_finished(config)
     if finished is not None and not (config.improves and _is_improvable(config, finished)):
-        log.info(COMPLETE)
+        log.info(run_folders.COMPLETE)
         return finished
     devices, resume_from = _start(config, finished)
     from transfer.images.datasets import load_data
@@ -94,13 +92,14 @@ def run(config: TrainConfig) -> Path:
         _log_ignored(config)
     if not config.data.startswith("tfds:"):
         find_source(config.data)  # raises for a wrong path before the network is loaded
-    base = load_backbone(config.model, **config.network_options())
+    networks = _networks(config)
+    base = load_backbone(networks[0], **config.network_options())
     _check(config, base)  # before the images are checked, which may take long
     data = load_data(config.data, **config.load_options())
     log.info("%s: %s", data.name, _describe_splits(data))
     _check_data(config, data, resume_from)
     if config.improves and resume_from is None:
-        return _improve(config, data, base, devices, clock, finished)
+        return _improve(config, data, base, devices, clock, finished, networks)
     return _train_once(config, data, base, devices, clock, resume_from)
 
 
@@ -146,6 +145,17 @@ def _train_once(
     return run_folders.final_folder(folder)
 
 
+def _networks(config: TrainConfig) -> Sequence[str]:
+    """Return the names of the networks to try."""
+    from transfer.networks import efficientnet_lite
+
+    if config.model != "auto":
+        return config.models
+    return efficientnet_lite.installed() or [
+        TrainConfig.model
+    ]  # which raises if its weights are not installed
+
+
 def _is_improvable(config: TrainConfig, finished: Path) -> bool:
     """Return whether a finished run may be improved; without an output, that depends on its images too."""
     from transfer.anytime.records import read_history
@@ -154,57 +164,15 @@ def _is_improvable(config: TrainConfig, finished: Path) -> bool:
     return history is not None and (config.output is None or not history.covers(config.budget))
 
 
-def _improve(
-    config: TrainConfig, data: ImageData, base: keras.Model, devices: Any, clock: Clock, finished: Path | None
-) -> Path:
-    """Train a head and write its run, or continue a finished one; then improve it while the time budget lasts."""
-    from transfer.anytime.records import read_history
-    from transfer.anytime.run import AnytimeRun
-    from transfer.results.improved_runs import ImprovedRun, kept_weights
+def _improve(config: TrainConfig, data: ImageData, *args: Any) -> Path:
+    """Train a head, and improve it while the time budget lasts; log the accuracy and what a larger budget brings."""
+    from transfer.results.improved_runs import improve_run
 
-    finished = _same_images(config, data, finished)
-    history = read_history(finished / STEPS) if finished is not None else None
-    if finished is not None and history is not None and history.covers(clock.budget):
-        log.info(COMPLETE)
-        return finished
-    with run_folders.improved_folder(config.output, f"{data.name}-auto", continued=finished) as folder:
-        written = ImprovedRun(folder, config, data, clock)
-        run = AnytimeRun(
-            config,
-            data,
-            base,
-            clock,
-            devices=devices,
-            history=history,
-            load_kept=lambda: kept_weights(config, folder.final),
-        )
-        run.start(written.write)
-        try:
-            run.improve(written.write, folder.checkpoints)
-        except BaseException:
-            run.stop()
-            log.info("The run in %s is that of the best model so far. Writing its report.", folder.final)
-            raise
-        finally:
-            written.finish(run.history, run.advice)
-    if written.results is not None:
-        _log_accuracy(written.results.evaluation, written.results.model, data, config.evaluate_options())
-    log.info("%s", run.outlook())
-    return folder.final
-
-
-def _same_images(config: TrainConfig, data: ImageData, finished: Path | None) -> Path | None:
-    """Return a finished run if it has the same images; raise if it is to be continued with others."""
-    from transfer.images.split_file import describe_changes
-
-    changes = describe_changes(finished / SPLIT, data.splits) if finished is not None else ""
-    if changes and config.output is not None:
-        raise InputError(
-            f"Expected the images of the run in {finished}. {changes}. Restore them, or choose another --output."
-        )
-    if changes:
-        log.info("Since the run in %s, %s. Starting another run.", finished, changes)
-    return None if changes else finished
+    folder, results, outlook = improve_run(config, data, *args)
+    if results is not None:
+        _log_accuracy(results.evaluation, results.model, data, config.evaluate_options())
+    log.info("%s", outlook)
+    return folder
 
 
 def _log_accuracy(

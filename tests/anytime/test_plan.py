@@ -34,10 +34,13 @@ def test_sizes_are_multiples_of_sixteen_pixels():
 
 
 def test_steps_come_in_a_fixed_order_and_each_once(planner):
-    now = replace(NOW, networks=("Lite1",), average=True)
+    now = replace(NOW, networks=(("Lite1", 240),), average=True)
     assert planner.next_step(now, 1e6).kind is Kind.LARGER
     now = replace(now, taken=((Kind.LARGER, "Lite", 0),))
-    assert planner.next_step(now, 1e6).network == "Lite1"
+    step = planner.next_step(now, 1e6)
+    assert (step.network, step.image_size) == ("Lite1", 240)
+    larger = planner.next_step(replace(now, image_size=288), 1e6)
+    assert larger.image_size == 304  # as much larger as the images of the head that is best so far
     now = replace(now, taken=(*now.taken, (Kind.NETWORK, "Lite1", 0)))
     step = planner.next_step(now, 1e6)
     assert (step.kind, step.training_size, step.epochs) == (Kind.FINE_TUNING, 224, FINE_TUNING_STEPS // 10)
@@ -81,6 +84,7 @@ def test_the_second_plan_is_the_first_one_although_its_features_are_cached(tmp_p
     first.measured(0.01, "forward", "Lite", 224)
     plan = Planner(first).next_step(NOW, 100)
     first.measured(0.0145, "forward", "Lite", plan.image_size)  # not much faster
+    Planner(first).measured_training(0.035, replace(plan, training_size=224), 1)
     first.save()
     assert Planner(Speeds(tmp_path, "here")).next_step(NOW, 100) == plan
     assert Speeds(tmp_path, "elsewhere").find("forward", "Lite", 224) is None

@@ -362,6 +362,9 @@ def action(choice: CaseEstimate) -> str:
         return "train the whole network from random weights"
     if choice.cut == ALL_LAYERS:
         return "train a new head on all frozen layers"
+    layers = choice.cut.count(",") + 1
+    if layers > 1:
+        return f"train a new head on {layers} frozen layers"
     if choice.case is Case.SMALL_SIMILAR:
         return "train a new head on the frozen network"
     return f"train a new head on frozen {choice.cut}"

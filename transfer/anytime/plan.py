@@ -28,7 +28,7 @@ MIN_FINE_TUNING_STEPS = 60
 LONGER_STEPS = 400
 """Training steps of the first longer fine-tuning. Each further one has twice as many."""
 
-STEP_IN_FORWARD_PASSES = 5.0
+STEP_IN_FORWARD_PASSES = 4.0
 """Time of a training step per image, in forward passes by the fastest engine. It is used until one was measured."""
 
 SECONDS = {"overhead": 12.0, "start": 12.0, "report": 8.0, "build": 4.0}
@@ -37,6 +37,9 @@ are not measured: the clock ends a run on a slower machine in time."""
 
 FORWARD_SECONDS = 2e-7
 """Nominal seconds of a forward pass per pixel, until measured."""
+
+OTHER_NETWORK = 2.0
+"""Nominal time of another network as a multiple of the present network's, until measured."""
 
 
 class Kind(enum.StrEnum):
@@ -60,9 +63,10 @@ class Step:
     image_size: int
     # Nominal time on this machine.
     seconds: float
-    # Image size of the training, and its epochs; 0 without training.
+    # Image size of the training, its epochs, and the nominal time of the work after it; 0 without training.
     training_size: int = 0
     epochs: int = 0
+    seconds_after: float = 0.0
 
     @property
     def key(self) -> str:
@@ -86,8 +90,8 @@ class Situation:
     own_size: int
     # The steps that were taken: their kinds, networks and epochs.
     taken: tuple[tuple[Kind, str, int], ...] = ()
-    # Other networks to try.
-    networks: tuple[str, ...] = ()
+    # Other networks to try, with their own image sizes.
+    networks: tuple[tuple[str, int], ...] = ()
     # Whether the image size may change, whether a step can raise the accuracy, and whether to average models.
     free_size: bool = True
     improvable: bool = True
@@ -99,10 +103,9 @@ class Situation:
     epochs: int | None = None
     batch_size: int = BATCH_SIZE
 
-    @property
-    def kinds(self) -> set[Kind]:
-        """The kinds of the steps that were taken with the present network."""
-        return {kind for kind, network, _ in self.taken if network == self.network}
+    def has(self, kind: Kind, network: str = "") -> bool:
+        """Return whether a kind of step was taken, with a network if one is given."""
+        return any(one == kind and network in ("", name) for one, name, _ in self.taken)
 
     @property
     def per_epoch(self) -> int:
@@ -118,14 +121,19 @@ class Planner:
 
     def forward(self, network: str, image_size: int) -> float:
         """Return the nominal seconds of a forward pass per image."""
-        return self.speeds.nominal(
-            "forward", network, image_size, default=FORWARD_SECONDS * image_size * image_size
-        )
+        found = self.speeds.find("forward", network, image_size)
+        return FORWARD_SECONDS * image_size * image_size if found is None else found
 
     def training_step(self, network: str, image_size: int, batch_size: int = BATCH_SIZE) -> float:
         """Return the nominal seconds of a training step."""
+        found = self.speeds.find("training", network, image_size)
         default = STEP_IN_FORWARD_PASSES * self.forward(network, image_size)
-        return batch_size * self.speeds.nominal("training", network, image_size, default=default)
+        return batch_size * (default if found is None else found)
+
+    def measured_training(self, seconds: float, step: Step, images: int) -> None:
+        """Remember the time of a training on a number of images, counted once per epoch."""
+        nominal = self.training_step(step.network, step.training_size, 1)
+        self.speeds.measured(seconds / images, "training", step.network, step.training_size, nominal=nominal)
 
     def head_seconds(self, situation: Situation) -> float:
         """Return the nominal time of the first head: the start of the command, and one forward pass."""
@@ -140,22 +148,27 @@ class Planner:
         """Yield the steps that are left, in the order of their gain per second."""
         if not now.improvable:
             return
-        if now.free_size and Kind.LARGER not in now.kinds:
+        if now.free_size and not now.has(Kind.LARGER):
             yield self._head(now, Kind.LARGER, now.network, larger_size(now.own_size))
-        for network in now.networks:
-            if network not in {name for kind, name, _ in now.taken if kind == Kind.NETWORK}:
-                yield self._head(now, Kind.NETWORK, network, now.image_size)
-        if Kind.FINE_TUNING not in now.kinds:
+        for network, own_size in now.networks:
+            if not now.has(Kind.NETWORK, network):
+                larger = now.free_size and now.image_size > now.own_size
+                size = larger_size(own_size) if larger else own_size
+                yield self._head(now, Kind.NETWORK, network, size)
+        if not now.has(Kind.FINE_TUNING, now.network):
             yield self._fine_tuning(now, seconds)
         elif now.fine_tuned and (longer := self._longer(now)) is not None:
             yield longer
-        if now.average and now.fine_tuned and Kind.AVERAGE not in now.kinds:
+        if now.average and now.fine_tuned and not now.has(Kind.AVERAGE):
             seconds = SECONDS["build"] + 2 * now.num_test * self.forward(now.network, now.image_size)
             yield Step(Kind.AVERAGE, now.network, now.image_size, seconds)
 
     def _head(self, now: Situation, kind: Kind, network: str, size: int) -> Step:
+        forward = self.speeds.find("forward", network, size)
+        if forward is None:
+            forward = OTHER_NETWORK * self.forward(now.network, size)
         images = now.num_chosen + now.num_test
-        return Step(kind, network, size, SECONDS["build"] + images * self.forward(network, size))
+        return Step(kind, network, size, SECONDS["build"] + images * forward)
 
     def _fine_tuning(self, now: Situation, seconds: float) -> Step:
         """Return the fine-tuning at the largest image size at which all its steps fit, or a shorter one."""
@@ -164,8 +177,9 @@ class Planner:
             if step.seconds <= seconds or now.epochs is not None:
                 return step
         fewer = self._training(now, Kind.FINE_TUNING, size, MIN_FINE_TUNING_STEPS)
-        per_epoch = now.per_epoch * self.training_step(now.network, size, now.batch_size)
-        more = int(max(0.0, min(seconds, step.seconds) - fewer.seconds) / per_epoch)
+        one_more = self._trained(now, Kind.FINE_TUNING, size, fewer.epochs + 1)
+        per_epoch = one_more.seconds - fewer.seconds
+        more = int(max(0.0, min(seconds, step.seconds) - fewer.seconds) / per_epoch + 1e-6)
         return self._trained(now, Kind.FINE_TUNING, size, fewer.epochs + more)
 
     def _longer(self, now: Situation) -> Step | None:
@@ -187,11 +201,11 @@ class Planner:
     def _trained(self, now: Situation, kind: Kind, size: int, epochs: int) -> Step:
         """Return a step of training with its nominal time, including the head that is solved again and the test."""
         training = epochs * now.per_epoch * self.training_step(now.network, size, now.batch_size)
+        training += epochs * (now.num_chosen - now.num_train) * self.forward(now.network, size)
         images = now.num_chosen + now.num_test
-        forward = images * self.forward(now.network, now.image_size)
-        forward += epochs * (now.num_chosen - now.num_train) * self.forward(now.network, size)
-        seconds = SECONDS["start"] + training + SECONDS["build"] + forward
-        return Step(kind, now.network, now.image_size, seconds, size, epochs)
+        after = SECONDS["build"] + images * self.forward(now.network, now.image_size)
+        seconds = SECONDS["start"] + training + after
+        return Step(kind, now.network, now.image_size, seconds, size, epochs, after)
 
 
 def larger_size(own_size: int) -> int:

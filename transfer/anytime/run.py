@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,12 +29,13 @@ from transfer.anytime.heads import BestHead, Pool, best_head, pool_of
 from transfer.anytime.plan import SECONDS, Kind, Planner, Situation, Step
 from transfer.anytime.records import History, StepRecord, budget_text, describe_budget
 from transfer.anytime.speeds import Speeds
+from transfer.anytime.summary import with_results
 from transfer.cases.policies import Case
 from transfer.common.errors import InputError
 from transfer.common.streams import quiet
 from transfer.config import TrainConfig
 from transfer.images.datasets import ImageData
-from transfer.networks.backbones import load_backbone
+from transfer.networks.backbones import default_size, load_backbone
 from transfer.training.phases import TrainingLog
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class AnytimeRun:
         base: keras.Model,
         clock: Clock,
         *,
+        networks: Sequence[str],
         devices: Any,
         history: History | None,
         load_kept: Callable[[], list[np.ndarray]],
@@ -64,7 +66,7 @@ class AnytimeRun:
         self.history = replace(history or History(), budget=clock.budget, stopped=False)
         self.kept: Candidate | None = None
         self.advice: Advice
-        self._load_kept = load_kept
+        self._networks, self._load_kept = tuple(networks), load_kept
         self._planner = Planner(Speeds())
         self._head: BestHead
         # The model as it was fine-tuned last, and its log.
@@ -96,9 +98,9 @@ class AnytimeRun:
         """Return the best head, chosen with the help of the advice."""
         kept = self.history.kept_head
         base = self.base
-        if kept is not None and kept.image_size != base.input_shape[1]:
+        if kept is not None and (kept.network, kept.image_size) != (self._networks[0], base.input_shape[1]):
             base = self._load(kept.network, kept.image_size)
-        network = kept.network if kept is not None else self.config.model
+        network = kept.network if kept is not None else self._networks[0]
         head = best_head(self.config, network, base, self.pool)
         sample = head.training_sample()
         self.advice = advise(self.data, base, sample=sample, trial=False, seed=self.config.seed)
@@ -107,6 +109,12 @@ class AnytimeRun:
             for warning in self.advice.warnings:
                 log.warning("%s", warning.text)
         return head
+
+    def summary(self) -> Advice:
+        """Return the advice with the results of the steps."""
+        steps = self._planner.steps(replace(self._situation(), improvable=True))
+        fine_tuning = next((step for step in steps if step.kind is Kind.FINE_TUNING), None)
+        return with_results(self.advice, self.history, self._head, fine_tuning, len(self.data.test))
 
     def stop(self) -> None:
         """Note that a signal or an error stopped the run before the end of its budget."""
@@ -138,6 +146,9 @@ class AnytimeRun:
         """Return what decides on the next step."""
         head, kept, config = self._head, self.history.kept, self.config
         height, width = self.base.input_shape[1:3]
+        own = height if head.network == self._networks[0] else default_size(head.network)
+        fine_tuned = kept is not None and kept.fine_tuned
+        others = () if fine_tuned else tuple(name for name in self._networks if name != head.network)
         last = self.history.steps[-1] if self.history.steps else None
         return Situation(
             num_train=len(self.data.train),
@@ -145,11 +156,12 @@ class AnytimeRun:
             num_test=len(self.data.test),
             network=head.network,
             image_size=head.image_size,
-            own_size=height or head.image_size,
+            own_size=own or head.image_size,
             taken=tuple((step.kind, step.network, step.epochs) for step in self.history.steps),
+            networks=tuple((name, config.image_size or default_size(name)) for name in others),
             free_size=config.image_size is None and height is not None and height == width,
             improvable=self._improvable(),
-            fine_tuned=self._fine_tuned is not None or (kept is not None and kept.fine_tuned),
+            fine_tuned=self._fine_tuned is not None or fine_tuned,
             improving=last is not None and last.fine_tuned and last.kept,
             epochs=config.epochs,
             batch_size=config.batch_size,
@@ -166,7 +178,7 @@ class AnytimeRun:
         if step.kind in (Kind.LARGER, Kind.NETWORK):
             self._try_head(step, write, started)
             return
-        left = self.clock.left - SECONDS["report"] - SECONDS["build"]
+        left = self.clock.left - SECONDS["report"] - step.seconds_after
         if any((checkpoints / step.key).glob("*.npz")):
             log.info("Resuming from a checkpoint: %s.", step.kind)
         with quiet("transfer.training"):
@@ -182,7 +194,9 @@ class AnytimeRun:
                 checkpoints=checkpoints,
                 time_limit=None if left == float("inf") else max(1.0, left),
             )
-        self._measure_training(step, candidate)
+        seconds = candidate.training.seconds_training - SECONDS["start"] / 2
+        if len(candidate.training.rows) >= step.epochs:  # otherwise the time limit stopped it
+            self._planner.measured_training(seconds, step, step.epochs * len(self.data.train))
         self._fine_tuned = model, candidate.training
         self._decide(step, candidate, write, started)
 
@@ -193,14 +207,6 @@ class AnytimeRun:
     @property
     def _fine_tuning_case(self) -> Case:
         return Case.LARGE_SIMILAR if self.advice.evidence.similar else Case.LARGE_DIFFERENT
-
-    def _measure_training(self, step: Step, candidate: Candidate) -> None:
-        """Remember the speed of the training."""
-        steps = step.epochs * -(-len(self.data.train) // self.config.batch_size)
-        seconds = candidate.training.seconds_training - SECONDS["start"] / 2
-        if len(candidate.training.rows) >= step.epochs:  # otherwise the time limit stopped it
-            per_image = seconds / (steps * self.config.batch_size)
-            self._planner.speeds.measured(per_image, "training", step.network, step.training_size)
 
     def _try_head(self, step: Step, write: Write, started: float) -> None:
         """Choose a head at another image size or on another network; it is better if its out-of-fold loss is lower."""
@@ -291,7 +297,7 @@ class AnytimeRun:
             kind=step.kind,
             network=step.network,
             image_size=step.image_size,
-            title=title_of(step, head or self._head, [self.config.model]),
+            title=title_of(step, head or self._head, self._networks),
             case=str(case),
             seconds=round(seconds, 2),
             nominal=round(step.seconds, 2),

@@ -31,11 +31,8 @@ class Speeds:
         known = self._all.get(self._machine, {}) if isinstance(self._all, dict) else {}
         self._times = {name: float(seconds) for name, seconds in known.items()}
 
-    def find(self, work: str, network: str = "", image_size: int = 0) -> float | None:
+    def find(self, work: str, network: str, image_size: int) -> float | None:
         """Return the remembered time, scaled by the number of pixels from the nearest known image size."""
-        exact = self._times.get(_key(work, network, image_size))
-        if exact is not None or not image_size:
-            return exact
         prefix = _key(work, network, 0).removesuffix("0")
         sizes = [int(name.removeprefix(prefix)) for name in self._times if name.startswith(prefix)]
         if not sizes:
@@ -43,17 +40,13 @@ class Speeds:
         nearest = min(sizes, key=lambda size: (abs(size - image_size), size))
         return self._times[_key(work, network, nearest)] * (image_size / nearest) ** 2
 
-    def nominal(self, work: str, network: str = "", image_size: int = 0, *, default: float) -> float:
-        """Return the remembered time, or a default; remember the time that a plan uses."""
-        found = self.find(work, network, image_size)
-        seconds = default if found is None else found
-        return self._times.setdefault(_key(work, network, image_size), _rounded(seconds))
-
-    def measured(self, seconds: float | None, work: str, network: str = "", image_size: int = 0) -> None:
-        """Remember a measured time if none is known, or if it is much shorter than the known one."""
-        key = _key(work, network, image_size)
-        if seconds and seconds > 0 and seconds < FASTER * self._times.get(key, float("inf")):
-            self._times[key] = _rounded(seconds)
+    def measured(
+        self, seconds: float | None, work: str, network: str, image_size: int, *, nominal: float | None = None
+    ) -> None:
+        """Remember a measured time if none is known, or if it is much shorter than the one that plans use."""
+        known = self.find(work, network, image_size) if nominal is None else nominal
+        if seconds and seconds > 0 and (known is None or seconds < FASTER * known):
+            self._times[_key(work, network, image_size)] = float(f"{seconds:.4g}")
 
     def save(self) -> None:
         """Write the times; a folder that cannot be written is ignored."""
@@ -61,10 +54,6 @@ class Speeds:
         with contextlib.suppress(OSError, InputError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self._path, text + "\n")
-
-
-def _rounded(seconds: float) -> float:
-    return float(f"{seconds:.4g}")
 
 
 def _key(work: str, network: str, image_size: int) -> str:

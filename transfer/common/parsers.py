@@ -53,6 +53,8 @@ class OptionTexts:
     choices: Mapping[str, Collection[str]]
     metavars: Mapping[str, str]
     notes: Mapping[str, str]
+    # Options that take several values, which become one text with commas.
+    several: Collection[str] = ()
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,6 +129,8 @@ class Parser(argparse.ArgumentParser):
                 shown["type"] = int_or_float if kinds == {int, float} else kinds.pop()
                 usual = {str: "TEXT", int: "N"}.get(shown["type"], "X")
                 shown["metavar"] = texts.metavars.get(field.name, usual)
+                if field.name in texts.several:
+                    shown["nargs"] = "+"
                 if field.name in texts.choices:
                     shown["metavar"] = "{" + ",".join(texts.choices[field.name]) + "}"
             group.add_argument("--" + field.name.replace("_", "-"), dest=field.name, **shown)

@@ -171,6 +171,12 @@ def _from_file(
     )
 
 
+def default_size(name: str) -> int:
+    """Return the image size in pixels that the weights of a network were trained for; 0 for your own model."""
+    found = _find(name)
+    return 0 if found is None else found[0].constructors[found[1]]
+
+
 def constructor_name(network: str) -> str:
     """Return the name of a network for `load_backbone`, such as that of `mobilenetv2_1.00_224`; others stay."""
     found = _find(re.sub(r"(_\d+(\.\d+)?)+$", "", network))

@@ -277,6 +277,16 @@ def _weights_path(variant: _Variant, weights: Weights) -> Path | None:
     )
 
 
+def installed() -> list[str]:
+    """Return the names of the variants whose weights are installed, the smallest first."""
+    packages = {variant.number: variant.package.replace("-", "_") for variant in _VARIANTS}
+    return [
+        f"EfficientNetLite{number}"
+        for number, package in packages.items()
+        if importlib.util.find_spec(package) is not None
+    ]
+
+
 def _packaged(variant: _Variant) -> Path:
     """Return the weights file that the variant's package installed."""
     module = variant.package.replace("-", "_")

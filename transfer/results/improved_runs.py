@@ -2,25 +2,84 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 
 from transfer.adviser.advice import Advice
 from transfer.anytime.candidates import Candidate
 from transfer.anytime.clock import Clock
-from transfer.anytime.records import History
+from transfer.anytime.records import History, read_history
+from transfer.anytime.run import AnytimeRun
+from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, save_config
 from transfer.evaluation.evaluate import evaluate, scale_head
 from transfer.evaluation.metrics import fit_temperature
 from transfer.images.data_report import DataReport  # noqa: F401
 from transfer.images.datasets import ImageData
+from transfer.images.split_file import describe_changes
 from transfer.results import rescue, run_writer, saved_runs
-from transfer.results.file_names import CONFIG, STEPS
+from transfer.results.file_names import CONFIG, SPLIT, STEPS
 from transfer.results.finished_runs import load_run
-from transfer.results.run_folders import ImprovedFolder
+from transfer.results.run_folders import COMPLETE, ImprovedFolder, improved_folder
 from transfer.results.run_writer import RunResults
+
+log = logging.getLogger("transfer")
+
+
+def improve_run(
+    config: TrainConfig,
+    data: ImageData,
+    base: keras.Model,
+    devices: Any,
+    clock: Clock,
+    finished: Path | None,
+    networks: Sequence[str],
+) -> tuple[Path, RunResults | None, str]:
+    """Train a head, or continue a finished run, and improve it; return its folder, its results, and the outlook."""
+    finished = _same_images(config, data, finished)
+    history = read_history(finished / STEPS) if finished is not None else None
+    if finished is not None and history is not None and history.covers(clock.budget):
+        return finished, None, COMPLETE
+    with improved_folder(config.output, f"{data.name}-auto", continued=finished) as folder:
+        written = ImprovedRun(folder, config, data, clock)
+        run = AnytimeRun(
+            config,
+            data,
+            base,
+            clock,
+            networks=networks,
+            devices=devices,
+            history=history,
+            load_kept=lambda: kept_weights(config, folder.final),
+        )
+        run.start(written.write)
+        try:
+            run.improve(written.write, folder.checkpoints)
+        except BaseException:
+            run.stop()
+            log.info("The run in %s is that of the best model so far. Writing its report.", folder.final)
+            raise
+        finally:
+            written.finish(run.history, run.summary())
+    return folder.final, written.results, run.outlook()
+
+
+def _same_images(config: TrainConfig, data: ImageData, finished: Path | None) -> Path | None:
+    """Return a finished run if it has the same images; raise if it is to be continued with others."""
+    changes = describe_changes(finished / SPLIT, data.splits) if finished is not None else ""
+    if changes and config.output is not None:
+        raise InputError(
+            f"Expected the images of the run in {finished}. {changes}. Restore them, or choose another --output."
+        )
+    if changes:
+        log.info("Since the run in %s, %s. Starting another run.", finished, changes)
+    return None if changes else finished
 
 
 @dataclass

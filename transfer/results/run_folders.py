@@ -22,6 +22,9 @@ from transfer.training.settings import describe_differences, read_settings, requ
 CHECKPOINTS = "checkpoints"
 """Folder of the training's checkpoints in the partial folder of an unfinished run."""
 
+COMPLETE = "This run is complete. To start another, choose another --output, or delete this one."
+"""Message of a command whose run is there already."""
+
 _OPTIONS, _DECISION, _LOCK = "options.json", "decision.json", "lock"
 _CHOSEN = ("case", "cut", "init")  # the options that the advice sets
 

@@ -63,6 +63,7 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
             for name, content in record.figures.items()
         },
         advice=record.advice,
+        steps=_steps(record),
         choices=_choices(record.advice) if record.advice else [],
         outcome=_outcome(record),
         costs=_costs(record),
@@ -156,7 +157,7 @@ def _versions(record: RunRecord) -> str:
 
 def _lead(record: RunRecord) -> str:
     what = describe_training(record.metrics, record.config)
-    return f"{record.config.model} on {record.config.data}: {what}."
+    return f"{_network(record)} on {record.config.data}: {what}."
 
 
 def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
@@ -191,6 +192,25 @@ def _choices(advice: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _steps(record: RunRecord) -> list[tuple[str, str, str, str, str]]:
+    """Return the rows of the table of steps: title, time, accuracy, interval, and whether its model was kept."""
+    return [
+        (
+            step["title"],
+            format_duration(step["seconds"]),
+            f"{step['accuracy']:.1%}",
+            percent_range(tuple(step["interval"])),
+            "kept" if step["kept"] else "not kept",
+        )
+        for step in record.steps
+    ]
+
+
+def _network(record: RunRecord) -> str:
+    """Return the name of the network of a run."""
+    return str(record.metrics.get("model") or record.config.model)
 
 
 def verdict(evaluation: Evaluation, *, calibrated: bool = False) -> str:
@@ -307,7 +327,7 @@ def _compared(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
         "macro F1": test(lambda e: f"{e.macro.f1:.1%}"),
         "log loss": test(lambda e: f"{e.loss:.3f}"),
         "calibration error": test(lambda e: f"{e.calibration.error:.3f}"),
-        "network": lambda r: r.config.model,
+        "network": _network,
         "case": lambda r: str(r.metrics["case"]),
         "cut": cut,
         "training images": lambda r: f"{r.metrics['num_train']:,}",
@@ -351,7 +371,7 @@ def model_card(record: RunRecord) -> str:
     """Return the model card as Markdown with the YAML header that model hubs read."""
     evaluation = record.evaluation
     header: dict[str, Any] = {"library_name": "keras", "pipeline_tag": "image-classification"}
-    header["tags"] = ["image-classification", "transfer-learning", "keras", record.config.model]
+    header["tags"] = ["image-classification", "transfer-learning", "keras", _network(record)]
     if evaluation is not None:
         metrics = {"accuracy": evaluation.accuracy, "f1": evaluation.macro.f1}
         result = {

@@ -10,7 +10,17 @@ from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config
 from transfer.evaluation.evaluation import Evaluation
 from transfer.images.data_report import DataReport
-from transfer.results.file_names import ADVICE, CONFIG, DATA, EVALUATION, FIGURES, METRICS, MODEL, PREDICTIONS
+from transfer.results.file_names import (
+    ADVICE,
+    CONFIG,
+    DATA,
+    EVALUATION,
+    FIGURES,
+    METRICS,
+    MODEL,
+    PREDICTIONS,
+    STEPS,
+)
 from transfer.results.finished_runs import missing_run, read_json
 from transfer.results.prediction_files import read_predictions
 from transfer.results.run_folders import final_folder
@@ -29,6 +39,7 @@ class RunRecord:
     details: dict[str, Any]  # evaluation.json
     advice: dict[str, Any] | None
     data: DataReport | None
+    steps: list[dict[str, Any]]  # of a run that was improved while its time budget lasted
     figures: dict[str, bytes]  # PNG files by figure name
 
     @property
@@ -53,6 +64,7 @@ def read_record(folder: str | Path) -> RunRecord:
         evaluation=read_predictions(predictions) if predictions.is_file() else None,
         details=read_json(place / EVALUATION) or {},
         advice=read_json(place / ADVICE),
+        steps=(read_json(place / STEPS) or {}).get("steps", []),
         data=None if data is None else DataReport.from_dict(data),
         figures={name: _png(path) for name in FIGURES if (path := place / f"{name}.png").is_file()},
     )
