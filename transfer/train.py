@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from transfer.config import TrainConfig, seconds_of
 from transfer.distributed import cluster, process_group
 from transfer.parsing import parse_arguments
 from transfer.results import run_folders
-from transfer.results.file_names import STEPS
+from transfer.results.file_names import SPLIT, STEPS
 
 if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answers at once
     import keras
@@ -37,6 +38,9 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
 
 log = logging.getLogger("transfer")
 
+STARTED = time.perf_counter()
+"""The start of a command that imports this module first."""
+
 
 @streams.command
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # they lack the file name; the data report has it
     try:
         with streams.lasting_streams(), signals_as_interrupts(), kept_memory():
-            folder = run(parse_arguments(arguments))
+            started = STARTED if arguments is None else time.perf_counter()
+            folder = run(parse_arguments(arguments), started)
     except InputError as error:
         streams.print_text(f"{error}\n", sys.stderr)
         return 2
@@ -76,9 +81,9 @@ def _report_interrupt(stopped: KeyboardInterrupt) -> int:
     return 128 + int(getattr(stopped, "signal", signal.SIGINT))
 
 
-def run(config: TrainConfig) -> Path:
+def run(config: TrainConfig, started: float) -> Path:
     """Load data, advise, build, fit, evaluate, report; return the folder of the results."""
-    clock = Clock(config.budget)
+    clock = Clock(config.budget, started)
     finished = run_folders.find_finished(config)
     if finished is not None and not (config.improves and _is_improvable(config, finished)):
         log.info(run_folders.COMPLETE)

@@ -231,7 +231,7 @@ def test_bad_input_gives_one_message_and_leaves_no_files(arguments, message, els
 
 
 def test_ctrl_c_while_tensorflow_traces_gives_one_message(monkeypatch, capsys):
-    def interrupted(config):
+    def interrupted(*args):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt as stopped:

@@ -71,8 +71,8 @@ class AnytimeRun:
         self._head: BestHead
         # The model as it was fine-tuned last, and its log.
         self._fine_tuned: tuple[keras.Model, TrainingLog] | None = None
-        # Nominal seconds of this command.
-        self._nominal = 0.0
+        # Nominal seconds of all steps, and how much longer the first step of this command took than its nominal time.
+        self._nominal, self._slowness = 0.0, 1.0
 
     @cached_property
     def pool(self) -> Pool:
@@ -86,10 +86,11 @@ class AnytimeRun:
         self._planner.speeds.measured(
             sample.seconds_per_image, "forward", self._head.network, self._head.image_size
         )
+        self._nominal = self._planner.head_seconds(self._situation())
+        self._slowness = max(1.0, self.clock.seconds / self._nominal)
         if self.history.steps:  # the earlier commands took their part of the budget
             self._nominal = self.history.nominal
             return
-        self._nominal = self._planner.head_seconds(self._situation())
         step = Step(Kind.HEAD, self._head.network, self._head.image_size, self._nominal)
         candidate = head_candidate(self.config, self.data, self._head, self.devices)
         self._keep(step, candidate, self._head_accuracy(), write, started=0.0)
@@ -130,7 +131,7 @@ class AnytimeRun:
     def improve(self, write: Write, checkpoints: Path) -> None:
         """Take the steps that fit into the budget."""
         while (step := self._planner.next_step(self._situation(), self._nominal_left())) is not None:
-            if self.clock.left - SECONDS["report"] < MIN_TIME * step.seconds:
+            if self.clock.left - self._slowness * SECONDS["report"] < MIN_TIME * step.seconds:
                 log.info("The time is up earlier than planned: this machine is slower, or busy.")
                 break
             self._nominal += step.seconds
@@ -178,7 +179,7 @@ class AnytimeRun:
         if step.kind in (Kind.LARGER, Kind.NETWORK):
             self._try_head(step, write, started)
             return
-        left = self.clock.left - SECONDS["report"] - step.seconds_after
+        left = self.clock.left - self._slowness * (SECONDS["report"] + step.seconds_after)
         if any((checkpoints / step.key).glob("*.npz")):
             log.info("Resuming from a checkpoint: %s.", step.kind)
         with quiet("transfer.training"):
