@@ -7,7 +7,15 @@ import pytest
 
 from transfer.anytime.clock import Clock
 from transfer.anytime.decisions import Gain, posterior_gain, typical_gain
-from transfer.anytime.plan import FINE_TUNING_STEPS, Kind, Planner, Situation, larger_size, training_sizes
+from transfer.anytime.plan import (
+    FINE_TUNING_STEPS,
+    Kind,
+    Planner,
+    Situation,
+    Taken,
+    larger_size,
+    training_sizes,
+)
 from transfer.anytime.records import History, StepRecord, budget_text, describe_budget, read_history
 from transfer.anytime.speeds import Speeds
 
@@ -36,15 +44,15 @@ def test_sizes_are_multiples_of_sixteen_pixels():
 def test_steps_come_in_a_fixed_order_and_each_once(planner):
     now = replace(NOW, networks=(("Lite1", 240),), average=True)
     assert planner.next_step(now, 1e6).kind is Kind.LARGER
-    now = replace(now, taken=((Kind.LARGER, "Lite", 0),))
+    now = replace(now, taken=(Taken(Kind.LARGER, "Lite"),))
     step = planner.next_step(now, 1e6)
     assert (step.network, step.image_size) == ("Lite1", 240)
     larger = planner.next_step(replace(now, image_size=288), 1e6)
     assert larger.image_size == 304  # as much larger as the images of the head that is best so far
-    now = replace(now, taken=(*now.taken, (Kind.NETWORK, "Lite1", 0)))
+    now = replace(now, taken=(*now.taken, Taken(Kind.NETWORK, "Lite1")))
     step = planner.next_step(now, 1e6)
     assert (step.kind, step.training_size, step.epochs) == (Kind.FINE_TUNING, 224, FINE_TUNING_STEPS // 10)
-    now = replace(now, taken=(*now.taken, (step.kind, "Lite", step.epochs)), fine_tuned=True)
+    now = replace(now, taken=(*now.taken, Taken(step.kind, "Lite", step.epochs, 224)), fine_tuned=True)
     assert planner.next_step(now, 1e6).kind is Kind.LONGER
     assert planner.next_step(now, 10).kind is Kind.AVERAGE
     assert planner.next_step(replace(now, average=False), 10) is None
@@ -59,15 +67,21 @@ def test_a_short_budget_plans_smaller_images_and_fewer_steps_or_nothing(planner)
 
 
 def test_longer_fine_tuning_ends_when_it_brings_nothing_or_after_the_usual_epochs(planner):
-    taken = ((Kind.FINE_TUNING, "Lite", 20),)
+    taken = (Taken(Kind.FINE_TUNING, "Lite", 20, 224),)
     now = replace(NOW, free_size=False, fine_tuned=True, taken=taken)
     step = planner.next_step(now, 1e6)
     assert (step.kind, step.epochs) == (Kind.LONGER, 40)
-    assert planner.next_step(replace(now, taken=(*taken, (Kind.LONGER, "Lite", 10))), 1e6) is None
-    again = replace(now, taken=(*taken, (Kind.LONGER, "Lite", 10)), improving=True)
+    assert planner.next_step(replace(now, taken=(*taken, Taken(Kind.LONGER, "Lite", 10, 224))), 1e6) is None
+    again = replace(now, taken=(*taken, Taken(Kind.LONGER, "Lite", 10, 224)), improving=True)
     assert planner.next_step(again, 1e6).epochs > step.epochs
-    done = replace(now, taken=(*taken, (Kind.LONGER, "Lite", 40)), improving=True)
+    done = replace(now, taken=(*taken, Taken(Kind.LONGER, "Lite", 40, 224)), improving=True)
     assert planner.next_step(done, 1e6) is None
+
+
+def test_fine_tuning_that_was_not_kept_is_tried_again_only_with_much_more_work(planner):
+    now = replace(NOW, free_size=False, taken=(Taken(Kind.FINE_TUNING, "Lite", 6, 128),))
+    assert planner.next_step(now, 1e6).kind is Kind.FINE_TUNING
+    assert planner.next_step(replace(now, taken=(Taken(Kind.FINE_TUNING, "Lite", 20, 224),)), 1e6) is None
 
 
 def test_nothing_follows_a_head_that_cannot_be_improved(planner):

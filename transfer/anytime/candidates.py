@@ -69,10 +69,7 @@ def fine_tuned_candidate(
     checkpoints: Path,
     time_limit: float | None,
 ) -> tuple[keras.Model, Candidate]:
-    """Fine-tune the network from its solved head, or from the weights of `start`, and solve the head again.
-
-    Return the model as it was fine-tuned, and the candidate.
-    """
+    """Fine-tune the network from its head, or from the weights `start`; return it, and with its head solved again."""
     model, used = build_network(config, data, head, case, step.training_size, devices, start)
     keep = start is None and head.pool.whole
     if keep:  # the features of the choice have the head already

@@ -6,6 +6,7 @@ import enum
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from transfer.anytime.speeds import Speeds
 from transfer.training.schedules import BATCH_SIZE, MAX_EPOCHS, epochs_for
@@ -27,6 +28,9 @@ MIN_FINE_TUNING_STEPS = 60
 
 LONGER_STEPS = 400
 """Training steps of the first longer fine-tuning. Each further one has twice as many."""
+
+MORE_WORK = 1.5
+"""Fine-tuning that was not kept is tried again if a larger budget allows this many times the work."""
 
 STEP_IN_FORWARD_PASSES = 4.0
 """Time of a training step per image, in forward passes by the fastest engine. It is used until one was measured."""
@@ -76,6 +80,20 @@ class Step:
         )
 
 
+class Taken(NamedTuple):
+    """A step that was taken."""
+
+    kind: Kind
+    network: str
+    epochs: int = 0
+    training_size: int = 0
+
+    @property
+    def work(self) -> int:
+        """A measure of the time of its training."""
+        return self.epochs * self.training_size**2
+
+
 @dataclass(frozen=True)
 class Situation:
     """All that decides which step comes next."""
@@ -88,8 +106,7 @@ class Situation:
     network: str
     image_size: int
     own_size: int
-    # The steps that were taken: their kinds, networks and epochs.
-    taken: tuple[tuple[Kind, str, int], ...] = ()
+    taken: tuple[Taken, ...] = ()
     # Other networks to try, with their own image sizes.
     networks: tuple[tuple[str, int], ...] = ()
     # Whether the image size may change, whether a step can raise the accuracy, and whether to average models.
@@ -105,7 +122,12 @@ class Situation:
 
     def has(self, kind: Kind, network: str = "") -> bool:
         """Return whether a kind of step was taken, with a network if one is given."""
-        return any(one == kind and network in ("", name) for one, name, _ in self.taken)
+        return any(step.kind == kind and network in ("", step.network) for step in self.taken)
+
+    @property
+    def trainings(self) -> list[Taken]:
+        """The trainings of the present network."""
+        return [step for step in self.taken if step.network == self.network and step.epochs]
 
     @property
     def per_epoch(self) -> int:
@@ -155,9 +177,11 @@ class Planner:
                 larger = now.free_size and now.image_size > now.own_size
                 size = larger_size(own_size) if larger else own_size
                 yield self._head(now, Kind.NETWORK, network, size)
-        if not now.has(Kind.FINE_TUNING, now.network):
-            yield self._fine_tuning(now, seconds)
-        elif now.fine_tuned and (longer := self._longer(now)) is not None:
+        if not now.fine_tuned:
+            step, tried = self._fine_tuning(now, seconds), max((one.work for one in now.trainings), default=0)
+            if step.epochs * step.training_size**2 > MORE_WORK * tried:
+                yield step
+        elif (longer := self._longer(now)) is not None:
             yield longer
         if now.average and now.fine_tuned and not now.has(Kind.AVERAGE):
             seconds = SECONDS["build"] + 2 * now.num_test * self.forward(now.network, now.image_size)
@@ -184,8 +208,8 @@ class Planner:
 
     def _longer(self, now: Situation) -> Step | None:
         """Return the next longer fine-tuning; None if the last one brought nothing, or after the usual epochs."""
-        before = [epochs for kind, name, epochs in now.taken if name == now.network]
-        longer = sum(one[:2] == (Kind.LONGER, now.network) for one in now.taken)
+        before = [step.epochs for step in now.trainings]
+        longer = sum(step.kind == Kind.LONGER for step in now.trainings)
         usual = max(
             epochs_for(now.num_train, now.batch_size), -(-(FINE_TUNING_STEPS + LONGER_STEPS) // now.per_epoch)
         )

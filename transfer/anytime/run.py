@@ -26,7 +26,7 @@ from transfer.anytime.candidates import (
 from transfer.anytime.clock import Clock
 from transfer.anytime.decisions import Gain, posterior_gain, typical_gain
 from transfer.anytime.heads import BestHead, Pool, best_head, pool_of
-from transfer.anytime.plan import SECONDS, Kind, Planner, Situation, Step
+from transfer.anytime.plan import SECONDS, Kind, Planner, Situation, Step, Taken
 from transfer.anytime.records import History, StepRecord, budget_text, describe_budget
 from transfer.anytime.speeds import Speeds
 from transfer.anytime.summary import with_results
@@ -123,7 +123,11 @@ class AnytimeRun:
 
     def outlook(self) -> str:
         """Return what a larger budget is expected to bring, and the command for it."""
-        step = next(self._planner.steps(self._situation()), None)
+        kept = (
+            self.history.kept
+        )  # another command can continue from the model that is kept, and from no other
+        now = replace(self._situation(), fine_tuned=kept is not None and kept.fine_tuned)
+        step = next(self._planner.steps(now), None)
         needed = self._nominal + (step.seconds if step else 0.0) + SECONDS["report"]
         command = replace(self.config, time_budget=budget_text(needed), resume=False).command
         return describe_budget(step, self._accuracy().mean, command)
@@ -158,7 +162,9 @@ class AnytimeRun:
             network=head.network,
             image_size=head.image_size,
             own_size=own or head.image_size,
-            taken=tuple((step.kind, step.network, step.epochs) for step in self.history.steps),
+            taken=tuple(
+                Taken(step.kind, step.network, step.epochs, step.training_size) for step in self.history.steps
+            ),
             networks=tuple((name, config.image_size or default_size(name)) for name in others),
             free_size=config.image_size is None and height is not None and height == width,
             improvable=self._improvable(),
@@ -182,6 +188,8 @@ class AnytimeRun:
         left = self.clock.left - self._slowness * (SECONDS["report"] + step.seconds_after)
         if any((checkpoints / step.key).glob("*.npz")):
             log.info("Resuming from a checkpoint: %s.", step.kind)
+        longer = step.kind is Kind.LONGER
+        before = self._fine_tuned[1] if self._fine_tuned and longer else None
         with quiet("transfer.training"):
             model, candidate = fine_tuned_candidate(
                 self.config,
@@ -190,16 +198,19 @@ class AnytimeRun:
                 step,
                 case=self._fine_tuning_case,
                 devices=self.devices,
-                start=self._weights() if step.kind is Kind.LONGER else None,
-                before=self._fine_tuned[1] if self._fine_tuned and step.kind is Kind.LONGER else None,
+                start=self._weights() if longer else None,
+                before=before,
                 checkpoints=checkpoints,
                 time_limit=None if left == float("inf") else max(1.0, left),
             )
         seconds = candidate.training.seconds_training - SECONDS["start"] / 2
-        if len(candidate.training.rows) >= step.epochs:  # otherwise the time limit stopped it
+        if (
+            before is None and _epochs(candidate.training) == step.epochs
+        ):  # otherwise the time limit stopped it
             self._planner.measured_training(seconds, step, step.epochs * len(self.data.train))
         self._fine_tuned = model, candidate.training
-        self._decide(step, candidate, write, started)
+        done = _epochs(candidate.training) - (_epochs(before) if before else 0)
+        self._decide(replace(step, epochs=max(1, done)), candidate, write, started)
 
     def _weights(self) -> list[np.ndarray]:
         """Return the weights of the last fine-tuning, or of the model that an earlier command kept."""
@@ -319,3 +330,8 @@ class AnytimeRun:
         if step.training_size:
             return f"{len(self.pool.val)} validation images, and the typical gain on other data sets"
         return f"out-of-fold predictions of {count} images"
+
+
+def _epochs(training: TrainingLog) -> int:
+    """Return the number of epochs of fine-tuning."""
+    return sum(row["phase"] != "head" for row in training.rows)
