@@ -23,7 +23,7 @@ def layers_of(signals: dict[str, float], count: int = 90, classes: int = 3, *, s
     "signals, expected",
     [
         ({"early": 0.0, "middle": 0.0, "last": 2.0}, "last layer"),
-        ({"early": 0.0, "middle": 2.0, "last": 0.0}, "best cut"),
+        ({"early": 0.0, "middle": 0.7, "last": 0.0}, "best cut"),
         ({"early": 0.8, "middle": 0.8, "last": 0.8}, "all layers"),
     ],
 )
@@ -41,13 +41,11 @@ def test_the_layers_that_show_the_classes_are_chosen(signals, expected):
 def test_each_image_is_predicted_by_a_head_without_its_fold():
     taps, labels = layers_of({"last": 0.7})
     choice = choose_head(taps, labels, 3)
-    assert len(np.unique(choice.folds)) == 5
+    assert len(np.unique(choice.folds)) == 5 and choice.best.setting.method == "discriminant"
     x = (taps["last"] - taps["last"].mean(axis=0)) / choice.solved.scale
     for fold in (0, 4):
         out = choice.folds == fold
-        problem = HeadProblem(x[~out], labels[~out], 3)
-        problem.C = choice.best.C * problem.scale**2  # the same penalty for other units
-        head = problem.solve()
+        head = HeadProblem(x[~out], labels[~out], 3, setting=choice.best.setting).solve()
         expected = softmax(x[out] @ head.kernel + head.bias, axis=1)
         np.testing.assert_allclose(choice.best.probabilities[out], expected, atol=0.02)
     assert choice.best.loss == pytest.approx(-np.log(choice.best.probabilities[np.arange(90), labels]).mean())
@@ -65,12 +63,11 @@ def test_folds_depend_on_labels_and_groups_alone():
     assert not np.array_equal(first.folds, choose_head(one, labels, 3, groups=groups, seed=1).folds)
 
 
-def test_noise_has_the_accuracy_of_chance_however_many_candidates_there_are():
-    rng = np.random.default_rng(0)
-    taps = {f"layer{i}": rng.normal(size=(120, 200)) for i in range(12)}
-    choice = choose_head(taps, np.arange(120) % 2, 2, candidates={name: (name,) for name in taps})
-    assert max(one.accuracy for one in choice.candidates) > 0.55
-    assert choice.accuracy < 0.55
+def test_the_accuracy_is_not_that_of_the_luckiest_candidate():
+    rng = np.random.default_rng(3)
+    noise = {f"layer{i}": rng.normal(size=(300, 30)) for i in range(12)}
+    choice = choose_head(noise, np.arange(300) % 2, 2, candidates={name: (name,) for name in noise})
+    assert choice.accuracy < 0.54 < choice.best.accuracy
 
 
 def test_a_class_of_one_image_counts_as_wrong_with_the_probability_of_a_guess():

@@ -9,7 +9,13 @@ from sklearn.linear_model import LogisticRegression
 
 from transfer.common.errors import InputError
 from transfer.frozen import heads
+from transfer.frozen.held_out import Candidate
 from transfer.images.pipeline import class_weights
+
+
+def solve(*arguments, **options) -> heads.SolvedHead:
+    """Solve a logistic regression; the clusters below are what a discriminant assumes, so that it would be chosen."""
+    return heads.solve(*arguments, methods=("regression",), **options)
 
 
 def clusters(
@@ -45,7 +51,7 @@ def slope(
 @pytest.mark.parametrize("classes", [2, 5])
 def test_the_gradient_of_the_objective_vanishes(count, width, classes):
     x, y = clusters(count, width, classes, apart=0.3)
-    head = heads.solve(x, y, classes)
+    head = solve(x, y, classes)
     by_kernel, by_bias, _ = slope(head, x, y)
     assert np.abs(by_kernel).max() < 2e-5
     assert np.abs(by_bias).max() < 2e-5
@@ -56,7 +62,7 @@ def test_the_gradient_of_the_objective_vanishes(count, width, classes):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_gradient_descent_converges_to_the_same_head(classes):
     x, y = clusters(90, 6, classes, apart=0.4)
-    head = heads.solve(x, y, classes)
+    head = solve(x, y, classes)
     z = (x.astype("float64") - x.mean(axis=0, dtype="float64")) / head.scale
     kernel, bias = np.zeros((6, classes)), np.zeros(classes)
     step = 1 / (0.5 * np.linalg.eigvalsh(z.T @ z)[-1] + 0.5 * len(z) + 1 / head.regularization)
@@ -72,7 +78,7 @@ def test_gradient_descent_converges_to_the_same_head(classes):
 @pytest.mark.parametrize("count, width, classes", [(200, 10, 3), (30, 100, 3), (60, 10, 2)])
 def test_the_head_equals_that_of_scikit_learn(count, width, classes):
     x, y = clusters(count, width, classes, apart=0.4)
-    head = heads.solve(x, y, classes)
+    head = solve(x, y, classes)
     own = (x.astype("float64") - x.mean(axis=0, dtype="float64")) / head.scale
     c = (
         2 * head.regularization if classes == 2 else head.regularization
@@ -86,8 +92,8 @@ def test_the_head_equals_that_of_scikit_learn(count, width, classes):
 def test_the_offset_and_scale_of_features_change_no_prediction():
     x, y = clusters(120, 15, 3, apart=0.5)
     val_x, val_y = clusters(300, 15, 3, apart=0.5, seed=1)
-    head = heads.solve(x, y, 3, val=(val_x, val_y))
-    other = heads.solve(1000 * x + 5000, y, 3, val=(1000 * val_x + 5000, val_y))
+    head = solve(x, y, 3, val=(val_x, val_y))
+    other = solve(1000 * x + 5000, y, 3, val=(1000 * val_x + 5000, val_y))
     one = softmax(x @ head.kernel + head.bias, axis=1)
     assert np.allclose(one, softmax((1000 * x + 5000) @ other.kernel + other.bias, axis=1), atol=0.01)
     assert head.regularization == other.regularization
@@ -95,9 +101,9 @@ def test_the_offset_and_scale_of_features_change_no_prediction():
 
 def test_noise_is_regularized_strongly_and_separable_classes_weakly():
     rng = np.random.default_rng(0)
-    noise = heads.solve(rng.normal(size=(300, 30)), np.arange(300) % 3, 3)
+    noise = solve(rng.normal(size=(300, 30)), np.arange(300) % 3, 3)
     x, y = clusters(300, 30, 3, apart=3.0)
-    clear = heads.solve(x, y, 3)
+    clear = solve(x, y, 3)
     assert noise.regularization <= 0.1
     assert clear.regularization >= 100
     assert np.abs(softmax(rng.normal(size=(50, 30)) @ noise.kernel + noise.bias, axis=1) - 1 / 3).max() < 0.1
@@ -111,21 +117,21 @@ def test_the_chosen_c_beats_both_ends_of_the_grid():
         p = softmax(new_x @ head.kernel + head.bias, axis=1)
         return -np.mean(np.log(p[np.arange(len(new_y)), new_y]))
 
-    chosen = heads.solve(x, y, 5)
+    chosen = solve(x, y, 5)
     rows = {}
     for c in (heads.GRID[0], heads.GRID[-1]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(heads, "_search", lambda trials, start, c=c: [heads.Candidate(c, 0.0, 0.0)])
-            rows[c] = loss(heads.solve(x, y, 5))
+            patch.setattr(heads, "_search", lambda trials, start, c=c: [Candidate(c, 0.0, 0.0)])
+            rows[c] = loss(solve(x, y, 5))
     assert loss(chosen) < min(rows.values()) - 0.05
 
 
 def test_the_candidate_with_the_smallest_loss_is_chosen():
     x, y = clusters(150, 20, 3, apart=0.3)
-    head = heads.solve(x, y, 3)
+    head = solve(x, y, 3)
     assert head.chosen_by == "cross-validation"
-    assert [row.C for row in head.tried] == sorted({row.C for row in head.tried})
-    assert head.regularization == min(head.tried, key=lambda row: row.loss).C
+    assert [row.strength for row in head.tried] == sorted({row.strength for row in head.tried})
+    assert head.regularization == min(head.tried, key=lambda row: row.loss).strength
     assert len({row.loss for row in head.tried}) > 2
     assert all(0 <= row.accuracy <= 1 and row.loss > 0 for row in head.tried)
 
@@ -133,7 +139,7 @@ def test_the_candidate_with_the_smallest_loss_is_chosen():
 def test_held_out_scores_of_noise_are_at_chance():
     """Features of noise can be memorized, but nothing can be learned from them."""
     x = np.random.default_rng(1).normal(size=(120, 400))
-    head = heads.solve(x, np.arange(120) % 2, 2)
+    head = solve(x, np.arange(120) % 2, 2)
     assert ((x @ head.kernel + head.bias).argmax(axis=1) == np.arange(120) % 2).mean() > 0.9
     assert all(row.accuracy < 0.65 and row.loss > 0.68 for row in head.tried)
 
@@ -141,8 +147,8 @@ def test_held_out_scores_of_noise_are_at_chance():
 def test_many_validation_images_choose_c_and_are_not_trained_on():
     x, y = clusters(120, 20, 3, apart=0.6)
     other_x, other_y = clusters(300, 20, 3, apart=0.6, seed=3)
-    good = heads.solve(x, y, 3, val=(other_x, other_y))
-    shuffled = heads.solve(x, y, 3, val=(other_x, np.roll(other_y, 1)))
+    good = solve(x, y, 3, val=(other_x, other_y))
+    shuffled = solve(x, y, 3, val=(other_x, np.roll(other_y, 1)))
     assert good.chosen_by == shuffled.chosen_by == "validation"
     assert good.regularization >= 10
     assert shuffled.regularization == heads.GRID[0]
@@ -153,17 +159,17 @@ def test_many_validation_images_choose_c_and_are_not_trained_on():
 
 def test_cross_validation_replaces_few_validation_images():
     x, y = clusters(120, 20, 3, apart=0.6)
-    assert heads.solve(x, y, 3, val=(x[:9], y[:9])).chosen_by == "cross-validation"
-    assert heads.solve(x, y, 3, val=(x[:0], y[:0])).chosen_by == "cross-validation"
+    assert solve(x, y, 3, val=(x[:9], y[:9])).chosen_by == "cross-validation"
+    assert solve(x, y, 3, val=(x[:0], y[:0])).chosen_by == "cross-validation"
 
 
 def test_one_image_per_class_works():
     x, y = clusters(4, 30, 4, apart=2.0)
-    head = heads.solve(x, y, 4)
+    head = solve(x, y, 4)
     assert head.chosen_by == "default" and head.tried == () and head.regularization == heads.DEFAULT_C
     new_x, new_y = clusters(200, 30, 4, apart=2.0, seed=5)
     assert ((new_x @ head.kernel + head.bias).argmax(axis=1) == new_y).mean() > 0.6
-    assert heads.solve(x, y, 4, val=(new_x[:20], new_y[:20])).chosen_by == "validation"
+    assert solve(x, y, 4, val=(new_x[:20], new_y[:20])).chosen_by == "validation"
 
 
 @pytest.mark.parametrize("counts", [(40, 1), (40, 30, 1), (2, 2), (1, 1, 2)])
@@ -171,7 +177,7 @@ def test_a_class_of_one_image_among_others_works(counts):
     y = np.repeat(np.arange(len(counts)), counts)
     x = clusters(3 * len(y), 12, len(counts), apart=2.0)
     at = [int(np.flatnonzero(x[1] == k)[i]) for k in range(len(counts)) for i in range(counts[k])]
-    head = heads.solve(x[0][at], y, len(counts))
+    head = solve(x[0][at], y, len(counts))
     assert np.isfinite(head.kernel).all() and np.isfinite(head.bias).all()
     assert all(np.isfinite(row.loss) for row in head.tried)
     assert ((x[0][at] @ head.kernel + head.bias).argmax(axis=1) == y).all()
@@ -182,7 +188,7 @@ def test_class_weights_balance_the_classes():
     keep = (y == 0) | (np.arange(len(y)) % 20 == 1)
     x, y = x[keep], y[keep]
     weights = class_weights(y, 2)
-    plain, even = heads.solve(x, y, 2), heads.solve(x, y, 2, class_weights=weights)
+    plain, even = solve(x, y, 2), solve(x, y, 2, class_weights=weights)
     new_x, new_y = clusters(2000, 4, 2, apart=0.3, seed=4)
 
     def rare(head):
@@ -200,10 +206,10 @@ def test_class_weights_balance_the_classes():
 def test_the_order_of_rows_does_not_matter(width):
     x, y = clusters(100, width, 3, apart=0.4)
     order = np.random.default_rng(5).permutation(100)
-    one, other = heads.solve(x, y, 3), heads.solve(x[order], y[order], 3)
+    one, other = solve(x, y, 3), solve(x[order], y[order], 3)
     assert one.regularization == other.regularization
-    assert [row.C for row in one.tried] == [row.C for row in other.tried]
-    steep = [(r.loss, s.loss) for r, s in zip(one.tried, other.tried, strict=True) if r.C <= 100]
+    assert [row.strength for row in one.tried] == [row.strength for row in other.tried]
+    steep = [(r.loss, s.loss) for r, s in zip(one.tried, other.tried, strict=True) if r.strength <= 100]
     assert len(steep) > 2 and np.allclose(
         *zip(*steep, strict=True), rtol=0.02
     )  # above, the loss is nearly constant
@@ -215,7 +221,7 @@ def test_the_order_of_rows_does_not_matter(width):
 
 def test_the_same_input_gives_the_same_head_and_another_seed_other_folds():
     x, y = clusters(100, 10, 3, apart=0.4)
-    one, again, other = heads.solve(x, y, 3), heads.solve(x, y, 3), heads.solve(x, y, 3, seed=1)
+    one, again, other = solve(x, y, 3), solve(x, y, 3), solve(x, y, 3, seed=1)
     assert np.array_equal(one.kernel, again.kernel) and np.array_equal(one.bias, again.bias)
     assert one.tried == again.tried
     assert one.tried[0].loss != other.tried[0].loss
@@ -224,7 +230,7 @@ def test_the_same_input_gives_the_same_head_and_another_seed_other_folds():
 def test_the_input_is_left_as_it_was():
     x, y = clusters(60, 10, 3)
     before = x.copy()
-    heads.solve(x, y, 3, val=(x, y))
+    solve(x, y, 3, val=(x, y))
     assert np.array_equal(x, before)
 
 
@@ -232,21 +238,21 @@ def test_the_input_is_left_as_it_was():
 def test_other_float_types_give_the_same_head(kind):
     x, y = clusters(100, 20, 3, apart=0.5)
     x = x.astype("float16")
-    one, other = heads.solve(x.astype("float32"), y, 3), heads.solve(x.astype(kind), y, 3)
+    one, other = solve(x.astype("float32"), y, 3), solve(x.astype(kind), y, 3)
     assert np.allclose(one.kernel, other.kernel, atol=1e-5)
-    assert heads.solve((20 * x).astype("float16"), y, 3).kernel.shape == (20, 3)
+    assert solve((20 * x).astype("float16"), y, 3).kernel.shape == (20, 3)
 
 
 def test_large_float16_features_do_not_overflow():
     x, y = clusters(100, 20, 3, apart=0.5)
     large = (x / x.max() * 60_000).astype("float16")
-    head = heads.solve(large, y, 3)
+    head = solve(large, y, 3)
     assert ((large.astype("float32") @ head.kernel + head.bias).argmax(axis=1) == y).mean() > 0.8
 
 
 def test_constant_features_predict_the_class_fractions():
     y = np.repeat([0, 1, 2], [60, 30, 10])
-    head = heads.solve(np.ones((100, 5)), y, 3)
+    head = solve(np.ones((100, 5)), y, 3)
     assert np.allclose(softmax(np.ones((1, 5)) @ head.kernel + head.bias), [[0.6, 0.3, 0.1]], atol=1e-3)
 
 
@@ -265,7 +271,7 @@ def test_groups_prevent_leakage_between_folds():
     patients = rng.normal(size=(40, 30))
     groups = np.repeat(np.arange(40), 6)
     x, y = patients[groups] + 0.05 * rng.normal(size=(240, 30)), (np.arange(40) % 2)[groups]
-    fooled, honest = heads.solve(x, y, 2), heads.solve(x, y, 2, groups=groups)
+    fooled, honest = solve(x, y, 2), solve(x, y, 2, groups=groups)
     assert max(row.accuracy for row in fooled.tried) > 0.8
     assert max(row.accuracy for row in honest.tried) < 0.7
     assert honest.regularization < fooled.regularization
@@ -307,4 +313,4 @@ def test_invalid_input_is_an_error_with_a_remedy(given, words):
     given = dict(given)
     essentials = [given.pop(name) for name in ("features", "labels", "num_classes")]
     with pytest.raises(InputError, match=words):
-        heads.solve(*essentials, **given)
+        solve(*essentials, **given)

@@ -211,6 +211,7 @@ def _log_of(head: BestHead) -> TrainingLog:
         engine=head.sample.engine,
         seconds_features=head.sample.seconds,
         regularization=solved.regularization,
+        head_method=solved.method,
         tried=solved.tried,
         tried_on="cross-validation" if solved.tried else "",
     )

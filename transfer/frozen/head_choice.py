@@ -12,6 +12,7 @@ from transfer.common.display import one_line
 from transfer.common.errors import InputError, unknown
 from transfer.common.text import plural
 from transfer.frozen.heads import START, HeadProblem, SolvedHead, assign_folds
+from transfer.frozen.held_out import Setting
 
 FOLDS = (5, 3)
 """Number of folds for up to `MANY_IMAGES` images, and for more, where two thirds of the images suffice."""
@@ -37,7 +38,7 @@ class HeadCandidate:
     loss: float  # mean of `losses`, by class weight
     accuracy: float  # mean of `correct`
     standard_error: float  # of the accuracy, over images or over groups
-    C: float  # regularization with the lowest loss
+    setting: Setting  # method and regularization with the lowest loss
 
     def __repr__(self) -> str:
         return one_line(self, f"{self.name}: accuracy {self.accuracy:.1%}, loss {self.loss:.3f}")
@@ -83,9 +84,11 @@ def choose_head(
     labels = np.asarray(labels)
     folds = assign_folds(labels, groups=groups, count=FOLDS[len(labels) > MANY_IMAGES], seed=seed)
     measured: list[HeadCandidate] = []
+    start = START
     for name, cuts in candidates.items():
         problem = HeadProblem(features_of(taps, cuts), labels, num_classes, class_weights=class_weights)
-        problem.cross_validate(folds, start=measured[-1].C if measured else START)
+        problem.cross_validate(folds, start=start)
+        start = problem.setting.strength if problem.setting.method == "regression" else start
         measured.append(_measure(name, cuts, problem, groups))
         if measured[-1] is _best(measured):
             chosen = problem
@@ -116,7 +119,7 @@ def _measure(
         loss=float(np.average(losses, weights=problem.weights[labels])),
         accuracy=float(correct.mean()),
         standard_error=standard_error(correct, groups),
-        C=problem.C,
+        setting=problem.setting,
     )
 
 

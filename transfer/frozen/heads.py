@@ -1,17 +1,16 @@
-"""Solve the head of a frozen network exactly on stored features: a convex problem without epochs."""
+"""Solve the head of a frozen network exactly on stored features, without epochs."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 
 from transfer.common.errors import InputError
+from transfer.frozen.discriminant import Discriminant
+from transfer.frozen.held_out import Candidate, HeldOut, Setting, discriminants, score
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
@@ -26,19 +25,13 @@ DEFAULT_C = 10.0
 FOLDS = 3
 """Number of folds of the cross-validation; the time is proportional to it."""
 
+METHODS = ("regression", "discriminant")
+"""Multinomial logistic regression, and linear discriminant analysis; the one with the lower held-out loss is chosen."""
+
 ENOUGH = {"validation": 200, "cross-validation": 1000}
 """Number of images that suffices to choose C. With fewer than 200 validation images, C is cross-validated."""
 
-_TOLERANCE = {"choice": 3e-4, "head": 1e-5}  # largest gradient of the mean loss at which L-BFGS stops
-
-
-class Candidate(NamedTuple):
-    """The results of one value of C on held-out images, weighted by class."""
-
-    C: float
-    # Mean cross-entropy in nats.
-    loss: float
-    accuracy: float
+_TOLERANCE = 1e-5  # largest gradient of the mean loss at which L-BFGS stops
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +42,17 @@ class SolvedHead:
     kernel: np.ndarray
     # Float32 of shape (K,).
     bias: np.ndarray
-    # The chosen C: the head minimizes the sum of the cross-entropies plus |kernel * scale|^2 / (2 C).
+    # Of a regression, the chosen C: the head minimizes the sum of the cross-entropies plus |kernel * scale|^2 / (2 C).
+    # Of a discriminant, the shrinkage of the covariance.
     regularization: float
     # Root of the features' mean squared distance from their mean.
     scale: float
-    # The strongest regularization first; empty if no image could be held out.
+    # The strengths of the method; empty if no image could be held out.
     tried: tuple[Candidate, ...]
     # "validation", "cross-validation" or "default".
     chosen_by: str
+    # One of `METHODS`.
+    method: str = "regression"
 
 
 def solve(
@@ -67,10 +63,11 @@ def solve(
     val: tuple[np.ndarray, np.ndarray] | None = None,
     class_weights: Mapping[int, float] | None = None,
     groups: Sequence[Hashable] | np.ndarray = (),
+    methods: Sequence[str] = METHODS,
     seed: int = 0,
 ) -> SolvedHead:
-    """Solve multinomial logistic regression by L-BFGS; choose C on `val` or by cross-validation."""
-    problem = HeadProblem(features, labels, num_classes, class_weights=class_weights)
+    """Solve the head by the best method, with the best regularization on `val` or by cross-validation."""
+    problem = HeadProblem(features, labels, num_classes, class_weights=class_weights, methods=methods)
     if len(groups) not in (0, len(labels)):
         raise InputError(
             f"Expected a group for each of {len(labels)} images. Received: {len(groups)} groups."
@@ -85,7 +82,7 @@ def solve(
 
 
 class HeadProblem:
-    """The regression of a head: its features, centered and scaled, its labels and its choice of C."""
+    """The problem of a head: its features, centered and scaled, its labels, and the choice of the regularization."""
 
     # Features are centered and divided by one common scale. A scale per feature would amplify rarely active features.
 
@@ -96,6 +93,8 @@ class HeadProblem:
         num_classes: int,
         *,
         class_weights: Mapping[int, float] | None = None,
+        methods: Sequence[str] = METHODS,
+        setting: Setting | None = None,
     ) -> None:
         features, self.labels = _to_arrays("features", features, labels, num_classes)
         _check_classes(self.labels, num_classes)
@@ -104,20 +103,21 @@ class HeadProblem:
         self.x = features - self.mean
         self.scale = float(np.sqrt(np.mean(np.sum(np.square(self.x), axis=1, dtype="float64")))) or 1.0
         self.x /= np.float32(self.scale)
-        self.chosen_by, self.C = "default", DEFAULT_C
+        self.methods, self.chosen_by = methods, "default"
+        self.setting = setting or Setting("regression", DEFAULT_C)  # until `validate` or `cross_validate` chooses
         self.tried: tuple[Candidate, ...] = ()
-        self._trials: dict[int, _HeldOut] = {}
+        self._trials: dict[int, HeldOut] = {}
         self._folds = np.empty(0, "int64")
 
     def validate(self, features: np.ndarray, labels: np.ndarray) -> None:
-        """Choose C on other images."""
+        """Choose the setting on other images."""
         other, truth = _to_arrays("val features", features, labels, len(self.weights), width=len(self.mean))
         other = (other - self.mean) / np.float32(self.scale)
-        self._choose("validation", {0: _HeldOut(self.x, self.labels, other, truth, self.weights)})
+        self._choose("validation", {0: HeldOut(self.x, self.labels, other, truth, self.weights)}, START)
 
     def cross_validate(self, folds: np.ndarray, *, start: float = START) -> None:
-        """Choose C by cross-validation with the fold of each image, unless no fold can be held out."""
-        trials: dict[int, _HeldOut] = {}
+        """Choose the setting by cross-validation with the fold of each image, unless no fold can be held out."""
+        trials: dict[int, HeldOut] = {}
         for fold in np.unique(folds).tolist():
             trial = self._hold_out(folds == fold)
             trials |= {fold: trial} if trial else {}
@@ -127,21 +127,27 @@ class HeadProblem:
         if trials:
             self._choose("cross-validation", trials, start)
 
-    def _hold_out(self, out: np.ndarray) -> _HeldOut | None:
+    def _hold_out(self, out: np.ndarray) -> HeldOut | None:
         """Hold out some images; None if the others have one class, or other classes."""
         labels, truth = self.labels[~out], self.labels[out]
         if len(np.unique(labels)) < 2 or not np.isin(truth, labels).any():
             return None
-        return _HeldOut(self.x[~out], labels, self.x[out], truth, self.weights)
+        return HeldOut(self.x[~out], labels, self.x[out], truth, self.weights)
 
-    def _choose(self, chosen_by: str, trials: dict[int, _HeldOut], start: float = START) -> None:
+    def _choose(self, chosen_by: str, trials: dict[int, HeldOut], start: float) -> None:
         self.chosen_by, self._trials = chosen_by, trials
+        held_out = list(trials.values())
         with threadpool_limits(1):  # more threads hardly speed up such small products
-            self.tried = tuple(_search(list(trials.values()), start))
-        self.C = min(self.tried, key=lambda row: row.loss).C
+            self.tried = tuple(_search(held_out, start))
+            best = min(self.tried, key=lambda row: row.loss)
+            self.setting = Setting("regression", best.strength)
+            others = discriminants(held_out) if "discriminant" in self.methods else {}
+        setting = min(others, key=lambda one: others[one].loss, default=None)
+        if setting is not None and others[setting].loss < best.loss:
+            self.setting, self.tried = setting, tuple(others.values())
 
     def out_of_fold(self) -> np.ndarray:
-        """Return the probabilities (N, K) of the images, each held out, at the C of `cross_validate`."""
+        """Return the probabilities (N, K) of the images, each held out, with the setting of `cross_validate`."""
         # A class that is absent from a fold's training images gets the probability of a guess.
         count = len(self.weights)
         probabilities = np.full((len(self.labels), count), 1 / count)
@@ -150,18 +156,30 @@ class HeadProblem:
                 out = self._folds == fold
                 trial = self._trials.get(fold) or self._hold_out(out)
                 if trial:
-                    known = np.exp(trial.scores(self.C)) * len(trial.classes) / count
+                    known = np.exp(trial.scores(self.setting)) * len(trial.classes) / count
                     probabilities[np.ix_(np.flatnonzero(out), trial.classes)] = known
         return probabilities
 
     def solve(self) -> SolvedHead:
-        """Solve the head for all images at the chosen C."""
+        """Solve the head for all images with the chosen setting."""
+        method, strength, temperature = self.setting
         with threadpool_limits(1):
-            kernel, bias = _finish(list(self._trials.values()), self.C, self.x, self.labels, self.weights)
+            if method == "discriminant":
+                model = Discriminant(self.x, self.labels, self.weights)
+                kernel, bias = model.solve(strength, temperature)
+            else:
+                trials = list(self._trials.values())
+                kernel, bias = _finish(trials, strength, self.x, self.labels, self.weights)
         kernel = kernel / self.scale
         bias = bias - self.mean @ kernel
         return SolvedHead(
-            kernel.astype("float32"), bias.astype("float32"), self.C, self.scale, self.tried, self.chosen_by
+            kernel.astype("float32"),
+            bias.astype("float32"),
+            strength,
+            self.scale,
+            self.tried,
+            self.chosen_by,
+            method,
         )
 
 
@@ -236,49 +254,14 @@ def assign_folds(
     return fold
 
 
-class _HeldOut:
-    """Training images and held-out images on which values of C are compared."""
-
-    def __init__(
-        self, x: np.ndarray, labels: np.ndarray, other: np.ndarray, truth: np.ndarray, weights: np.ndarray
-    ) -> None:
-        self.x = x
-        self.classes, self.labels = np.unique(labels, return_inverse=True)
-        self.other, self.weights = other, weights[self.classes]
-        self.known = np.isin(truth, self.classes)  # a class whose only image is held out cannot be learned
-        self.truth = np.searchsorted(self.classes, truth[self.known])
-        self.solutions: dict[float, Solution] = {}
-
-    @functools.cached_property
-    def regression(self) -> SoftmaxRegression:
-        """The problem of the training images."""
-        return SoftmaxRegression(self.x, self.labels, self.weights)
-
-    def scores(self, c: float) -> np.ndarray:
-        """Return the logarithms of the held-out images' probabilities of the known classes."""
-        if c not in self.solutions:  # start from the solution of the nearest C
-            near = min(self.solutions, key=lambda d: abs(np.log(d / c)), default=None)
-            start = None if near is None else self.solutions[near]
-            self.solutions[c] = self.regression.solve(c, tolerance=_TOLERANCE["choice"], start=start)
-        kernel, bias = self.solutions[c]
-        return log_softmax(self.other @ kernel.astype("float32") + bias, axis=1)
-
-    def score(self, c: float) -> np.ndarray:
-        """Return weighted sums over the held-out images of known classes: losses, correct predictions, and weights."""
-        scores = self.scores(c)[self.known]
-        weight = self.weights[self.truth]
-        loss = -scores[np.arange(len(scores)), self.truth]
-        return np.array([weight @ loss, weight @ (scores.argmax(axis=1) == self.truth), weight.sum()])
-
-
-def _search(trials: Sequence[_HeldOut], start: float) -> list[Candidate]:
+def _search(trials: Sequence[HeldOut], start: float) -> list[Candidate]:
     """Follow the grid from a value of C while the loss falls, first to weaker regularization."""
     at = GRID.index(start)
-    tried = [_score(trials, start)]
+    tried = [score(trials, Setting("regression", start))]
     for direction in (GRID[at + 1 :], GRID[:at][::-1]):
         best = tried[0].loss
         for c in direction:
-            tried.append(_score(trials, c))
+            tried.append(score(trials, Setting("regression", c)))
             if tried[-1].loss > best:
                 break
             best = tried[-1].loss
@@ -287,13 +270,8 @@ def _search(trials: Sequence[_HeldOut], start: float) -> list[Candidate]:
     return sorted(tried)
 
 
-def _score(trials: Sequence[_HeldOut], c: float) -> Candidate:
-    loss, correct, weight = np.sum([trial.score(c) for trial in trials], axis=0)
-    return Candidate(c, float(loss / weight), float(correct / weight))
-
-
 def _finish(
-    trials: Sequence[_HeldOut], c: float, x: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    trials: Sequence[HeldOut], c: float, x: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> Solution:
     """Solve for all images, starting from the solution of a trial that has all classes."""
     near = [trial for trial in trials if len(trial.classes) == len(weights) and c in trial.solutions]
@@ -302,6 +280,6 @@ def _finish(
     if len(x) > x.shape[1]:
         same = near and near[0].x is x
         fast = near[0].regression if same else SoftmaxRegression(x, labels, weights)
-        start = fast.solve(c, tolerance=_TOLERANCE["head"], start=start)
+        start = fast.solve(c, tolerance=_TOLERANCE, start=start)
     exact = SoftmaxRegression(x, labels, weights, dtype="float64")
-    return exact.solve(c, tolerance=_TOLERANCE["head"], start=start)
+    return exact.solve(c, tolerance=_TOLERANCE, start=start)

@@ -38,6 +38,7 @@ def collect_metrics(
         "flip": training.flip,
         "flip_problem": training.flip_problem,
         "regularization": training.regularization,
+        "head_method": training.head_method if training.regularization is not None else None,
         "image_size": list(model.input_shape[1:3]),
         "num_classes": data.num_classes,
         "num_train": len(data.train),

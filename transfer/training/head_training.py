@@ -113,7 +113,7 @@ def _can_solve(settings: TrainingSettings, features: Features) -> bool:
 def _solve(
     settings: TrainingSettings, features: dict[str, Features], labels: dict[str, np.ndarray]
 ) -> tuple[list[np.ndarray], TrainingLog]:
-    """Solve the convex problem of the head exactly and choose its regularization."""
+    """Solve the head exactly, and choose its method and its regularization."""
     x = {name: part.load() for name, part in features.items()}
     train = settings.data.train
     views = len(labels["train"]) // len(train)
@@ -136,7 +136,13 @@ def _solve(
             row[f"{prefix}accuracy"] = float((scores.argmax(axis=1) == truth).mean())
             row |= _own_metrics(settings, softmax(x[name] @ head.kernel + head.bias, axis=1), truth, prefix)
     tried_on = head.chosen_by if head.tried else ""
-    log = TrainingLog([row], regularization=head.regularization, tried=head.tried, tried_on=tried_on)
+    log = TrainingLog(
+        [row],
+        regularization=head.regularization,
+        head_method=head.method,
+        tried=head.tried,
+        tried_on=tried_on,
+    )
     return [head.kernel, head.bias], log
 
 

@@ -46,8 +46,10 @@ class TrainingLog:
         init: initial weights of the model that was kept: `"pretrained"` or `"random"`.
         computed: number of images whose features were computed; the features of the others were read from the cache.
         engine: inference engine that computed them, such as `"openvino bfloat16"`; `""` if none did.
-        regularization: the inverse regularization strength C of a head that was solved exactly; None otherwise.
-        tried: a tuple (C, loss, accuracy) for each value of C that was tried. The lowest loss decides.
+        regularization: the inverse regularization strength C of a head that was solved exactly as a logistic
+            regression, or the shrinkage of the covariance of a linear discriminant analysis; None otherwise.
+        head_method: `"regression"` or `"discriminant"`.
+        tried: a tuple (regularization, loss, accuracy) for each value that was tried. The lowest loss decides.
         tried_on: where they were measured: `"validation"` or `"cross-validation"` on the training images; `""` if no
             values were tried.
         views: number of views of each training image that the frozen layers saw; 1 is the image itself.
@@ -70,6 +72,7 @@ class TrainingLog:
     computed: int = 0
     engine: str = ""
     regularization: float | None = None
+    head_method: str = "regression"
     tried: Sequence[tuple[float, float, float]] = ()
     tried_on: str = ""
     views: int = 1
@@ -114,7 +117,7 @@ class TrainingLog:
 
         if self.exact and self.tried and self.regularization is not None:
             return training_plots.regularization_path(
-                self.tried, self.regularization, measured_on=self.tried_on
+                self.tried, self.regularization, measured_on=self.tried_on, method=self.head_method
             )
         if not self.rows:
             raise InputError(
@@ -125,7 +128,8 @@ class TrainingLog:
     def __repr__(self) -> str:
         phases = Counter(str(row.get("phase")) for row in self.rows)
         if self.exact:
-            text = f"exact head with C = {self.regularization:.3g}"
+            name = "C" if self.head_method == "regression" else "shrinkage"
+            text = f"exact head with {name} = {self.regularization:.3g}"
         else:
             text = ", ".join(f"{name}: {plural(count, 'epoch')}" for name, count in phases.items())
         kept = len(self.rows) - 1 if self.kept_row is None else self.kept_row
@@ -157,6 +161,7 @@ class TrainingLog:
             computed=self.computed + phase.computed,
             engine=phase.engine or self.engine,
             regularization=self.regularization if phase.regularization is None else phase.regularization,
+            head_method=(self if phase.regularization is None else phase).head_method,
             tried=phase.tried or self.tried,
             tried_on=phase.tried_on or self.tried_on,
             views=max(self.views, phase.views),

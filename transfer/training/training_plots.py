@@ -84,10 +84,21 @@ def _label_phases(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.text(*place, PHASES.get(phase, phase), transform=axes.get_xaxis_transform(), **style)
 
 
+_STRENGTHS = {
+    "regression": ("C", "C of the logistic regression (larger: weaker regularization)"),
+    "discriminant": ("shrinkage", "shrinkage of the covariance (larger: stronger regularization)"),
+}
+
+
 def regularization_path(
-    tried: Sequence[tuple[float, float, float]], chosen: float, *, measured_on: str = ""
+    tried: Sequence[tuple[float, float, float]],
+    chosen: float,
+    *,
+    measured_on: str = "",
+    method: str = "regression",
 ) -> Figure:
-    """Draw the loss and accuracy of an exact head by its inverse regularization strength C, and the chosen C."""
+    """Draw the loss and accuracy of an exact head by its regularization, and the chosen value."""
+    symbol, meaning = _STRENGTHS[method]
     figure = new_figure(9, 3.9)
     strengths = [row[0] for row in tried]
     names = {"": "images outside the training", "validation": "the validation images"}
@@ -98,12 +109,12 @@ def regularization_path(
         axes.semilogx(strengths, values, color="#4a7fb0", marker="o", label=f"measured on {where}")
         axes.axvline(chosen, color="grey", linestyle=":", zorder=0)
         if quantity == "loss" and chosen in strengths:
-            label = f"chosen by the lowest loss: C = {plain_number(chosen)}"
+            label = f"chosen by the lowest loss: {symbol} = {plain_number(chosen)}"
             ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mew": 2, "color": COLORS["new"], "ls": "none"}
             axes.plot([chosen], [values[strengths.index(chosen)]], "o", label=label, **ring)
         axes.set_xticks(strengths, [plain_number(c) for c in strengths], fontsize=8)
         axes.set_xticks([], minor=True)
-        axes.set(xlabel="C (larger: weaker regularization)", title=quantity)
+        axes.set(xlabel=meaning, title=quantity)
         axes.spines[["top", "right"]].set_visible(False)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     _legend_below(figure)
