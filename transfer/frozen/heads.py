@@ -104,7 +104,9 @@ class HeadProblem:
         self.scale = float(np.sqrt(np.mean(np.sum(np.square(self.x), axis=1, dtype="float64")))) or 1.0
         self.x /= np.float32(self.scale)
         self.methods, self.chosen_by = methods, "default"
-        self.setting = setting or Setting("regression", DEFAULT_C)  # until `validate` or `cross_validate` chooses
+        self.setting = setting or Setting(
+            "regression", DEFAULT_C
+        )  # until `validate` or `cross_validate` chooses
         self.tried: tuple[Candidate, ...] = ()
         self._trials: dict[int, HeldOut] = {}
         self._folds = np.empty(0, "int64")
