@@ -23,6 +23,7 @@ OTHER = TrainConfig(
     preprocessing="torch",
     case="large-similar",
     time_budget="1h",
+    average=True,
     cut="block_3",
     unfreeze_from="block_2",
     init="random",

@@ -85,6 +85,8 @@ class CaseOptions:
     # Time of the whole command with --case auto, such as 90s, 30m or 2h; 'none' for no limit. A larger one
     # continues a finished run.
     time_budget: str = "1m"
+    # With --case auto, try the average of the frozen head and the fine-tuned network, which doubles the time of predictions.
+    average: bool = False
     # Last layer to keep: a layer name, comma-separated names, or 'all' (a head on all blocks). Default: by case.
     cut: str | None = None
     # First layer or block to train in a frozen network, such as block6a. The layers before it run only once.
@@ -271,8 +273,8 @@ class TrainConfig(
     @property
     def ignored(self) -> dict[str, str]:
         """The options that have no effect, each with the key of its reason in the table of options."""
-        useless = {"time_budget": "auto"} if self.case != "auto" and "time_budget" in self.given else {}
-        return {**ignored_options(self.given, self.situations), **useless}
+        useless = {"time_budget", "average"} & self.given.keys() if self.case != "auto" else ()
+        return {**ignored_options(self.given, self.situations), **dict.fromkeys(useless, "auto")}
 
     def without_ignored(self) -> TrainConfig:
         """Return these options with the defaults of those that have no effect."""

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -146,6 +147,21 @@ def test_without_an_output_the_newest_run_is_continued_unless_images_changed(sha
     assert main(command) == 0
     assert "Starting another run" in capsys.readouterr().out
     assert sorted(os.listdir("runs")) == ["shapes-auto-1", "shapes-auto-2"]
+
+
+def test_an_average_is_kept_if_it_is_better_and_made_again_from_its_run(shapes, elsewhere, monkeypatch):
+    monkeypatch.setattr(run, "posterior_gain", lambda new, old, prior: prior)  # keeps all steps
+    command = [str(shapes), *QUICK, *SMALL, "--average"]
+    assert main(command) == 0
+    assert steps_of(elsewhere / "run") == ([Kind.HEAD, Kind.FINE_TUNING, Kind.AVERAGE], [True] * 3)
+    metrics = json.loads((elsewhere / "run" / "metrics.json").read_text())
+    assert [one["case"] for one in metrics["averaged"]] == ["small-similar", metrics["case"]]
+    before, history = weights_of(elsewhere / "run"), read_history(elsewhere / "run" / "steps.json")
+    replace(history, steps=history.steps[:-1], budget=1.0).save(elsewhere / "run" / "steps.json")
+    assert main(command) == 0
+    assert steps_of(elsewhere / "run")[0] == [Kind.HEAD, Kind.FINE_TUNING, Kind.AVERAGE]
+    for one, other in zip(before, weights_of(elsewhere / "run"), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_labels_without_a_relation_to_the_images_stop_after_the_head(shuffled_folder, elsewhere, capsys):

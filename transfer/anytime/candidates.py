@@ -18,6 +18,7 @@ from transfer.cases.policies import Case
 from transfer.common.streams import progress_bar
 from transfer.config import TrainConfig, seconds_of
 from transfer.images.datasets import ImageData
+from transfer.training.averaging import average
 from transfer.training.fit import fit
 from transfer.training.phases import TrainingLog
 from transfer.training.solved_again import solve_again
@@ -31,8 +32,8 @@ class Candidate:
     training: TrainingLog
     # Name of the network, as the user writes it.
     network: str
-    # Probabilities, shape (N, K), and labels: those of `calibrate`, which may have training images too.
-    probabilities: np.ndarray
+    # Probabilities of each averaged model, or of the only one, shape (N, K), and labels, for calibration.
+    probabilities: Sequence[np.ndarray]
     labels: np.ndarray
     # For each validation image of the pool, whether it is classified correctly.
     correct: np.ndarray
@@ -53,7 +54,7 @@ def head_candidate(config: TrainConfig, data: ImageData, head: BestHead, devices
         few, labels = head.val_probabilities, head.val_labels
     probabilities = np.zeros((len(few), data.num_classes))
     probabilities[:, classes] = few
-    return Candidate(model, training, head.network, probabilities, classes[labels], head.correct)
+    return Candidate(model, training, head.network, [probabilities], classes[labels], head.correct)
 
 
 def fine_tuned_candidate(
@@ -130,7 +131,16 @@ def solved_candidate(
     training = training if training.rolled_back else training + solved.log
     probabilities, labels = solved.val_probabilities, data.val.labels
     correct = (probabilities.argmax(axis=1) == labels)[head.pool.val_positions]
-    return Candidate(solved.model, training, head.network, probabilities, labels, correct)
+    return Candidate(solved.model, training, head.network, [probabilities], labels, correct)
+
+
+def averaged_candidate(frozen: Candidate, tuned: Candidate, head: BestHead) -> Candidate:
+    """Average the best head on the frozen network and the fine-tuned network."""
+    probabilities, labels = tuned.probabilities[0][head.pool.val_positions], head.pool.val.labels
+    both = [frozen.probabilities[0][len(frozen.labels) - len(labels) :], probabilities]
+    correct = np.mean(both, axis=0).argmax(axis=1) == labels
+    model = average([frozen.model, tuned.model])
+    return Candidate(model, tuned.training, head.network, both, labels, correct)
 
 
 class _Progress(keras.callbacks.Callback):

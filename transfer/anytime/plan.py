@@ -130,6 +130,12 @@ class Situation:
         return [step for step in self.taken if step.network == self.network and step.epochs]
 
     @property
+    def averaged(self) -> bool:
+        """Whether an average was tried since the last training."""
+        late = [step.kind is Kind.AVERAGE for step in self.taken if step.epochs or step.kind is Kind.AVERAGE]
+        return bool(late) and late[-1]
+
+    @property
     def per_epoch(self) -> int:
         """Training steps of an epoch."""
         return -(-self.num_train // self.batch_size)
@@ -183,7 +189,7 @@ class Planner:
                 yield step
         elif (longer := self._longer(now)) is not None:
             yield longer
-        if now.average and now.fine_tuned and not now.has(Kind.AVERAGE):
+        if now.average and now.fine_tuned and not now.averaged:
             seconds = SECONDS["build"] + 2 * now.num_test * self.forward(now.network, now.image_size)
             yield Step(Kind.AVERAGE, now.network, now.image_size, seconds)
 

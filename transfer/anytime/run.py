@@ -17,6 +17,7 @@ from transfer.adviser.advise import advise
 from transfer.adviser.estimates import prediction_interval
 from transfer.anytime.candidates import (
     Candidate,
+    averaged_candidate,
     build_network,
     fine_tuned_candidate,
     head_candidate,
@@ -71,6 +72,7 @@ class AnytimeRun:
         self._head: BestHead
         # The model as it was fine-tuned last, and its log.
         self._fine_tuned: tuple[keras.Model, TrainingLog] | None = None
+        self._tuned: Candidate | None = None
         # Nominal seconds of all steps, and how much longer the first step of this command took than its nominal time.
         self._nominal, self._slowness = 0.0, 1.0
 
@@ -168,6 +170,7 @@ class AnytimeRun:
             networks=tuple((name, config.image_size or default_size(name)) for name in others),
             free_size=config.image_size is None and height is not None and height == width,
             improvable=self._improvable(),
+            average=config.average,
             fine_tuned=self._fine_tuned is not None or fine_tuned,
             improving=last is not None and last.fine_tuned and last.kept,
             epochs=config.epochs,
@@ -184,6 +187,11 @@ class AnytimeRun:
         started = self.clock.seconds
         if step.kind in (Kind.LARGER, Kind.NETWORK):
             self._try_head(step, write, started)
+            return
+        if step.kind is Kind.AVERAGE:
+            frozen = head_candidate(self.config, self.data, self._head, self.devices)
+            tuned = self._tuned or self._solved_again(step.image_size)
+            self._decide(step, averaged_candidate(frozen, tuned, self._head), write, started)
             return
         left = self.clock.left - self._slowness * (SECONDS["report"] + step.seconds_after)
         if any((checkpoints / step.key).glob("*.npz")):
@@ -208,9 +216,16 @@ class AnytimeRun:
             before is None and _epochs(candidate.training) == step.epochs
         ):  # otherwise the time limit stopped it
             self._planner.measured_training(seconds, step, step.epochs * len(self.data.train))
-        self._fine_tuned = model, candidate.training
+        self._fine_tuned, self._tuned = (model, candidate.training), candidate
         done = _epochs(candidate.training) - (_epochs(before) if before else 0)
         self._decide(replace(step, epochs=max(1, done)), candidate, write, started)
+
+    def _solved_again(self, image_size: int) -> Candidate:
+        """Return the fine-tuned network with its head solved again at an image size."""
+        config, data, head, weights = self.config, self.data, self._head, self._weights()
+        size = self.history.steps[-1].image_size
+        model, _ = build_network(config, data, head, self._fine_tuning_case, size, self.devices, weights)
+        return solved_candidate(config, data, head, model, TrainingLog(), image_size)
 
     def _weights(self) -> list[np.ndarray]:
         """Return the weights of the last fine-tuning, or of the model that an earlier command kept."""
@@ -241,11 +256,7 @@ class AnytimeRun:
             candidate = head_candidate(self.config, self.data, head, self.devices)
             self._keep(step, candidate, self._head_accuracy(), write, started=started)
         else:
-            size = self.history.steps[-1].image_size
-            case, weights = self._fine_tuning_case, self._weights()
-            model, _ = build_network(self.config, self.data, head, case, size, self.devices, weights)
-            again = solved_candidate(self.config, self.data, head, model, TrainingLog(), step.image_size)
-            self._decide(step, again, write, started)
+            self._decide(step, self._solved_again(step.image_size), write, started)
 
     def _load(self, network: str, image_size: int) -> keras.Model:
         options = {**self.config.network_options(), "image_size": image_size}
@@ -327,7 +338,7 @@ class AnytimeRun:
 
     def _basis(self, step: Step, count: int) -> str:
         """Return what the accuracy of a step rests on."""
-        if step.training_size:
+        if step.training_size or step.kind is Kind.AVERAGE:
             return f"{len(self.pool.val)} validation images, and the typical gain on other data sets"
         return f"out-of-fold predictions of {count} images"
 

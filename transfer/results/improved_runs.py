@@ -23,6 +23,7 @@ from transfer.evaluation.metrics import fit_temperature
 from transfer.images.data_report import DataReport  # noqa: F401
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import describe_changes
+from transfer.networks.gradients import averaged_models
 from transfer.results import rescue, run_writer, saved_runs
 from transfer.results.file_names import CONFIG, SPLIT, STEPS
 from transfer.results.finished_runs import load_run
@@ -100,7 +101,7 @@ class ImprovedRun:
             rescue.warn_if_full(self.folder.partial, model)
         temperature = None
         if self.config.calibrate:
-            temperature = fit_temperature(candidate.labels, candidate.probabilities)
+            temperature = fit_temperature(candidate.labels, *candidate.probabilities)
             scale_head(model, temperature)
         evaluation = evaluate(model, data, **options) if len(data.test) else None
         kept = history.steps[-1]
@@ -123,6 +124,8 @@ class ImprovedRun:
         final = self.folder.final
         self.folder.replace(lambda place: rescue.write_somewhere(place, write, final=final))
         self.results = results
+        if temperature is not None:  # later steps start from the weights before
+            scale_head(model, 1 / temperature)
 
     def finish(self, history: History, advice: Advice) -> None:
         """Write the steps, the advice and the report."""
@@ -138,6 +141,9 @@ class ImprovedRun:
 
 
 def kept_weights(config: TrainConfig, folder: Path) -> list[np.ndarray]:
-    """Return the weights of the model of a run."""
-    weights: list[np.ndarray] = load_run(folder, custom_objects=config.custom_objects).model.get_weights()
+    """Return the weights of the fine-tuned network of a run, before its calibration."""
+    run = load_run(folder, custom_objects=config.custom_objects)
+    if run.metrics.get("temperature") is not None:
+        scale_head(run.model, 1 / run.metrics["temperature"])
+    weights: list[np.ndarray] = averaged_models(run.model)[-1].get_weights()  # a frozen head comes first
     return weights
