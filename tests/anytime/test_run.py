@@ -164,6 +164,19 @@ def test_an_average_is_kept_if_it_is_better_and_made_again_from_its_run(shapes, 
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+def test_another_network_is_compared_at_its_size_and_named_in_the_results(shapes, elsewhere, capsys):
+    networks = ["--model", "DemoCNN", "EfficientNetLite0", "--time-budget", "none"]
+    assert main([str(shapes), *QUICK, *SMALL, *networks]) == 0
+    record = next(
+        one for one in read_history(elsewhere / "run" / "steps.json").steps if one.kind is Kind.NETWORK
+    )
+    assert (record.network, record.image_size) == ("EfficientNetLite0", 32)
+    assert "EfficientNetLite0, 32 px" in capsys.readouterr().out
+    kept = read_history(elsewhere / "run" / "steps.json").kept
+    assert json.loads((elsewhere / "run" / "metrics.json").read_text())["model"] == kept.network
+    assert f"{kept.network} on " in (elsewhere / "run" / "report.html").read_text()
+
+
 def test_labels_without_a_relation_to_the_images_stop_after_the_head(shuffled_folder, elsewhere, capsys):
     assert main([str(shuffled_folder), *QUICK]) == 0
     assert "No signal" in capsys.readouterr().out
