@@ -85,7 +85,7 @@ class CaseOptions:
     # Time of the whole command with --case auto, such as 90s, 30m or 2h; 'none' for no limit. A larger one
     # continues a finished run.
     time_budget: str = "1m"
-    # With --case auto, try the average of the frozen head and the fine-tuned network. It doubles the time of predictions.
+    # With --case auto, try the average of the frozen head and the fine-tuned network. Predictions take twice as long.
     average: bool = False
     # Last layer to keep: a layer name, comma-separated names, or 'all' (a head on all blocks). Default: by case.
     cut: str | None = None

@@ -102,7 +102,7 @@ def build_network(
     weights: list[np.ndarray] | None,
 ) -> tuple[keras.Model, TrainConfig]:
     """Build the network that is fine-tuned, with some weights or the pre-trained ones; also return its options."""
-    given = replace(config, case=str(case), image_size=image_size, time_budget=TrainConfig.time_budget)
+    given = replace(config, case=str(case), image_size=image_size, model=head.network)
     used = given.without_ignored()
     options = used.build_options()
     options["init"] = "pretrained" if config.init == TrainConfig.init else config.init

@@ -177,7 +177,7 @@ def build_head(
         case=str(case),
         cut=",".join(cuts),
         image_size=head.image_size,
-        time_budget=TrainConfig.time_budget,
+        model=head.network,
     )
     used = given.without_ignored()
     model = builders.build(
