@@ -125,19 +125,19 @@ class BestHead:
         labels = self.sample.labels[:count]
         return solve(self.sample.taps[name][:count], labels, self.sample.num_classes, seed=seed)
 
-    def training_sample(self) -> SampleFeatures:
-        """Return the features of the training images."""
-        count, sample = self.pool.num_train, self.sample
-        classes, labels = np.unique(sample.labels[:count], return_inverse=True)
-        source = sample.source_probabilities
-        return replace(
-            sample,
-            images=self.pool.images.take(range(count)),
-            labels=labels,
-            num_classes=len(classes),
-            taps={name: x[:count] for name, x in sample.taps.items()},
-            source_probabilities=None if source is None else source[:count],
-        )
+
+def training_sample(pool: Pool, sample: SampleFeatures) -> SampleFeatures:
+    """Return the features of the training images."""
+    count, source = pool.num_train, sample.source_probabilities
+    classes, labels = np.unique(sample.labels[:count], return_inverse=True)
+    return replace(
+        sample,
+        images=pool.images.take(range(count)),
+        labels=labels,
+        num_classes=len(classes),
+        taps={name: x[:count] for name, x in sample.taps.items()},
+        source_probabilities=None if source is None else source[:count],
+    )
 
 
 def probabilities_of(head: SolvedHead, features: np.ndarray) -> np.ndarray:
@@ -145,13 +145,22 @@ def probabilities_of(head: SolvedHead, features: np.ndarray) -> np.ndarray:
     return np.asarray(softmax(features.astype("float64") @ head.kernel + head.bias, axis=1))
 
 
-def best_head(
-    config: TrainConfig, network: str, base: keras.Model, pool: Pool, best_cut: str | None = None
-) -> BestHead:
-    """Run a network once over the images, and choose the layers of its head by out-of-fold predictions."""
-    sample = extract_sample_features(
+def extract_pool(config: TrainConfig, base: keras.Model, pool: Pool) -> SampleFeatures:
+    """Run a network once over the images."""
+    return extract_sample_features(
         pool.images, base, preprocessing=config.preprocessing, engine=config.engine
     )
+
+
+def best_head(
+    config: TrainConfig,
+    network: str,
+    base: keras.Model,
+    pool: Pool,
+    sample: SampleFeatures,
+    best_cut: str | None,
+) -> BestHead:
+    """Choose the layers of a network's head by out-of-fold predictions; `best_cut` is the best single layer."""
     used, labels = pool.used, sample.labels[pool.used]
     names = cuts_of(analyze(base), ALL_LAYERS)
     choice = choose_head(

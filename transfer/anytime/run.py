@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -26,7 +27,7 @@ from transfer.anytime.candidates import (
 )
 from transfer.anytime.clock import Clock
 from transfer.anytime.decisions import Gain, posterior_gain, typical_gain
-from transfer.anytime.heads import BestHead, Pool, best_head, pool_of
+from transfer.anytime.heads import BestHead, Pool, best_head, extract_pool, pool_of, training_sample
 from transfer.anytime.plan import SECONDS, Kind, Planner, Situation, Step, Taken
 from transfer.anytime.records import History, StepRecord, budget_text, describe_budget
 from transfer.anytime.speeds import Speeds
@@ -40,6 +41,9 @@ from transfer.networks.backbones import default_size, load_backbone
 from transfer.training.phases import TrainingLog
 
 log = logging.getLogger(__name__)
+
+LARGER_BUDGET = 5
+"""The last line of the log describes what a budget brings that is at most so many times as large."""
 
 MIN_TIME = 0.3
 """Fraction of a step's nominal time that must be left when it begins."""
@@ -104,14 +108,19 @@ class AnytimeRun:
         if kept is not None and (kept.network, kept.image_size) != (self._networks[0], base.input_shape[1]):
             base = self._load(kept.network, kept.image_size)
         network = kept.network if kept is not None else self._networks[0]
-        head = best_head(self.config, network, base, self.pool)
-        sample = head.training_sample()
-        self.advice = advise(self.data, base, sample=sample, trial=False, seed=self.config.seed)
+        sample = extract_pool(self.config, base, self.pool)
+        known = training_sample(self.pool, sample)
+        self.advice = advise(self.data, base, sample=known, trial=False, seed=self.config.seed)
         if not self.history.steps:
             log.info("%s", self.advice.data_sentence if self.advice.signal else self.advice.reason)
             for warning in self.advice.warnings:
                 log.warning("%s", warning.text)
-        return head
+        return best_head(self.config, network, base, self.pool, sample, self._best_cut(network))
+
+    def _best_cut(self, network: str) -> str | None:
+        """Return the best single layer of the first network."""
+        curve = self.advice.curve
+        return curve.cut if curve is not None and network == self._networks[0] else None
 
     def summary(self) -> Advice:
         """Return the advice with the results of the steps."""
@@ -129,7 +138,8 @@ class AnytimeRun:
             self.history.kept
         )  # another command can continue from the model that is kept, and from no other
         now = replace(self._situation(), fine_tuned=kept is not None and kept.fine_tuned)
-        step = next(self._planner.steps(now), None)
+        enough = LARGER_BUDGET * (self.clock.budget or math.inf) - self._nominal - SECONDS["report"]
+        step = next(self._planner.steps(now, enough), None)
         needed = self._nominal + (step.seconds if step else 0.0) + SECONDS["report"]
         command = replace(self.config, time_budget=budget_text(needed), resume=False).command
         return describe_budget(step, self._accuracy().mean, command)
@@ -243,7 +253,8 @@ class AnytimeRun:
             log.info("Skipped %s at %d px: %s", step.network, step.image_size, error)
             self._record(step, None, self._accuracy(), kept=False, seconds=0.0)
             return
-        head = best_head(self.config, step.network, base, self.pool)
+        sample, cut = extract_pool(self.config, base, self.pool), self._best_cut(step.network)
+        head = best_head(self.config, step.network, base, self.pool, sample, cut)
         self._planner.speeds.measured(head.sample.seconds_per_image, "forward", head.network, head.image_size)
         better = head.best.loss < self._head.best.loss
         kept = self.history.kept

@@ -41,10 +41,13 @@ def _heads(history: History, head: BestHead, num_test: int) -> list[CaseEstimate
     found = []
     for one in head.choice.candidates:
         interval = prediction_interval(one.accuracy, [one.standard_error], num_test=num_test)
+        accuracy = one.accuracy
+        if one is head.best and record is not None:  # corrected for the choice
+            accuracy, interval = record.accuracy, record.interval
         case = frozen_case(whole=keeps_whole(network, one.cuts))
         cut = ALL_LAYERS if one.name == "all layers" else ",".join(one.cuts)
         seconds = record.seconds if record is not None else None
-        found.append(CaseEstimate(case, cut, one.accuracy, interval, seconds, basis))
+        found.append(CaseEstimate(case, cut, accuracy, interval, seconds, basis))
     return found
 
 
