@@ -126,8 +126,8 @@ def test_the_saved_model_classifies_raw_images_in_plain_keras(color_folder, else
     ["auto", pytest.param("large-similar", marks=pytest.mark.slow)],  # the second has active dropout
 )
 def test_config_yaml_reproduces_the_run(case, color_folder, elsewhere):
-    epochs = ["--epochs", "2"] if case.startswith("large") else []
-    main(["--data", str(color_folder), "--case", case, "--seed", "5", "--output", "one", *QUICK, *epochs])
+    more = ["--epochs", "2"] if case.startswith("large") else ["--model", "DemoCNN"]
+    main(["--data", str(color_folder), "--case", case, "--seed", "5", "--output", "one", *QUICK, *more])
     main(["--config", "one/config.yaml", "--output", "two"])
     one, two = (keras.models.load_model(elsewhere / name / "model.keras") for name in ("one", "two"))
     for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
@@ -141,7 +141,7 @@ def test_config_yaml_reproduces_the_run(case, color_folder, elsewhere):
 
 
 def test_case_auto_logs_the_data_and_each_step(color_folder, capsys):
-    main(["--data", str(color_folder), *QUICK])
+    main(["--data", str(color_folder), "--model", "DemoCNN", *QUICK])
     printed = capsys.readouterr().out
     assert "Your data: small (63 training images)" in printed
     assert "Head on " in printed and " Kept." in printed

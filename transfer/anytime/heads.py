@@ -161,13 +161,14 @@ def best_head(
     best_cut: str | None,
 ) -> BestHead:
     """Choose the layers of a network's head by out-of-fold predictions; `best_cut` is the best single layer."""
+    # At another image size, a network may lack layers that depend on the size.
     used, labels = pool.used, sample.labels[pool.used]
     names = cuts_of(analyze(base), ALL_LAYERS)
     choice = choose_head(
         {name: sample.taps[name][used] for name in names},
         labels,
         sample.num_classes,
-        candidates=candidate_cuts(names, best_cut=best_cut),
+        candidates=candidate_cuts(names, best_cut=best_cut if best_cut in names else None),
         groups=pool.images.groups[used] if len(pool.images.groups) else (),
         class_weights=class_weights(labels, sample.num_classes) if config.class_weights else None,
         seed=config.seed,

@@ -290,9 +290,11 @@ class AnytimeRun:
         before = self._accuracy()
         prior = typical_gain(step.kind, before.mean)
         gain = posterior_gain(candidate.correct, np.array(self.history.correct, bool), prior)
+        if candidate.training.rolled_back:  # the validation images were against it
+            gain = Gain(min(0.0, gain.mean), gain.sd)
         after = before + gain
         after = Gain(min(1.0, max(0.0, after.mean)), after.sd)
-        if gain.mean > 0 and not candidate.training.rolled_back:
+        if gain.mean > 0:
             self._keep(step, candidate, after, write, started=started)
         else:
             seconds = self.clock.seconds - started
