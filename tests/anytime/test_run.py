@@ -1,5 +1,6 @@
 """`--case auto` end to end: a run at once, steps that improve it, interruption, and continuation."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,12 +10,14 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from helpers.networks import make_tiny
 from PIL import Image
 
-from transfer.anytime import candidates, run
+from transfer.anytime import candidates, heads, run
 from transfer.anytime.plan import Kind
 from transfer.anytime.records import read_history
 from transfer.lesson.shapes import make_shapes
+from transfer.results import run_writer
 from transfer.results.finished_runs import load_run
 from transfer.train import main
 
@@ -189,6 +192,39 @@ def test_few_or_no_images_are_no_obstacle(options, shapes, elsewhere):
     kinds, kept = steps_of(elsewhere / "run")
     assert kinds[0] is Kind.HEAD and kept[0]
     assert load_run("run").model.output_shape == (None, 3)
+
+
+def test_heads_of_many_images_are_chosen_on_a_sample_and_solved_on_all(shapes, elsewhere, monkeypatch):
+    monkeypatch.setattr(run, "pool_of", lambda data, seed: heads.pool_of(data, seed, most=44))
+    monkeypatch.setattr(heads, "MAX_VALIDATION", 4)
+    monkeypatch.setattr(run.AnytimeRun, "_improvable", lambda self: True)
+    assert main([str(shapes), *QUICK, *SMALL]) == 0
+    history = read_history(elsewhere / "run" / "steps.json")
+    assert [step.kind for step in history.steps] == [Kind.HEAD, Kind.FINE_TUNING]
+    assert "44 images" in history.steps[0].basis and len(history.correct) == 4
+
+
+def test_your_own_network_is_improved_too(shapes, elsewhere):
+    make_tiny().save(elsewhere / "mine.keras")
+    own = ["--model", "mine.keras", "--preprocessing", "tf", "--time-budget", "none", "--epochs", "1"]
+    assert main([str(shapes), *own, "--output", "run"]) == 0
+    assert steps_of(elsewhere / "run")[0][0] is Kind.HEAD
+
+
+def test_a_disk_without_space_keeps_the_model_elsewhere(shapes, elsewhere, monkeypatch, capsys):
+    write = run_writer.write_run
+
+    def full(folder, results):
+        if ".partial" in str(folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, results)
+
+    monkeypatch.setattr("transfer.results.run_writer.write_run", full)
+    assert main([str(shapes), *QUICK, *SMALL]) == 2
+    printed = capsys.readouterr().err
+    assert f"Cannot write the run to {elsewhere / 'run'}".replace(str(elsewhere) + "/", "") in printed
+    assert "The complete run, without figures and pages, is in " in printed
+    assert not (elsewhere / "run").exists()
 
 
 def test_the_kept_model_is_calibrated(shapes, elsewhere):
