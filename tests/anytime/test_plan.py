@@ -60,10 +60,10 @@ def test_steps_come_in_a_fixed_order_and_each_once(planner):
 
 def test_a_short_budget_plans_smaller_images_and_fewer_steps_or_nothing(planner):
     now = replace(NOW, free_size=False)
-    full, smaller, shorter = (planner.next_step(now, seconds) for seconds in (1e6, 200, 60))
+    full, smaller, shorter = (planner.next_step(now, seconds) for seconds in (1e6, 100, 50))
     assert full.training_size == 224 and smaller.training_size < 224
     assert smaller.epochs == full.epochs > shorter.epochs
-    assert shorter.seconds <= 60 and planner.next_step(now, 25) is None
+    assert shorter.seconds <= 50 and planner.next_step(now, 25) is None
 
 
 def test_longer_fine_tuning_ends_when_it_brings_nothing_or_after_the_usual_epochs(planner):

@@ -13,6 +13,7 @@ import numpy as np
 from transfer.anytime.heads import BestHead, build_head
 from transfer.anytime.plan import Kind, Step
 from transfer.cases import builders
+from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.decisions import decision_of
 from transfer.cases.policies import Case
 from transfer.common.streams import progress_bar
@@ -22,6 +23,9 @@ from transfer.training.averaging import average
 from transfer.training.fit import fit
 from transfer.training.phases import TrainingLog
 from transfer.training.solved_again import solve_again
+
+LEARNING_RATE = 6e-4
+"""Learning rate of fine-tuning, twice that of case 3. With it, 100 steps are as good as 200 steps of case 3."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +78,7 @@ def fine_tuned_candidate(
     model, used = build_network(config, data, head, case, step.training_size, devices, start)
     keep = start is None and head.pool.whole
     if keep:  # the features of the choice have the head already
-        solved = head.last_layer(config.seed)
+        solved = head.on_all_layers(config.seed)
         model.layers[-1].set_weights([solved.kernel, solved.bias])
     random = decision_of(model).init == "random"
     training = fit(
@@ -106,6 +110,11 @@ def build_network(
     used = given.without_ignored()
     options = used.build_options()
     options["init"] = "pretrained" if config.init == TrainConfig.init else config.init
+    options["cut"] = (
+        ALL_LAYERS  # a head on all layers is better than one on the last, before and after fine-tuning
+    )
+    if config.learning_rate is None and config.optimizer == TrainConfig.optimizer:
+        options["learning_rate"] = LEARNING_RATE
     model = builders.build(base=head.base, num_classes=data.num_classes, strategy=devices, **options)
     if weights is not None:
         model.set_weights(weights)

@@ -119,11 +119,13 @@ class BestHead:
         """For each validation image, whether the head classifies it correctly, bool of shape (N,)."""
         return self.val_probabilities.argmax(axis=1) == self.val_labels
 
-    def last_layer(self, seed: int) -> SolvedHead:
-        """Return a head on the last layer, solved on the training images alone."""
-        name, count = list(self.sample.taps)[-1], self.pool.num_train
+    def on_all_layers(self, seed: int) -> SolvedHead:
+        """Return a regression on all layers, solved on the training images alone."""
+        count, names = self.pool.num_train, cuts_of(analyze(self.base), ALL_LAYERS)
+        features = features_of({name: self.sample.taps[name][:count] for name in names}, names)
         labels = self.sample.labels[:count]
-        return solve(self.sample.taps[name][:count], labels, self.sample.num_classes, seed=seed)
+        options: dict[str, Any] = {"methods": ("regression",), "seed": seed}
+        return solve(features, labels, self.sample.num_classes, **options)
 
 
 def training_sample(pool: Pool, sample: SampleFeatures) -> SampleFeatures:

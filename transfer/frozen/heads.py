@@ -117,6 +117,16 @@ class HeadProblem:
         other = (other - self.mean) / np.float32(self.scale)
         self._choose("validation", {0: HeldOut(self.x, self.labels, other, truth, self.weights)}, START)
 
+    def use_discriminant(self, features: np.ndarray, labels: np.ndarray, shrinkage: float) -> None:
+        """Use a discriminant, unless each class has one image, with the temperature that suits other images best."""
+        other, truth = _to_arrays("val features", features, labels, len(self.weights), width=len(self.mean))
+        other = (other - self.mean) / np.float32(self.scale)
+        with threadpool_limits(1):
+            trial = HeldOut(self.x, self.labels, other, truth, self.weights)
+            found = discriminants([trial], (shrinkage,))
+        for setting, candidate in found.items():
+            self.setting, self.tried, self.chosen_by = setting, (candidate,), "validation"
+
     def cross_validate(self, folds: np.ndarray, *, start: float = START) -> None:
         """Choose the setting by cross-validation with the fold of each image, unless no fold can be held out."""
         trials: dict[int, HeldOut] = {}

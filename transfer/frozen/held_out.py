@@ -88,13 +88,17 @@ def score(trials: Sequence[HeldOut], setting: Setting) -> Candidate:
     return Candidate(setting.strength, float(loss / weight), float(correct / weight))
 
 
-def discriminants(trials: Sequence[HeldOut]) -> dict[Setting, Candidate]:
+def discriminants(
+    trials: Sequence[HeldOut], shrinkages: Sequence[float] = SHRINKAGES
+) -> dict[Setting, Candidate]:
     """Measure each shrinkage at its best temperature; empty if a trial has one image per class."""
     models = [trial.discriminant for trial in trials if trial.discriminant is not None]
     if len(models) < len(trials):
         return {}
+    # As if one more image had a random label: if all images are right, the best temperature would be near 0.
+    random = 1 / (1 + sum(len(trial.truth) for trial in trials))
     found = {}
-    for shrinkage in SHRINKAGES:
+    for shrinkage in shrinkages:
         # The temperature divides all of the scores but the prior.
         layers = [model.solve(shrinkage) for model in models]
         plain = [
@@ -108,7 +112,11 @@ def discriminants(trials: Sequence[HeldOut]) -> dict[Setting, Candidate]:
                 for trial, model, scores in zip(trials, models, plain, strict=True)
             ]
             total, _, weight = np.sum(sums, axis=0)
-            return float(total / weight)
+            guesses = [
+                -log_softmax(scores / np.exp(log_temperature) + model.log_prior, axis=1).mean()
+                for model, scores in zip(models, plain, strict=True)
+            ]
+            return float((1 - random) * total / weight + random * np.mean(guesses))
 
         best = minimize_scalar(loss, bounds=_TEMPERATURES, method="bounded", options={"xatol": 0.02})
         setting = Setting("discriminant", shrinkage, float(np.exp(best.x)))

@@ -20,7 +20,7 @@ from transfer.common.errors import InputError
 from transfer.distributed.strategies import scope_of, share_devices
 from transfer.frozen.extraction import apply_head, extract, input_size
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.frozen.heads import HeadProblem, SolvedHead
+from transfer.frozen.heads import ENOUGH, HeadProblem, SolvedHead
 from transfer.images import pipeline
 from transfer.images.datasets import ImageData, check_data
 from transfer.images.decoding import as_size
@@ -32,6 +32,10 @@ from transfer.training.phases import TrainingLog
 from transfer.training.trained import record_data
 
 _CALL = "solve_again(model, data)"
+
+SHRINKAGE = 0.3
+"""Shrinkage of the discriminant with fewer validation images than can choose it. On the tuning sets, 0.2 to 0.5 were
+equally good."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +84,10 @@ def solve_again(
     convex problem find it, at no cost for later predictions: on eleven data sets, the test accuracy rose by 1.1 points
     on average and fell on none. The images may be larger than in fine-tuning. The given model does not change.
 
-    If `load_data` drew the validation images from the training images, the new head is solved on both. Its
-    regularization is that of `heads.DEFAULT_C`: the fine-tuned layers have seen the labels of the training images, so
-    that cross-validation would choose too weak a regularization.
+    The head is a linear discriminant whose temperature suits the validation images; 200 or more of them also choose its
+    method and regularization. Without validation images, it is a logistic regression with `heads.DEFAULT_C`. The
+    training images cannot choose: the fine-tuned layers have seen their labels. If `load_data` drew the validation
+    images from the training images, the head is then solved on both.
 
     Args:
         model: a model that `fit` fine-tuned, with the default head and loss.
@@ -123,7 +128,8 @@ def solve_again(
     if (decision := find_decision(model)) is not None:
         record_decision(copy, decision)
     seconds = time.perf_counter() - start - log.seconds_features
-    log = replace(log, rows=[row], regularization=head.regularization, seconds_training=seconds)
+    log = replace(log, rows=[row], seconds_training=seconds)
+    log = replace(log, regularization=head.regularization, head_method=head.method)
     return SolvedAgain(copy, data, val_probabilities, log)
 
 
@@ -173,7 +179,12 @@ def _solve(
     """Put the solved head into a model; return it, probabilities of the validation images, and a row of the log."""
     labels, count = data.train.labels, data.num_classes
     weights = pipeline.class_weights(labels, count) if class_weights else None
-    head = HeadProblem(features["train"], labels, count, class_weights=weights).solve()
+    problem = HeadProblem(features["train"], labels, count, class_weights=weights)
+    if len(data.val) >= ENOUGH["validation"]:
+        problem.validate(features["val"], data.val.labels)
+    elif len(data.val):
+        problem.use_discriminant(features["val"], data.val.labels, SHRINKAGE)
+    head = problem.solve()
     model.layers[-1].set_weights([head.kernel, head.bias])
     row = {"phase": "head", "epoch": 1, **_measured(head, features["train"], labels)}
     val_probabilities = np.zeros((0, count))
@@ -184,7 +195,7 @@ def _solve(
         if data.drawn_val:
             both = np.concatenate([features["train"], features["val"]])
             labels = np.concatenate([labels, data.val.labels])
-            head = HeadProblem(both, labels, count, class_weights=weights).solve()
+            head = HeadProblem(both, labels, count, class_weights=weights, setting=problem.setting).solve()
             model.layers[-1].set_weights([head.kernel, head.bias])
             row |= _measured(head, features["train"], data.train.labels)
     return head, val_probabilities, row
