@@ -47,16 +47,17 @@ def test_all_layers_but_the_head_are_equal_and_the_given_model_is_unchanged(data
     assert not np.array_equal(kernel, before[-2]) and kernel.shape == before[-2].shape
     assert [w.trainable for w in again.model.weights] == [w.trainable for w in model.weights]
     assert decision_of(again.model) == decision_of(model)
-    assert again.log.rows[0]["accuracy"] > evaluate(model, data, split="train").accuracy  # than after an epoch
 
 
 def test_validation_is_predicted_by_a_head_that_never_saw_it(data, trained):
     model, _ = trained
     assert data.drawn_val
     first, other = solve_again(model, data), solve_again(model, shuffled(data))
-    # Their labels choose only the temperature, which never changes the order of the classes.
-    order, same = (one.val_probabilities.argsort(axis=1) for one in (first, other))
-    np.testing.assert_array_equal(order, same)
+    # The labels choose only the temperature: a factor of the scores without the class frequencies.
+    frequencies = np.log(np.bincount(data.train.labels))
+    scores = [np.log(one.val_probabilities) - frequencies for one in (first, other)]
+    one, same = (part - part.mean(axis=1, keepdims=True) for part in scores)
+    np.testing.assert_allclose(one / np.linalg.norm(one), same / np.linalg.norm(same), atol=1e-4)
     # The final head saw the labels of validation images that `load_data` drew, and not of others.
     assert not np.array_equal(first.model.get_weights()[-1], other.model.get_weights()[-1])
     given = solve_again(model, replace(data, drawn_val=False))
