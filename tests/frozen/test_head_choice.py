@@ -68,6 +68,7 @@ def test_the_accuracy_is_not_that_of_the_luckiest_candidate():
     noise = {f"layer{i}": rng.normal(size=(300, 30)) for i in range(12)}
     choice = choose_head(noise, np.arange(300) % 2, 2, candidates={name: (name,) for name in noise})
     assert choice.accuracy < 0.54 < choice.best.accuracy
+    assert max(choice.estimates) == choice.accuracy
 
 
 def test_a_class_of_one_image_counts_as_wrong_with_the_probability_of_a_guess():
@@ -78,11 +79,12 @@ def test_a_class_of_one_image_counts_as_wrong_with_the_probability_of_a_guess():
     np.testing.assert_allclose(best.probabilities.sum(axis=1), 1, rtol=1e-6)
 
 
-def test_one_image_per_class_gives_the_first_candidate_without_an_accuracy():
-    taps, labels = layers_of({"early": 0.0, "last": 2.0}, 5, 5)
+def test_one_image_per_class_gives_the_late_blocks_without_an_accuracy():
+    taps, labels = layers_of({f"block{i}": 0.0 for i in range(8)} | {"last": 2.0}, 5, 5)
     choice = choose_head(taps, labels, 5)
-    assert choice.accuracy is None and choice.best.name == "last layer"
+    assert choice.accuracy is None and choice.best.name == "last 6 blocks"
     np.testing.assert_allclose(choice.best.probabilities, 1 / 5)
+    choice = choose_head({"last": taps["last"]}, labels, 5)
     new, truth = layers_of({"last": 2.0}, 300, 5, seed=1)
     scores = new["last"] @ choice.solved.kernel + choice.solved.bias
     assert (scores.argmax(axis=1) == truth).mean() > 0.6

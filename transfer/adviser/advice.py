@@ -37,7 +37,7 @@ class Advice:
         model: name of the network.
         image_size: height and width in pixels at which the network ran.
         choice: the recommended choice.
-        choices: all choices, from the cheapest to the most expensive.
+        choices: all choices, the highest estimated accuracy first.
         time_budget: limit of the training time in seconds; None is no limit.
         similarity: similarity to the pre-training data; None if it could not be measured.
         images_per_class: number of training images of each class.
@@ -154,9 +154,8 @@ class Advice:
 
     def _alternative(self) -> str:
         """Return a sentence on fine-tuning, or on the best head if fine-tuning is recommended."""
-        heads = [choice for choice in self.choices if choice.is_head]
         others = [choice for choice in self.choices if choice.cut is None and choice is not self.choice]
-        others = others or ([best_head(heads)] if self.choice.cut is None and heads else [])
+        others = others or ([best_head(self.choices)] if self.choice.cut is None else [])
         if not others:
             return ""
         other = others[0]
@@ -213,7 +212,7 @@ class Advice:
         return display.to_html(self.reason, self._table(), *remarks)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """Return the choices as a pandas data frame, one row per choice, from the cheapest to the most expensive.
+        """Return the choices as a pandas data frame, one row per choice, the highest estimate first.
 
         Its columns are `number` and `case`, `action` in words, `cut`, `expected_accuracy`, the ends `low` and `high` of
         its 90% interval, `seconds` of training, `basis` of the estimate, and whether the choice is `recommended`.
@@ -362,9 +361,8 @@ def action(choice: CaseEstimate) -> str:
         return "train the whole network from random weights"
     if choice.cut == ALL_LAYERS:
         return "train a new head on all frozen layers"
-    layers = choice.cut.count(",") + 1
-    if layers > 1:
-        return f"train a new head on {layers} frozen layers"
+    if blocks := choice.cut.count(","):  # with the last layer
+        return f"train a new head on the last {blocks} frozen blocks"
     if choice.case is Case.SMALL_SIMILAR:
         return "train a new head on the frozen network"
     return f"train a new head on frozen {choice.cut}"

@@ -24,16 +24,16 @@ from transfer.adviser.probes import ridge_leave_one_out, stratified_folds
 from transfer.adviser.sample_features import MAX_IMAGES, SampleFeatures, extract_sample, stratified_sample
 from transfer.adviser.similarity import Similarity, measure_similarity
 from transfer.adviser.trials import Trial, time_fine_tuning
-from transfer.cases.cuts import ALL_LAYERS
+from transfer.cases.cuts import ALL_LAYERS, cuts_of, keeps_whole
 from transfer.cases.policies import POLICIES, early_position
 from transfer.common.accuracies import debiased_accuracy
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.frozen.head_choice import concatenate_normalized
+from transfer.frozen.head_choice import HeadChoice, candidate_cuts, choose_head, concatenate_normalized
 from transfer.images.datasets import ImageData, check_data
 from transfer.networks.arguments import check_network
-from transfer.networks.graphs import analyze
+from transfer.networks.graphs import NetworkInfo, analyze
 from transfer.training.schedules import BATCH_SIZE, epochs_for
 
 MIN_IMAGES = 20
@@ -65,6 +65,7 @@ def advise(
     engine: str = "auto",
     cache: FeatureCache | None = None,
     sample: SampleFeatures | None = None,
+    heads: HeadChoice | None = None,
     seed: int = 0,
 ) -> Advice:
     """Recommend one of the four cases for some images, a cut, and estimate the accuracy.
@@ -83,6 +84,7 @@ def advise(
         engine: engine that runs the network, one of `ENGINES`.
         cache: feature cache. None is the user's default cache.
         sample: features from `extract_sample`, if they were computed before.
+        heads: heads from `choose_head`, if they were compared before.
         seed: random seed of the sample, of the folds, and of the trial.
 
     Returns:
@@ -124,11 +126,17 @@ def advise(
             sample.images, base, image_size=size, preprocessing=preprocessing, seed=seed
         )
     similarity = measure_similarity(sample, base.name, base=base)
-    evidence = _evidence(data, sample, curve, sizes, similarity, timing)
+    network = analyze(base)
+    if heads is None and curve is not None:
+        heads = choose_heads(sample, network, curve, seed)
+    known = () if curve is None or heads is None else head_evidence(heads, network)
+    evidence = _evidence(data, sample, curve, known, sizes, similarity, timing)
     choices = estimate_choices(evidence)
     frozen = frozen or not evidence.signal  # without a signal, fine-tuning wastes time
     choice = (
-        pick(choices, time_budget=time_budget, frozen=frozen) if choices else _rule_of_thumb(evidence, base)
+        pick(choices, time_budget=time_budget, frozen=frozen)
+        if choices
+        else _rule_of_thumb(evidence, network)
     )
     counts = np.bincount(data.train.labels, minlength=data.num_classes).tolist()
     return Advice(
@@ -177,14 +185,29 @@ def probe_sample(sample: SampleFeatures, seed: int) -> tuple[LayerCurve | None, 
     return curve, tuple(size_curve(features, labels, sample.num_classes, groups=groups, seed=seed))
 
 
-def head_evidence(curve: LayerCurve) -> tuple[HeadEvidence, ...]:
-    """Return the evidence on heads on the last layer, at the best cut, and on all layers."""
-    probes = {curve.names[-1]: curve.probes[-1], curve.cut: curve.probes[curve.names.index(curve.cut)]}
-    probes |= {ALL_LAYERS: curve.all_layers} if len(curve.names) > 1 else {}
-    return tuple(
-        HeadEvidence(name, debiased_accuracy(probe.correct_by_lambda), probe.standard_error)
-        for name, probe in probes.items()
+def choose_heads(sample: SampleFeatures, network: NetworkInfo, curve: LayerCurve, seed: int) -> HeadChoice:
+    """Compare heads on the last layer, at the best cut, on late blocks, and on all layers."""
+    names = cuts_of(network, ALL_LAYERS)
+    return choose_head(
+        sample.taps,
+        sample.labels,
+        sample.num_classes,
+        candidates=candidate_cuts(names, best_cut=curve.cut if curve.cut in names else None),
+        groups=sample.images.groups,
+        seed=seed,
     )
+
+
+def head_evidence(heads: HeadChoice, network: NetworkInfo) -> tuple[HeadEvidence, ...]:
+    """Return the evidence on each head, the best one first."""
+    every = cuts_of(network, ALL_LAYERS)
+    found = {}
+    for one, accuracy in zip(heads.candidates, heads.estimates, strict=True):
+        cut = ALL_LAYERS if len(one.cuts) > 1 and one.cuts == every else ",".join(one.cuts)
+        whole = keeps_whole(network, one.cuts)
+        found[one.name] = HeadEvidence(cut, accuracy, one.standard_error, whole)
+    best = found.pop(heads.best.name)
+    return best, *sorted(found.values(), key=lambda one: -one.accuracy)
 
 
 def growth_of(sizes: Sequence[SizePoint]) -> float:
@@ -199,6 +222,7 @@ def _evidence(
     data: ImageData,
     sample: SampleFeatures,
     curve: LayerCurve | None,
+    heads: tuple[HeadEvidence, ...],
     sizes: Sequence[SizePoint],
     similarity: Similarity | None,
     timing: Trial | None,
@@ -212,7 +236,7 @@ def _evidence(
         num_sampled=len(sample.labels),
         num_test=len(data.test),
         num_classes=data.num_classes,
-        heads=() if curve is None else head_evidence(curve),
+        heads=heads,
         growth=growth_of(sizes),
         chance=float(counts.max() / counts.sum()),
         signal=curve is None or curve.signal,
@@ -235,10 +259,10 @@ def _pixel_accuracy(sample: SampleFeatures) -> float:
     return debiased_accuracy(probe.correct_by_lambda)
 
 
-def _rule_of_thumb(evidence: Evidence, base: keras.Model) -> CaseEstimate:
+def _rule_of_thumb(evidence: Evidence, network: NetworkInfo) -> CaseEstimate:
     """Return the choice of the rule of thumb, for too few images to measure anything."""
     case = evidence.data_case
-    network, cut = analyze(base), None
+    cut = None
     if POLICIES[case].frozen:
         ends = network.block_ends
         early = POLICIES[case].cut == "early" and ends

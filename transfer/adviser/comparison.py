@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from transfer.adviser.advise import MIN_IMAGES, head_evidence, probe_sample
+from transfer.adviser.advise import MIN_IMAGES, choose_heads, head_evidence, probe_sample
 from transfer.adviser.sample_features import extract_sample
 from transfer.common import display
 from transfer.common.arguments import explain_arguments
@@ -43,7 +43,9 @@ class Candidate:
         """Return the values as text, for a row of a table."""
         time = "cached" if self.seconds_per_image is None else f"{1000 * self.seconds_per_image:.1f}"
         accuracy, size = f"{self.accuracy:.1%} +- {self.standard_error:.1%}", f"{self.parameters / 1e6:.1f} M"
-        return self.model, self.cut, str(self.image_size), accuracy, size, time
+        late = self.cut.count(",")  # blocks before the last layer
+        cut = f"last {late} blocks" if late else self.cut
+        return self.model, cut, str(self.image_size), accuracy, size, time
 
 
 class Comparison(list[Candidate]):
@@ -122,8 +124,8 @@ def compare(
                 f"Expected {MIN_IMAGES} training images or more, for cross-validation. Received: "
                 f"{len(sample.labels)}. Add images."
             )
-        head = max(head_evidence(curve), key=lambda head: head.accuracy)
         network = analyze(base)
+        head = head_evidence(choose_heads(sample, network, curve, seed), network)[0]
         parameters = keras.Model(base.inputs, network.output(network.last_layer)).count_params()
         candidates.append(
             Candidate(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transfer.adviser.trials import Trial
-from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import Case, frozen_case, rule_of_thumb
 from transfer.common.display import one_line
 from transfer.common.text import format_duration, plural
@@ -22,11 +21,12 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class HeadEvidence:
-    """Cross-validated accuracy of a head."""
+    """Out-of-fold accuracy of a head."""
 
-    cut: str  # a layer, or "all"
-    accuracy: float  # corrected for the choice of the regularization strength
+    cut: str  # a layer, several layers separated by commas, or "all"
+    accuracy: float  # corrected for the choice among the heads
     standard_error: float
+    whole: bool = True  # whether it sees the last layer, so that the network is not cut
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Evidence:
     num_sampled: int  # training images in the sample
     num_test: int  # 0 without test images
     num_classes: int
-    # Heads on the last layer, on the layer of the best cut if that differs, and on all layers.
-    heads: tuple[HeadEvidence, ...]
+    heads: tuple[HeadEvidence, ...]  # the best one first
     growth: float  # gain of accuracy from twice as many images
     chance: float  # accuracy of always predicting the most frequent class
     signal: bool
@@ -82,11 +81,10 @@ class CaseEstimate:
         return one_line(self, f"{text}, {format_duration(self.seconds)}")
 
 
-# The command `python tests/benchmarks/advice.py fit` measures the next four constants, and `SINGLE_LAYER_MARGIN`, on
-# its tuning sets.
+# The command `python tests/benchmarks/advice.py fit` measures the next four constants on its tuning sets.
 
 HEAD_GAIN = 0.02
-"""Test accuracy of a head minus its cross-validated accuracy. The head trains on all images."""
+"""Test accuracy of a head minus its out-of-fold accuracy. The head trains on all images."""
 
 HEAD_ERROR = 0.035
 """Standard deviation of that difference, including the sampling error of the test set."""
@@ -111,16 +109,12 @@ SCRATCH_GAIN = 0.0
 FORWARD_PASSES = 3.0
 """Smallest cost of a training step in forward passes: one forward, and a backward pass that costs two."""
 
-SINGLE_LAYER_MARGIN = 0.03
-"""Gain over a head on all layers that a head on one layer needs to be chosen. Heads chosen with this margin lost 0.4
-points to the best head of the tuning sets; without a margin they lost 1.4."""
-
 MIN_IMPROVEMENT = 0.005
 """Gain of accuracy that a more expensive choice needs to be recommended."""
 
 
 def estimate_choices(evidence: Evidence) -> tuple[CaseEstimate, ...]:
-    """Estimate each choice, from the cheapest to the most expensive; no choices without evidence on heads."""
+    """Estimate each choice, the highest estimate first; no choices without evidence on heads."""
     if not evidence.heads:
         return ()
     choices: list[CaseEstimate] = []
@@ -142,7 +136,7 @@ def estimate_choices(evidence: Evidence) -> tuple[CaseEstimate, ...]:
     doublings = math.log2(max(1.0, evidence.num_train / max(1, evidence.num_sampled)))
     more = evidence.growth * doublings
     for head in evidence.heads:
-        case = frozen_case(whole=head.cut in (evidence.heads[0].cut, ALL_LAYERS))
+        case = frozen_case(whole=head.whole)
         seconds = evidence.seconds_per_image * evidence.num_train
         errors = (head.standard_error, HEAD_ERROR)
         add(
@@ -151,10 +145,9 @@ def estimate_choices(evidence: Evidence) -> tuple[CaseEstimate, ...]:
             head.accuracy + HEAD_GAIN + more,
             errors,
             seconds,
-            "cross-validation on the sample",
+            f"out-of-fold predictions of {evidence.num_sampled} images",
         )
-    best = best_head(choices).cut
-    head = next(head for head in evidence.heads if head.cut == best)
+    head = evidence.heads[0]
     tuned = max(head.accuracy + GAIN_FRACTION * (1 - head.accuracy), head.accuracy + HEAD_GAIN + MIN_GAIN)
     case = Case.LARGE_SIMILAR if evidence.similar else Case.LARGE_DIFFERENT
     errors, basis = (head.standard_error, FINE_TUNING_ERROR), "the best head, and gains on other data sets"
@@ -163,7 +156,7 @@ def estimate_choices(evidence: Evidence) -> tuple[CaseEstimate, ...]:
         accuracy, errors = evidence.pixel_accuracy + SCRATCH_GAIN, (0.0, SCRATCH_ERROR)
         seconds_scratch = _training_seconds(evidence, evidence.steps_scratch)
         add(Case.LARGE_DIFFERENT, RANDOM, accuracy, errors, seconds_scratch, "a linear classifier on pixels")
-    return tuple(choices)
+    return tuple(sorted(choices, key=lambda choice: -choice.expected_accuracy))
 
 
 def _training_seconds(evidence: Evidence, steps: int) -> float | None:
@@ -195,10 +188,9 @@ def pick(
     choices: Sequence[CaseEstimate], *, time_budget: float | None = None, frozen: bool = False
 ) -> CaseEstimate:
     """Pick the choice with the highest estimated accuracy within the time budget, or the best head."""
-    heads = [choice for choice in choices if choice.is_head]
-    best = best_head(heads) if heads else choices[0]
+    best = best_head(choices)
     for choice in choices:
-        if frozen or choice in heads:
+        if frozen or choice.is_head:
             continue
         fits = time_budget is None or choice.seconds is None or choice.seconds <= time_budget
         if fits and choice.expected_accuracy > best.expected_accuracy + MIN_IMPROVEMENT:
@@ -206,10 +198,7 @@ def pick(
     return best
 
 
-def best_head(heads: Sequence[CaseEstimate]) -> CaseEstimate:
-    """Return the head on all layers, unless a head on one layer is better by `SINGLE_LAYER_MARGIN`."""
-    best = max(heads, key=lambda head: head.expected_accuracy)
-    on_all = next((head for head in heads if head.cut == ALL_LAYERS), None)
-    if on_all and best.expected_accuracy <= on_all.expected_accuracy + SINGLE_LAYER_MARGIN:
-        return on_all
-    return best
+def best_head(choices: Sequence[CaseEstimate]) -> CaseEstimate:
+    """Return the head with the highest estimate, among equals the first."""
+    heads = [choice for choice in choices if choice.is_head]
+    return max(heads or choices, key=lambda choice: choice.expected_accuracy)
