@@ -48,10 +48,12 @@ def test_class_weights_change_the_prior():
     np.testing.assert_allclose(first[0] - first[1] - even[0] + even[1], np.log(9))
 
 
-def test_equal_images_of_a_class_give_a_finite_layer():
+def test_equal_images_give_a_finite_layer():
     x, labels = np.eye(4).repeat(3, axis=0), np.arange(4).repeat(3)
     kernel, bias = Discriminant(x, labels, np.ones(4)).solve(0.1)
     assert np.isfinite(kernel).all() and ((x @ kernel + bias).argmax(axis=1) == labels).all()
+    kernel, bias = Discriminant(0 * x, labels, np.ones(4)).solve(0.1)
+    assert not kernel.any() and np.allclose(bias, np.log(1 / 4))
 
 
 def test_a_discriminant_is_chosen_where_images_of_a_class_differ_in_some_directions():

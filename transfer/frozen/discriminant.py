@@ -26,7 +26,7 @@ class Discriminant:
         self._variances = self._axes.squares.astype("float64") / freedom
         # The mean is over the directions in which images of a class can differ.
         mean = self._variances.sum() / min(x.shape[1], freedom)
-        self._mean_variance = max(mean, 1e-6 * float(np.square(x).mean()), np.finfo("float32").tiny)
+        self._mean_variance = max(mean, 1e-6 * float(np.square(x).mean())) or 1.0  # 0 if all images are equal
         self._inside = self._axes.inside(self._means.T)
         # Logarithms of the weighted class fractions.
         self.log_prior = np.log(counts * weights / (counts @ weights))
