@@ -147,4 +147,6 @@ def test_the_best_head_is_picked_on_a_frozen_network_and_among_equals_the_first(
 def test_no_slower_choice_with_a_lower_estimate_than_another_is_picked():
     found = estimate_choices(replace(EVIDENCE, heads=(HeadEvidence("all", 0.97, 0.02), *EVIDENCE.heads)))
     picked = pick(found)
-    assert all(one.expected_accuracy <= picked.expected_accuracy or one.seconds > picked.seconds for one in found)
+    assert all(
+        one.expected_accuracy <= picked.expected_accuracy or one.seconds > picked.seconds for one in found
+    )

@@ -137,13 +137,15 @@ def truth(data: Any, seed: int) -> dict[str, Any]:
     import transfer
     from transfer.adviser.sample_features import extract_sample_features
     from transfer.frozen import heads
-    from transfer.frozen.head_choice import features_of
+    from transfer.frozen.head_choice import candidate_cuts, features_of
 
     base = base_network()
     parts = {name: extract_sample_features(part, base, engine="auto") for name, part in data.splits.items()}
     heads_at = {}
-    for name in [*parts["train"].taps, "all"]:
-        cuts = list(parts["train"].taps) if name == "all" else [name]
+    taps = tuple(parts["train"].taps)
+    late = [cuts for name, cuts in candidate_cuts(taps).items() if name.endswith(" blocks")]
+    for cuts in [*late, *((name,) for name in taps), taps]:
+        name = "all" if cuts == taps else ",".join(cuts)
         x = {split: features_of(sample.taps, cuts) for split, sample in parts.items()}
         head = heads.solve(
             x["train"], data.train.labels, data.num_classes, val=(x["val"], data.val.labels), seed=seed
@@ -230,12 +232,12 @@ def fit(options: argparse.Namespace) -> None:
     from transfer.adviser.estimates import pick
 
     units = {unit: rows for unit, rows in joined(options).items() if unit[0] in TUNING}
-    errors: dict[str, list[float]] = {"one layer": [], "all": [], "from-scratch": []}
+    errors: dict[str, list[float]] = {"one layer": [], "late blocks": [], "all": [], "from-scratch": []}
     head_errors, gains = [], []
     for rows in units.values():
         evidence, truth = rows["advised"]["evidence"], rows["truth"]
         for head in evidence["heads"]:
-            kind = "all" if head["cut"] == "all" else "one layer"
+            kind = "all" if head["cut"] == "all" else "late blocks" if "," in head["cut"] else "one layer"
             errors[kind].append(truth["heads"][head["cut"]] - head["accuracy"])
         if "scratch" in rows:
             errors["from-scratch"].append(rows["scratch"]["from-scratch"] - evidence["pixel_accuracy"])
@@ -250,27 +252,19 @@ def fit(options: argparse.Namespace) -> None:
             )
             print(f"{kind}: test accuracy minus cross-validated accuracy: {summary}")
     x, y = np.array(head_errors), np.array(gains)
-    for margin in (0.0, 0.01, 0.02, 0.03, 0.05):
-        lost = [lost_by_margin(rows, margin) for rows in units.values()]
-        print(f"one layer instead of all if it is better by {margin}: loses {100 * np.mean(lost):.2f} points")
     for name, rule in (
         ("best layer", advised_cut),
         ("deepest layer within a standard error of the best", cut_within_error),
     ):
         cuts = [(r["truth"]["heads"], rule(r)) for r in units.values()]
-        lost = [max(v for k, v in heads.items() if k != "all") - heads[cut] for heads, cut in cuts]
+        lost = [
+            max(v for k, v in heads.items() if k != "all" and "," not in k) - heads[cut]
+            for heads, cut in cuts
+        ]
         print(f"cut at the {name}: loses {100 * np.mean(lost):.2f} points compared with the best cut")
     fraction = float(x @ y / (x @ x))
     residual = np.std(y - fraction * x)
     print(f"fine-tuning corrects {fraction:.2f} of the best head's errors; standard deviation {residual:.3f}")
-
-
-def lost_by_margin(rows: dict[str, dict], margin: float) -> float:
-    """Return the accuracy lost if a single layer must be better than all layers by a margin to be chosen."""
-    heads = {head["cut"]: head["accuracy"] for head in rows["advised"]["evidence"]["heads"]}
-    best, truth = max(heads, key=lambda cut: heads[cut]), rows["truth"]["heads"]
-    chosen = best if heads[best] > heads["all"] + margin else "all"
-    return max(truth[cut] for cut in heads) - truth[chosen]
 
 
 def cut_within_error(rows: dict[str, dict]) -> str:
@@ -340,7 +334,8 @@ def choices(advice: dict) -> Any:
     from transfer.adviser.estimates import Evidence, HeadEvidence, estimate_choices
     from transfer.adviser.trials import Trial
 
-    heads = tuple(HeadEvidence(**head) for head in advice["evidence"]["heads"])
+    heads = sorted(advice["evidence"]["heads"], key=lambda head: -head["accuracy"])
+    heads = tuple(HeadEvidence(**head) for head in heads)
     trial = advice["trial"] and Trial(**advice["trial"])
     return estimate_choices(Evidence(**{**advice["evidence"], "heads": heads, "trial": trial}))
 
