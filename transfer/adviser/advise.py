@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -65,7 +67,6 @@ def advise(
     engine: str = "auto",
     cache: FeatureCache | None = None,
     sample: SampleFeatures | None = None,
-    heads: HeadChoice | None = None,
     seed: int = 0,
 ) -> Advice:
     """Recommend one of the four cases for some images, a cut, and estimate the accuracy.
@@ -84,7 +85,6 @@ def advise(
         engine: engine that runs the network, one of `ENGINES`.
         cache: feature cache. None is the user's default cache.
         sample: features from `extract_sample`, if they were computed before.
-        heads: heads from `choose_head`, if they were compared before.
         seed: random seed of the sample, of the folds, and of the trial.
 
     Returns:
@@ -118,8 +118,35 @@ def advise(
             cache=cache,
             seed=seed,
         )
-    size = sample.image_size
-    curve, sizes = probe_sample(sample, seed)
+    advice = advise_on(
+        data,
+        base,
+        sample,
+        probe_sample(sample, seed),
+        time_budget=time_budget,
+        trial=trial,
+        frozen=frozen,
+        preprocessing=preprocessing,
+        seed=seed,
+    )
+    return replace(advice, seconds=time.perf_counter() - start)
+
+
+def advise_on(
+    data: ImageData,
+    base: keras.Model,
+    sample: SampleFeatures,
+    probes: Probes,
+    heads: HeadChoice | None = None,
+    *,
+    time_budget: float | None = None,
+    trial: bool = True,
+    frozen: bool = False,
+    preprocessing: str | None = None,
+    seed: int = 0,
+) -> Advice:
+    """Return the advice that follows from features, probes and heads; without heads, they are compared here."""
+    start, size, (curve, sizes) = time.perf_counter(), sample.image_size, probes
     timing = None
     if trial and curve is not None and curve.signal and not _exceeds_budget(data, sample, time_budget):
         timing = time_fine_tuning(
@@ -171,18 +198,25 @@ def _steps(data: ImageData, init: str) -> int:
     return epochs_for(count, BATCH_SIZE, init=init) * -(-count // BATCH_SIZE)
 
 
-def probe_sample(sample: SampleFeatures, seed: int) -> tuple[LayerCurve | None, tuple[SizePoint, ...]]:
-    """Compute the accuracy by layer and by number of images; None and () if there are too few images."""
+class Probes(NamedTuple):
+    """Cross-validated accuracies of linear probes; None and () if there are too few images."""
+
+    curve: LayerCurve | None = None
+    sizes: tuple[SizePoint, ...] = ()
+
+
+def probe_sample(sample: SampleFeatures, seed: int) -> Probes:
+    """Measure the accuracy by layer and by number of images."""
     labels, groups = sample.labels, sample.images.groups
     too_few = len(labels) < MIN_IMAGES or sample.num_classes < 2 or np.bincount(labels).max() < 2
     if too_few or (groups and len(set(groups)) < MIN_GROUPS):
-        return None, ()
+        return Probes()
     curve = layer_curve(sample.taps, labels, sample.num_classes, groups=groups)
     if curve.best is curve.all_layers:
         features = concatenate_normalized(list(sample.taps.values()))
     else:
         features = sample.taps[curve.names[int(curve.accuracy.argmax())]]
-    return curve, tuple(size_curve(features, labels, sample.num_classes, groups=groups, seed=seed))
+    return Probes(curve, tuple(size_curve(features, labels, sample.num_classes, groups=groups, seed=seed)))
 
 
 def choose_heads(sample: SampleFeatures, network: NetworkInfo, curve: LayerCurve, seed: int) -> HeadChoice:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from transfer.adviser.advice import Advice
-from transfer.adviser.advise import advise
+from transfer.adviser.advise import advise_on, probe_sample
 from transfer.adviser.estimates import prediction_interval
 from transfer.anytime.candidates import (
     Candidate,
@@ -109,13 +109,16 @@ class AnytimeRun:
             base = self._load(kept.network, kept.image_size)
         network = kept.network if kept is not None else self._networks[0]
         sample = extract_pool(self.config, base, self.pool)
-        known = training_sample(self.pool, sample)
-        self.advice = advise(self.data, base, sample=known, trial=False, seed=self.config.seed)
+        known, seed = training_sample(self.pool, sample), self.config.seed
+        probes = probe_sample(known, seed)
+        cut = None if probes.curve is None else probes.curve.cut
+        head = best_head(self.config, network, base, self.pool, sample, cut)
+        self.advice = advise_on(self.data, base, known, probes, head.choice, trial=False, seed=seed)
         if not self.history.steps:
             log.info("%s", self.advice.data_sentence if self.advice.signal else self.advice.reason)
             for warning in self.advice.warnings:
                 log.warning("%s", warning.text)
-        return best_head(self.config, network, base, self.pool, sample, self._best_cut(network))
+        return head
 
     def _best_cut(self, network: str) -> str | None:
         """Return the best single layer of the first network."""

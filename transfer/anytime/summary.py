@@ -30,8 +30,8 @@ def with_results(
         chosen = [_result(step) for step in history.steps if step.kept][-1]
         tuned = [chosen if one == chosen else one for one in tuned]
     notes = tuple(note for note in advice.notes if not note.startswith("Time of fine-tuning"))
-    choices = (*heads, *tuned, *random)
-    return replace(advice, choice=chosen, choices=choices, time_budget=history.budget, notes=notes)
+    choices = sorted((*heads, *tuned, *random), key=lambda one: (-one.expected_accuracy, one is not chosen))
+    return replace(advice, choice=chosen, choices=tuple(choices), time_budget=history.budget, notes=notes)
 
 
 def _heads(history: History, head: BestHead, num_test: int) -> list[CaseEstimate]:
@@ -39,10 +39,9 @@ def _heads(history: History, head: BestHead, num_test: int) -> list[CaseEstimate
     network, basis = analyze(head.base), f"out-of-fold predictions of {len(head.labels)} images"
     record = history.kept_head
     found = []
-    for one in head.choice.candidates:
-        interval = prediction_interval(one.accuracy, [one.standard_error], num_test=num_test)
-        accuracy = one.accuracy
-        if one is head.best and record is not None:  # corrected for the choice
+    for one, accuracy in zip(head.choice.candidates, head.choice.estimates, strict=True):
+        interval = prediction_interval(accuracy, [one.standard_error], num_test=num_test)
+        if one is head.best and record is not None:
             accuracy, interval = record.accuracy, record.interval
         case = frozen_case(whole=keeps_whole(network, one.cuts))
         cut = ALL_LAYERS if one.name == "all layers" else ",".join(one.cuts)
