@@ -19,8 +19,7 @@ class Discriminant:
 
     def __init__(self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
         counts = np.bincount(labels, minlength=len(weights)).astype("float64")
-        one_hot = (np.arange(len(weights)) == labels[:, None]).astype(x.dtype)
-        self._means = (one_hot.T @ x) / counts[:, None].astype(x.dtype)
+        self._means = np.stack([x[labels == k].mean(axis=0) for k in range(len(weights))])
         self._axes = PrincipalAxes(x - self._means[labels], x.dtype)
         freedom = len(x) - len(weights)
         self._variances = self._axes.squares.astype("float64") / freedom

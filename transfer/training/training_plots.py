@@ -85,8 +85,8 @@ def _label_phases(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 _STRENGTHS = {
-    "regression": ("C", "C of the logistic regression (larger: weaker regularization)"),
-    "discriminant": ("shrinkage", "shrinkage of the covariance (larger: stronger regularization)"),
+    "regression": ("C", "C (larger: weaker regularization)"),
+    "discriminant": ("shrinkage", "shrinkage (larger: stronger regularization)"),
 }
 
 
