@@ -41,6 +41,7 @@ def made(strange_folder):
     return {
         "data": data, "report": data.report, "split": data.train, "log": log, "evaluation": evaluation,
         "decision": transfer.decision_of(model), "advice": advice, "choice": advice.choice, "curve": advice.curve,
+        "solved again": transfer.solve_again(model, data),
         "similarity": advice.similarity, "evidence": advice.evidence, "probe": advice.curve.probes[0],
         "merged": transfer.merge(evaluation, {name: name[0] for name in data.class_names}),
         "screening": transfer.screening(evaluation, positive=data.class_names[0]),
