@@ -24,11 +24,14 @@ class Gain:
 TYPICAL_GAINS = {
     Kind.LARGER: Gain(0.015, 0.025),
     Kind.NETWORK: Gain(0.015, 0.025),
-    Kind.FINE_TUNING: Gain(0.025, 0.035),
+    Kind.FINE_TUNING: Gain(0.037, 0.06),
     Kind.LONGER: Gain(0.01, 0.02),
     Kind.AVERAGE: Gain(0.01, 0.015),
 }
-"""Gain of accuracy of each kind of step on other data sets. It is the prior knowledge about a new data set."""
+"""Gain of accuracy of each kind of step on other data sets. It is the prior knowledge about a new data set.
+
+Fine-tuning was measured on eleven tuning sets at 128 pixels, one seed each: from -9 to +16 points. The other gains are
+provisional."""
 
 
 FEW_ERRORS = 0.1
