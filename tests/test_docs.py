@@ -160,7 +160,7 @@ def test_the_python_runs(tmp_path, monkeypatch, capsys):
     from transfer.train import main
 
     monkeypatch.chdir(tmp_path)
-    main(["--case", "small-similar"])
+    main(["--case", "small-similar", "--output", "runs/emoji-auto-1"])
     Image.open(embedded_folder() / "face" / "u1f600-grinning-face.png").save("image.png")
     printed, programs = {}, {}
     for page, block in blocks("python"):
