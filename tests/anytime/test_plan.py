@@ -12,7 +12,7 @@ from transfer.anytime.plan import (
     Kind,
     Planner,
     Situation,
-    Taken,
+    Step,
     larger_size,
     training_sizes,
 )
@@ -36,6 +36,11 @@ def planner(tmp_path):
     return Planner(speeds)
 
 
+def trained(kind, epochs, size):
+    """A fine-tuning that was taken."""
+    return Step(kind, "Lite", 224, 0.0, training_size=size, epochs=epochs)
+
+
 def test_sizes_are_multiples_of_sixteen_pixels():
     assert larger_size(224) == 288 and larger_size(64) == 80
     assert training_sizes(224) == [224, 160, 128] and training_sizes(32) == [32]
@@ -44,15 +49,15 @@ def test_sizes_are_multiples_of_sixteen_pixels():
 def test_steps_come_in_a_fixed_order_and_each_once(planner):
     now = replace(NOW, networks=(("Lite1", 240),), average=True)
     assert planner.next_step(now, 1e6).kind is Kind.LARGER
-    now = replace(now, taken=(Taken(Kind.LARGER, "Lite"),))
+    now = replace(now, taken=(Step(Kind.LARGER, "Lite", 288, 0),))
     step = planner.next_step(now, 1e6)
     assert (step.network, step.image_size) == ("Lite1", 240)
     larger = planner.next_step(replace(now, image_size=288), 1e6)
     assert larger.image_size == 304  # as much larger as the images of the head that is best so far
-    now = replace(now, taken=(*now.taken, Taken(Kind.NETWORK, "Lite1")))
+    now = replace(now, taken=(*now.taken, Step(Kind.NETWORK, "Lite1", 304, 0)))
     step = planner.next_step(now, 1e6)
     assert (step.kind, step.training_size, step.epochs) == (Kind.FINE_TUNING, 224, FINE_TUNING_STEPS // 10)
-    now = replace(now, taken=(*now.taken, Taken(step.kind, "Lite", step.epochs, 224)), fine_tuned=True)
+    now = replace(now, taken=(*now.taken, step), fine_tuned=True)
     assert planner.next_step(now, 1e6).kind is Kind.LONGER
     assert planner.next_step(now, 10).kind is Kind.AVERAGE
     assert planner.next_step(replace(now, average=False), 10) is None
@@ -63,25 +68,25 @@ def test_a_short_budget_plans_smaller_images_and_fewer_steps_or_nothing(planner)
     full, smaller, shorter = (planner.next_step(now, seconds) for seconds in (1e6, 100, 50))
     assert full.training_size == 224 and smaller.training_size < 224
     assert smaller.epochs == full.epochs > shorter.epochs
-    assert shorter.seconds <= 50 and planner.next_step(now, 25) is None
+    assert shorter.nominal <= 50 and planner.next_step(now, 25) is None
 
 
 def test_longer_fine_tuning_ends_when_it_brings_nothing_or_after_the_usual_epochs(planner):
-    taken = (Taken(Kind.FINE_TUNING, "Lite", 20, 224),)
+    taken = (trained(Kind.FINE_TUNING, 20, 224),)
     now = replace(NOW, free_size=False, fine_tuned=True, taken=taken)
     step = planner.next_step(now, 1e6)
     assert (step.kind, step.epochs) == (Kind.LONGER, 40)
-    assert planner.next_step(replace(now, taken=(*taken, Taken(Kind.LONGER, "Lite", 10, 224))), 1e6) is None
-    again = replace(now, taken=(*taken, Taken(Kind.LONGER, "Lite", 10, 224)), improving=True)
+    assert planner.next_step(replace(now, taken=(*taken, trained(Kind.LONGER, 10, 224))), 1e6) is None
+    again = replace(now, taken=(*taken, trained(Kind.LONGER, 10, 224)), improving=True)
     assert planner.next_step(again, 1e6).epochs > step.epochs
-    done = replace(now, taken=(*taken, Taken(Kind.LONGER, "Lite", 40, 224)), improving=True)
+    done = replace(now, taken=(*taken, trained(Kind.LONGER, 40, 224)), improving=True)
     assert planner.next_step(done, 1e6) is None
 
 
 def test_fine_tuning_that_was_not_kept_is_tried_again_only_with_much_more_work(planner):
-    now = replace(NOW, free_size=False, taken=(Taken(Kind.FINE_TUNING, "Lite", 6, 128),))
+    now = replace(NOW, free_size=False, taken=(trained(Kind.FINE_TUNING, 6, 128),))
     assert planner.next_step(now, 1e6).kind is Kind.FINE_TUNING
-    assert planner.next_step(replace(now, taken=(Taken(Kind.FINE_TUNING, "Lite", 20, 224),)), 1e6) is None
+    assert planner.next_step(replace(now, taken=(trained(Kind.FINE_TUNING, 20, 224),)), 1e6) is None
 
 
 def test_nothing_follows_a_head_that_cannot_be_improved(planner):

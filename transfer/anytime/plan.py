@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from transfer.anytime.speeds import Speeds
 from transfer.training.schedules import BATCH_SIZE, MAX_EPOCHS, epochs_for
@@ -65,8 +64,8 @@ class Step:
     network: str
     # Image size of the resulting model, in pixels.
     image_size: int
-    # Nominal time on this machine.
-    seconds: float
+    # Nominal time on this machine, in seconds.
+    nominal: float
     # Image size of the training, its epochs, and the nominal time of the work after it; 0 without training.
     training_size: int = 0
     epochs: int = 0
@@ -78,15 +77,6 @@ class Step:
         return f"{self.kind}-{self.network}-{self.image_size}-{self.training_size}-{self.epochs}".replace(
             " ", "-"
         )
-
-
-class Taken(NamedTuple):
-    """A step that was taken."""
-
-    kind: Kind
-    network: str
-    epochs: int = 0
-    training_size: int = 0
 
     @property
     def work(self) -> int:
@@ -106,7 +96,7 @@ class Situation:
     network: str
     image_size: int
     own_size: int
-    taken: tuple[Taken, ...] = ()
+    taken: Sequence[Step] = ()
     # Other networks to try, with their own image sizes.
     networks: tuple[tuple[str, int], ...] = ()
     # Whether the image size may change, whether a step can raise the accuracy, and whether to average models.
@@ -125,7 +115,7 @@ class Situation:
         return any(step.kind == kind and network in ("", step.network) for step in self.taken)
 
     @property
-    def trainings(self) -> list[Taken]:
+    def trainings(self) -> list[Step]:
         """The trainings of the present network."""
         return [step for step in self.taken if step.network == self.network and step.epochs]
 
@@ -170,7 +160,7 @@ class Planner:
 
     def next_step(self, situation: Situation, seconds: float) -> Step | None:
         """Return the first step that fits into some seconds, or None."""
-        return next((step for step in self.steps(situation, seconds) if step.seconds <= seconds), None)
+        return next((step for step in self.steps(situation, seconds) if step.nominal <= seconds), None)
 
     def steps(self, now: Situation, seconds: float = math.inf) -> Iterator[Step]:
         """Yield the steps that are left, in the order of their gain per second."""
@@ -185,7 +175,7 @@ class Planner:
                 yield self._head(now, Kind.NETWORK, network, size)
         if not now.fine_tuned:
             step, tried = self._fine_tuning(now, seconds), max((one.work for one in now.trainings), default=0)
-            if step.epochs * step.training_size**2 > MORE_WORK * tried:
+            if step.work > MORE_WORK * tried:
                 yield step
         elif (longer := self._longer(now)) is not None:
             yield longer
@@ -204,12 +194,12 @@ class Planner:
         """Return the fine-tuning at the largest image size at which all its steps fit, or a shorter one."""
         for size in training_sizes(now.image_size):
             step = self._training(now, Kind.FINE_TUNING, size, FINE_TUNING_STEPS)
-            if step.seconds <= seconds or now.epochs is not None:
+            if step.nominal <= seconds or now.epochs is not None:
                 return step
         fewer = self._training(now, Kind.FINE_TUNING, size, MIN_FINE_TUNING_STEPS)
         one_more = self._trained(now, Kind.FINE_TUNING, size, fewer.epochs + 1)
-        per_epoch = one_more.seconds - fewer.seconds
-        more = int(max(0.0, min(seconds, step.seconds) - fewer.seconds) / per_epoch + 1e-6)
+        per_epoch = one_more.nominal - fewer.nominal
+        more = int(max(0.0, min(seconds, step.nominal) - fewer.nominal) / per_epoch + 1e-6)
         return self._trained(now, Kind.FINE_TUNING, size, fewer.epochs + more)
 
     def _longer(self, now: Situation) -> Step | None:

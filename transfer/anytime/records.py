@@ -16,20 +16,16 @@ from transfer.common.files import write_text
 from transfer.common.text import format_duration
 
 
-@dataclass(frozen=True)
-class StepRecord:
+@dataclass(frozen=True, kw_only=True)
+class StepRecord(Step):
     """A step that was taken."""
 
-    kind: Kind
-    network: str
-    image_size: int
     # What it did, in words, such as "Head on the last 6 blocks, 224 px".
     title: str
     # Name of the case of its model.
     case: str
-    # Time that it took, and its nominal time on this machine.
+    # Time that it took.
     seconds: float
-    nominal: float
     # Validated accuracy of its model, its standard deviation, and its 90% interval for the test images.
     accuracy: float
     sd: float
@@ -38,8 +34,6 @@ class StepRecord:
     kept: bool
     # What the accuracy rests on.
     basis: str
-    training_size: int = 0
-    epochs: int = 0
 
     @property
     def fine_tuned(self) -> bool:
@@ -138,7 +132,7 @@ def describe_budget(step: Step | None, accuracy: float, command: str) -> str:
         return "A larger time budget is not expected to raise the accuracy."
     gain = 100 * typical_gain(step.kind, accuracy).mean
     return (
-        f"A larger budget adds {describe_next(step)}, about {format_duration(step.seconds)}. Expected gain: "
+        f"A larger budget adds {describe_next(step)}, about {format_duration(step.nominal)}. Expected gain: "
         f"{gain:.1f} points (typical gain on other data sets). To continue: {command}"
     )
 

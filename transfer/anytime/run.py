@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from transfer.anytime.candidates import (
 from transfer.anytime.clock import Clock
 from transfer.anytime.decisions import Gain, posterior_gain, typical_gain
 from transfer.anytime.heads import BestHead, Pool, best_head, extract_pool, pool_of, training_sample
-from transfer.anytime.plan import SECONDS, Kind, Planner, Situation, Step, Taken
+from transfer.anytime.plan import SECONDS, Kind, Planner, Situation, Step
 from transfer.anytime.records import History, StepRecord, budget_text, describe_budget
 from transfer.anytime.speeds import Speeds
 from transfer.anytime.summary import with_results
@@ -143,17 +143,17 @@ class AnytimeRun:
         now = replace(self._situation(), fine_tuned=kept is not None and kept.fine_tuned)
         enough = LARGER_BUDGET * (self.clock.budget or math.inf) - self._nominal - SECONDS["report"]
         step = next(self._planner.steps(now, enough), None)
-        needed = self._nominal + (step.seconds if step else 0.0) + SECONDS["report"]
+        needed = self._nominal + (step.nominal if step else 0.0) + SECONDS["report"]
         command = replace(self.config, time_budget=budget_text(needed), resume=False).command
         return describe_budget(step, self._accuracy().mean, command)
 
     def improve(self, write: Write, checkpoints: Path) -> None:
         """Take the steps that fit into the budget."""
         while (step := self._planner.next_step(self._situation(), self._nominal_left())) is not None:
-            if self.clock.left - self._slowness * SECONDS["report"] < MIN_TIME * step.seconds:
+            if self.clock.left - self._slowness * SECONDS["report"] < MIN_TIME * step.nominal:
                 log.info("The time is up earlier than planned: this machine is slower, or busy.")
                 break
-            self._nominal += step.seconds
+            self._nominal += step.nominal
             self._take(step, write, checkpoints)
         self._planner.speeds.save()
 
@@ -177,9 +177,7 @@ class AnytimeRun:
             network=head.network,
             image_size=head.image_size,
             own_size=own or head.image_size,
-            taken=tuple(
-                Taken(step.kind, step.network, step.epochs, step.training_size) for step in self.history.steps
-            ),
+            taken=self.history.steps,
             networks=tuple((name, config.image_size or default_size(name)) for name in others),
             free_size=config.image_size is None and height is not None and height == width,
             improvable=self._improvable(),
@@ -333,20 +331,15 @@ class AnytimeRun:
         count = len(self._head.labels)
         case = candidate.case if candidate is not None else ""
         record = StepRecord(
-            kind=step.kind,
-            network=step.network,
-            image_size=step.image_size,
+            **{**asdict(step), "nominal": round(step.nominal, 2)},
             title=title_of(step, head or self._head, self._networks),
             case=str(case),
             seconds=round(seconds, 2),
-            nominal=round(step.seconds, 2),
             accuracy=accuracy.mean,
             sd=accuracy.sd,
             interval=prediction_interval(accuracy.mean, [accuracy.sd], num_test=len(self.data.test)),
             kept=kept,
             basis=self._basis(step, count),
-            training_size=step.training_size,
-            epochs=step.epochs,
         )
         self.history = self.history.with_step(record, candidate.correct if kept and candidate else None)
         if not quiet:

@@ -60,4 +60,4 @@ def _estimate(advice: Advice, kept: StepRecord, step: Step, num_test: int) -> Ca
     accuracy = min(1.0, after.mean)
     interval = prediction_interval(accuracy, [after.sd], num_test=num_test)
     case = Case.LARGE_SIMILAR if advice.evidence.similar else Case.LARGE_DIFFERENT
-    return CaseEstimate(case, None, accuracy, interval, step.seconds, "typical gain on other data sets")
+    return CaseEstimate(case, None, accuracy, interval, step.nominal, "typical gain on other data sets")
