@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from transfer.adviser.estimates import (
+    FINE_TUNING_GAIN,
     MIN_IMPROVEMENT,
     CaseEstimate,
     Evidence,
@@ -73,15 +74,15 @@ def test_images_outside_the_sample_raise_the_estimate():
         assert other.expected_accuracy == pytest.approx(one.expected_accuracy + 2 * 0.04)
 
 
-def test_the_gain_of_fine_tuning_falls_with_the_accuracy_to_a_minimum():
+def test_the_gain_of_fine_tuning_is_the_typical_one_and_falls_where_few_errors_are_left():
     def gain(accuracy):
         heads = (HeadEvidence("all", accuracy, 0.02), HeadEvidence("top", 0.3, 0.02))
         found = estimate_choices(replace(EVIDENCE, heads=heads))
         tuned, every = (choice.expected_accuracy for choice in found[:2])
         return tuned - every
 
-    assert gain(0.4) > gain(0.6) > gain(0.9) > MIN_IMPROVEMENT
-    assert gain(0.92) == pytest.approx(gain(0.9))
+    assert gain(0.4) == pytest.approx(gain(0.8)) == pytest.approx(FINE_TUNING_GAIN.mean)
+    assert gain(0.8) > gain(0.92) > MIN_IMPROVEMENT > gain(0.97)
 
 
 def test_without_a_trial_the_time_is_a_lower_bound():

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from transfer.adviser.estimates import Gain
 from transfer.anytime.clock import Clock
-from transfer.anytime.decisions import Gain, posterior_gain, typical_gain
+from transfer.anytime.decisions import posterior_gain, typical_gain
 from transfer.anytime.plan import (
     FINE_TUNING_STEPS,
     Kind,

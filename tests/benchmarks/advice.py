@@ -229,11 +229,11 @@ BUDGETS = (60, 300, 1200)  # seconds of training
 
 def fit(options: argparse.Namespace) -> None:
     """Print the errors of the evidence on the tuning sets, and the constants that follow from them."""
-    from transfer.adviser.estimates import pick
+    from transfer.adviser.estimates import best_head
 
     units = {unit: rows for unit, rows in joined(options).items() if unit[0] in TUNING}
     errors: dict[str, list[float]] = {"one layer": [], "late blocks": [], "all": [], "from-scratch": []}
-    head_errors, gains = [], []
+    gains = []
     for rows in units.values():
         evidence, truth = rows["advised"]["evidence"], rows["truth"]
         for head in evidence["heads"]:
@@ -241,17 +241,14 @@ def fit(options: argparse.Namespace) -> None:
             errors[kind].append(truth["heads"][head["cut"]] - head["accuracy"])
         if "scratch" in rows:
             errors["from-scratch"].append(rows["scratch"]["from-scratch"] - evidence["pixel_accuracy"])
-        heads = {head["cut"]: head["accuracy"] for head in evidence["heads"]}
-        best = heads[pick(choices(rows["advised"]), frozen=True).cut]
-        head_errors.append(1 - best)
-        gains.append(truth["fine-tuned"] - best)
+        best = best_head(choices(rows["advised"]))
+        gains.append(truth["fine-tuned"] - truth["heads"][best.cut])
     for kind, values in errors.items():
         if values:
             summary = (
                 f"mean {np.mean(values):+.3f}, standard deviation {np.std(values):.3f}, {len(values)} values"
             )
             print(f"{kind}: test accuracy minus cross-validated accuracy: {summary}")
-    x, y = np.array(head_errors), np.array(gains)
     for name, rule in (
         ("best layer", advised_cut),
         ("deepest layer within a standard error of the best", cut_within_error),
@@ -262,9 +259,9 @@ def fit(options: argparse.Namespace) -> None:
             for heads, cut in cuts
         ]
         print(f"cut at the {name}: loses {100 * np.mean(lost):.2f} points compared with the best cut")
-    fraction = float(x @ y / (x @ x))
-    residual = np.std(y - fraction * x)
-    print(f"fine-tuning corrects {fraction:.2f} of the best head's errors; standard deviation {residual:.3f}")
+    print(
+        f"gain of fine-tuning over the best head: {np.mean(gains):.3f}; standard deviation {np.std(gains):.3f}"
+    )
 
 
 def cut_within_error(rows: dict[str, dict]) -> str:

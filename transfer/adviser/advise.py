@@ -34,6 +34,7 @@ from transfer.common.errors import InputError
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.head_choice import HeadChoice, candidate_cuts, choose_head, concatenate_normalized
 from transfer.images.datasets import ImageData, check_data
+from transfer.images.pipeline import class_weights
 from transfer.networks.arguments import check_network
 from transfer.networks.graphs import NetworkInfo, analyze
 from transfer.training.schedules import BATCH_SIZE, epochs_for
@@ -155,7 +156,7 @@ def advise_on(
     similarity = measure_similarity(sample, base.name, base=base)
     network = analyze(base)
     if heads is None and curve is not None:
-        heads = choose_heads(sample, network, curve, seed)
+        heads = choose_heads(sample, network, curve.cut, seed)
     known = () if curve is None or heads is None else head_evidence(heads, network)
     evidence = _evidence(data, sample, curve, known, sizes, similarity, timing)
     choices = estimate_choices(evidence)
@@ -219,15 +220,19 @@ def probe_sample(sample: SampleFeatures, seed: int) -> Probes:
     return Probes(curve, tuple(size_curve(features, labels, sample.num_classes, groups=groups, seed=seed)))
 
 
-def choose_heads(sample: SampleFeatures, network: NetworkInfo, curve: LayerCurve, seed: int) -> HeadChoice:
-    """Compare heads on the last layer, at the best cut, on late blocks, and on all layers."""
-    names = cuts_of(network, ALL_LAYERS)
+def choose_heads(
+    sample: SampleFeatures, network: NetworkInfo, cut: str | None, seed: int, *, weighted: bool = False
+) -> HeadChoice:
+    """Compare heads on the last layer, on the best single layer `cut`, on late blocks, and on all layers."""
+    # At another image size, a network may lack layers that depend on the size.
+    names, count = cuts_of(network, ALL_LAYERS), sample.num_classes
     return choose_head(
         sample.taps,
         sample.labels,
-        sample.num_classes,
-        candidates=candidate_cuts(names, best_cut=curve.cut if curve.cut in names else None),
+        count,
+        candidates=candidate_cuts(names, best_cut=cut if cut in names else None),
         groups=sample.images.groups,
+        class_weights=class_weights(sample.labels, count) if weighted else None,
         seed=seed,
     )
 

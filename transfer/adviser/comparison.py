@@ -125,7 +125,7 @@ def compare(
                 f"{len(sample.labels)}. Add images."
             )
         network = analyze(base)
-        head = head_evidence(choose_heads(sample, network, curve, seed), network)[0]
+        head = head_evidence(choose_heads(sample, network, curve.cut, seed), network)[0]
         parameters = keras.Model(base.inputs, network.output(network.last_layer)).count_params()
         candidates.append(
             Candidate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
@@ -49,6 +49,19 @@ class SampleFeatures:
     seconds: float = 0.0
     computed: int = 0
     engine: str = ""
+
+    def first(self, count: int) -> SampleFeatures:
+        """Return the features of the first images."""
+        classes, labels = np.unique(self.labels[:count], return_inverse=True)
+        source = self.source_probabilities
+        return replace(
+            self,
+            images=self.images.take(range(count)),
+            labels=labels,
+            num_classes=len(classes),
+            taps={name: x[:count] for name, x in self.taps.items()},
+            source_probabilities=None if source is None else source[:count],
+        )
 
 
 def extract_sample(

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy.special import softmax
 
+from transfer.adviser.advise import choose_heads
 from transfer.adviser.sample_features import (
     MAX_IMAGES,
     SampleFeatures,
@@ -20,10 +20,9 @@ from transfer.cases.cuts import ALL_LAYERS, cuts_of, keeps_whole
 from transfer.cases.policies import frozen_case
 from transfer.config import TrainConfig
 from transfer.frozen.extraction import KnownFeatures
-from transfer.frozen.head_choice import HeadCandidate, HeadChoice, candidate_cuts, choose_head, features_of
+from transfer.frozen.head_choice import HeadCandidate, HeadChoice, features_of
 from transfer.frozen.heads import SolvedHead, solve
 from transfer.images.datasets import ImageData
-from transfer.images.pipeline import class_weights
 from transfer.images.splitting import Split, concatenate
 from transfer.networks.graphs import analyze
 from transfer.training.fit import fit
@@ -107,7 +106,7 @@ class BestHead:
         if self.pool.joint:
             return self.best.probabilities[start:]
         features = {name: self.sample.taps[name][start:] for name in self.best.cuts}
-        return probabilities_of(self.choice.solved, features_of(features, self.best.cuts))
+        return self.choice.solved.probabilities(features_of(features, self.best.cuts))
 
     @property
     def val_labels(self) -> np.ndarray:
@@ -121,30 +120,9 @@ class BestHead:
 
     def on_all_layers(self, seed: int) -> SolvedHead:
         """Return a regression on all layers, solved on the training images alone."""
-        count, names = self.pool.num_train, cuts_of(analyze(self.base), ALL_LAYERS)
-        features = features_of({name: self.sample.taps[name][:count] for name in names}, names)
-        labels = self.sample.labels[:count]
-        options: dict[str, Any] = {"methods": ("regression",), "seed": seed}
-        return solve(features, labels, self.sample.num_classes, **options)
-
-
-def training_sample(pool: Pool, sample: SampleFeatures) -> SampleFeatures:
-    """Return the features of the training images."""
-    count, source = pool.num_train, sample.source_probabilities
-    classes, labels = np.unique(sample.labels[:count], return_inverse=True)
-    return replace(
-        sample,
-        images=pool.images.take(range(count)),
-        labels=labels,
-        num_classes=len(classes),
-        taps={name: x[:count] for name, x in sample.taps.items()},
-        source_probabilities=None if source is None else source[:count],
-    )
-
-
-def probabilities_of(head: SolvedHead, features: np.ndarray) -> np.ndarray:
-    """Return the class probabilities of features as float64."""
-    return np.asarray(softmax(features.astype("float64") @ head.kernel + head.bias, axis=1))
+        train, names = self.sample.first(self.pool.num_train), cuts_of(analyze(self.base), ALL_LAYERS)
+        features, methods = features_of(train.taps, names), ("regression",)
+        return solve(features, train.labels, train.num_classes, methods=methods, seed=seed)
 
 
 def extract_pool(config: TrainConfig, base: keras.Model, pool: Pool) -> SampleFeatures:
@@ -163,18 +141,8 @@ def best_head(
     best_cut: str | None,
 ) -> BestHead:
     """Choose the layers of a network's head by out-of-fold predictions; `best_cut` is the best single layer."""
-    # At another image size, a network may lack layers that depend on the size.
-    used, labels = pool.used, sample.labels[pool.used]
-    names = cuts_of(analyze(base), ALL_LAYERS)
-    choice = choose_head(
-        {name: sample.taps[name][used] for name in names},
-        labels,
-        sample.num_classes,
-        candidates=candidate_cuts(names, best_cut=best_cut if best_cut in names else None),
-        groups=pool.images.groups[used] if len(pool.images.groups) else (),
-        class_weights=class_weights(labels, sample.num_classes) if config.class_weights else None,
-        seed=config.seed,
-    )
+    used = sample if pool.joint else sample.first(pool.num_train)
+    choice = choose_heads(used, analyze(base), best_cut, config.seed, weighted=config.class_weights)
     return BestHead(network, base, pool, sample, choice)
 
 
@@ -209,12 +177,9 @@ def build_head(
 
 def _log_of(head: BestHead) -> TrainingLog:
     """Return the log of a head that was solved exactly; its validation is that of the out-of-fold predictions."""
-    solved, best, labels = head.choice.solved, head.best, head.labels
+    solved, best = head.choice.solved, head.best
     features = features_of({name: head.sample.taps[name][head.pool.used] for name in best.cuts}, best.cuts)
-    probabilities = probabilities_of(solved, features)
-    own = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)
-    row: dict[str, Any] = {"phase": "head", "epoch": 1, "loss": float(-np.log(own).mean())}
-    row |= {"accuracy": float((probabilities.argmax(axis=1) == labels).mean())}
+    row: dict[str, Any] = {"phase": "head", "epoch": 1, **solved.measure(features, head.labels)}
     if head.choice.accuracy is not None:
         row |= {"val_loss": best.loss, "val_accuracy": best.accuracy}
     return TrainingLog(

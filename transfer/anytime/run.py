@@ -15,7 +15,7 @@ import numpy as np
 
 from transfer.adviser.advice import Advice
 from transfer.adviser.advise import advise_on, probe_sample
-from transfer.adviser.estimates import prediction_interval
+from transfer.adviser.estimates import Gain, prediction_interval
 from transfer.anytime.candidates import (
     Candidate,
     averaged_candidate,
@@ -26,13 +26,12 @@ from transfer.anytime.candidates import (
     title_of,
 )
 from transfer.anytime.clock import Clock
-from transfer.anytime.decisions import Gain, posterior_gain, typical_gain
-from transfer.anytime.heads import BestHead, Pool, best_head, extract_pool, pool_of, training_sample
+from transfer.anytime.decisions import posterior_gain, typical_gain
+from transfer.anytime.heads import BestHead, Pool, best_head, extract_pool, pool_of
 from transfer.anytime.plan import SECONDS, Kind, Planner, Situation, Step
 from transfer.anytime.records import History, StepRecord, budget_text, describe_budget
 from transfer.anytime.speeds import Speeds
 from transfer.anytime.summary import with_results
-from transfer.cases.policies import Case
 from transfer.common.errors import InputError
 from transfer.common.streams import quiet
 from transfer.config import TrainConfig
@@ -109,7 +108,7 @@ class AnytimeRun:
             base = self._load(kept.network, kept.image_size)
         network = kept.network if kept is not None else self._networks[0]
         sample = extract_pool(self.config, base, self.pool)
-        known, seed = training_sample(self.pool, sample), self.config.seed
+        known, seed = sample.first(self.pool.num_train), self.config.seed
         probes = probe_sample(known, seed)
         cut = None if probes.curve is None else probes.curve.cut
         head = best_head(self.config, network, base, self.pool, sample, cut)
@@ -215,7 +214,7 @@ class AnytimeRun:
                 self.data,
                 self._head,
                 step,
-                case=self._fine_tuning_case,
+                case=self.advice.evidence.fine_tuning_case,
                 devices=self.devices,
                 start=self._weights() if longer else None,
                 before=before,
@@ -235,16 +234,14 @@ class AnytimeRun:
         """Return the fine-tuned network with its head solved again at an image size."""
         config, data, head, weights = self.config, self.data, self._head, self._weights()
         size = self.history.steps[-1].image_size
-        model, _ = build_network(config, data, head, self._fine_tuning_case, size, self.devices, weights)
+        model, _ = build_network(
+            config, data, head, self.advice.evidence.fine_tuning_case, size, self.devices, weights
+        )
         return solved_candidate(config, data, head, model, TrainingLog(), image_size)
 
     def _weights(self) -> list[np.ndarray]:
         """Return the weights of the last fine-tuning, or of the model that an earlier command kept."""
         return self._fine_tuned[0].get_weights() if self._fine_tuned else self._load_kept()
-
-    @property
-    def _fine_tuning_case(self) -> Case:
-        return Case.LARGE_SIMILAR if self.advice.evidence.similar else Case.LARGE_DIFFERENT
 
     def _try_head(self, step: Step, write: Write, started: float) -> None:
         """Choose a head at another image size or on another network; it is better if its out-of-fold loss is lower."""

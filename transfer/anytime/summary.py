@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from transfer.adviser.advice import Advice
-from transfer.adviser.estimates import RANDOM, CaseEstimate, prediction_interval
-from transfer.anytime.decisions import Gain, typical_gain
+from transfer.adviser.advise import head_evidence
+from transfer.adviser.estimates import RANDOM, CaseEstimate, Gain, prediction_interval
+from transfer.anytime.decisions import typical_gain
 from transfer.anytime.heads import BestHead
 from transfer.anytime.plan import Kind, Step
 from transfer.anytime.records import History, StepRecord
-from transfer.cases.cuts import ALL_LAYERS, keeps_whole
 from transfer.cases.policies import Case, frozen_case
 from transfer.networks.graphs import analyze
 
@@ -25,7 +25,7 @@ def with_results(
     if not tuned and kept is not None and fine_tuning is not None:
         tuned = [_estimate(advice, kept, fine_tuning, num_test)]
     random = [one for one in advice.choices if one.cut == RANDOM]
-    chosen = heads[head.choice.candidates.index(head.best)]
+    chosen = heads[0]
     if kept is not None and kept.fine_tuned:
         chosen = [_result(step) for step in history.steps if step.kept][-1]
         tuned = [chosen if one == chosen else one for one in tuned]
@@ -35,18 +35,16 @@ def with_results(
 
 
 def _heads(history: History, head: BestHead, num_test: int) -> list[CaseEstimate]:
-    """Return the heads that were compared, with their out-of-fold accuracies."""
-    network, basis = analyze(head.base), f"out-of-fold predictions of {len(head.labels)} images"
+    """Return the heads that were compared, with their out-of-fold accuracies, the best one first."""
+    basis = f"out-of-fold predictions of {len(head.labels)} images"
     record = history.kept_head
     found = []
-    for one, accuracy in zip(head.choice.candidates, head.choice.estimates, strict=True):
-        interval = prediction_interval(accuracy, [one.standard_error], num_test=num_test)
-        if one is head.best and record is not None:
-            accuracy, interval = record.accuracy, record.interval
-        case = frozen_case(whole=keeps_whole(network, one.cuts))
-        cut = ALL_LAYERS if one.name == "all layers" else ",".join(one.cuts)
-        seconds = record.seconds if record is not None else None
-        found.append(CaseEstimate(case, cut, accuracy, interval, seconds, basis))
+    for one in head_evidence(head.choice, analyze(head.base)):
+        interval = prediction_interval(one.accuracy, [one.standard_error], num_test=num_test)
+        seconds, case = record.seconds if record is not None else None, frozen_case(whole=one.whole)
+        found.append(CaseEstimate(case, one.cut, one.accuracy, interval, seconds, basis))
+    if record is not None:
+        found[0] = replace(found[0], expected_accuracy=record.accuracy, interval=record.interval)
     return found
 
 
@@ -59,5 +57,5 @@ def _estimate(advice: Advice, kept: StepRecord, step: Step, num_test: int) -> Ca
     after = Gain(kept.accuracy, kept.sd) + typical_gain(Kind.FINE_TUNING, kept.accuracy)
     accuracy = min(1.0, after.mean)
     interval = prediction_interval(accuracy, [after.sd], num_test=num_test)
-    case = Case.LARGE_SIMILAR if advice.evidence.similar else Case.LARGE_DIFFERENT
+    case = advice.evidence.fine_tuning_case
     return CaseEstimate(case, None, accuracy, interval, step.nominal, "typical gain on other data sets")

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import log_softmax, softmax
 from threadpoolctl import threadpool_limits
 
 from transfer.common.errors import InputError
@@ -53,6 +54,16 @@ class SolvedHead:
     chosen_by: str
     # One of `METHODS`.
     method: str = "regression"
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Return the class probabilities of features as float64, shape (images, classes)."""
+        return np.asarray(softmax((features @ self.kernel + self.bias).astype("float64"), axis=1))
+
+    def measure(self, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Return the loss and the accuracy on some images, as a row of a log."""
+        scores = log_softmax(features @ self.kernel + self.bias, axis=1)
+        loss = -scores[np.arange(len(labels)), labels].mean()
+        return {"loss": float(loss), "accuracy": float((scores.argmax(axis=1) == labels).mean())}
 
 
 def solve(

@@ -12,7 +12,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy.special import log_softmax, softmax
 
 from transfer.cases.builders import head_optimizer
 from transfer.cases.compiling import compile_like, is_default_loss, soft_loss
@@ -131,10 +130,9 @@ def _solve(
     row: dict[str, Any] = {"phase": "head", "epoch": 1}
     for name, prefix in (("train", ""), ("val", "val_")):
         if name in x:
-            scores, truth = log_softmax(x[name] @ head.kernel + head.bias, axis=1), labels[name]
-            row[f"{prefix}loss"] = float(-scores[np.arange(len(truth)), truth].mean())
-            row[f"{prefix}accuracy"] = float((scores.argmax(axis=1) == truth).mean())
-            row |= _own_metrics(settings, softmax(x[name] @ head.kernel + head.bias, axis=1), truth, prefix)
+            values = head.measure(x[name], labels[name])
+            values |= _own_metrics(settings, head.probabilities(x[name]), labels[name])
+            row |= {f"{prefix}{key}": value for key, value in values.items()}
     tried_on = head.chosen_by if head.tried else ""
     log = TrainingLog(
         [row],
@@ -147,7 +145,7 @@ def _solve(
 
 
 def _own_metrics(
-    settings: TrainingSettings, probabilities: np.ndarray, labels: np.ndarray, prefix: str
+    settings: TrainingSettings, probabilities: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
     """Return the metrics of the caller, for probabilities of all images."""
     if set(compile_arguments(settings.model)["metrics"] or ()) <= {"accuracy"}:
@@ -156,7 +154,7 @@ def _own_metrics(
     same = keras.Model(given, keras.layers.Identity()(given))
     compile_like(same, settings.model, keras.optimizers.SGD())
     values = same.evaluate(probabilities.astype("float32"), labels, verbose=0, return_dict=True)
-    return {f"{prefix}{name}": value for name, value in values.items() if name not in ("loss", "accuracy")}
+    return {name: value for name, value in values.items() if name not in ("loss", "accuracy")}
 
 
 def _train_in_epochs(

@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy.special import log_softmax
 
 from transfer.cases.compiling import compile_like, new_optimizer
 from transfer.cases.decisions import find_decision, record_decision
@@ -186,22 +185,16 @@ def _solve(
         problem.use_discriminant(features["val"], data.val.labels, SHRINKAGE)
     head = problem.solve()
     model.layers[-1].set_weights([head.kernel, head.bias])
-    row = {"phase": "head", "epoch": 1, **_measured(head, features["train"], labels)}
+    row = {"phase": "head", "epoch": 1, **head.measure(features["train"], labels)}
     val_probabilities = np.zeros((0, count))
     if "val" in features:
         val_probabilities = apply_head(model, features["val"])
-        values = _measured(head, features["val"], data.val.labels)
+        values = head.measure(features["val"], data.val.labels)
         row |= {f"val_{name}": value for name, value in values.items()}
         if data.drawn_val:
             both = np.concatenate([features["train"], features["val"]])
             labels = np.concatenate([labels, data.val.labels])
             head = HeadProblem(both, labels, count, class_weights=weights, setting=problem.setting).solve()
             model.layers[-1].set_weights([head.kernel, head.bias])
-            row |= _measured(head, features["train"], data.train.labels)
+            row |= head.measure(features["train"], data.train.labels)
     return head, val_probabilities, row
-
-
-def _measured(head: SolvedHead, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    scores = log_softmax(features @ head.kernel + head.bias, axis=1)
-    loss = -scores[np.arange(len(labels)), labels].mean()
-    return {"loss": float(loss), "accuracy": float((scores.argmax(axis=1) == labels).mean())}
