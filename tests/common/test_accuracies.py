@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from transfer.common.accuracies import debiased_accuracy, standard_error
+from transfer.common.accuracies import debiased_accuracy, errors_with_all, known_fractions, standard_error
 
 
 def test_the_best_of_many_random_options_is_no_better_than_the_others():
@@ -29,3 +29,11 @@ def test_groups_are_the_independent_units():
     one = standard_error(right[0])
     assert standard_error(correct[0], groups) == pytest.approx(one)
     assert standard_error(correct[0]) < one / 2
+
+
+def test_fractions_are_those_of_the_images_own_class():
+    labels, folds = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 0, 1, 0])
+    fractions = known_fractions(labels, folds)
+    np.testing.assert_allclose(fractions, [2 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2, 0])
+    assert errors_with_all(np.array([0.25, 0.25])) == pytest.approx(0.25**0.45)
+    assert errors_with_all(np.zeros(0)) == 1

@@ -52,6 +52,12 @@ def test_each_image_is_predicted_by_a_head_without_its_fold():
     assert choice.best.accuracy == choice.best.correct.mean()
 
 
+def test_more_images_than_those_of_the_other_folds_make_fewer_errors():
+    taps, labels = layers_of({"last": 0.7})
+    choice = choose_head(taps, labels, 3)
+    assert choice.accuracy == pytest.approx(1 - 0.8**0.45 * (1 - choice.best.accuracy), abs=0.01)
+
+
 def test_folds_depend_on_labels_and_groups_alone():
     one, labels = layers_of({"last": 1.0})
     other, _ = layers_of({"a": 0.1, "b": 0.2, "c": 0.0}, seed=5)
@@ -67,14 +73,15 @@ def test_the_accuracy_is_not_that_of_the_luckiest_candidate():
     rng = np.random.default_rng(3)
     noise = {f"layer{i}": rng.normal(size=(300, 30)) for i in range(12)}
     choice = choose_head(noise, np.arange(300) % 2, 2, candidates={name: (name,) for name in noise})
-    assert choice.accuracy < 0.54 < choice.best.accuracy
+    assert choice.accuracy < 0.54 < choice.best.accuracy and choice.errors == 1
     assert max(choice.estimates) == choice.accuracy
 
 
-def test_a_class_of_one_image_counts_as_wrong_with_the_probability_of_a_guess():
+def test_a_class_of_one_image_gets_the_probability_of_a_guess_and_does_not_count():
     taps, _ = layers_of({"last": 2.0}, 41)
     labels = np.array([*np.arange(40) % 2, 2])
     best = choose_head(taps, labels, 3).best
+    assert best.accuracy == best.correct[:-1].mean()
     assert best.probabilities[-1, 2] == pytest.approx(1 / 3) and not best.correct[-1]
     np.testing.assert_allclose(best.probabilities.sum(axis=1), 1, rtol=1e-6)
 

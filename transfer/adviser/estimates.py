@@ -37,10 +37,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class HeadEvidence:
-    """Out-of-fold accuracy of a head."""
+    """Expected accuracy of a head, from out-of-fold predictions."""
 
     cut: str  # a layer, several layers separated by commas, or "all"
-    accuracy: float  # corrected for the choice among the heads
+    accuracy: float
     standard_error: float
     whole: bool = True  # whether it sees the last layer, so that the network is not cut
 
@@ -102,14 +102,6 @@ class CaseEstimate:
         return one_line(self, f"{text}, {format_duration(self.seconds)}")
 
 
-# The command `python tests/benchmarks/advice.py fit` measures the next three constants on its tuning sets.
-
-HEAD_GAIN = 0.02
-"""Test accuracy of a head minus its out-of-fold accuracy. The head trains on all images."""
-
-HEAD_ERROR = 0.035
-"""Standard deviation of that difference, including the sampling error of the test set."""
-
 FINE_TUNING_GAIN = Gain(0.037, 0.06)
 """Test accuracy of the fine-tuned network minus that of the best head, on eleven tuning sets at 128 pixels, one seed
 each: from -9 to +16 points. The gain of a trial of 40 steps did not predict it, so a trial only measures the time."""
@@ -151,15 +143,15 @@ def estimate_choices(evidence: Evidence) -> tuple[CaseEstimate, ...]:
 
     # The sample holds some of the training images; each doubling adds `growth`.
     doublings = math.log2(max(1.0, evidence.num_train / max(1, evidence.num_sampled)))
-    more = HEAD_GAIN + evidence.growth * doublings
+    more = evidence.growth * doublings
     basis = f"out-of-fold predictions of {evidence.num_sampled} images"
     seconds: float | None = evidence.seconds_per_image * evidence.num_train
     for head in evidence.heads:
-        errors = [head.standard_error, HEAD_ERROR]
-        add(frozen_case(whole=head.whole), head.cut, head.accuracy + more, errors, seconds, basis)
+        case, accuracy = frozen_case(whole=head.whole), head.accuracy + more
+        add(case, head.cut, accuracy, [head.standard_error], seconds, basis)
     head = evidence.heads[0]
     gain = FINE_TUNING_GAIN.after(head.accuracy + more)
-    accuracy, errors = head.accuracy + more + gain.mean, [head.standard_error, HEAD_ERROR, gain.sd]
+    accuracy, errors = head.accuracy + more + gain.mean, [head.standard_error, gain.sd]
     seconds, basis = (
         _training_seconds(evidence, evidence.steps),
         "the best head, and gains on other data sets",

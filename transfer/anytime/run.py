@@ -26,7 +26,7 @@ from transfer.anytime.candidates import (
     title_of,
 )
 from transfer.anytime.clock import Clock
-from transfer.anytime.decisions import posterior_gain, typical_gain
+from transfer.anytime.decisions import ONE_IMAGE, posterior_gain, typical_gain
 from transfer.anytime.heads import BestHead, Pool, best_head, extract_pool, pool_of
 from transfer.anytime.plan import SECONDS, Kind, Planner, Situation, Step
 from transfer.anytime.records import History, StepRecord, budget_text, describe_budget
@@ -98,7 +98,7 @@ class AnytimeRun:
             return
         step = Step(Kind.HEAD, self._head.network, self._head.image_size, self._nominal)
         candidate = head_candidate(self.config, self.data, self._head, self.devices)
-        self._keep(step, candidate, self._head_accuracy(), write, started=0.0)
+        self._keep(step, candidate, self._accuracy_of(self._head), write, started=0.0)
 
     def _first_head(self) -> BestHead:
         """Return the best head, chosen with the help of the advice."""
@@ -257,13 +257,14 @@ class AnytimeRun:
         better = head.best.loss < self._head.best.loss
         kept = self.history.kept
         if not better:
-            accuracy = Gain(head.choice.accuracy or 0.0, head.best.standard_error)
-            self._record(step, head, accuracy, kept=False, seconds=self.clock.seconds - started)
+            self._record(
+                step, head, self._accuracy_of(head), kept=False, seconds=self.clock.seconds - started
+            )
             return
         self._head = head
         if kept is None or not kept.fine_tuned:
             candidate = head_candidate(self.config, self.data, head, self.devices)
-            self._keep(step, candidate, self._head_accuracy(), write, started=started)
+            self._keep(step, candidate, self._accuracy_of(self._head), write, started=started)
         else:
             self._decide(step, self._solved_again(step.image_size), write, started)
 
@@ -271,17 +272,17 @@ class AnytimeRun:
         options = {**self.config.network_options(), "image_size": image_size}
         return load_backbone(network, **options)
 
-    def _head_accuracy(self) -> Gain:
-        """Return the out-of-fold accuracy of the head, with its standard error."""
-        accuracy, best = self._head.choice.accuracy, self._head.best
+    def _accuracy_of(self, head: BestHead) -> Gain:
+        """Return the expected accuracy of a head, with its standard error."""
+        accuracy = head.choice.accuracy
         if accuracy is None:  # no image could be held out
-            return Gain(1 / self.data.num_classes, 0.25)
-        return Gain(accuracy, best.standard_error)
+            return Gain(max(ONE_IMAGE.mean, 1 / self.data.num_classes), ONE_IMAGE.sd)
+        return Gain(accuracy, head.best.standard_error)
 
     def _accuracy(self) -> Gain:
         """Return the accuracy of the model that is kept."""
         kept = self.history.kept
-        return self._head_accuracy() if kept is None else Gain(kept.accuracy, kept.sd)
+        return self._accuracy_of(self._head) if kept is None else Gain(kept.accuracy, kept.sd)
 
     def _decide(self, step: Step, candidate: Candidate, write: Write, started: float) -> None:
         """Keep a model if the typical gain and the validation images together say that it is better."""
@@ -346,6 +347,8 @@ class AnytimeRun:
         """Return what the accuracy of a step rests on."""
         if step.training_size or step.kind is Kind.AVERAGE:
             return f"{len(self.pool.val)} validation images, and the typical gain on other data sets"
+        if self._head.choice.accuracy is None:
+            return "accuracy with one image per class on other data sets"
         return f"out-of-fold predictions of {count} images"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transfer.common.accuracies import debiased_accuracy, standard_error
+from transfer.common.accuracies import debiased_accuracy, errors_with_all, known_fractions, standard_error
 from transfer.common.display import one_line
 from transfer.common.errors import InputError, unknown
 from transfer.common.text import plural
@@ -36,7 +36,7 @@ class HeadCandidate:
     losses: np.ndarray  # cross-entropy of each image in nats, shape (images,)
     correct: np.ndarray  # whether the prediction of each image is correct, shape (images,)
     loss: float  # mean of `losses`, by class weight
-    accuracy: float  # mean of `correct`
+    accuracy: float  # mean of `correct`, over the images whose class has images in other folds
     standard_error: float  # of the accuracy, over images or over groups
     setting: Setting  # method and regularization with the lowest loss
 
@@ -51,17 +51,21 @@ class HeadChoice:
     candidates: tuple[HeadCandidate, ...]
     best: HeadCandidate
     solved: SolvedHead  # the best head, solved on all images
-    # Out-of-fold accuracy of the best candidate, corrected for the choice on the same images; None if no image could be
-    # held out, as with one image per class.
+    # Expected accuracy of the best candidate: out of fold, corrected for the choice on the same images and for the
+    # fewer images; None if no image could be held out, as with one image per class.
     accuracy: float | None
     folds: np.ndarray  # fold of each image; depends on labels, groups and seed alone, not on the features
+    errors: float  # expected errors with all images, as a fraction of the out-of-fold errors
 
     @property
     def estimates(self) -> tuple[float, ...]:
-        """Estimated accuracy of each candidate, none above that of the best one."""
+        """Expected accuracy of each candidate, none above that of the best one."""
         # The loss is more precise than the accuracy: a candidate with a higher loss but a higher accuracy was lucky.
         best = self.best.accuracy if self.accuracy is None else self.accuracy
-        return tuple(best if one is self.best else min(one.accuracy, best) for one in self.candidates)
+        others = (min(best, 1 - self.errors * (1 - one.accuracy)) for one in self.candidates)
+        return tuple(
+            best if one is self.best else other for one, other in zip(self.candidates, others, strict=True)
+        )
 
     def __repr__(self) -> str:
         accuracy = "not measured" if self.accuracy is None else f"accuracy {self.accuracy:.1%}"
@@ -90,20 +94,28 @@ def choose_head(
             raise unknown("layer of a candidate", cut, list(taps))
     labels = np.asarray(labels)
     folds = assign_folds(labels, groups=groups, count=FOLDS[len(labels) > MANY_IMAGES], seed=seed)
+    fractions = known_fractions(labels, folds)
+    known = fractions > 0  # an image of a class without images in other folds says nothing
     measured: list[HeadCandidate] = []
     start = START
     for name, cuts in candidates.items():
         problem = HeadProblem(features_of(taps, cuts), labels, num_classes, class_weights=class_weights)
         problem.cross_validate(folds, start=start)
         start = problem.setting.strength if problem.setting.method == "regression" else start
-        measured.append(_measure(name, cuts, problem, groups))
+        measured.append(_measure(name, cuts, problem, groups, known))
         if measured[-1] is _best(measured):
             chosen = problem
-    accuracy = None
+    accuracy, best = None, _best(measured)
+    chance = float(np.bincount(labels).max() / len(labels))
+    signal = best.accuracy > chance + 2 * best.standard_error  # guesses do not improve with more images
+    errors = errors_with_all(fractions[known]) if signal else 1.0
     if chosen.tried:
-        correct, losses = (np.stack([getattr(one, key) for one in measured]) for key in ("correct", "losses"))
-        accuracy = debiased_accuracy(correct, losses=losses, groups=groups, seed=seed)
-    return HeadChoice(tuple(measured), _best(measured), chosen.solve(), accuracy, folds)
+        correct, losses = (
+            np.stack([getattr(one, key)[known] for one in measured]) for key in ("correct", "losses")
+        )
+        out_of_fold = debiased_accuracy(correct, losses=losses, groups=_take(groups, known), seed=seed)
+        accuracy = 1 - errors * (1 - out_of_fold)
+    return HeadChoice(tuple(measured), best, chosen.solve(), accuracy, folds, errors)
 
 
 def _best(measured: Sequence[HeadCandidate]) -> HeadCandidate:
@@ -115,7 +127,11 @@ def _best(measured: Sequence[HeadCandidate]) -> HeadCandidate:
 
 
 def _measure(
-    name: str, cuts: Sequence[str], problem: HeadProblem, groups: Sequence[Hashable] | np.ndarray
+    name: str,
+    cuts: Sequence[str],
+    problem: HeadProblem,
+    groups: Sequence[Hashable] | np.ndarray,
+    known: np.ndarray,
 ) -> HeadCandidate:
     """Measure a candidate on its out-of-fold predictions."""
     probabilities, labels = problem.out_of_fold(), problem.labels
@@ -128,10 +144,15 @@ def _measure(
         losses,
         correct,
         loss=float(np.average(losses, weights=problem.weights[labels])),
-        accuracy=float(correct.mean()),
-        standard_error=standard_error(correct, groups),
+        accuracy=float(correct[known].mean()) if known.any() else 0.0,
+        standard_error=standard_error(correct[known], _take(groups, known)) if known.any() else 0.0,
         setting=problem.setting,
     )
+
+
+def _take(groups: Sequence[Hashable] | np.ndarray, wanted: np.ndarray) -> list[Hashable]:
+    """Return the groups of some images; empty if images have no groups."""
+    return [groups[i] for i in np.flatnonzero(wanted).tolist()] if len(groups) else []
 
 
 def candidate_cuts(names: Sequence[str], *, best_cut: str | None = None) -> dict[str, tuple[str, ...]]:
