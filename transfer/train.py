@@ -152,9 +152,13 @@ def _train_once(
 
 def _networks(config: TrainConfig) -> Sequence[str]:
     """Return the names of the networks to try."""
-    from transfer.networks import efficientnet_lite
+    from transfer.networks import backbones, efficientnet_lite
 
     if config.model != "auto":
+        if "auto" in config.models:
+            raise InputError(f"Expected --model auto alone, or names of networks. Received: {config.model}.")
+        for name in config.models:
+            backbones.check_name(name)
         return config.models
     return efficientnet_lite.installed() or [
         TrainConfig.model

@@ -183,8 +183,10 @@ class _Progress(keras.callbacks.Callback):
             self._bar.close()
 
 
-def title_of(step: Step, head: BestHead, networks: Sequence[str]) -> str:
-    """Return the title of a step in the log."""
+def title_of(step: Step, head: BestHead | None, networks: Sequence[str]) -> str:
+    """Return the title of a step in the log; without a head, its network was skipped."""
+    if head is None:
+        return f"Skipped {step.network}, {step.image_size} px"
     where = f"{head.network}, " if len(networks) > 1 else ""
     size = f"{step.image_size} px"
     if step.kind is Kind.AVERAGE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from transfer.anytime.decisions import typical_gain
 from transfer.anytime.plan import Kind, Step
 from transfer.cases.policies import POLICIES, Case
+from transfer.common.errors import InputError
 from transfer.common.files import write_text
 from transfer.common.text import format_duration
 
@@ -54,7 +56,7 @@ class History:
     steps: tuple[StepRecord, ...] = ()
     # The time budget in seconds; None is no limit.
     budget: float | None = None
-    # Whether a signal stopped the run before the end of its budget.
+    # Whether a signal stopped the run before the end of its budget, or before its report was complete.
     stopped: bool = False
     # For each validation image, whether the kept model classifies it correctly; its head was trained without them.
     correct: tuple[bool, ...] = ()
@@ -98,21 +100,48 @@ class History:
 
 
 def read_history(path: Path) -> History | None:
-    """Read the steps of a run; None if there are none, or if another version wrote them."""
+    """Read the steps of a run; None if there is no file. Raise if it is damaged, or if another version wrote it."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        steps = [_record_from(step) for step in values["steps"]]
+        steps = tuple(_record_from(step) for step in values["steps"])
         correct = tuple(letter == "1" for letter in values["correct"])
-        return History(tuple(steps), values["budget"], bool(values["stopped"]), correct)
-    except (OSError, ValueError, KeyError, TypeError):
+        budget = None if values["budget"] is None else float(values["budget"])
+        history = History(steps, budget, bool(values["stopped"]), correct)
+        if history.kept_head is None:
+            raise ValueError
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+        raise damaged(path.parent) from None
+    return history
+
+
+def damaged(run: Path) -> InputError:
+    """Return the error for steps that do not describe a run."""
+    return InputError(
+        f"Cannot continue the run in {run}: its steps.json is damaged, or another version wrote it. Choose another "
+        "--output, or delete this run."
+    )
 
 
 def _record_from(values: dict[str, Any]) -> StepRecord:
-    names = {field.name for field in fields(StepRecord)}
-    values = {name: value for name, value in values.items() if name in names}
-    interval = tuple(map(float, values["interval"]))
-    return StepRecord(**{**values, "kind": Kind(values["kind"]), "interval": interval})
+    kinds = {"int": int, "float": _finite, "str": str, "bool": bool, "Kind": Kind}
+    names = {field.name: kinds.get(str(field.type), _interval) for field in fields(StepRecord)}
+    record = StepRecord(**{name: kind(values[name]) for name, kind in names.items()})
+    if record.case:
+        Case.parse(record.case)
+    return record
+
+
+def _interval(values: Any) -> tuple[float, float]:
+    low, high = map(_finite, values)
+    return low, high
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError
+    return number
 
 
 def describe_next(step: Step) -> str:

@@ -130,9 +130,10 @@ class AnytimeRun:
         fine_tuning = next((step for step in steps if step.kind is Kind.FINE_TUNING), None)
         return with_results(self.advice, self.history, self._head, fine_tuning, len(self.data.test))
 
-    def stop(self) -> None:
-        """Note that a signal or an error stopped the run before the end of its budget."""
-        self.history = replace(self.history, stopped=True)
+    def stop(self, written: History | None) -> None:
+        """Note that a signal or an error stopped the run, perhaps just after the last model was written."""
+        late = written is not None and len(written.steps) > len(self.history.steps)
+        self.history = replace(written if written is not None and late else self.history, stopped=True)
 
     def outlook(self) -> str:
         """Return what a larger budget is expected to bring, and the command for it."""
@@ -177,7 +178,7 @@ class AnytimeRun:
             image_size=head.image_size,
             own_size=own or head.image_size,
             taken=self.history.steps,
-            networks=tuple((name, config.image_size or default_size(name)) for name in others),
+            networks=tuple((name, config.image_size or default_size(name) or height) for name in others),
             free_size=config.image_size is None and height is not None and height == width,
             improvable=self._improvable(),
             average=config.average,
@@ -330,7 +331,7 @@ class AnytimeRun:
         case = candidate.case if candidate is not None else ""
         record = StepRecord(
             **{**asdict(step), "nominal": round(step.nominal, 2)},
-            title=title_of(step, head or self._head, self._networks),
+            title=title_of(step, head, self._networks),
             case=str(case),
             seconds=round(seconds, 2),
             accuracy=accuracy.mean,

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 from transfer.common.cache_folder import default_cache_folder
 from transfer.common.errors import InputError
@@ -15,6 +16,9 @@ from transfer.common.files import write_text
 FASTER = 0.7
 """A new measurement replaces a remembered time only below this fraction of it. Other work slows measurements down, but
 nothing speeds them up."""
+
+TIMES = 1e-9, 1e4
+"""Shortest and longest time per image in seconds that is believed."""
 
 _NAME = "speeds.json"
 
@@ -27,14 +31,14 @@ class Speeds:
         self._machine = machine or this_machine()
         self._all: dict[str, dict[str, float]] = {}
         with contextlib.suppress(OSError, ValueError):
-            self._all = json.loads(self._path.read_text(encoding="utf-8"))
-        known = self._all.get(self._machine, {}) if isinstance(self._all, dict) else {}
-        self._times = {name: float(seconds) for name, seconds in known.items()}
+            read = json.loads(self._path.read_text(encoding="utf-8"))
+            self._all = {name: _valid(times) for name, times in read.items()} if isinstance(read, dict) else {}
+        self._times = self._all.get(self._machine, {})
 
     def find(self, work: str, network: str, image_size: int) -> float | None:
         """Return the remembered time, scaled by the number of pixels from the nearest known image size."""
-        prefix = _key(work, network, 0).removesuffix("0")
-        sizes = [int(name.removeprefix(prefix)) for name in self._times if name.startswith(prefix)]
+        parts = (name.rpartition(" ") for name in self._times)
+        sizes = [int(size) for start, _, size in parts if start == f"{work} {network}"]
         if not sizes:
             return None
         nearest = min(sizes, key=lambda size: (abs(size - image_size), size))
@@ -54,6 +58,19 @@ class Speeds:
         with contextlib.suppress(OSError, InputError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self._path, text + "\n")
+
+
+def _valid(times: Any) -> dict[str, float]:
+    """Return the times of a machine without those of a damaged file: of no image size, or not of `TIMES`."""
+    known = times if isinstance(times, dict) else {}
+    return {
+        name: float(seconds)
+        for name, seconds in known.items()
+        if isinstance(seconds, int | float)
+        and TIMES[0] <= seconds <= TIMES[1]
+        and (size := name.rpartition(" ")[2]).isdecimal()
+        and int(size) > 0
+    }
 
 
 def _key(work: str, network: str, image_size: int) -> str:

@@ -109,8 +109,7 @@ def load_backbone(
             )
         return own_models.load_own(str(name), image_size, custom_objects)
     if found is None:
-        hint = "All constructors of keras.applications are allowed."
-        raise unknown("model", name, backbone_names(), hint=hint)
+        raise _unknown(name)
     family, name = found
     default = family.constructors[name]
     size = default if image_size is None else image_size
@@ -169,6 +168,17 @@ def _from_file(
         tops=tops,
         whole=lambda: weight_files.build(partial(make, True, default), name),
     )
+
+
+def check_name(name: str) -> None:
+    """Raise for the name of a network that cannot be loaded."""
+    if _find(name) is None and not is_place(name):
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> InputError:
+    hint = "All constructors of keras.applications are allowed."
+    return unknown("model", name, backbone_names(), hint=hint)
 
 
 def default_size(name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from transfer.adviser.advice import Advice
 from transfer.anytime.candidates import Candidate
 from transfer.anytime.clock import Clock
-from transfer.anytime.records import History, read_history
+from transfer.anytime.records import History, damaged, read_history
 from transfer.anytime.run import AnytimeRun
 from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, save_config
@@ -59,11 +60,13 @@ def improve_run(
             history=history,
             load_kept=lambda: kept_weights(config, folder.final),
         )
+        if finished is not None and history is not None and len(history.correct) != len(run.pool.val):
+            raise damaged(finished)
         run.start(written.write)
         try:
             run.improve(written.write, folder.checkpoints)
         except BaseException:
-            run.stop()
+            run.stop(written.history)
             log.info("The run in %s is that of the best model so far. Writing its report.", folder.final)
             raise
         finally:
@@ -93,6 +96,7 @@ class ImprovedRun:
     clock: Clock
     # What was written last; None if nothing was.
     results: RunResults | None = field(default=None, init=False)
+    history: History | None = field(default=None, init=False)
 
     def write(self, candidate: Candidate, history: History, advice: Advice) -> None:
         """Evaluate a model and write its run, without figures and pages, in place of the earlier one."""
@@ -119,18 +123,24 @@ class ImprovedRun:
 
         def write(place: Path) -> None:
             run_writer.write_run(place, results)
-            history.save(place / STEPS)
+            replace(history, stopped=True).save(place / STEPS)  # until `finish`, also if the command is killed
 
         final = self.folder.final
-        self.folder.replace(lambda place: rescue.write_somewhere(place, write, final=final))
-        self.results = results
+        self.folder.replace(
+            lambda place: rescue.write_somewhere(place, write, final=final),
+            then=partial(self._note, results, history),
+        )
         if temperature is not None:  # later steps start from the weights before
             scale_head(model, 1 / temperature)
+
+    def _note(self, results: RunResults, history: History) -> None:
+        """Note what the folder now holds."""
+        self.results, self.history = results, history
 
     def finish(self, history: History, advice: Advice) -> None:
         """Write the steps, the advice and the report."""
         final = self.folder.final
-        history.save(final / STEPS)
+        replace(history, stopped=True).save(final / STEPS)  # the page shows the steps
         run_writer.write_advice(final, advice)
         if self.results is not None:
             saved_runs.write_report(final, self.results)
@@ -138,6 +148,7 @@ class ImprovedRun:
             config = replace(load_config(final / CONFIG), time_budget=self.config.time_budget)
             save_config(config, final / CONFIG)
             run_writer.write_pages(final)
+        history.save(final / STEPS)
 
 
 def kept_weights(config: TrainConfig, folder: Path) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transfer.common.commands import interrupts_held
 from transfer.common.errors import InputError, LostImageError
 from transfer.common.files import write_text
 from transfer.config import TrainConfig, load_config
@@ -66,17 +67,16 @@ class ImprovedFolder:
         """Whether the folder holds a run."""
         return (self.final / MODEL).is_file()
 
-    def replace(self, write: Callable[[Path], None]) -> None:
-        """Write a complete run beside the folder, then put it in its place; files of the user move with it."""
+    def replace(self, write: Callable[[Path], None], *, then: Callable[[], None]) -> None:
+        """Write a complete run beside the folder, then put it in its place and call `then`, without interruption."""
         new = self.partial / self.final.name
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         try:
             write(new)
-            for path in self.final.iterdir() if self.final.is_dir() else ():
-                if path.name not in RUN_FILES:
-                    os.replace(path, new / path.name)
-            _swap(new, self.final)
+            with interrupts_held():
+                _swap(new, self.final)
+                then()
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -150,8 +150,10 @@ def _complete(partial: Path, final: Path) -> None:
 
 
 def _swap(new: Path, final: Path) -> None:
-    """Rename a folder to its final name; an earlier run under that name is removed after that."""
+    """Rename a folder to its final name; an earlier run under that name is removed, and files of the user stay."""
     old = final.with_name(f".{final.name}.old")
+    if old.exists() and final.exists():  # a command was killed here
+        _remove_old(old, final)
     try:
         if final.is_dir() and any(final.iterdir()):
             os.replace(final, old)
@@ -160,6 +162,15 @@ def _swap(new: Path, final: Path) -> None:
         if old.exists() and not final.exists():
             os.replace(old, final)
         raise
+    if old.exists():
+        _remove_old(old, final)
+
+
+def _remove_old(old: Path, final: Path) -> None:
+    """Remove an earlier run after the files of the user have moved from it to the new one."""
+    for path in old.iterdir():
+        if path.name not in RUN_FILES and not (final / path.name).exists():
+            os.replace(path, final / path.name)
     shutil.rmtree(old, ignore_errors=True)
 
 
