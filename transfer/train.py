@@ -86,7 +86,7 @@ def run(config: TrainConfig, started: float) -> Path:
     clock = Clock(config.budget, started)
     finished = run_folders.find_finished(config)
     if finished is not None and not (config.improves and _is_improvable(config, finished)):
-        log.info(run_folders.COMPLETE)
+        log.info(run_folders.IMPROVED if config.improves else run_folders.COMPLETE)
         return finished
     devices, resume_from = _start(config, finished)
     from transfer.images.datasets import load_data
@@ -167,6 +167,9 @@ def _networks(config: TrainConfig) -> Sequence[str]:
 
 def _is_improvable(config: TrainConfig, finished: Path) -> bool:
     """Return whether a finished run may be improved; without an output, that depends on its images too."""
+    from transfer.distributed import strategies
+
+    strategies.start_quietly(repeatable=True)
     from transfer.anytime.records import read_history
 
     history = read_history(finished / STEPS)

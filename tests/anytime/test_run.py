@@ -89,7 +89,10 @@ def test_steps_improve_a_run_that_is_complete(shapes, elsewhere, capsys):
     assert {"report.html", "advice.json", "model.keras", "README.md"} <= set(os.listdir("run"))
     assert not (elsewhere / ".run.partial").exists()
     assert main(command) == 0
-    assert "This run is complete" in capsys.readouterr().out
+    assert "This run is complete. To improve it, choose a larger --time-budget" in capsys.readouterr().out
+    (elsewhere / "run" / "steps.json").write_text("{")
+    assert main(command) == 2
+    assert "its steps.json is damaged" in capsys.readouterr().err
 
 
 def test_a_larger_budget_continues_the_run_with_the_same_weights_as_one_command(shapes, elsewhere, capsys):
@@ -230,3 +233,15 @@ def test_a_disk_without_space_keeps_the_model_elsewhere(shapes, elsewhere, monke
 def test_the_kept_model_is_calibrated(shapes, elsewhere):
     assert main([str(shapes), *QUICK, *SMALL, "--calibrate", "--val", "30", "--time-budget", "1s"]) == 0
     assert json.loads((elsewhere / "run" / "metrics.json").read_text())["temperature"] > 0
+
+
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        (["DemoCNN", "auto"], "Expected --model auto alone"),
+        (["DemoCNN", "EfficientNetLite9"], "EfficientNetLite"),
+    ],
+)
+def test_each_network_is_checked_before_the_first_is_loaded(models, text, shapes, elsewhere, capsys):
+    assert main([str(shapes), *QUICK[2:], "--model", *models]) == 2
+    assert text in capsys.readouterr().err and not (elsewhere / "run").exists()

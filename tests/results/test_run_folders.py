@@ -1,9 +1,12 @@
 """A run's folder appears complete or not at all, and an interrupted run is found again."""
 
+import os
+import signal
+
 import pytest
 
 from transfer.common.errors import InputError
-from transfer.results.run_folders import check_unused, find_interrupted, run_folder
+from transfer.results.run_folders import check_unused, find_interrupted, improved_folder, run_folder
 
 
 def test_a_run_gets_its_name_when_it_is_complete(tmp_path):
@@ -111,3 +114,49 @@ def test_an_interrupted_run_of_an_earlier_version_lacks_newer_options_and_is_res
     assert find_interrupted(str(final), {"epochs": 3, "custom_objects": None, "group_column": None}) == folder
     with pytest.raises(InputError, match="group_column"):
         find_interrupted(str(final), {"epochs": 3, "group_column": "patient"})
+
+
+def test_files_of_the_user_move_with_an_improved_run_also_after_a_kill(tmp_path):
+    with improved_folder(str(tmp_path / "run"), "x") as folder:
+        folder.replace(lambda place: (place / "model.keras").write_text("1"), then=lambda: None)
+        (folder.final / "notes.txt").write_text("mine")
+        # A command that is killed between the two renames, or before the old run is removed, leaves this folder.
+        (tmp_path / ".run.old").mkdir()
+        (tmp_path / ".run.old" / "other.txt").write_text("also mine")
+        (tmp_path / ".run.old" / "model.keras").write_text("0")
+        folder.replace(lambda place: (place / "model.keras").write_text("2"), then=lambda: None)
+    found = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
+    assert found == {"model.keras": "2", "notes.txt": "mine", "other.txt": "also mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_improved_run_that_cannot_be_written_leaves_the_one_before_and_the_users_files(
+    tmp_path, monkeypatch
+):
+    with improved_folder(str(tmp_path / "run"), "x") as folder:
+        folder.replace(lambda place: (place / "model.keras").write_text("1"), then=lambda: None)
+        (folder.final / "notes.txt").write_text("mine")
+        rename = os.replace
+
+        def fail(source, target):
+            if target == folder.final and ".old" not in str(source):
+                raise PermissionError("no")
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(PermissionError):
+            folder.replace(lambda place: (place / "model.keras").write_text("2"), then=lambda: None)
+    found = {path.name: path.read_text() for path in (tmp_path / "run").iterdir()}
+    assert found == {"model.keras": "1", "notes.txt": "mine"}
+
+
+def test_an_interrupt_waits_until_the_run_is_in_place(tmp_path):
+    noted = []
+
+    def note():
+        os.kill(os.getpid(), signal.SIGINT)
+        noted.append((tmp_path / "run" / "model.keras").read_text())
+
+    with pytest.raises(KeyboardInterrupt), improved_folder(str(tmp_path / "run"), "x") as folder:
+        folder.replace(lambda place: (place / "model.keras").write_text("1"), then=note)
+    assert noted == ["1"] and (tmp_path / "run" / "model.keras").exists()

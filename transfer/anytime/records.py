@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def damaged(run: Path) -> InputError:
 
 
 def _record_from(values: dict[str, Any]) -> StepRecord:
+    kinds: dict[str, Callable[[Any], Any]]
     kinds = {"int": int, "float": _finite, "str": str, "bool": bool, "Kind": Kind}
     names = {field.name: kinds.get(str(field.type), _interval) for field in fields(StepRecord)}
     record = StepRecord(**{name: kind(values[name]) for name, kind in names.items()})

@@ -32,7 +32,9 @@ class Speeds:
         self._all: dict[str, dict[str, float]] = {}
         with contextlib.suppress(OSError, ValueError):
             read = json.loads(self._path.read_text(encoding="utf-8"))
-            self._all = {name: _valid(times) for name, times in read.items()} if isinstance(read, dict) else {}
+            self._all = (
+                {name: _valid(times) for name, times in read.items()} if isinstance(read, dict) else {}
+            )
         self._times = self._all.get(self._machine, {})
 
     def find(self, work: str, network: str, image_size: int) -> float | None:

@@ -21,14 +21,13 @@ from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, save_config
 from transfer.evaluation.evaluate import evaluate, scale_head
 from transfer.evaluation.metrics import fit_temperature
-from transfer.images.data_report import DataReport  # noqa: F401
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import describe_changes
 from transfer.networks.gradients import averaged_models
 from transfer.results import rescue, run_writer, saved_runs
 from transfer.results.file_names import CONFIG, SPLIT, STEPS
 from transfer.results.finished_runs import load_run
-from transfer.results.run_folders import COMPLETE, ImprovedFolder, improved_folder
+from transfer.results.run_folders import IMPROVED, ImprovedFolder, improved_folder
 from transfer.results.run_writer import RunResults
 
 log = logging.getLogger("transfer")
@@ -47,7 +46,7 @@ def improve_run(
     finished = _same_images(config, data, finished)
     history = read_history(finished / STEPS) if finished is not None else None
     if finished is not None and history is not None and history.covers(clock.budget):
-        return finished, None, COMPLETE
+        return finished, None, IMPROVED
     with improved_folder(config.output, f"{data.name}-auto", continued=finished) as folder:
         written = ImprovedRun(folder, config, data, clock)
         run = AnytimeRun(
@@ -123,7 +122,9 @@ class ImprovedRun:
 
         def write(place: Path) -> None:
             run_writer.write_run(place, results)
-            replace(history, stopped=True).save(place / STEPS)  # until `finish`, also if the command is killed
+            replace(history, stopped=True).save(
+                place / STEPS
+            )  # until `finish`, also if the command is killed
 
         final = self.folder.final
         self.folder.replace(

@@ -26,6 +26,12 @@ CHECKPOINTS = "checkpoints"
 COMPLETE = "This run is complete. To start another, choose another --output, or delete this one."
 """Message of a command whose run is there already."""
 
+IMPROVED = (
+    "This run is complete. To improve it, choose a larger --time-budget; to start another, choose another --output, or "
+    "delete this one."
+)
+"""Message of a command whose run had this time budget already."""
+
 _OPTIONS, _DECISION, _LOCK = "options.json", "decision.json", "lock"
 _CHOSEN = ("case", "cut", "init")  # the options that the advice sets
 
