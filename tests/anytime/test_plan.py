@@ -17,7 +17,7 @@ from transfer.anytime.plan import (
     larger_size,
     training_sizes,
 )
-from transfer.anytime.records import History, StepRecord, budget_text, describe_budget, read_history
+from transfer.anytime.records import History, StepRecord, budget_text, describe_budget
 from transfer.anytime.speeds import Speeds
 
 NOW = Situation(num_train=320, num_chosen=360, num_test=100, network="Lite", image_size=224, own_size=224)
@@ -143,14 +143,6 @@ def test_a_step_is_one_line():
     line = "Head on the last 6 blocks, 224 px: 9.2 s, 78% (74 to 82). Kept."
     assert RECORD.line() == line
     assert replace(RECORD, kept=False).line().endswith(" Not kept.")
-
-
-def test_the_history_goes_round(tmp_path):
-    history = History((RECORD,), 60.0, correct=(True, False))
-    history.save(tmp_path / "steps.json")
-    assert read_history(tmp_path / "steps.json") == history
-    (tmp_path / "steps.json").write_text("{}")
-    assert read_history(tmp_path / "steps.json") is None
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,15 @@ def test_blocks_that_are_still_frozen_do_not_change(colors):
     assert [step > 0 for step in far] == [number >= 2 for number in numbers]
 
 
+def test_blocks_unfreeze_also_with_a_learning_rate_of_the_user(colors):
+    model = built(colors)
+    before = [np.array(w) for w in model.trainable_variables]
+    falling = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate)
+    options = {"epochs": 3, "recipe": Recipe(gradual_unfreezing=0.2), "callbacks": [falling], "verbose": 0}
+    fit(model, colors, **options)
+    assert all(step > 0 for step in moved(before, model))
+
+
 def test_weight_decay_shrinks_kernels_and_leaves_biases(colors):
     model = built(colors)
     model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")

@@ -59,7 +59,10 @@ def _frame(data: Dataset, number: int) -> np.ndarray:
         return np.asarray(pixel_array(data, index=number))
     except RuntimeError as error:  # pydicom also raises its subclass NotImplementedError
         kind = data.file_meta.TransferSyntaxUID.name
-        raise ValueError(f"{kind} needs another decoder for pydicom: pip install python-gdcm") from error
+        raise ValueError(
+            f"its {kind} pixels cannot be decoded: the file is damaged, or pydicom needs another decoder (pip install "
+            "python-gdcm)"
+        ) from error
 
 
 def _adopt_frame_settings(data: Dataset, number: int) -> None:

@@ -68,13 +68,13 @@ def fine_tune(
         # The order matters: each callback sees what those before it added to the logs.
         first_epoch = len(before.rows) - first  # of this phase, in the numbers of the user's callbacks
         users = settings.callbacks.phase(phase, first_epoch=first_epoch)
-        own = [*schedule, *_validation(settings, trainee), better, rows, saving]
+        own = [schedule, *_validation(settings, trainee), better, rows, saving]
         callbacks = [*own, *users, *([stop] if stop else [])]
         began = time.perf_counter()
         try:
             _run_epochs(settings, trainee, callbacks, saving, epochs)
         finally:
-            if schedule:  # an interruption skips the schedule's own `on_train_end`
+            if schedule.sets_rate:  # an interruption skips the schedule's own `on_train_end`
                 model.optimizer.learning_rate = peak
         seconds = time.perf_counter() - began
         if settings.recipe.ema and better.lost_at is None:
@@ -200,14 +200,13 @@ def _keep_better(settings: TrainingSettings, before: TrainingLog) -> KeepBetter:
     return KeepBetter(num_val=len(settings.data.val), start=after_head)
 
 
-def _schedule(settings: TrainingSettings, per_epoch: int, **options: Any) -> list[keras.callbacks.Callback]:
-    """Return the learning-rate schedule, unless the user's optimizer or callbacks set the rate."""
+def _schedule(settings: TrainingSettings, per_epoch: int, **options: Any) -> WarmupCosine:
+    """Return the learning-rate schedule; it leaves the rate alone if the user's optimizer or callbacks set it."""
     recipe = settings.recipe
-    if settings.callbacks.set_rate or has_schedule(settings.model.optimizer):
-        return []
+    options["sets_rate"] = not (settings.callbacks.set_rate or has_schedule(settings.model.optimizer))
     if recipe.schedule == "steps":
-        return [StepDecay(every=recipe.decay_every * per_epoch, factor=recipe.decay_factor, **options)]
-    return [WarmupCosine(**options)]
+        return StepDecay(every=recipe.decay_every * per_epoch, factor=recipe.decay_factor, **options)
+    return WarmupCosine(**options)
 
 
 def _snapshot(

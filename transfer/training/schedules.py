@@ -57,7 +57,7 @@ def decayed_rate_at(step: int, *, first: float, every: int, factor: float) -> fl
 
 
 class WarmupCosine(keras.callbacks.Callback):
-    """Set the learning rate before each step: a linear warm-up, then half a cosine to 0."""
+    """Set the learning rate before each step: a linear warm-up, then half a cosine to 0; and unfreeze blocks, if any."""
 
     def __init__(
         self,
@@ -67,9 +67,10 @@ class WarmupCosine(keras.callbacks.Callback):
         start: int = 0,
         set_progress: Callable[[float], None] | None = None,
         limit: StopInTime | None = None,
+        sets_rate: bool = True,
     ) -> None:
         super().__init__()
-        self.peak, self.steps, self.step = peak, steps, start
+        self.peak, self.steps, self.step, self.sets_rate = peak, steps, start, sets_rate
         self._set_progress, self._first_step, self._limit = set_progress, 0, limit
 
     @property
@@ -85,7 +86,8 @@ class WarmupCosine(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the learning rate of the next step, or of the steps that are executed together."""
         self._first_step = batch
-        self.model.optimizer.learning_rate = self.rate
+        if self.sets_rate:
+            self.model.optimizer.learning_rate = self.rate
         if self._set_progress is not None:
             self._set_progress(self.step / self.planned)
 
@@ -95,7 +97,8 @@ class WarmupCosine(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Restore the learning rate that the model was compiled with."""
-        self.model.optimizer.learning_rate = self.peak
+        if self.sets_rate:
+            self.model.optimizer.learning_rate = self.peak
 
 
 class StepDecay(WarmupCosine):
