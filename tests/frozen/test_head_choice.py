@@ -55,6 +55,7 @@ def test_each_image_is_predicted_by_a_head_without_its_fold():
 def test_more_images_than_those_of_the_other_folds_make_fewer_errors():
     taps, labels = layers_of({"last": 0.7})
     choice = choose_head(taps, labels, 3)
+    assert choice.spread(choice.best) > choice.best.standard_error
     assert choice.accuracy == pytest.approx(1 - 0.8**0.45 * (1 - choice.best.accuracy), abs=0.01)
 
 

@@ -244,7 +244,7 @@ def head_evidence(heads: HeadChoice, network: NetworkInfo) -> tuple[HeadEvidence
     for one, accuracy in zip(heads.candidates, heads.estimates, strict=True):
         cut = ALL_LAYERS if len(one.cuts) > 1 and one.cuts == every else ",".join(one.cuts)
         whole = keeps_whole(network, one.cuts)
-        found[one.name] = HeadEvidence(cut, accuracy, one.standard_error, whole)
+        found[one.name] = HeadEvidence(cut, accuracy, heads.spread(one), whole)
     best = found.pop(heads.best.name)
     return best, *sorted(found.values(), key=lambda one: -one.accuracy)
 

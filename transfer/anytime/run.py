@@ -278,7 +278,7 @@ class AnytimeRun:
         accuracy = head.choice.accuracy
         if accuracy is None:  # no image could be held out
             return Gain(max(ONE_IMAGE.mean, 1 / self.data.num_classes), ONE_IMAGE.sd)
-        return Gain(accuracy, head.best.standard_error)
+        return Gain(accuracy, head.choice.spread(head.best))
 
     def _accuracy(self) -> Gain:
         """Return the accuracy of the model that is kept."""
