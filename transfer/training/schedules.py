@@ -57,7 +57,7 @@ def decayed_rate_at(step: int, *, first: float, every: int, factor: float) -> fl
 
 
 class WarmupCosine(keras.callbacks.Callback):
-    """Set the learning rate before each step: a linear warm-up, then half a cosine to 0; and unfreeze blocks, if any."""
+    """Set the learning rate before each step (a linear warm-up, then half a cosine to 0), and unfreeze blocks."""
 
     def __init__(
         self,
