@@ -75,3 +75,12 @@ def test_damaged_speeds_are_ignored(tmp_path):
         speeds = Speeds(tmp_path, machine="mine")
         assert speeds.find("train", "DemoCNN", 32) is None
         assert speeds.find("forward", "DemoCNN", 64) == (0.004 if text.startswith('{"') else None)
+
+
+def test_a_time_of_smaller_images_corrects_one_that_was_measured_under_load(tmp_path):
+    speeds = Speeds(tmp_path, machine="mine")
+    for size, seconds in ((128, 0.08), (64, 0.01)):
+        speeds.measured(seconds, "training", "Lite", size)
+    assert speeds.find("training", "Lite", 128) == pytest.approx(0.04)
+    assert speeds.find("training", "Lite", 32) == pytest.approx(0.0025)
+    assert speeds.find("forward", "Lite", 64) is None

@@ -38,13 +38,13 @@ class Speeds:
         self._times = self._all.get(self._machine, {})
 
     def find(self, work: str, network: str, image_size: int) -> float | None:
-        """Return the remembered time, scaled by the number of pixels from the nearest known image size."""
+        """Return the remembered time, scaled by the number of pixels from another image size; None if none is known."""
         parts = (name.rpartition(" ") for name in self._times)
-        sizes = [int(size) for start, _, size in parts if start == f"{work} {network}"]
-        if not sizes:
-            return None
-        nearest = min(sizes, key=lambda size: (abs(size - image_size), size))
-        return self._times[_key(work, network, nearest)] * (image_size / nearest) ** 2
+        sizes = {int(size) for start, _, size in parts if start == f"{work} {network}"}
+        # Small images take more time per pixel, so scaling up from them gives no time that is too short.
+        usable = {size for size in sizes if size <= image_size} or {min(sizes, default=0)} - {0}
+        times = (self._times[_key(work, network, size)] * (image_size / size) ** 2 for size in usable)
+        return min(times, default=None)
 
     def measured(
         self, seconds: float | None, work: str, network: str, image_size: int, *, nominal: float | None = None
