@@ -160,9 +160,8 @@ def _networks(config: TrainConfig) -> Sequence[str]:
         for name in config.models:
             backbones.check_name(name)
         return config.models
-    return efficientnet_lite.installed() or [
-        TrainConfig.model
-    ]  # which raises if its weights are not installed
+    # Without weights, loading the default network raises.
+    return efficientnet_lite.installed() or [TrainConfig.model]
 
 
 def _is_improvable(config: TrainConfig, finished: Path) -> bool:

@@ -197,6 +197,11 @@ def test_few_or_no_images_are_no_obstacle(options, shapes, elsewhere):
     assert load_run("run").model.output_shape == (None, 3)
 
 
+def test_one_image_per_class_is_not_fine_tuned(shapes, elsewhere):
+    assert main([str(shapes), *QUICK, *SMALL, "--few-shot", "1", "--val", "0"]) == 0
+    assert steps_of(elsewhere / "run") == ([Kind.HEAD], [True])
+
+
 def test_heads_of_many_images_are_chosen_on_a_sample_and_solved_on_all(shapes, elsewhere, monkeypatch):
     monkeypatch.setattr(run, "pool_of", lambda data, seed: heads.pool_of(data, seed, most=44))
     monkeypatch.setattr(heads, "MAX_VALIDATION", 4)

@@ -110,9 +110,8 @@ def build_network(
     used = given.without_ignored()
     options = used.build_options()
     options["init"] = "pretrained" if config.init == TrainConfig.init else config.init
-    options["cut"] = (
-        ALL_LAYERS  # a head on all layers is better than one on the last, before and after fine-tuning
-    )
+    # A head on all layers is better than one on the last layer, before and after fine-tuning.
+    options["cut"] = ALL_LAYERS
     if config.learning_rate is None and config.optimizer == TrainConfig.optimizer:
         options["learning_rate"] = LEARNING_RATE
     model = builders.build(base=head.base, num_classes=data.num_classes, strategy=devices, **options)
@@ -162,15 +161,8 @@ class _Progress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Open the bar."""
         if self._bar is None:
-            total = self.params.get("epochs")
-            options = {
-                "total": total,
-                "initial": epoch,
-                "desc": self._name,
-                "unit": " epochs",
-                "leave": False,
-            }
-            self._bar = progress_bar(disable=None, **options)
+            options = {"total": self.params.get("epochs"), "initial": epoch, "desc": self._name}
+            self._bar = progress_bar(disable=None, unit=" epochs", leave=False, **options)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Count an epoch."""
@@ -195,11 +187,5 @@ def title_of(step: Step, head: BestHead | None, networks: Sequence[str]) -> str:
         again = f", head solved again at {size}" if step.training_size != step.image_size else ""
         return f"{step.kind.capitalize()}, {where}{step.training_size} px{again}"
     name = head.best.name
-    layers = (
-        f"the layer {head.best.cuts[0]}"
-        if name == "best cut"
-        else name
-        if name.startswith("all")
-        else f"the {name}"
-    )
+    layers = {"best cut": f"the layer {head.best.cuts[0]}", "all layers": name}.get(name, f"the {name}")
     return f"Head on {layers}, {where}{size}"

@@ -42,7 +42,7 @@ from transfer.training.phases import TrainingLog
 log = logging.getLogger(__name__)
 
 LARGER_BUDGET = 5
-"""The last line of the log describes what a budget brings that is at most so many times as large."""
+"""The last line of the log describes a budget that is at most this many times as large."""
 
 MIN_TIME = 0.3
 """Fraction of a step's nominal time that must be left when it begins."""
@@ -189,9 +189,10 @@ class AnytimeRun:
         )
 
     def _improvable(self) -> bool:
-        """Return whether the images predict the labels, and some of them wrongly."""
-        kept = self.history.kept
-        return self.advice.signal and (kept is None or kept.accuracy < 1)
+        """Return whether held-out images show that the images predict the labels, and some of them wrongly."""
+        # With one image per class, fine-tuning lowered the test accuracy from 0.40 to 0.35.
+        kept, measured = self.history.kept, self._head.choice.accuracy is not None
+        return measured and self.advice.signal and (kept is None or kept.accuracy < 1)
 
     def _take(self, step: Step, write: Write, checkpoints: Path) -> None:
         """Take a step, and keep its model if it is better."""
@@ -223,9 +224,8 @@ class AnytimeRun:
                 time_limit=None if left == float("inf") else max(1.0, left),
             )
         seconds = candidate.training.seconds_training - SECONDS["start"] / 2
-        if (
-            before is None and _epochs(candidate.training) == step.epochs
-        ):  # otherwise the time limit stopped it
+        complete = _epochs(candidate.training) == step.epochs  # otherwise the time limit stopped it
+        if before is None and complete:
             self._planner.measured_training(seconds, step, step.epochs * len(self.data.train))
         self._fine_tuned, self._tuned = (model, candidate.training), candidate
         done = _epochs(candidate.training) - (_epochs(before) if before else 0)
