@@ -36,10 +36,10 @@ def other_installations(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "text", ['pip install ".[fast]"', "pip install transfer", 'pip install -U "transfer[jax]"']
+    "text", ['pip install ".[lite]"', "pip install transfer", 'pip install -U "transfer[jax]"']
 )
 def test_advice_to_install_something_else_is_found(text):
-    assert other_installations(text) and not other_installations(install_hint("fast"))
+    assert other_installations(text) and not other_installations(install_hint("lite"))
 
 
 def test_all_advice_installs_this_package():

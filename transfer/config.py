@@ -165,7 +165,7 @@ class OutputOptions:
 class DeviceOptions:
     """Devices, engines and number formats."""
 
-    # Engine that runs frozen layers. openvino needs: pip install "transfer-cases[fast]".
+    # Engine that runs frozen layers. auto is openvino on CPUs, if it is installed.
     engine: str = "auto"
     # Data type of the layers. mixed_bfloat16 and mixed_float16 are for GPUs and TPUs.
     precision: str = "float32"
@@ -190,7 +190,7 @@ class AdviceConfig(ModelOptions, DataConfig):
     time_budget: str | None = None
     # Run a trial of fine-tuning. Without it, the estimated time is only a lower bound.
     trial: bool = True
-    # Engine that runs the network. openvino needs: pip install "transfer-cases[fast]".
+    # Engine that runs the network. auto is openvino on CPUs, if it is installed.
     engine: str = "auto"
 
     def __post_init__(self) -> None:

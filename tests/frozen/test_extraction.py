@@ -175,6 +175,7 @@ def test_an_interrupted_extraction_is_resumed(extractor, split, cache, monkeypat
 
         class Mortal:
             name, model, batch_size = engine.name, engine.model, engine.batch_size
+            fingerprint = engine.fingerprint
 
             def __call__(self, images):
                 batches.append(len(images))

@@ -39,7 +39,10 @@ def load_packages(kind: str, quantize: str | None) -> None:
     with quiet():
         missing = [name for name in _ONNX if needs_onnx and not _imports(name)]
         if kind == "openvino" and import_openvino() is None:
-            missing.append("openvino")
+            raise InputError(
+                "Export to openvino needs OpenVINO, which is not installed: pip install openvino. Without it, use "
+                "--to saved-model or --to litert."
+            )
     if missing:
         raise InputError(
             f"Export to {kind} needs {', '.join(missing)}: {install_hint('export')}. Without them, use "

@@ -15,23 +15,30 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from transfer.common.errors import InputError, install_hint, one_line, unknown
-from transfer.common.keras_private import all_layers, with_constants
+from transfer.common.errors import InputError, one_line, unknown
+from transfer.common.keras_private import all_layers
+from transfer.frozen import compiled_networks
+from transfer.frozen.compiled_networks import CompiledNetwork
+from transfer.frozen.constant_graphs import constant_function, graph_behind, small_maps
 from transfer.frozen.openvino_engine import (
     ENGINES,
     RunFunction,
     compile_graph,
+    export_part,
     has_bfloat16,
     import_openvino,
+    import_part,
     padded,
+    processor,
+    run_parts,
 )
-from transfer.networks.graphs import bottlenecks, graph
+from transfer.networks.graphs import fingerprint, graph
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _TENSORFLOW:
     import tensorflow as tf
 if TYPE_CHECKING:
-    from tensorflow.types.experimental import ConcreteFunction
+    from openvino import CompiledModel
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -41,6 +48,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 CHUNK = {"float32": 2, "bfloat16": 4, "keras": 8}
 """Images per request. Cores work in parallel on small requests, whose feature maps fit in their caches."""
 
+_FORM = 1  # change it when the same network is compiled in another way
 _CHECKED = 8  # images of the first batch that plain Keras runs as well; more would take longer than the rest
 
 log = logging.getLogger(__name__)
@@ -62,16 +70,28 @@ def make_engine(
     if engine == "openvino" and not _TENSORFLOW:
         raise InputError("engine='openvino' needs TensorFlow as Keras' backend. Use engine='auto' on JAX.")
     wanted = engine == "openvino" or (engine == "auto" and not plain)
+    installed = wanted and import_openvino() is not None
+    if engine == "auto" and wanted and not installed:
+        _report_missing()
     names = engine_names(
         engine,
         precision,
-        installed=wanted and import_openvino() is not None,
+        installed=installed,
         has_bfloat16=wanted and has_bfloat16(),
         plain=plain,
     )
-    if names[0] == "openvino bfloat16" and precision == "auto" and _small_maps(model) is None:
+    if names[0] == "openvino bfloat16" and precision == "auto" and small_maps(model) is None:
         del names[0]  # entirely in bfloat16, the error would be too large, see `_openvino`
     return Engine(model, names, batch_size, sections)
+
+
+@functools.cache
+def _report_missing() -> None:
+    """Log, once per process, that OpenVINO is not installed."""
+    log.warning(
+        "OpenVINO is not installed. Keras runs the frozen layers instead, with the same results, but slower. Install "
+        "it with: pip install openvino"
+    )
 
 
 def on_accelerator() -> bool:
@@ -107,8 +127,8 @@ def engine_names(
     """Return the names of the engines to try, the fastest first; `plain` allows only Keras' predict."""
     if engine == "openvino" and not installed:
         raise InputError(
-            "engine='openvino' needs OpenVINO, which is not installed. Install it with "
-            f"{install_hint('fast')}, or use engine='auto'."
+            "engine='openvino' needs OpenVINO, which is not installed. Install it with pip install openvino, or use "
+            "engine='auto'."
         )
     if engine == "keras" and precision == "bfloat16":
         raise InputError(
@@ -127,6 +147,10 @@ def engine_names(
     return names
 
 
+class _RejectedError(Exception):
+    """An earlier run found that an engine differs from Keras; the message says how."""
+
+
 class Engine:
     """A frozen network that runs over batches of images; for one thread at a time."""
 
@@ -138,7 +162,9 @@ class Engine:
         self._names = list(names)
         self._run: RunFunction | None = None
         self._shape: tuple[int, ...] | None = None
-        self._trusted = False
+        self._trusted = False  # whether a batch, now or in an earlier run, equaled that of Keras
+        self._key = ""
+        self._new_parts: list[CompiledModel] = []  # compiled now, not yet compared with Keras
 
     @property
     def name(self) -> str:
@@ -151,11 +177,13 @@ class Engine:
         while True:
             try:
                 if self._run is None:
-                    self._run = _make(self.name, self.model, images.shape[1:], self.batch_size)
+                    self._run = self._start(images.shape[1:])
                 result = self._run(images)
                 problem = self._problem(images, result)
             except InputError:
                 raise
+            except _RejectedError as earlier:
+                problem = str(earlier)
             except Exception as error:  # exporters, compilers and drivers may raise anything
                 if len(self._names) == 1:
                     raise
@@ -200,7 +228,53 @@ class Engine:
         if len(self._names) == 1 and finite.all():  # this is plain Keras; only rounding can differ
             error = 0.0
         self._trusted = error <= _tolerance(self.name, self.model)
-        return "" if self._trusted else f"differs from Keras by {error:.1%}"
+        problem = "" if self._trusted else f"differs from Keras by {error:.1%}"
+        self._remember(problem)
+        return problem
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the network and its weights."""
+        return fingerprint(self.model)
+
+    def _start(self, shape: tuple[int, ...]) -> RunFunction:
+        """Return the function that runs images of one shape, compiled now or by an earlier run."""
+        name, precision = self.name.split()[0], self.name.split()[-1]
+        if self.name == "keras predict":
+            return _predict(self.model, self.batch_size)
+        if name == "keras":
+            return _keras(self.model, shape, self.batch_size)
+        chunk = _openvino_chunk(precision, self.batch_size)
+        self._key = compiled_networks.key_of(self.fingerprint, shape, chunk, precision, processor(), _FORM)
+        parts = self._read_parts(precision)
+        if parts is None:
+            parts = self._new_parts = _openvino(self.model, shape, self.batch_size, precision)
+        return run_parts(parts, chunk=chunk, batch_size=self.batch_size)
+
+    def _read_parts(self, precision: str) -> list[CompiledModel] | None:
+        """Return what an earlier run compiled and compared with Keras, or None; raise if it was wrong."""
+        known = compiled_networks.read(self._key)
+        if known is None:
+            return None
+        if known.problem:
+            raise _RejectedError(known.problem)
+        precisions = _part_precisions(precision, len(known.parts))
+        try:
+            parts = [
+                import_part(part, precision=own) for part, own in zip(known.parts, precisions, strict=True)
+            ]
+        except Exception as error:  # OpenVINO raises errors of many classes
+            log.debug("Cannot use the cached network %s: %s.", self._key, one_line(error))
+            return None
+        self._trusted = True
+        return parts
+
+    def _remember(self, problem: str) -> None:
+        """Write a network that was compiled now, or its difference from Keras, for later runs."""
+        if self._new_parts:
+            parts = () if problem else tuple(map(export_part, self._new_parts))
+            compiled_networks.write(self._key, CompiledNetwork(parts, problem))
+        self._new_parts = []
 
 
 def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
@@ -230,15 +304,6 @@ def _replicas(model: keras.Model) -> int:
     return strategy.num_replicas_in_sync if strategy is not None else 1
 
 
-def _make(name: str, model: keras.Model, shape: tuple[int, ...], batch_size: int) -> RunFunction:
-    """Return the engine of a name for images of one shape."""
-    if name == "keras predict":
-        return _predict(model, batch_size)
-    if name == "keras":
-        return _keras(model, shape, batch_size)
-    return _openvino(model, shape, batch_size, name.split()[1])
-
-
 def _predict(model: keras.Model, batch_size: int) -> RunFunction:
     """Use plain Keras, which handles devices, strategies, and jit_compile."""
 
@@ -253,26 +318,10 @@ def _predict(model: keras.Model, batch_size: int) -> RunFunction:
     return run
 
 
-def _constant_function(model: keras.Model, shape: tuple[int, ...]) -> ConcreteFunction:
-    """Trace a model in inference mode for one batch shape, with its variables as constants."""
-    # Constants let TensorFlow fold BatchNorm into convolutions. Inserting them during the trace takes half the time of
-    # freezing the graph afterwards.
-    values = [(variable, keras.ops.convert_to_numpy(variable)) for variable in model.variables]
-
-    @tf.function(autograph=False)
-    def call(images: tf.Tensor) -> list[tf.Tensor]:
-        with keras.StatelessScope(state_mapping=[(v, tf.constant(array)) for v, array in values]):
-            return [tf.cast(y, tf.float32) for y in keras.tree.flatten(model(images, training=False))]
-
-    function = call.get_concrete_function(tf.TensorSpec(shape, tf.float32))
-    # Some layers capture tensors; Normalization captures those that it computes from its variables.
-    return with_constants(function) if function.captured_inputs else function
-
-
 def _keras(model: keras.Model, shape: tuple[int, ...], batch_size: int) -> RunFunction:
     """Use the constant graph without XLA, which is ten times slower with depthwise convolutions on a CPU."""
     chunk = min(CHUNK["keras"], batch_size)
-    function = _constant_function(model, (chunk, *shape))
+    function = constant_function(model, (chunk, *shape))
 
     def run_chunk(images: np.ndarray) -> np.ndarray:
         return keras.tree.flatten(function(tf.constant(padded(images, chunk))))[0].numpy()[: len(images)]
@@ -291,66 +340,33 @@ def _keras(model: keras.Model, shape: tuple[int, ...], batch_size: int) -> RunFu
     return run
 
 
-def _openvino(model: keras.Model, shape: tuple[int, ...], batch_size: int, precision: str) -> RunFunction:
+def _openvino(
+    model: keras.Model, shape: tuple[int, ...], batch_size: int, precision: str
+) -> list[CompiledModel]:
     """Compile the constant graph with OpenVINO; in bfloat16, the first layers stay in float32."""
     # The first layers, down to an eighth of the image's size, cause half to three quarters of the error. Measured on
     # photos with EfficientNet-Lite0 and Lite1: 4 to 11% entirely in bfloat16; 2 to 3.5% with the first layers in
     # float32, in 1.3 times the time, still 1.7 times as fast as float32.
-    chunk = max(1, min(CHUNK[precision], batch_size // (os.cpu_count() or 1)))
-    maps = _small_maps(model) if precision == "bfloat16" else None
+    maps = small_maps(model) if precision == "bfloat16" else None
     if maps is not None:
         model = keras.Model(model.inputs[0], [maps, model.outputs[0]])
-    function = _constant_function(model, (chunk, *shape))
-    parts = [
-        (
-            function.graph,
-            function.inputs[0],
-            function.outputs[0],
-            "float32" if maps is not None else precision,
-        )
-    ]
+    function = constant_function(model, (_openvino_chunk(precision, batch_size), *shape))
+    parts = [(function.graph, function.inputs[0], function.outputs[0])]
     if maps is not None:
-        parts.append((*_graph_behind(function.outputs[0], function), precision))
-    runs = [
-        compile_graph(
-            part.as_graph_def().SerializeToString(),
-            (first.name, last.name),
-            precision=part_precision,
-            chunk=chunk,
-            batch_size=batch_size,
-        )
-        for part, first, last, part_precision in parts
-    ]
-    return lambda images: functools.reduce(lambda values, run: run(values), runs, images)
+        parts.append(graph_behind(function.outputs[0], function))
+    compiled: list[CompiledModel] = []
+    for graph_, first, last in parts:
+        definition = graph_.as_graph_def().SerializeToString()
+        of_part = _part_precisions(precision, len(parts))[len(compiled)]
+        compiled.append(compile_graph(definition, (first.name, last.name), precision=of_part))
+    return compiled
 
 
-def _graph_behind(output: tf.Tensor, function: ConcreteFunction) -> tuple[tf.Graph, tf.Tensor, tf.Tensor]:
-    """Return a graph from another output of a function to its last one, with the graph's input and output."""
-    source = output.op.inputs[0] if output.op.type == "Identity" else output
-    with tf.Graph().as_default() as rest:
-        start = tf.compat.v1.placeholder(source.dtype, source.shape, name="maps")
-        (end,) = tf.graph_util.import_graph_def(
-            function.graph.as_graph_def(),
-            input_map={source.name: start},
-            return_elements=[function.outputs[-1].name],
-            name="rest",
-        )
-    return rest, start, end
+def _part_precisions(precision: str, count: int) -> list[str]:
+    """Return the precision of each part of a network; of several parts, the first runs in float32."""
+    return [precision] if count == 1 else ["float32", precision]
 
 
-def _small_maps(model: keras.Model) -> keras.KerasTensor | None:
-    """Return maps of an eighth of the image's size or less, from which all later layers are computed."""
-    nodes = graph(model)
-    size = nodes[0].tensor.shape[1:3]
-    folded = (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU)
-    found: list[keras.KerasTensor] = []
-    for place in bottlenecks(nodes)[1:-1]:
-        maps = nodes[place].tensor
-        if len(maps.shape) != 4 or None in (*maps.shape[1:], *size) or maps.dtype != "float32":
-            continue
-        small = 64 * maps.shape[1] * maps.shape[2] <= size[0] * size[1]
-        # A cut between a convolution and its BatchNorm or activation would keep them from being merged.
-        merged = "Conv" in type(nodes[place].op).__name__ or isinstance(nodes[place + 1].op, folded)
-        if small and not merged and (not found or maps.shape[1:3] == found[0].shape[1:3]):
-            found.append(maps)
-    return min(found, key=lambda maps: maps.shape[3], default=None)
+def _openvino_chunk(precision: str, batch_size: int) -> int:
+    """Return the number of images per request."""
+    return max(1, min(CHUNK[precision], batch_size // (os.cpu_count() or 1)))

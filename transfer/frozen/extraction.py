@@ -6,8 +6,9 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,6 +33,7 @@ from transfer.frozen.store_keys import digests_of, open_store
 from transfer.images.augmentation import check_views
 from transfer.images.datasets import ImageData, Split
 from transfer.images.pipeline import make_dataset, plain_errors
+from transfer.images.reading import batches_ahead
 from transfer.networks import surgery
 from transfer.networks.graphs import graph
 
@@ -175,17 +177,21 @@ def compute_features(
     keys: np.ndarray | None = None,
 ) -> BatchTimes:
     """Run the network over images and write its outputs under the digests; show progress under a name."""
-    batches = make_dataset(
-        split, image_size=image_size, batch_size=run.batch_size, augment=augment, flip=flip, keys=keys
-    )
+    batches: Iterable[np.ndarray]
+    if keys is None:
+        batches = batches_ahead(split, image_size=image_size, batch_size=run.batch_size)
+    else:
+        options: dict[str, Any] = {"augment": augment, "flip": flip, "keys": keys}
+        augmented = make_dataset(split, image_size=image_size, batch_size=run.batch_size, **options)
+        batches = (np.asarray(images) for images, _ in augmented)
     times: BatchTimes = []
     values: list[np.ndarray] = []
     end = 0
     # None hides the progress bar if there is no terminal.
     silent = True if name is None or not current_group().is_chief else None
     with progress_bar(total=len(split), desc=name, unit=" images", leave=False, disable=silent) as bar:
-        for images, _ in batches:
-            values.append(run(np.asarray(images)))
+        for images in batches:
+            values.append(run(images))
             count = len(values[-1])
             end += count
             times.append((time.perf_counter(), count))
@@ -213,9 +219,9 @@ def _store_known(
     needed = np.array([digest in wanted for digest in of_known], bool) & (store.find(of_known) < 0)
     if not needed.any() or known.values.shape != (len(of_known), *store.shape):
         return
-    first = known.split.take(range(min(_CHECKED, len(of_known))))
-    images, _ = next(iter(make_dataset(first, image_size=image_size, batch_size=_CHECKED)))
-    expected = np.asarray(local_copy(extractor)(images, training=False))
+    first = range(min(_CHECKED, len(of_known)))
+    images = np.stack([known.split.image(position, image_size) for position in first]).astype("float32")
+    expected = keras.ops.convert_to_numpy(local_copy(extractor)(images, training=False))
     if relative_error(known.values[: len(first)], expected) <= _SAME:
         rows = first_of_each(of_known, needed)
         store.append([of_known[i] for i in rows], known.values[rows])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -42,33 +44,61 @@ def has_bfloat16() -> bool:
     return openvino is not None and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def compile_graph(
-    definition: bytes, ends: tuple[str, str], *, precision: str, chunk: int, batch_size: int
-) -> RunFunction:
-    """Compile a TensorFlow graph, from its input to its output, for the CPU."""
-    openvino = import_openvino()
-    if openvino is None:
-        raise ImportError("OpenVINO is not installed")
+def processor() -> str:
+    """Return the version of OpenVINO, and the name and abilities of the CPU, on which compiled networks depend."""
+    openvino = _imported()
     core = openvino.Core()
-    hints = {
-        "PERFORMANCE_HINT": "THROUGHPUT",
-        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
-    }
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # reading a file needs no converter, which would send telemetry
+    abilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return f"{openvino.__version__} {core.get_property('CPU', 'FULL_DEVICE_NAME')} {abilities}"
+
+
+def compile_graph(definition: bytes, ends: tuple[str, str], *, precision: str) -> CompiledModel:
+    """Compile a TensorFlow graph, from its input to its output, for the CPU."""
+    openvino = _imported()
+    core = openvino.Core()
+    # Reading a file needs no converter, which would send telemetry.
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.pb"
         file.write_bytes(definition)
         network = core.read_model(file)
         parameters = [p for p in network.get_parameters() if ends[0] in p.output(0).get_names()]
         part = openvino.Model([network.output(ends[1])], parameters)
-        return _run_in_chunks(openvino, core.compile_model(part, "CPU", hints), chunk, batch_size)
+        return core.compile_model(part, "CPU", _hints(precision))
 
 
-def _run_in_chunks(openvino: ModuleType, compiled: CompiledModel, chunk: int, batch_size: int) -> RunFunction:
+def export_part(compiled: CompiledModel) -> bytes:
+    """Return a compiled network as bytes."""
+    content = compiled.export_model()
+    return content if isinstance(content, bytes) else content.getvalue()
+
+
+def import_part(content: bytes, *, precision: str) -> CompiledModel:
+    """Return the compiled network that `export_part` returned as bytes."""
+    return _imported().Core().import_model(io.BytesIO(content), "CPU", _hints(precision))
+
+
+def run_parts(parts: Sequence[CompiledModel], *, chunk: int, batch_size: int) -> RunFunction:
+    """Return a function that runs compiled networks one after another."""
+    runs = [_run_in_chunks(part, chunk, batch_size) for part in parts]
+    return lambda images: functools.reduce(lambda values, run: run(values), runs, images)
+
+
+def _hints(precision: str) -> dict[str, str]:
+    number_type = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    return {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": number_type}
+
+
+def _imported() -> ModuleType:
+    openvino = import_openvino()
+    if openvino is None:
+        raise ImportError("OpenVINO is not installed")
+    return openvino
+
+
+def _run_in_chunks(compiled: CompiledModel, chunk: int, batch_size: int) -> RunFunction:
     """Run a few images per request, with one request at a time on each stream of the CPU."""
     count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), -(-batch_size // chunk))
-    queue = openvino.AsyncInferQueue(compiled, count)
+    queue = _imported().AsyncInferQueue(compiled, count)
 
     def run(images: np.ndarray) -> np.ndarray:
         parts = [padded(images[start : start + chunk], chunk) for start in range(0, len(images), chunk)]

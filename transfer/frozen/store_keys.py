@@ -17,7 +17,6 @@ from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.feature_store import FeatureStore
 from transfer.images.pixel_range import PixelRange
 from transfer.images.splitting import Split
-from transfer.networks import graphs
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def open_store(
         "images": f"{image_size[0]}x{image_size[1]} {resize}" + (f", {pixel_range}" if pixel_range else ""),
         "precision": "bfloat16" if run.name.endswith("bfloat16") else "float32",
     }
-    parts = [graphs.fingerprint(run.model), *about.values(), dtype, _DECODER]
+    parts = [run.fingerprint, *about.values(), dtype, _DECODER]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     shape = tuple(run.model.output_shape[1:])
     try:

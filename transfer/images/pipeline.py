@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from transfer.common.errors import InputError, LostImageError, unknown
 from transfer.distributed.batch_order import BatchOrder, BatchPart, Position
 from transfer.images.augmentation import MIXES, augmentation, mixing
 from transfer.images.decoding import as_size
+from transfer.images.reading import readers
 from transfer.images.splitting import Split
 
 if TYPE_CHECKING:
@@ -294,17 +294,10 @@ def _reader(
         return decoded
 
     def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        apply = (
-            map if cached[positions].all() else _readers().map
-        )  # decoders release the GIL, so threads help
+        apply = map if cached[positions].all() else readers().map
         return np.stack([*apply(image, positions.tolist())]), split.labels[positions].astype("int64")
 
     return read
-
-
-@functools.cache
-def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
 
 
 class _MemoryCache:

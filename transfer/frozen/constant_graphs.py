@@ -1,0 +1,63 @@
+"""Frozen networks as TensorFlow graphs with constant weights, and the place where a graph can be divided."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import keras
+
+from transfer.common.keras_private import with_constants
+from transfer.networks.graphs import bottlenecks, graph
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+if TYPE_CHECKING:
+    from tensorflow.types.experimental import ConcreteFunction
+
+
+def constant_function(model: keras.Model, shape: tuple[int, ...]) -> ConcreteFunction:
+    """Trace a model in inference mode for one batch shape, with its variables as constants."""
+    # Constants let TensorFlow fold BatchNorm into convolutions. Inserting them during the trace takes half the time of
+    # freezing the graph afterwards.
+    values = [(variable, keras.ops.convert_to_numpy(variable)) for variable in model.variables]
+
+    @tf.function(autograph=False)
+    def call(images: tf.Tensor) -> list[tf.Tensor]:
+        with keras.StatelessScope(state_mapping=[(v, tf.constant(array)) for v, array in values]):
+            return [tf.cast(y, tf.float32) for y in keras.tree.flatten(model(images, training=False))]
+
+    function = call.get_concrete_function(tf.TensorSpec(shape, tf.float32))
+    # Some layers capture tensors; Normalization captures those that it computes from its variables.
+    return with_constants(function) if function.captured_inputs else function
+
+
+def graph_behind(output: tf.Tensor, function: ConcreteFunction) -> tuple[tf.Graph, tf.Tensor, tf.Tensor]:
+    """Return a graph from another output of a function to its last one, with the graph's input and output."""
+    source = output.op.inputs[0] if output.op.type == "Identity" else output
+    with tf.Graph().as_default() as rest:
+        start = tf.compat.v1.placeholder(source.dtype, source.shape, name="maps")
+        (end,) = tf.graph_util.import_graph_def(
+            function.graph.as_graph_def(),
+            input_map={source.name: start},
+            return_elements=[function.outputs[-1].name],
+            name="rest",
+        )
+    return rest, start, end
+
+
+def small_maps(model: keras.Model) -> keras.KerasTensor | None:
+    """Return maps of an eighth of the image's size or less, from which all later layers are computed."""
+    nodes = graph(model)
+    size = nodes[0].tensor.shape[1:3]
+    folded = (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU)
+    found: list[keras.KerasTensor] = []
+    for place in bottlenecks(nodes)[1:-1]:
+        maps = nodes[place].tensor
+        if len(maps.shape) != 4 or None in (*maps.shape[1:], *size) or maps.dtype != "float32":
+            continue
+        small = 64 * maps.shape[1] * maps.shape[2] <= size[0] * size[1]
+        # A cut between a convolution and its BatchNorm or activation would keep them from being merged.
+        merged = "Conv" in type(nodes[place].op).__name__ or isinstance(nodes[place + 1].op, folded)
+        if small and not merged and (not found or maps.shape[1:3] == found[0].shape[1:3]):
+            found.append(maps)
+    return min(found, key=lambda maps: maps.shape[3], default=None)

@@ -1,0 +1,42 @@
+"""Read images in threads, ahead of their use."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from transfer.images.splitting import Split
+
+AHEAD = 16
+"""Batches that are read ahead: at 224 pixels, 32 images each take 77 MB. They are ready when a network is compiled."""
+
+
+@functools.cache
+def readers() -> ThreadPoolExecutor:
+    """Return the threads that read images; decoders release the GIL."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
+
+
+def batches_ahead(split: Split, *, image_size: tuple[int, int], batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the images of a split in batches as uint8 of shape (batch, height, width, 3)."""
+    starts = iter(range(0, len(split), batch_size))
+
+    def read(start: int) -> np.ndarray:
+        positions = range(start, min(start + batch_size, len(split)))
+        return np.stack([split.image(position, image_size) for position in positions])
+
+    waiting = deque(readers().submit(read, start) for start in itertools.islice(starts, AHEAD))
+    try:
+        while waiting:
+            batch = waiting.popleft().result()
+            waiting.extend(readers().submit(read, start) for start in itertools.islice(starts, 1))
+            yield batch
+    finally:  # after an error or an interrupt, threads must not go on reading
+        for future in waiting:
+            future.cancel()
