@@ -92,6 +92,15 @@ class _Loaded(NamedTuple):
     patient: str = ""
 
 
+class _Resized(NamedTuple):
+    """An image after it is rotated and resized."""
+
+    loaded: _Loaded
+    rgb: Image.Image  # upright, in the size of the original or, of a JPEG, in a smaller one
+    small: Image.Image
+    whole_size: tuple[int, int]  # width and height of the file in pixels
+
+
 def as_size(image_size: int | Size | None) -> Size | None:
     """Return an image size as (height, width); None stays None."""
     if image_size is None:
@@ -114,7 +123,7 @@ def decode(
 ) -> np.ndarray:
     """Decode one image to upright RGB of a size, with white behind transparent pixels."""
     try:
-        return inspect_image(image, size, resize=resize, pixel_range=pixel_range).pixels
+        return np.asarray(_read(image, size, resize, pixel_range).small)
     except BadImageError as error:
         name = "the image" if isinstance(image, bytes) else str(image)
         raise InputError(f"Cannot read {name}: {error}. Expected {READABLE}.") from None
@@ -159,6 +168,13 @@ def inspect_image(
     pixel_range: PixelRange | None = None,
 ) -> DecodedImage:
     """Decode one image as `decode` does, and also return properties of the original."""
+    return _described(_read(image, size, resize, pixel_range))
+
+
+def _read(
+    image: str | Path | bytes | Image.Image, size: Size, resize: str, pixel_range: PixelRange | None
+) -> _Resized:
+    """Load an image, rotate it, convert it to RGB, and resize it."""
     try:
         kind = kind_of(_head(image))
         if problem := problem_of(kind):
@@ -270,12 +286,19 @@ def _scaled(values: np.ndarray, extent: Extent, pixel_range: PixelRange | None) 
     return (pixel_range or range_of(extent)).to_8_bit(values)
 
 
-def _finished(loaded: _Loaded, size: Size, resize: str, whole_size: Size) -> DecodedImage:
-    """Rotate, convert and resize an image, and describe it."""
-    image, (width, height), extent = loaded.image, whole_size, loaded.extent
+def _finished(loaded: _Loaded, size: Size, resize: str, whole_size: Size) -> _Resized:
+    """Rotate, convert and resize an image."""
+    image = loaded.image
     profile = image.info.get("icc_profile")
     rgb = _to_rgb(image, _TO_UPRIGHT.get(loaded.orientation))
     small = to_srgb(_resized(rgb, size, resize), profile, space=_COLOR_SPACES.get(image.mode, ""))
+    return _Resized(loaded, rgb, small, whole_size)
+
+
+def _described(image: _Resized) -> DecodedImage:
+    """Return a resized image with the properties of the original."""
+    loaded, rgb, small, (width, height) = image
+    extent = loaded.extent
     if loaded.orientation > 4:  # 5 to 8 swap the sides
         width, height = height, width
     spreads = _extrema(small)
@@ -353,7 +376,7 @@ def _to_rgb(image: Image.Image, transpose: Image.Transpose | None) -> Image.Imag
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:
