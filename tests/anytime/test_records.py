@@ -54,6 +54,12 @@ def test_damaged_steps_are_refused(tmp_path, change):
         read_history(tmp_path / "steps.json")
 
 
+def test_steps_that_cannot_be_read_are_reported_as_such(tmp_path):
+    (tmp_path / "steps.json").mkdir()
+    with pytest.raises(InputError, match=r"Cannot read .*steps.json: is a directory. Make it readable"):
+        read_history(tmp_path / "steps.json")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"steps": 3}'])
 def test_a_file_that_holds_no_steps_is_refused(tmp_path, text):
     (tmp_path / "steps.json").write_text(text)

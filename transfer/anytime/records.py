@@ -15,7 +15,7 @@ from transfer.anytime.decisions import typical_gain
 from transfer.anytime.plan import Kind, Step
 from transfer.cases.policies import POLICIES, Case
 from transfer.common.errors import InputError
-from transfer.common.files import write_text
+from transfer.common.files import disk_reason, write_text
 from transfer.common.text import format_duration
 
 
@@ -112,7 +112,11 @@ def read_history(path: Path) -> History | None:
             raise ValueError
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+    except OSError as error:
+        raise InputError(
+            f"Cannot read {path}: {disk_reason(error)}. Make it readable, or choose another --output."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, InputError):
         raise damaged(path.parent) from None
     return history
 
