@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 from collections.abc import Mapping
@@ -60,20 +61,28 @@ def start_quietly(*, repeatable: bool = False) -> None:
     # With deterministic operations, tf.data logs a false error for each data set: level 3 hides it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if repeatable else "2")
     check_keras()
-    with discarded(2):
+    # TensorFlow imports JAX for one function of its Lite converter, which no command uses.
+    hidden = ["jax"] if on_tensorflow() else []
+    with discarded(2), keras_private.lean_imports(*hidden):
         if on_tensorflow():
-            try:
-                import tensorflow as tf
-            except Exception as error:  # a broken installation may raise anything
-                raise InputError(
-                    f"TensorFlow cannot be imported: {one_line(error)}. Install it again: "
-                    f"{BACKENDS['tensorflow']} --force-reinstall"
-                ) from error
-            tf.config.list_physical_devices()
-            # Deterministic operations cost little on a CPU.
-            if repeatable and not tf.config.list_physical_devices("GPU"):
-                tf.config.experimental.enable_op_determinism()
+            _start_tensorflow(repeatable=repeatable)
+        import keras  # noqa: F401
+    gc.freeze()  # these libraries stay loaded, so their objects need no search for garbage
     _use_float32()
+
+
+def _start_tensorflow(*, repeatable: bool) -> None:
+    try:
+        import tensorflow as tf
+    except Exception as error:  # a broken installation may raise anything
+        raise InputError(
+            f"TensorFlow cannot be imported: {one_line(error)}. Install it again: "
+            f"{BACKENDS['tensorflow']} --force-reinstall"
+        ) from error
+    tf.config.list_physical_devices()
+    # Deterministic operations cost little on a CPU.
+    if repeatable and not tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()
 
 
 def _use_float32() -> None:
