@@ -182,6 +182,19 @@ def test_light_modules_import_without_tensorflow_keras_or_matplotlib(module):
     assert done.stdout.strip() == "[]"
 
 
+def test_a_command_loads_only_the_libraries_that_it_uses():
+    """Keras imports scikit-learn and matplotlib, and TensorFlow imports JAX, although the first steps need none."""
+    code = (
+        "import sys, transfer.distributed.strategies as strategies\n"
+        "strategies.start_quietly(repeatable=True)\n"
+        "import transfer.images.datasets, transfer.networks.backbones, transfer.cases.builders, transfer.training.fit\n"
+        "unused = 'sklearn scipy.stats scipy.sparse.csgraph matplotlib pyarrow pandas jax openvino'\n"
+        "print(sorted({'keras', *unused.split()} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['keras']"
+
+
 def test_every_exported_name_loads():
     assert len(transfer.__all__) > 20
     for name in transfer.__all__:

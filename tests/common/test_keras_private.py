@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -198,3 +201,35 @@ def test_arguments_of_compile():
     other = compiled()
     other.compile(**given)
     assert train(other) == pytest.approx(3.0, abs=0.2)
+
+
+LEAN = """
+import gc, sys
+from transfer.common.keras_private import lean_imports
+before = gc.get_threshold()
+with lean_imports("json.tool"):
+    import keras
+assert gc.get_threshold() == before
+assert not {"sklearn", "matplotlib"} & set(sys.modules)
+import json.tool
+import keras.src.visualization.draw_bounding_boxes
+print(keras.wrappers.SKLearnClassifier.__name__, keras.visualization.plot_image_gallery.__name__)
+from keras.wrappers import SKLearnClassifier
+from sklearn.base import BaseEstimator
+assert issubclass(SKLearnClassifier, BaseEstimator) and not hasattr(keras.wrappers, "none")
+"""
+
+
+def test_modules_that_are_imported_when_they_are_used():
+    """With other names of these modules, a command imports scikit-learn and matplotlib, which takes a second."""
+    done = subprocess.run([sys.executable, "-c", LEAN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "SKLearnClassifier plot_image_gallery"
+
+
+def test_keras_that_is_imported_already_stays():
+    wrappers = keras.wrappers
+    with keras_private.lean_imports("json"):
+        assert keras.wrappers is wrappers
+        assert sys.modules["json"] is not None
+    assert keras.wrappers is wrappers

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     import keras
 
 # Keras imports scikit-learn for the first two, and matplotlib for the others.
-_DEFERRED = ("keras.wrappers", "keras._tf_keras.keras.wrappers")
-_DEFERRED += ("keras.visualization", "keras._tf_keras.keras.visualization", "keras.src.visualization")
+_DEFERRED = (
+    "keras.wrappers",
+    "keras._tf_keras.keras.wrappers",
+    "keras.visualization",
+    "keras._tf_keras.keras.visualization",
+    "keras.src.visualization",
+)
 
 
 class _Deferred(ModuleType):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ from transfer.networks.arguments import (
     check_data_format,
     check_input_shape,
 )
+from transfer.networks.initial_values import initial_values
 from transfer.networks.torch_weights import read_state_dict
 
 Function = TypeVar("Function", bound=Callable)
@@ -75,6 +76,9 @@ _STAGES = (
 _STEM_FILTERS, _HEAD_FILTERS = 32, 1280  # the Lite networks never scale these two
 _DROP_CONNECT = 0.2
 _SMALLEST = 32  # pixels
+
+Find = Callable[[str, str, tuple[int, ...]], np.ndarray | None]
+"""Returns the value of a variable by the name of its layer, its own name and its shape; None is a random value."""
 
 _DOC = """Build EfficientNet-Lite{number}: {parameters} million parameters, for {size} x {size} pixels.
 
@@ -177,37 +181,51 @@ def _make(
         check_input_shape(input_shape, _SMALLEST, open_sizes=True, channels=channels)
     top.check(weights, "imagenet", 1000)
     path = _weights_path(variant, weights)
+    if path is not None and path.suffix == ".pth":
+        state = _StateDict(path, name)
+        model = _build(variant, input_shape, top, name, state.find)
+        state.check_used(include_top=top.include_top)
+        return model
     model = _build(variant, input_shape, top, name)
     if path is not None:
         _load(model, path)
     return model
 
 
-def _build(variant: _Variant, input_shape: InputShape | None, top: Top, name: str) -> keras.Model:
-    """Build the network with random weights."""
+def _build(
+    variant: _Variant, input_shape: InputShape | None, top: Top, name: str, find: Find = lambda *_: None
+) -> keras.Model:
+    """Build the network, with random weights where `find` returns None."""
     if input_shape is None:
         input_shape = (variant.size, variant.size, 3) if top.include_top else (None, None, 3)
     inputs = layers.Input(shape=tuple(input_shape))
-    x = _conv(inputs, _STEM_FILTERS, 3, 2, "stem_conv")
-    x = _norm(x, "stem_bn", "stem_activation")
-    x = _blocks(x, variant)
-    x = _conv(x, _HEAD_FILTERS, 1, 1, "top_conv")
-    x = _norm(x, "top_bn", "top_activation")
+    x = _conv(inputs, _STEM_FILTERS, 3, 2, "stem_conv", find)
+    x = _norm(x, "stem_bn", find, "stem_activation")
+    x = _blocks(x, variant, find)
+    x = _conv(x, _HEAD_FILTERS, 1, 1, "top_conv", find)
+    x = _norm(x, "top_bn", find, "top_activation")
     if top.include_top:
         x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
         x = layers.Dropout(variant.dropout, name="top_dropout")(x)
-        x = layers.Dense(
+        dense = layers.Dense(
             top.classes,
             activation=top.activation,
             kernel_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform"),
             name="predictions",
-        )(x)
+        )
+        x = _call(dense, x, find)
     else:
         x = top.pooled(x)
     return keras.Model(inputs, x, name=name)
 
 
-def _blocks(x: KerasTensor, variant: _Variant) -> KerasTensor:
+def _call(layer: layers.Layer, x: KerasTensor, find: Find) -> KerasTensor:
+    """Call a new layer, whose weights start with the values that are found."""
+    with initial_values(layer, partial(find, layer.name)):
+        return layer(x)
+
+
+def _blocks(x: KerasTensor, variant: _Variant, find: Find) -> KerasTensor:
     """Apply the seven stages of blocks."""
     # In the Lite networks, the first and the last stage keep their depth.
     ends = _STAGES[0], _STAGES[-1]
@@ -218,7 +236,7 @@ def _blocks(x: KerasTensor, variant: _Variant) -> KerasTensor:
             name = f"block{number}{chr(ord('a') + i)}_"
             stride = stage.stride if i == 0 else 1
             filters = _scaled(stage.filters, variant.width)
-            x = _block(x, stage, stride, filters, _DROP_CONNECT * done / total, name)
+            x = _block(x, stage, stride, filters, _DROP_CONNECT * done / total, name, find)
             done += 1
     return x
 
@@ -230,34 +248,38 @@ def _scaled(filters: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * wanted else rounded
 
 
-def _block(x: KerasTensor, stage: _Stage, stride: int, filters: int, drop: float, name: str) -> KerasTensor:
+def _block(
+    x: KerasTensor, stage: _Stage, stride: int, filters: int, drop: float, name: str, find: Find
+) -> KerasTensor:
     """Apply an inverted residual block: expand, filter each channel, project, add."""
     inputs, filters_in = x, x.shape[-1]
     if stage.expand != 1:
-        x = _conv(x, filters_in * stage.expand, 1, 1, f"{name}expand_conv")
-        x = _norm(x, f"{name}expand_bn", f"{name}expand_activation")
-    x = _conv(x, None, stage.kernel, stride, f"{name}dwconv")
-    x = _norm(x, f"{name}bn", f"{name}activation")
-    x = _conv(x, filters, 1, 1, f"{name}project_conv")
-    x = _norm(x, f"{name}project_bn")
+        x = _conv(x, filters_in * stage.expand, 1, 1, f"{name}expand_conv", find)
+        x = _norm(x, f"{name}expand_bn", find, f"{name}expand_activation")
+    x = _conv(x, None, stage.kernel, stride, f"{name}dwconv", find)
+    x = _norm(x, f"{name}bn", find, f"{name}activation")
+    x = _conv(x, filters, 1, 1, f"{name}project_conv", find)
+    x = _norm(x, f"{name}project_bn", find)
     if stride == 1 and filters == filters_in:
         x = layers.Dropout(drop, noise_shape=(None, 1, 1, 1), name=f"{name}drop")(x)
         x = layers.Add(name=f"{name}add")([x, inputs])
     return x
 
 
-def _conv(x: KerasTensor, filters: int | None, kernel: int, stride: int, name: str) -> KerasTensor:
+def _conv(
+    x: KerasTensor, filters: int | None, kernel: int, stride: int, name: str, find: Find
+) -> KerasTensor:
     """Apply a convolution, a depthwise one if `filters` is None."""
     spread = keras.initializers.VarianceScaling(2, "fan_out", "truncated_normal")
     # "same" pads more at the bottom and right, as in the training of the weights.
     common = {"strides": stride, "padding": "same", "use_bias": False, "name": name}
     if filters is None:
-        return layers.DepthwiseConv2D(kernel, depthwise_initializer=spread, **common)(x)
-    return layers.Conv2D(filters, kernel, kernel_initializer=spread, **common)(x)
+        return _call(layers.DepthwiseConv2D(kernel, depthwise_initializer=spread, **common), x, find)
+    return _call(layers.Conv2D(filters, kernel, kernel_initializer=spread, **common), x, find)
 
 
-def _norm(x: KerasTensor, name: str, activation: str | None = None) -> KerasTensor:
-    x = layers.BatchNormalization(momentum=0.99, epsilon=1e-3, name=name)(x)
+def _norm(x: KerasTensor, name: str, find: Find, activation: str | None = None) -> KerasTensor:
+    x = _call(layers.BatchNormalization(momentum=0.99, epsilon=1e-3, name=name), x, find)
     return layers.Activation("relu6", name=activation)(x) if activation else x
 
 
@@ -300,10 +322,7 @@ def _packaged(variant: _Variant) -> Path:
 
 
 def _load(model: keras.Model, path: Path) -> None:
-    """Set a new network's weights from a file of Keras or PyTorch."""
-    if path.suffix == ".pth":
-        _assign(model, read_state_dict(path), path)
-        return
+    """Set a new network's weights from a file of Keras."""
     problem = weight_files.load(model, path)
     if problem is not None:
         raise InputError(
@@ -334,28 +353,33 @@ _VARIABLES = {
 }
 
 
-def _assign(model: keras.Model, state: Mapping[str, np.ndarray], path: Path) -> None:
-    """Set every weight of the network from a PyTorch state dict; raise unless all of it is used."""
-    left = {name for name in state if not name.endswith(".num_batches_tracked")}
-    blocks: list[str] = []
-    for layer in model.layers:
-        match = re.fullmatch(r"(?:(block\d[a-z])_)?(\w+)", layer.name)
-        if not match or not layer.weights:
-            continue
-        if match[1] and match[1] not in blocks:
-            blocks.append(match[1])
-        prefix = f"_blocks.{len(blocks) - 1}." if match[1] else ""
-        for variable in layer.weights:
-            name = f"{prefix}{_LAYERS[match[2]]}.{_VARIABLES.get(variable.name, variable.name)}"
-            variable.assign(_fitting(state, name, layer.name, tuple(variable.shape), path))
-            left.remove(name)
-    if model.layers[-1].name != "predictions":
-        left -= {"_fc.weight", "_fc.bias"}
-    if left:
-        raise InputError(
-            f"'{path}' holds {len(left)} weights that {model.name} has no layer for, such as "
-            f"{sorted(left)[0][:80]!r}. Use the EfficientNet-Lite that the file was made for."
-        )
+class _StateDict:
+    """Finds the weights of a network in a PyTorch file, and checks that all of them are used."""
+
+    def __init__(self, path: Path, network: str) -> None:
+        self.state, self.path, self.network = read_state_dict(path), path, network
+        self.left = {name for name in self.state if not name.endswith(".num_batches_tracked")}
+        self.blocks: list[str] = []
+
+    def find(self, layer: str, variable: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the value of a layer's variable in Keras' order of axes; raise if it does not fit."""
+        block, _, kind = layer.partition("_") if layer.startswith("block") else ("", "", layer)
+        if block and block not in self.blocks:
+            self.blocks.append(block)
+        prefix = f"_blocks.{len(self.blocks) - 1}." if block else ""
+        name = f"{prefix}{_LAYERS[kind]}.{_VARIABLES.get(variable, variable)}"
+        value = _fitting(self.state, name, layer, shape, self.path)
+        self.left.remove(name)
+        return value
+
+    def check_used(self, *, include_top: bool) -> None:
+        """Raise if the file holds weights of another network."""
+        left = self.left if include_top else self.left - {"_fc.weight", "_fc.bias"}
+        if left:
+            raise InputError(
+                f"'{self.path}' holds {len(left)} weights that {self.network} has no layer for, such as "
+                f"{sorted(left)[0][:80]!r}. Use the EfficientNet-Lite that the file was made for."
+            )
 
 
 def _fitting(

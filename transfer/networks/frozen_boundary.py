@@ -8,8 +8,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from transfer.common.errors import InputError
 from transfer.common.keras_private import all_layers, draws_random_numbers, has_own_state
@@ -80,6 +78,9 @@ def _is_cheap(op: Any) -> bool:
 
 def _cheapest_boundary(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
     """Return the frozen tensors with the fewest numbers from which the upper layers can be computed."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
     # A minimum cut. Tensor n is an edge from 2n to 2n + 1, whose capacity is the tensor's size. Cheap operations may
     # lie after the boundary, where they run in each step. Others may not: the source feeds them without limit.
     source, sink = 2 * len(nodes), 2 * len(nodes) + 1

@@ -19,6 +19,7 @@ import numpy as np
 from transfer.common.errors import InputError, one_line
 from transfer.common.keras_private import all_layers
 from transfer.networks.graphs import NetworkInfo, Node, analyze, config_of, graph
+from transfer.networks.initial_values import as_array, call_with_values_of
 
 
 def clone(
@@ -42,7 +43,8 @@ def clone(
     name = _free_name("image", taken) if preprocess or first.op.name == "image" else None
     raw = keras.Input(shape, dtype="float32", name=name) if image is None else image
     ready = preprocess(raw) if preprocess else raw
-    copies: dict[int, tuple[Any, Any]] = {}  # id of a layer -> the layer and its copy
+    copies: dict[int, tuple[Any, Any]] = {}  # id of a copy -> the layer and its copy
+    equal: set[int] = set()  # ids of the copies that have all values already
 
     def copy(op: Any) -> Any:
         scales = isinstance(op, keras.layers.Rescaling | keras.layers.Normalization)
@@ -51,12 +53,17 @@ def clone(
         )
         new = new_like(op, **({"dtype": precision} if lowered else {}))
         new.name = prefix + new.name
-        copies[id(op)] = (op, new)
+        copies[id(new)] = (op, new)
         return new
 
     def call(op: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = keras.tree.map_structure(lambda a: ready if a is raw else a, (args, kwargs))
-        return op(*args, **kwargs)
+        if weights != "copy":
+            return op(*args, **kwargs)
+        output, complete = call_with_values_of(copies[id(op)][0], op, *args, **kwargs)
+        if complete:
+            equal.add(id(op))
+        return output
 
     # Use a functional model of the same layers: clone_model treats other classes differently.
     view = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
@@ -66,7 +73,8 @@ def clone(
                 view, input_tensors=raw, clone_function=copy, call_function=call
             )
         for old, new in copies.values():
-            _copy_state(old, new, everything=weights == "copy")
+            if id(new) not in equal:
+                _copy_state(old, new, everything=weights == "copy")
     except InputError:
         raise
     except ValueError as error:
@@ -123,8 +131,7 @@ def _assign(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
             raise ValueError(
                 f"layer {old.name!r} has weights of shape {source.shape} and would need {target.shape}."
             )
-        # Copy through numpy: JAX would share the array between the models and delete it when one of them trains.
-        target.assign(np.array(keras.ops.convert_to_numpy(source)))
+        target.assign(as_array(source))
 
 
 def renumber(model: keras.Model) -> keras.Model:

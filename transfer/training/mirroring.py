@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from scipy.stats import binomtest
 
 from transfer.distributed.process_group import current_group
 from transfer.frozen.engines import Engine
@@ -160,6 +159,8 @@ def _level(classes: int) -> float:
 
 def _pair(first: int, second: int, direction: np.ndarray, sides: np.ndarray) -> Pair:
     """Test the accuracies: of the direction against chance, and against that of the sum by McNemar's test."""
+    from scipy.stats import binomtest
+
     count, better, differ = len(direction), int((direction & ~sides).sum()), int((direction != sides).sum())
     by_chance = binomtest(int(direction.sum()), count, alternative="greater").pvalue
     lead = binomtest(better, differ, alternative="greater").pvalue if differ else 1.0
