@@ -6,12 +6,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
 from scipy.special import log_softmax, softmax
 from threadpoolctl import threadpool_limits
 
 from transfer.common.errors import InputError
 from transfer.frozen.discriminant import Discriminant
 from transfer.frozen.held_out import Candidate, HeldOut, Setting, discriminants, score
+from transfer.frozen.moments import triangle
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
@@ -87,7 +89,7 @@ def solve(
         problem.validate(*val)
     if val is None or len(val[1]) < ENOUGH["validation"]:
         # Sorting by a projection, unlike a checksum, hardly changes if another device rounds differently.
-        keys = problem.x @ np.random.default_rng(0).normal(size=problem.x.shape[1])
+        keys = problem.project(np.random.default_rng(0).normal(size=len(problem.mean)))
         problem.cross_validate(assign_folds(problem.labels, groups=groups, keys=keys, count=FOLDS, seed=seed))
     return problem.solve()
 
@@ -111,9 +113,17 @@ class HeadProblem:
         _check_classes(self.labels, num_classes)
         self.weights = _weight_by_class(class_weights, num_classes)
         self.mean = features.mean(axis=0, dtype="float64").astype("float32")
-        self.x = features - self.mean
-        self.scale = float(np.sqrt(np.mean(np.sum(np.square(self.x), axis=1, dtype="float64")))) or 1.0
-        self.x /= np.float32(self.scale)
+        self._scaled = features - self.mean
+        lengths = np.einsum("nd,nd->n", self._scaled, self._scaled)
+        self.scale = float(np.sqrt(lengths.mean(dtype="float64"))) or 1.0
+        self._scaled /= np.float32(self.scale)
+        # The optimal kernel is a combination of the images. With fewer images than features, coordinates in the space
+        # that the images span replace the features.
+        self._root = None
+        if len(features) < features.shape[1]:
+            with threadpool_limits(1):
+                self._root = triangle(self._scaled)
+        self.x = self._scaled if self._root is None else self._root.astype("float32")
         self.methods, self.chosen_by = methods, "default"
         self.setting = setting or Setting(
             "regression", DEFAULT_C
@@ -122,21 +132,28 @@ class HeadProblem:
         self._trials: dict[int, HeldOut] = {}
         self._folds = np.empty(0, "int64")
 
+    def project(self, direction: np.ndarray) -> np.ndarray:
+        """Return the products of the scaled features with a vector, shape (images,)."""
+        return self._scaled @ direction
+
     def validate(self, features: np.ndarray, labels: np.ndarray) -> None:
         """Choose the setting on other images."""
-        other, truth = _to_arrays("val features", features, labels, len(self.weights), width=len(self.mean))
-        other = (other - self.mean) / np.float32(self.scale)
-        self._choose("validation", {0: HeldOut(self.x, self.labels, other, truth, self.weights)}, START)
+        self._choose("validation", {0: self._compare_on(features, labels)}, START)
 
     def use_discriminant(self, features: np.ndarray, labels: np.ndarray, shrinkage: float) -> None:
         """Use a discriminant, unless each class has one image, with the temperature that suits other images best."""
-        other, truth = _to_arrays("val features", features, labels, len(self.weights), width=len(self.mean))
-        other = (other - self.mean) / np.float32(self.scale)
         with threadpool_limits(1):
-            trial = HeldOut(self.x, self.labels, other, truth, self.weights)
-            found = discriminants([trial], (shrinkage,))
+            found = discriminants([self._compare_on(features, labels)], (shrinkage,))
         for setting, candidate in found.items():
             self.setting, self.tried, self.chosen_by = setting, (candidate,), "validation"
+
+    def _compare_on(self, features: np.ndarray, labels: np.ndarray) -> HeldOut:
+        """Return all images with other images on which settings are compared."""
+        other, truth = _to_arrays("val features", features, labels, len(self.weights), width=len(self.mean))
+        other = (other - self.mean) / np.float32(self.scale)
+        if self._root is not None:
+            other = solve_triangular(self._root, self._scaled @ other.T, lower=True).T.astype("float32")
+        return HeldOut(self.x, self.labels, other, truth, self.weights)
 
     def cross_validate(self, folds: np.ndarray, *, start: float = START) -> None:
         """Choose the setting by cross-validation with the fold of each image, unless no fold can be held out."""
@@ -160,7 +177,7 @@ class HeadProblem:
     def _choose(self, chosen_by: str, trials: dict[int, HeldOut], start: float) -> None:
         self.chosen_by, self._trials = chosen_by, trials
         held_out = list(trials.values())
-        with threadpool_limits(1):  # more threads hardly speed up such small products
+        with threadpool_limits(1):  # `sum_blocks` has threads of its own
             self.tried = tuple(_search(held_out, start))
             best = min(self.tried, key=lambda row: row.loss)
             self.setting = Setting("regression", best.strength)
@@ -193,6 +210,8 @@ class HeadProblem:
             else:
                 trials = list(self._trials.values())
                 kernel, bias = _finish(trials, strength, self.x, self.labels, self.weights)
+            if self._root is not None:
+                kernel = self._scaled.T @ solve_triangular(self._root, kernel, lower=True, trans=1)
         kernel = kernel / self.scale
         bias = bias - self.mean @ kernel
         return SolvedHead(
@@ -271,7 +290,7 @@ def assign_folds(
     fold = np.empty(len(labels), "int64")
     for i in order.tolist():
         group, of_class = groups[i] if len(groups) else i, counts[labels[i]]
-        fold[i] = fold_of.setdefault(group, min(range(count), key=lambda f: (of_class[f], total[f])))
+        fold[i] = fold_of.setdefault(group, min(zip(of_class, total, range(count), strict=True))[2])
         of_class[fold[i]] += 1
         total[fold[i]] += 1
     return fold
@@ -299,10 +318,6 @@ def _finish(
     """Solve for all images, starting from the solution of a trial that has all classes."""
     near = [trial for trial in trials if len(trial.classes) == len(weights) and c in trial.solutions]
     start = near[0].solutions[c] if near else None
-    # Of many images, most steps run in float32, which may stop early for its rounding; the last ones run in float64.
-    if len(x) > x.shape[1]:
-        same = near and near[0].x is x
-        fast = near[0].regression if same else SoftmaxRegression(x, labels, weights)
-        start = fast.solve(c, tolerance=_TOLERANCE, start=start)
-    exact = SoftmaxRegression(x, labels, weights, dtype="float64")
-    return exact.solve(c, tolerance=_TOLERANCE, start=start)
+    # The moments of a part of the images suffice for the preconditioner, unless there are fewer images than features.
+    moments = near[0].moments if near and len(near[0].x) > x.shape[1] else None
+    return SoftmaxRegression(x, labels, weights, moments=moments).solve(c, tolerance=_TOLERANCE, start=start)

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from transfer.frozen.discriminant import SHRINKAGES, Discriminant
+from transfer.frozen.moments import second_moments
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 _TOLERANCE = 3e-4  # largest gradient of the mean loss at which L-BFGS stops
@@ -47,15 +48,22 @@ class HeldOut:
         self.solutions: dict[float, Solution] = {}
 
     @functools.cached_property
+    def moments(self) -> np.ndarray:
+        """The second moments of the training images' features."""
+        return second_moments(self.x)
+
+    @functools.cached_property
     def regression(self) -> SoftmaxRegression:
         """The regression of the training images."""
-        return SoftmaxRegression(self.x, self.labels, self.weights)
+        return SoftmaxRegression(self.x, self.labels, self.weights, moments=self.moments)
 
     @functools.cached_property
     def discriminant(self) -> Discriminant | None:
         """The discriminant of the training images; None if each class has one image."""
         several = len(self.x) > len(self.classes)
-        return Discriminant(self.x, self.labels, self.weights) if several else None
+        if not several:
+            return None
+        return Discriminant(self.x, self.labels, self.weights, moments=self.moments)
 
     def scores(self, setting: Setting) -> np.ndarray:
         """Return the logarithms of the held-out images' probabilities of the known classes."""
