@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from transfer.common.errors import InputError
 from transfer.frozen.discriminant import Discriminant
 from transfer.frozen.held_out import Candidate, HeldOut, Setting, discriminants, score
-from transfer.frozen.moments import triangle
+from transfer.frozen.moments import second_moments, triangle
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
@@ -130,11 +130,12 @@ class HeadProblem:
         )  # until `validate` or `cross_validate` chooses
         self.tried: tuple[Candidate, ...] = ()
         self._trials: dict[int, HeldOut] = {}
-        self._folds = np.empty(0, "int64")
+        self._folds = np.zeros(len(features), "int64")
+        self._sums: dict[int, np.ndarray] = {}  # sums of the second moments over each fold
 
     def project(self, direction: np.ndarray) -> np.ndarray:
         """Return the products of the scaled features with a vector, shape (images,)."""
-        return self._scaled @ direction
+        return self._scaled @ direction.astype("float32")
 
     def validate(self, features: np.ndarray, labels: np.ndarray) -> None:
         """Choose the setting on other images."""
@@ -153,17 +154,18 @@ class HeadProblem:
         other = (other - self.mean) / np.float32(self.scale)
         if self._root is not None:
             other = solve_triangular(self._root, self._scaled @ other.T, lower=True).T.astype("float32")
-        return HeldOut(self.x, self.labels, other, truth, self.weights)
+        every = np.ones(len(self.x), bool)
+        return HeldOut(self.x, self.labels, other, truth, self.weights, self._moments(every))
 
     def cross_validate(self, folds: np.ndarray, *, start: float = START) -> None:
         """Choose the setting by cross-validation with the fold of each image, unless no fold can be held out."""
+        self._folds, self._sums = folds, {}
         trials: dict[int, HeldOut] = {}
         for fold in np.unique(folds).tolist():
             trial = self._hold_out(folds == fold)
             trials |= {fold: trial} if trial else {}
             if sum(len(trial.truth) for trial in trials.values()) >= ENOUGH["cross-validation"]:
                 break
-        self._folds = folds
         if trials:
             self._choose("cross-validation", trials, start)
 
@@ -172,7 +174,15 @@ class HeadProblem:
         labels, truth = self.labels[~out], self.labels[out]
         if len(np.unique(labels)) < 2 or not np.isin(truth, labels).any():
             return None
-        return HeldOut(self.x[~out], labels, self.x[out], truth, self.weights)
+        return HeldOut(self.x[~out], labels, self.x[out], truth, self.weights, self._moments(~out))
+
+    def _moments(self, images: np.ndarray) -> np.ndarray:
+        """Return the mean second moments of the images of some folds, each of which is computed once."""
+        folds = np.unique(self._folds[images]).tolist()
+        for fold in set(folds) - set(self._sums):
+            part = self.x[self._folds == fold]
+            self._sums[fold] = second_moments(part) * np.float32(len(part))
+        return np.asarray(sum(self._sums[fold] for fold in folds)) / np.float32(images.sum())
 
     def _choose(self, chosen_by: str, trials: dict[int, HeldOut], start: float) -> None:
         self.chosen_by, self._trials = chosen_by, trials
@@ -203,13 +213,13 @@ class HeadProblem:
     def solve(self) -> SolvedHead:
         """Solve the head for all images with the chosen setting."""
         method, strength, temperature = self.setting
+        every = np.ones(len(self.x), bool)
         with threadpool_limits(1):
             if method == "discriminant":
-                model = Discriminant(self.x, self.labels, self.weights)
+                model = Discriminant(self.x, self.labels, self.weights, self._moments(every))
                 kernel, bias = model.solve(strength, temperature)
             else:
-                trials = list(self._trials.values())
-                kernel, bias = _finish(trials, strength, self.x, self.labels, self.weights)
+                kernel, bias = self._finish(strength)
             if self._root is not None:
                 kernel = self._scaled.T @ solve_triangular(self._root, kernel, lower=True, trans=1)
         kernel = kernel / self.scale
@@ -223,6 +233,19 @@ class HeadProblem:
             self.chosen_by,
             method,
         )
+
+    def _finish(self, c: float) -> Solution:
+        """Solve for all images, starting from the solution of a trial that has all classes."""
+        trials = [one for one in self._trials.values() if len(one.classes) == len(self.weights)]
+        near = next((one for one in trials if c in one.solutions), None)
+        start = near.solutions[c] if near else None
+        # The moments of a part of the images suffice for the preconditioner, unless it has fewer images than features.
+        if near and len(near.x) > self.x.shape[1]:
+            moments = near.moments
+        else:
+            moments = self._moments(np.ones(len(self.x), bool))
+        regression = SoftmaxRegression(self.x, self.labels, self.weights, moments)
+        return regression.solve(c, tolerance=_TOLERANCE, start=start)
 
 
 def _check_classes(labels: np.ndarray, num_classes: int) -> None:
@@ -251,9 +274,10 @@ def _to_arrays(
             f"Expected integer labels from 0 to {num_classes - 1}. Received: {labels.dtype}, {labels.min()} to "
             f"{labels.max()}. Number the classes from 0, and set num_classes to their number."
         )
-    features = features.astype("float32")
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
+    features = features.astype("float32", copy=False)
+    finite = np.isfinite(features)
+    if not finite.all():
+        bad = np.flatnonzero(~finite.all(axis=1))
         raise InputError(
             f"Expected finite {name}. Received: NaN or infinity in {len(bad)} of {len(features)} images, first "
             f"in image {bad[0]}. Check these images and the network's weights; the largest float16 is 65504."
@@ -310,14 +334,3 @@ def _search(trials: Sequence[HeldOut], start: float) -> list[Candidate]:
         if best < tried[0].loss:
             break
     return sorted(tried)
-
-
-def _finish(
-    trials: Sequence[HeldOut], c: float, x: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> Solution:
-    """Solve for all images, starting from the solution of a trial that has all classes."""
-    near = [trial for trial in trials if len(trial.classes) == len(weights) and c in trial.solutions]
-    start = near[0].solutions[c] if near else None
-    # The moments of a part of the images suffice for the preconditioner, unless there are fewer images than features.
-    moments = near[0].moments if near and len(near[0].x) > x.shape[1] else None
-    return SoftmaxRegression(x, labels, weights, moments=moments).solve(c, tolerance=_TOLERANCE, start=start)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from transfer.frozen.discriminant import SHRINKAGES, Discriminant
-from transfer.frozen.moments import second_moments
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 _TOLERANCE = 3e-4  # largest gradient of the mean loss at which L-BFGS stops
@@ -38,9 +37,15 @@ class HeldOut:
     """Training images and held-out images on which settings are compared."""
 
     def __init__(
-        self, x: np.ndarray, labels: np.ndarray, other: np.ndarray, truth: np.ndarray, weights: np.ndarray
+        self,
+        x: np.ndarray,
+        labels: np.ndarray,
+        other: np.ndarray,
+        truth: np.ndarray,
+        weights: np.ndarray,
+        moments: np.ndarray,
     ) -> None:
-        self.x = x
+        self.x, self.moments = x, moments
         self.classes, self.labels = np.unique(labels, return_inverse=True)
         self.other, self.weights = other, weights[self.classes]
         self.known = np.isin(truth, self.classes)  # a class whose only image is held out cannot be learned
@@ -48,14 +53,9 @@ class HeldOut:
         self.solutions: dict[float, Solution] = {}
 
     @functools.cached_property
-    def moments(self) -> np.ndarray:
-        """The second moments of the training images' features."""
-        return second_moments(self.x)
-
-    @functools.cached_property
     def regression(self) -> SoftmaxRegression:
         """The regression of the training images."""
-        return SoftmaxRegression(self.x, self.labels, self.weights, moments=self.moments)
+        return SoftmaxRegression(self.x, self.labels, self.weights, self.moments)
 
     @functools.cached_property
     def discriminant(self) -> Discriminant | None:
@@ -63,7 +63,7 @@ class HeldOut:
         several = len(self.x) > len(self.classes)
         if not several:
             return None
-        return Discriminant(self.x, self.labels, self.weights, moments=self.moments)
+        return Discriminant(self.x, self.labels, self.weights, self.moments)
 
     def scores(self, setting: Setting) -> np.ndarray:
         """Return the logarithms of the held-out images' probabilities of the known classes."""
@@ -114,19 +114,20 @@ def discriminants(
             for trial, model, (kernel, bias) in zip(trials, models, layers, strict=True)
         ]
 
-        def loss(log_temperature: float, plain: list[np.ndarray] = plain) -> float:
-            sums = [
-                trial.sums(log_softmax(scores / np.exp(log_temperature) + model.log_prior, axis=1))
-                for trial, model, scores in zip(trials, models, plain, strict=True)
+        def losses(log_temperature: float, plain: list[np.ndarray] = plain) -> tuple[np.ndarray, float]:
+            scores = [
+                log_softmax(own / np.exp(log_temperature) + model.log_prior, axis=1)
+                for model, own in zip(models, plain, strict=True)
             ]
-            total, _, weight = np.sum(sums, axis=0)
-            guesses = [
-                -log_softmax(scores / np.exp(log_temperature) + model.log_prior, axis=1).mean()
-                for model, scores in zip(models, plain, strict=True)
-            ]
-            return float((1 - random) * total / weight + random * np.mean(guesses))
+            sums = [trial.sums(own) for trial, own in zip(trials, scores, strict=True)]
+            return np.sum(sums, axis=0), float(np.mean([-own.mean() for own in scores]))
 
-        best = minimize_scalar(loss, bounds=_TEMPERATURES, method="bounded", options={"xatol": 0.02})
-        setting = Setting("discriminant", shrinkage, float(np.exp(best.x)))
-        found[setting] = score(trials, setting)
+        def loss(log_temperature: float, losses: Callable[[float], Any] = losses) -> float:
+            (total, _, weight), guess = losses(log_temperature)
+            return float((1 - random) * total / weight + random * guess)
+
+        best = minimize_scalar(loss, bounds=_TEMPERATURES, method="bounded", options={"xatol": 0.02}).x
+        total, correct, weight = losses(best)[0]
+        setting = Setting("discriminant", shrinkage, float(np.exp(best)))
+        found[setting] = Candidate(shrinkage, float(total / weight), float(correct / weight))
     return found

@@ -28,7 +28,8 @@ def sum_blocks(function: Callable[[slice], tuple[Any, ...]], count: int, size: i
 def second_moments(x: np.ndarray) -> np.ndarray:
     """Return the mean of z z' over the images, for z = (features, 1), of shape (D + 1, D + 1)."""
     moments = np.ones((x.shape[1] + 1, x.shape[1] + 1), x.dtype)
-    squares, total = sum_blocks(lambda rows: (x[rows].T @ x[rows], x[rows].sum(axis=0)), len(x))
+    half = max(_BLOCK, -(-len(x) // 2))  # smaller blocks cost more sums of large matrices
+    squares, total = sum_blocks(lambda rows: (x[rows].T @ x[rows], x[rows].sum(axis=0)), len(x), half)
     moments[:-1, :-1] = squares / len(x)
     moments[-1, :-1] = moments[:-1, -1] = total / len(x)
     return moments

@@ -26,7 +26,7 @@ class SoftmaxRegression:
     # by which earlier versions served all values of C.
 
     def __init__(
-        self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, moments: np.ndarray | None = None
+        self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, moments: np.ndarray | None = None
     ) -> None:
         self.x, self.labels, self.classes = x, labels, len(weights)
         self.weights = weights[labels].astype("float64")
@@ -75,7 +75,13 @@ class SoftmaxRegression:
                 raise StopIteration
 
         ftol = 1e-9 if root.dtype == "float32" else 0.0
-        options = {"maxiter": _MOST_STEPS, "maxfun": 2 * _MOST_STEPS, "maxcor": _MEMORY, "gtol": 0, "ftol": ftol}
+        options = {
+            "maxiter": _MOST_STEPS,
+            "maxfun": 2 * _MOST_STEPS,
+            "maxcor": _MEMORY,
+            "gtol": 0,
+            "ftol": ftol,
+        }
         first = (root.T @ layer.astype(root.dtype)).ravel().astype("float64")
         found = minimize(loss, first, jac=True, method="L-BFGS-B", callback=stop, options=options)
         return outside(found.x).astype("float64"), done
