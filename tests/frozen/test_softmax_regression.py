@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from transfer.frozen import softmax_regression
+from transfer.frozen import moments, softmax_regression
+from transfer.frozen.moments import second_moments
 from transfer.frozen.softmax_regression import SoftmaxRegression
 
 
@@ -56,11 +57,8 @@ def test_few_steps_suffice_for_features_of_different_scale(monkeypatch):
     """Without the preconditioner, features of different scales and weak regularization take many more steps."""
     x, labels = problem(300, 30, 5)
     counts = {}
-    for name, least in (("preconditioned", softmax_regression._LEAST), ("plain", 1e9)):
-        monkeypatch.setattr(
-            softmax_regression, "_LEAST", least
-        )  # so large that it disables the preconditioner
-        regression = SoftmaxRegression(x, labels, np.ones(5))
+    for name, given in (("preconditioned", None), ("plain", np.eye(31))):
+        regression = SoftmaxRegression(x, labels, np.ones(5), given)
         calls, true_loss = [], regression._loss
 
         def counted(*arguments, calls=calls, true_loss=true_loss):
@@ -71,6 +69,30 @@ def test_few_steps_suffice_for_features_of_different_scale(monkeypatch):
         regression.solve(100.0, tolerance=1e-5)
         counts[name] = len(calls)
     assert 3 * counts["preconditioned"] < counts["plain"], counts
+
+
+def test_moments_of_other_images_give_the_same_solution():
+    x, labels = problem()
+    expected = SoftmaxRegression(x, labels, np.ones(4)).solve(10.0, tolerance=1e-9)
+    part = second_moments(x[:150])
+    assert not np.allclose(part, second_moments(x))
+    found = SoftmaxRegression(x, labels, np.ones(4), part).solve(10.0, tolerance=1e-9)
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def test_blocks_of_images_change_no_sum_and_threads_no_bit(monkeypatch):
+    x, labels = problem(500, 20)
+    regression = SoftmaxRegression(x.astype("float32"), labels, np.linspace(0.5, 2, 4))
+    layer = np.random.default_rng(0).normal(size=(21, 4))
+    whole = regression._loss(layer, 0.01)
+    monkeypatch.setattr(softmax_regression, "_LARGE", 0)
+    monkeypatch.setattr(softmax_regression, "_CACHED", 20 * 64)
+    blocks = regression._loss(layer, 0.01)
+    np.testing.assert_allclose(blocks[0], whole[0], rtol=1e-6)
+    np.testing.assert_allclose(blocks[1], whole[1], atol=1e-6)
+    monkeypatch.setattr(moments.os, "cpu_count", lambda: 1)
+    assert np.array_equal(regression._loss(layer, 0.01)[1], blocks[1])
 
 
 @pytest.mark.parametrize("count", [15, 60])

@@ -240,10 +240,8 @@ class HeadProblem:
         near = next((one for one in trials if c in one.solutions), None)
         start = near.solutions[c] if near else None
         # The moments of a part of the images suffice for the preconditioner, unless it has fewer images than features.
-        if near and len(near.x) > self.x.shape[1]:
-            moments = near.moments
-        else:
-            moments = self._moments(np.ones(len(self.x), bool))
+        some = near is not None and len(near.x) > self.x.shape[1]
+        moments = near.moments if near and some else self._moments(np.ones(len(self.x), bool))
         regression = SoftmaxRegression(self.x, self.labels, self.weights, moments)
         return regression.solve(c, tolerance=_TOLERANCE, start=start)
 

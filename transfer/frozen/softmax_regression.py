@@ -12,6 +12,7 @@ from transfer.frozen.moments import factor, second_moments, sum_blocks
 _MOST_STEPS = 5000
 _MEMORY = 10  # previous steps that L-BFGS uses; they cost little compared with a pass over all images
 _CACHED = 2**19  # features of a block of images; they stay in the processor's cache for both products
+_LARGE = 2**21  # features from which on threads save time
 _SAMPLE = 500  # images that measure the curvature
 _LEAST_CURVATURE = 1e-3
 
@@ -103,7 +104,7 @@ class SoftmaxRegression:
             p[labels, every] -= weights.astype(dtype)
             return value, p @ x, p.sum(axis=1)
 
-        size = max(1, _CACHED // self.x.shape[1])
+        size = max(1, _CACHED // self.x.shape[1]) if self.x.size > _LARGE else len(self.x)
         value, by_kernel, by_bias = sum_blocks(of_block, len(self.x), size)
         slope = np.vstack([by_kernel.T, by_bias]) / dtype.type(len(self.x))
         slope[:-1] += dtype.type(ridge) * kernel
