@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from transfer.common.errors import InputError
 from transfer.frozen import heads
 from transfer.frozen.held_out import Candidate
+from transfer.frozen.moments import second_moments
 from transfer.images.pipeline import class_weights
 
 
@@ -275,6 +276,21 @@ def test_groups_prevent_leakage_between_folds():
     assert max(row.accuracy for row in fooled.tried) > 0.8
     assert max(row.accuracy for row in honest.tried) < 0.7
     assert honest.regularization < fooled.regularization
+
+
+@pytest.mark.parametrize("width", [10, 200])
+def test_coordinates_and_moments_of_folds_replace_the_features_of_their_images(width):
+    x, y = clusters(90, width, 3)
+    other, truth = clusters(30, width, 3, seed=1)
+    problem = heads.HeadProblem(x, y, 3)
+    assert problem.x.shape == (90, min(width, 90))
+    trial = problem._compare_on(other, truth)
+    scaled, known = ((part - problem.mean) / problem.scale for part in (other, x))
+    np.testing.assert_allclose(trial.other @ trial.x.T, scaled @ known.T, atol=1e-4)
+    problem.cross_validate(heads.assign_folds(y))
+    for fold, held_out in problem._trials.items():
+        expected = second_moments(problem.x[problem._folds != fold])
+        np.testing.assert_allclose(held_out.moments, expected, atol=1e-6)
 
 
 def bad(**changes):
