@@ -34,7 +34,8 @@ METHODS = ("regression", "discriminant")
 ENOUGH = {"validation": 200, "cross-validation": 1000}
 """Number of images that suffices to choose C. With fewer than 200 validation images, C is cross-validated."""
 
-_TOLERANCE = 1e-5  # largest gradient of the mean loss at which L-BFGS stops
+_FLAT = 1e-3  # relative differences of losses below this are rounding; the stronger regularization is chosen
+_TOLERANCE = 1e-5  # longest gradient of the mean loss, by class, at which L-BFGS stops
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +190,8 @@ class HeadProblem:
         held_out = list(trials.values())
         with threadpool_limits(1):  # `sum_blocks` has threads of its own
             self.tried = tuple(_search(held_out, start))
-            best = min(self.tried, key=lambda row: row.loss)
+            lowest = min(row.loss for row in self.tried)
+            best = next(row for row in self.tried if row.loss <= lowest * (1 + _FLAT))
             self.setting = Setting("regression", best.strength)
             others = discriminants(held_out) if "discriminant" in self.methods else {}
         setting = min(others, key=lambda one: others[one].loss, default=None)
@@ -326,7 +328,7 @@ def _search(trials: Sequence[HeldOut], start: float) -> list[Candidate]:
         best = tried[0].loss
         for c in direction:
             tried.append(score(trials, Setting("regression", c)))
-            if tried[-1].loss > best:
+            if tried[-1].loss > best * (1 - _FLAT):
                 break
             best = tried[-1].loss
         if best < tried[0].loss:
