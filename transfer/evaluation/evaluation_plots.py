@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from transfer.common.figures import COLORS, new_figure, without_math
+from transfer.common.figures import COLORS, Sheet, new_figure, without_math
 from transfer.common.text import plural, shorten_all
 from transfer.evaluation.metrics import Calibration, fraction_intervals
 
@@ -55,17 +55,22 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
 
 def prediction_sheet(evaluation: Evaluation, images: Mapping[int, np.ndarray]) -> Figure:
     """Draw images with their predicted classes: correct ones in green, wrong ones in red with the true class."""
-    columns = 6
+    columns, width, side, caption = 6, 198, 180, 42  # pixels
     rows = max(1, -(-len(images) // columns))
-    figure = new_figure(1.8 * columns, 2.2 * rows)
+    sheet = Sheet(width * columns, (caption + side + 8) * rows)
     for place, (position, image) in enumerate(images.items()):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        axes.imshow(image)
-        axes.set_axis_off()
+        row, column = divmod(place, columns)
+        left, top = width * column + (width - side) // 2, (caption + side + 8) * row + caption
+        longer = max(image.shape[:2])
+        high, wide = (max(1, side * length // longer) for length in image.shape[:2])
+        sheet.paste(image, left + (side - wide) // 2, top + side - high, wide, high)
+        text = prediction_caption(evaluation, position)
         correct = evaluation.predictions[position] == evaluation.labels[position]
-        caption = prediction_caption(evaluation, position)
-        axes.set_title(caption, fontsize=9, color="#1b7f3b" if correct else "#c1121f")
-    return without_math(figure)
+        # Names may have any length; the column has room for about 24 letters.
+        size = 9 * min(1.0, 24 / max(map(len, text.split("\n"))))
+        style = {"ha": "center", "va": "bottom", "color": "#1b7f3b" if correct else "#c1121f"}
+        sheet.write(width * (column + 0.5), top + side - high - 4, text, fontsize=size, **style)
+    return sheet.finish()
 
 
 def prediction_caption(evaluation: Evaluation, position: int) -> str:

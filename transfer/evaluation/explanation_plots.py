@@ -4,43 +4,56 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from transfer.common.figures import new_figure
+from transfer.common.figures import Sheet
 from transfer.common.text import shorten
 from transfer.evaluation.explanations import Response
 
 HEAT = "inferno"
 """Color map of heat maps. It is perceptually uniform, also when printed in grayscale."""
 
+_SIDE, _CELL = 230, 100
+"""Width of an image with a heat map, and of a crop with its margin, in pixels."""
+
 
 def heat_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], *, note: str = "") -> Figure:
     """Draw each image next to a copy with its heat map, under a note on all of them."""
     columns = min(3, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
-    height = 2.1 * (images.shape[1] / images.shape[2] if len(images) else 1)
-    figure = new_figure(4.5 * columns + 0.8, (height + 0.4) * rows)
-    grid = figure.add_gridspec(rows, columns, wspace=0.06)
-    for index, (image, heat, title) in enumerate(zip(images, maps, titles, strict=True)):
+    high = round(_SIDE * images.shape[1] / images.shape[2]) if len(images) else _SIDE
+    captions = ["\n".join(shorten(line, 48) for line in title.split("\n")) for title in titles]
+    width, height = (
+        2 * _SIDE + 36,
+        high + 16 + 19 * (1 + max((one.count("\n") for one in captions), default=0)),
+    )
+    lines = [part for line in note.split("\n") for part in textwrap.wrap(line, columns * width // 8)]
+    sheet = Sheet(columns * width + 60, rows * height + 20 * len(lines) + 4)
+    for place, (image, heat, caption) in enumerate(zip(images, maps, captions, strict=True)):
+        row, column = divmod(place, columns)
+        left, top = column * width + 10, sheet.pixels.shape[0] - (rows - row) * height + height - high - 4
         plain = np.clip(np.asarray(image, "float64") / 255, 0, 1)
-        axes = figure.add_subplot(grid[divmod(index, columns)])
-        gap = np.ones((len(plain), max(1, plain.shape[1] // 40), 3))
-        axes.imshow(np.concatenate([plain, gap, overlay(plain, heat)], axis=1))
-        axes.set_axis_off()
-        axes.set_title(shorten(title, 48), fontsize=10, loc="left", parse_math=False)
-    if figure.axes:
-        bar = figure.axes[min(columns, len(images)) - 1].inset_axes((1.03, 0, 0.03, 1))
-        scale = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=bar, ticks=[0, 1])
-        scale.ax.set_yticklabels(["none", "max"], fontsize=9)
-    if note:
-        figure.suptitle(note, fontsize=10, x=0.01, ha="left", parse_math=False)
-    return figure
+        for shown, shift in ((plain, 0), (overlay(plain, heat), _SIDE + 6)):
+            sheet.paste(np.round(255 * shown).astype("uint8"), left + shift, top, _SIDE, high)
+        sheet.write(left, top - 5, caption, fontsize=10, va="bottom")
+        if place == columns - 1:
+            _draw_scale(sheet, left + width - 20, top, high)
+    if lines:
+        sheet.figure.suptitle("\n".join(lines), fontsize=10, x=0.01, y=0.995, ha="left", parse_math=False)
+    return sheet.finish()
+
+
+def _draw_scale(sheet: Sheet, left: int, top: int, height: int) -> None:
+    """Draw the colors of heat maps, from the lowest value to the highest."""
+    colors = colormaps[HEAT](np.linspace(1, 0, height))[:, None, :3]
+    sheet.paste(np.round(255 * colors).astype("uint8"), left, top, 14, height)
+    for text, place in (("max", top), ("none", top + height)):
+        sheet.write(left + 19, place, text, fontsize=9, va="center")
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -56,22 +69,20 @@ def response_sheet(responses: Sequence[Response]) -> Figure:
     # Use four columns or more, so that the name of a layer fits.
     columns = max(4, max((len(response.crops) for response in responses), default=0))
     deepest = max((len(group) for group in layers), default=1)
-    rows = max(1, -(-len(layers) // panels))
-    figure = new_figure((0.95 * columns + 0.7) * panels, (0.95 * deepest + 0.7) * rows)
+    width, height = _CELL * columns + 70, _CELL * deepest + 66
+    sheet = Sheet(width * panels, height * max(1, -(-len(layers) // panels)))
     for number, group in enumerate(layers):
-        axes = figure.add_subplot(rows, panels, number + 1)
+        left, top = width * (number % panels) + 60, height * (number // panels) + 48
         for row, response in enumerate(group):
             for column, crop in enumerate(response.crops):
-                axes.imshow(crop, extent=(column, column + 0.95, row + 0.95, row), interpolation="nearest")
-        axes.set(xlim=(0, columns), ylim=(deepest, 0), xticks=[])
-        ticks = [row + 0.5 for row in range(len(group))]
-        axes.set_yticks(ticks, [str(response.filter) for response in group], fontsize=9)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+                sheet.paste(crop, left + _CELL * column, top + _CELL * row, _CELL - 4, _CELL - 4)
+            middle = top + _CELL * (row + 0.5)
+            sheet.write(left - 6, middle, str(response.filter), fontsize=9, ha="right", va="center")
         title = f"{shorten(group[0].layer, 48)}\n{_receptive_field(group[0])}"
-        axes.set_title(title, fontsize=10, loc="left", parse_math=False)
-        axes.set_ylabel("filter", fontsize=9)
-    return figure
+        sheet.write(left, top - 6, title, fontsize=10, va="bottom")
+        middle = top + _CELL * len(group) / 2
+        sheet.write(left - 48, middle, "filter", fontsize=9, rotation=90, ha="center", va="center")
+    return sheet.finish()
 
 
 def _receptive_field(response: Response) -> str:

@@ -77,18 +77,37 @@ def grad_cam(
     heat = np.zeros(images.shape[:3], "float32")
     for part in _batches(len(images), batch_size):
         values = run(nodes, {0: _tensor(images[part])}, last=index)
+        chosen = None if wanted is None else wanted[part]
+        _draw_heat(heat[part], model, nodes, values, index, chosen)
+    return _scaled(heat)
 
-        def score(maps: Any, values: dict[int, Any] = values, part: slice = part) -> tuple[Any, Any]:
-            logits = head.logits(run(nodes, {**values, index: maps}, last=head.position)[head.position])
-            chosen = keras.ops.argmax(logits, axis=-1) if wanted is None else wanted[part]
-            return keras.ops.sum(logits * keras.ops.one_hot(chosen, head.classes, dtype="float32")), logits
 
-        gradient, logits = gradient_at(score, values[index])
-        _require_finite(model, logits)
-        weights = keras.ops.mean(keras.ops.cast(gradient, "float32"), axis=(1, 2), keepdims=True)
-        sums = keras.ops.sum(keras.ops.cast(values[index], "float32") * weights, axis=-1)
-        for row, small in zip(heat[part], _numpy(keras.ops.relu(sums)), strict=True):
-            row[:] = Image.fromarray(small).resize(row.shape[::-1], Image.Resampling.BILINEAR)
+def _draw_heat(
+    heat: np.ndarray,
+    model: keras.Model,
+    nodes: Sequence[Node],
+    values: dict[int, Any],
+    index: int,
+    wanted: np.ndarray | None,
+) -> None:
+    """Fill in the heat maps of a batch from its feature maps."""
+    head = head_of(nodes)
+
+    def score(maps: Any) -> tuple[Any, Any]:
+        logits = head.logits(run(nodes, {**values, index: maps}, last=head.position)[head.position])
+        chosen = keras.ops.argmax(logits, axis=-1) if wanted is None else wanted
+        return keras.ops.sum(logits * keras.ops.one_hot(chosen, head.classes, dtype="float32")), logits
+
+    gradient, logits = gradient_at(score, values[index])
+    _require_finite(model, logits)
+    weights = keras.ops.mean(keras.ops.cast(gradient, "float32"), axis=(1, 2), keepdims=True)
+    sums = keras.ops.sum(keras.ops.cast(values[index], "float32") * weights, axis=-1)
+    for row, small in zip(heat, _numpy(keras.ops.relu(sums)), strict=True):
+        row[:] = Image.fromarray(small).resize(row.shape[::-1], Image.Resampling.BILINEAR)
+
+
+def _scaled(heat: np.ndarray) -> np.ndarray:
+    """Divide each heat map by its maximum."""
     highest = heat.max(axis=(1, 2), keepdims=True, initial=0)
     return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
 
@@ -97,7 +116,9 @@ def map_note(model: keras.Model, size: tuple[int, int]) -> str:
     """Describe the feature map behind Grad-CAM for images of a height and width, with a caveat for a coarse one."""
     nodes = unnested(model)
     index, joined = find_feature_map(nodes), nodes[head_of(nodes).position]
-    shape = run(nodes, {0: _tensor(np.zeros((1, *size, 3)))}, last=index)[index].shape
+    shape = nodes[index].tensor.shape
+    if None in shape[1:3]:
+        shape = run(nodes, {0: _tensor(np.zeros((1, *size, 3)))}, last=index)[index].shape
     text = f"Grad-CAM map of {shape[1]} x {shape[2]} cells"
     if isinstance(joined.op, keras.layers.Concatenate):
         text += f", of the last of {len(joined.parents)} layers that the head sees"
@@ -243,26 +264,48 @@ def strongest_responses(
         >>> response.layer, len(response.crops), response.crops[0].shape
         ('Conv1_relu', 3, (8, 8, 3))
     """
+    _, responses = explain(
+        model, images, 0, layers=layers, filters=filters, count=count, batch_size=batch_size
+    )
+    return responses
+
+
+def explain(
+    model: keras.Model,
+    images: np.ndarray,
+    mapped: int,
+    *,
+    layers: Sequence[str] | None = None,
+    filters: int = 6,
+    count: int = 5,
+    batch_size: int = 32,
+) -> tuple[np.ndarray, list[Response]]:
+    """Return the Grad-CAM maps of the first `mapped` images, and the strongest responses to all, in one pass."""
     nodes = unnested(model)
     images, fields = _check_images(model, nodes, images), receptive_fields(nodes)
     indices = [find_feature_map(nodes, name) for name in (shown_layers(model) if layers is None else layers)]
+    heat = np.zeros((mapped, *images.shape[1:3]), "float32")
     if not len(images) or not indices:
-        return []
-    maxima = {index: _Maxima(nodes[index].op.name, fields[index].size) for index in indices}
+        return heat, []
+    last = find_feature_map(nodes) if mapped else max(indices)
+    maxima = {index: _Maxima(nodes[index].op.name, fields[index].size, count) for index in indices}
     for part in _batches(len(images), batch_size):
-        values = run(nodes, {0: _tensor(images[part])}, last=max(indices), keep=indices)
+        values = run(nodes, {0: _tensor(images[part])}, last=max(last, *indices), keep=[*indices, last])
         for index, of_layer in maxima.items():
             of_layer.add(_numpy(values[index]))
-    return [
-        response for of_layer in maxima.values() for response in of_layer.responses(images, filters, count)
+        if part.start < mapped:
+            first = {place: value[: mapped - part.start] for place, value in values.items()}
+            _draw_heat(heat[part], model, nodes, first, last, None)
+    return _scaled(heat), [
+        response for of_layer in maxima.values() for response in of_layer.responses(images, filters)
     ]
 
 
 class _Maxima:
-    """The strongest response of each filter of a layer to each image, and its position."""
+    """The strongest response of each filter of a layer to each image, and its position in the strongest images."""
 
-    def __init__(self, layer: str, field: float) -> None:
-        self.layer, self.field, self.size = layer, field, (1, 1)
+    def __init__(self, layer: str, field: float, count: int) -> None:
+        self.layer, self.field, self.count, self.size = layer, field, count, (1, 1)
         self.values: list[np.ndarray] = []
         self.positions: list[np.ndarray] = []
 
@@ -270,13 +313,18 @@ class _Maxima:
         """Add the feature maps of a batch, shape (batch, height, width, filters)."""
         self.size = maps.shape[1:3]
         flat = maps.reshape(len(maps), -1, maps.shape[-1])
-        self.positions.append(flat.argmax(axis=1).astype("int32"))
-        self.values.append(np.take_along_axis(flat, self.positions[-1][:, None], axis=1)[:, 0])
+        values = flat.max(axis=1)
+        # `argmax` over an inner axis is slow: search only in the images that may be shown.
+        best = np.argsort(-values, axis=0, kind="stable")[: self.count]
+        positions = np.zeros(values.shape, "int64")
+        np.put_along_axis(positions, best, flat[best, :, np.arange(flat.shape[-1])].argmax(axis=-1), axis=0)
+        self.values.append(values)
+        self.positions.append(positions)
 
-    def responses(self, images: np.ndarray, filters: int, count: int) -> list[Response]:
+    def responses(self, images: np.ndarray, filters: int) -> list[Response]:
         """Rank the filters and crop the image regions of the best ones."""
         values, positions = np.concatenate(self.values), np.concatenate(self.positions)
-        best = np.argsort(-values, axis=0, kind="stable")[:count]
+        best = np.argsort(-values, axis=0, kind="stable")[: self.count]
         responses = []
         for index in _rank_filters(values, best)[:filters]:
             rows = best[:, index]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from transfer.adviser.label_issues import LabelIssue, find_label_issues
 from transfer.cases.decisions import decision_of
 from transfer.cases.policies import POLICIES
 from transfer.common.errors import InputError, optional
-from transfer.common.figures import Draw
+from transfer.common.figures import Draw, png_of
 from transfer.common.files import replacing
 from transfer.common.streams import progress_bar
 from transfer.evaluation import evaluation_plots, explanation_plots, explanations
@@ -41,8 +42,8 @@ SHEET = 24
 MAX_MISTAKES = 12
 """Maximum number of mistakes with heat maps, the highest confidence in the wrong class first."""
 
-MAX_SEARCHED = 64
-"""Maximum number of test images in which the strongest responses of each filter are searched."""
+MAX_SEARCHED = 32
+"""Maximum number of test images in which the strongest responses of each filter are searched, with the mistakes."""
 
 
 @dataclass(frozen=True)
@@ -123,43 +124,51 @@ def network_blocks(model: keras.Model, number: int = 0) -> list[tuple[str, str]]
 
 def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Draw]:
     """Return functions that draw the figures of an evaluation on test images, by name."""
+    explained = functools.cache(lambda: _explain(local_copy(model), data, evaluation))
     drawings: dict[str, Draw] = {
         "confusion_matrix": evaluation.plot_confusion,
         "classes": evaluation.plot_classes,
         "predictions": lambda: evaluation_plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
-        "blocks": lambda: _filters(local_copy(model), data),
+        "blocks": lambda: explanation_plots.response_sheet(explained().responses),
     }
     if len(evaluation.labels) >= MIN_IMAGES_TO_PLOT:
         drawings["calibration"] = evaluation.plot_calibration
     if len(evaluation.mistakes):
-        drawings["mistakes"] = lambda: _mistakes(local_copy(model), data, evaluation)
+        drawings["mistakes"] = lambda: _mistakes(explained(), evaluation)
     return drawings
 
 
-def _mistakes(model: keras.Model, data: ImageData, evaluation: Evaluation) -> Figure:
+class _Explained(NamedTuple):
+    mistakes: list[int]  # positions of the mistakes with heat maps
+    images: np.ndarray  # those of the mistakes, and their heat maps
+    heat: np.ndarray
+    note: str
+    responses: list[explanations.Response]
+
+
+def _explain(model: keras.Model, data: ImageData, evaluation: Evaluation) -> _Explained:
+    """Explain the mistakes with the highest confidence in the wrong class, and the filters, in one pass."""
+    size, count = input_size(model, data), len(data.test)
+    mistakes = evaluation.mistakes[:MAX_MISTAKES].tolist()
+    others = np.setdiff1d(np.arange(count), mistakes)
+    some = np.unique(np.linspace(0, len(others) - 1, min(MAX_SEARCHED, count) - len(mistakes)).astype(int))
+    images = np.stack([data.test.image(int(i), size) for i in [*mistakes, *others[some]]])
+    heat, responses = explanations.explain(model, images, len(mistakes))
+    return _Explained(mistakes, images[: len(mistakes)], heat, explanations.map_note(model, size), responses)
+
+
+def _mistakes(explained: _Explained, evaluation: Evaluation) -> Figure:
     """Draw the mistakes with the highest confidence in the wrong class, with Grad-CAM."""
-    size, mistakes = input_size(model, data), evaluation.mistakes[:MAX_MISTAKES].tolist()
-    images = np.stack([data.test.image(i, size) for i in mistakes])
-    heat = explanations.grad_cam(model, images)
-    captions = [evaluation_plots.prediction_caption(evaluation, i) for i in mistakes]
-    note = explanations.map_note(model, size)
-    title = mistakes_title(len(mistakes), len(evaluation.mistakes))
-    return explanation_plots.heat_sheet(images, heat, captions, note=f"{title}\n{note}")
+    captions = [evaluation_plots.prediction_caption(evaluation, i) for i in explained.mistakes]
+    title = mistakes_title(len(captions), len(evaluation.mistakes))
+    note = f"{title}\n{explained.note}"
+    return explanation_plots.heat_sheet(explained.images, explained.heat, captions, note=note)
 
 
 def mistakes_title(shown: int, total: int) -> str:
     """Return the title of the figure of mistakes, with their order, and how many of them it shows."""
     count = f"{shown} of {total:,}" if shown < total else f"all {total}"
     return f"Mistakes, sorted by the confidence in the wrong class ({count})"
-
-
-def _filters(model: keras.Model, data: ImageData) -> Figure:
-    """Draw the images that some filters respond to most."""
-    size, count = input_size(model, data), len(data.test)
-    some = np.unique(np.linspace(0, count - 1, min(MAX_SEARCHED, count)).astype(int))
-    images = np.stack([data.test.image(int(i), size) for i in some])
-    responses = explanations.strongest_responses(model, images, layers=explanations.shown_layers(model))
-    return explanation_plots.response_sheet(responses)
 
 
 def _sheet(evaluation: Evaluation, data: ImageData) -> dict[int, np.ndarray]:
@@ -191,5 +200,5 @@ def write_heat_maps(run: FinishedRun, predictions: Sequence[Prediction], folder:
                 caption = f"{one.label} {one.probability or 0:.0%}"
                 figure = explanation_plots.heat_sheet(image[None], heat[None], [caption], note=note)
                 with replacing(folder / f"{i:04}-{Path(one.name).stem[:80]}.png") as partial:
-                    figure.savefig(partial, format="png", dpi=110)
+                    partial.write_bytes(png_of(figure))
                 bar.update()
