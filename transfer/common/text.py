@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 
@@ -34,3 +35,8 @@ def shorten_all(names: Sequence[str], most: int = 24) -> list[str]:
     while len({shorten(name, most) for name in names}) < len(set(names)):
         most += 2
     return [shorten(name, most) for name in names]
+
+
+def wrapped(text: str, most: int) -> str:
+    """Break the lines of a text that have more than `most` letters, also inside words."""
+    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, most) or [""])

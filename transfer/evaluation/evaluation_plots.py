@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from transfer.common.figures import COLORS, Sheet, new_figure, without_math
-from transfer.common.text import plural, shorten_all
+from transfer.common.text import plural, shorten_all, wrapped
 from transfer.evaluation.metrics import Calibration, fraction_intervals
 
 if TYPE_CHECKING:
@@ -55,21 +55,22 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
 
 def prediction_sheet(evaluation: Evaluation, images: Mapping[int, np.ndarray]) -> Figure:
     """Draw images with their predicted classes: correct ones in green, wrong ones in red with the true class."""
-    columns, width, side, caption = 6, 198, 180, 42  # pixels
-    rows = max(1, -(-len(images) // columns))
-    sheet = Sheet(width * columns, (caption + side + 8) * rows)
-    for place, (position, image) in enumerate(images.items()):
-        row, column = divmod(place, columns)
-        left, top = width * column + (width - side) // 2, (caption + side + 8) * row + caption
-        longer = max(image.shape[:2])
-        high, wide = (max(1, side * length // longer) for length in image.shape[:2])
-        sheet.paste(image, left + (side - wide) // 2, top + side - high, wide, high)
-        text = prediction_caption(evaluation, position)
-        correct = evaluation.predictions[position] == evaluation.labels[position]
-        # Names may have any length; the column has room for about 24 letters.
-        size = 9 * min(1.0, 24 / max(map(len, text.split("\n"))))
-        style = {"ha": "center", "va": "bottom", "color": "#1b7f3b" if correct else "#c1121f"}
-        sheet.write(width * (column + 0.5), top + side - high - 4, text, fontsize=size, **style)
+    columns, width, side = 6, 198, 180  # pixels
+    captions = {place: wrapped(prediction_caption(evaluation, place), 27) for place in images}
+    lines = max((text.count("\n") for text in captions.values()), default=0) + 1
+    rows, height = max(1, -(-len(images) // columns)), side + 12 + 15 * max(2, lines)
+    sheet = Sheet(width * columns, height * rows)
+    for number, (place, image) in enumerate(images.items()):
+        row, column = divmod(number, columns)
+        high, wide = (max(1, side * length // max(image.shape[:2])) for length in image.shape[:2])
+        top, text = height * (row + 1) - high - 4, captions[place]
+        sheet.paste(image, width * column + (width - wide) // 2, top, wide, high)
+        correct = evaluation.predictions[place] == evaluation.labels[place]
+        size = 9 * min(1.0, 22 / max(map(len, text.split("\n"))))  # there is room for about 22 letters
+        color = "#1b7f3b" if correct else "#c1121f"
+        sheet.write(
+            width * (column + 0.5), top - 4, text, fontsize=size, color=color, ha="center", va="bottom"
+        )
     return sheet.finish()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from transfer.common.figures import Sheet
-from transfer.common.text import shorten
+from transfer.common.text import shorten, wrapped
 from transfer.evaluation.explanations import Response
 
 HEAT = "inferno"
@@ -27,24 +26,25 @@ def heat_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], *, n
     columns = min(3, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
     high = round(_SIDE * images.shape[1] / images.shape[2]) if len(images) else _SIDE
-    captions = ["\n".join(shorten(line, 48) for line in title.split("\n")) for title in titles]
+    captions = [wrapped(shorten(title, 120), 54) for title in titles]
     width, height = (
         2 * _SIDE + 36,
         high + 16 + 19 * (1 + max((one.count("\n") for one in captions), default=0)),
     )
-    lines = [part for line in note.split("\n") for part in textwrap.wrap(line, columns * width // 8)]
-    sheet = Sheet(columns * width + 60, rows * height + 20 * len(lines) + 4)
+    note = wrapped(note, columns * width // 8)
+    above = 4 + 20 * len(note.splitlines())
+    sheet = Sheet(columns * width + 60, rows * height + above)
     for place, (image, heat, caption) in enumerate(zip(images, maps, captions, strict=True)):
         row, column = divmod(place, columns)
-        left, top = column * width + 10, sheet.pixels.shape[0] - (rows - row) * height + height - high - 4
+        left, top = column * width + 10, above + (row + 1) * height - high - 4
         plain = np.clip(np.asarray(image, "float64") / 255, 0, 1)
         for shown, shift in ((plain, 0), (overlay(plain, heat), _SIDE + 6)):
             sheet.paste(np.round(255 * shown).astype("uint8"), left + shift, top, _SIDE, high)
         sheet.write(left, top - 5, caption, fontsize=10, va="bottom")
         if place == columns - 1:
             _draw_scale(sheet, left + width - 20, top, high)
-    if lines:
-        sheet.figure.suptitle("\n".join(lines), fontsize=10, x=0.01, y=0.995, ha="left", parse_math=False)
+    if note:
+        sheet.figure.suptitle(note, fontsize=10, x=0.01, y=0.995, ha="left", parse_math=False)
     return sheet.finish()
 
 
@@ -78,7 +78,7 @@ def response_sheet(responses: Sequence[Response]) -> Figure:
                 sheet.paste(crop, left + _CELL * column, top + _CELL * row, _CELL - 4, _CELL - 4)
             middle = top + _CELL * (row + 0.5)
             sheet.write(left - 6, middle, str(response.filter), fontsize=9, ha="right", va="center")
-        title = f"{shorten(group[0].layer, 48)}\n{_receptive_field(group[0])}"
+        title = f"{shorten(group[0].layer, 40)}\n{_receptive_field(group[0])}"
         sheet.write(left, top - 6, title, fontsize=10, va="bottom")
         middle = top + _CELL * len(group) / 2
         sheet.write(left - 48, middle, "filter", fontsize=9, rotation=90, ha="center", va="center")
