@@ -49,10 +49,9 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     from transfer.distributed import strategies
 
     strategies.start_quietly()
-    from transfer.common.figures import draw_each
     from transfer.evaluation.evaluate import evaluate
     from transfer.images.split_file import training_digests
-    from transfer.results import run_figures, run_pages, run_writer
+    from transfer.results import run_metrics, run_pages, run_writer
     from transfer.results.finished_runs import load_run
     from transfer.results.prediction_files import write_predictions
 
@@ -62,7 +61,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     seen = sum(digest in known for digest in data.test.digests)
     with _without_warning():
         evaluation = replace(evaluate(run.model, data, engine=parsed.engine), seen=seen)
-    issues = run_figures.label_issues_of(evaluation)
+    issues = run_metrics.label_issues_of(evaluation)
     streams.print_text(evaluation.to_text())
     for issue in issues[:5]:
         streams.print_text(
@@ -73,6 +72,9 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     if parsed.csv:
         write_predictions(Path(parsed.csv), evaluation)
     if parsed.html:
+        from transfer.common.figures import draw_each
+        from transfer.results import run_figures
+
         figures = dict(draw_each(run_figures.evaluation_drawings(run.model, data, evaluation)))
         page = run_pages.evaluation_page(f"{run.name} on {data.name}", evaluation, issues, figures)
         write_text(Path(parsed.html), page)

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
     from transfer.cases.policies import Case
     from transfer.evaluation.evaluation import Evaluation
     from transfer.images.datasets import ImageData
-    from transfer.training.phases import TrainingLog
+    from transfer.results.run_writer import RunResults
 
 log = logging.getLogger("transfer")
 
@@ -119,6 +120,8 @@ def _train_once(
     """Train the model of one case, from the options or the advice, and write its run."""
     from transfer.cases.builders import build
     from transfer.evaluation.evaluate import calibrate, evaluate
+    from transfer.results import rescue, run_writer
+    from transfer.results.saved_runs import results_of, write_report
     from transfer.training.fit import fit
 
     choice, advice, sample = _choose(config, data, base, resume_from)
@@ -142,12 +145,21 @@ def _train_once(
         )
         temperature = calibrate(model, data, **chosen.evaluate_options()) if config.calibrate else None
         evaluation = evaluate(model, data, **chosen.evaluate_options()) if len(data.test) else None
+        results = None
         if process_group.current_group().is_chief:
-            metrics = {"model": config.model, **choice.advised, "temperature": temperature}
-            _write(folder, chosen, model, data, training, evaluation, metrics=metrics, seconds=clock.seconds)
+            results = results_of(
+                replace(chosen, output=None, resume=False), model, data, training, evaluation,
+                metrics={"model": config.model, **choice.advised, "temperature": temperature},
+                seconds=clock.seconds,
+            )  # fmt: skip
+            rescue.write_somewhere(folder, partial(run_writer.write_run, results=results))
+    # From here on, the run is complete: an interrupt or a crash loses only its figures and pages.
+    final = run_folders.final_folder(folder)
     _log_accuracy(evaluation, model, data, chosen.evaluate_options())
+    if results is not None:
+        write_report(final, results)
     process_group.current_group().leave_together()
-    return run_folders.final_folder(folder)
+    return final
 
 
 def _networks(config: TrainConfig) -> Sequence[str]:
@@ -179,9 +191,10 @@ def _improve(config: TrainConfig, data: ImageData, *args: Any) -> Path:
     """Train a head, and improve it while the time budget lasts; log the accuracy and what a larger budget brings."""
     from transfer.results.improved_runs import improve_run
 
-    folder, results, outlook = improve_run(config, data, *args)
-    if results is not None:
+    def log_results(results: RunResults) -> None:
         _log_accuracy(results.evaluation, results.model, data, config.evaluate_options())
+
+    folder, outlook = improve_run(config, data, *args, log_results=log_results)
     log.info("%s", outlook)
     return folder
 
@@ -336,28 +349,6 @@ def _write_start(
     write_split(folder / file_names.SPLIT, data.splits, data.class_names)
     if advice is not None:
         run_writer.write_advice(folder, advice)
-
-
-def _write(
-    folder: Path,
-    config: TrainConfig,
-    model: keras.Model,
-    data: ImageData,
-    training: TrainingLog,
-    evaluation: Evaluation | None,
-    *,
-    metrics: dict[str, Any],
-    seconds: float,
-) -> None:
-    """Write the complete run, on another disk if necessary."""
-    from transfer.results import rescue, run_writer, saved_runs
-
-    config = replace(config, output=None, resume=False)
-    results = saved_runs.results_of(
-        config, model, data, training, evaluation, metrics=metrics, seconds=seconds
-    )
-    rescue.write_somewhere(folder, lambda place: run_writer.write_run(place, results))
-    saved_runs.write_report(folder, results)
 
 
 def _find_learning_rate(config: TrainConfig, model: keras.Model, data: ImageData) -> Path:

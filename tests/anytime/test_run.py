@@ -95,6 +95,33 @@ def test_steps_improve_a_run_that_is_complete(shapes, elsewhere, capsys):
     assert "its steps.json is damaged" in capsys.readouterr().err
 
 
+def test_the_figures_of_several_steps_are_drawn_once_and_after_the_accuracy(shapes, monkeypatch, capsys):
+    drawn = []
+
+    def draw(folder, drawings):
+        drawn.append((set(drawings), capsys.readouterr().out))
+
+    monkeypatch.setattr(run_writer, "write_figures", draw)
+    assert main([str(shapes), *QUICK, *SMALL]) == 0
+    [(names, printed)] = drawn
+    assert names >= {"layer_curve", "confusion_matrix", "network"}
+    assert printed.count("A complete run is in run. Test accuracy: ") == 1
+    first, last = (printed.index(text) for text in ("A complete run", "\nTest accuracy: "))
+    assert first < printed.index("Kept.") < last
+
+
+def test_ctrl_c_in_a_figure_leaves_a_complete_run(shapes, elsewhere, monkeypatch, capsys):
+    def interrupted(evaluation):
+        raise KeyboardInterrupt
+
+    command = [str(shapes), *QUICK, *SMALL, "--time-budget", "1s"]
+    monkeypatch.setattr("transfer.evaluation.evaluation_plots.confusion_matrix", interrupted)
+    assert main(command) == 0
+    assert "The run is complete. To write its pages: " in capsys.readouterr().out
+    assert load_run("run").metrics["num_test"] and not (elsewhere / "run" / "report.html").exists()
+    assert main(command) == 0 and "This run is complete." in capsys.readouterr().out
+
+
 def test_a_larger_budget_continues_the_run_with_the_same_weights_as_one_command(shapes, elsewhere, capsys):
     short = [str(shapes), *QUICK, *SMALL, "--time-budget", "1s"]
     assert main(short) == 0

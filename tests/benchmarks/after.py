@@ -48,7 +48,7 @@ def main() -> None:
 def train(options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, float]]:
     """Train a head; return the run folder and the seconds of the parts of its report."""
     from transfer import train
-    from transfer.results import run_figures, run_writer
+    from transfer.results import run_writer
 
     seconds: dict[str, float] = {}
 
@@ -63,9 +63,8 @@ def train(options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, fl
 
         setattr(module, name, timed)
 
-    time_calls(run_figures, "draw_figures")
     time_calls(run_writer, "write_run")
-    time_calls(run_writer, "write_pages")
+    time_calls(run_writer, "write_report")
     case = ["--case", "small-similar", "--image-size", str(options.size)]
     train.main(["--data", options.data, *case, "--output", str(folder / "run")])
     return folder / "run", seconds

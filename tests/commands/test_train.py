@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transfer import report
 from transfer.config import load_config
 from transfer.images.datasets import load_data
+from transfer.results.finished_runs import load_run
 from transfer.train import main
 
 QUICK = ["--image-size", "32", "--strategy", "default"]
@@ -322,3 +324,28 @@ def test_a_head_on_several_layers_and_on_all_layers(color_folder, elsewhere, cap
     assert metrics_of(elsewhere / "all")["test_accuracy"] >= 0.9
     assert main([*arguments, "--cut", "block5c_add,block2b_ad", "--output", "none"]) == 2
     assert "Did you mean 'block2b_add'" in capsys.readouterr().err
+
+
+def test_a_run_is_complete_before_its_figures_which_ctrl_c_may_stop(
+    color_folder, elsewhere, monkeypatch, capsys
+):
+    shown = []
+
+    def interrupted(evaluation):
+        accuracy = load_run("run").metrics["test_accuracy"]
+        shown.append((f"Test accuracy: {accuracy:.1%} on", capsys.readouterr().out))
+        raise KeyboardInterrupt
+
+    command = [str(color_folder), "--model", "DemoCNN", "--case", "1", "--output", "run", *QUICK]
+    with monkeypatch.context() as patch:
+        patch.setattr("transfer.evaluation.evaluation_plots.confusion_matrix", interrupted)
+        assert main(command) == 0
+    [(expected, printed)] = shown
+    assert expected in printed
+    end = capsys.readouterr().out
+    assert "The run is complete. To write its pages: python -m transfer.report run\n" in end
+    assert end.endswith("Results: run\n") and expected not in end
+    assert not (elsewhere / "run" / "report.html").exists() and not list(elsewhere.glob(".*"))
+    assert main(command) == 0 and "This run is complete." in capsys.readouterr().out
+    assert report.main(["run"]) == 0
+    assert "Confusion matrix" not in (elsewhere / "run" / "report.html").read_text()

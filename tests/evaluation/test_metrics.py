@@ -5,15 +5,19 @@ import itertools
 import numpy as np
 import pytest
 from scipy.special import softmax
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
+from sklearn import metrics
 
 from transfer.evaluation.metrics import (
     accuracy_interval,
     calibration,
     class_scores,
     confused_pairs,
+    confusion_matrix,
+    exact_interval,
     fit_temperature,
     fraction_intervals,
+    log_loss,
     mcnemar_test,
     top_k,
 )
@@ -66,6 +70,35 @@ def test_classes_without_images_or_predictions_have_zeros():
     assert [one.images for one in scores] == [2, 1, 0]
     assert scores[0].recall == 0.5 and scores[1].precision == 0.5
     assert scores[2][1:4] == (0, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_scores_are_those_of_scikit_learn(dtype):
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(7, 0.05), 200).astype(dtype)  # some are 0
+    labels, predictions = rng.integers(0, 6, 200), probabilities.argmax(axis=1)
+    every = list(range(7))
+    np.testing.assert_array_equal(
+        confusion_matrix(labels, predictions, 7), metrics.confusion_matrix(labels, predictions, labels=every)
+    )
+    expected = metrics.log_loss(labels, probabilities, labels=every)
+    assert log_loss(labels, probabilities) == pytest.approx(expected, rel=1e-6)
+    columns = metrics.precision_recall_fscore_support(labels, predictions, labels=every, zero_division=0.0)
+    scores = class_scores(labels, predictions, [str(i) for i in every])
+    np.testing.assert_allclose([score[1:] for score in scores], np.transpose(columns))
+
+
+@pytest.mark.parametrize("count", [1, 6, 40])
+def test_intervals_and_mcnemars_test_are_those_of_scipy(count):
+    tests = [binomtest(hits, count) for hits in range(count + 1)]
+    for hits, one in enumerate(tests):
+        assert exact_interval(hits, count, 0.9) == pytest.approx(tuple(one.proportion_ci(0.9)))
+        first = np.arange(count) < hits
+        assert mcnemar_test(first, ~first) == (hits, count - hits, pytest.approx(one.pvalue))
+    wilson = np.transpose([tuple(one.proportion_ci(method="wilson")) for one in tests])
+    np.testing.assert_allclose(
+        fraction_intervals(range(count + 1), [count] * (count + 1)), wilson, atol=1e-12
+    )
 
 
 def test_pairs_are_sorted_by_count():

@@ -16,8 +16,8 @@ from transfer.images.datasets import load_data
 from transfer.networks.backbones import load_backbone
 from transfer.results import run_writer
 from transfer.results.finished_runs import load_run
-from transfer.results.run_figures import label_issues_of, run_drawings
-from transfer.results.run_metrics import collect_metrics
+from transfer.results.run_figures import run_drawings
+from transfer.results.run_metrics import collect_metrics, label_issues_of
 from transfer.training.fit import fit
 
 FIGURES = {

@@ -88,7 +88,7 @@ def png_of(figure: Figure, *, dpi: int = DPI) -> bytes:
         pixels = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
     finally:
         figure.set_dpi(before)
-    Image.fromarray(pixels).save(stream, "png", compress_level=3, dpi=(dpi, dpi))
+    Image.fromarray(pixels).save(stream, "png", compress_level=2, dpi=(dpi, dpi))
     return stream.getvalue()
 
 

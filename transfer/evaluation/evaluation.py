@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn import metrics
 
 from transfer.common import display
 from transfer.common.errors import InputError
@@ -21,6 +20,8 @@ from transfer.evaluation.metrics import (
     calibration,
     class_scores,
     confused_pairs,
+    confusion_matrix,
+    log_loss,
     percent_range,
     top_k,
 )
@@ -66,21 +67,17 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         """Fraction of correctly classified images, 0 to 1."""
-        return float(metrics.accuracy_score(self.labels, self.predictions))
+        return float(np.mean(self.labels == self.predictions))
 
     @property
     def loss(self) -> float:
         """Log loss: mean negative log probability of the true class, in nats."""
-        return float(
-            metrics.log_loss(self.labels, self.probabilities, labels=list(range(len(self.class_names))))
-        )
+        return log_loss(self.labels, self.probabilities)
 
     @property
     def confusion(self) -> np.ndarray:
         """Confusion matrix of counts, shape (classes, classes); rows are true classes."""
-        return metrics.confusion_matrix(
-            self.labels, self.predictions, labels=list(range(len(self.class_names)))
-        )
+        return confusion_matrix(self.labels, self.predictions, len(self.class_names))
 
     @cached_property
     def interval(self) -> tuple[float, float]:

@@ -10,7 +10,6 @@ from typing import Any
 import keras
 import numpy as np
 from PIL import Image
-from scipy.stats import spearmanr
 
 from transfer.common.arguments import explain_arguments
 from transfer.common.display import one_line
@@ -198,6 +197,8 @@ def occlusion(
 
 def agreement(first: np.ndarray, second: np.ndarray, *, grid: int = 7) -> float:
     """Return Spearman's rank correlation of two heat maps on a coarse grid; 0 if one of them is constant."""
+    from scipy.stats import spearmanr  # takes most of a second to import
+
     first, second = np.asarray(first, "float64"), np.asarray(second, "float64")
     if first.ndim != 2 or first.shape != second.shape or not first.size:
         raise InputError(
@@ -278,7 +279,7 @@ def explain(
     layers: Sequence[str] | None = None,
     filters: int = 6,
     count: int = 5,
-    batch_size: int = 32,
+    batch_size: int = 16,
 ) -> tuple[np.ndarray, list[Response]]:
     """Return the Grad-CAM maps of the first `mapped` images, and the strongest responses to all, in one pass."""
     nodes = unnested(model)

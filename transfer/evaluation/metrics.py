@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logsumexp
-from scipy.stats import binomtest
-from sklearn import metrics
+from scipy.special import bdtr, betaincinv, log_softmax, logsumexp, ndtri
 
 RESAMPLES = 2000
 """Bootstrap resamples. The ends of a 95% interval move by less than a tenth of its width between seeds."""
@@ -65,9 +63,8 @@ def accuracy_interval(
     _, unit = np.unique(names, return_inverse=True)
     hits, sizes = np.bincount(unit, correct), np.bincount(unit)
     if not 0 < hits.sum() < len(correct):
-        # Every resample is the same: use the exact interval of Clopper and Pearson (1934).
-        exact = binomtest(int(np.sum(hits > 0)), len(sizes)).proportion_ci(confidence, method="exact")
-        return float(exact.low), float(exact.high)
+        # Every resample is the same.
+        return exact_interval(int(np.sum(hits > 0)), len(sizes), confidence)
     rng = np.random.default_rng(seed)
     if len(sizes) == len(correct):  # the number of correct images in a resample is binomial
         accuracies = rng.binomial(len(correct), correct.mean(), RESAMPLES) / len(correct)
@@ -78,11 +75,22 @@ def accuracy_interval(
     return float(low), float(high)
 
 
+def exact_interval(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a fraction of independent images by Clopper and Pearson (1934)."""
+    # `scipy.stats`, which has this interval and the tests below, takes most of a second to import.
+    outside = (1 - confidence) / 2
+    low = betaincinv(hits, count - hits + 1, outside) if hits else 0.0
+    high = betaincinv(hits + 1, count - hits, 1 - outside) if hits < count else 1.0
+    return float(low), float(high)
+
+
 def fraction_intervals(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the 95% interval (Wilson, 1927) of each fraction of independent images, shape (2, N)."""
-    pairs = zip(np.asarray(hits, int).tolist(), np.asarray(counts, int).tolist(), strict=True)
-    ends = [binomtest(hit, count).proportion_ci(method="wilson") for hit, count in pairs]
-    return np.array([[end.low for end in ends], [end.high for end in ends]])
+    hits, counts, z = np.asarray(hits, float), np.asarray(counts, float), ndtri(0.975)
+    fraction, scale = hits / counts, 1 + z**2 / counts
+    center = (fraction + z**2 / (2 * counts)) / scale
+    half = z / scale * np.sqrt(fraction * (1 - fraction) / counts + z**2 / (4 * counts**2))
+    return np.stack([np.where(hits == 0, 0.0, center - half), np.where(hits == counts, 1.0, center + half)])
 
 
 def percent_range(interval: tuple[float, float], decimals: int = 0) -> str:
@@ -97,15 +105,27 @@ def top_k(labels: np.ndarray, probabilities: np.ndarray, k: int) -> float:
     return float((best == labels[:, None]).any(axis=1).mean())
 
 
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Return the counts of true classes (rows) and predicted classes (columns), shape (classes, classes)."""
+    pairs = np.asarray(labels) * classes + np.asarray(predictions)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean negative log probability of the true classes; probabilities are at least their precision."""
+    true, least = probabilities[np.arange(len(labels)), labels], np.finfo(probabilities.dtype).eps
+    return float(-np.log(np.clip(true, least, 1 - least), dtype="float64").mean())
+
+
 def class_scores(
     labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]
 ) -> tuple[ClassScore, ...]:
-    """Return precision, recall and F1 of each class."""
-    columns = metrics.precision_recall_fscore_support(
-        labels, predictions, labels=range(len(class_names)), zero_division=0.0
-    )
-    rows = zip(class_names, *(column.tolist() for column in columns), strict=True)
-    return tuple(ClassScore(name, p, r, f, int(n)) for name, p, r, f, n in rows)
+    """Return precision, recall and F1 of each class; 0 where they are undefined."""
+    counts = confusion_matrix(labels, predictions, len(class_names))
+    correct, true, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    columns = (correct / np.maximum(1, whole) for whole in (predicted, true, (predicted + true) / 2))
+    rows = zip(class_names, *(column.tolist() for column in columns), true.tolist(), strict=True)
+    return tuple(ClassScore(*row) for row in rows)
 
 
 def confused_pairs(counts: np.ndarray, class_names: Sequence[str]) -> tuple[Confused, ...]:
@@ -152,4 +172,4 @@ def mcnemar_test(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float
     gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     if not gained + lost:
         return 0, 0, 1.0
-    return gained, lost, float(binomtest(gained, gained + lost).pvalue)
+    return gained, lost, min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))

@@ -8,14 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
-from sklearn import metrics
 
 from transfer.common import display
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.evaluation.evaluation import Evaluation, check_evaluation
-from transfer.evaluation.metrics import RESAMPLES, accuracy_interval, percent_range
+from transfer.evaluation.metrics import RESAMPLES, accuracy_interval, exact_interval, percent_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,6 +99,8 @@ class Screening:
     @cached_property
     def auc(self) -> float:
         """Area under the ROC curve, 0 to 1."""
+        from sklearn import metrics  # takes seconds to import
+
         return float(metrics.roc_auc_score(self.truth, self.scores))
 
     @cached_property
@@ -111,8 +111,7 @@ class Screening:
         # With a perfect order, every resample is the same. Use the exact interval of Clopper and Pearson (1934) for
         # disjoint pairs of a positive and a negative image.
         pairs = min(len(set(self._units[self.truth])), len(set(self._units[~self.truth])))
-        exact = binomtest(round(self.auc) * pairs, pairs).proportion_ci(self.confidence, method="exact")
-        return float(exact.low), float(exact.high)
+        return exact_interval(round(self.auc) * pairs, pairs, self.confidence)
 
     def at(self, threshold: float) -> OperatingPoint:
         """Return the operating point of a threshold that was chosen on other images, such as validation images.

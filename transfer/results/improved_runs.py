@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,12 +41,14 @@ def improve_run(
     clock: Clock,
     finished: Path | None,
     networks: Sequence[str],
-) -> tuple[Path, RunResults | None, str]:
-    """Train a head, or continue a finished run, and improve it; return its folder, its results, and the outlook."""
+    *,
+    log_results: Callable[[RunResults], None],
+) -> tuple[Path, str]:
+    """Train a head, or continue a finished run, and improve it; return its folder and the outlook."""
     finished = _same_images(config, data, finished)
     history = read_history(finished / STEPS) if finished is not None else None
     if finished is not None and history is not None and history.covers(clock.budget):
-        return finished, None, IMPROVED
+        return finished, IMPROVED
     with improved_folder(config.output, f"{data.name}-auto", continued=finished) as folder:
         written = ImprovedRun(folder, config, data, clock)
         run = AnytimeRun(
@@ -68,9 +70,12 @@ def improve_run(
             run.stop(written.history)
             log.info("The run in %s is that of the best model so far. Writing its report.", folder.final)
             raise
+        else:
+            if written.results is not None:
+                log_results(written.results)
         finally:
             written.finish(run.history, run.summary())
-    return folder.final, written.results, run.outlook()
+    return folder.final, run.outlook()
 
 
 def _same_images(config: TrainConfig, data: ImageData, finished: Path | None) -> Path | None:
@@ -133,6 +138,9 @@ class ImprovedRun:
         )
         if temperature is not None:  # later steps start from the weights before
             scale_head(model, 1 / temperature)
+        if len(history.steps) == 1 and evaluation is not None:
+            text = "A complete run is in %s. Test accuracy: %.1f%% on %d held-out images."
+            log.info(text, final, 100 * evaluation.accuracy, len(data.test))
 
     def _note(self, results: RunResults, history: History) -> None:
         """Note what the folder now holds."""
@@ -142,10 +150,14 @@ class ImprovedRun:
         """Write the steps, the advice and the report."""
         final = self.folder.final
         replace(history, stopped=True).save(final / STEPS)  # the page shows the steps
-        run_writer.write_advice(final, advice)
+        run_writer.write_advice(final, advice, figures=False)
+        from transfer.adviser.advice_plots import advice_drawings  # with matplotlib
+
+        drawings = advice_drawings(advice)
         if self.results is not None:
-            saved_runs.write_report(final, self.results)
+            saved_runs.write_report(final, self.results, drawings)
         else:
+            run_writer.write_figures(final, drawings)
             config = replace(load_config(final / CONFIG), time_budget=self.config.time_budget)
             save_config(config, final / CONFIG)
             run_writer.write_pages(final)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
 
-from transfer.adviser.label_issues import LabelIssue, find_label_issues
 from transfer.cases.decisions import decision_of
 from transfer.cases.policies import POLICIES
-from transfer.common.errors import InputError, optional
+from transfer.common.errors import InputError
 from transfer.common.figures import Draw, png_of
 from transfer.common.files import replacing
 from transfer.common.streams import progress_bar
@@ -44,22 +42,6 @@ MAX_MISTAKES = 12
 
 MAX_SEARCHED = 32
 """Maximum number of test images in which the strongest responses of each filter are searched, with the mistakes."""
-
-
-@dataclass(frozen=True)
-class _HeldOutScores:
-    scores: np.ndarray  # log probabilities of images that the model was not trained on, shape (N, classes)
-
-
-def label_issues_of(evaluation: Evaluation | None) -> tuple[LabelIssue, ...]:
-    """Return the test images whose label is more likely wrong than right."""
-    if evaluation is None:
-        return ()
-    with optional("the label issues"):
-        scores = _HeldOutScores(np.log(np.maximum(evaluation.probabilities, 1e-12)))
-        names, classes = evaluation.names, evaluation.class_names
-        return find_label_issues(scores, evaluation.labels, names, classes, groups=evaluation.groups)
-    return ()
 
 
 def run_drawings(results: RunResults) -> dict[str, Draw]:

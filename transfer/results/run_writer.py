@@ -10,15 +10,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from transfer.adviser import advice_plots
 from transfer.adviser.advice import Advice
 from transfer.adviser.label_issues import LabelIssue
 from transfer.common.errors import InputError, one_line, optional
-from transfer.common.figures import Draw, draw_each
 from transfer.common.files import replacing, write_text
 from transfer.config import TrainConfig, save_config
 from transfer.evaluation.evaluation import Evaluation
@@ -31,6 +29,9 @@ from transfer.results.prediction_files import write_predictions
 from transfer.results.run_pages import Thumbnail, comparison_page, model_card, run_page
 from transfer.results.run_records import read_record
 from transfer.training.phases import TrainingLog
+
+if TYPE_CHECKING:
+    from transfer.common.figures import Draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,15 +95,20 @@ def write_evaluation(path: Path, evaluation: Evaluation, label_issues: Sequence[
 
 def write_figures(folder: Path, drawings: Mapping[str, Draw]) -> None:
     """Write figures as PNG files; log those that fail, and leave them out."""
+    from transfer.common.figures import draw_each  # with matplotlib
+
     for name, content in draw_each(drawings):
         with optional(f"{name}.png"), replacing(folder / f"{name}.png") as partial:
             partial.write_bytes(content)
 
 
-def write_advice(folder: Path, advice: Advice) -> None:
+def write_advice(folder: Path, advice: Advice, *, figures: bool = True) -> None:
     """Write the advice that chose the case, with its figures."""
     write_text(folder / file_names.ADVICE, advice.to_json())
-    write_figures(folder, advice_plots.advice_drawings(advice))
+    if figures:
+        from transfer.adviser import advice_plots
+
+        write_figures(folder, advice_plots.advice_drawings(advice))
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:

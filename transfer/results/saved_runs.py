@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -29,12 +30,15 @@ from transfer.images.datasets import ImageData
 from transfer.images.splitting import Split
 from transfer.networks.arguments import check_classifier
 from transfer.networks.backbones import constructor_name
-from transfer.results import run_figures, run_folders, run_metrics, run_writer
+from transfer.results import run_folders, run_metrics, run_writer
 from transfer.results.finished_runs import FinishedRun, load_run
 from transfer.results.run_writer import RunResults
 from transfer.training.fit_arguments import training_data
 from transfer.training.phases import TrainingLog, joined
 from transfer.training.trained import count_seen, trained_model
+
+if TYPE_CHECKING:
+    from transfer.common.figures import Draw
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +116,7 @@ def save_run(
             if advice is not None:
                 run_writer.write_advice(partial, advice)
             run_writer.write_run(partial, results)
-            write_report(partial, results)
+        write_report(final, results)
     except OSError as error:
         advised = disk_advice(error, "Choose a writable folder")
         raise InputError(f"Cannot write the run to {final}: {disk_reason(error)}. {advised}.") from error
@@ -143,18 +147,25 @@ def results_of(
         training=training,
         evaluation=evaluation,
         metrics={**collected, "model": config.model, "temperature": None, **metrics},
-        label_issues=run_figures.label_issues_of(evaluation),
+        label_issues=run_metrics.label_issues_of(evaluation),
         seconds=seconds,
         comment=comment,
     )
 
 
-def write_report(folder: Path, results: RunResults) -> None:
-    """Write the figures and pages of a complete run; an interrupt leaves out the rest."""
+def write_report(folder: Path, results: RunResults, advice: Mapping[str, Draw] | None = None) -> None:
+    """Write the figures, also those of an advice, and the pages of a complete run; an interrupt leaves out the rest."""
     try:
-        run_writer.write_report(folder, run_figures.run_drawings(results), thumbnail=results.data.thumbnail)
+        from transfer.results import run_figures  # matplotlib loads when the run is complete
+
+        drawings = {**(advice or {}), **run_figures.run_drawings(results)}
+        run_writer.write_report(folder, drawings, thumbnail=results.data.thumbnail)
     except KeyboardInterrupt:
-        logger.warning("Stopped before all figures and pages were written. The run is complete.")
+        logger.warning(
+            "Stopped before all figures and pages were written. The run is complete. To write its pages: "
+            "python -m transfer.report %s",
+            shlex.quote(str(folder)),
+        )
 
 
 def _checked_arguments(model: Any, data: Any, logs: Any, evaluation: Evaluation | None) -> ImageData:
