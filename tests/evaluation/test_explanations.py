@@ -15,7 +15,14 @@ from helpers.networks import assert_bit_equal, calibrate, flags, make_tiny, poli
 from transfer.cases import builders
 from transfer.common.errors import InputError
 from transfer.evaluation import explanation_plots
-from transfer.evaluation.explanations import agreement, grad_cam, map_note, occlusion, strongest_responses
+from transfer.evaluation.explanations import (
+    agreement,
+    explain,
+    grad_cam,
+    map_note,
+    occlusion,
+    strongest_responses,
+)
 from transfer.networks import surgery
 from transfer.networks.gradients import head_of, receptive_fields, run, shown_layers, unnested
 
@@ -336,6 +343,21 @@ def test_crops_show_the_color_of_the_filter():
             assert image % 2 == one.filter and y <= row < y + 8 and x <= column < x + 8
             assert crop.dtype == np.uint8 and crop.shape == (8, 8, 3)
             assert (crop[..., one.filter] == 250).mean() > 0.2
+
+
+def test_one_pass_gives_the_same_maps_and_responses():
+    images, _ = blobs(12)
+    model = by_hand()
+    heat, responses = explain(model, images, 5, batch_size=4)
+    np.testing.assert_allclose(heat, grad_cam(model, images[:5]), atol=1e-6)
+    expected = strongest_responses(model, images)
+    for one, other in zip(responses, expected, strict=True):
+        assert (one.layer, one.filter, one.images, one.places) == (
+            other.layer,
+            other.filter,
+            other.images,
+            other.places,
+        )
 
 
 def test_few_images_and_inactive_filters():

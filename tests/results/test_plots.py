@@ -1,17 +1,19 @@
 """Figures show the right names and numbers, and their labels do not overlap."""
 
+import io
 import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from transfer.adviser import advice_plots
 from transfer.adviser.curves import layer_curve
 from transfer.adviser.estimates import CaseEstimate
 from transfer.cases.policies import SMALL_DATA, Case
-from transfer.common.figures import COLORS
-from transfer.evaluation import evaluation_plots
+from transfer.common.figures import COLORS, DPI, png_of
+from transfer.evaluation import evaluation_plots, explanation_plots
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import fraction_intervals
 from transfer.results import plots
@@ -165,6 +167,42 @@ def test_the_prediction_sheet_shows_the_true_class_of_wrong_predictions():
     image = np.zeros((8, 8, 3), "uint8")
     shown = texts(evaluation_plots.prediction_sheet(evaluation(), {0: image, 1: image}))
     assert "class 0 90%" in shown and "class 2 90%\n(is class 1)" in shown
+
+
+@pytest.mark.parametrize("name", ["class {}", "a_very_long_$x^{{_name_{}_of_a_class_with_a_long_end"])
+def test_captions_of_sheets_cover_nothing(name):
+    many = evaluation(20, 40)
+    many = replace(many, class_names=tuple(name.format(i) for i in range(20)))
+    images, maps = np.zeros((14, 20, 30, 3), "uint8"), np.zeros((14, 20, 30))
+    captions = [evaluation_plots.prediction_caption(many, i) for i in range(14)]
+    note = "a note on all of them\nthat has two lines"
+    for figure in (
+        evaluation_plots.prediction_sheet(many, dict(enumerate(images))),
+        explanation_plots.heat_sheet(images, maps, captions, note=note),
+    ):
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        (drawn,) = axes.images
+        titles = [figure._suptitle] if figure.get_suptitle() else []
+        boxes = [text.get_window_extent() for text in [*axes.texts, *titles]]
+        assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
+        assert all(figure.bbox.contains(*box.min) and figure.bbox.contains(*box.max) for box in boxes)
+        pixels = np.asarray(drawn.get_array())
+        scale = pixels.shape[0] / figure.bbox.height
+        for box in boxes:
+            under = pixels[
+                int(scale * (figure.bbox.height - box.y1)) : int(scale * (figure.bbox.height - box.y0))
+            ]
+            assert (under[:, int(scale * box.x0) : int(scale * box.x1)] == 255).all(), "a text is on an image"
+
+
+def test_a_png_shows_what_matplotlib_would_save():
+    one, other = (evaluation_plots.confusion_matrix(evaluation()) for _ in range(2))
+    stream = io.BytesIO()
+    one.savefig(stream, format="png", dpi=DPI)
+    content = Image.open(io.BytesIO(png_of(other)))
+    assert content.mode == "RGB" and round(content.info["dpi"][0]) == DPI and other.dpi == one.dpi
+    np.testing.assert_array_equal(content, Image.open(stream).convert("RGB"))
 
 
 @pytest.mark.parametrize("count", [3, 18, 101])
