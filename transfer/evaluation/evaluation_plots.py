@@ -58,7 +58,7 @@ def prediction_sheet(evaluation: Evaluation, images: Mapping[int, np.ndarray]) -
     columns, width, side = 6, 198, 180  # pixels
     captions = {place: wrapped(prediction_caption(evaluation, place), 27) for place in images}
     lines = max((text.count("\n") for text in captions.values()), default=0) + 1
-    rows, height = max(1, -(-len(images) // columns)), side + 12 + 15 * max(2, lines)
+    rows, height = max(1, -(-len(images) // columns)), side + 12 + 18 * max(2, lines)
     sheet = Sheet(width * columns, height * rows)
     for number, (place, image) in enumerate(images.items()):
         row, column = divmod(number, columns)
