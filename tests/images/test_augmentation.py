@@ -1,11 +1,12 @@
 """Augmentation changes only training images, differently in each epoch, and repeats with the same seed."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from transfer.common.errors import InputError
-from transfer.images.augmentation import AUGMENTATIONS, ERASED, _steps, augmentation, mixing
+from transfer.images.augmentation import AUGMENTATIONS, ERASED, Shift, _steps, augmentation, mixing
 from transfer.images.pipeline import make_dataset
 from transfer.images.splitting import Split
 
@@ -84,10 +85,23 @@ def test_no_image_is_flipped_without_flips(augment):
 @every_level
 def test_no_layer_flips_without_flips(augment):
     """Unlike the test above, this one does not depend on chance."""
-    kinds = [
-        {type(layer).__name__ for step in _steps(augment, flip) for layer in step} for flip in (False, True)
-    ]
-    assert kinds[1] - kinds[0] == {"RandomFlip"}
+    for flip in (False, True):
+        layers = [layer for step in _steps(augment, flip) for layer in step]
+        assert [layer.flip for layer in layers if isinstance(layer, Shift)] == [flip]
+        assert "RandomFlip" not in {type(layer).__name__ for layer in layers}
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_shifts_equal_those_of_keras(mirrored):
+    """Keras' layers compute the same in three times the time."""
+    images = np.random.default_rng(0).uniform(0, 255, (1, 18, SIDE, 3)).astype("float32")
+    x, y = 0.37, -0.81
+    layer = keras.layers.RandomTranslation(0.1, 0.1, fill_mode="nearest")
+    amounts = {"translations": np.array([[x * 0.1 * SIDE, y * 0.1 * 18]], "float32")}
+    expected = layer.transform_images(images, {**amounts, "input_shape": images.shape})
+    drawn = np.array([y, x, -1 if mirrored else 1], "float32")
+    shifted = Shift(0.1, flip=True).transform_images(images, drawn, training=True)
+    np.testing.assert_allclose(shifted, np.flip(expected, axis=2) if mirrored else expected, atol=1e-3)
 
 
 def test_images_of_one_batch_change_differently():

@@ -92,13 +92,12 @@ def _steps(level: str, flip: bool) -> list[Sequence[Any]]:
     import keras
 
     layers, to_edge = keras.layers, {"fill_mode": "nearest", "dtype": "float32"}
-    shift = layers.RandomTranslation(0.1, 0.1, **to_edge)
+    shift = Shift(0.1, flip=flip)
     zoom = layers.RandomZoom((-0.25, 0.05), (-0.25, 0.05), **to_edge)  # negative values zoom in
-    mirror = [[layers.RandomFlip("horizontal", dtype="float32")]] if flip else []
     if level == "none":
         return []
     if level == "light":
-        return [[shift], *mirror]
+        return [[shift]]
     if level == "standard":
         color = [
             layers.RandomBrightness(0.1, dtype="float32"),
@@ -106,10 +105,38 @@ def _steps(level: str, flip: bool) -> list[Sequence[Any]]:
             # `value_range` is the range of the saturation, not of the pixels; 0.5 changes nothing.
             layers.RandomSaturation((0.4, 0.6), value_range=(0, 1), dtype="float32"),
         ]
-        return [[zoom], [shift], *mirror, *([layer] for layer in color)]
+        return [[zoom], [shift], *([layer] for layer in color)]
     erase = layers.RandomErasing((1.0, 1.0), dtype="float32")
     erased = [erase] + [None] * round(1 / ERASED - 1)
-    return [[zoom], [shift], *mirror, *[_randaugment()] * RANDAUGMENT_OPS, erased]
+    return [[zoom], [shift], *[_randaugment()] * RANDAUGMENT_OPS, erased]
+
+
+class Shift:
+    """Shift images by up to a fraction of their size, and mirror half of them, as layers of Keras do in more time."""
+
+    def __init__(self, fraction: float, *, flip: bool) -> None:
+        self.fraction, self.flip = fraction, flip
+
+    def get_random_transformation(self, images: Any, training: bool, seed: Any) -> Any:
+        """Return three random numbers from -1 to 1: the shift along both axes, and the direction of the image."""
+        import keras
+
+        return keras.random.uniform((3,), -1.0, 1.0, seed=seed)
+
+    def transform_images(self, images: Any, transformation: Any, training: bool) -> Any:
+        """Return a batch of one image after the transformation; pixels of the edge fill the rest."""
+        from keras import ops
+
+        image = images[0]
+        for axis, size in enumerate(image.shape[:2]):
+            shift = transformation[axis] * self.fraction * size
+            whole = ops.floor(shift)
+            first = ops.arange(size) - ops.cast(whole, "int32")
+            if axis and self.flip:
+                first = ops.where(transformation[2] < 0.0, ops.flip(first), first)
+            before, after = (ops.take(image, ops.clip(first - n, 0, size - 1), axis=axis) for n in (1, 0))
+            image = after + (before - after) * (shift - whole)
+        return image[None]
 
 
 def _randaugment() -> list[Any]:
