@@ -26,7 +26,7 @@ from transfer.training.layer_decay import SetProgress, optimizer_following
 from transfer.training.phases import Rows, Trainee, TrainingLog, TrainingSettings, stop_in_time
 from transfer.training.schedules import KeepBetter, StepDecay, WarmupCosine, epochs_for
 from transfer.training.time_limit import log_early_end
-from transfer.training.upper_layers import upper_layers_of
+from transfer.training.upper_layers import folded, upper_layers_of
 from transfer.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -164,10 +164,10 @@ def _whole_model(settings: TrainingSettings) -> Trainee:
     if num_val and not padded:  # otherwise the callback `Validation` does it
         dataset = make_dataset(data.val, batch_size=extraction.BATCH_SIZE, cache=True, **options)
         val_batches = strategies.distribute_dataset(model, dataset)
-    trained = model
-    if recipe.mix != "none" or recipe.label_smoothing:
+    trained = folded(model)
+    if trained is not model or recipe.mix != "none" or recipe.label_smoothing:
         with strategies.scope_of(model):
-            trained = keras.Model(model.inputs, model.outputs, name=model.name)
+            trained = keras.Model(trained.inputs, trained.outputs, name=model.name)
             settings.compile_like_model(trained)
     strategies.make_steps_exact(trained, soft_labels=recipe.mix != "none")
     return Trainee(trained, batches, val_batches, batch_part=part)

@@ -12,12 +12,13 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError
-from transfer.distributed.strategies import replicas_of, scope_of
+from transfer.distributed.strategies import on_tensorflow, replicas_of, scope_of
 from transfer.frozen.extraction import Features
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
 from transfer.images.pipeline import Position
 from transfer.networks import frozen_boundary
+from transfer.networks.folding import fold_batchnorm
 from transfer.training.phases import Trainee, TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -64,10 +65,18 @@ def upper_layers_of(settings: TrainingSettings) -> Trainee | None:
     engine = settings.make_engine(frozen, "float32")
     features, log = settings.extract(frozen, engine=engine, views=views, name="frozen layers")
     with scope_of(settings.model):
+        upper = folded(upper)
         settings.compile_like_model(upper)
     batches = functools.partial(_batches, settings, features["train"], data.train.labels, views)
     val_batches = _batches(settings, features["val"], data.val.labels, 1) if "val" in features else None
     return Trainee(upper, batches, val_batches, log=log)
+
+
+def folded(model: keras.Model) -> keras.Model:
+    """Return a model whose frozen BatchNormalization is folded, if that saves time; otherwise the model itself."""
+    # JAX fuses the normalization itself.
+    one_input = len(model.inputs) == 1
+    return fold_batchnorm(model) if on_tensorflow() and one_input and replicas_of(model) == 1 else model
 
 
 def _has_room(cache: FeatureCache, size: int) -> bool:
