@@ -13,6 +13,7 @@ from transfer.cases.decisions import decision_of
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.frozen.feature_cache import FeatureCache
+from transfer.networks.folding import fold_batchnorm
 from transfer.training import fine_tuning, upper_layers
 from transfer.training.fit import fit
 
@@ -90,6 +91,20 @@ def test_a_model_without_frozen_layers_or_on_replicas_is_not_split(colors):
     assert upper_layers.split_model(large_similar(make_tiny(), 3, preprocessing="tf")) is None
     assert upper_layers.split_model(built()) is not None
     assert upper_layers.split_model(built(strategy=two_replicas())) is None
+
+
+def test_frozen_normalization_is_folded_on_one_device_only(colors, cache, monkeypatch):
+    models = []
+    monkeypatch.setattr(
+        upper_layers, "fold_batchnorm", lambda model: (models.append(model), fold_batchnorm(model))[1]
+    )
+    model = large_similar(make_tiny(), 3, preprocessing="tf")
+    names = {layer.name for layer in upper_layers.folded(model).layers}
+    assert any(name.endswith("_folded") for name in names) and models == [model]
+    train(model, colors, cache, epochs=1, initial_head="keep")
+    assert len(models) == 2, "`fit` folds it, too"
+    other = large_similar(make_tiny(), 3, preprocessing="tf", strategy=two_replicas())
+    assert upper_layers.folded(other) is other and len(models) == 2
 
 
 def test_without_room_in_the_cache_the_whole_model_is_trained(colors, tmp_path, caplog):
