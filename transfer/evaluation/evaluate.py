@@ -22,6 +22,8 @@ from transfer.frozen.extraction import (
     input_size,
 )
 from transfer.frozen.feature_cache import FeatureCache
+from transfer.frozen.openvino_engine import in_float
+from transfer.frozen.quantization import calibration_of
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.augmentation import check_views
 from transfer.images.datasets import ImageData, Split, check_data
@@ -112,13 +114,16 @@ def evaluate(
     size = input_size(model, data)
     # Use full precision, so that the metrics are those of the saved model.
     options: dict[str, Any] = {"image_size": size, "views": views, "augment": augment, "flip": flip}
-    options |= {"seed": seed, "engine": engine, "precision": "float32", "cache": cache}
+    options |= {"seed": seed, "precision": "float32", "cache": cache}
     extractor = frozen_feature_extractor(model)
     if extractor is not None:
+        # The training images set the ranges of int8, as in `fit`, and not the images of this split.
+        options |= {"engine": engine, "calibration": calibration_of(data.train, size)}
         features = extract(extractor, part, name=f"{split} features", **options).load()
         probabilities = apply_head(model, features)
     elif views > 1:
-        probabilities = extract(model, part, name=f"{split} predictions", **options).load().astype("float64")
+        rows = extract(model, part, name=f"{split} predictions", engine=in_float(engine), **options).load()
+        probabilities = rows.astype("float64")
     else:
         own = part.take(current_group().own_part(len(part)).tolist())  # this worker's part
         dataset = make_dataset(own, image_size=size, batch_size=BATCH_SIZE)

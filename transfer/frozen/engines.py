@@ -17,21 +17,26 @@ import numpy as np
 
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.keras_private import all_layers
+from transfer.common.text import plural
+from transfer.distributed.process_group import current_group
 from transfer.frozen import compiled_networks
 from transfer.frozen.compiled_networks import CompiledNetwork
 from transfer.frozen.constant_graphs import constant_function, graph_behind, small_maps
 from transfer.frozen.openvino_engine import (
     ENGINES,
+    INT8,
     RunFunction,
-    compile_graph,
+    compile_network,
     export_part,
     has_bfloat16,
     import_openvino,
     import_part,
     padded,
     processor,
+    read_graph,
     run_parts,
 )
+from transfer.frozen.quantization import Calibration, check_nncf, nncf_version, quantize
 from transfer.networks.graphs import fingerprint, graph
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -42,10 +47,10 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.3}
 """Largest accepted `relative_error` between an engine and Keras, by the precision of the engine."""
 
-CHUNK = {"float32": 2, "bfloat16": 4, "keras": 8}
+CHUNK = {"float32": 2, "bfloat16": 4, "int8": 4, "keras": 8}
 """Images per request. Cores work in parallel on small requests, whose feature maps fit in their caches."""
 
 _FORM = 1  # change it when the same network is compiled in another way
@@ -55,11 +60,15 @@ log = logging.getLogger(__name__)
 
 
 def make_engine(
-    model: keras.Model, *, engine: str = "auto", precision: str = "auto", batch_size: int = 32
+    model: keras.Model,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 32,
+    calibration: Calibration | None = None,
 ) -> Engine:
     """Return an engine for a network in inference mode, with its weights at the time of the first batch."""
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_engine(engine)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -67,9 +76,12 @@ def make_engine(
     model, sections = _with_one_output(model)
     graph(model)  # raises InputError unless there is one input
     plain = _replicas(model) > 1 or on_accelerator() or not _TENSORFLOW
-    if engine == "openvino" and not _TENSORFLOW:
-        raise InputError("engine='openvino' needs TensorFlow as Keras' backend. Use engine='auto' on JAX.")
-    wanted = engine == "openvino" or (engine == "auto" and not plain)
+    if engine == INT8 and calibration is None:
+        raise InputError(
+            f"engine={INT8!r} needs training images, which set the ranges of int8. Use engine='auto' here. To run a "
+            "trained model in int8, export it: python -m transfer.export RUN openvino --quantize int8."
+        )
+    wanted = engine in ("openvino", INT8) or (engine == "auto" and not plain)
     installed = wanted and import_openvino() is not None
     if engine == "auto" and wanted and not installed:
         _report_missing()
@@ -82,7 +94,36 @@ def make_engine(
     )
     if names[0] == "openvino bfloat16" and precision == "auto" and small_maps(model) is None:
         del names[0]  # entirely in bfloat16, the error would be too large, see `_openvino`
-    return Engine(model, names, batch_size, sections)
+    if engine != INT8 or calibration is None:
+        return Engine(model, names, batch_size, sections)
+    run = Engine(model, ["openvino int8", *names], batch_size, sections, calibration)
+    # Compare with Keras now: the feature store depends on whether int8 or a float engine runs.
+    run(calibration.check_images()[:batch_size])
+    return run
+
+
+def check_engine(engine: str) -> None:
+    """Raise `InputError` for an engine that does not exist, or that cannot run here."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if engine in ("openvino", INT8) and not _TENSORFLOW:
+        raise InputError(f"engine={engine!r} needs TensorFlow as Keras' backend. Use engine='auto' on JAX.")
+    if engine != INT8:
+        return
+    if on_accelerator() or current_group().count > 1:
+        raise InputError(
+            f"engine={INT8!r} runs on the CPU of one machine. Use engine='auto' with a GPU, a TPU or several workers."
+        )
+    if import_openvino() is None:
+        raise _not_installed(engine)
+    check_nncf()
+
+
+def _not_installed(engine: str) -> InputError:
+    return InputError(
+        f"engine={engine!r} needs OpenVINO, which is not installed. Install it with pip install openvino, or use "
+        "engine='auto'."
+    )
 
 
 @functools.cache
@@ -125,18 +166,15 @@ def engine_names(
     engine: str, precision: str, *, installed: bool, has_bfloat16: bool, plain: bool
 ) -> list[str]:
     """Return the names of the engines to try, the fastest first; `plain` allows only Keras' predict."""
-    if engine == "openvino" and not installed:
-        raise InputError(
-            "engine='openvino' needs OpenVINO, which is not installed. Install it with pip install openvino, or use "
-            "engine='auto'."
-        )
+    if engine in ("openvino", INT8) and not installed:
+        raise _not_installed(engine)
     if engine == "keras" and precision == "bfloat16":
         raise InputError(
             "Expected precision='auto' or 'float32' with engine='keras', which computes in the model's own precision. "
             "Received: 'bfloat16'."
         )
     names = ["keras predict"] if plain else ["keras", "keras predict"]
-    use_openvino = installed and (engine == "openvino" or (engine == "auto" and not plain))
+    use_openvino = installed and (engine != "keras") and (engine != "auto" or not plain)
     if use_openvino:
         names.insert(0, "openvino float32")
         if has_bfloat16 and precision != "float32":
@@ -155,9 +193,14 @@ class Engine:
     """A frozen network that runs over batches of images; for one thread at a time."""
 
     def __init__(
-        self, model: keras.Model, names: list[str], batch_size: int, sections: tuple[int, ...] = ()
+        self,
+        model: keras.Model,
+        names: list[str],
+        batch_size: int,
+        sections: tuple[int, ...] = (),
+        calibration: Calibration | None = None,
     ) -> None:
-        self.batch_size, self.model = batch_size, model
+        self.batch_size, self.model, self.calibration = batch_size, model, calibration
         self.sections = sections  # lengths of the joined outputs; each is compared with Keras by itself
         self._names = list(names)
         self._run: RunFunction | None = None
@@ -170,6 +213,11 @@ class Engine:
     def name(self) -> str:
         """The engine that runs now, such as "openvino bfloat16" or "keras predict"."""
         return self._names[0]
+
+    @property
+    def precision(self) -> str:
+        """The precision of OpenVINO: "float32", "bfloat16" or "int8"; another word if Keras runs."""
+        return self.name.split()[-1]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the outputs for a batch of RGB images with values from 0 to 255, as float32."""
@@ -215,7 +263,8 @@ class Engine:
         finite = np.isfinite(result).reshape(len(result), -1).all(axis=1)
         if finite.all() and self._trusted:
             return ""
-        rows = np.flatnonzero(~finite if not finite.all() else finite)[:_CHECKED]
+        rows = np.flatnonzero(~finite if not finite.all() else finite)
+        rows = rows if self.precision == "int8" else rows[:_CHECKED]
         expected = _output(self.model(images[rows], training=False))
         if not np.isfinite(expected).all():
             raise InputError(
@@ -229,6 +278,8 @@ class Engine:
             error = 0.0
         self._trusted = error <= _tolerance(self.name, self.model)
         problem = "" if self._trusted else f"differs from Keras by {error:.1%}"
+        if self.precision == "int8" and self._trusted:
+            log.info("int8: features differ from float32 by %.1f%% on %d images.", 100 * error, len(rows))
         self._remember(problem)
         return problem
 
@@ -239,15 +290,23 @@ class Engine:
 
     def _start(self, shape: tuple[int, ...]) -> RunFunction:
         """Return the function that runs images of one shape, compiled now or by an earlier run."""
-        name, precision = self.name.split()[0], self.name.split()[-1]
+        name, precision = self.name.split()[0], self.precision
         if self.name == "keras predict":
             return _predict(self.model, self.batch_size)
         if name == "keras":
             return _keras(self.model, shape, self.batch_size)
         chunk = _openvino_chunk(precision, self.batch_size)
-        self._key = compiled_networks.key_of(self.fingerprint, shape, chunk, precision, processor(), _FORM)
+        details: list[str] = []
+        calibration = self.calibration if precision == "int8" else None
+        if calibration is not None:
+            details = [nncf_version(), calibration.key]
+        self._key = compiled_networks.key_of(
+            self.fingerprint, shape, chunk, precision, processor(), _FORM, *details
+        )
         parts = self._read_parts(precision)
-        if parts is None:
+        if parts is None and calibration is not None:
+            parts = self._new_parts = [_quantized(self.model, shape, chunk, calibration)]
+        elif parts is None:
             parts = self._new_parts = _openvino(self.model, shape, self.batch_size, precision)
         return run_parts(parts, chunk=chunk, batch_size=self.batch_size)
 
@@ -291,7 +350,8 @@ def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
 def _tolerance(name: str, model: keras.Model) -> float:
     """Return the largest relative error for the precision of an engine or its model, whichever is lower."""
     low = any(layer.compute_dtype in ("float16", "bfloat16") for layer in all_layers(model))
-    return TOLERANCE["bfloat16" if low or name.endswith("bfloat16") else "float32"]
+    own = TOLERANCE.get(name.split()[-1], TOLERANCE["float32"])
+    return max(own, TOLERANCE["bfloat16"]) if low else own
 
 
 def _output(result: keras.KerasTensor) -> np.ndarray:
@@ -358,8 +418,21 @@ def _openvino(
     for graph_, first, last in parts:
         definition = graph_.as_graph_def().SerializeToString()
         of_part = _part_precisions(precision, len(parts))[len(compiled)]
-        compiled.append(compile_graph(definition, (first.name, last.name), precision=of_part))
+        network = read_graph(definition, (first.name, last.name))
+        compiled.append(compile_network(network, precision=of_part))
     return compiled
+
+
+def _quantized(
+    model: keras.Model, shape: tuple[int, ...], chunk: int, calibration: Calibration
+) -> CompiledModel:
+    """Quantize the constant graph to int8 and compile it."""
+    count = len(calibration.ranges)
+    log.info("Quantizing %r to int8 on %s. Later runs read the result.", model.name, plural(count, "image"))
+    function = constant_function(model, (chunk, *shape))
+    definition = function.graph.as_graph_def().SerializeToString()
+    network = read_graph(definition, (function.inputs[0].name, function.outputs[0].name))
+    return compile_network(quantize(network, calibration, chunk=chunk), precision="int8")
 
 
 def _part_precisions(precision: str, count: int) -> list[str]:

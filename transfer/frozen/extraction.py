@@ -21,6 +21,7 @@ from transfer.distributed.strategies import scope_of
 from transfer.frozen.engines import Engine, make_engine, relative_error
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.feature_store import FeatureStore
+from transfer.frozen.quantization import Calibration
 from transfer.frozen.shared_pass import (
     BATCH_SIZE,
     CHUNK_BYTES,
@@ -114,6 +115,7 @@ def extract(
     seed: int = 0,
     cache: FeatureCache | None = None,
     known: KnownFeatures | None = None,
+    calibration: Calibration | None = None,
     name: str = "features",
 ) -> Features:
     """Return the features of a split: read those in the cache and compute the others in inference mode."""
@@ -122,7 +124,8 @@ def extract(
     check_views(views, augment)
     run = engine
     if not isinstance(run, Engine):
-        run = make_engine(local_copy(extractor), engine=run, precision=precision, batch_size=batch_size)
+        options: dict[str, Any] = {"engine": run, "precision": precision, "calibration": calibration}
+        run = make_engine(local_copy(extractor), batch_size=batch_size, **options)
     store = open_store(
         run,
         image_size=image_size,
@@ -135,7 +138,7 @@ def extract(
     digests = [*images]
     for view in range(1, views):
         digests += [_augmented(image, f"{augment} {flip} {seed} {view}") for image in images]
-    if known is not None and _same_form(split, known.split):
+    if known is not None and run.precision != "int8" and _same_form(split, known.split):
         _store_known(store, extractor, known, images, image_size)
     missing = missing_rows(store, digests)
     parts = np.array_split(missing, current_group().count)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -14,27 +15,43 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, InferRequest
+    from openvino import CompiledModel, InferRequest, Model
 
-ENGINES = ("auto", "keras", "openvino")
-"""Names of the engines that run frozen networks; `auto` picks the fastest."""
+INT8 = "openvino-int8"
+"""Name of the engine that quantizes frozen networks with training images."""
+
+ENGINES = ("auto", "keras", "openvino", INT8)
+"""Names of the engines that run frozen networks; `auto` picks the fastest of those in floating point."""
 
 RunFunction = Callable[[np.ndarray], np.ndarray]
 
 
-def import_openvino() -> ModuleType | None:
-    """Return OpenVINO, imported so that it sends no telemetry; None if it is not installed."""
+def in_float(engine: str) -> str:
+    """Return the name of the engine to use where int8 is not precise enough."""
+    return "openvino" if engine == INT8 else engine
+
+
+@contextlib.contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Make the import of OpenVINO's telemetry fail, so that packages that use it send none."""
     missing = object()
     before = sys.modules.get("openvino_telemetry", missing)
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
-        import openvino
-    except ImportError:
-        return None
+        yield
     finally:
         del sys.modules["openvino_telemetry"]
         if before is not missing:
             sys.modules["openvino_telemetry"] = before  # type: ignore[assignment]
+
+
+def import_openvino() -> ModuleType | None:
+    """Return OpenVINO, imported so that it sends no telemetry; None if it is not installed."""
+    with without_telemetry():
+        try:
+            import openvino
+        except ImportError:
+            return None
     return openvino
 
 
@@ -52,18 +69,21 @@ def processor() -> str:
     return f"{openvino.__version__} {core.get_property('CPU', 'FULL_DEVICE_NAME')} {abilities}"
 
 
-def compile_graph(definition: bytes, ends: tuple[str, str], *, precision: str) -> CompiledModel:
-    """Compile a TensorFlow graph, from its input to its output, for the CPU."""
+def read_graph(definition: bytes, ends: tuple[str, str]) -> Model:
+    """Read a TensorFlow graph, from its input to its output."""
     openvino = _imported()
-    core = openvino.Core()
     # Reading a file needs no converter, which would send telemetry.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.pb"
         file.write_bytes(definition)
-        network = core.read_model(file)
+        network = openvino.Core().read_model(file)
         parameters = [p for p in network.get_parameters() if ends[0] in p.output(0).get_names()]
-        part = openvino.Model([network.output(ends[1])], parameters)
-        return core.compile_model(part, "CPU", _hints(precision))
+        return openvino.Model([network.output(ends[1])], parameters)
+
+
+def compile_network(network: Model, *, precision: str) -> CompiledModel:
+    """Compile a network for the CPU."""
+    return _imported().Core().compile_model(network, "CPU", _hints(precision))
 
 
 def export_part(compiled: CompiledModel) -> bytes:
@@ -84,7 +104,8 @@ def run_parts(parts: Sequence[CompiledModel], *, chunk: int, batch_size: int) ->
 
 
 def _hints(precision: str) -> dict[str, str]:
-    number_type = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    # A quantized network states which layers are in int8; the others run in float32.
+    number_type = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}[precision]
     return {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": number_type}
 
 

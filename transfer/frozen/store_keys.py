@@ -8,15 +8,18 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transfer.common.errors import InputError
-from transfer.frozen.engines import Engine
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.feature_store import FeatureStore
 from transfer.images.pixel_range import PixelRange
 from transfer.images.splitting import Split
+
+if TYPE_CHECKING:
+    from transfer.frozen.engines import Engine
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +39,11 @@ def open_store(
     about = {
         "network": run.model.name,
         "images": f"{image_size[0]}x{image_size[1]} {resize}" + (f", {pixel_range}" if pixel_range else ""),
-        "precision": "bfloat16" if run.name.endswith("bfloat16") else "float32",
+        "precision": run.precision if run.precision in ("bfloat16", "int8") else "float32",
     }
     parts = [run.fingerprint, *about.values(), dtype, _DECODER]
+    if run.precision == "int8" and run.calibration is not None:  # other images set other ranges
+        parts.append(run.calibration.key)
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     shape = tuple(run.model.output_shape[1:])
     try:

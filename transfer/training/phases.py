@@ -20,6 +20,8 @@ from transfer.distributed.batch_order import BatchPart
 from transfer.frozen.engines import Engine, make_engine
 from transfer.frozen.extraction import BATCH_SIZE, Features, KnownFeatures, extract
 from transfer.frozen.feature_cache import FeatureCache
+from transfer.frozen.openvino_engine import in_float
+from transfer.frozen.quantization import calibration_of
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData
 from transfer.images.pipeline import Position
@@ -250,8 +252,14 @@ class TrainingSettings:
 
     def make_engine(self, extractor: keras.Model, precision: str = "auto") -> Engine:
         """Return an engine for a part of the model."""
-        own = local_copy(extractor)
-        return make_engine(own, engine=self.engine, precision=precision, batch_size=BATCH_SIZE)
+        exact = precision == "float32"
+        return make_engine(
+            local_copy(extractor),
+            engine=in_float(self.engine) if exact else self.engine,
+            precision=precision,
+            batch_size=BATCH_SIZE,
+            calibration=None if exact else calibration_of(self.data.train, self.image_size),
+        )
 
     def extract(
         self, extractor: keras.Model, *, engine: Engine, views: int, name: str

@@ -20,6 +20,7 @@ from transfer.distributed.strategies import scope_of, share_devices
 from transfer.frozen.extraction import apply_head, extract, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.heads import ENOUGH, HeadProblem, SolvedHead
+from transfer.frozen.openvino_engine import in_float
 from transfer.images import pipeline
 from transfer.images.datasets import ImageData, check_data
 from transfer.images.decoding import as_size
@@ -160,7 +161,7 @@ def _features(
         extractor = surgery.feature_extractor_of(model)
     # The features are used once: the user's cache does not keep them.
     with tempfile.TemporaryDirectory(prefix="transfer-features-") as folder:
-        options: dict[str, Any] = {"image_size": size, "engine": engine, "precision": "float32"}
+        options: dict[str, Any] = {"image_size": size, "engine": in_float(engine), "precision": "float32"}
         options["cache"] = FeatureCache(Path(folder))
         parts = {
             name: extract(extractor, split, name=f"{name} features", **options)
