@@ -107,7 +107,7 @@ def _parser() -> Parser:
     parser.add_argument("--html", metavar="FILE", help="write a page with figures and images")
     least = "exit with code 1 if the accuracy is below this value, 0 to 1"
     parser.add_argument("--assert-accuracy-at-least", type=float, metavar="X", help=least)
-    engine = "engine of frozen layers: auto, keras or openvino (default: auto)"
+    engine = "engine of frozen layers: auto, keras, openvino or openvino-int8 (default: auto)"
     parser.add_argument("--engine", default="auto", help=engine)
     add_model_options(parser)
     return parser

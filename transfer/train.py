@@ -267,10 +267,12 @@ def _meet(config: TrainConfig) -> None:
 
 
 def _check(config: TrainConfig, base: keras.Model) -> None:
-    """Raise for layers that the network does not have."""
+    """Raise for layers that the network does not have, and for an engine that cannot run here."""
     from transfer.cases import cuts
+    from transfer.frozen.engines import check_engine
     from transfer.networks.graphs import analyze
 
+    check_engine(config.engine)
     network = analyze(base)
     if config.cut is not None:
         cuts.cuts_of(network, config.cut)

@@ -26,6 +26,7 @@ from transfer.frozen.openvino_engine import (
     ENGINES,
     INT8,
     RunFunction,
+    check_without_training,
     compile_network,
     export_part,
     has_bfloat16,
@@ -36,7 +37,7 @@ from transfer.frozen.openvino_engine import (
     read_graph,
     run_parts,
 )
-from transfer.frozen.quantization import Calibration, check_nncf, nncf_version, quantize
+from transfer.frozen.quantization import Calibration, check_nncf, nncf_version, quantize, relative_error
 from transfer.networks.graphs import fingerprint, graph
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.3}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.15}
 """Largest accepted `relative_error` between an engine and Keras, by the precision of the engine."""
 
 CHUNK = {"float32": 2, "bfloat16": 4, "int8": 4, "keras": 8}
@@ -76,11 +77,8 @@ def make_engine(
     model, sections = _with_one_output(model)
     graph(model)  # raises InputError unless there is one input
     plain = _replicas(model) > 1 or on_accelerator() or not _TENSORFLOW
-    if engine == INT8 and calibration is None:
-        raise InputError(
-            f"engine={INT8!r} needs training images, which set the ranges of int8. Use engine='auto' here. To run a "
-            "trained model in int8, export it: python -m transfer.export RUN openvino --quantize int8."
-        )
+    if calibration is None:
+        check_without_training(engine)
     wanted = engine in ("openvino", INT8) or (engine == "auto" and not plain)
     installed = wanted and import_openvino() is not None
     if engine == "auto" and wanted and not installed:
@@ -336,17 +334,6 @@ class Engine:
         self._new_parts = []
 
 
-def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
-    """Return |result - expected| / |expected| (Euclidean norms), or infinity if the result is not finite."""
-    # One norm for all numbers: single relative errors mean nothing where ReLU returns zeros, and their maximum grows
-    # with the number of values.
-    if not np.isfinite(result).all():
-        return float("inf")
-    length = np.linalg.norm(expected.astype("float64"))
-    error = np.linalg.norm(result.astype("float64") - expected)
-    return float(error / length) if length else float("inf" if error else 0)
-
-
 def _tolerance(name: str, model: keras.Model) -> float:
     """Return the largest relative error for the precision of an engine or its model, whichever is lower."""
     low = any(layer.compute_dtype in ("float16", "bfloat16") for layer in all_layers(model))
@@ -432,7 +419,7 @@ def _quantized(
     function = constant_function(model, (chunk, *shape))
     definition = function.graph.as_graph_def().SerializeToString()
     network = read_graph(definition, (function.inputs[0].name, function.outputs[0].name))
-    return compile_network(quantize(network, calibration, chunk=chunk), precision="int8")
+    return quantize(network, calibration, chunk=chunk, tolerance=TOLERANCE["int8"])
 
 
 def _part_precisions(precision: str, count: int) -> list[str]:

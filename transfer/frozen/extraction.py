@@ -18,10 +18,10 @@ from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
 from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
-from transfer.frozen.engines import Engine, make_engine, relative_error
+from transfer.frozen.engines import Engine, make_engine
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.feature_store import FeatureStore
-from transfer.frozen.quantization import Calibration
+from transfer.frozen.quantization import Calibration, relative_error
 from transfer.frozen.shared_pass import (
     BATCH_SIZE,
     CHUNK_BYTES,

@@ -16,22 +16,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transfer.common.errors import InputError, install_hint
-from transfer.frozen.openvino_engine import INT8, without_telemetry
+from transfer.frozen.openvino_engine import INT8, compile_network, padded, run_parts, without_telemetry
 from transfer.frozen.store_keys import digests_of
 from transfer.images.reading import batches_ahead
 from transfer.images.splitting import Split
 
 if TYPE_CHECKING:
-    import openvino
+    from openvino import CompiledModel, Model
+
+log = logging.getLogger(__name__)
 
 CALIBRATED = 128
-"""Maximum number of training images that set the ranges of int8. 300 do not lower the error."""
+"""Maximum number of training images that set the ranges of int8."""
 
 CHECKED = 32
 """Maximum number of other training images that measure the error of int8."""
 
-FLOAT_CONVOLUTIONS = 4
-"""The first convolutions stay in float32: they cause half of the error."""
+IN_FLOAT = (0, 4)
+"""Numbers of first convolutions that stay in float32, in the order in which they are tried."""
+# Measured with EfficientNet-Lite0 on emoji at 128 pixels: the error falls from 30% with 0 to 11% with 4 and 10% with 7.
 
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 
@@ -81,25 +84,43 @@ def nncf_version() -> str:
     return version("nncf")
 
 
-def quantize(
-    network: openvino.Model, calibration: Calibration, *, chunk: int, in_float: int = FLOAT_CONVOLUTIONS
-) -> openvino.Model:
+def quantize(network: Model, calibration: Calibration, *, chunk: int, tolerance: float) -> CompiledModel:
+    """Compile a network in int8; if the error is larger than tolerated, its first convolutions stay in float32."""
+    checks = calibration.check_images().astype("float32")
+
+    def run(compiled: CompiledModel) -> np.ndarray:
+        return run_parts([compiled], chunk=chunk, batch_size=len(checks))(checks)
+
+    expected = run(compile_network(network, precision="float32"))
+    for in_float in IN_FLOAT:
+        compiled = compile_network(_quantized(network, calibration, chunk, in_float), precision="int8")
+        error = relative_error(run(compiled), expected)
+        log.debug("int8 with %d convolutions in float32: error %.3f.", in_float, error)
+        if error <= tolerance:
+            break
+    return compiled
+
+
+def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
+    """Return |result - expected| / |expected| (Euclidean norms), or infinity if the result is not finite."""
+    # One norm for all numbers: single relative errors mean nothing where ReLU returns zeros, and their maximum grows
+    # with the number of values.
+    if not np.isfinite(result).all():
+        return float("inf")
+    length = np.linalg.norm(expected.astype("float64"))
+    error = np.linalg.norm(result.astype("float64") - expected)
+    return float(error / length) if length else float("inf" if error else 0)
+
+
+def _quantized(network: Model, calibration: Calibration, chunk: int, in_float: int) -> Model:
     """Return a network in int8, except for its first convolutions; its input has `chunk` images."""
     images = _read(calibration.ranges, calibration.image_size).astype("float32")
-    images = np.resize(
-        images, (-(-len(images) // chunk) * chunk, *images.shape[1:])
-    )  # repeats the first ones
-    batches = np.split(images, len(images) // chunk)
+    batches = [padded(images[start : start + chunk], chunk) for start in range(0, len(images), chunk)]
     with _quiet_nncf() as nncf:
-        names = [
-            op.get_friendly_name() for op in network.get_ordered_ops() if op.get_type_name() in _CONVOLUTIONS
-        ]
-        return nncf.quantize(
-            network,
-            nncf.Dataset(batches),
-            subset_size=len(batches),
-            ignored_scope=nncf.IgnoredScope(names=names[:in_float]),
-        )
+        found = [op for op in network.get_ordered_ops() if op.get_type_name() in _CONVOLUTIONS]
+        names = [op.get_friendly_name() for op in found[:in_float]]
+        ignored = nncf.IgnoredScope(names=names) if names else None
+        return nncf.quantize(network, nncf.Dataset(batches), subset_size=len(batches), ignored_scope=ignored)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 
 from transfer.common import display
 from transfer.common.arguments import explain_arguments
-from transfer.common.errors import InputError, unknown
+from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
 from transfer.common.text import plural
 from transfer.common.whole_numbers import at_least
@@ -228,10 +228,10 @@ def predictions(
 ) -> Iterator[Prediction]:
     """Yield the predictions of `predict` one by one, so that any number of images fits into memory."""
 
-    from transfer.frozen.engines import ENGINES, make_engine
+    from transfer.frozen.engines import make_engine
+    from transfer.frozen.openvino_engine import check_without_training
 
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_without_training(engine)
     loaded = as_classifier(run)
     total = len(items) if isinstance(items, Sequence) else None
     hidden = not progress or (total is not None and total < FEW)

@@ -19,6 +19,7 @@ from transfer.common.arguments import explain_arguments
 from transfer.common.errors import unknown
 from transfer.distributed.process_group import current_group, versions
 from transfer.distributed.strategies import scope_of
+from transfer.frozen.engines import check_engine
 from transfer.frozen.extraction import KnownFeatures, frozen_feature_extractor, input_size
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.images import pipeline
@@ -132,7 +133,8 @@ def fit(
         views: number of views of each training image for which the outputs of frozen layers are computed: the image
             itself and augmented views of it. None means 1: in fine-tuning, more did not raise the accuracy with up to
             2,000 images (`tests/benchmarks/fine_tuning.py views`).
-        engine: inference engine of the frozen layers: `"auto"`, `"keras"` or `"openvino"`.
+        engine: inference engine of the frozen layers: `"auto"`, `"keras"`, `"openvino"` or `"openvino-int8"`. The last
+            one quantizes the network with training images, if only a head is trained on it. It needs the extra `int8`.
         cache: feature cache, which later runs read. None is the user's default cache.
         known_features: features of training images that were computed before, such as by `advise`. They are checked
             on a few images and then used instead of a forward pass. They do not change the result.
@@ -180,6 +182,7 @@ def fit(
     )
     if augment not in AUGMENTATIONS:
         raise unknown("augmentation", augment, AUGMENTATIONS)
+    check_engine(engine)
     head_only = frozen_feature_extractor(model) is not None
     recipe = recipe or Recipe()
     recipe = replace(recipe, label_smoothing=label_smoothing or recipe.label_smoothing)
