@@ -9,7 +9,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from helpers.networks import infer
+from helpers.networks import infer, make_tiny
 
 import transfer
 from transfer.common.errors import InputError
@@ -21,9 +21,8 @@ from transfer.frozen.openvino_engine import INT8
 from transfer.frozen.quantization import CALIBRATED, CHECKED, calibration_of
 from transfer.frozen.store_keys import open_store
 from transfer.networks import surgery
-from transfer.networks.preprocessing import preprocessing_of
 
-SIZE = (64, 64)
+SIZE = (32, 32)
 needs_nncf = pytest.mark.skipif(
     importlib.util.find_spec("nncf") is None, reason="the extra int8 is not installed"
 )
@@ -36,12 +35,14 @@ def data():
 
 @pytest.fixture(scope="module")
 def base():
-    return transfer.load_backbone("EfficientNetLite0", image_size=SIZE[0])
+    return make_tiny()
 
 
 @pytest.fixture(scope="module")
 def extractor(base):
-    return surgery.feature_extractor_of(surgery.clone(base, preprocess=preprocessing_of(base)))
+    return surgery.feature_extractor_of(
+        surgery.clone(base, preprocess=keras.layers.Rescaling(1 / 127.5, offset=-1))
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,11 @@ def engine_of(extractor, train):
     return make_engine(extractor, engine=INT8, calibration=calibration_of(train, SIZE))
 
 
+def store_of(engine):
+    """Return the folder of an engine's features."""
+    return open_store(engine, image_size=SIZE, resize="stretch", dtype="float32", cache=FeatureCache()).folder
+
+
 def test_calibration_takes_images_evenly_and_checks_on_others(data, monkeypatch):
     monkeypatch.setattr(quantization, "CALIBRATED", CALIBRATED)
     monkeypatch.setattr(quantization, "CHECKED", CHECKED)
@@ -73,7 +79,7 @@ def test_calibration_takes_images_evenly_and_checks_on_others(data, monkeypatch)
     assert not set(chosen.ranges.digests) & set(chosen.checks.digests)
     assert set(chosen.ranges.labels) == set(chosen.checks.labels) == set(data.train.labels)
     assert chosen.key == calibration_of(data.train, SIZE).key
-    others = [calibration_of(data.train.take(range(1, 300)), SIZE), calibration_of(data.train, (32, 32))]
+    others = [calibration_of(data.train.take(range(1, 300)), SIZE), calibration_of(data.train, (64, 64))]
     others.append(calibration_of(replace(data.train, resize="crop"), SIZE))
     assert len({chosen.key, *(other.key for other in others)}) == 4
 
@@ -100,8 +106,7 @@ def test_features_differ_little_and_later_runs_do_not_quantize_again(
     assert "int8: features differ from float32 by" in caplog.text
     assert capfd.readouterr() == ("", "")
     assert logging.getLoggerClass() is logging.Logger
-    images = data.test.take(range(32))
-    images = np.stack([images.image(i, SIZE) for i in range(32)])
+    images = np.stack([data.test.image(i, SIZE) for i in range(32)])
     result, expected = engine(images), infer(extractor, images.astype("float32"))
     assert 1e-3 < relative_error(result, expected) < 0.3
     again = engine_of(extractor, data.train)
@@ -111,33 +116,29 @@ def test_features_differ_little_and_later_runs_do_not_quantize_again(
 
 @needs_nncf
 def test_a_float_engine_replaces_int8_with_large_errors(extractor, data, quantized, monkeypatch, caplog):
-    monkeypatch.setitem(engines.TOLERANCE, "int8", 1e-3)
+    monkeypatch.setitem(engines.TOLERANCE, "int8", 1e-6)
     for _ in range(2):
         engine = engine_of(extractor, data.train)
         assert engine.name in ("openvino bfloat16", "openvino float32")
         (record,) = caplog.records
         assert record.message.startswith(f"{extractor.name!r}: engine openvino int8 differs from Keras by")
-        assert open_store_of(engine).key == open_store_of(make_engine(extractor)).key
+        assert store_of(engine) == store_of(make_engine(extractor))
         caplog.clear()
     assert len(quantized) == 1
 
 
-def open_store_of(engine):
-    return open_store(engine, image_size=SIZE, resize="stretch", dtype="float32", cache=FeatureCache())
-
-
 @needs_nncf
 def test_features_of_other_training_images_are_kept_apart(extractor, data, quantized):
-    stores = [open_store_of(make_engine(extractor))]
+    stores = [store_of(make_engine(extractor))]
     for train in (data.train, data.train.take(range(100))):
-        stores.append(open_store_of(engine_of(extractor, train)))
-    assert len({store.key for store in stores}) == 3
+        stores.append(store_of(engine_of(extractor, train)))
+    assert len(set(stores)) == 3
     assert len(set(quantized)) == 2
 
 
 @needs_nncf
 def test_fit_and_evaluate_use_one_quantized_network(base, data, quantized):
-    model = transfer.small_similar(base, data.num_classes)
+    model = transfer.small_similar(base, data.num_classes, preprocessing="tf")
     log = transfer.fit(model, data, engine=INT8, verbose=0)
     assert log.engine == "openvino int8"
     result = transfer.evaluate(model, data, engine=INT8)
@@ -149,19 +150,19 @@ def test_fit_and_evaluate_use_one_quantized_network(base, data, quantized):
 
 @needs_nncf
 def test_upper_layers_train_on_features_in_full_precision(base, data, quantized):
-    model = transfer.small_similar(base, data.num_classes, unfreeze_from="block7a")
-    log = transfer.fit(model, data, engine=INT8, epochs=1, initial_head="keep", verbose=0)
+    model = transfer.small_similar(base, data.num_classes, preprocessing="tf", unfreeze_from="block3_conv")
+    log = transfer.fit(model, data, engine=INT8, epochs=1, initial_head="keep", flip=True, verbose=0)
     assert log.engine == "openvino float32" and not quantized
 
 
 def test_without_training_images(extractor, base, data):
-    model = transfer.small_similar(base, data.num_classes)
+    model = transfer.small_similar(base, data.num_classes, preprocessing="tf")
     with pytest.raises(InputError, match=r"needs training images.*--quantize int8"):
         make_engine(extractor, engine=INT8, calibration=None)
     with pytest.raises(InputError, match="needs training images"):
         transfer.predict(model, [np.zeros((9, 9, 3), "uint8")], class_names=data.class_names, engine=INT8)
     with pytest.raises(InputError, match=r"needs (training images|NNCF)"):
-        transfer.evaluate(model, np.zeros((12, 64, 64, 3), "uint8"), np.arange(12), engine=INT8)
+        transfer.evaluate(model, np.full((12, *SIZE, 3), 200, "uint8"), np.arange(12), engine=INT8)
 
 
 def test_options_that_compare_layers_refuse_int8():
@@ -174,7 +175,7 @@ def test_options_that_compare_layers_refuse_int8():
 
 def test_a_missing_package_is_reported_before_any_work(base, data, monkeypatch):
     monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
-    model = transfer.small_similar(base, data.num_classes)
+    model = transfer.small_similar(base, data.num_classes, preprocessing="tf")
     with pytest.raises(InputError, match=r'needs NNCF.*pip install "transfer-cases\[int8\]"'):
         transfer.fit(model, None, engine=INT8)
 
@@ -201,11 +202,11 @@ data = transfer.load_data("emoji")
 model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D()])
 make_engine(model, engine="openvino-int8", calibration=quantization.calibration_of(data.train, (16, 16)))
 import nncf.telemetry.wrapper
-print(nncf.telemetry.wrapper.telemetry.__class__.__name__)
+print(isinstance(nncf.telemetry.wrapper.telemetry, nncf.telemetry.wrapper.NNCFTelemetry))
 print(any(name.startswith("openvino_telemetry") for name in sys.modules))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert result.stdout.split() == ["NNCFTelemetryStub", "False"], result.stderr[-2000:]
+    assert result.stdout.split() == ["False", "False"], result.stderr[-2000:]
 
 
 @needs_nncf

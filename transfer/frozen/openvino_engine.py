@@ -17,7 +17,7 @@ import numpy as np
 from transfer.common.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, InferRequest, Model
+    from openvino import CompiledModel, Model
 
 INT8 = "openvino-int8"
 """Name of the engine that quantizes frozen networks with training images."""
@@ -132,21 +132,22 @@ def _imported() -> ModuleType:
 
 def _run_in_chunks(compiled: CompiledModel, chunk: int, batch_size: int) -> RunFunction:
     """Run a few images per request, with one request at a time on each stream of the CPU."""
+    # Requests without callbacks: OpenVINO's AsyncInferQueue, deleted right after its callbacks, has waited forever for
+    # a thread that waited for Python's lock.
     count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), -(-batch_size // chunk))
-    queue = _imported().AsyncInferQueue(compiled, count)
+    requests = [compiled.create_infer_request() for _ in range(count)]
 
     def run(images: np.ndarray) -> np.ndarray:
         parts = [padded(images[start : start + chunk], chunk) for start in range(0, len(images), chunk)]
-        results: dict[int, np.ndarray] = {}
-
-        def collect(request: InferRequest, number: int) -> None:
-            results[number] = request.get_output_tensor(0).data.copy()
-
-        queue.set_callback(collect)
-        for number, part in enumerate(parts):
-            queue.start_async({0: part}, number, share_inputs=True)
-        queue.wait_all()
-        return np.concatenate([results[number] for number in range(len(parts))])[: len(images)]
+        results: list[np.ndarray] = []
+        for number in range(len(parts) + count):
+            request = requests[number % count]
+            if count <= number:
+                request.wait()
+                results.append(request.get_output_tensor(0).data.copy())
+            if number < len(parts):
+                request.start_async({0: parts[number]}, share_inputs=True)
+        return np.concatenate(results[: len(parts)])[: len(images)]
 
     return run
 

@@ -335,7 +335,7 @@ def _known_flips(settings: TrainingSettings) -> TrainingLog:
         return TrainingLog(flip=decision.flip)
     with scope_of(settings.model):
         extractor = surgery.feature_extractor_of(settings.model)
-    return decide_flips(settings, extractor, settings.make_engine(extractor))
+    return decide_flips(settings, extractor)
 
 
 def _succeeded(log: TrainingLog, data: ImageData) -> bool:

@@ -63,7 +63,9 @@ class Pair(NamedTuple):
     p_sides: float
 
 
-def decide_flips(settings: TrainingSettings, extractor: keras.Model, engine: Engine) -> TrainingLog:
+def decide_flips(
+    settings: TrainingSettings, extractor: keras.Model, engine: Engine | None = None
+) -> TrainingLog:
     """Decide whether augmentation flips images, and measure it if needed; return the decision as a log."""
     if settings.flip is not None or not augments_images(settings):
         return TrainingLog(flip=settings.flip)
@@ -71,7 +73,8 @@ def decide_flips(settings: TrainingSettings, extractor: keras.Model, engine: Eng
     sample = train.take(_sample(train.labels, settings.data.num_classes, settings.seed))
     if not len(sample):
         return TrainingLog(flip=True)
-    options: dict[str, Any] = {"image_size": settings.image_size, "engine": engine, "cache": settings.cache}
+    options: dict[str, Any] = {"image_size": settings.image_size, "cache": settings.cache}
+    options["engine"] = engine or settings.make_engine(extractor)
     plain = extract(extractor, sample, name="features", known=settings.known_features, **options)
     both = extract(extractor, sample, name="mirrored images", views=2, augment=MIRROR, **options)
     problem = current_group().broadcast(lambda: _problem(both.load(), sample, settings))
