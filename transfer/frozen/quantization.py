@@ -132,13 +132,15 @@ def _quiet_nncf() -> Iterator[ModuleType]:
         import rich
 
         logging.setLoggerClass(logger_class)  # NNCF sets its own for all loggers
-        nncf.set_log_level(logging.ERROR)
-        console = rich.get_console()
-        quiet, console.quiet = console.quiet, True
+        console, logger = rich.get_console(), nncf.nncf_logger
+        quiet, level = console.quiet, logger.level
+        console.quiet = True
+        logger.setLevel(logging.ERROR)
         try:
             yield nncf
         finally:
             console.quiet = quiet
+            logger.setLevel(level)
 
 
 def _read(split: Split, image_size: tuple[int, int]) -> np.ndarray:
