@@ -370,18 +370,20 @@ def limit(job: dict) -> dict:
     from transfer.frozen import extraction
     from transfer.frozen.engines import make_engine
     from transfer.frozen.openvino_engine import import_openvino
-    from transfer.images import datasets, pipeline
+    from transfer.images import datasets, reading
     from transfer.networks.backbones import load_backbone
 
     data = datasets.load_data(job["source"], seed=job["seed"])
     base = load_backbone("MobileNetV2", weights=job["weights_file"], image_size=job["size"])
     extractor = extraction.frozen_feature_extractor(builders.build("small-similar", base, data.num_classes))
     size, count = (job["size"], job["size"]), len(data.train) + len(data.val)
-    sets = [pipeline.make_dataset(x, image_size=size, batch_size=BATCH_SIZE) for x in (data.val, data.train)]
-    batches = [images.numpy() for part in sets for images, _ in part.take(4)]  # this also warms up tf.data
+    batches: list[np.ndarray] = []
     start = time.perf_counter()
-    assert sum(len(labels) for part in sets for _, labels in part) == count
+    for part in (data.val, data.train):
+        for images in reading.batches_ahead(part, image_size=size, batch_size=BATCH_SIZE):
+            batches = [*batches, images][-8:]
     decode = count / (time.perf_counter() - start)
+    batches = [images for images in batches if len(images) == BATCH_SIZE]
     forward, engines = {}, {}
     for name in ("keras", *(["openvino"] if import_openvino() is not None else [])):
         engine = make_engine(extractor, engine=name, batch_size=BATCH_SIZE)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -106,18 +106,26 @@ def network_blocks(model: keras.Model, number: int = 0) -> list[tuple[str, str]]
 
 def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Draw]:
     """Return functions that draw the figures of an evaluation on test images, by name."""
-    explained = functools.cache(lambda: _explain(local_copy(model), data, evaluation))
+    explained = _in_thread(lambda: _explain(local_copy(model), data, evaluation))
     drawings: dict[str, Draw] = {
         "confusion_matrix": evaluation.plot_confusion,
         "classes": evaluation.plot_classes,
         "predictions": lambda: evaluation_plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
-        "blocks": lambda: explanation_plots.response_sheet(explained().responses),
     }
     if len(evaluation.labels) >= MIN_IMAGES_TO_PLOT:
         drawings["calibration"] = evaluation.plot_calibration
+    drawings["blocks"] = lambda: explanation_plots.response_sheet(explained().responses)
     if len(evaluation.mistakes):
         drawings["mistakes"] = lambda: _mistakes(explained(), evaluation)
     return drawings
+
+
+def _in_thread(explain: Callable[[], _Explained]) -> Callable[[], _Explained]:
+    """Start to explain in a thread, while figures are drawn; return a function that waits for the result."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="explanations")
+    future = thread.submit(explain)
+    thread.shutdown(wait=False)
+    return future.result
 
 
 class _Explained(NamedTuple):
