@@ -121,7 +121,7 @@ class Shift:
         """Return three random numbers from -1 to 1: the shift along both axes, and the direction of the image."""
         import keras
 
-        return keras.random.uniform((3,), -1.0, 1.0, seed=seed)
+        return keras.random.uniform((3,), -1.0, 1.0, "float32", seed)
 
     def transform_images(self, images: Any, transformation: Any, training: bool) -> Any:
         """Return a batch of one image after the transformation; pixels of the edge fill the rest."""
@@ -131,7 +131,7 @@ class Shift:
         for axis, size in enumerate(image.shape[:2]):
             shift = transformation[axis] * self.fraction * size
             whole = ops.floor(shift)
-            first = ops.arange(size) - ops.cast(whole, "int32")
+            first = ops.arange(size, dtype="int32") - ops.cast(whole, "int32")
             if axis and self.flip:
                 first = ops.where(transformation[2] < 0.0, ops.flip(first), first)
             before, after = (ops.take(image, ops.clip(first - n, 0, size - 1), axis=axis) for n in (1, 0))
