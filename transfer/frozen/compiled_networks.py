@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from transfer.common.cache_folder import default_cache_folder
-from transfer.common.errors import InputError
-from transfer.common.files import disk_reason, written_whole
+from transfer.common.cache_folder import default_cache_folder, not_deleted
+from transfer.common.files import written_whole
 
 LIMIT = 2**30
 """Bytes on disk, about 70 networks of the size of EfficientNet-Lite0. The least recently used ones are deleted."""
@@ -87,10 +86,7 @@ def delete_all(cache: Path) -> int:
     try:
         return _delete(_files(compiled_folder(cache)))
     except OSError as error:
-        raise InputError(
-            f"Cannot delete {str(error.filename)!r}: {disk_reason(error)}. Ask its owner, or set the environment "
-            "variable TRANSFER_CACHE to a folder of your own."
-        ) from None
+        raise not_deleted(error) from None
 
 
 def _delete_oldest(folder: Path, limit: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from transfer.common.cache_folder import default_cache_folder
+from transfer.common.cache_folder import default_cache_folder, not_deleted
 from transfer.common.errors import InputError, unknown
 from transfer.frozen.feature_store import FeatureStore
 from transfer.frozen.row_files import SUFFIX, count_rows
@@ -87,10 +87,7 @@ class FeatureCache:
         try:
             return sum(_delete(folder) for folder in folders if keys is None or _key(folder) in keys)
         except OSError as error:
-            raise InputError(
-                f"Cannot delete {str(error.filename)!r}: {(error.strerror or str(error)).lower()}. Ask its owner, or "
-                "set the environment variable TRANSFER_CACHE to a folder of your own."
-            ) from None
+            raise not_deleted(error) from None
 
     def evict(self) -> int:
         """Delete leftovers, then the least recently used stores down to the limit; return the bytes freed."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
-from transfer.common.errors import InputError
+from transfer.common.cache_folder import not_deleted
 
 try:
     import sqlite3
@@ -160,10 +160,7 @@ def delete_check_cache(folder: Path) -> int:
     try:
         return _delete(folder, "checked-*.sqlite*")  # those of other versions too
     except OSError as error:
-        raise InputError(
-            f"Cannot delete {str(error.filename)!r}: {(error.strerror or str(error)).lower()}. Ask its owner, or "
-            "set the environment variable TRANSFER_CACHE to a folder of your own."
-        ) from None
+        raise not_deleted(error) from None
 
 
 def _delete(folder: Path, pattern: str) -> int:
