@@ -69,6 +69,8 @@ def make_engine(
     calibration: Calibration | None = None,
 ) -> Engine:
     """Return an engine for a network in inference mode, with its weights at the time of the first batch."""
+    if calibration is None:
+        check_without_training(engine)
     check_engine(engine)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -77,8 +79,6 @@ def make_engine(
     model, sections = _with_one_output(model)
     graph(model)  # raises InputError unless there is one input
     plain = _replicas(model) > 1 or on_accelerator() or not _TENSORFLOW
-    if calibration is None:
-        check_without_training(engine)
     wanted = engine in ("openvino", INT8) or (engine == "auto" and not plain)
     installed = wanted and import_openvino() is not None
     if engine == "auto" and wanted and not installed:
