@@ -178,7 +178,7 @@ class HeadProblem:
         return HeldOut(self.x[~out], labels, self.x[out], truth, self.weights, self._moments(~out))
 
     def _moments(self, images: np.ndarray) -> np.ndarray:
-        """Return the mean second moments of the images of some folds, each of which is computed once."""
+        """Return the mean second moments of the images of some folds; compute those of each fold once."""
         folds = np.unique(self._folds[images]).tolist()
         for fold in set(folds) - set(self._sums):
             part = self.x[self._folds == fold]
