@@ -174,8 +174,8 @@ def test_an_interrupted_extraction_is_resumed(extractor, split, cache, monkeypat
         engine, batches = make(*arguments, **options), []
 
         class Mortal:
-            name, model, batch_size = engine.name, engine.model, engine.batch_size
-            fingerprint = engine.fingerprint
+            def __getattr__(self, name):
+                return getattr(engine, name)
 
             def __call__(self, images):
                 batches.append(len(images))
