@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from transfer.evaluation.explanations import explain
 from transfer.networks.folding import FoldedConvolution, fold_batchnorm
 
 layers = keras.layers
@@ -80,6 +81,20 @@ def test_other_normalization_stays():
     assert fold_batchnorm(model) is model, "it trains"
     model = network(lambda: frozen(axis=1))
     assert count_folded(fold_batchnorm(model)) == 0, "it does not normalize channels"
+
+
+def test_explanations_of_a_folded_model_are_equal():
+    """They show the same layers and regions, also where normalization was trained."""
+    model = network(layers.BatchNormalization, 64)
+    folded = fold_batchnorm(model, frozen_only=False)
+    assert count_folded(folded) == 5
+    photos = np.random.default_rng(2).normal(size=(6, 64, 64, 3)).astype("float32")
+    (heat, responses), (expected, others) = (explain(one, photos, 3) for one in (folded, model))
+    assert expected.any()
+    np.testing.assert_allclose(heat, expected, atol=1e-3)
+    assert [(r.layer, r.filter, r.field, r.places) for r in responses] == [
+        (r.layer, r.filter, r.field, r.places) for r in others
+    ]
 
 
 def test_a_convolution_with_another_use_or_an_activation_stays():

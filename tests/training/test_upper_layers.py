@@ -13,7 +13,7 @@ from transfer.cases.decisions import decision_of
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.networks.folding import fold_batchnorm
+from transfer.networks.folding import FoldedConvolution, fold_batchnorm
 from transfer.training import fine_tuning, upper_layers
 from transfer.training.fit import fit
 
@@ -99,8 +99,8 @@ def test_frozen_normalization_is_folded_on_one_device_only(colors, cache, monkey
         upper_layers, "fold_batchnorm", lambda model: (models.append(model), fold_batchnorm(model))[1]
     )
     model = large_similar(make_tiny(), 3, preprocessing="tf")
-    names = {layer.name for layer in upper_layers.folded(model).layers}
-    assert any(name.endswith("_folded") for name in names) and models == [model]
+    folded = upper_layers.folded(model).layers
+    assert any(isinstance(layer, FoldedConvolution) for layer in folded) and models == [model]
     train(model, colors, cache, epochs=1, initial_head="keep")
     assert len(models) == 2, "`fit` folds it, too"
     other = large_similar(make_tiny(), 3, preprocessing="tf", strategy=two_replicas())

@@ -1,4 +1,4 @@
-"""Fold frozen BatchNormalization into the convolution before it, so that a training step takes less time."""
+"""Fold BatchNormalization into the convolution before it, so that a network takes less time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from transfer.networks.graphs import Node, call_again, graph
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
-def fold_batchnorm(model: keras.Model) -> keras.Model:
+def fold_batchnorm(model: keras.Model, *, frozen_only: bool = True) -> keras.Model:
     """Return a model of the same layers that scales kernels instead of feature maps, or the model itself."""
+    # A layer that is not frozen may be folded only if the new model is not trained.
     nodes = graph(model)
-    folded = _foldable(nodes)
+    folded = _foldable(nodes, frozen_only)
     if not folded:
         return model
     everything, skipped = range(len(nodes)), set(folded.values())
@@ -31,23 +32,19 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs[0], values[len(nodes) - 1], name=model.name)
 
 
-def _foldable(nodes: Sequence[Node]) -> dict[int, int]:
+def _foldable(nodes: Sequence[Node], frozen_only: bool) -> dict[int, int]:
     """Return the position of the convolution of each BatchNormalization that can be folded, by its position."""
     uses = Counter(parent for node in nodes for parent in node.parents)
     calls = Counter(id(node.op) for node in nodes)
     return {
         place: node.parents[0]
         for place, node in enumerate(nodes)
-        if type(node.op) is keras.layers.BatchNormalization and _is_frozen(node.op, node.tensor)
+        if type(node.op) is keras.layers.BatchNormalization and node.op.axis in (-1, len(node.tensor.shape) - 1)
+        if not (frozen_only and node.op.trainable)
         # The feature maps before the normalization have no other use.
         if uses[node.parents[0]] == calls[id(nodes[node.parents[0]].op)] == calls[id(node.op)] == 1
         if _is_plain(nodes[node.parents[0]].op)
     }
-
-
-def _is_frozen(norm: keras.layers.BatchNormalization, maps: keras.KerasTensor) -> bool:
-    """Return whether a normalization is one scale and one shift for each channel, which comes last."""
-    return not norm.trainable and norm.axis in (-1, len(maps.shape) - 1)
 
 
 def _is_plain(op: Any) -> bool:
@@ -65,8 +62,11 @@ class FoldedConvolution(keras.layers.Layer):
     """A convolution and its frozen BatchNormalization as one convolution with a bias; it shares their variables."""
 
     def __init__(self, convolution: Any, norm: keras.layers.BatchNormalization) -> None:
-        super().__init__(name=f"{convolution.name}_folded", dtype=convolution.dtype_policy)
+        super().__init__(name=norm.name, dtype=convolution.dtype_policy)  # its output is that of `norm`
         self.convolution, self.norm = convolution, norm
+        # Receptive fields depend on these.
+        self.kernel_size, self.strides = convolution.kernel_size, convolution.strides
+        self.dilation_rate = convolution.dilation_rate
         self.built = True
 
     def call(self, x: Any) -> Any:
@@ -79,13 +79,13 @@ class FoldedConvolution(keras.layers.Layer):
         if isinstance(layer, keras.layers.DepthwiseConv2D):
             kernel = layer.kernel * ops.reshape(scale, layer.kernel.shape[2:])
             options = {
-                "strides": layer.strides,
+                "strides": self.strides,
                 "padding": layer.padding,
-                "dilation_rate": layer.dilation_rate,
+                "dilation_rate": self.dilation_rate,
             }
             return ops.depthwise_conv(x, kernel, **options) + shift
         kernel = layer.kernel * scale
-        if None in x.shape[1:] or (*layer.kernel_size, *layer.strides, layer.groups) != (1, 1, 1, 1, 1):
+        if None in x.shape[1:] or (*self.kernel_size, *self.strides, layer.groups) != (1, 1, 1, 1, 1):
             return layer.convolution_op(x, kernel) + shift
         # TensorFlow multiplies matrices faster than it convolves.
         rows = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), ops.reshape(kernel, kernel.shape[2:])) + shift

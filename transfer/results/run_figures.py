@@ -23,6 +23,7 @@ from transfer.frozen.extraction import input_size
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData
 from transfer.images.decoding import decode
+from transfer.networks.folding import fold_batchnorm
 from transfer.networks.graphs import analyze
 from transfer.results import plots
 from transfer.results.finished_runs import FinishedRun
@@ -106,7 +107,7 @@ def network_blocks(model: keras.Model, number: int = 0) -> list[tuple[str, str]]
 
 def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Draw]:
     """Return functions that draw the figures of an evaluation on test images, by name."""
-    explained = _in_thread(lambda: _explain(local_copy(model), data, evaluation))
+    explained = _in_thread(lambda: _explain(fold_batchnorm(local_copy(model), frozen_only=False), data, evaluation))
     drawings: dict[str, Draw] = {
         "confusion_matrix": evaluation.plot_confusion,
         "classes": evaluation.plot_classes,
