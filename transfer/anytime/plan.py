@@ -34,7 +34,7 @@ MORE_WORK = 1.5
 STEP_IN_FORWARD_PASSES = 4.0
 """Time of a training step per image, in forward passes by the fastest engine. It is used until one was measured."""
 
-SECONDS = {"overhead": 12.0, "start": 12.0, "report": 8.0, "build": 4.0}
+SECONDS = {"overhead": 9.0, "start": 12.0, "report": 5.0, "build": 4.0}
 """Nominal seconds of the start of a command, of the start of a training, of the report, and of building a model. They
 are not measured: the clock ends a run on a slower machine in time."""
 
