@@ -31,7 +31,7 @@ class BeamConfig(ModelOptions, DataConfig):
     case: str = "small-similar"
     # Last layer to keep: a layer name, comma-separated names, or 'all'. Default: by case.
     cut: str | None = None
-    # Engine that runs the network. auto is openvino on CPUs, if it is installed.
+    # Engine that runs the network. auto uses OpenVINO on CPUs if it is installed, otherwise Keras.
     engine: str = "auto"
     # Precision of OpenVINO.
     precision: str = "auto"

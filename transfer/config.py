@@ -165,8 +165,9 @@ class OutputOptions:
 class DeviceOptions:
     """Devices, engines and number formats."""
 
-    # Engine that runs frozen layers. auto is openvino on CPUs, if it is installed. openvino-int8 quantizes them with
-    # training images: up to twice as fast, less precise. It needs a --case, and the extra int8.
+    # Engine that runs frozen layers. auto uses OpenVINO on CPUs if it is installed, otherwise Keras. openvino-int8
+    # quantizes the layers with training images: about twice as fast as float32, less precise. It needs a --case other
+    # than auto, and the extra int8.
     engine: str = "auto"
     # Data type of the layers. mixed_bfloat16 and mixed_float16 are for GPUs and TPUs.
     precision: str = "float32"
@@ -191,7 +192,7 @@ class AdviceConfig(ModelOptions, DataConfig):
     time_budget: str | None = None
     # Run a trial of fine-tuning. Without it, the estimated time is only a lower bound.
     trial: bool = True
-    # Engine that runs the network. auto is openvino on CPUs, if it is installed.
+    # Engine that runs the network. auto uses OpenVINO on CPUs if it is installed, otherwise Keras.
     engine: str = "auto"
 
     def __post_init__(self) -> None:

@@ -24,6 +24,6 @@ def default_cache_folder() -> Path:
 def not_deleted(error: OSError) -> InputError:
     """Return the error for a file of a cache that cannot be deleted."""
     return InputError(
-        f"Cannot delete {str(error.filename)!r}: {disk_reason(error)}. Ask its owner, or set the environment variable "
-        "TRANSFER_CACHE to a folder of your own."
+        f"Cannot delete {str(error.filename)!r}: {disk_reason(error)}. Ask its owner to delete it, or set the "
+        "environment variable TRANSFER_CACHE to a folder of your own."
     )

@@ -79,9 +79,9 @@ def export(
             An earlier export of the same format in it is replaced.
         data: Labeled images for verification: `ImageData`, or any form that `load_data` takes. None is the run's own
             images, or the data that `fit` got if they are still in memory. If the training images are missing, half of
-            these images set the ranges of int8.
+            these images set the quantization ranges of int8.
         max_images: Maximum number of images for verification, 1 or more. It also limits the number of images that set
-            the ranges of int8 (at most 200).
+            the quantization ranges of int8 (at most 200).
         class_names: Class names in the order of the probabilities, for a model or a file whose class names are unknown.
 
     Returns:
@@ -172,7 +172,7 @@ def _output_of(
 def _images(
     run: FinishedRun | TrainedModel, data: Any, most: int, quantize: str | None
 ) -> tuple[Split, Split | None]:
-    """Return images for verification, and images that set the ranges of int8."""
+    """Return images for verification, and images that set the quantization ranges of int8."""
     train = None
     if data is None or isinstance(data, ImageData):
         loaded = _own_images(run, data)

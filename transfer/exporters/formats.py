@@ -40,8 +40,8 @@ def load_packages(kind: str, quantize: str | None) -> None:
         missing = [name for name in _ONNX if needs_onnx and not _imports(name)]
         if kind == "openvino" and import_openvino() is None:
             raise InputError(
-                "Export to openvino needs OpenVINO, which is not installed: pip install openvino. Without it, use "
-                "--to saved-model or --to litert."
+                "Export to openvino needs OpenVINO, which is not installed. Install it with pip install openvino, or "
+                "use --to saved-model or --to litert."
             )
     if missing:
         raise InputError(

@@ -23,7 +23,7 @@ INT8 = "openvino-int8"
 """Name of the engine that quantizes frozen networks with training images."""
 
 ENGINES = ("auto", "keras", "openvino", INT8)
-"""Names of the engines that run frozen networks; `auto` picks the fastest of those in floating point."""
+"""Names of the engines that run frozen networks; `auto` picks the fastest one, except int8."""
 
 RunFunction = Callable[[np.ndarray], np.ndarray]
 
@@ -34,8 +34,8 @@ def check_without_training(engine: str) -> None:
         raise unknown("engine", engine, ENGINES)
     if engine == INT8:
         raise InputError(
-            f"engine={INT8!r} needs training images, which set the ranges of int8. Use engine='auto' here. To run a "
-            "trained model in int8, export it: python -m transfer.export RUN openvino --quantize int8."
+            f"engine={INT8!r} needs training images, which set the quantization ranges. Use engine='auto' here. To "
+            "run a trained model in int8, export it: python -m transfer.export RUN --to openvino --quantize int8."
         )
 
 
@@ -75,7 +75,7 @@ def has_bfloat16() -> bool:
 
 
 def processor() -> str:
-    """Return the version of OpenVINO, and the name and abilities of the CPU, on which compiled networks depend."""
+    """Return the version of OpenVINO, and the name and capabilities of the CPU: compiled networks depend on them."""
     openvino = _imported()
     core = openvino.Core()
     abilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
@@ -117,8 +117,8 @@ def run_parts(parts: Sequence[CompiledModel], *, chunk: int, batch_size: int) ->
 
 
 def _hints(precision: str) -> dict[str, str]:
-    # A quantized network states which layers are in int8. The others run in float32: in bfloat16, the first layers of
-    # MobileNetV2 would raise the error by 40%.
+    # A quantized network marks its int8 layers. The others run in float32: in bfloat16, the first layers of
+    # MobileNetV2 would increase the error by 40%.
     number_type = "bf16" if precision == "bfloat16" else "f32"
     return {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": number_type}
 
@@ -132,8 +132,8 @@ def _imported() -> ModuleType:
 
 def _run_in_chunks(compiled: CompiledModel, chunk: int, batch_size: int) -> RunFunction:
     """Run a few images per request, with one request at a time on each stream of the CPU."""
-    # Requests without callbacks: OpenVINO's AsyncInferQueue, deleted right after its callbacks, has waited forever for
-    # a thread that waited for Python's lock.
+    # Do not use OpenVINO's AsyncInferQueue: when it was deleted right after a callback, it could wait forever for a
+    # thread that needed Python's GIL.
     count = min(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), -(-batch_size // chunk))
     requests = [compiled.create_infer_request() for _ in range(count)]
 
