@@ -188,7 +188,7 @@ def _is_improvable(config: TrainConfig, finished: Path) -> bool:
 
 
 def _improve(config: TrainConfig, data: ImageData, *args: Any) -> Path:
-    """Train a head, and improve it while the time budget lasts; log the accuracy and what a larger budget brings."""
+    """Train a head and improve it within the time budget; log the accuracy and the expected gain of a larger one."""
     from transfer.results.improved_runs import improve_run
 
     def log_results(results: RunResults) -> None:
@@ -267,7 +267,7 @@ def _meet(config: TrainConfig) -> None:
 
 
 def _check(config: TrainConfig, base: keras.Model) -> None:
-    """Raise for layers that the network does not have, and for an engine that cannot run here."""
+    """Raise if the network lacks a layer, or if the engine cannot run here."""
     from transfer.cases import cuts
     from transfer.frozen.engines import check_engine
     from transfer.networks.graphs import analyze

@@ -3,8 +3,8 @@
     python tests/benchmarks/heads.py [--features FILE] [--counts 500 2000 8000] [--widths 1280 3088]
 
 `FILE` is an npz file with `features` (images, width) and `labels`; it replaces `--widths`. Without it, the features are
-drawn: classes overlap, and the variance of the directions decays as in a network. Each row has the least of `--rounds`
-times, on the clock and of all cores.
+drawn: classes overlap, and the variance of the directions decays as in a network. Each row shows the
+minimum over `--rounds` of the elapsed seconds and of the CPU seconds of all cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from transfer.frozen.heads import METHODS, solve
 
 CLASSES = 10
-DIRECTIONS = 200  # in which the drawn features differ most
+DIRECTIONS = 200  # number of directions in which the drawn features differ most
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def draw(count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 def measure(
     x: np.ndarray, labels: np.ndarray, methods: tuple[str, ...], rounds: int
 ) -> tuple[float, float, str]:
-    """Return the least seconds and processor seconds of a head, and its setting."""
+    """Return the minimum of the elapsed and of the CPU seconds of a head, and its setting."""
     times = []
     for _ in range(rounds):
         start, cpu = time.perf_counter(), time.process_time()

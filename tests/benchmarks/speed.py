@@ -1,4 +1,4 @@
-"""Measure where the time of `python -m transfer.train` goes, beside the limit and other ways to train.
+"""Time the stages of `python -m transfer.train`, and compare with the limit and other ways to train.
 
     python tests/benchmarks/speed.py run --data cifar10=path/to/cifar10@128 --weights FILE
     python tests/benchmarks/speed.py show

@@ -7,8 +7,8 @@ Plain Keras is a network of keras.applications with frozen BatchNormalization, p
 of 32. The weights are random, since they do not change the time.
 
 Each round trains each method for some epochs in one process. The first epoch, which compiles and runs the frozen
-layers, does not count. The table shows the fastest epoch: milliseconds per image, processor time per image, and their
-ratios to plain Keras that trains the same layers, and to plain Keras that trains all layers.
+layers, does not count. The table shows the fastest epoch: milliseconds per image, CPU time per image, and their ratios
+to plain Keras that trains the same layers, and to plain Keras that trains all layers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def show(network: str, times: dict[str, list[tuple[float, float]]]) -> None:
 
 
 def _methods(network: str, options: argparse.Namespace) -> dict[str, Callable[[], list[tuple[float, float]]]]:
-    """Return functions that train and return the seconds of each epoch but the first, in total and of processors."""
+    """Return functions that train, and return the elapsed and the CPU seconds of each epoch but the first."""
     shape = (options.images, options.size, options.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
     labels = np.arange(options.images) % CLASSES
@@ -137,7 +137,7 @@ def _fitted(network: str, first: str | None, images: Any, labels: Any, options: 
 
 
 def _timer() -> Any:
-    """Return a callback that measures the seconds of each epoch, in total and of processors."""
+    """Return a callback that measures the elapsed and the CPU seconds of each epoch."""
     import keras
 
     class Timer(keras.callbacks.Callback):

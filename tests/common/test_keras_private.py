@@ -221,7 +221,7 @@ assert issubclass(SKLearnClassifier, BaseEstimator) and not hasattr(keras.wrappe
 
 
 def test_modules_that_are_imported_when_they_are_used():
-    """With other names of these modules, a command imports scikit-learn and matplotlib, which takes a second."""
+    """If Keras renames these modules, commands import scikit-learn and matplotlib, which takes a second."""
     done = subprocess.run([sys.executable, "-c", LEAN], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "SKLearnClassifier plot_image_gallery"

@@ -43,7 +43,7 @@ def new_figure(
 
 
 class Sheet:
-    """A figure of images and texts at given places: much faster to draw than axes for each image."""
+    """A figure with images and text at pixel positions. It draws much faster than one with axes for each image."""
 
     def __init__(self, width: int, height: int) -> None:
         """Make an empty sheet; width and height in pixels at `DPI`."""
@@ -53,14 +53,14 @@ class Sheet:
         self._axes.set_axis_off()
 
     def paste(self, image: np.ndarray, left: int, top: int, width: int, height: int) -> None:
-        """Resize an RGB image, uint8, into a box; pixels that are enlarged much keep their edges."""
+        """Resize an RGB image (uint8) into a box; much enlarged pixels keep sharp edges."""
         much = width >= 3 * image.shape[1]
         method = Image.Resampling.NEAREST if much else Image.Resampling.LANCZOS
         resized = Image.fromarray(image).resize((width, height), method)
         self.pixels[top : top + height, left : left + width] = resized
 
     def write(self, left: float, top: float, text: str, **style: Any) -> None:
-        """Write a text, without its dollar signs as formulas, at a place in pixels from the upper left."""
+        """Write text at a position in pixels from the upper left; dollar signs do not start formulas."""
         self._axes.text(left, top, text, parse_math=False, **style)
 
     def finish(self) -> Figure:
@@ -79,7 +79,7 @@ def without_math(figure: Figure) -> Figure:
 
 def png_of(figure: Figure, *, dpi: int = DPI) -> bytes:
     """Return a figure as PNG."""
-    # `savefig` draws a figure twice, and compresses it for longer than it draws.
+    # `savefig` draws a figure twice, and compressing takes longer than drawing.
     stream, before = io.BytesIO(), figure.dpi
     figure.set_dpi(dpi)
     try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import keras
 
-# Keras imports scikit-learn for the first two, and matplotlib for the others.
+# The first two import scikit-learn, the others matplotlib.
 _DEFERRED = (
     "keras.wrappers",
     "keras._tf_keras.keras.wrappers",
@@ -28,7 +28,7 @@ _DEFERRED = (
 
 
 class _Deferred(ModuleType):
-    """Stands for a module of Keras, and imports it when one of its names is used."""
+    """A placeholder for a module of Keras, which is imported when one of its names is used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -38,11 +38,11 @@ class _Deferred(ModuleType):
 
 @contextlib.contextmanager
 def lean_imports(*hidden: str) -> Iterator[None]:
-    """Import Keras faster within a `with` block: defer modules that few programs use, and hide others from it."""
+    """Speed up the import of Keras in a `with` block: defer rarely used modules, and let imports of `hidden` fail."""
     stand_ins: dict[str, Any] = {name: _Deferred(name) for name in _DEFERRED} | dict.fromkeys(hidden)
     stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
     sys.modules.update(stand_ins)
-    # Hundreds of modules make many objects and little garbage, which Python would look for again and again.
+    # Importing hundreds of modules creates many objects and little garbage: collect it less often.
     thresholds = gc.get_threshold()
     gc.set_threshold(50_000, 20, 100)
     try:

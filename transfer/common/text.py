@@ -38,5 +38,5 @@ def shorten_all(names: Sequence[str], most: int = 24) -> list[str]:
 
 
 def wrapped(text: str, most: int) -> str:
-    """Break the lines of a text that have more than `most` letters, also inside words."""
+    """Wrap the lines of a text at `most` letters, also inside words that are longer."""
     return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, most) or [""])

@@ -67,7 +67,7 @@ def start_quietly(*, repeatable: bool = False) -> None:
         if on_tensorflow():
             _start_tensorflow(repeatable=repeatable)
         import keras  # noqa: F401
-    gc.freeze()  # these libraries stay loaded, so their objects need no search for garbage
+    gc.freeze()  # these libraries stay loaded: exclude their objects from garbage collection
     _use_float32()
 
 

@@ -117,7 +117,7 @@ def evaluate(
     options |= {"seed": seed, "precision": "float32", "cache": cache}
     extractor = frozen_feature_extractor(model)
     if extractor is not None:
-        # The training images set the ranges of int8, as in `fit`, and not the images of this split.
+        # As in `fit`, training images set the quantization ranges of int8; images of this split do not.
         options |= {"engine": engine, "calibration": calibration_of(data.train, size)}
         features = extract(extractor, part, name=f"{split} features", **options).load()
         probabilities = apply_head(model, features)

@@ -49,7 +49,7 @@ def heat_sheet(images: np.ndarray, maps: np.ndarray, titles: Sequence[str], *, n
 
 
 def _draw_scale(sheet: Sheet, left: int, top: int, height: int) -> None:
-    """Draw the colors of heat maps, from the lowest value to the highest."""
+    """Draw the color scale of heat maps, from the lowest value to the highest."""
     colors = colormaps[HEAT](np.linspace(1, 0, height))[:, None, :3]
     sheet.paste(np.round(255 * colors).astype("uint8"), left, top, 14, height)
     for text, place in (("max", top), ("none", top + height)):

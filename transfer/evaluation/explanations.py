@@ -281,7 +281,7 @@ def explain(
     count: int = 5,
     batch_size: int = 16,
 ) -> tuple[np.ndarray, list[Response]]:
-    """Return the Grad-CAM maps of the first `mapped` images, and the strongest responses to all, in one pass."""
+    """Return Grad-CAM maps of the first `mapped` images, and the strongest responses to all images, in one pass."""
     nodes = unnested(model)
     images, fields = _check_images(model, nodes, images), receptive_fields(nodes)
     indices = [find_feature_map(nodes, name) for name in (shown_layers(model) if layers is None else layers)]

@@ -63,7 +63,7 @@ def accuracy_interval(
     _, unit = np.unique(names, return_inverse=True)
     hits, sizes = np.bincount(unit, correct), np.bincount(unit)
     if not 0 < hits.sum() < len(correct):
-        # Every resample is the same.
+        # All images are correct, or none is: every resample is the same.
         return exact_interval(int(np.sum(hits > 0)), len(sizes), confidence)
     rng = np.random.default_rng(seed)
     if len(sizes) == len(correct):  # the number of correct images in a resample is binomial
@@ -76,7 +76,7 @@ def accuracy_interval(
 
 
 def exact_interval(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of a fraction of independent images by Clopper and Pearson (1934)."""
+    """Return the Clopper-Pearson interval (1934) of a fraction of independent images."""
     # `scipy.stats`, which has this interval and the tests below, takes most of a second to import.
     outside = (1 - confidence) / 2
     low = betaincinv(hits, count - hits + 1, outside) if hits else 0.0
@@ -112,7 +112,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) 
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean negative log probability of the true classes; probabilities are at least their precision."""
+    """Return the mean negative log probability of the true classes; probabilities are clipped as in scikit-learn."""
     true, least = probabilities[np.arange(len(labels)), labels], np.finfo(probabilities.dtype).eps
     return float(-np.log(np.clip(true, least, 1 - least), dtype="float64").mean())
 

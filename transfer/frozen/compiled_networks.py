@@ -1,4 +1,4 @@
-"""Compiled networks on disk: later runs neither trace, compile nor compare them with Keras again."""
+"""Cache compiled networks on disk, so that later runs skip tracing, compilation and the comparison with Keras."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transfer.common.cache_folder import default_cache_folder, not_deleted
 from transfer.common.files import written_whole
 
 LIMIT = 2**30
-"""Bytes on disk, about 70 networks of the size of EfficientNet-Lite0. The least recently used ones are deleted."""
+"""Maximum bytes on disk, about 70 networks like EfficientNet-Lite0. The least recently used ones are deleted first."""
 
 _SUFFIX = ".compiled"
 _PROBLEM = "problem.txt"
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class CompiledNetwork(NamedTuple):
     """The result of compiling a network and comparing it with Keras."""
 
-    # Compiled parts, each of which takes the output of the one before.
+    # Compiled parts; each takes the output of the previous one.
     parts: tuple[bytes, ...]
     # Why the network cannot be used, or "".
     problem: str = ""
@@ -90,7 +90,7 @@ def delete_all(cache: Path) -> int:
 
 
 def _delete_oldest(folder: Path, limit: int) -> None:
-    """Delete the least recently used networks until the others fit into a number of bytes."""
+    """Delete the least recently used networks until the rest has at most `limit` bytes."""
     files = sorted(_files(folder))
     total, oldest = sum(size for _, size, _ in files), []
     while files and total > limit:
@@ -100,7 +100,7 @@ def _delete_oldest(folder: Path, limit: int) -> None:
 
 
 def _files(folder: Path) -> list[tuple[float, int, Path]]:
-    """Return the time of the last use, the size, and the path of each file, also of those that a killed run left."""
+    """Return the time of the last use, the size, and the path of each file, including files that a killed run left."""
     found = []
     for path in folder.glob(f"*{_SUFFIX}*"):
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Frozen networks as TensorFlow graphs with constant weights, and the place where a graph can be divided."""
+"""Frozen networks as TensorFlow graphs with constant weights, and the layer after which a network can be split."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def constant_function(model: keras.Model, shape: tuple[int, ...]) -> ConcreteFun
 
 
 def graph_behind(output: tf.Tensor, function: ConcreteFunction) -> tuple[tf.Graph, tf.Tensor, tf.Tensor]:
-    """Return a graph from another output of a function to its last one, with the graph's input and output."""
+    """Return the graph that computes a function's last output from another output, with its input and output."""
     source = output.op.inputs[0] if output.op.type == "Identity" else output
     with tf.Graph().as_default() as rest:
         start = tf.compat.v1.placeholder(source.dtype, source.shape, name="maps")
@@ -46,7 +46,7 @@ def graph_behind(output: tf.Tensor, function: ConcreteFunction) -> tuple[tf.Grap
 
 
 def small_maps(model: keras.Model) -> keras.KerasTensor | None:
-    """Return maps of an eighth of the image's size or less, from which all later layers are computed."""
+    """Return feature maps of at most an eighth of the image's size, from which all later layers are computed."""
     nodes = graph(model)
     size = nodes[0].tensor.shape[1:3]
     folded = (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU)
@@ -56,7 +56,7 @@ def small_maps(model: keras.Model) -> keras.KerasTensor | None:
         if len(maps.shape) != 4 or None in (*maps.shape[1:], *size) or maps.dtype != "float32":
             continue
         small = 64 * maps.shape[1] * maps.shape[2] <= size[0] * size[1]
-        # A cut between a convolution and its BatchNorm or activation would keep them from being merged.
+        # OpenVINO could not merge a convolution with its BatchNorm or activation if the cut separated them.
         merged = "Conv" in type(nodes[place].op).__name__ or isinstance(nodes[place + 1].op, folded)
         if small and not merged and (not found or maps.shape[1:3] == found[0].shape[1:3]):
             found.append(maps)

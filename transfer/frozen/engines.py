@@ -54,7 +54,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.15}
 CHUNK = {"float32": 2, "bfloat16": 4, "int8": 4, "keras": 8}
 """Images per request. Cores work in parallel on small requests, whose feature maps fit in their caches."""
 
-_FORM = 1  # change it when the same network is compiled in another way
+_FORM = 1  # part of the cache key: increase it when the code that compiles networks changes
 _CHECKED = 8  # images of the first batch that plain Keras runs as well; more would take longer than the rest
 
 log = logging.getLogger(__name__)
@@ -203,9 +203,9 @@ class Engine:
         self._names = list(names)
         self._run: RunFunction | None = None
         self._shape: tuple[int, ...] | None = None
-        self._trusted = False  # whether a batch, now or in an earlier run, equaled that of Keras
+        self._trusted = False  # whether outputs agreed with Keras on a batch, in this run or an earlier one
         self._key = ""
-        self._new_parts: list[CompiledModel] = []  # compiled now, not yet compared with Keras
+        self._new_parts: list[CompiledModel] = []  # compiled in this run, not yet compared with Keras
 
     @property
     def name(self) -> str:
@@ -287,7 +287,7 @@ class Engine:
         return fingerprint(self.model)
 
     def _start(self, shape: tuple[int, ...]) -> RunFunction:
-        """Return the function that runs images of one shape, compiled now or by an earlier run."""
+        """Return a function that runs images of one shape, compiled in this run or an earlier one."""
         name, precision = self.name.split()[0], self.precision
         if self.name == "keras predict":
             return _predict(self.model, self.batch_size)
@@ -309,7 +309,7 @@ class Engine:
         return run_parts(parts, chunk=chunk, batch_size=self.batch_size)
 
     def _read_parts(self, precision: str) -> list[CompiledModel] | None:
-        """Return what an earlier run compiled and compared with Keras, or None; raise if it was wrong."""
+        """Return the parts that an earlier run compiled and accepted, or None; raise if it rejected them."""
         known = compiled_networks.read(self._key)
         if known is None:
             return None
@@ -327,7 +327,7 @@ class Engine:
         return parts
 
     def _remember(self, problem: str) -> None:
-        """Write a network that was compiled now, or its difference from Keras, for later runs."""
+        """Cache a network that this run compiled, or the reason to reject it, for later runs."""
         if self._new_parts:
             parts = () if problem else tuple(map(export_part, self._new_parts))
             compiled_networks.write(self._key, CompiledNetwork(parts, problem))
@@ -415,7 +415,9 @@ def _quantized(
 ) -> CompiledModel:
     """Quantize the constant graph to int8 and compile it."""
     count = len(calibration.ranges)
-    log.info("Quantizing %r to int8 on %s. Later runs read the result.", model.name, plural(count, "image"))
+    log.info(
+        "Quantizing %r to int8 with %s. Later runs reuse the result.", model.name, plural(count, "image")
+    )
     function = constant_function(model, (chunk, *shape))
     definition = function.graph.as_graph_def().SerializeToString()
     network = read_graph(definition, (function.inputs[0].name, function.outputs[0].name))
@@ -423,7 +425,7 @@ def _quantized(
 
 
 def _part_precisions(precision: str, count: int) -> list[str]:
-    """Return the precision of each part of a network; of several parts, the first runs in float32."""
+    """Return the precision of each part of a network. If there are several, the first runs in float32."""
     return [precision] if count == 1 else ["float32", precision]
 
 

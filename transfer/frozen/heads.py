@@ -34,8 +34,8 @@ METHODS = ("regression", "discriminant")
 ENOUGH = {"validation": 200, "cross-validation": 1000}
 """Number of images that suffices to choose C. With fewer than 200 validation images, C is cross-validated."""
 
-_FLAT = 1e-3  # relative differences of losses below this are rounding; the stronger regularization is chosen
-_TOLERANCE = 1e-5  # longest gradient of the mean loss, by class, at which L-BFGS stops
+_FLAT = 1e-3  # smaller relative differences of losses do not count: the strongest regularization is chosen
+_TOLERANCE = 1e-5  # L-BFGS stops when the gradient norm of the mean loss is below this for each class
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +118,8 @@ class HeadProblem:
         lengths = np.einsum("nd,nd->n", self._scaled, self._scaled)
         self.scale = float(np.sqrt(lengths.mean(dtype="float64"))) or 1.0
         self._scaled /= np.float32(self.scale)
-        # The optimal kernel is a combination of the images. With fewer images than features, coordinates in the space
-        # that the images span replace the features.
+        # The optimal kernel is a linear combination of the images' features. With fewer images than features,
+        # coordinates in the subspace that they span replace the features.
         self._root = None
         if len(features) < features.shape[1]:
             with threadpool_limits(1):
@@ -132,7 +132,7 @@ class HeadProblem:
         self.tried: tuple[Candidate, ...] = ()
         self._trials: dict[int, HeldOut] = {}
         self._folds = np.zeros(len(features), "int64")
-        self._sums: dict[int, np.ndarray] = {}  # sums of the second moments over each fold
+        self._sums: dict[int, np.ndarray] = {}  # sum of the second moments over each fold
 
     def project(self, direction: np.ndarray) -> np.ndarray:
         """Return the products of the scaled features with a vector, shape (images,)."""
@@ -150,7 +150,7 @@ class HeadProblem:
             self.setting, self.tried, self.chosen_by = setting, (candidate,), "validation"
 
     def _compare_on(self, features: np.ndarray, labels: np.ndarray) -> HeldOut:
-        """Return all images with other images on which settings are compared."""
+        """Return a trial that fits all images and compares settings on held-out images."""
         other, truth = _to_arrays("val features", features, labels, len(self.weights), width=len(self.mean))
         other = (other - self.mean) / np.float32(self.scale)
         if self._root is not None:
@@ -237,11 +237,11 @@ class HeadProblem:
         )
 
     def _finish(self, c: float) -> Solution:
-        """Solve for all images, starting from the solution of a trial that has all classes."""
+        """Fit all images, starting from the solution of a trial with all classes if there is one."""
         trials = [one for one in self._trials.values() if len(one.classes) == len(self.weights)]
         near = next((one for one in trials if c in one.solutions), None)
         start = near.solutions[c] if near else None
-        # The moments of a part of the images suffice for the preconditioner, unless it has fewer images than features.
+        # The moments of a trial's images suffice for the preconditioner, if there are more of them than features.
         some = near is not None and len(near.x) > self.x.shape[1]
         moments = near.moments if near and some else self._moments(np.ones(len(self.x), bool))
         regression = SoftmaxRegression(self.x, self.labels, self.weights, moments)

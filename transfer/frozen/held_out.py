@@ -13,7 +13,8 @@ from scipy.special import log_softmax
 from transfer.frozen.discriminant import SHRINKAGES, Discriminant
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
-# Longest gradient of the mean loss, by class. Smaller ones choose the same settings but for candidates of equal loss.
+# L-BFGS stops at this gradient norm of the mean loss for each class. A smaller tolerance chooses the same settings,
+# except among candidates of equal loss.
 _TOLERANCE = 1e-3
 _TEMPERATURES = (-3.0, 9.0)  # range of their logarithms
 

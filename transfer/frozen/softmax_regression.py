@@ -11,9 +11,9 @@ from transfer.frozen.moments import factor, second_moments, sum_blocks
 
 _MOST_STEPS = 5000
 _MEMORY = 10  # previous steps that L-BFGS uses; they cost little compared with a pass over all images
-_CACHED = 2**19  # features of a block of images; they stay in the processor's cache for both products
-_LARGE = 2**21  # features from which on threads save time
-_SAMPLE = 500  # images that measure the curvature
+_CACHED = 2**19  # values in a block of features; a block stays in the processor's cache for both products
+_LARGE = 2**21  # number of values above which threads save time
+_SAMPLE = 500  # images that estimate the curvature
 _LEAST_CURVATURE = 1e-3
 
 Solution = tuple[np.ndarray, np.ndarray]
@@ -22,9 +22,9 @@ Solution = tuple[np.ndarray, np.ndarray]
 class SoftmaxRegression:
     """Minimize the sum of the images' weighted cross-entropies plus |kernel|^2 / (2 C)."""
 
-    # The Hessian is near the second moments of the features times the mean of p (1 - p), plus the penalty. In units of
-    # the Cholesky factor of this matrix, L-BFGS takes far fewer steps. The factor takes less time than the eigenvectors
-    # by which earlier versions served all values of C.
+    # Preconditioner: the Hessian is close to the second moments of the features times the mean of p (1 - p), plus the
+    # penalty. In coordinates given by the Cholesky factor of this matrix, L-BFGS takes far fewer steps. A factor for
+    # each C takes less time than eigenvectors for all of them.
 
     def __init__(
         self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, moments: np.ndarray | None = None
@@ -34,11 +34,11 @@ class SoftmaxRegression:
         self.moments = second_moments(x) if moments is None else moments  # of these or similar images
 
     def solve(self, c: float, *, tolerance: float, start: Solution | None = None) -> Solution:
-        """Return the kernel (D, K) and bias (K,) as float64; stop when no class has a longer gradient."""
+        """Return the kernel (D, K) and bias (K,) as float64; stop when each class has a gradient norm below `tolerance`."""
         ridge = 1 / (c * len(self.x))
         layer = np.zeros((self.x.shape[1] + 1, self.classes)) if start is None else np.vstack(start)
         root = self._precondition(layer, ridge)
-        for dtype in ("float32", "float64"):  # float32 may stop early for its rounding
+        for dtype in ("float32", "float64"):  # rounding may stop float32 before the tolerance
             layer, done = self._descend(layer, root.astype(dtype, copy=False), ridge, tolerance)
             if done:
                 break
@@ -55,7 +55,7 @@ class SoftmaxRegression:
     def _descend(
         self, layer: np.ndarray, root: np.ndarray, ridge: float, tolerance: float
     ) -> tuple[np.ndarray, bool]:
-        """Return the solution that L-BFGS finds in the type of `root`, and whether it is within the tolerance."""
+        """Return the solution of L-BFGS in the data type of `root`, and whether it is within the tolerance."""
         steepest, done = np.inf, False
 
         def outside(flat: np.ndarray) -> np.ndarray:

@@ -112,7 +112,7 @@ def _steps(level: str, flip: bool) -> list[Sequence[Any]]:
 
 
 class Shift:
-    """Shift images by up to a fraction of their size, and mirror half of them, as layers of Keras do in more time."""
+    """Shift images by up to a fraction of their size and mirror half of them, like layers of Keras, but faster."""
 
     def __init__(self, fraction: float, *, flip: bool) -> None:
         self.fraction, self.flip = fraction, flip
@@ -124,7 +124,7 @@ class Shift:
         return keras.random.uniform((3,), -1.0, 1.0, "float32", seed)
 
     def transform_images(self, images: Any, transformation: Any, training: bool) -> Any:
-        """Return a batch of one image after the transformation; pixels of the edge fill the rest."""
+        """Transform a batch of one image; edge pixels fill the empty border."""
         from keras import ops
 
         image = images[0]

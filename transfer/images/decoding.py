@@ -93,10 +93,10 @@ class _Loaded(NamedTuple):
 
 
 class _Resized(NamedTuple):
-    """An image after it is rotated and resized."""
+    """A loaded image that is rotated and resized."""
 
     loaded: _Loaded
-    rgb: Image.Image  # upright, in the size of the original or, of a JPEG, in a smaller one
+    rgb: Image.Image  # upright; of the original size, or smaller for a JPEG
     small: Image.Image
     whole_size: tuple[int, int]  # width and height of the file in pixels
 

@@ -14,7 +14,7 @@ import numpy as np
 from transfer.images.splitting import Split
 
 AHEAD = 16
-"""Batches that are read ahead: at 224 pixels, 32 images each take 77 MB. They are ready when a network is compiled."""
+"""Number of batches that are read ahead, also while a network is compiled: 77 MB for 32 images of 224 pixels each."""
 
 
 @functools.cache
@@ -37,6 +37,6 @@ def batches_ahead(split: Split, *, image_size: tuple[int, int], batch_size: int)
             batch = waiting.popleft().result()
             waiting.extend(readers().submit(read, start) for start in itertools.islice(starts, 1))
             yield batch
-    finally:  # after an error or an interrupt, threads must not go on reading
+    finally:  # stop reading after an error or an interrupt
         for future in waiting:
             future.cancel()

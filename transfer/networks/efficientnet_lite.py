@@ -220,7 +220,7 @@ def _build(
 
 
 def _call(layer: layers.Layer, x: KerasTensor, find: Find) -> KerasTensor:
-    """Call a new layer, whose weights start with the values that are found."""
+    """Call a new layer; its weights start with the values that `find` returns."""
     with initial_values(layer, partial(find, layer.name)):
         return layer(x)
 
@@ -354,7 +354,7 @@ _VARIABLES = {
 
 
 class _StateDict:
-    """Finds the weights of a network in a PyTorch file, and checks that all of them are used."""
+    """The weights of a PyTorch file, found by layer; checks that all of them are used."""
 
     def __init__(self, path: Path, network: str) -> None:
         self.state, self.path, self.network = read_state_dict(path), path, network

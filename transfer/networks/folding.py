@@ -14,8 +14,8 @@ _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
 def fold_batchnorm(model: keras.Model, *, frozen_only: bool = True) -> keras.Model:
-    """Return a model of the same layers that scales kernels instead of feature maps, or the model itself."""
-    # A layer that is not frozen may be folded only if the new model is not trained.
+    """Return a model with folded layers and the same variables, or the model itself if nothing can be folded."""
+    # With `frozen_only=False`, the new model must not be trained.
     nodes = graph(model)
     folded = _foldable(nodes, frozen_only)
     if not folded:
@@ -33,15 +33,16 @@ def fold_batchnorm(model: keras.Model, *, frozen_only: bool = True) -> keras.Mod
 
 
 def _foldable(nodes: Sequence[Node], frozen_only: bool) -> dict[int, int]:
-    """Return the position of the convolution of each BatchNormalization that can be folded, by its position."""
+    """Map the position of each BatchNormalization that can be folded to the position of its convolution."""
     uses = Counter(parent for node in nodes for parent in node.parents)
     calls = Counter(id(node.op) for node in nodes)
     return {
         place: node.parents[0]
         for place, node in enumerate(nodes)
-        if type(node.op) is keras.layers.BatchNormalization and node.op.axis in (-1, len(node.tensor.shape) - 1)
+        if type(node.op) is keras.layers.BatchNormalization
+        and node.op.axis in (-1, len(node.tensor.shape) - 1)
         if not (frozen_only and node.op.trainable)
-        # The feature maps before the normalization have no other use.
+        # Nothing else uses the output of the convolution, and both layers are called once.
         if uses[node.parents[0]] == calls[id(nodes[node.parents[0]].op)] == calls[id(node.op)] == 1
         if _is_plain(nodes[node.parents[0]].op)
     }
@@ -64,7 +65,7 @@ class FoldedConvolution(keras.layers.Layer):
     def __init__(self, convolution: Any, norm: keras.layers.BatchNormalization) -> None:
         super().__init__(name=norm.name, dtype=convolution.dtype_policy)  # its output is that of `norm`
         self.convolution, self.norm = convolution, norm
-        # Receptive fields depend on these.
+        # `receptive_fields` reads these attributes.
         self.kernel_size, self.strides = convolution.kernel_size, convolution.strides
         self.dilation_rate = convolution.dilation_rate
         self.built = True

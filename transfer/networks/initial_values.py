@@ -1,4 +1,4 @@
-"""Create the variables of new layers with given values, not with random numbers that are replaced afterwards."""
+"""Create the variables of new layers with given values: random values that are replaced later cost time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 FindValue = Callable[[str, tuple[int, ...]], np.ndarray | None]
 """Returns the value of a layer's variable by its name and its shape, or None for the value of its initializer."""
 
-# These layers leave their variables as they are created.
+# These layers do not change their variables after they create them.
 _PLAIN = (
     keras.layers.BatchNormalization,
     keras.layers.Conv2D,
@@ -24,7 +24,7 @@ _PLAIN = (
 
 @contextlib.contextmanager
 def initial_values(layer: keras.layers.Layer, find: FindValue) -> Iterator[list[str]]:
-    """Find the values of the variables that a layer creates in a `with` block; yield a list of those found."""
+    """Set the values of the variables that a layer creates in a `with` block; yield the names of those found."""
     create = layer.add_weight
     found: list[str] = []
 
@@ -36,7 +36,7 @@ def initial_values(layer: keras.layers.Layer, find: FindValue) -> Iterator[list[
             options["initializer"] = lambda shape, dtype=None: keras.ops.convert_to_tensor(value, dtype)
         return create(*args, **options)
 
-    attributes = vars(layer)  # Keras would track an attribute that is set in the usual way
+    attributes = vars(layer)  # `setattr` would make Keras track the attribute
     attributes["add_weight"] = add_weight
     try:
         yield found
@@ -45,7 +45,7 @@ def initial_values(layer: keras.layers.Layer, find: FindValue) -> Iterator[list[
 
 
 def call_with_values_of(old: Any, new: Any, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
-    """Call a new layer, with the values of an old one if possible; return its output and whether it has them all."""
+    """Call a new layer with an old layer's values if possible; return its output and whether it has all of them."""
     if type(old) not in _PLAIN or not old.built or new.built:
         return new(*args, **kwargs), False
     values = {variable.name: variable for variable in old.variables}

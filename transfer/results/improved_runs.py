@@ -151,7 +151,7 @@ class ImprovedRun:
         final = self.folder.final
         replace(history, stopped=True).save(final / STEPS)  # the page shows the steps
         run_writer.write_advice(final, advice, figures=False)
-        from transfer.adviser.advice_plots import advice_drawings  # with matplotlib
+        from transfer.adviser.advice_plots import advice_drawings  # imports matplotlib
 
         drawings = advice_drawings(advice)
         if self.results is not None:

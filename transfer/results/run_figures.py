@@ -42,7 +42,7 @@ MAX_MISTAKES = 12
 """Maximum number of mistakes with heat maps, the highest confidence in the wrong class first."""
 
 MAX_SEARCHED = 32
-"""Maximum number of test images in which the strongest responses of each filter are searched, with the mistakes."""
+"""Maximum number of test images, mistakes included, that are searched for the strongest responses of filters."""
 
 
 def run_drawings(results: RunResults) -> dict[str, Draw]:
@@ -107,7 +107,9 @@ def network_blocks(model: keras.Model, number: int = 0) -> list[tuple[str, str]]
 
 def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluation) -> dict[str, Draw]:
     """Return functions that draw the figures of an evaluation on test images, by name."""
-    explained = _in_thread(lambda: _explain(fold_batchnorm(local_copy(model), frozen_only=False), data, evaluation))
+    explained = _in_thread(
+        lambda: _explain(fold_batchnorm(local_copy(model), frozen_only=False), data, evaluation)
+    )
     drawings: dict[str, Draw] = {
         "confusion_matrix": evaluation.plot_confusion,
         "classes": evaluation.plot_classes,
@@ -122,7 +124,7 @@ def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluat
 
 
 def _in_thread(explain: Callable[[], _Explained]) -> Callable[[], _Explained]:
-    """Start to explain in a thread, while figures are drawn; return a function that waits for the result."""
+    """Start `explain` in a thread while other figures are drawn; return a function that waits for the result."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="explanations")
     future = thread.submit(explain)
     thread.shutdown(wait=False)
@@ -131,7 +133,7 @@ def _in_thread(explain: Callable[[], _Explained]) -> Callable[[], _Explained]:
 
 class _Explained(NamedTuple):
     mistakes: list[int]  # positions of the mistakes with heat maps
-    images: np.ndarray  # those of the mistakes, and their heat maps
+    images: np.ndarray  # images of the mistakes; `heat` has their heat maps
     heat: np.ndarray
     note: str
     responses: list[explanations.Response]

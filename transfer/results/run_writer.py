@@ -95,7 +95,7 @@ def write_evaluation(path: Path, evaluation: Evaluation, label_issues: Sequence[
 
 def write_figures(folder: Path, drawings: Mapping[str, Draw]) -> None:
     """Write figures as PNG files; log those that fail, and leave them out."""
-    from transfer.common.figures import draw_each  # with matplotlib
+    from transfer.common.figures import draw_each  # imports matplotlib
 
     for name, content in draw_each(drawings):
         with optional(f"{name}.png"), replacing(folder / f"{name}.png") as partial:

@@ -154,9 +154,9 @@ def results_of(
 
 
 def write_report(folder: Path, results: RunResults, advice: Mapping[str, Draw] | None = None) -> None:
-    """Write the figures, also those of an advice, and the pages of a complete run; an interrupt leaves out the rest."""
+    """Write the figures of a complete run and its advice, then its pages; Ctrl-C skips the remaining ones."""
     try:
-        from transfer.results import run_figures  # matplotlib loads when the run is complete
+        from transfer.results import run_figures  # imports matplotlib, so only when the run is complete
 
         drawings = {**(advice or {}), **run_figures.run_drawings(results)}
         run_writer.write_report(folder, drawings, thumbnail=results.data.thumbnail)

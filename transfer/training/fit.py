@@ -134,7 +134,7 @@ def fit(
             itself and augmented views of it. None means 1: in fine-tuning, more did not raise the accuracy with up to
             2,000 images (`tests/benchmarks/fine_tuning.py views`).
         engine: inference engine of the frozen layers: `"auto"`, `"keras"`, `"openvino"` or `"openvino-int8"`. The last
-            one quantizes the network with training images, if only a head is trained on it. It needs the extra `int8`.
+            one needs the extra `int8`. It quantizes the network with training images if only a head is trained.
         cache: feature cache, which later runs read. None is the user's default cache.
         known_features: features of training images that were computed before, such as by `advise`. They are checked
             on a few images and then used instead of a forward pass. They do not change the result.
