@@ -34,7 +34,7 @@ class SoftmaxRegression:
         self.moments = second_moments(x) if moments is None else moments  # of these or similar images
 
     def solve(self, c: float, *, tolerance: float, start: Solution | None = None) -> Solution:
-        """Return the kernel (D, K) and bias (K,) as float64; stop when each class has a gradient norm below `tolerance`."""
+        """Return the kernel (D, K) and bias (K,) as float64; stop when all classes have gradients below `tolerance`."""
         ridge = 1 / (c * len(self.x))
         layer = np.zeros((self.x.shape[1] + 1, self.classes)) if start is None else np.vstack(start)
         root = self._precondition(layer, ridge)
