@@ -90,6 +90,11 @@ def all_layers(op: Any) -> list[keras.layers.Layer]:
     return list(op._flatten_layers()) if isinstance(op, keras.layers.Layer) else []
 
 
+def direct_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Return the layers that a layer holds itself, without those inside them."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
+
+
 def draws_random_numbers(layer: keras.layers.Layer) -> bool:
     """Return whether a layer itself, without the layers inside it, has a random generator."""
     return bool(layer._seed_generators)

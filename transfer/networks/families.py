@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 
@@ -20,6 +20,7 @@ class Family:
     min_size: int = 32  # smallest image size in pixels
     fixed_top: bool = False  # whether the classifier needs images of the default size
     weights: str = "imagenet"
+    tokens: str = "patches"  # a key of tokens.POOLING, for networks whose output is a sequence of tokens
 
 
 def _efficientnets(prefix: str) -> dict[str, int]:
@@ -89,6 +90,36 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def _of_hub(preprocessing: str, block: str, tokens: str = "patches") -> Family:
+    """Return a family of KerasHub, whose models are called like their class."""
+    return Family({}, preprocessing, "", block, tokens=tokens)
+
+
+# Families of KerasHub by the class of their networks. The preprocessing counts if a preset does not state its own.
+HUB_FAMILIES: dict[str, Family] = {
+    "CLIPVisionEncoder": _of_hub("clip", r".*(encoder_block_\d+)$", "class"),
+    "CSPNetBackbone": _of_hub("torch", ""),
+    "DINOV2Backbone": _of_hub("torch", r".*(layers_\d+)$", "both"),
+    "DINOV3Backbone": _of_hub("torch", r".*(layers_\d+)$", "both"),
+    "DeiTBackbone": _of_hub("torch", r"(transformer_block_\d+)_", "class"),
+    "DenseNetBackbone": _of_hub("torch", r"(stack\d+_block\d+|transition\d+)_"),
+    "EfficientNetBackbone": _of_hub("torch", ""),
+    "HGNetV2Backbone": _of_hub("torch", ""),
+    "MetaCLIP2VisionEncoder": _of_hub("clip", r".*(encoder_block_\d+)$", "class"),
+    "MiTBackbone": _of_hub("torch", r"(hierarchical_encoder_\d+_\d+)_"),
+    "MobileNetBackbone": _of_hub("tf", ""),
+    "MobileNetV5Backbone": _of_hub("tf", ""),
+    "ResNetBackbone": _of_hub("torch", ""),
+    "SigLIPVisionEncoder": _of_hub("tf", r".*(encoder_block_\d+)$"),
+    "SwinTransformerBackbone": _of_hub("torch", r"(stage_\d+_blocks_\d+)$"),
+    "VGGBackbone": _of_hub("caffe", r"(block\d+)_"),
+    "ViTBackbone": _of_hub("tf", r"(transformer_block_\d+)$", "class"),
+    "XceptionBackbone": _of_hub("tf", r"(block\d+)_"),
+}
+HUB_FAMILIES = {name: replace(family, model_name=name) for name, family in HUB_FAMILIES.items()}
+
+
 def family_of(model: keras.Model) -> Family | None:
     """Return the family of a network by the name that its constructor gave it, or None."""
-    return next((f for f in FAMILIES.values() if re.fullmatch(f.model_name, model.name)), None)
+    known = [*FAMILIES.values(), *HUB_FAMILIES.values()]
+    return next((f for f in known if re.fullmatch(f.model_name, model.name)), None)

@@ -71,7 +71,7 @@ def analyze(model: keras.Model) -> NetworkInfo:
     nodes, family = graph(model), family_of(model)
     classifier = _classifier(nodes)
     last = nodes[classifier].parents[0] if classifier else len(nodes) - 1
-    ends = _block_ends(nodes, family.block) if family else []
+    ends = _block_ends(nodes, family.block) if family and family.block else []
     ends = ends or _generic_block_ends(nodes, last)
     names = tuple(nodes[place].op.name for place in ends)
     last_layer = nodes[last].op.name
@@ -138,7 +138,7 @@ def _block_ends(nodes: Sequence[Node], pattern: str) -> list[int]:
 def _generic_block_ends(nodes: Sequence[Node], last: int) -> list[int]:
     """Return the bottlenecks where branches meet or maps are pooled, up to `last`; with fewer than 2, all maps."""
     pools = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
-    maps = [p for p in bottlenecks(nodes) if 0 < p <= last and len(nodes[p].tensor.shape) == 4]
+    maps = [p for p in bottlenecks(nodes) if 0 < p <= last and len(nodes[p].tensor.shape) in (3, 4)]
     ends = [p for p in maps if len(nodes[p].parents) > 1 or isinstance(nodes[p].op, pools)]
     return ends if len(ends) > 1 else maps
 

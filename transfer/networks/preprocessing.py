@@ -14,6 +14,8 @@ from transfer.networks.families import family_of
 
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, divided by 255
 _STD = (0.229, 0.224, 0.225)
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _LAYER = "preprocess_scale"  # a model with a layer of this name takes raw images
 
 PREPROCESSING = {
@@ -23,9 +25,17 @@ PREPROCESSING = {
     "tf": "x / 127.5 - 1",
     "torch": "x / 255, minus ImageNet's mean, divided by its standard deviation",
     "caffe": "RGB to BGR, minus ImageNet's mean",
+    "clip": "x / 255, minus CLIP's mean, divided by its standard deviation",
     "none": "none",
 }
 _HELP = "Possible values: " + "; ".join(f"{key}: {text}" for key, text in PREPROCESSING.items()) + "."
+
+
+def scaling(scale: Any = None, offset: Any = None) -> keras.layers.Rescaling:
+    """Return the layer `x * scale + offset`, by which a network is known to take raw images."""
+    return keras.layers.Rescaling(
+        1.0 if scale is None else scale, 0.0 if offset is None else offset, dtype="float32", name=_LAYER
+    )
 
 
 def preprocessing_of(model: keras.Model, preprocessing: str | None = None) -> Callable[[Any], Any]:
@@ -47,8 +57,9 @@ def preprocessing_of(model: keras.Model, preprocessing: str | None = None) -> Ca
         return scale(1 / 128.0, -127 / 128.0)
     if key == "tf":
         return scale(1 / 127.5, -1.0)
-    if key == "torch":
-        mean, variance = [255.0 * m for m in _MEAN], [(255.0 * s) ** 2 for s in _STD]
+    if key in ("torch", "clip"):
+        means, deviations = (_MEAN, _STD) if key == "torch" else (_CLIP_MEAN, _CLIP_STD)
+        mean, variance = [255.0 * m for m in means], [(255.0 * s) ** 2 for s in deviations]
         return keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name=_LAYER)
     if key == "caffe":
         shift = scale(1.0, [-103.939, -116.779, -123.68])

@@ -1,11 +1,9 @@
-"""Changes to networks: clone, slice, join, freeze, attach a head.
-
-Nothing here depends on a case or on a family of networks.
-"""
+"""Changes to networks: clone, slice, join, freeze, attach a head. Nothing here depends on a case."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import random
 import re
@@ -18,8 +16,13 @@ import numpy as np
 
 from transfer.common.errors import InputError, one_line
 from transfer.common.keras_private import all_layers
+from transfer.networks.families import Family, family_of
 from transfer.networks.graphs import NetworkInfo, Node, analyze, config_of, graph
 from transfer.networks.initial_values import as_array, call_with_values_of
+from transfer.networks.tokens import pooled_tokens
+
+
+_OF_ALL_LAYERS = ("name", "trainable", "dtype")
 
 
 def clone(
@@ -88,17 +91,34 @@ def new_like(op: Any, **changes: Any) -> Any:
     """Build a layer of the same configuration, with new weights."""
     if isinstance(op, keras.Sequential | keras.Model) and type(op).__name__ in ("Sequential", "Functional"):
         return keras.models.clone_model(op, clone_function=new_like)  # finds layer classes without a registry
-    config = {**config_of(op), **changes}
+    config = {**_whole_config(op), **changes}
     # The caller's model already runs the code of its Lambda layers, so safe mode would protect nothing.
     options = {"safe_mode": False} if isinstance(op, keras.layers.Lambda) else {}
     try:
-        return type(op).from_config(config, **options)
+        new = type(op).from_config(dict(config), **options)
     except Exception as error:  # the layer's own code may raise anything
         raise InputError(
             f"Layer {op.name!r} cannot be copied: {type(op).__name__} cannot be built from its get_config(): "
             f"{one_line(error, most=200)}. Return all arguments of __init__ from get_config(), and pass **kwargs on to "
             "keras.layers.Layer."
         ) from error
+    if type(op).__module__.startswith("keras_hub.") and new.get_config().keys() != config.keys():
+        vars(new)["get_config"] = lambda: config | {"name": new.name, "trainable": new.trainable}  # so that a saved model can be loaded
+    return new
+
+
+def _whole_config(op: Any) -> dict[str, Any]:
+    """Return the configuration of a layer; for KerasHub's, without what __init__ refuses and with what it omits."""
+    config = config_of(op)
+    if not type(op).__module__.startswith("keras_hub."):
+        return config
+    known = inspect.signature(type(op).__init__).parameters
+    config = {name: value for name, value in config.items() if name in known or name in _OF_ALL_LAYERS}
+    return config | {
+        name: getattr(op, name)
+        for name in known
+        if name not in config and isinstance(getattr(op, name, ...), int | float | str | tuple | list | None)
+    }
 
 
 @contextlib.contextmanager
@@ -173,22 +193,27 @@ def join_at(network: NetworkInfo, names: Sequence[str]) -> keras.Model:
         return keras.Model(image, network.nodes[places[0]].tensor, name=network.name)
     vectors = []
     for number, place in enumerate(places):
-        vector = _vector(network.nodes[place], _free_name(f"joined_{number}_pool", taken), dtype="float32")
+        pool = _free_name(f"joined_{number}_pool", taken)
+        vector = _vector(network.nodes, place, network.family, pool, dtype="float32")
         name = _free_name(f"joined_{number}_unit", taken)
         vectors.append(keras.layers.UnitNormalization(dtype="float32", name=name)(vector))
     join = keras.layers.Concatenate(dtype="float32", name=_free_name("joined", taken))
     return keras.Model(image, join(vectors), name=network.name)
 
 
-def _vector(node: Node, name: str, *, dtype: str | None = None) -> Any:
-    """Return an output as a vector per image; a layer of that name averages feature maps."""
-    vector = node.tensor
+def _vector(
+    nodes: Sequence[Node], place: int, family: Family | None, name: str, *, dtype: str | None = None
+) -> Any:
+    """Return an output as a vector per image; layers of that name pool feature maps or tokens."""
+    vector = nodes[place].tensor
     if len(vector.shape) == 4:
         vector = keras.layers.GlobalAveragePooling2D(name=name, dtype=dtype)(vector)
+    if len(vector.shape) == 3:
+        vector = pooled_tokens(nodes, place, family, name, dtype=dtype)
     if len(vector.shape) != 2:
         raise InputError(
-            f"Expected a layer with an output of shape (batch, features) or (batch, height, width, channels) "
-            f"to put a head on. Received: {node.op.name!r} with {tuple(vector.shape)}."
+            "Expected a layer with an output of shape (batch, features), (batch, tokens, features) or (batch, height, "
+            f"width, channels) to put a head on. Received: {nodes[place].op.name!r} with {tuple(vector.shape)}."
         )
     return vector
 
@@ -235,7 +260,9 @@ def attach_head(
             f"Expected a whole number of at least 2 classes. Received: num_classes={num_classes!r}."
         )
     taken = {layer.name for layer in extractor.layers}
-    features = _vector(graph(extractor)[-1], _free_name("head_pool", taken))
+    nodes = graph(extractor)
+    family, pool = family_of(extractor), _free_name("head_pool", taken)
+    features = _vector(nodes, len(nodes) - 1, family, pool)
     name = _free_name("head", taken)
     if head is None:
         new: Any = keras.layers.Dense(

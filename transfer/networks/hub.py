@@ -1,0 +1,192 @@
+"""Networks of KerasHub: loaded by preset, and turned into graphs whose layers are the blocks of the network."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer.common.errors import InputError, one_line, unknown
+from transfer.common.keras_private import all_layers, call_of, direct_layers
+from transfer.networks import surgery
+from transfer.networks.graphs import graph
+from transfer.networks.families import HUB_FAMILIES
+from transfer.networks.initial_values import as_array
+from transfer.networks.preprocessing import scaling
+
+PREFIX = "hub:"
+"""Start of the name of a preset: `hub:dinov2_small`, `hub:hf://USER/MODEL`, `hub:kaggle://...` or `hub:FOLDER`."""
+
+DEFAULT_SIZE = 224
+"""Height and width of the images of a network that takes any size."""
+
+ENCODERS = {
+    "DINOV2Encoder": False,
+    "DINOV3Encoder": False,
+    "DeiTEncoderBlock": True,
+    "HGNetV2Encoder": False,
+    "HierarchicalTransformerEncoder": True,
+    "PatchEmbedding": True,
+    "SwinTransformerStage": True,
+    "ViTEncoder": False,
+}
+"""Layers that are replaced by the layers in them, and whether the inner names need the outer name to be unique.
+
+They hold several blocks, or they cannot be built again from their configuration.
+"""
+
+log = logging.getLogger(__name__)
+
+
+def import_hub() -> ModuleType:
+    """Return KerasHub; raise if it is not installed."""
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise InputError(
+            "Presets of KerasHub need the extra hub. Install it with: pip install 'transfer-cases[hub]'."
+        ) from error
+    return keras_hub
+
+
+def is_backbone(model: Any) -> bool:
+    """Return whether a model is a network of KerasHub."""
+    return any(kind.__module__.startswith("keras_hub.") for kind in type(model).__mro__) and hasattr(
+        model, "token_embedding"
+    )
+
+
+def load_preset(name: str, *, random: bool, image_size: int | None, **arguments: Any) -> keras.Model:
+    """Load a preset as a graph that takes raw images, if the preset says how to scale them."""
+    hub, preset = import_hub(), name.removeprefix(PREFIX)
+    with _plain_errors(hub, name):
+        backbone = hub.models.Backbone.from_preset(preset, load_weights=not random, **arguments)
+    backbone = getattr(backbone, "vision_encoder", backbone)
+    if type(backbone).__name__ not in HUB_FAMILIES:
+        raise InputError(
+            f"Expected a preset of an image network. Received: {name!r}, a {type(backbone).__name__}. Supported: "
+            f"{', '.join(HUB_FAMILIES)}."
+        )
+    try:
+        converter = hub.layers.ImageConverter.from_preset(preset)
+    except Exception:  # KerasHub raises errors of many classes
+        converter = None
+        log.warning("%s does not say how its images are scaled. Using the scaling of its family.", name)
+    own = converter.image_size if converter is not None and converter.image_size else None
+    return as_graph(with_image_size(backbone, image_size or own), converter)
+
+
+@contextlib.contextmanager
+def _plain_errors(hub: ModuleType, name: str) -> Iterator[None]:
+    """Turn the errors of KerasHub's loading into one sentence with the remedy."""
+    try:
+        yield
+    except Exception as error:  # downloaders and file formats raise errors of many classes
+        preset, reason = name.removeprefix(PREFIX), one_line(error, most=200)
+        if "://" not in preset and "/" not in preset and preset not in hub.models.Backbone.presets:
+            raise unknown("preset of KerasHub", preset, preset_names()) from error
+        raise InputError(
+            f"The preset {name!r} cannot be loaded: {reason}. Without a network connection, download its folder on "
+            f"another machine, and use {PREFIX}FOLDER."
+        ) from error
+
+
+def preset_names() -> list[str]:
+    """List the presets of image networks that KerasHub knows by name."""
+    models = import_hub().models
+    found = [getattr(models, family, None) for family in HUB_FAMILIES]
+    return sorted({name for one in found if one is not None for name in one.presets})
+
+
+def with_image_size(backbone: keras.Model, side: int | None = None) -> keras.Model:
+    """Return a new network with the same weights for square images, with position embeddings interpolated."""
+    config = backbone.get_config()
+    name = next(key for key in ("image_shape", "input_shape") if key in config)
+    side = side or config[name][0] or DEFAULT_SIZE
+    config[name] = (side, side, 3)
+    if "position_embedding_shape" in config:  # saving would interpolate to this shape, and not save what was trained
+        config["position_embedding_shape"] = (side, side, 3)
+    try:
+        new = type(backbone).from_config(config)
+    except Exception as error:  # layers raise errors of many classes
+        raise InputError(
+            f"{type(backbone).__name__} cannot take images of {side} pixels: {one_line(error, most=200)}"
+        ) from error
+    for old, target in zip(backbone.weights, new.weights, strict=True):
+        if old.shape == target.shape:
+            target.assign(as_array(old))
+        elif "position_ids" not in target.path:  # these only count the positions
+            target.assign(_interpolated(as_array(old), tuple(target.shape)))
+    for old, target in zip(all_layers(backbone), all_layers(new), strict=True):
+        if hasattr(old, "interpolated_position_embeddings"):
+            values = _by_family(old, side)
+            target.position_embeddings.assign(values)
+            target.interpolated_position_embeddings.assign(values)
+    return new
+
+
+def _by_family(layer: Any, side: int) -> np.ndarray:
+    """Return the position embeddings of DINOv2 for an image size, as it interpolates them itself."""
+    if layer.image_shape[0] == side:
+        return as_array(layer.interpolated_position_embeddings)
+    values = layer._interpolate_position_embeddings(
+        layer.position_embeddings,
+        patch_size=layer.patch_size,
+        source_shape=layer.position_embedding_shape,
+        target_shape=(side, side),
+        antialias=layer.antialias_in_interpolation,
+    )
+    return np.asarray(keras.ops.convert_to_numpy(values))
+
+
+def _interpolated(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Interpolate the position embeddings of a grid of patches; those of other tokens, which come first, stay."""
+    rows, count = values.reshape(-1, values.shape[-1]), shape[-2]
+    old, new = math.isqrt(len(rows)), math.isqrt(count)
+    others = len(rows) - old * old
+    if count - new * new != others:
+        raise InputError(f"Expected position embeddings of a square grid. Received: {values.shape}.")
+    grid = rows[others:].reshape(1, old, old, -1)
+    resized = keras.ops.convert_to_numpy(
+        keras.ops.image.resize(grid, (new, new), interpolation="bicubic", data_format="channels_last")
+    )
+    return np.concatenate([rows[:others], resized.reshape(new * new, -1)]).reshape(shape)
+
+
+def as_graph(backbone: keras.Model, converter: Any = None) -> keras.Model:
+    """Return the graph of the same layers with its blocks in place of encoders, after the scaling of a converter."""
+    output = backbone.output
+    output = [*output.values()][-1] if isinstance(output, dict) else output
+    nodes = graph(keras.Model(backbone.inputs[0], output))
+    image = keras.Input(tuple(nodes[0].tensor.shape[1:]), name="image")
+    scales = converter is not None and (converter.scale is not None or converter.offset is not None)
+    values: dict[int, Any] = {0: scaling(converter.scale, converter.offset)(image) if scales else image}
+    for place, node in enumerate(nodes):
+        if place not in values:
+            call = call_of(node.tensor)
+            rest = iter([values[parent] for parent in node.parents])
+            args, kwargs = keras.tree.map_structure(
+                lambda a, rest=rest: next(rest) if isinstance(a, keras.KerasTensor) else a,
+                (call.args, call.kwargs),
+            )
+            values[place] = keras.tree.flatten(_call_blocks(node.op)(*args, **kwargs))[call.output]
+    return surgery.renumber(keras.Model(image, values[len(nodes) - 1], name=type(backbone).__name__))
+
+
+def _call_blocks(op: Any) -> Callable[..., Any]:
+    """Return the function to call in place of an operation, which calls the blocks of an encoder as layers."""
+    kind = type(op).__name__
+    if kind == "DeiTEncoder":
+        return lambda x: op.layer_norm(functools.reduce(lambda x, b: _call_blocks(b)(x)[0], op.encoder_layers, x))
+    if kind not in ENCODERS:
+        return op
+    for layer in direct_layers(op) if ENCODERS[kind] else ():
+        layer.name = f"{op.name}_{layer.name}"
+    return op.call

@@ -1,0 +1,48 @@
+"""Outputs of vision transformers: sequences of a class token, other tokens, and the patches of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from transfer.networks.families import Family
+from transfer.networks.graphs import Node
+
+POOLING = ("class", "patches", "both")
+"""What a head takes from tokens: the class token, the mean of the patches, or both, as DINOv2's linear probe does."""
+
+_CLASS_TOKENS = ("class_token", "cls_token", "class_embedding")
+
+
+def count_tokens(nodes: Sequence[Node]) -> tuple[int, int]:
+    """Return the numbers of class tokens and of other tokens before those of the patches: registers, distillation."""
+    for node in nodes[:4]:  # the embedding follows the scaling
+        classes = sum(getattr(node.op, name, None) is not None for name in _CLASS_TOKENS)
+        others = getattr(node.op, "num_register_tokens", 0) + hasattr(node.op, "distillation_token")
+        if classes + others:
+            return classes, others
+    return 0, 0
+
+
+def pooled_tokens(
+    nodes: Sequence[Node], place: int, family: Family | None, name: str, *, dtype: str | None = None
+) -> Any:
+    """Return tokens as a vector per image, as the family of the network is used; names of layers start with `name`."""
+    layers, tokens = keras.layers, nodes[place].tensor
+    classes, others = count_tokens(nodes)
+    pooling = family.tokens if family is not None and classes else "patches"
+    vectors = []
+    if pooling in ("class", "both"):
+        last = tokens.shape[1] - 1
+        first = layers.Cropping1D((0, last), dtype=dtype, name=f"{name}_first")(tokens)
+        final = name if pooling == "class" else f"{name}_class"
+        vectors.append(layers.Flatten(dtype=dtype, name=final)(first))
+    if pooling in ("patches", "both"):
+        skipped = classes + others
+        if skipped:
+            tokens = layers.Cropping1D((skipped, 0), dtype=dtype, name=f"{name}_patches")(tokens)
+        final = name if pooling == "patches" else f"{name}_mean"
+        vectors.append(layers.GlobalAveragePooling1D(dtype=dtype, name=final)(tokens))
+    return vectors[0] if len(vectors) == 1 else layers.Concatenate(dtype=dtype, name=name)(vectors)
