@@ -91,6 +91,8 @@ class CaseOptions:
     cut: str | None = None
     # First layer or block to train in a frozen network, such as block6a. The layers before it run only once.
     unfreeze_from: str | None = None
+    # Rank of LoRA: in large-similar, train small matrices beside those of attention and Dense layers.
+    lora: int | None = None
     # Initial weights of large-different. auto: random if the pre-trained weights fail to learn.
     init: str = "auto"
 
@@ -102,6 +104,7 @@ class CaseOptions:
         except InputError:
             raise unknown("case", self.case, CHOICES["case"]) from None
         _check_choices(self, "init")
+        _check_at_least_one(self, "lora")
         seconds_of(None if self.time_budget == "none" else self.time_budget)
 
 
@@ -296,6 +299,7 @@ class TrainConfig(
         """The arguments of `build` besides network, classes and devices."""
         default = self.init == TrainConfig.init and self.case != "large-different"
         names = ("case", "cut", "unfreeze_from", "image_size", "preprocessing", "optimizer", "learning_rate")
+        names += ("lora",)
         return {
             **self._values(*names, "precision", "steps_per_execution", "seed"),
             "init": "pretrained" if default else self.init,

@@ -37,6 +37,7 @@ from transfer.images.datasets import ImageData, check_data
 from transfer.images.pipeline import class_weights
 from transfer.networks.arguments import check_network
 from transfer.networks.graphs import NetworkInfo, analyze
+from transfer.networks.hub import plain_network
 from transfer.training.schedules import BATCH_SIZE, epochs_for
 
 MIN_IMAGES = 20
@@ -102,6 +103,7 @@ def advise(
         343
     """
     check_data(data, "advise(data, base)")
+    base = plain_network(base)
     check_network(base)
     if max_images < 2 or (time_budget is not None and not time_budget > 0):
         raise InputError(

@@ -41,6 +41,8 @@ from transfer.distributed.strategies import (
 from transfer.images.decoding import as_size
 from transfer.networks import surgery
 from transfer.networks.graphs import analyze
+from transfer.networks.hub import plain_network
+from transfer.networks.low_rank import add_low_rank
 from transfer.networks.preprocessing import preprocessing_of
 
 
@@ -64,6 +66,7 @@ def build(
     pin_batchnorm: bool | None = None,
     precision: str = "float32",
     steps_per_execution: int = 1,
+    lora: int | None = None,
     seed: int = 0,
 ) -> keras.Model:
     """Build the model of a case from a pre-trained network, compiled and ready for `fit`.
@@ -73,7 +76,8 @@ def build(
 
     Args:
         case: one of the four cases, its name, or its number, 1 to 4.
-        base: a `keras.applications` model, with or without its classifier, or your own. It does not change.
+        base: a `keras.applications` model, with or without its classifier, a KerasHub backbone, or your own. It does
+            not change.
         num_classes: number of classes, 2 or more.
         cut: the last layer to keep, by name or by the position of its block. With several layers, the head sees the
             features of all of them, each scaled to unit length; `"all"` means the ends of all blocks. None is the layer
@@ -101,6 +105,10 @@ def build(
         precision: data type of the computation, one of `policies.PRECISIONS`. Weights, the scaling of the images and
             the head are always float32.
         steps_per_execution: number of training steps in one call of the compiled function, 1 or more.
+        lora: rank of LoRA (Hu et al., 2021, arXiv:2106.09685), 1 or more, in a case that trains all layers from the
+            pre-trained weights. Each matrix of attention and Dense layers is frozen, and the product of two small
+            matrices is added to it; only these and the head train. Saving and copying add the product to the matrix.
+            None trains all weights.
         seed: random seed of the head's weights, and of all weights with `init="random"`.
 
     Returns:
@@ -117,9 +125,9 @@ def build(
         >>> sum(int(keras.ops.size(w)) for w in model.trainable_weights)
         5124
     """
-    case = Case.parse(case)
+    case, base = Case.parse(case), plain_network(base)
     network = analyze_base(base)
-    check_case_options(case, init, unfreeze_from)
+    check_case_options(case, init, unfreeze_from, lora)
     check_learning_rate(learning_rate)
     check_compile_options(precision, steps_per_execution)
     name = check_optimizer(optimizer)
@@ -144,6 +152,7 @@ def build(
             new_optimizer(optimizer, learning_rate, default),
             pin_batchnorm=pinned,
             head=name,
+            lora=(lora, seed),
             loss=as_loss(loss, num_classes),
             metrics=as_metrics(metrics, num_classes),
             steps_per_execution=steps_per_execution,
@@ -256,6 +265,7 @@ def large_similar(
     pin_batchnorm: bool | None = None,
     precision: str = "float32",
     steps_per_execution: int = 1,
+    lora: int | None = None,
     seed: int = 0,
 ) -> keras.Model:
     """Build the model of case 3: attach a new head and fine-tune all layers from the pre-trained weights.
@@ -407,11 +417,15 @@ def _freeze_and_compile(
     *,
     pin_batchnorm: bool,
     head: str | None,
+    lora: tuple[int | None, int] = (None, 0),
     **options: Any,
 ) -> None:
     """Set which layers train, then compile with a new optimizer so that the flags take effect."""
     synchronized = needs_synchronized_batchnorm(model)
     surgery.set_trainable(model, trainable, pin_batchnorm=pin_batchnorm, synchronized=synchronized, head=head)
+    rank, seed = lora
+    if rank is not None and head is not None:
+        add_low_rank(model, rank, head=head, seed=seed)
     if not options and getattr(model, "compiled", False):
         compile_like(model, model, optimizer)
     else:

@@ -11,6 +11,7 @@ from transfer.common.errors import InputError, unknown
 from transfer.networks import surgery
 from transfer.networks.arguments import check_network
 from transfer.networks.graphs import NetworkInfo, analyze, graph
+from transfer.networks.low_rank import check_rank
 
 
 def analyze_base(base: keras.Model) -> NetworkInfo:
@@ -26,8 +27,14 @@ def analyze_base(base: keras.Model) -> NetworkInfo:
     return network
 
 
-def check_case_options(case: Case, init: str, unfreeze_from: str | None) -> None:
-    """Raise if the initial weights or the first layer to train do not fit the case."""
+def check_case_options(case: Case, init: str, unfreeze_from: str | None, lora: int | None) -> None:
+    """Raise if the initial weights, the first layer to train or LoRA do not fit the case."""
+    check_rank(lora)
+    if lora is not None and (POLICIES[case].frozen or init != "pretrained"):
+        raise InputError(
+            "Expected lora only with a case that trains all layers from the pre-trained weights, such as "
+            f"{Case.LARGE_SIMILAR}. Received: {case} with init={init!r}."
+        )
     if unfreeze_from is not None and not POLICIES[case].frozen:
         raise InputError(
             f"Expected unfreeze_from only with a case that freezes layers: {Case.SMALL_SIMILAR} or "

@@ -26,6 +26,7 @@ from transfer.networks.gradients import (
     unnested,
 )
 from transfer.networks.graphs import Node
+from transfer.networks.tokens import as_maps
 
 MIN_CELLS = 5
 """Height or width in cells below which a Grad-CAM map is coarse: it cannot show which part of an object matters."""
@@ -99,8 +100,8 @@ def _draw_heat(
 
     gradient, logits = gradient_at(score, values[index])
     _require_finite(model, logits)
-    weights = keras.ops.mean(keras.ops.cast(gradient, "float32"), axis=(1, 2), keepdims=True)
-    sums = keras.ops.sum(keras.ops.cast(values[index], "float32") * weights, axis=-1)
+    slopes, maps = (as_maps(nodes, keras.ops.cast(x, "float32")) for x in (gradient, values[index]))
+    sums = keras.ops.sum(maps * keras.ops.mean(slopes, axis=(1, 2), keepdims=True), axis=-1)
     for row, small in zip(heat, _numpy(keras.ops.relu(sums)), strict=True):
         row[:] = Image.fromarray(small).resize(row.shape[::-1], Image.Resampling.BILINEAR)
 
@@ -116,8 +117,8 @@ def map_note(model: keras.Model, size: tuple[int, int]) -> str:
     nodes = unnested(model)
     index, joined = find_feature_map(nodes), nodes[head_of(nodes).position]
     shape = nodes[index].tensor.shape
-    if None in shape[1:3]:
-        shape = run(nodes, {0: _tensor(np.zeros((1, *size, 3)))}, last=index)[index].shape
+    if None in shape[1:3] or len(shape) == 3:
+        shape = as_maps(nodes, run(nodes, {0: _tensor(np.zeros((1, *size, 3)))}, last=index)[index]).shape
     text = f"Grad-CAM map of {shape[1]} x {shape[2]} cells"
     if isinstance(joined.op, keras.layers.Concatenate):
         text += f", of the last of {len(joined.parents)} layers that the head sees"
@@ -293,7 +294,7 @@ def explain(
     for part in _batches(len(images), batch_size):
         values = run(nodes, {0: _tensor(images[part])}, last=max(last, *indices), keep=[*indices, last])
         for index, of_layer in maxima.items():
-            of_layer.add(_numpy(values[index]))
+            of_layer.add(_numpy(as_maps(nodes, values[index])))
         if part.start < mapped:
             first = {place: value[: mapped - part.start] for place, value in values.items()}
             _draw_heat(heat[part], model, nodes, first, last, None)

@@ -15,7 +15,7 @@ import keras
 
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
-from transfer.networks import demo_cnn, efficientnet_lite, own_models, surgery, weight_files
+from transfer.networks import demo_cnn, efficientnet_lite, hub, own_models, surgery, weight_files
 from transfer.networks.families import FAMILIES, Family
 from transfer.networks.graphs import analyze
 from transfer.networks.model_files import CustomObjects
@@ -77,7 +77,9 @@ def load_backbone(
 
     Args:
         name: name of a `keras.applications` constructor, `"EfficientNetLite0"` to `"EfficientNetLite2"`, `"DemoCNN"`,
-            or the path of your own model. That is a `.keras` or `.h5` file, or the folder of a run.
+            `"hub:"` and a preset of KerasHub, such as `"hub:dinov2_small"`, a handle that starts with `hf://` or
+            `kaggle://`, or a folder; or the path of your own model. That is a `.keras` or `.h5` file, or the folder of
+            a run.
         weights: `"pretrained"`, the published weights; `"none"` or None, random weights; or the path of a weights file.
             Published weights are from ImageNet, and Keras downloads them. Those of the EfficientNet-Lites are in
             installed packages. The DemoCNN has only the weights `"shapes"`; for `"imagenet"` it warns and loads
@@ -101,6 +103,13 @@ def load_backbone(
         >>> load_backbone("MobileNetV2", weights="none", image_size=96, alpha=0.35).output.shape
         (None, 1000)
     """
+    if str(name).startswith(hub.PREFIX):
+        if weights not in ("pretrained", None, "none") or include_top:
+            raise InputError(
+                f"{name} has its own weights and no classifier. Leave out weights and include_top."
+            )
+        random = weights in (None, "none")
+        return hub.load_preset(str(name), random=random, image_size=image_size, **arguments)
     found = _find(str(name))
     if found is None and is_place(str(name)):
         if weights not in ("pretrained", "imagenet", None, "none") or include_top is not None or arguments:
@@ -172,7 +181,9 @@ def _from_file(
 
 def check_name(name: str) -> None:
     """Raise for the name of a network that cannot be loaded."""
-    if _find(name) is None and not is_place(name):
+    if name.startswith(hub.PREFIX):
+        hub.import_hub()
+    elif _find(name) is None and not is_place(name):
         raise _unknown(name)
 
 

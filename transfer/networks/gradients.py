@@ -15,6 +15,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.networks.graphs import Node, activation_of, bottlenecks, call_again, graph
+from transfer.networks.tokens import mixes_tokens
 
 
 def unnested(model: keras.Model) -> list[Node]:
@@ -53,6 +54,10 @@ def run(
     return call_again(nodes, values, range(max(values) + 1, end), keep=keep, training=False)
 
 
+MIN_TOKENS = 4
+"""Fewest tokens that count as a feature map."""
+
+
 class ReceptiveField(NamedTuple):
     """The part of the image that one pixel of a feature map depends on."""
 
@@ -73,6 +78,8 @@ def receptive_fields(nodes: Sequence[Node]) -> list[ReceptiveField]:
         stride, dilation = _pair(node.op, "strides"), _pair(node.op, "dilation_rate")
         upsamples = isinstance(node.op, keras.layers.Conv2DTranspose)
         factor = stride if upsamples else _pair(node.op, "size")  # of upsampling
+        if len(node.tensor.shape) == 3 and len(nodes[node.parents[0]].tensor.shape) == 4:
+            kernel = stride = _patch(node, nodes[node.parents[0]])
         both = []
         for axis in (0, 1):
             inputs = [fields[parent][axis] for parent in node.parents]
@@ -88,6 +95,12 @@ def receptive_fields(nodes: Sequence[Node]) -> list[ReceptiveField]:
     return [ReceptiveField(max(h.size, w.size), max(h.step, w.step)) for h, w in fields]
 
 
+def _patch(node: Node, image: Node) -> tuple[int, int]:
+    """Return the height and width of the patches that become tokens."""
+    side = max(1, math.isqrt(node.tensor.shape[1] or 1))
+    return (max(1, (image.tensor.shape[1] or 1) // side), max(1, (image.tensor.shape[2] or 1) // side))
+
+
 def _pair(op: Any, name: str, otherwise: tuple[int, int] = (1, 1)) -> tuple[int, int]:
     """Return a layer's setting for height and width."""
     value = getattr(op, name, None)
@@ -97,9 +110,10 @@ def _pair(op: Any, name: str, otherwise: tuple[int, int] = (1, 1)) -> tuple[int,
 
 
 def is_map(node: Node) -> bool:
-    """Return whether an operation's output is a feature map with more than one pixel."""
+    """Return whether an operation's output is a feature map with more than one pixel, or tokens of patches."""
     shape = node.tensor.shape
-    return len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
+    tokens = len(shape) == 3 and (shape[1] or 0) >= MIN_TOKENS
+    return tokens or (len(shape) == 4 and tuple(shape[1:3]) != (1, 1))
 
 
 def find_feature_map(nodes: Sequence[Node], name: str | None = None) -> int:
@@ -110,6 +124,10 @@ def find_feature_map(nodes: Sequence[Node], name: str | None = None) -> int:
             "Expected a model with feature maps, shape (batch, height, width, channels), between its input and its "
             f"output. Received: a model with the layers {', '.join(node.op.name for node in nodes[1:7])}."
         )
+    mixing = [place for place, node in enumerate(nodes) if mixes_tokens(node)]
+    if name is None and mixing and not any(len(nodes[p].tensor.shape) == 4 for p in maps if p > mixing[-1]):
+        # After the last attention, the class token no longer depends on the patches.
+        return nodes[mixing[-1]].parents[0]
     if name is None:
         depth = [0]
         for node in nodes[1:]:
@@ -118,7 +136,7 @@ def find_feature_map(nodes: Sequence[Node], name: str | None = None) -> int:
     named = [place for place in range(1, len(nodes)) if nodes[place].op.name == name]
     if not named:
         raise unknown("layer with feature maps", name, [nodes[place].op.name for place in maps])
-    if len(nodes[named[-1]].tensor.shape) != 4:
+    if not is_map(nodes[named[-1]]) and len(nodes[named[-1]].tensor.shape) != 4:
         raise InputError(
             f"Expected a layer with an output of shape (batch, height, width, channels). Received: {name!r} with "
             f"{tuple(nodes[named[-1]].tensor.shape)}."
@@ -130,7 +148,8 @@ def shown_layers(model: keras.Model, *, most: int = 4) -> list[str]:
     """Return layers to show: the last ones of some resolutions, spread over the depth of the network."""
     nodes = unnested(model)
     last = find_feature_map(nodes)
-    places = [*_last_of_each_resolution(nodes, last), last]
+    blocks = [place for place in bottlenecks(nodes) if place < last and mixes_tokens(nodes[place])]
+    places = [*(blocks or _last_of_each_resolution(nodes, last)), last]
     chosen = np.linspace(len(places) - 1, 0, min(most, len(places))).round().astype(int)[::-1]
     return [nodes[places[i]].op.name for i in chosen]
 

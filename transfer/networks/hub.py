@@ -16,8 +16,8 @@ import numpy as np
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.keras_private import all_layers, call_of, direct_layers
 from transfer.networks import surgery
-from transfer.networks.graphs import graph
 from transfer.networks.families import HUB_FAMILIES
+from transfer.networks.graphs import graph
 from transfer.networks.initial_values import as_array
 from transfer.networks.preprocessing import scaling
 
@@ -33,7 +33,6 @@ ENCODERS = {
     "DeiTEncoderBlock": True,
     "HGNetV2Encoder": False,
     "HierarchicalTransformerEncoder": True,
-    "PatchEmbedding": True,
     "SwinTransformerStage": True,
     "ViTEncoder": False,
 }
@@ -56,11 +55,11 @@ def import_hub() -> ModuleType:
     return keras_hub
 
 
-def is_backbone(model: Any) -> bool:
-    """Return whether a model is a network of KerasHub."""
-    return any(kind.__module__.startswith("keras_hub.") for kind in type(model).__mro__) and hasattr(
-        model, "token_embedding"
-    )
+def plain_network(model: keras.Model) -> keras.Model:
+    """Return a copy of a KerasHub backbone as a graph of its blocks; other models are returned as they are."""
+    model = getattr(model, "vision_encoder", model)
+    known = type(model).__name__ in HUB_FAMILIES and type(model).__module__.startswith("keras_hub.")
+    return as_graph(with_image_size(model)) if known else model
 
 
 def load_preset(name: str, *, random: bool, image_size: int | None, **arguments: Any) -> keras.Model:
@@ -111,7 +110,9 @@ def with_image_size(backbone: keras.Model, side: int | None = None) -> keras.Mod
     name = next(key for key in ("image_shape", "input_shape") if key in config)
     side = side or config[name][0] or DEFAULT_SIZE
     config[name] = (side, side, 3)
-    if "position_embedding_shape" in config:  # saving would interpolate to this shape, and not save what was trained
+    if (
+        "position_embedding_shape" in config
+    ):  # saving would interpolate to this shape, and not save what was trained
         config["position_embedding_shape"] = (side, side, 3)
     try:
         new = type(backbone).from_config(config)
@@ -184,9 +185,24 @@ def _call_blocks(op: Any) -> Callable[..., Any]:
     """Return the function to call in place of an operation, which calls the blocks of an encoder as layers."""
     kind = type(op).__name__
     if kind == "DeiTEncoder":
-        return lambda x: op.layer_norm(functools.reduce(lambda x, b: _call_blocks(b)(x)[0], op.encoder_layers, x))
+        return functools.partial(_run_deit, op)
+    if kind == "PatchEmbedding":
+        return functools.partial(_embed_patches, op)
     if kind not in ENCODERS:
         return op
     for layer in direct_layers(op) if ENCODERS[kind] else ():
         layer.name = f"{op.name}_{layer.name}"
     return op.call
+
+
+def _run_deit(encoder: Any, x: Any) -> Any:
+    """Call the layers of DeiT's blocks; a block itself returns None besides its output, which no graph can hold."""
+    for block in encoder.encoder_layers:
+        x, _ = _call_blocks(block)(x)
+    return encoder.layer_norm(x)
+
+
+def _embed_patches(layer: Any, x: Any) -> Any:
+    """Call the layers of Swin's patch embedding, whose get_config() fails."""
+    x = keras.layers.Reshape((-1, layer.embed_dim), name="patches")(layer.proj(x))
+    return layer.norm(x) if layer.norm else x

@@ -19,8 +19,8 @@ from transfer.common.keras_private import all_layers
 from transfer.networks.families import Family, family_of
 from transfer.networks.graphs import NetworkInfo, Node, analyze, config_of, graph
 from transfer.networks.initial_values import as_array, call_with_values_of
+from transfer.networks.low_rank import merged_values, without_low_rank
 from transfer.networks.tokens import pooled_tokens
-
 
 _OF_ALL_LAYERS = ("name", "trainable", "dtype")
 
@@ -96,6 +96,7 @@ def new_like(op: Any, **changes: Any) -> Any:
     options = {"safe_mode": False} if isinstance(op, keras.layers.Lambda) else {}
     try:
         new = type(op).from_config(dict(config), **options)
+        new.name = op.name
     except Exception as error:  # the layer's own code may raise anything
         raise InputError(
             f"Layer {op.name!r} cannot be copied: {type(op).__name__} cannot be built from its get_config(): "
@@ -103,17 +104,20 @@ def new_like(op: Any, **changes: Any) -> Any:
             "keras.layers.Layer."
         ) from error
     if type(op).__module__.startswith("keras_hub.") and new.get_config().keys() != config.keys():
-        vars(new)["get_config"] = lambda: config | {"name": new.name, "trainable": new.trainable}  # so that a saved model can be loaded
+        own = [name for name in ("name", "trainable") if name in config]
+        # A saved model can be loaded only with the whole configuration.
+        vars(new)["get_config"] = lambda: config | {name: getattr(new, name) for name in own}
     return new
 
 
 def _whole_config(op: Any) -> dict[str, Any]:
     """Return the configuration of a layer; for KerasHub's, without what __init__ refuses and with what it omits."""
-    config = config_of(op)
+    config = {name: value for name, value in config_of(op).items() if not name.startswith("lora_")}
     if not type(op).__module__.startswith("keras_hub."):
         return config
     known = inspect.signature(type(op).__init__).parameters
-    config = {name: value for name, value in config.items() if name in known or name in _OF_ALL_LAYERS}
+    shared = _OF_ALL_LAYERS if "kwargs" in known else ()
+    config = {name: value for name, value in config.items() if name in known or name in shared}
     return config | {
         name: getattr(op, name)
         for name in known
@@ -146,12 +150,13 @@ def _copy_state(old: Any, new: Any, *, everything: bool) -> None:
 
 
 def _assign(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
-    for source, target in zip(old.variables, new.variables, strict=True):
+    merged = merged_values(old)
+    for source, target in zip(without_low_rank(old), new.variables, strict=True):
         if source.shape != target.shape:
             raise ValueError(
                 f"layer {old.name!r} has weights of shape {source.shape} and would need {target.shape}."
             )
-        target.assign(as_array(source))
+        target.assign(as_array(merged.get(id(source), source)))
 
 
 def renumber(model: keras.Model) -> keras.Model:

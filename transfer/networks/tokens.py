@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+from transfer.common.keras_private import all_layers
 from transfer.networks.families import Family
 from transfer.networks.graphs import Node
 
@@ -24,6 +26,22 @@ def count_tokens(nodes: Sequence[Node]) -> tuple[int, int]:
         if classes + others:
             return classes, others
     return 0, 0
+
+
+def as_maps(nodes: Sequence[Node], values: Any) -> Any:
+    """Return feature maps, shape (batch, height, width, channels); the tokens of patches as a square grid."""
+    if len(values.shape) == 4:
+        return values
+    patches = values[:, sum(count_tokens(nodes)) :]
+    side = math.isqrt(patches.shape[1])
+    return keras.ops.reshape(patches[:, : side * side], (-1, side, side, values.shape[-1]))
+
+
+def mixes_tokens(node: Node) -> bool:
+    """Return whether an operation takes tokens and has attention, alone or in a block."""
+    return len(node.tensor.shape) in (2, 3) and any(
+        "Attention" in type(layer).__name__ for layer in all_layers(node.op)
+    )
 
 
 def pooled_tokens(

@@ -61,6 +61,7 @@ APPLIES: dict[str, dict[Situation, str]] = {
     "batchnorm": _row("with --batchnorm adapted", fine_tuning="yes"),
     "layer_decay": _row(network="yes"),
     "gradual_unfreezing": _row(network="yes"),
+    "lora": _row(fine_tuning="yes"),
     "weight_decay": _row(network="yes"),
     "clip_norm": _row(network="yes"),
     "ema": _row(network="yes"),

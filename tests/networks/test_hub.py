@@ -1,0 +1,272 @@
+"""Networks of KerasHub: the same outputs, blocks as layers, all four cases, presets, image sizes."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import transfer
+from transfer.common.errors import InputError
+from transfer.networks import hub
+from transfer.networks.graphs import analyze, fingerprint
+
+keras_hub = pytest.importorskip("keras_hub")
+models = keras_hub.models
+
+_TOKENS = {"patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 16, "image_shape": (32, 32, 3)}
+_WIDE = {**_TOKENS, "intermediate_dim": 32}
+
+FAMILIES = {
+    "CLIPVisionEncoder": (_WIDE, "clip_vision_encoder_encoder_block_1"),
+    "CSPNetBackbone": (
+        {
+            **{"stem_filters": 8, "stem_kernel_size": 3, "stem_strides": 2, "stackwise_depth": [1, 1]},
+            **{"stackwise_strides": [1, 2], "stackwise_num_filters": [8, 16], "image_shape": (32, 32, 3)},
+            **{"block_type": "dark_block", "stage_type": "dark"},
+        },
+        "",
+    ),
+    "DINOV2Backbone": (
+        {**_WIDE, "num_register_tokens": 2, "position_embedding_shape": (48, 48, 3)},
+        "layers_1",
+    ),
+    "DINOV3Backbone": ({**_WIDE, "num_register_tokens": 2}, "layers_1"),
+    "DeiTBackbone": (_WIDE, "transformer_block_2_output_layer"),
+    "DenseNetBackbone": (
+        {
+            "stackwise_num_repeats": [2, 2],
+            "compression_ratio": 0.5,
+            "growth_rate": 4,
+            "image_shape": (32, 32, 3),
+        },
+        "stack1_block2_concat",
+    ),
+    "EfficientNetBackbone": (
+        {
+            **{"stackwise_width_coefficients": [1.0] * 2, "stackwise_depth_coefficients": [1.0] * 2},
+            **{"stackwise_squeeze_and_excite_ratios": [0.25] * 2, "stackwise_expansion_ratios": [1, 6]},
+            **{
+                "stackwise_kernel_sizes": [3, 3],
+                "stackwise_num_repeats": [1, 1],
+                "stackwise_strides": [1, 2],
+            },
+            **{"stackwise_input_filters": [8, 8], "stackwise_output_filters": [8, 16], "dropout": 0.2},
+            **{"stackwise_block_types": ["v1", "v1"], "input_shape": (32, 32, 3)},
+        },
+        "block1a_add",
+    ),
+    "HGNetV2Backbone": (
+        {
+            **{"depths": [1, 1], "embedding_size": 8, "hidden_sizes": [8, 16], "stem_channels": [3, 4, 8]},
+            **{"hidden_act": "relu", "use_learnable_affine_block": False, "apply_downsample": [False, True]},
+            **{"stackwise_stage_filters": [[8, 8, 16, 1, 3, 3], [16, 8, 16, 1, 3, 3]]},
+            **{"use_lightweight_conv_block": [False, False], "image_shape": (32, 32, 3)},
+        },
+        "hg_net_v2_backbone_encoder_stage_0",
+    ),
+    "MetaCLIP2VisionEncoder": (_WIDE, "meta_clip2_vision_encoder_encoder_block_1"),
+    "MiTBackbone": (
+        {
+            **{"layerwise_depths": [1, 1], "num_layers": 2, "layerwise_num_heads": [1, 2]},
+            **{"layerwise_sr_ratios": [2, 1], "max_drop_path_rate": 0.1, "layerwise_patch_sizes": [7, 3]},
+            **{"layerwise_strides": [4, 2], "hidden_dims": [8, 16], "image_shape": (32, 32, 3)},
+        },
+        "",
+    ),
+    "ResNetBackbone": (
+        {
+            **{"input_conv_filters": [64], "input_conv_kernel_sizes": [7], "stackwise_num_filters": [64, 64]},
+            **{"stackwise_num_blocks": [1, 1], "stackwise_num_strides": [1, 2], "block_type": "basic_block"},
+            **{"image_shape": (32, 32, 3)},
+        },
+        "stack0_block0_add",
+    ),
+    "SigLIPVisionEncoder": (_WIDE, "sig_lip_vision_encoder_encoder_block_1"),
+    "SwinTransformerBackbone": (
+        {
+            **{"image_shape": (32, 32, 3), "patch_size": 4, "embed_dim": 8, "depths": (1, 2)},
+            **{"num_heads": (1, 2), "window_size": 4},
+        },
+        "stage_1_blocks_1",
+    ),
+    "VGGBackbone": (
+        {"stackwise_num_repeats": [1, 1], "stackwise_num_filters": [8, 8], "image_shape": (32, 32, 3)},
+        "block1_pool",
+    ),
+    "ViTBackbone": ({**_TOKENS, "mlp_dim": 32}, "transformer_block_2"),
+    "XceptionBackbone": (
+        {
+            **{"stackwise_conv_filters": [[8, 8], [8, 8]], "stackwise_pooling": [True, False]},
+            **{"image_shape": (32, 32, 3)},
+        },
+        "block1_pool",
+    ),
+}
+"""A tiny network of each family, and the name of one of its block ends."""
+
+
+def make(family):
+    """A tiny network with weights that matter."""
+    keras.utils.set_random_seed(0)
+    model = getattr(models, family)(**FAMILIES[family][0])
+    draw = np.random.default_rng(1)
+    for weight in model.weights:
+        if "float" in weight.dtype and "variance" not in weight.name:
+            weight.assign(np.asarray(weight) + draw.normal(size=weight.shape, scale=0.05))
+    return model
+
+
+images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def output(backbone, images):
+    """The output that KerasHub computes."""
+    inputs = {name: images for name in backbone.input} if isinstance(backbone.input, dict) else images
+    found = backbone(inputs, training=False)
+    return np.asarray([*found.values()][-1] if isinstance(found, dict) else found)
+
+
+@families
+def test_the_graph_has_the_outputs_of_kerashub_and_ends_at_its_blocks(family):
+    backbone = make(family)
+    model = hub.plain_network(backbone)
+    np.testing.assert_allclose(model(images / 255), output(backbone, images / 255), atol=1e-5)
+    ends = analyze(model).block_ends
+    assert len(ends) > 1 and FAMILIES[family][1] in ("", *ends)
+    assert hub.plain_network(model) is model, "it is plain already"
+
+
+@families
+def test_all_cases_are_built_and_the_backbone_stays(family):
+    backbone = make(family)
+    before, config = backbone.get_weights(), backbone.get_config()
+    for case in transfer.Case:
+        model = transfer.build(case, backbone, 3)
+        assert np.asarray(model(images)).shape == (4, 3)
+    ends = transfer.small_similar(backbone, 3, cut="all")
+    assert [layer for layer in ends.layers if "joined" in layer.name]
+    assert backbone.get_config() == config
+    for old, new in zip(before, backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+TRANSFORMERS = ["DINOV2Backbone", "DeiTBackbone", "SwinTransformerBackbone", "ViTBackbone", "MiTBackbone"]
+
+
+@pytest.fixture(scope="module")
+def colors():
+    draw = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    photos = draw.uniform(0, 60, (24, 32, 32, 3))
+    photos[np.arange(24), :, :, labels] += 180
+    return transfer.load_data((photos.astype("uint8"), labels), val=6, test=6)
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_frozen_weights_stay_and_the_saved_model_needs_only_keras_and_kerashub(family, colors, tmp_path):
+    model = transfer.small_similar(make(family), 3)
+    frozen = [np.asarray(w) for layer in model.layers[:-1] for w in layer.weights]
+    transfer.fit(model, colors, verbose=0)
+    for old, new in zip(frozen, [w for layer in model.layers[:-1] for w in layer.weights], strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert transfer.evaluate(model, colors).accuracy > 0.6
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    code = "import keras, keras_hub, numpy; m = keras.models.load_model('model.keras', compile=False); "
+    code += "numpy.save('found.npy', m.predict(numpy.load('images.npy'), verbose=0))"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), model.predict(images, verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_fine_tuning_changes_blocks_and_the_saved_model_is_the_trained_one(family, colors, tmp_path):
+    model = transfer.large_similar(make(family), 3)
+    before = model.get_weights()
+    transfer.fit(model, colors, epochs=1, verbose=0, recipe=transfer.Recipe(layer_decay=0.8))
+    assert any(not np.array_equal(a, b) for a, b in zip(before[:-2], model.get_weights()[:-2], strict=True))
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "family", ["ViTBackbone", "DINOV2Backbone", "SigLIPVisionEncoder", "CLIPVisionEncoder"]
+)
+def test_lora_trains_small_matrices_and_is_merged_in_copies_and_files(family, colors, tmp_path):
+    model = transfer.large_similar(make(family), 3, lora=2)
+    base = {w.path: np.asarray(w) for w in model.weights if "lora" not in w.path and "head" not in w.path}
+    names = {w.path.split("/")[-1] for w in model.trainable_weights if "head" not in w.path}
+    assert names == {"lora_kernel_a", "lora_kernel_b"}
+    transfer.fit(model, colors, epochs=2, verbose=0)
+    for weight in model.weights:
+        if weight.path in base:
+            np.testing.assert_array_equal(weight, base[weight.path])
+    expected = model.predict(images, verbose=0)
+    from transfer.networks import surgery
+
+    np.testing.assert_allclose(surgery.clone(model).predict(images, verbose=0), expected, atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    assert not any("lora" in weight.path for weight in again.weights)
+    np.testing.assert_allclose(again.predict(images, verbose=0), expected, atol=1e-5)
+
+
+def test_lora_needs_matrices_and_a_case_that_trains_all_layers():
+    base = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3))
+    with pytest.raises(InputError, match="no attention or Dense layers"):
+        transfer.large_similar(base, 3, lora=4)
+    with pytest.raises(InputError, match="trains all layers"):
+        transfer.build("small-similar", base, 3, lora=4)
+    with pytest.raises(InputError, match="at least 1"):
+        transfer.large_similar(base, 3, lora=0)
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("presets") / "tiny_vit"
+    make("ViTBackbone").save_to_preset(str(folder))
+    converter = keras_hub.layers.ViTImageConverter(
+        image_size=(32, 32), scale=[1 / 64.0] * 3, offset=[-1.5, -1.0, -2.0]
+    )
+    converter.save_to_preset(str(folder))
+    return folder, converter
+
+
+def test_a_preset_takes_raw_images(preset):
+    folder, converter = preset
+    model = transfer.load_backbone(f"hub:{folder}")
+    expected = output(make("ViTBackbone"), np.asarray(converter(images)))
+    np.testing.assert_allclose(model(images), expected, atol=1e-5)
+    random = transfer.load_backbone(f"hub:{folder}", weights="none")
+    assert fingerprint(random) != fingerprint(model)
+
+
+def test_a_preset_of_another_image_size(preset):
+    model = transfer.load_backbone(f"hub:{preset[0]}", image_size=64)
+    assert model.input_shape == (None, 64, 64, 3)
+    assert np.isfinite(model(np.zeros((1, 64, 64, 3)))).all()
+
+
+def test_dinov2_interpolates_its_positions_itself(tmp_path):
+    make("DINOV2Backbone").save_to_preset(str(tmp_path / "dino"))
+    own = models.Backbone.from_preset(str(tmp_path / "dino"), image_shape=(64, 64, 3))
+    model = hub.as_graph(hub.with_image_size(models.Backbone.from_preset(str(tmp_path / "dino")), 64))
+    large = np.random.default_rng(0).uniform(0, 1, (2, 64, 64, 3)).astype("float32")
+    np.testing.assert_allclose(model(large), output(own, large), atol=1e-5)
+
+
+def test_a_preset_without_a_converter_is_scaled_as_its_family(tmp_path, caplog):
+    make("ViTBackbone").save_to_preset(str(tmp_path / "vit"))
+    model = transfer.small_similar(transfer.load_backbone(f"hub:{tmp_path / 'vit'}"), 3)
+    assert "how its images are scaled" in caplog.text
+    assert model.get_layer("preprocess_scale").offset == -1.0
+
+
+def test_wrong_presets_are_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="dinov2_small"):
+        transfer.load_backbone("hub:dinov2_smal")
+    with pytest.raises(InputError, match="another machine"):
+        transfer.load_backbone(f"hub:{tmp_path}/nothing")

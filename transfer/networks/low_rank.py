@@ -1,0 +1,54 @@
+"""Low-rank adaptation (LoRA): two small trained matrices beside each frozen matrix of attention and Dense layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from transfer.common.errors import InputError
+from transfer.common.keras_private import all_layers
+from transfer.common.whole_numbers import at_least
+
+
+def check_rank(rank: int | None) -> None:
+    """Raise unless a rank is None or a whole number of at least 1."""
+    if rank is not None and not at_least(1, rank):
+        raise InputError(f"Expected lora as a rank, a whole number of at least 1. Received: {rank!r}.")
+
+
+def add_low_rank(model: keras.Model, rank: int, *, head: str, seed: int) -> None:
+    """Add trained matrices of a rank to a model's matrices; freeze all other variables, except those of the head."""
+    trained = {id(variable) for variable in model.get_layer(head).variables}
+    matrices = [
+        layer
+        for outer in model.layers
+        if outer.name != head
+        for layer in all_layers(outer)
+        if isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense)
+    ]
+    if not matrices:
+        raise InputError(
+            f"{model.name!r} has no attention or Dense layers, which LoRA adapts. Leave out lora to train all layers."
+        )
+    for number, layer in enumerate(matrices):
+        layer.enable_lora(rank, a_initializer=keras.initializers.HeUniform(seed + number))
+        trained |= {id(layer.lora_kernel_a), id(layer.lora_kernel_b)}
+    for variable in model.variables:
+        variable.trainable = id(variable) in trained
+
+
+def merged_values(layer: keras.layers.Layer) -> dict[int, Any]:
+    """Return the matrices with the low-rank ones added to them, by the id of their variable; without LoRA, none."""
+    return {id(one._kernel): one.kernel for one in all_layers(layer) if getattr(one, "lora_enabled", False)}
+
+
+def without_low_rank(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the variables of a layer, without the matrices that LoRA added."""
+    added = {
+        id(variable)
+        for one in all_layers(layer)
+        if getattr(one, "lora_enabled", False)
+        for variable in (one.lora_kernel_a, one.lora_kernel_b)
+    }
+    return [variable for variable in layer.variables if id(variable) not in added]
