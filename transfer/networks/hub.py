@@ -33,6 +33,7 @@ ENCODERS = {
     "DeiTEncoderBlock": True,
     "HGNetV2Encoder": False,
     "HierarchicalTransformerEncoder": True,
+    "PatchEmbedding": True,
     "SwinTransformerStage": True,
     "ViTEncoder": False,
 }
@@ -78,7 +79,7 @@ def load_preset(name: str, *, random: bool, image_size: int | None, **arguments:
     except Exception:  # KerasHub raises errors of many classes
         converter = None
         log.warning("%s does not say how its images are scaled. Using the scaling of its family.", name)
-    own = converter.image_size if converter is not None and converter.image_size else None
+    own = converter.image_size[0] if converter is not None and converter.image_size else None
     return as_graph(with_image_size(backbone, image_size or own), converter)
 
 
@@ -110,17 +111,19 @@ def with_image_size(backbone: keras.Model, side: int | None = None) -> keras.Mod
     name = next(key for key in ("image_shape", "input_shape") if key in config)
     side = side or config[name][0] or DEFAULT_SIZE
     config[name] = (side, side, 3)
-    if (
-        "position_embedding_shape" in config
-    ):  # saving would interpolate to this shape, and not save what was trained
+    if "position_embedding_shape" in config:
+        # Saving would interpolate to this shape, and would not save what was trained.
         config["position_embedding_shape"] = (side, side, 3)
+    if "use_mask_token" in config:  # it is for pre-training only
+        config["use_mask_token"] = False
     try:
         new = type(backbone).from_config(config)
     except Exception as error:  # layers raise errors of many classes
         raise InputError(
             f"{type(backbone).__name__} cannot take images of {side} pixels: {one_line(error, most=200)}"
         ) from error
-    for old, target in zip(backbone.weights, new.weights, strict=True):
+    kept = [weight for weight in backbone.weights if weight.name != "mask_token"]
+    for old, target in zip(kept, new.weights, strict=True):
         if old.shape == target.shape:
             target.assign(as_array(old))
         elif "position_ids" not in target.path:  # these only count the positions
@@ -186,13 +189,11 @@ def _call_blocks(op: Any) -> Callable[..., Any]:
     kind = type(op).__name__
     if kind == "DeiTEncoder":
         return functools.partial(_run_deit, op)
-    if kind == "PatchEmbedding":
-        return functools.partial(_embed_patches, op)
     if kind not in ENCODERS:
         return op
     for layer in direct_layers(op) if ENCODERS[kind] else ():
         layer.name = f"{op.name}_{layer.name}"
-    return op.call
+    return functools.partial(_embed_patches, op) if kind == "PatchEmbedding" else op.call
 
 
 def _run_deit(encoder: Any, x: Any) -> Any:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError, one_line
-from transfer.common.keras_private import all_layers
+from transfer.common.keras_private import all_layers, direct_layers
 from transfer.networks.families import Family, family_of
 from transfer.networks.graphs import NetworkInfo, Node, analyze, config_of, graph
 from transfer.networks.initial_values import as_array, call_with_values_of
@@ -118,11 +118,18 @@ def _whole_config(op: Any) -> dict[str, Any]:
     known = inspect.signature(type(op).__init__).parameters
     shared = _OF_ALL_LAYERS if "kwargs" in known else ()
     config = {name: value for name, value in config.items() if name in known or name in shared}
-    return config | {
-        name: getattr(op, name)
-        for name in known
-        if name not in config and isinstance(getattr(op, name, ...), int | float | str | tuple | list | None)
-    }
+    found = {name: _argument(op, name) for name in known if name not in config}
+    return config | {name: value for name, value in found.items() if value is not ...}
+
+
+def _argument(op: Any, name: str) -> Any:
+    """Return an argument of a layer's __init__ as it or a layer in it keeps it, or ... if it is not found."""
+    places = [(op, name), (getattr(op, name, ...), "drop_prob"), *((one, name) for one in direct_layers(op))]
+    for owner, attribute in places:
+        value = getattr(owner, attribute, ...)
+        if isinstance(value, int | float | str | tuple | list | None):
+            return value
+    return ...
 
 
 @contextlib.contextmanager
