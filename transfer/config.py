@@ -299,9 +299,8 @@ class TrainConfig(
         """The arguments of `build` besides network, classes and devices."""
         default = self.init == TrainConfig.init and self.case != "large-different"
         names = ("case", "cut", "unfreeze_from", "image_size", "preprocessing", "optimizer", "learning_rate")
-        names += ("lora",)
         return {
-            **self._values(*names, "precision", "steps_per_execution", "seed"),
+            **self._values(*names, "lora", "precision", "steps_per_execution", "seed"),
             "init": "pretrained" if default else self.init,
             "pin_batchnorm": False if self.batchnorm == "live" else None,
         }

@@ -425,9 +425,16 @@ def test_a_head_pools_maps_and_takes_vectors_as_they_are():
         np.testing.assert_allclose(np.asarray(model(raw_images())).sum(axis=1), 1, atol=1e-5)
 
 
-def test_a_head_on_a_sequence_is_refused():
-    with pytest.raises(InputError, match=r"Received: 'rows' with \(None, 48, 16\)"):
-        surgery.attach_head(chain(layers.Reshape((48, 16), name="rows")), 4)
+def test_a_head_on_a_sequence_takes_the_mean_of_its_tokens():
+    model = surgery.attach_head(chain(layers.Reshape((48, 16), name="rows")), 4)
+    rows = np.asarray(keras.Model(model.input, model.get_layer("rows").output)(raw_images()))
+    pooled = np.asarray(keras.Model(model.input, model.get_layer("head_pool").output)(raw_images()))
+    np.testing.assert_allclose(pooled, rows.mean(axis=1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_on_other_shapes_is_refused():
+    with pytest.raises(InputError, match=r"Received: 'rows' with \(None, 2, 2, 12, 16\)"):
+        surgery.attach_head(chain(layers.Reshape((2, 2, 12, 16), name="rows")), 4)
 
 
 @pytest.mark.parametrize("classes", [1, 0, -2, 2.5, "3", None])

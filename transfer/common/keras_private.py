@@ -95,6 +95,22 @@ def direct_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(layer._flatten_layers(recursive=False, include_self=False))
 
 
+def kernel_without_lora(layer: keras.layers.Layer) -> keras.Variable:
+    """Return the matrix of a layer to which LoRA adds a product."""
+    return layer._kernel
+
+
+def interpolated_positions(layer: Any, side: int) -> Any:
+    """Return the position embeddings of KerasHub's DINOv2 for an image size in pixels, as it interpolates them."""
+    return layer._interpolate_position_embeddings(
+        layer.position_embeddings,
+        patch_size=layer.patch_size,
+        source_shape=layer.position_embedding_shape,
+        target_shape=(side, side),
+        antialias=layer.antialias_in_interpolation,
+    )
+
+
 def draws_random_numbers(layer: keras.layers.Layer) -> bool:
     """Return whether a layer itself, without the layers inside it, has a random generator."""
     return bool(layer._seed_generators)

@@ -104,12 +104,7 @@ def load_backbone(
         (None, 1000)
     """
     if str(name).startswith(hub.PREFIX):
-        if weights not in ("pretrained", None, "none") or include_top:
-            raise InputError(
-                f"{name} has its own weights and no classifier. Leave out weights and include_top."
-            )
-        random = weights in (None, "none")
-        return hub.load_preset(str(name), random=random, image_size=image_size, **arguments)
+        return hub.load_preset(str(name), weights=weights, image_size=image_size, **arguments)
     found = _find(str(name))
     if found is None and is_place(str(name)):
         if weights not in ("pretrained", "imagenet", None, "none") or include_top is not None or arguments:

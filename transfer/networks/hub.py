@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError, one_line, unknown
-from transfer.common.keras_private import all_layers, call_of, direct_layers
+from transfer.common.keras_private import all_layers, call_of, direct_layers, interpolated_positions
 from transfer.networks import surgery
 from transfer.networks.families import HUB_FAMILIES
 from transfer.networks.graphs import graph
@@ -63,8 +63,11 @@ def plain_network(model: keras.Model) -> keras.Model:
     return as_graph(with_image_size(model)) if known else model
 
 
-def load_preset(name: str, *, random: bool, image_size: int | None, **arguments: Any) -> keras.Model:
+def load_preset(name: str, *, weights: Any, image_size: int | None, **arguments: Any) -> keras.Model:
     """Load a preset as a graph that takes raw images, if the preset says how to scale them."""
+    if weights not in ("pretrained", None, "none"):
+        raise InputError(f"{name} has its own weights. Leave out weights={weights!r}, or use weights='none'.")
+    random = weights != "pretrained"
     hub, preset = import_hub(), name.removeprefix(PREFIX)
     with _plain_errors(hub, name):
         backbone = hub.models.Backbone.from_preset(preset, load_weights=not random, **arguments)
@@ -140,14 +143,7 @@ def _by_family(layer: Any, side: int) -> np.ndarray:
     """Return the position embeddings of DINOv2 for an image size, as it interpolates them itself."""
     if layer.image_shape[0] == side:
         return as_array(layer.interpolated_position_embeddings)
-    values = layer._interpolate_position_embeddings(
-        layer.position_embeddings,
-        patch_size=layer.patch_size,
-        source_shape=layer.position_embedding_shape,
-        target_shape=(side, side),
-        antialias=layer.antialias_in_interpolation,
-    )
-    return np.asarray(keras.ops.convert_to_numpy(values))
+    return np.asarray(keras.ops.convert_to_numpy(interpolated_positions(layer, side)))
 
 
 def _interpolated(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from transfer.common.errors import InputError
-from transfer.common.keras_private import all_layers
+from transfer.common.keras_private import all_layers, kernel_without_lora
 from transfer.common.whole_numbers import at_least
 
 
@@ -40,7 +40,11 @@ def add_low_rank(model: keras.Model, rank: int, *, head: str, seed: int) -> None
 
 def merged_values(layer: keras.layers.Layer) -> dict[int, Any]:
     """Return the matrices with the low-rank ones added to them, by the id of their variable; without LoRA, none."""
-    return {id(one._kernel): one.kernel for one in all_layers(layer) if getattr(one, "lora_enabled", False)}
+    return {
+        id(kernel_without_lora(one)): one.kernel
+        for one in all_layers(layer)
+        if getattr(one, "lora_enabled", False)
+    }
 
 
 def without_low_rank(layer: keras.layers.Layer) -> list[keras.Variable]:
