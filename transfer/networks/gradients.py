@@ -74,6 +74,7 @@ def receptive_fields(nodes: Sequence[Node]) -> list[ReceptiveField]:
             continue
         pools = not is_map(node) and any(is_map(nodes[p]) for p in node.parents)
         is_global = pools and not (hasattr(node.op, "kernel_size") or hasattr(node.op, "pool_size"))
+        is_global = is_global or mixes_tokens(node)
         kernel = _pair(node.op, "kernel_size", _pair(node.op, "pool_size"))
         stride, dilation = _pair(node.op, "strides"), _pair(node.op, "dilation_rate")
         upsamples = isinstance(node.op, keras.layers.Conv2DTranspose)
