@@ -1,5 +1,6 @@
 """Networks of KerasHub: the same outputs, blocks as layers, all four cases, presets, image sizes."""
 
+import math
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 import transfer
 from transfer.common.errors import InputError
+from transfer.evaluation.explanations import grad_cam, strongest_responses
 from transfer.networks import hub
 from transfer.networks.graphs import analyze, fingerprint
 
@@ -270,3 +272,15 @@ def test_wrong_presets_are_one_sentence(tmp_path):
         transfer.load_backbone("hub:dinov2_smal")
     with pytest.raises(InputError, match="another machine"):
         transfer.load_backbone(f"hub:{tmp_path}/nothing")
+
+
+@pytest.mark.parametrize("family", [*TRANSFORMERS, "SigLIPVisionEncoder", "CLIPVisionEncoder"])
+def test_explanations_show_the_grid_of_patches(family):
+    model = transfer.small_similar(make(family), 3)
+    dark = np.zeros((2, 32, 32, 3), "float32")
+    dark[:, :16, :16] = images[:2, :16, :16]
+    heat = grad_cam(model, dark)
+    assert heat.shape == (2, 32, 32) and heat.max() == 1, "the head depends on the patches of the map"
+    for response in strongest_responses(model, images, filters=2):
+        assert response.layer in [layer.name for layer in model.layers]
+        assert math.isinf(response.field) or "patch" in response.layer or family == "MiTBackbone"

@@ -84,8 +84,11 @@ def receptive_fields(nodes: Sequence[Node]) -> list[ReceptiveField]:
         both = []
         for axis in (0, 1):
             inputs = [fields[parent][axis] for parent in node.parents]
-            # Ignore global inputs, such as the weights of squeeze-and-excite, unless all inputs are global.
-            local = [field for field in inputs if field.size < math.inf] or inputs
+            # Ignore global inputs, such as the weights of squeeze-and-excite, unless all inputs are global. Tokens after
+            # attention keep what it added.
+            local = [
+                field for field in inputs if field.size < math.inf or len(node.tensor.shape) == 3
+            ] or inputs
             step = max(field.step for field in local) / factor[axis]
             step = int(step) if step == int(step) else step
             size = max(field.size for field in local) + (kernel[axis] - 1) * dilation[axis] * step
