@@ -84,8 +84,8 @@ def receptive_fields(nodes: Sequence[Node]) -> list[ReceptiveField]:
         both = []
         for axis in (0, 1):
             inputs = [fields[parent][axis] for parent in node.parents]
-            # Ignore global inputs, such as the weights of squeeze-and-excite, unless all inputs are global. Tokens after
-            # attention keep what it added.
+            # Ignore global inputs, such as the weights of squeeze-and-excite, unless all inputs are global. What
+            # attention added to tokens stays in them.
             local = [
                 field for field in inputs if field.size < math.inf or len(node.tensor.shape) == 3
             ] or inputs
