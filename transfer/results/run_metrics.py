@@ -91,6 +91,8 @@ def describe_training(metrics: Mapping[str, Any], config: TrainConfig) -> str:
     head = f"a new head {seen} the network" if several else f"a new head after {cuts[0]}"
     if config.unfreeze_from is not None:
         return f"{head}; {config.unfreeze_from} and the layers after it are fine-tuned, the others frozen"
+    if config.lora is not None:
+        return f"{head}, trained with LoRA of rank {config.lora} on frozen {weights} weights"
     start = "random" if metrics.get("init") == "random" else weights
     return f"{head}, all layers trained from {start} weights"
 
