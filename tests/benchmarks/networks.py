@@ -1,0 +1,208 @@
+"""Measure networks as frozen feature extractors: parameters, features, time per image, and memory.
+
+    python tests/benchmarks/networks.py run
+    python tests/benchmarks/networks.py run --networks MobileNetV2 hub:dinov2_small
+    python tests/benchmarks/networks.py show
+
+`run` measures the forward pass of each network in batches of 32 at its own image size, with the engines `keras` and
+`openvino`. Each pair of a network and an engine runs in a separate process. All weights are random, so nothing is
+downloaded. The first batch, which compiles the network and compares the engine with Keras, does not count. The fastest
+of the following batches counts, because other programs may run at the same time.
+
+Networks with `hub:` are built by KerasHub in the size of the preset of that name, without its weights. They need the
+extra `hub`. ViT-Ti/16 and ViT-S/16 have no preset. Each unit adds a row to `--results`; units that have a row are
+skipped. `show` prints the table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import frozen
+import numpy as np
+
+ENGINES = ("openvino", "keras")
+BATCHES = 5  # the first one does not count
+SECONDS = 12  # no further batch starts after this time; one batch always counts
+
+
+def _vit(hidden: int, heads: int, patch: int = 16, mlp: str = "intermediate_dim", **more: Any) -> dict:
+    """Return the arguments of a vision transformer of 12 layers."""
+    sizes = {"hidden_dim": hidden, "num_heads": heads, mlp: 4 * hidden}
+    return {"patch_size": patch, "num_layers": 12, **sizes, "image_shape": (224, 224, 3), **more}
+
+
+DINOV3 = {"num_register_tokens": 4, "use_key_bias": False}
+HUB: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit_tiny_patch16_224": ("ViTBackbone", _vit(192, 3, mlp="mlp_dim")),
+    "vit_small_patch16_224": ("ViTBackbone", _vit(384, 6, mlp="mlp_dim")),
+    "vit_base_patch16_224_imagenet": ("ViTBackbone", _vit(768, 12, mlp="mlp_dim")),
+    "deit_small_distilled_patch16_224_imagenet": ("DeiTBackbone", _vit(384, 6)),
+    "dinov2_small": ("DINOV2Backbone", _vit(384, 6, 14)),
+    "dinov2_base": ("DINOV2Backbone", _vit(768, 12, 14)),
+    "dinov3_vit_small_lvd1689m": ("DINOV3Backbone", _vit(384, 6, **DINOV3)),
+    "siglip_base_patch16_224": ("SigLIPVisionEncoder", _vit(768, 12)),
+    "clip_vit_base_patch16": ("CLIPVisionEncoder", _vit(768, 12)),
+    "swin_tiny_patch4_window7_224": (
+        "SwinTransformerBackbone",
+        {
+            **{"image_shape": (224, 224, 3), "patch_size": 4, "embed_dim": 96, "window_size": 7},
+            **{"depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+        },
+    ),
+    "mit_b0_ade20k_512": (
+        "MiTBackbone",
+        {
+            **{"layerwise_depths": [2, 2, 2, 2], "num_layers": 4, "layerwise_num_heads": [1, 2, 5, 8]},
+            **{"layerwise_sr_ratios": [8, 4, 2, 1], "max_drop_path_rate": 0.1},
+            **{"layerwise_patch_sizes": [7, 3, 3, 3], "layerwise_strides": [4, 2, 2, 2]},
+            **{"hidden_dims": [32, 64, 160, 256], "image_shape": (224, 224, 3)},
+        },
+    ),
+    "resnet_50_imagenet": (
+        "ResNetBackbone",
+        {
+            **{"input_conv_filters": [64], "input_conv_kernel_sizes": [7]},
+            **{"stackwise_num_filters": [256, 512, 1024, 2048], "stackwise_num_blocks": [3, 4, 6, 3]},
+            **{"stackwise_num_strides": [1, 2, 2, 2], "block_type": "bottleneck_block"},
+            **{"image_shape": (224, 224, 3)},
+        },
+    ),
+}
+"""The classes and arguments of KerasHub's networks by preset; the sizes are those of the papers."""
+
+
+def main() -> None:
+    """Run the units, print the table, or measure one unit."""
+    if sys.argv[1:2] == ["unit"]:
+        return measure(json.loads(sys.argv[2]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("run", "show"))
+    parser.add_argument("--networks", nargs="+", help="names (default: all)")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "networks.jsonl")
+    options = parser.parse_args()
+    if options.action == "show":
+        return show(frozen.stored(options.results))
+    for network in options.networks or names():
+        for engine in options.engines:
+            unit = {"network": network, "engine": engine}
+            if not any(unit.items() <= row.items() for row in frozen.stored(options.results)):
+                run_unit(unit, options.results)
+
+
+def names() -> list[str]:
+    """Return the names of all networks."""
+    from transfer.networks.backbones import backbone_names
+
+    return [*backbone_names(), *(f"hub:{name}" for name in HUB)]
+
+
+def run_unit(unit: dict[str, str], results: Path) -> None:
+    """Measure a unit in a separate process with an empty cache, and append its row."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = json.dumps({**unit, "out": f"{folder}/out.json"})
+        environment = {**os.environ, "TRANSFER_CACHE": f"{folder}/cache"}
+        load = os.getloadavg()[0]
+        process = frozen.subprocess.Popen([sys.executable, __file__, "unit", job], env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if status:
+            print(f"{unit}: the process ended with exit code {process.returncode}.", flush=True)
+            return
+        row = {**unit, **json.loads(Path(f"{folder}/out.json").read_text())}
+    row |= {"peak_mb": round(usage.ru_maxrss / 2**10), "load": round(load, 1)}
+    with results.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
+
+
+def measure(job: dict[str, str]) -> None:
+    """Time the batches of a unit."""
+    from transfer.frozen.engines import make_engine
+
+    model = extractor(job["network"])
+    size = model.inputs[0].shape[1]
+    engine = make_engine(model, engine=job["engine"], batch_size=frozen.BATCH_SIZE)
+    batch = np.tile(images(size, 8), (frozen.BATCH_SIZE // 8, 1, 1, 1))
+    start, times = time.perf_counter(), []
+    while len(times) < 2 or (len(times) < BATCHES and time.perf_counter() - start < SECONDS):
+        before, cpu = time.perf_counter(), time.process_time()
+        features = engine(batch)
+        times.append((time.perf_counter() - before, time.process_time() - cpu))
+    if not np.isfinite(features).all():
+        raise SystemExit(f"{job['network']}: the features are not finite.")
+    wall, cpu = (1e3 * min(column[1:]) / frozen.BATCH_SIZE for column in zip(*times, strict=True))
+    row = {
+        **{"size": size, "parameters": model.count_params(), "features": features.shape[-1]},
+        **{"ms": round(wall, 2), "cpu_ms": round(cpu, 2), "first_s": round(times[0][0], 1)},
+        **{"batches": len(times) - 1, "runs": engine.name},
+    }
+    Path(job["out"]).write_text(json.dumps(row))
+
+
+def extractor(network: str) -> Any:
+    """Return the frozen feature extractor of case 1 with random weights, for raw images."""
+    import keras
+
+    import transfer
+    from transfer.common.keras_private import all_layers
+    from transfer.networks.surgery import feature_extractor_of
+
+    keras.utils.set_random_seed(0)
+    if network.startswith("hub:"):
+        import keras_hub
+
+        kind, arguments = HUB[network.removeprefix("hub:")]
+        base = getattr(keras_hub.models, kind)(**arguments)
+    else:
+        base = transfer.load_backbone(network, weights="none")
+    model = feature_extractor_of(transfer.small_similar(base, 2))
+    # With their initial statistics, random weights give tiny or infinite activations.
+    found = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in found:
+        layer.trainable, layer.momentum = True, 0.0
+    if found:
+        model(images(model.inputs[0].shape[1], 4), training=True)
+    model.trainable = False
+    return model
+
+
+def images(size: int, count: int) -> np.ndarray:
+    """Return smooth images with values from 0 to 255."""
+    import tensorflow as tf
+
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3)).astype("float32")
+    return np.clip(tf.image.resize(coarse, (size, size), "bicubic").numpy(), 0, 255)
+
+
+def show(rows: list[dict]) -> None:
+    """Print a row per network, with the engines side by side."""
+    print(
+        "| network | px | million parameters | MB | features | Keras ms | OpenVINO ms | Keras MB | OpenVINO MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for network in dict.fromkeys(row["network"] for row in rows):
+        found = {row["engine"]: row for row in rows if row["network"] == network}
+        one = next(iter(found.values()))
+        cells = [str(one["size"]), f"{one['parameters'] / 1e6:.1f}", f"{one['parameters'] * 4 / 1e6:.0f}"]
+        cells.append(f"{one['features']:,}")
+        for key, digits in (("ms", 1), ("peak_mb", 0)):
+            cells += [f"{found[e][key]:,.{digits}f}" if e in found else "" for e in ("keras", "openvino")]
+        print(f"| `{network}` | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
