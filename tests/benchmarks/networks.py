@@ -73,13 +73,38 @@ HUB: dict[str, tuple[str, dict[str, Any]]] = {
         "ResNetBackbone",
         {
             **{"input_conv_filters": [64], "input_conv_kernel_sizes": [7]},
-            **{"stackwise_num_filters": [256, 512, 1024, 2048], "stackwise_num_blocks": [3, 4, 6, 3]},
+            **{"stackwise_num_filters": [64, 128, 256, 512], "stackwise_num_blocks": [3, 4, 6, 3]},
             **{"stackwise_num_strides": [1, 2, 2, 2], "block_type": "bottleneck_block"},
             **{"image_shape": (224, 224, 3)},
         },
     ),
 }
 """The classes and arguments of KerasHub's networks by preset; the sizes are those of the papers."""
+
+
+ACCURACY = {
+    **{"EfficientNetLite0": 75.1, "EfficientNetLite1": 76.7, "EfficientNetLite2": 77.6},
+    **{"ConvNeXtTiny": 81.3, "ConvNeXtSmall": 82.3, "ConvNeXtBase": 85.3, "ConvNeXtLarge": 86.3},
+    **{"ConvNeXtXLarge": 86.7, "DenseNet121": 75.0, "DenseNet169": 76.2, "DenseNet201": 77.3},
+    **{"EfficientNetB0": 77.1, "EfficientNetB1": 79.1, "EfficientNetB2": 80.1, "EfficientNetB3": 81.6},
+    **{"EfficientNetB4": 82.9, "EfficientNetB5": 83.6, "EfficientNetB6": 84.0, "EfficientNetB7": 84.3},
+    **{
+        "EfficientNetV2B0": 78.7,
+        "EfficientNetV2B1": 79.8,
+        "EfficientNetV2B2": 80.5,
+        "EfficientNetV2B3": 82.0,
+    },
+    **{"EfficientNetV2S": 83.9, "EfficientNetV2M": 85.3, "EfficientNetV2L": 85.7, "MobileNet": 70.4},
+    **{"InceptionResNetV2": 80.3, "InceptionV3": 77.9, "MobileNetV2": 71.3, "Xception": 79.0},
+    **{"NASNetMobile": 74.4, "NASNetLarge": 82.5, "VGG16": 71.3, "VGG19": 71.3},
+    **{"ResNet50": 74.9, "ResNet101": 76.4, "ResNet152": 76.6},
+    **{"ResNet50V2": 76.0, "ResNet101V2": 77.2, "ResNet152V2": 78.0},
+    **{"hub:deit_small_distilled_patch16_224_imagenet": 81.2, "hub:swin_tiny_patch4_window7_224": 81.2},
+    **{"hub:dinov2_small": 81.1, "hub:dinov2_base": 84.5},
+}
+"""Published top-1 accuracy on ImageNet in percent. Sources: keras.io/api/applications; for the EfficientNet-Lites
+github.com/tensorflow/tpu (models/official/efficientnet/lite); for DeiT, Swin and DINOv2 (linear classifier) the
+repositories of the authors."""
 
 
 def main() -> None:
@@ -189,19 +214,37 @@ def images(size: int, count: int) -> np.ndarray:
 
 
 def show(rows: list[dict]) -> None:
-    """Print a row per network, with the engines side by side."""
-    print(
-        "| network | px | million parameters | MB | features | Keras ms | OpenVINO ms | Keras MB | OpenVINO MB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    for network in dict.fromkeys(row["network"] for row in rows):
+    """Print the table."""
+    print(table(rows))
+
+
+def table(rows: list[dict]) -> str:
+    """Return the table in Markdown, with the engines of a network side by side."""
+    heads = ["network", "px", "million weights", "MB", "features", "ImageNet"]
+    heads += [f"{engine}, {unit}" for unit in ("CPU ms", "peak MB") for engine in ("Keras", "OpenVINO")]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for network in names():
         found = {row["engine"]: row for row in rows if row["network"] == network}
+        if not found:
+            continue
         one = next(iter(found.values()))
-        cells = [str(one["size"]), f"{one['parameters'] / 1e6:.1f}", f"{one['parameters'] * 4 / 1e6:.0f}"]
-        cells.append(f"{one['features']:,}")
-        for key, digits in (("ms", 1), ("peak_mb", 0)):
-            cells += [f"{found[e][key]:,.{digits}f}" if e in found else "" for e in ("keras", "openvino")]
-        print(f"| `{network}` | " + " | ".join(cells) + " |")
+        cells = [f"`{network}`", str(one["size"]), f"{one['parameters'] / 1e6:.1f}"]
+        cells += [
+            f"{one['parameters'] * 4 / 1e6:.0f}",
+            f"{one['features']:,}",
+            f"{ACCURACY.get(network, '')}",
+        ]
+        for key, digits in (("cpu_ms", 0), ("peak_mb", 0)):
+            cells += [cell(found.get(engine), key, digits) for engine in ("keras", "openvino")]
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines)
+
+
+def cell(row: dict | None, key: str, digits: int) -> str:
+    """Format a value of a row, or nothing if the engine is not measured or Keras ran in its place."""
+    if row is None or not row["runs"].startswith(row["engine"]):
+        return ""
+    return f"{row[key]:,.{digits}f}"
 
 
 if __name__ == "__main__":
