@@ -16,6 +16,7 @@ from PIL import Image
 from transfer.__main__ import COMMANDS
 from transfer.images.decoding import decode
 from transfer.images.folder_source import embedded_folder
+from transfer.networks.families import HUB_FAMILIES
 from transfer.parsing import parse_advice_arguments, parse_arguments, parse_check_arguments
 from transfer.training.option_table import APPLIES, Situation
 
@@ -110,6 +111,18 @@ def table_of_options() -> str:
 def test_the_table_of_options_is_that_of_the_code():
     table = table_of_options()
     assert table in PAGES["fine-tuning.md"], f"docs/fine-tuning.md should have this table:\n\n{table}"
+
+
+def test_the_table_of_networks_is_that_of_the_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
+    networks = importlib.import_module("networks")
+    rows = networks.frozen.stored(ROOT / "tests" / "benchmarks" / "results" / "networks.jsonl")
+    assert networks.table(rows) in PAGES["networks.md"], "copy what networks.py show prints"
+
+
+def test_the_families_of_kerashub_are_listed():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(\w+)` \|$", PAGES["networks.md"], re.MULTILINE)
+    assert dict(rows) == {name: family.preprocessing for name, family in HUB_FAMILIES.items()}
 
 
 def test_flags_that_are_mentioned_exist(capsys):

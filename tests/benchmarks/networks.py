@@ -234,17 +234,17 @@ def table(rows: list[dict]) -> str:
             f"{one['features']:,}",
             f"{ACCURACY.get(network, '')}",
         ]
-        for key, digits in (("cpu_ms", 0), ("peak_mb", 0)):
-            cells += [cell(found.get(engine), key, digits) for engine in ("keras", "openvino")]
+        for key in ("cpu_ms", "peak_mb"):
+            cells += [cell(found.get(engine), key) for engine in ("keras", "openvino")]
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
     return "\n".join(lines)
 
 
-def cell(row: dict | None, key: str, digits: int) -> str:
+def cell(row: dict | None, key: str) -> str:
     """Format a value of a row, or nothing if the engine is not measured or Keras ran in its place."""
     if row is None or not row["runs"].startswith(row["engine"]):
         return ""
-    return f"{row[key]:,.{digits}f}"
+    return f"{row[key]:,.{int(row[key] < 10)}f}"
 
 
 if __name__ == "__main__":
