@@ -1,8 +1,10 @@
 """Networks of KerasHub: the same outputs, blocks as layers, all four cases, presets, image sizes."""
 
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -284,3 +286,9 @@ def test_explanations_show_the_grid_of_patches(family):
     for response in strongest_responses(model, images, filters=2):
         assert response.layer in [layer.name for layer in model.layers]
         assert math.isinf(response.field) or "patch" in response.layer or family == "MiTBackbone"
+
+
+def test_presets_in_the_documentation_exist():
+    text = "".join(path.read_text() for path in Path("docs").glob("*.md"))
+    named = set(re.findall(r"hub:([a-z0-9]+_[a-z0-9_]+)", text))
+    assert len(named) > 10 and named <= set(hub.preset_names())

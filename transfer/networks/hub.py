@@ -104,7 +104,9 @@ def _plain_errors(hub: ModuleType, name: str) -> Iterator[None]:
 def preset_names() -> list[str]:
     """List the presets of image networks that KerasHub knows by name."""
     models = import_hub().models
-    found = [getattr(models, family, None) for family in HUB_FAMILIES]
+    # The presets of an image encoder are those of the whole network, with its text encoder.
+    classes = [*HUB_FAMILIES, *(name.replace("VisionEncoder", "Backbone") for name in HUB_FAMILIES)]
+    found = [getattr(models, name, None) for name in classes]
     return sorted({name for one in found if one is not None for name in one.presets})
 
 
