@@ -233,3 +233,13 @@ def test_keras_that_is_imported_already_stays():
         assert keras.wrappers is wrappers
         assert sys.modules["json"] is not None
     assert keras.wrappers is wrappers
+
+
+def test_function_of():
+    """Without `function_from_graph_def` Swin's networks cannot run in OpenVINO."""
+    import tensorflow as tf
+
+    traced = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec((2,), tf.float32))
+    definition = traced.graph.as_graph_def()
+    again = keras_private.function_of(definition, traced.inputs, traced.outputs)
+    assert np.array_equal(again(tf.constant([1.0, 2.0]))[0], [2.0, 3.0])

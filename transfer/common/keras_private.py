@@ -211,3 +211,12 @@ def with_constants(function: Any) -> Any:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     return convert_variables_to_constants_v2(function)
+
+
+def function_of(definition: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+    """Return a concrete TensorFlow function of a graph's definition, with the inputs and outputs of these names."""
+    from tensorflow.python.eager.wrap_function import function_from_graph_def
+
+    return function_from_graph_def(
+        definition, *([tensor.name for tensor in ends] for ends in (inputs, outputs))
+    )

@@ -12,6 +12,7 @@ import functools
 import gc
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 
 PATIENCE = 300.0
 """Seconds to wait for other workers: the machines of a cluster start one after the other."""
+
+_HARMLESS = (
+    r"`build\(\)` was called on layer",
+    r"Layer '\w+' \(of type WindowAttention\) was passed an input with a mask",
+)
+"""Warnings of Keras about layers of KerasHub, which work nevertheless."""
 
 HEARTBEAT = 10
 """Seconds without a heartbeat after which a worker counts as lost."""
@@ -67,6 +74,8 @@ def start_quietly(*, repeatable: bool = False) -> None:
         if on_tensorflow():
             _start_tensorflow(repeatable=repeatable)
         import keras  # noqa: F401
+    for text in _HARMLESS:
+        warnings.filterwarnings("ignore", text)
     gc.freeze()  # these libraries stay loaded: exclude their objects from garbage collection
     _use_float32()
 

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.common.errors import InputError, install_hint
-from transfer.common.keras_private import with_constants
 from transfer.common.streams import discarded
+from transfer.frozen.constant_graphs import all_constant
 from transfer.frozen.openvino_engine import import_openvino
 from transfer.results.finished_runs import add_labels
 
@@ -81,7 +81,7 @@ class Graph(tf.Module):
         traced = tf.function(
             lambda images: tf.cast(model(images, training=False), tf.float32), autograph=False
         )
-        frozen = with_constants(traced.get_concrete_function(spec))
+        frozen = all_constant(traced.get_concrete_function(spec))
         self.image_size = image_size
         self.frozen = frozen
         self.call = tf.function(lambda images: {OUTPUT: frozen(images)[0]}, [spec], autograph=False)
@@ -131,7 +131,9 @@ def write_onnx(
     import tf2onnx
 
     spec = graph.call.input_signature
-    proto, _ = tf2onnx.convert.from_function(graph.call, input_signature=spec, opset=OPSET)
+    proto, _ = tf2onnx.convert.from_function(
+        graph.call, input_signature=spec, opset=OPSET, custom_op_handlers={"Erfc": (_as_erf, [])}
+    )
     if quantize == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
@@ -145,6 +147,19 @@ def write_onnx(
     onnx.helper.set_model_props(proto, {name: _json(value) for name, value in notes.items()})
     onnx.checker.check_model(proto)
     onnx.save(proto, str(file))
+
+
+def _as_erf(graph: Any, node: Any, name: str, _: Sequence[Any]) -> None:
+    """Write erfc(x), which GELU needs and tf2onnx does not know, as 1 - erf(x)."""
+    from tf2onnx.utils import map_onnx_to_numpy_type
+
+    inputs, outputs = list(node.input), list(node.output)
+    kind = graph.get_dtype(outputs[0])
+    form: dict[str, Any] = {"dtypes": [kind], "shapes": [graph.get_shape(outputs[0])]}
+    graph.remove_node(name)
+    one = graph.make_const(f"{name}_one", np.array(1, map_onnx_to_numpy_type(kind)))
+    erf = graph.make_node("Erf", inputs, **form)
+    graph.make_node("Sub", [one.output[0], erf.output[0]], outputs=outputs, name=name, **form)
 
 
 def _in_int8(proto: Any, folder: Path, calibration: np.ndarray) -> Any:

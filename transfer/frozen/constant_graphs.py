@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from transfer.common.keras_private import with_constants
+from transfer.common.keras_private import function_of, with_constants
 from transfer.networks.graphs import bottlenecks, graph
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 if TYPE_CHECKING:
     from tensorflow.types.experimental import ConcreteFunction
+
+_UPDATE = "XlaDynamicUpdateSlice"
+"""Operation that no converter knows. Swin's blocks make the masks of shifted windows with it, from constants."""
 
 
 def constant_function(model: keras.Model, shape: tuple[int, ...]) -> ConcreteFunction:
@@ -28,7 +31,29 @@ def constant_function(model: keras.Model, shape: tuple[int, ...]) -> ConcreteFun
 
     function = call.get_concrete_function(tf.TensorSpec(shape, tf.float32))
     # Some layers capture tensors; Normalization captures those that it computes from its variables.
-    return with_constants(function) if function.captured_inputs else function
+    updates = any(op.type == _UPDATE for op in function.graph.get_operations())
+    return all_constant(function) if function.captured_inputs or updates else function
+
+
+def all_constant(function: ConcreteFunction) -> ConcreteFunction:
+    """Return a function with constants for its variables, and for the masks that it makes from constants."""
+    frozen = with_constants(function)
+    varying, updates = set(), []
+    for op in frozen.graph.get_operations():
+        if op.type == "Placeholder" or any(tensor.op in varying for tensor in op.inputs):
+            varying.add(op)
+        elif op.type == _UPDATE:
+            updates.append(op)
+    if not updates:
+        return frozen
+    values = frozen.prune([], [op.outputs[0] for op in updates])()
+    found = {op.name: value.numpy() for op, value in zip(updates, values, strict=True)}
+    definition = frozen.graph.as_graph_def()
+    for node in definition.node:
+        if node.name in found:
+            with tf.Graph().as_default():
+                node.CopyFrom(tf.constant(found[node.name], name=node.name).op.node_def)
+    return function_of(definition, frozen.inputs, frozen.outputs)
 
 
 def graph_behind(output: tf.Tensor, function: ConcreteFunction) -> tuple[tf.Graph, tf.Tensor, tf.Tensor]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import keras
 
-from transfer.common.errors import InputError, one_line
+from transfer.common.errors import InputError, install_hint, one_line
 from transfer.networks.model_forms import format_of
 
 log = logging.getLogger(__name__)
@@ -270,6 +270,10 @@ def _explained(error: Exception, file: Path, kind: str, module: str) -> InputErr
         return InputError(
             f"{file} has a Lambda layer, which holds code of its own that is not run. Replace it by a layer of Keras, "
             "such as Rescaling, or by a layer class in a module that you pass with --custom-objects; then save again."
+        )
+    if "parent module keras_hub" in text:
+        return InputError(
+            f"{file} has layers of KerasHub, which is not installed. Install the extra hub: {install_hint('hub')}."
         )
     if name in ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer"):
         return InputError(
