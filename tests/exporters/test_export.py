@@ -104,6 +104,22 @@ def test_every_format_agrees_with_keras(run, images, kind, quantize, tmp_path, c
     assert capfd.readouterr().out == ""
 
 
+def test_networks_with_gelu_are_written_to_onnx(tmp_path):
+    needs("onnx")
+    import keras
+    import onnxruntime
+
+    from transfer.exporters.formats import Graph, write_onnx
+
+    layers = [keras.layers.Conv2D(4, 3, activation="gelu"), keras.layers.GlobalAveragePooling2D()]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *layers])
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3), scale=4).astype("float32")
+    write_onnx(Graph(model, (8, 8)), tmp_path / "gelu.onnx", notes={}, quantize=None, calibration=None)
+    session = onnxruntime.InferenceSession(str(tmp_path / "gelu.onnx"))
+    found = session.run(None, {session.get_inputs()[0].name: images})[0]
+    np.testing.assert_allclose(found, model.predict(images, verbose=0), atol=1e-5)
+
+
 def test_files_are_smaller_when_quantized(run, tmp_path):
     sizes = {
         way: exporting.export(run, to="litert", quantize=way, output=tmp_path / str(way)).size

@@ -135,6 +135,24 @@ def test_a_short_batch_is_not_traced_again(raw_tiny, monkeypatch):
     assert made == [(8, 32, 32, 3)]
 
 
+class Windows(keras.layers.Layer):
+    """Adds a mask that is made of slices, as the attention of Swin does."""
+
+    def call(self, x):
+        mask = keras.ops.zeros(x.shape[1:])
+        for start in (0, 16):
+            mask = keras.ops.slice_update(mask, [start, 0, 0], keras.ops.ones((8, *x.shape[2:])) * start)
+        return x + mask
+
+
+@needs_openvino
+def test_openvino_runs_slice_updates_of_constants(raw_tiny):
+    image = keras.Input((32, 32, 3))
+    model = keras.Model(image, raw_tiny(Windows()(image)))
+    engine = Engine(model, ["openvino float32"], 4)
+    np.testing.assert_allclose(engine(raw_images(4)), infer(model, raw_images(4)), rtol=1e-3, atol=1e-5)
+
+
 def test_the_network_is_left_as_it_was(raw_tiny):
     before = snapshot(raw_tiny)
     make_engine(raw_tiny)(raw_images(4))
