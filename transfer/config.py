@@ -54,7 +54,8 @@ FROZEN_ONLY = ("cut", "unfreeze_from", "solver", "dropout")
 class ModelOptions:
     """The pre-trained network."""
 
-    # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, DemoCNN, or your own model's file.
+    # Pre-trained network: a name from keras.applications, EfficientNetLite0 to 2, DemoCNN, hub: and a preset of
+    # KerasHub, such as hub:dinov2_small or hub:FOLDER, or your own model's file.
     # With --case auto also several to try, the first one first, or 'auto': the EfficientNetLites that are installed.
     model: str = "EfficientNetLite0"  # its weights are installed with the package: works offline
     # Weights: 'pretrained', 'none' for random weights, or a weights file.

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer.common.errors import InputError, one_line, unknown
+from transfer.common.errors import InputError, install_hint, one_line, unknown
 from transfer.common.keras_private import all_layers, call_of, direct_layers, interpolated_positions
 from transfer.networks import surgery
 from transfer.networks.families import HUB_FAMILIES
@@ -51,7 +52,7 @@ def import_hub() -> ModuleType:
         import keras_hub
     except ImportError as error:
         raise InputError(
-            "Presets of KerasHub need the extra hub. Install it with: pip install 'transfer-cases[hub]'."
+            f"Presets of KerasHub need the extra hub, which is not installed. Install it: {install_hint('hub')}."
         ) from error
     return keras_hub
 
@@ -69,6 +70,11 @@ def load_preset(name: str, *, weights: Any, image_size: int | None, **arguments:
         raise InputError(f"{name} has its own weights. Leave out weights={weights!r}, or use weights='none'.")
     random = weights != "pretrained"
     hub, preset = import_hub(), name.removeprefix(PREFIX)
+    if preset in hub.models.Backbone.presets and preset not in preset_names():
+        raise InputError(
+            f"Expected a preset of an image network. Received: {name!r}, another kind of network. Supported: "
+            f"{', '.join(HUB_FAMILIES)}."
+        )
     with _plain_errors(hub, name):
         backbone = hub.models.Backbone.from_preset(preset, load_weights=not random, **arguments)
     backbone = getattr(backbone, "vision_encoder", backbone)
@@ -92,13 +98,23 @@ def _plain_errors(hub: ModuleType, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # downloaders and file formats raise errors of many classes
-        preset, reason = name.removeprefix(PREFIX), one_line(error, most=200)
+        preset = name.removeprefix(PREFIX)
         if "://" not in preset and "/" not in preset and preset not in hub.models.Backbone.presets:
             raise unknown("preset of KerasHub", preset, preset_names()) from error
         raise InputError(
-            f"The preset {name!r} cannot be loaded: {reason}. Without a network connection, download its folder on "
-            f"another machine, and use {PREFIX}FOLDER."
+            f"The preset {name!r} cannot be loaded: {_reason(error)}. Without a network connection, download its "
+            f"folder on another machine, and use {PREFIX}FOLDER."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why a preset cannot be loaded, in a few words."""
+    text = str(error)
+    if host := re.search(r"host='([^']+)'|https://([^/\s]+)", text):
+        return f"{host[1] or host[2]} cannot be reached or does not have it"
+    if "no config.json" in text or "Unknown preset" in text:
+        return "no preset was found there"
+    return one_line(error, most=200).rstrip(".")
 
 
 def preset_names() -> list[str]:

@@ -38,6 +38,11 @@ def add_low_rank(model: keras.Model, rank: int, *, head: str, seed: int) -> None
         variable.trainable = id(variable) in trained
 
 
+def has_low_rank(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer, or one in it, has matrices that LoRA added."""
+    return any(getattr(one, "lora_enabled", False) for one in all_layers(layer))
+
+
 def merged_values(layer: keras.layers.Layer) -> dict[int, Any]:
     """Return the matrices with the low-rank ones added to them, by the id of their variable; without LoRA, none."""
     return {

@@ -19,6 +19,7 @@ from transfer.images import pipeline
 from transfer.images.pipeline import Position
 from transfer.networks import frozen_boundary
 from transfer.networks.folding import fold_batchnorm
+from transfer.networks.low_rank import has_low_rank
 from transfer.training.phases import Trainee, TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,11 @@ def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model] | None:
 
 def parts_to_train(settings: TrainingSettings) -> tuple[keras.Model, keras.Model] | None:
     """Return the frozen part, which can run once, and the upper layers; None to train the whole model."""
-    # MixUp and CutMix mix the images before they enter the frozen part.
-    if settings.recipe.mix != "none" or (parts := split_model(settings.model)) is None:
+    # MixUp and CutMix mix the images before they enter the frozen part. With LoRA, only the embedding of patches is
+    # frozen, which takes little time; running it once would rule out augmentation.
+    if settings.recipe.mix != "none" or has_low_rank(settings.model):
+        return None
+    if (parts := split_model(settings.model)) is None:
         return None
     # Each further view costs a forward pass per image; none improved the accuracy (benchmarks/fine_tuning.py views).
     images = (settings.views or 1) * len(settings.data.train) + len(settings.data.val)
