@@ -57,7 +57,7 @@ def clone(
     equal: set[int] = set()  # ids of the copies that have all values already
 
     def copy(op: Any) -> Any:
-        lowered = precision and isinstance(op, keras.layers.Layer) and not hasattr(op, "layers")
+        lowered = precision and isinstance(op, keras.layers.Layer) and not is_graph(op)
         lowered = lowered and not isinstance(op, SCALING)
         new = new_like(op, made, rebuild=rebuild, **({"dtype": precision} if lowered else {}))
         new.name = prefix + new.name
@@ -179,13 +179,14 @@ def _from_config(op: Any, changes: dict[str, Any]) -> Any:
 
 def _whole_config(op: Any, config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration without what __init__ refuses, and with what it omits and the layer keeps."""
-    known = inspect.signature(type(op).__init__).parameters
+    known, plain = inspect.signature(type(op).__init__).parameters, int | float | str | None
     shared = _OF_ALL_LAYERS if any(p.kind is p.VAR_KEYWORD for p in known.values()) else ()
     config = {name: value for name, value in config.items() if name in known or name in shared}
     return config | {
         name: getattr(op, name)
         for name in known
-        if name not in config and isinstance(getattr(op, name, ...), int | float | str | tuple | list | None)
+        if name not in config
+        and all(isinstance(v, plain) for v in keras.tree.flatten(getattr(op, name, ...)))
     }
 
 
