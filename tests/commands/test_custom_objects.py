@@ -20,8 +20,6 @@ def swish(x):
     return x * keras.ops.sigmoid(2 * x)
 
 class Block(keras.Model):
-    """A subclassed block, with layers in a list."""
-
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
@@ -85,7 +83,9 @@ def trained(program, color_folder):
 
 
 def test_a_run_is_not_loaded_without_its_module_and_says_which(trained):
-    with pytest.raises(InputError, match=r"needs '(Scale|swish|Block)'.* --custom-objects my_layers\.py \(in Python"):
+    with pytest.raises(
+        InputError, match=r"needs '(Scale|swish|Block)'.* --custom-objects my_layers\.py \(in Python"
+    ):
         load_run(trained)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.keras_private import accepts_training, call_of, own_attributes
 from transfer.networks.families import Family, family_of
-from transfer.networks.layer_copies import is_custom, is_graph
+from transfer.networks.layer_copies import has_graph, is_custom, is_graph
 
 
 class Node(NamedTuple):
@@ -249,13 +249,20 @@ def fingerprint(model: keras.Model) -> str:
 
 def _described(op: Any, seen: tuple[Any, ...] = ()) -> Any:
     """Describe what an operation computes: by its configuration, and code from outside Keras by its attributes."""
-    if is_graph(op):
+    if has_graph(op):
         nodes = _nodes(op)
         rows = [(_kind(node.op), node.parents, node.tensor.shape, _constants(node.tensor)) for node in nodes]
-        return [(*row, _described(node.op, (*seen, op))) for row, node in zip(rows, nodes, strict=True)]
+        numbers = {} if is_graph(op) else _numbers(own_attributes(op))
+        return numbers, [
+            (*row, _described(node.op, (*seen, op))) for row, node in zip(rows, nodes, strict=True)
+        ]
     if not is_custom(op):
         return _with_whole_arrays(config_of(op))
     return {name: _described_value(value, (*seen, op)) for name, value in own_attributes(op).items()}
+
+
+def _numbers(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | str)}
 
 
 def _kind(op: Any) -> str:

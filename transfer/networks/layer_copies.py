@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import types
 from typing import Any
 
@@ -20,8 +19,19 @@ from transfer.common.keras_private import (
 from transfer.networks.initial_values import as_array
 from transfer.networks.low_rank import merged_values, without_low_rank
 
-# Objects of these packages and of Python itself have a configuration that Keras can read.
-_KNOWN = {"keras", "tensorflow", "jax", "jaxlib", "torch", "numpy", *sys.stdlib_module_names}
+# Layers of Keras have attributes from these packages, and their configuration describes them.
+_KNOWN = {
+    "builtins",
+    "collections",
+    "functools",
+    "inspect",
+    "jax",
+    "jaxlib",
+    "keras",
+    "numpy",
+    "tensorflow",
+    "torch",
+}
 # Like tensors, these are never changed, or belong to a graph that is not copied.
 _SHARED = (type, types.ModuleType, types.BuiltinFunctionType, keras.KerasTensor)
 
@@ -43,10 +53,15 @@ def is_custom(op: Any) -> bool:
     return bool(own_objects(op)) or any(isinstance(layer, keras.layers.Lambda) for layer in all_layers(op))
 
 
+def has_graph(op: Any) -> bool:
+    """Return whether an operation is a functional or sequential model."""
+    return any(kind.__name__ in ("Functional", "Sequential") for kind in type(op).__mro__)
+
+
 def is_graph(op: Any) -> bool:
-    """Return whether a layer is a functional or sequential model that does nothing but call its layers."""
+    """Return whether an operation is a functional or sequential model that only calls its layers."""
     plain = [kind for kind in type(op).__mro__ if kind.__name__ in ("Functional", "Sequential")]
-    return isinstance(op, keras.Model) and bool(plain) and type(op).call is plain[0].call  # type: ignore[attr-defined]
+    return bool(plain) and type(op).call is plain[0].call  # type: ignore[attr-defined]
 
 
 def copy_layer(layer: Any, made: dict[int, Any]) -> Any:
@@ -58,7 +73,7 @@ def copy_layer(layer: Any, made: dict[int, Any]) -> Any:
             layer, clone_function=lambda inner: copy_layer(inner, made) if all_layers(inner) else inner
         )
         return made[id(layer)]
-    if any(kind.__name__ == "Functional" for kind in type(layer).__mro__):
+    if has_graph(layer):
         raise InputError(f"{layer.name!r} has a graph of layers and a call() of its own")
     if getattr(layer, "lora_enabled", False):
         return _merged(layer, made)
