@@ -347,6 +347,12 @@ def test_a_network_of_another_size_does_not_share_the_layers_in_a_list():
     np.testing.assert_array_equal(copy.get_weights()[2], model.get_weights()[2])
 
 
+@pytest.mark.parametrize("how", [{"image_size": (20, 20)}, {"weights": "random"}])
+def test_an_omitted_argument_keeps_its_value_where_layers_are_built_again(how):
+    copy = surgery.clone(network(Omits(5.0)), **how)
+    assert next(layer for layer in copy.layers if isinstance(layer, Omits))._value == 5.0
+
+
 def test_a_copy_of_another_size_is_built_again():
     class Positions(layers.Layer):
         def build(self, shape):

@@ -1,8 +1,10 @@
-"""Copies of layers with their attributes and variables, for layers that their configuration does not describe."""
+"""Copies of layers: from their configuration, or with their attributes if that does not describe them."""
 
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import types
 from typing import Any
 
@@ -14,6 +16,7 @@ from transfer.common.keras_private import (
     blank_layer,
     copy_attributes,
     copy_variable,
+    own_attributes,
     own_variables,
 )
 from transfer.networks.initial_values import as_array
@@ -34,6 +37,11 @@ _KNOWN = {
 }
 # Like tensors, these are never changed, or belong to a graph that is not copied.
 _SHARED = (type, types.ModuleType, types.BuiltinFunctionType, keras.KerasTensor)
+
+SCALING = keras.layers.Rescaling | keras.layers.Normalization
+"""Layers that scale images, in float32 always."""
+
+_OF_ALL_LAYERS = ("name", "trainable", "dtype")
 
 
 def own_objects(op: Any) -> dict[str, Any]:
@@ -64,13 +72,126 @@ def is_graph(op: Any) -> bool:
     return bool(plain) and type(op).call is plain[0].call  # type: ignore[attr-defined]
 
 
-def copy_layer(layer: Any, made: dict[int, Any]) -> Any:
+def new_like(op: Any, made: dict[int, Any] | None = None, *, rebuild: str = "", **changes: Any) -> Any:
+    """Copy a layer, or take its copy from those made, by the id of the original.
+
+    Layers of Keras are built from their configuration, with new weights. Built layers with code from outside Keras are
+    copied with all attributes. To `rebuild` them, "resized" or with "random" weights, their configuration comes first.
+    """
+    made = {} if made is None else made
+    if id(op) in made:
+        return made[id(op)]
+    if is_graph(op):
+        inner = functools.partial(new_like, made=made, rebuild=rebuild)
+        new = keras.models.clone_model(op, clone_function=inner)  # finds layer classes without a registry
+    elif is_custom(op):
+        new = _new_custom_layer(op, made, rebuild, changes)
+    else:
+        try:
+            new = _from_config(op, changes)
+        except Exception as error:  # the layer's own code may raise anything
+            raise _cannot_be_copied(op, error) from error
+    made[id(op)] = new
+    return new
+
+
+def _new_custom_layer(op: Any, made: dict[int, Any], rebuild: str, changes: dict[str, Any]) -> Any:
+    """Copy a layer by its attributes or by its configuration; the second way is tried where the first one fails."""
+    ways = [
+        lambda: _from_attributes(op, made, changes, draw=rebuild == "random"),
+        lambda: _from_config(op, changes),
+    ]
+    by_attributes = op.built and not rebuild and not _from_hub(op)
+    if not by_attributes and not isinstance(op, keras.layers.Lambda):
+        ways.reverse()
+    errors = []
+    for way in ways:
+        try:
+            return way()
+        except Exception as error:  # the layer's own code may raise anything
+            errors.append(error)
+    raise _cannot_be_copied(op, *errors) from errors[0]
+
+
+def _cannot_be_copied(op: Any, *errors: Exception) -> InputError:
+    reasons = "; ".join(one_line(error, most=200).rstrip(".") for error in errors)
+    return InputError(
+        f"Layer {op.name!r} cannot be copied: {type(op).__name__} cannot be built from its get_config(), nor copied "
+        f"with its attributes: {reasons}. Return all arguments of __init__ from get_config(), and pass **kwargs on to "
+        "keras.layers.Layer."
+    )
+
+
+def _from_attributes(op: Any, made: dict[int, Any], changes: dict[str, Any], *, draw: bool) -> Any:
+    """Copy a layer with its attributes, and with its weights unless they are drawn again."""
+    tried = dict(made)
+    new = _copy_layer(op, tried)
+    if draw:
+        _draw_weights(new)
+    made.update(tried)
+    for layer in all_layers(new):
+        if "dtype" in changes and not isinstance(layer, SCALING):
+            layer.dtype_policy = changes["dtype"]
+    return new
+
+
+def _from_config(op: Any, changes: dict[str, Any]) -> Any:
+    """Build a layer from its configuration, or from the one that its attributes complete."""
+    config = {name: value for name, value in op.get_config().items() if not name.startswith("lora_")}
+    own = own_objects(op)
+    whole = _whole_config(op, config) if own else config
+    used = whole if _from_hub(op) else config
+    with keras.saving.custom_object_scope(own):
+        try:
+            new = type(op).from_config({**used, **changes})
+            _check_arguments(op, new)
+        except Exception:  # the layer's own code may raise anything
+            if used == whole:
+                raise
+            used = whole
+            new = type(op).from_config({**used, **changes})
+            _check_arguments(op, new)
+    new.name = op.name
+    if used is whole and new.get_config().keys() != whole.keys():
+        present = [name for name in ("name", "trainable") if name in whole]
+        # A saved model can be loaded only with the whole configuration.
+        vars(new)["get_config"] = lambda: whole | {name: getattr(new, name) for name in present}
+    return new
+
+
+def _check_arguments(op: Any, new: Any) -> None:
+    """Raise if a configuration omits an argument: the numbers and names that __init__ sets would be its defaults."""
+    for name, value in own_attributes(new).items() if own_objects(op) and not _from_hub(op) else ():
+        kept = vars(op).get(name)
+        if isinstance(value, bool | int | float | str) and value != kept and not name.startswith("lora_"):
+            raise ValueError(f"get_config() leads to {name}={value!r} instead of {kept!r}")
+
+
+def _from_hub(op: Any) -> bool:
+    """Return whether a layer is one of KerasHub: a model can be loaded only if it saves their whole configuration."""
+    return type(op).__module__.startswith("keras_hub.")
+
+
+def _whole_config(op: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what __init__ refuses, and with what it omits and the layer keeps."""
+    known, plain = inspect.signature(type(op).__init__).parameters, int | float | str | None
+    shared = _OF_ALL_LAYERS if any(p.kind is p.VAR_KEYWORD for p in known.values()) else ()
+    config = {name: value for name, value in config.items() if name in known or name in shared}
+    return config | {
+        name: getattr(op, name)
+        for name in known
+        if name not in config
+        and all(isinstance(v, plain) for v in keras.tree.flatten(getattr(op, name, ...)))
+    }
+
+
+def _copy_layer(layer: Any, made: dict[int, Any]) -> Any:
     """Copy a layer, or take its copy from those made: by the id of the original, as for `copy.deepcopy`."""
     if id(layer) in made:
         return made[id(layer)]
     if is_graph(layer):
         made[id(layer)] = keras.models.clone_model(
-            layer, clone_function=lambda inner: copy_layer(inner, made) if all_layers(inner) else inner
+            layer, clone_function=lambda inner: _copy_layer(inner, made) if all_layers(inner) else inner
         )
         return made[id(layer)]
     if has_graph(layer):
@@ -100,7 +221,7 @@ def _copied(value: Any, made: dict[int, Any]) -> Any:
     if id(value) in made:
         return made[id(value)]
     if isinstance(value, keras.layers.Layer):
-        return copy_layer(value, made)
+        return _copy_layer(value, made)
     if isinstance(value, keras.Variable):
         made[id(value)] = copy_variable(value, as_array(value))
         return made[id(value)]
@@ -144,7 +265,7 @@ def _copied_function(function: types.FunctionType, made: dict[int, Any]) -> type
     return new
 
 
-def draw_weights(op: Any) -> None:
+def _draw_weights(op: Any) -> None:
     """Draw the weights of a layer and of those inside it again; the statistics of Normalization stay."""
     for layer in all_layers(op):
         for variable in [] if isinstance(layer, keras.layers.Normalization) else own_variables(layer):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import itertools
 import random
 import re
@@ -18,16 +16,11 @@ import numpy as np
 from transfer.common.errors import InputError, one_line
 from transfer.common.keras_private import all_layers
 from transfer.networks.families import Family, family_of
-from transfer.networks.graphs import NetworkInfo, Node, analyze, config_of, graph
+from transfer.networks.graphs import NetworkInfo, Node, analyze, graph
 from transfer.networks.initial_values import as_array, call_with_values_of
-from transfer.networks.layer_copies import copy_layer, draw_weights, is_custom, is_graph, own_objects
+from transfer.networks.layer_copies import SCALING, is_graph, new_like
 from transfer.networks.low_rank import merged_values, without_low_rank
 from transfer.networks.tokens import pooled_tokens
-
-SCALING = keras.layers.Rescaling | keras.layers.Normalization
-"""Layers that scale images, in float32 always."""
-
-_OF_ALL_LAYERS = ("name", "trainable", "dtype")
 
 
 def clone(
@@ -90,104 +83,6 @@ def clone(
             f"{model.name!r} cannot take images of shape {shape}: {str(error).splitlines()[0]}"
         ) from error
     return result
-
-
-def new_like(op: Any, made: dict[int, Any] | None = None, *, rebuild: str = "", **changes: Any) -> Any:
-    """Copy a layer, or take its copy from those made, by the id of the original.
-
-    Layers of Keras are built from their configuration, with new weights. Built layers with code from outside Keras are
-    copied with all attributes. To `rebuild` them, "resized" or with "random" weights, their configuration comes first.
-    """
-    made = {} if made is None else made
-    if id(op) in made:
-        return made[id(op)]
-    if is_graph(op):
-        inner = functools.partial(new_like, made=made, rebuild=rebuild)
-        new = keras.models.clone_model(op, clone_function=inner)  # finds layer classes without a registry
-    elif is_custom(op):
-        new = _new_custom_layer(op, made, rebuild, changes)
-    else:
-        try:
-            new = _from_config(op, changes)
-        except Exception as error:  # the layer's own code may raise anything
-            raise _cannot_be_copied(op, error) from error
-    made[id(op)] = new
-    return new
-
-
-def _new_custom_layer(op: Any, made: dict[int, Any], rebuild: str, changes: dict[str, Any]) -> Any:
-    """Copy a layer by its attributes or by its configuration; the second way is tried where the first one fails."""
-    ways = [
-        lambda: _from_attributes(op, made, changes, draw=rebuild == "random"),
-        lambda: _from_config(op, changes),
-    ]
-    from_hub = type(op).__module__.startswith("keras_hub.")  # a saved model needs the whole configuration
-    by_attributes = op.built and not rebuild and not from_hub
-    if not by_attributes and not isinstance(op, keras.layers.Lambda):
-        ways.reverse()
-    errors = []
-    for way in ways:
-        try:
-            return way()
-        except Exception as error:  # the layer's own code may raise anything
-            errors.append(error)
-    raise _cannot_be_copied(op, *errors) from errors[0]
-
-
-def _cannot_be_copied(op: Any, *errors: Exception) -> InputError:
-    reasons = "; ".join(one_line(error, most=200).rstrip(".") for error in errors)
-    return InputError(
-        f"Layer {op.name!r} cannot be copied: {type(op).__name__} cannot be built from its get_config(): {reasons}. "
-        "Return all arguments of __init__ from get_config(), and pass **kwargs on to keras.layers.Layer."
-    )
-
-
-def _from_attributes(op: Any, made: dict[int, Any], changes: dict[str, Any], *, draw: bool) -> Any:
-    """Copy a layer with its attributes, and with its weights unless they are drawn again."""
-    tried = dict(made)
-    new = copy_layer(op, tried)
-    if draw:
-        draw_weights(new)
-    made.update(tried)
-    for layer in all_layers(new):
-        if "dtype" in changes and not isinstance(layer, SCALING):
-            layer.dtype_policy = changes["dtype"]
-    return new
-
-
-def _from_config(op: Any, changes: dict[str, Any]) -> Any:
-    """Build a layer from its configuration, or from the one that its attributes complete."""
-    config = {name: value for name, value in config_of(op).items() if not name.startswith("lora_")}
-    whole = _whole_config(op, config)
-    first = whole if type(op).__module__.startswith("keras_hub.") else config
-    with keras.saving.custom_object_scope(own_objects(op)):
-        try:
-            used = first
-            new = type(op).from_config({**used, **changes})
-        except Exception:  # the layer's own code may raise anything
-            if first == whole:
-                raise
-            used = whole
-            new = type(op).from_config({**used, **changes})
-    new.name = op.name
-    if used is whole and new.get_config().keys() != whole.keys():
-        own = [name for name in ("name", "trainable") if name in whole]
-        # A saved model can be loaded only with the whole configuration.
-        vars(new)["get_config"] = lambda: whole | {name: getattr(new, name) for name in own}
-    return new
-
-
-def _whole_config(op: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what __init__ refuses, and with what it omits and the layer keeps."""
-    known, plain = inspect.signature(type(op).__init__).parameters, int | float | str | None
-    shared = _OF_ALL_LAYERS if any(p.kind is p.VAR_KEYWORD for p in known.values()) else ()
-    config = {name: value for name, value in config.items() if name in known or name in shared}
-    return config | {
-        name: getattr(op, name)
-        for name in known
-        if name not in config
-        and all(isinstance(v, plain) for v in keras.tree.flatten(getattr(op, name, ...)))
-    }
 
 
 @contextlib.contextmanager
