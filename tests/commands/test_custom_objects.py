@@ -16,15 +16,34 @@ class Scale(keras.layers.Layer):
     def call(self, x):
         return x / 255
 
+def swish(x):
+    return x * keras.ops.sigmoid(2 * x)
+
+class Block(keras.Model):
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.convs = [keras.layers.Conv2D(filters, 3, activation=swish) for _ in range(2)]
+
+    def call(self, x):
+        for conv in self.convs:
+            x = conv(x)
+        return x
+
+    def get_config(self):
+        return {"name": self.name, "filters": self.filters}
+
 if __name__ == "__main__":
     L, image = keras.layers, keras.Input((32, 32, 3))
-    keras.Model(image, L.GlobalAveragePooling2D()(L.Conv2D(8, 3)(Scale()(image)))).save("own.keras")
+    maps = L.Conv2D(8, 3, activation=swish)(Scale()(image))
+    maps = L.Lambda(swish, output_shape=(28, 28, 8))(Block(8)(L.ZeroPadding2D()(maps)))
+    keras.Model(image, L.GlobalAveragePooling2D()(maps)).save("own.keras")
 """
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """A folder with a program that has saved a network with a custom layer."""
+    """A folder with a program that has saved a network with custom layers and functions."""
     folder = tmp_path_factory.mktemp("program")
     (folder / "my_layers.py").write_text(PROGRAM)
     # The layers of a program that runs itself belong to the module __main__.
@@ -64,7 +83,9 @@ def trained(program, color_folder):
 
 
 def test_a_run_is_not_loaded_without_its_module_and_says_which(trained):
-    with pytest.raises(InputError, match=r"needs 'Scale'.* --custom-objects my_layers\.py \(in Python"):
+    with pytest.raises(
+        InputError, match=r"needs '(Scale|swish|Block)'.* --custom-objects my_layers\.py \(in Python"
+    ):
         load_run(trained)
 
 

@@ -67,6 +67,35 @@ def test_all_layers():
     assert keras_private.all_layers(operation) == []
 
 
+class Shifted(layers.Layer):
+    def __init__(self, by):
+        super().__init__()
+        self.by, self.inner = by, [layers.Dense(2)]
+        self.start = self.add_weight(shape=(2,), trainable=False, name="start")
+
+    def call(self, x):
+        return self.inner[0](x) + self.start + self.by
+
+
+def test_copied_attributes():
+    """Without these names custom layers without get_config() cannot be copied, or copies share variables."""
+    old = Shifted(3)
+    image = keras.Input((2,))
+    old(image)
+    new = keras_private.blank_layer(Shifted)
+    values = {id(v): keras_private.copy_variable(v, v.numpy()) for v in old.variables}
+    values[id(old.inner[0])] = dense = layers.Dense(2)
+    keras_private.copy_attributes(old, new, lambda value: values.get(id(value), value))
+    assert new.by == 3 and new.built and new.start is values[id(old.start)]
+    assert new.start is not old.start and new.start.path == old.start.path and not new.start.trainable
+    assert keras_private.direct_layers(new)[0] is dense
+    with pytest.raises(ValueError, match="already built"):
+        new.more = layers.Dense(3)
+    assert set(keras_private.own_attributes(old)) == {"by", "inner", "start"}
+    assert keras_private.own_variables(new) == [new.start]
+    assert old.get_config()["by"] == new.get_config()["by"]
+
+
 def test_draws_random_numbers():
     """Without `_seed_generators` the cache keeps features behind Dropout and random augmentation."""
     assert keras_private.draws_random_numbers(layers.Dropout(0.5))

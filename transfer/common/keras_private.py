@@ -111,6 +111,78 @@ def interpolated_positions(layer: Any, side: int) -> Any:
     )
 
 
+# Settings among the attributes that the constructor of each layer sets; the others are records of its own calls.
+_SETTINGS = (
+    "_allow_non_tensor_positional_args",
+    "_auto_config",
+    "_build_shapes_dict",
+    "_convert_input_args",
+    "_dtype_policy",
+    "_input_spec",
+    "_path",
+    "_supports_masking",
+    "_trainable",
+    "activity_regularizer",
+    "autocast",
+    "built",
+    "supports_jit",
+)
+
+
+def blank_layer(kind: type) -> Any:
+    """Return a layer or a model of a class whose own constructor has not run."""
+    import keras
+
+    new = keras.layers.Layer.__new__(kind)
+    base = keras.Model if issubclass(kind, keras.Model) else keras.layers.Layer
+    base.__init__(new, name="blank")  # a name of its own keeps Keras from counting it
+    return new
+
+
+def own_attributes(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Return the attributes that the class of a layer sets, without those that every layer has."""
+    of_all = {"_compile_config", "optimizer", *vars(blank_layer(_base_of(layer)))}
+    # TensorFlow notes its own records of a layer under these prefixes.
+    records = ("_self_", "_obj_reference_counts")
+    return {k: v for k, v in vars(layer).items() if k not in of_all and not k.startswith(records)}
+
+
+def _base_of(layer: keras.layers.Layer) -> type:
+    import keras
+
+    return keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the variables of a layer, without those of the layers inside it and of random generators."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def copy_attributes(old: keras.layers.Layer, new: Any, copied: Callable[[Any], Any]) -> None:
+    """Give a blank layer the variables, inner layers and attributes of another one, in the same order."""
+    for store, (_, values) in old._tracker.config.items():
+        for value in values:
+            new._tracker.add_to_store(store, copied(value))
+    settings = {name: vars(old)[name] for name in _SETTINGS if name in vars(old)}
+    for name, value in (settings | own_attributes(old)).items():
+        setattr(new, name, copied(value))
+    if old._tracker.locked:
+        new._lock_state()
+
+
+def copy_variable(old: keras.Variable, value: Any) -> keras.Variable:
+    """Return a new variable with the settings of another one."""
+    import keras
+
+    options = {
+        name: getattr(old, name) for name in ("dtype", "trainable", "aggregation", "synchronization", "name")
+    }
+    new = keras.Variable(value, autocast=old._autocast, **options)
+    new.regularizer, new.constraint, new._path = old.regularizer, old.constraint, old._path
+    new.overwrite_with_gradient = old.overwrite_with_gradient
+    return new
+
+
 def draws_random_numbers(layer: keras.layers.Layer) -> bool:
     """Return whether a layer itself, without the layers inside it, has a random generator."""
     return bool(layer._seed_generators)

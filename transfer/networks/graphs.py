@@ -5,8 +5,10 @@ Nothing here changes a model.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,8 +17,9 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError, one_line, unknown
-from transfer.common.keras_private import accepts_training, call_of
+from transfer.common.keras_private import accepts_training, call_of, own_attributes
 from transfer.networks.families import Family, family_of
+from transfer.networks.layer_copies import has_graph, is_custom, is_graph
 
 
 class Node(NamedTuple):
@@ -80,16 +83,21 @@ def analyze(model: keras.Model) -> NetworkInfo:
 
 def graph(model: keras.Model) -> list[Node]:
     """List the operations between a model's input and output, each after its inputs."""
-    one_output = _require_graph(model).outputs[0]
+    return _nodes(_require_graph(model))
+
+
+def _nodes(model: keras.Model) -> list[Node]:
+    """List the operations between the inputs and outputs of a model."""
+    inputs = set(map(id, model.inputs))
     position: dict[int, int] = {}
     nodes: list[Node] = []
-    stack = [(one_output, False)]
+    stack = [(output, False) for output in reversed(model.outputs)]
     while stack:  # depth first, without Python's limit on recursion
         tensor, ready = stack.pop()
         if id(tensor) in position:
             continue
         call = call_of(tensor)
-        sources = [] if tensor is model.inputs[0] else call.inputs
+        sources = [] if id(tensor) in inputs else call.inputs
         if ready:
             position[id(tensor)] = len(nodes)
             nodes.append(Node(call.op, tensor, tuple(position[id(s)] for s in sources)))
@@ -224,9 +232,9 @@ def fingerprint(model: keras.Model) -> str:
     result = hashlib.sha256()
     seen: dict[int, int] = {}
     for place, node in enumerate(graph(model)):
-        config = {} if place == 0 else _with_whole_arrays(config_of(node.op))
+        config = {} if place == 0 else _described(node.op)
         constants = [] if place == 0 else _constants(node.tensor)
-        description = (type(node.op).__name__, config, constants, node.parents, node.tensor.shape)
+        description = (_kind(node.op), config, constants, node.parents, node.tensor.shape)
         result.update(re.sub(r"'name': '[^']*'", "", repr(description)).encode())
         if (
             seen.setdefault(id(node.op), place) == place
@@ -237,6 +245,55 @@ def fingerprint(model: keras.Model) -> str:
         else:
             result.update(f"as {seen[id(node.op)]}".encode())
     return result.hexdigest()
+
+
+def _described(op: Any, seen: tuple[Any, ...] = ()) -> Any:
+    """Describe what an operation computes: by its configuration, and code from outside Keras by its attributes."""
+    if has_graph(op):
+        nodes = _nodes(op)
+        rows = [(_kind(node.op), node.parents, node.tensor.shape, _constants(node.tensor)) for node in nodes]
+        numbers = {} if is_graph(op) else _numbers(own_attributes(op))
+        return numbers, [
+            (*row, _described(node.op, (*seen, op))) for row, node in zip(rows, nodes, strict=True)
+        ]
+    if not is_custom(op):
+        return _with_whole_arrays(config_of(op))
+    return {name: _described_value(value, (*seen, op)) for name, value in own_attributes(op).items()}
+
+
+def _numbers(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | str)}
+
+
+def _kind(op: Any) -> str:
+    """Return the name of a class; models that only call their layers have one name, since copies change the class."""
+    return "graph" if is_graph(op) else type(op).__name__
+
+
+def _described_value(value: Any, seen: tuple[Any, ...]) -> Any:
+    """Describe the value of an attribute; the values of variables are hashed with the weights."""
+    describe = functools.partial(_described_value, seen=seen)
+    if any(value is one for one in seen) or isinstance(value, keras.Variable | keras.KerasTensor):
+        return None
+    if isinstance(value, keras.layers.Layer):
+        return _kind(value), _described(value, seen)
+    if isinstance(value, types.FunctionType | types.CodeType):
+        code = value.__code__ if isinstance(value, types.FunctionType) else value
+        cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        defaults = getattr(value, "__defaults__", None)
+        return code.co_code, code.co_names, describe(code.co_consts), describe(cells), describe(defaults)
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [describe(item) for item in value]
+    if isinstance(value, bool | int | float | str | bytes | None):
+        return value
+    if hasattr(value, "get_config"):
+        return type(value).__name__, _with_whole_arrays(value.get_config())
+    try:
+        return _text(np.asarray(value)) if hasattr(value, "shape") else type(value).__name__
+    except Exception:  # a tensor of a graph has no value
+        return None
 
 
 def config_of(op: Any) -> dict[str, Any]:

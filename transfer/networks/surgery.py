@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 import random
 import re
@@ -15,14 +14,13 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError, one_line
-from transfer.common.keras_private import all_layers, direct_layers
+from transfer.common.keras_private import all_layers
 from transfer.networks.families import Family, family_of
-from transfer.networks.graphs import NetworkInfo, Node, analyze, config_of, graph
+from transfer.networks.graphs import NetworkInfo, Node, analyze, graph
 from transfer.networks.initial_values import as_array, call_with_values_of
+from transfer.networks.layer_copies import SCALING, is_graph, new_like
 from transfer.networks.low_rank import merged_values, without_low_rank
 from transfer.networks.tokens import pooled_tokens
-
-_OF_ALL_LAYERS = ("name", "trainable", "dtype")
 
 
 def clone(
@@ -46,15 +44,15 @@ def clone(
     name = _free_name("image", taken) if preprocess or first.op.name == "image" else None
     raw = keras.Input(shape, dtype="float32", name=name) if image is None else image
     ready = preprocess(raw) if preprocess else raw
+    rebuild = "random" if weights == "random" else "resized" if shape != tuple(first.tensor.shape[1:]) else ""
+    made: dict[int, Any] = {}  # id of a layer or variable -> its copy
     copies: dict[int, tuple[Any, Any]] = {}  # id of a copy -> the layer and its copy
     equal: set[int] = set()  # ids of the copies that have all values already
 
     def copy(op: Any) -> Any:
-        scales = isinstance(op, keras.layers.Rescaling | keras.layers.Normalization)
-        lowered = (
-            precision and isinstance(op, keras.layers.Layer) and not scales and not hasattr(op, "layers")
-        )
-        new = new_like(op, **({"dtype": precision} if lowered else {}))
+        lowered = precision and isinstance(op, keras.layers.Layer) and not is_graph(op)
+        lowered = lowered and not isinstance(op, SCALING)
+        new = new_like(op, made, rebuild=rebuild, **({"dtype": precision} if lowered else {}))
         new.name = prefix + new.name
         copies[id(new)] = (op, new)
         return new
@@ -87,51 +85,6 @@ def clone(
     return result
 
 
-def new_like(op: Any, **changes: Any) -> Any:
-    """Build a layer of the same configuration, with new weights."""
-    if isinstance(op, keras.Sequential | keras.Model) and type(op).__name__ in ("Sequential", "Functional"):
-        return keras.models.clone_model(op, clone_function=new_like)  # finds layer classes without a registry
-    config = {**_whole_config(op), **changes}
-    # The caller's model already runs the code of its Lambda layers, so safe mode would protect nothing.
-    options = {"safe_mode": False} if isinstance(op, keras.layers.Lambda) else {}
-    try:
-        new = type(op).from_config(dict(config), **options)
-        new.name = op.name
-    except Exception as error:  # the layer's own code may raise anything
-        raise InputError(
-            f"Layer {op.name!r} cannot be copied: {type(op).__name__} cannot be built from its get_config(): "
-            f"{one_line(error, most=200)}. Return all arguments of __init__ from get_config(), and pass **kwargs on to "
-            "keras.layers.Layer."
-        ) from error
-    if type(op).__module__.startswith("keras_hub.") and new.get_config().keys() != config.keys():
-        own = [name for name in ("name", "trainable") if name in config]
-        # A saved model can be loaded only with the whole configuration.
-        vars(new)["get_config"] = lambda: config | {name: getattr(new, name) for name in own}
-    return new
-
-
-def _whole_config(op: Any) -> dict[str, Any]:
-    """Return the configuration of a layer; for KerasHub's, without what __init__ refuses and with what it omits."""
-    config = {name: value for name, value in config_of(op).items() if not name.startswith("lora_")}
-    if not type(op).__module__.startswith("keras_hub."):
-        return config
-    known = inspect.signature(type(op).__init__).parameters
-    shared = _OF_ALL_LAYERS if "kwargs" in known else ()
-    config = {name: value for name, value in config.items() if name in known or name in shared}
-    found = {name: _argument(op, name) for name in known if name not in config}
-    return config | {name: value for name, value in found.items() if value is not ...}
-
-
-def _argument(op: Any, name: str) -> Any:
-    """Return an argument of a layer's __init__ as it or a layer in it keeps it, or ... if it is not found."""
-    places = [(op, name), (getattr(op, name, ...), "drop_prob"), *((one, name) for one in direct_layers(op))]
-    for owner, attribute in places:
-        value = getattr(owner, attribute, ...)
-        if isinstance(value, int | float | str | tuple | list | None):
-            return value
-    return ...
-
-
 @contextlib.contextmanager
 def _seeded_initializers(seed: int) -> Iterator[None]:
     """Seed the initializers that have no seed of their own."""
@@ -148,6 +101,7 @@ def _copy_state(old: Any, new: Any, *, everything: bool) -> None:
     """Copy a layer's variables, random generators included, or only those of Normalization."""
     if not isinstance(old, keras.layers.Layer):
         return
+    _check_count(old, "layers", len(all_layers(new)), len(all_layers(old)))
     if everything:
         _assign(old, new)
     for source, target in zip(all_layers(old), all_layers(new), strict=True):
@@ -158,12 +112,22 @@ def _copy_state(old: Any, new: Any, *, everything: bool) -> None:
 
 def _assign(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     merged = merged_values(old)
-    for source, target in zip(without_low_rank(old), new.variables, strict=True):
+    sources = without_low_rank(old)
+    _check_count(old, "variables", len(new.variables), len(sources))
+    for source, target in zip(sources, new.variables, strict=True):
         if source.shape != target.shape:
             raise ValueError(
                 f"layer {old.name!r} has weights of shape {source.shape} and would need {target.shape}."
             )
         target.assign(as_array(merged.get(id(source), source)))
+
+
+def _check_count(old: keras.layers.Layer, what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise InputError(
+            f"Layer {old.name!r} cannot be copied: built from its get_config(), it has {found} {what} instead of "
+            f"{expected}. Build all inner layers in __init__, from arguments that get_config() returns."
+        )
 
 
 def renumber(model: keras.Model) -> keras.Model:
