@@ -257,7 +257,11 @@ def _described(op: Any, seen: tuple[Any, ...] = ()) -> Any:
             (*row, _described(node.op, (*seen, op))) for row, node in zip(rows, nodes, strict=True)
         ]
     if not is_custom(op):
-        return _with_whole_arrays(config_of(op))
+        try:
+            return _with_whole_arrays(config_of(op))
+        except InputError:  # such as Identity with a data type
+            if not seen:
+                raise
     return {name: _described_value(value, (*seen, op)) for name, value in own_attributes(op).items()}
 
 
