@@ -308,6 +308,7 @@ def large_different(
     pin_batchnorm: bool | None = None,
     precision: str = "float32",
     steps_per_execution: int = 1,
+    lora: int | None = None,
     seed: int = 0,
 ) -> keras.Model:
     """Build the model of case 4: attach a new head and train all layers, from pre-trained or random weights.
