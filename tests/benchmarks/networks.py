@@ -10,8 +10,9 @@ downloaded. The first batch, which compiles the network and compares the engine 
 of the following batches counts, because other programs may run at the same time.
 
 Networks with `hub:` are built by KerasHub in the size of the preset of that name, without its weights. They need the
-extra `hub`. Two of them, ViT-Ti/16 and ViT-S/16, have no preset. Each unit adds a row to `--results`; units that have a row are
-skipped. `show` prints the table in Markdown.
+extra `hub`. Two of them, ViT-Ti/16 and ViT-S/16, have no preset.
+
+Each unit adds a row to `--results`; units that have a row are skipped. `show` prints the table in Markdown.
 """
 
 from __future__ import annotations
