@@ -10,8 +10,9 @@ downloaded. The first batch, which compiles the network and compares the engine 
 of the following batches counts, because other programs may run at the same time.
 
 Networks with `hub:` are built by KerasHub in the size of the preset of that name, without its weights. They need the
-extra `hub`. ViT-Ti/16 and ViT-S/16 have no preset. Each unit adds a row to `--results`; units that have a row are
-skipped. `show` prints the table in Markdown.
+extra `hub`. Two of them, ViT-Ti/16 and ViT-S/16, have no preset.
+
+Each unit adds a row to `--results`; units that have a row are skipped. `show` prints the table in Markdown.
 """
 
 from __future__ import annotations
@@ -81,6 +82,12 @@ HUB: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The classes and arguments of KerasHub's networks by preset; the sizes are those of the papers."""
 
+
+NO_PRESET = {
+    "hub:vit_tiny_patch16_224": "ViT-Ti/16 of KerasHub, no preset",
+    "hub:vit_small_patch16_224": "ViT-S/16 of KerasHub, no preset",
+}
+"""Names in the table of networks that have no preset."""
 
 ACCURACY = {
     **{"EfficientNetLite0": 75.1, "EfficientNetLite1": 76.7, "EfficientNetLite2": 77.6},
@@ -228,7 +235,7 @@ def table(rows: list[dict]) -> str:
         if not found:
             continue
         one = next(iter(found.values()))
-        cells = [f"`{network}`", str(one["size"]), f"{one['parameters'] / 1e6:.1f}"]
+        cells = [NO_PRESET.get(network, f"`{network}`"), str(one["size"]), f"{one['parameters'] / 1e6:.1f}"]
         cells += [
             f"{one['parameters'] * 4 / 1e6:.0f}",
             f"{one['features']:,}",
