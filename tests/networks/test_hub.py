@@ -254,6 +254,10 @@ def test_a_preset_of_another_image_size(preset):
     assert np.isfinite(model(np.zeros((1, 64, 64, 3)))).all()
 
 
+def test_builders_take_a_backbone_at_another_image_size():
+    assert transfer.small_similar(make("ViTBackbone"), 3, image_size=64).input_shape == (None, 64, 64, 3)
+
+
 def test_dinov2_interpolates_its_positions_itself(tmp_path):
     make("DINOV2Backbone").save_to_preset(str(tmp_path / "dino"))
     own = models.Backbone.from_preset(str(tmp_path / "dino"), image_shape=(64, 64, 3))

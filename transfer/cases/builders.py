@@ -125,7 +125,8 @@ def build(
         >>> sum(int(keras.ops.size(w)) for w in model.trainable_weights)
         5124
     """
-    case, base = Case.parse(case), plain_network(base)
+    case, size = Case.parse(case), as_size(image_size)
+    base = plain_network(base, size[0] if size else None)
     network = analyze_base(base)
     check_case_options(case, init, unfreeze_from, lora)
     check_learning_rate(learning_rate)
@@ -137,7 +138,7 @@ def build(
     with devices.scope():
         extractor = surgery.clone(
             sliced,
-            image_size=as_size(image_size),
+            image_size=size,
             preprocess=preprocessing_of(base, preprocessing),
             weights="random" if init == "random" else "copy",
             precision=None if precision == "float32" else precision,

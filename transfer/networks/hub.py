@@ -57,11 +57,11 @@ def import_hub() -> ModuleType:
     return keras_hub
 
 
-def plain_network(model: keras.Model) -> keras.Model:
+def plain_network(model: keras.Model, side: int | None = None) -> keras.Model:
     """Return a copy of a KerasHub backbone as a graph of its blocks; other models are returned as they are."""
     model = getattr(model, "vision_encoder", model)
     known = type(model).__name__ in HUB_FAMILIES and type(model).__module__.startswith("keras_hub.")
-    return as_graph(with_image_size(model)) if known else model
+    return as_graph(with_image_size(model, side)) if known else model
 
 
 def load_preset(name: str, *, weights: Any, image_size: int | None, **arguments: Any) -> keras.Model:
