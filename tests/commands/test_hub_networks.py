@@ -149,7 +149,9 @@ def test_another_process_needs_only_the_run(presets, colors, tmp_path):
     assert (done.returncode, "Warning" in done.stderr) == (0, False)
     assert Image.open(next((tmp_path / "maps").glob("*.png"))).size[0] > 0
     (tmp_path / "broken" / "keras_hub").mkdir(parents=True)
-    (tmp_path / "broken" / "keras_hub" / "__init__.py").write_text("raise ModuleNotFoundError('not installed')")
+    (tmp_path / "broken" / "keras_hub" / "__init__.py").write_text(
+        "raise ModuleNotFoundError('not installed')"
+    )
     path = os.pathsep.join([str(tmp_path / "broken"), *filter(None, sys.path)])
     done = run("transfer.evaluate", "run", PYTHONPATH=path)
     assert done.returncode == 2
