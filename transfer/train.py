@@ -270,6 +270,7 @@ def _check(config: TrainConfig, base: keras.Model) -> None:
     """Raise if the network lacks a layer, or if the engine cannot run here."""
     from transfer.cases import cuts
     from transfer.frozen.engines import check_engine
+    from transfer.networks import low_rank
     from transfer.networks.graphs import analyze
 
     check_engine(config.engine)
@@ -278,6 +279,9 @@ def _check(config: TrainConfig, base: keras.Model) -> None:
         cuts.cuts_of(network, config.cut)
     if config.unfreeze_from is not None:
         network.block_start(config.unfreeze_from)
+    if config.lora is not None:
+        kept = network.nodes[: network.position(network.last_layer) + 1]
+        low_rank.matrices_of(base.name, [node.op for node in kept])
 
 
 def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) -> None:

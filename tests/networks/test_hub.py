@@ -228,6 +228,13 @@ def test_lora_needs_matrices_and_a_case_that_trains_all_layers():
         transfer.large_similar(base, 3, lora=0)
 
 
+def test_the_command_refuses_lora_for_a_network_without_matrices(capsys, tmp_path):
+    from transfer.train import main
+
+    assert main(["emoji", "--model", "DemoCNN", "--lora", "4", "--output", str(tmp_path / "run")]) == 2
+    assert "no attention or Dense layers" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("presets") / "tiny_vit"

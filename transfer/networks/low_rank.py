@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -20,22 +21,23 @@ def check_rank(rank: int | None) -> None:
 def add_low_rank(model: keras.Model, rank: int, *, head: str, seed: int) -> None:
     """Add trained matrices of a rank to a model's matrices; freeze all other variables, except those of the head."""
     trained = {id(variable) for variable in model.get_layer(head).variables}
-    matrices = [
-        layer
-        for outer in model.layers
-        if outer.name != head
-        for layer in all_layers(outer)
-        if isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense)
-    ]
-    if not matrices:
-        raise InputError(
-            f"{model.name!r} has no attention or Dense layers, which LoRA adapts. Leave out lora to train all layers."
-        )
+    matrices = matrices_of(model.name, [layer for layer in model.layers if layer.name != head])
     for number, layer in enumerate(matrices):
         layer.enable_lora(rank, a_initializer=keras.initializers.HeUniform(seed + number))
         trained |= {id(layer.lora_kernel_a), id(layer.lora_kernel_b)}
     for variable in model.variables:
         variable.trainable = id(variable) in trained
+
+
+def matrices_of(name: str, operations: Iterable[Any]) -> list[Any]:
+    """Return the layers that LoRA adapts, in operations of a network; raise if there are none."""
+    inner = [layer for operation in operations for layer in all_layers(operation)]
+    found = [layer for layer in inner if isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense)]
+    if not found:
+        raise InputError(
+            f"{name!r} has no attention or Dense layers, which LoRA adapts. Leave out lora to train all layers."
+        )
+    return found
 
 
 def has_low_rank(layer: keras.layers.Layer) -> bool:
