@@ -93,7 +93,7 @@ FAMILIES = {
             **{"image_shape": (32, 32, 3), "patch_size": 4, "embed_dim": 8, "depths": (1, 2)},
             **{"num_heads": (1, 2), "window_size": 4},
         },
-        "stage_1_blocks_1",
+        "stage_1_blocks_1_tokens",
     ),
     "VGGBackbone": (
         {"stackwise_num_repeats": [1, 1], "stackwise_num_filters": [8, 8], "image_shape": (32, 32, 3)},
@@ -183,6 +183,14 @@ def test_frozen_weights_stay_and_the_saved_model_needs_only_keras_and_kerashub(f
     code += "numpy.save('found.npy', m.predict(numpy.load('images.npy'), verbose=0))"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), model.predict(images, verbose=0), atol=1e-5)
+
+
+def test_upper_layers_of_swin_are_unfrozen(colors):
+    model = transfer.small_similar(make("SwinTransformerBackbone"), 3, unfreeze_from="stage_1_blocks_0")
+    before = [np.asarray(w) for w in model.get_layer("stage_0_blocks_0").weights]
+    transfer.fit(model, colors, epochs=1, verbose=0)
+    for old, new in zip(before, model.get_layer("stage_0_blocks_0").weights, strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.parametrize("family", TRANSFORMERS)

@@ -111,7 +111,7 @@ HUB_FAMILIES: dict[str, Family] = {
     "MobileNetV5Backbone": _of_hub("tf", ""),
     "ResNetBackbone": _of_hub("torch", ""),
     "SigLIPVisionEncoder": _of_hub("tf", r".*(encoder_block_\d+)$"),
-    "SwinTransformerBackbone": _of_hub("torch", r"(stage_\d+_blocks_\d+)$"),
+    "SwinTransformerBackbone": _of_hub("torch", r"(stage_\d+_blocks_\d+)_tokens$"),
     "VGGBackbone": _of_hub("caffe", r"(block\d+)_"),
     "ViTBackbone": _of_hub("tf", r"(transformer_block_\d+)$", "class"),
     "XceptionBackbone": _of_hub("tf", r"(block\d+)_"),

@@ -84,7 +84,8 @@ def _cheapest_boundary(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
     # A minimum cut. Tensor n is an edge from 2n to 2n + 1, whose capacity is the tensor's size. Cheap operations may
     # lie after the boundary, where they run in each step. Others may not: the source feeds them without limit.
     source, sink = 2 * len(nodes), 2 * len(nodes) + 1
-    sizes = {place: math.prod(n or 1 for n in nodes[place].tensor.shape[1:]) for place in frozen}
+    # An open side counts as long, so that an equal tensor of known size is preferred.
+    sizes = {place: math.prod(n or 1024 for n in nodes[place].tensor.shape[1:]) for place in frozen}
     whole, unlimited = 2**20, 2**30  # the solver counts with 32 bits
     edges: dict[tuple[int, int], int] = {}
     for place, size in sizes.items():

@@ -207,7 +207,8 @@ def _call_blocks(op: Any) -> Callable[..., Any]:
         return op
     for layer in direct_layers(op) if ENCODERS[kind] else ():
         layer.name = f"{op.name}_{layer.name}"
-    return functools.partial(_embed_patches, op) if kind == "PatchEmbedding" else op.call
+    special = {"PatchEmbedding": _embed_patches, "SwinTransformerStage": _run_swin}
+    return functools.partial(special[kind], op) if kind in special else op.call
 
 
 def _run_deit(encoder: Any, x: Any) -> Any:
@@ -215,6 +216,18 @@ def _run_deit(encoder: Any, x: Any) -> Any:
     for block in encoder.encoder_layers:
         x, _ = _call_blocks(block)(x)
     return encoder.layer_norm(x)
+
+
+def _run_swin(stage: Any, x: Any) -> Any:
+    """Call the blocks of a stage of Swin; their own output shape lacks the number of tokens."""
+    height, width = stage.input_resolution
+    for block in stage.blocks:
+        x = keras.layers.Reshape((height * width, stage.dim), name=f"{block.name}_tokens")(block(x))
+    if stage.downsample is None:
+        return x
+    count = ((height + 1) // 2) * ((width + 1) // 2)
+    merged = stage.downsample(x, H=height, W=width)
+    return keras.layers.Reshape((count, 2 * stage.dim), name=f"{stage.downsample.name}_tokens")(merged)
 
 
 def _embed_patches(layer: Any, x: Any) -> Any:
