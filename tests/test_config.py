@@ -26,6 +26,7 @@ OTHER = TrainConfig(
     average=True,
     cut="block_3",
     unfreeze_from="block_2",
+    lora=4,
     init="random",
     image_size=64,
     epochs=7,
