@@ -288,6 +288,12 @@ def test_a_preset_without_a_converter_is_scaled_as_its_family(tmp_path, caplog):
     assert model.get_layer("preprocess_scale").offset == -1.0
 
 
+def test_an_own_model_with_a_vision_encoder_stays_as_it_is():
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    model.vision_encoder = make("ViTBackbone")
+    assert hub.plain_network(model) is model
+
+
 def test_wrong_presets_are_one_sentence(tmp_path):
     with pytest.raises(InputError, match="dinov2_small"):
         transfer.load_backbone("hub:dinov2_smal")

@@ -66,7 +66,7 @@ def prediction_sheet(evaluation: Evaluation, images: Mapping[int, np.ndarray]) -
         top, text = height * (row + 1) - high - 4, captions[place]
         sheet.paste(image, width * column + (width - wide) // 2, top, wide, high)
         correct = evaluation.predictions[place] == evaluation.labels[place]
-        size = 9 * min(1.0, 22 / max(map(len, text.split("\n"))))  # a line has room for about 22 letters
+        size = 9 * min(1.0, 22 / max(map(len, text.split("\n"))))  # a line holds about 22 letters
         color = "#1b7f3b" if correct else "#c1121f"
         sheet.write(
             width * (column + 0.5), top - 4, text, fontsize=size, color=color, ha="center", va="bottom"

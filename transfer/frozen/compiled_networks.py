@@ -51,7 +51,7 @@ def read(key: str) -> CompiledNetwork | None:
         os.utime(path)
     except FileNotFoundError:
         return None
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
         log.debug("Cannot use %s: %s. The network is compiled again.", path, error)
         return None
     problem = content.pop(_PROBLEM, b"").decode(errors="replace")

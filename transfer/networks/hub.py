@@ -59,9 +59,10 @@ def import_hub() -> ModuleType:
 
 def plain_network(model: keras.Model, side: int | None = None) -> keras.Model:
     """Return a copy of a KerasHub backbone as a graph of its blocks; other models are returned as they are."""
-    model = getattr(model, "vision_encoder", model)
-    known = type(model).__name__ in HUB_FAMILIES and type(model).__module__.startswith("keras_hub.")
-    return as_graph(with_image_size(model, side)) if known else model
+    if not type(model).__module__.startswith("keras_hub."):
+        return model
+    encoder = getattr(model, "vision_encoder", model)
+    return as_graph(with_image_size(encoder, side)) if type(encoder).__name__ in HUB_FAMILIES else model
 
 
 def load_preset(name: str, *, weights: Any, image_size: int | None, **arguments: Any) -> keras.Model:
@@ -71,18 +72,12 @@ def load_preset(name: str, *, weights: Any, image_size: int | None, **arguments:
     random = weights != "pretrained"
     hub, preset = import_hub(), name.removeprefix(PREFIX)
     if preset in hub.models.Backbone.presets and preset not in preset_names():
-        raise InputError(
-            f"Expected a preset of an image network. Received: {name!r}, another kind of network. Supported: "
-            f"{', '.join(HUB_FAMILIES)}."
-        )
+        raise _not_for_images(name, "another kind of network")
     with _plain_errors(hub, name):
         backbone = hub.models.Backbone.from_preset(preset, load_weights=not random, **arguments)
     backbone = getattr(backbone, "vision_encoder", backbone)
     if type(backbone).__name__ not in HUB_FAMILIES:
-        raise InputError(
-            f"Expected a preset of an image network. Received: {name!r}, a {type(backbone).__name__}. Supported: "
-            f"{', '.join(HUB_FAMILIES)}."
-        )
+        raise _not_for_images(name, f"a {type(backbone).__name__}")
     try:
         converter = hub.layers.ImageConverter.from_preset(preset)
     except Exception:  # KerasHub raises errors of many classes
@@ -90,6 +85,12 @@ def load_preset(name: str, *, weights: Any, image_size: int | None, **arguments:
         log.warning("%s does not say how its images are scaled. Using the scaling of its family.", name)
     own = converter.image_size[0] if converter is not None and converter.image_size else None
     return as_graph(with_image_size(backbone, image_size or own), converter)
+
+
+def _not_for_images(name: str, kind: str) -> InputError:
+    return InputError(
+        f"Expected a preset of an image network. Received: {name!r}, {kind}. Supported: {', '.join(HUB_FAMILIES)}."
+    )
 
 
 @contextlib.contextmanager
