@@ -79,6 +79,33 @@ FAMILIES = {
         },
         "",
     ),
+    "MobileNetBackbone": (
+        {
+            **{"stackwise_expansion": [[8, 16], [16, 16]], "stackwise_num_blocks": [2, 2]},
+            **{"stackwise_num_filters": [[8, 8], [16, 16]], "stackwise_kernel_size": [[3, 3], [5, 5]]},
+            **{"stackwise_num_strides": [[2, 1], [2, 1]], "stackwise_se_ratio": [[None] * 2, [0.25] * 2]},
+            **{"stackwise_activation": [["relu"] * 2, ["hard_swish"] * 2], "depthwise_filters": 8},
+            **{"stackwise_padding": [[1, 1], [2, 2]], "output_num_filters": None, "depthwise_stride": 1},
+            **{"depthwise_residual": False, "last_layer_filter": 32, "squeeze_and_excite": 0.5},
+            **{"image_shape": (32, 32, 3)},
+        },
+        "block_1_0",
+    ),
+    "MobileNetV5Backbone": (
+        {
+            **{"stackwise_block_types": [["er"], ["uir", "mqa"]], "stackwise_num_blocks": [1, 2]},
+            **{"stackwise_num_filters": [[8], [16, 16]], "stackwise_strides": [[2], [2, 1]]},
+            **{"stackwise_act_layers": [["relu"], ["relu"] * 2], "stackwise_exp_ratios": [[4.0], [6.0, 6.0]]},
+            **{"stackwise_se_ratios": [[0.0], [0.0] * 2], "stackwise_dw_kernel_sizes": [[0], [5, 5]]},
+            **{"stackwise_dw_start_kernel_sizes": [[0], [0, 0]], "stackwise_use_cpe": [[False], [False] * 2]},
+            **{"stackwise_dw_end_kernel_sizes": [[0], [0, 0]], "stackwise_exp_kernel_sizes": [[3], [0, 0]]},
+            **{"stackwise_pw_kernel_sizes": [[1], [0, 0]], "stackwise_num_heads": [[0], [0, 2]]},
+            **{"stackwise_key_dims": [[0], [0, 8]], "stackwise_value_dims": [[0], [0, 8]]},
+            **{"stackwise_kv_strides": [[0], [0, 1]], "num_features": 32, "msfa_output_resolution": 4},
+            **{"image_shape": (32, 32, 3)},
+        },
+        "",
+    ),
     "ResNetBackbone": (
         {
             **{"input_conv_filters": [64], "input_conv_kernel_sizes": [7], "stackwise_num_filters": [64, 64]},
@@ -90,8 +117,8 @@ FAMILIES = {
     "SigLIPVisionEncoder": (_WIDE, "sig_lip_vision_encoder_encoder_block_1"),
     "SwinTransformerBackbone": (
         {
-            **{"image_shape": (32, 32, 3), "patch_size": 4, "embed_dim": 8, "depths": (1, 2)},
-            **{"num_heads": (1, 2), "window_size": 4},
+            **{"image_shape": (32, 32, 3), "patch_size": 2, "embed_dim": 8, "depths": (1, 2)},
+            **{"num_heads": (1, 2), "window_size": 4},  # 8 x 8 tokens: the last block shifts its windows
         },
         "stage_1_blocks_1_tokens",
     ),
@@ -100,6 +127,14 @@ FAMILIES = {
         "block1_pool",
     ),
     "ViTBackbone": ({**_TOKENS, "mlp_dim": 32}, "transformer_block_2"),
+    "ViTDetBackbone": (
+        {
+            **{"hidden_size": 16, "num_layers": 3, "intermediate_dim": 32, "num_heads": 2, "patch_size": 8},
+            **{"global_attention_layer_indices": [1], "num_output_channels": 8, "window_size": 2},
+            **{"image_shape": (32, 32, 3)},
+        },
+        "",
+    ),
     "XceptionBackbone": (
         {
             **{"stackwise_conv_filters": [[8, 8], [8, 8]], "stackwise_pooling": [True, False]},
@@ -141,6 +176,11 @@ def test_the_graph_has_the_outputs_of_kerashub_and_ends_at_its_blocks(family):
     ends = analyze(model).block_ends
     assert len(ends) > 1 and FAMILIES[family][1] in ("", *ends)
     assert hub.plain_network(model) is model, "it is plain already"
+
+
+def test_layer_names_do_not_depend_on_other_networks_of_the_process():
+    names = [[layer.name for layer in hub.plain_network(make("MiTBackbone")).layers] for _ in range(2)]
+    assert names[0] == names[1]
 
 
 @families
@@ -185,12 +225,18 @@ def test_frozen_weights_stay_and_the_saved_model_needs_only_keras_and_kerashub(f
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), model.predict(images, verbose=0), atol=1e-5)
 
 
-def test_upper_layers_of_swin_are_unfrozen(colors):
-    model = transfer.small_similar(make("SwinTransformerBackbone"), 3, unfreeze_from="stage_1_blocks_0")
-    before = [np.asarray(w) for w in model.get_layer("stage_0_blocks_0").weights]
+@pytest.mark.parametrize("family", [*TRANSFORMERS, "DINOV3Backbone", "ViTDetBackbone"])
+def test_upper_layers_are_unfrozen_and_the_features_below_are_stored(family, colors):
+    backbone = make(family)
+    ends = transfer.block_ends(hub.plain_network(backbone))
+    model = transfer.small_similar(backbone, 3, unfreeze_from=ends[-1])
+    below = [w for layer in model.layers if not layer.trainable_weights for w in layer.weights]
+    assert any(len(w.shape) > 1 for w in below)
+    before, upper = [np.asarray(w) for w in below], [np.asarray(w) for w in model.trainable_weights]
     transfer.fit(model, colors, epochs=1, verbose=0)
-    for old, new in zip(before, model.get_layer("stage_0_blocks_0").weights, strict=True):
+    for old, new in zip(before, below, strict=True):
         np.testing.assert_array_equal(old, new)
+    assert any(not np.array_equal(a, b) for a, b in zip(upper, model.trainable_weights, strict=True))
 
 
 @pytest.mark.parametrize("family", TRANSFORMERS)
@@ -269,8 +315,24 @@ def test_a_preset_of_another_image_size(preset):
     assert np.isfinite(model(np.zeros((1, 64, 64, 3)))).all()
 
 
-def test_builders_take_a_backbone_at_another_image_size():
-    assert transfer.small_similar(make("ViTBackbone"), 3, image_size=64).input_shape == (None, 64, 64, 3)
+@families
+def test_builders_take_a_backbone_at_another_image_size(family):
+    model = transfer.small_similar(make(family), 3, image_size=64)
+    assert model.input_shape == (None, 64, 64, 3)
+    assert np.isfinite(model(np.zeros((1, 64, 64, 3)))).all()
+
+
+def test_vitdet_interpolates_its_relative_positions():
+    backbone = make("ViTDetBackbone")
+    for weight in backbone.weights:
+        if "rel_pos_" in weight.path:
+            weight.assign(np.linspace(0, 1, weight.shape[0])[:, None] * np.ones(weight.shape))
+    large = [w for w in hub.with_image_size(backbone, 64).weights if "rel_pos_" in w.path]
+    # Windows keep their size, and so their distances. Only the block with global attention sees more of them.
+    assert sorted({w.shape[0] for w in large}) == [3, 15]
+    for weight in large:
+        values = np.asarray(weight)[:, 0]
+        assert (np.diff(values) > 0).all() and values[0] < 0.05 and values[-1] > 0.95
 
 
 def test_dinov2_interpolates_its_positions_itself(tmp_path):

@@ -107,12 +107,15 @@ HUB_FAMILIES: dict[str, Family] = {
     "HGNetV2Backbone": _of_hub("torch", ""),
     "MetaCLIP2VisionEncoder": _of_hub("clip", r".*(encoder_block_\d+)$", "class"),
     "MiTBackbone": _of_hub("torch", r"(hierarchical_encoder_\d+_\d+)_"),
-    "MobileNetBackbone": _of_hub("tf", ""),
-    "MobileNetV5Backbone": _of_hub("tf", ""),
+    "MobileNetBackbone": _of_hub("tf", r"(block_\d+_\d+)$"),
+    "MobileNetV5Backbone": _of_hub(
+        "tf", r"((?:conv_norm_act|edge_residual|universal_inverted_residual|mobile_attention)(?:_\d+)?)$"
+    ),
     "ResNetBackbone": _of_hub("torch", ""),
     "SigLIPVisionEncoder": _of_hub("tf", r".*(encoder_block_\d+)$"),
     "SwinTransformerBackbone": _of_hub("torch", r"(stage_\d+_blocks_\d+)_tokens$"),
     "VGGBackbone": _of_hub("caffe", r"(block\d+)_"),
+    "ViTDetBackbone": _of_hub("unit", r"(windowed_transformer_encoder(?:_\d+)?)$"),
     "ViTBackbone": _of_hub("tf", r"(transformer_block_\d+)$", "class"),
     "XceptionBackbone": _of_hub("tf", r"(block\d+)_"),
 }

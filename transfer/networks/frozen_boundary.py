@@ -33,10 +33,11 @@ def split_at_frozen_boundary(
             f"Expected a model whose first layers are frozen. Received: {model.name!r}, whose layer {first.name!r} "
             f"{_change_in(first, ignore_noise)}. Freeze it, or train the model as a whole."
         )
-    crossing = _cheapest_boundary(nodes, frozen)
+    same = {place for place in frozen if _is_same_for_all_images(nodes, place)}
+    crossing = _cheapest_boundary(nodes, frozen - same)
     tensors = [nodes[place].tensor for place in crossing]
     extractor = keras.Model(model.inputs[0], _one_or_all(tensors), name=f"{model.name}_features")
-    return extractor, _upper_layers(f"{model.name}_upper", nodes, crossing)
+    return extractor, _upper_layers(f"{model.name}_upper", nodes, crossing, same)
 
 
 def frozen_bytes(extractor: keras.Model) -> int:
@@ -76,6 +77,12 @@ def _is_cheap(op: Any) -> bool:
     return not noisy and all(len(weight.shape) < 2 for weight in getattr(op, "weights", ()))
 
 
+def _is_same_for_all_images(nodes: Sequence[Node], place: int) -> bool:
+    """Return whether a tensor has no batch axis, such as the position embeddings of DINOv3."""
+    image, shape = nodes[0].tensor.shape, nodes[place].tensor.shape
+    return image[0] is None and None not in image[1:] and (not shape or shape[0] is not None)
+
+
 def _cheapest_boundary(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
     """Return the frozen tensors with the fewest numbers from which the upper layers can be computed."""
     from scipy.sparse import coo_array
@@ -91,7 +98,8 @@ def _cheapest_boundary(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
     for place, size in sizes.items():
         edges[2 * place, 2 * place + 1] = max(1, size * whole // max(sizes.values()))
         if place and _is_cheap(nodes[place].op):
-            edges.update({(2 * parent + 1, 2 * place): unlimited for parent in nodes[place].parents})
+            parents = frozen.intersection(nodes[place].parents)
+            edges.update({(2 * parent + 1, 2 * place): unlimited for parent in parents})
         else:
             edges[source, 2 * place] = unlimited
     live = [node for place, node in enumerate(nodes) if place not in frozen]
@@ -107,15 +115,24 @@ def _cheapest_boundary(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
     return [place for place in sorted(frozen) if 2 * place + 1 in behind and 2 * place not in behind]
 
 
-def _upper_layers(name: str, nodes: Sequence[Node], crossing: list[int]) -> keras.Model:
+def _upper_layers(name: str, nodes: Sequence[Node], crossing: list[int], same: set[int]) -> keras.Model:
     """Build the model from the crossing tensors to the output, with the same layers."""
     needed, stack = set(crossing), [len(nodes) - 1]
     while stack:
         place = stack.pop()
         if place not in needed:
             needed.add(place)
-            stack += nodes[place].parents
+            stack += [] if place in same else nodes[place].parents
     tensors = [nodes[place].tensor for place in crossing]
     inputs = [keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype) for tensor in tensors]
-    values = call_again(nodes, dict(zip(crossing, inputs, strict=True)), sorted(needed.difference(crossing)))
-    return keras.Model(_one_or_all(inputs), values[len(nodes) - 1], name=name)
+    constants = {place: _constant(nodes, place) for place in sorted(needed & same)}
+    values = {**dict(zip(crossing, inputs, strict=True)), **constants}
+    found = call_again(nodes, values, sorted(needed.difference(values)))
+    return keras.Model(_one_or_all(inputs), found[len(nodes) - 1], name=name)
+
+
+def _constant(nodes: Sequence[Node], place: int) -> Any:
+    """Return the value of a tensor that is the same for all images."""
+    image = nodes[0].tensor
+    zeros = keras.ops.zeros((1, *image.shape[1:]), image.dtype)
+    return keras.Model(image, nodes[place].tensor)(zeros, training=False)

@@ -148,6 +148,9 @@ def with_image_size(backbone: keras.Model, side: int | None = None) -> keras.Mod
     for old, target in zip(kept, new.weights, strict=True):
         if old.shape == target.shape:
             target.assign(as_array(old))
+        elif "rel_pos_" in target.path:  # ViTDet: distances along one side
+            resized = _resized(as_array(old)[None, :, None], (target.shape[0], 1), "bilinear")
+            target.assign(resized[0, :, 0])
         elif "position_ids" not in target.path:  # these only count the positions
             target.assign(_interpolated(as_array(old), tuple(target.shape)))
     for old, target in zip(all_layers(backbone), all_layers(new), strict=True):
@@ -167,16 +170,20 @@ def _by_family(layer: Any, side: int) -> np.ndarray:
 
 def _interpolated(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Interpolate the position embeddings of a grid of patches; those of other tokens, which come first, stay."""
+    if values.ndim == 4:  # ViTDet: the grid itself
+        return _resized(values, shape[1:3])
     rows, count = values.reshape(-1, values.shape[-1]), shape[-2]
     old, new = math.isqrt(len(rows)), math.isqrt(count)
     others = len(rows) - old * old
     if count - new * new != others:
         raise InputError(f"Expected position embeddings of a square grid. Received: {values.shape}.")
-    grid = rows[others:].reshape(1, old, old, -1)
-    resized = keras.ops.convert_to_numpy(
-        keras.ops.image.resize(grid, (new, new), interpolation="bicubic", data_format="channels_last")
-    )
+    resized = _resized(rows[others:].reshape(1, old, old, -1), (new, new))
     return np.concatenate([rows[:others], resized.reshape(new * new, -1)]).reshape(shape)
+
+
+def _resized(grid: np.ndarray, size: tuple[int, ...], interpolation: str = "bicubic") -> np.ndarray:
+    resized = keras.ops.image.resize(grid, size, interpolation=interpolation, data_format="channels_last")
+    return keras.ops.convert_to_numpy(resized)
 
 
 def as_graph(backbone: keras.Model, converter: Any = None) -> keras.Model:
@@ -206,8 +213,11 @@ def _call_blocks(op: Any) -> Callable[..., Any]:
         return functools.partial(_run_deit, op)
     if kind not in ENCODERS:
         return op
-    for layer in direct_layers(op) if ENCODERS[kind] else ():
-        layer.name = f"{op.name}_{layer.name}"
+    if ENCODERS[kind]:
+        inner = direct_layers(op)
+        surgery.renumber_names(inner)
+        for layer in inner:
+            layer.name = f"{op.name}_{layer.name}"
     special = {"PatchEmbedding": _embed_patches, "SwinTransformerStage": _run_swin}
     return functools.partial(special[kind], op) if kind in special else op.call
 

@@ -26,6 +26,7 @@ PREPROCESSING = {
     "torch": "x / 255, minus ImageNet's mean, divided by its standard deviation",
     "caffe": "RGB to BGR, minus ImageNet's mean",
     "clip": "x / 255, minus CLIP's mean, divided by its standard deviation",
+    "unit": "x / 255",
     "none": "none",
 }
 _HELP = "Possible values: " + "; ".join(f"{key}: {text}" for key, text in PREPROCESSING.items()) + "."
@@ -57,6 +58,8 @@ def preprocessing_of(model: keras.Model, preprocessing: str | None = None) -> Ca
         return scale(1 / 128.0, -127 / 128.0)
     if key == "tf":
         return scale(1 / 127.5, -1.0)
+    if key == "unit":
+        return scale(1 / 255.0)
     if key in ("torch", "clip"):
         means, deviations = (_MEAN, _STD) if key == "torch" else (_CLIP_MEAN, _CLIP_STD)
         mean, variance = [255.0 * m for m in means], [(255.0 * s) ** 2 for s in deviations]

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -132,9 +132,15 @@ def _check_count(old: keras.layers.Layer, what: str, found: int, expected: int) 
 
 def renumber(model: keras.Model) -> keras.Model:
     """Number the names that Keras made up (`conv2d_17`) from zero again, in the same order."""
+    renumber_names(dict.fromkeys(node.op for node in graph(model)))
+    return model
+
+
+def renumber_names(ops: Iterable[Any]) -> None:
+    """Number the names that Keras made up for these layers and operations from zero again."""
     made_up: dict[str, list[tuple[int, Any]]] = {}
     taken = set()
-    for op in dict.fromkeys(node.op for node in graph(model)):
+    for op in ops:
         stem = _snake_case(type(op).__name__)
         if match := re.fullmatch(rf"{stem}(?:_(\d+))?", op.name):
             made_up.setdefault(stem, []).append((int(match[1] or 0), op))
@@ -145,7 +151,6 @@ def renumber(model: keras.Model) -> keras.Model:
         free = (name for name in names if name not in taken)
         for _, op in sorted(numbered, key=lambda pair: pair[0]):
             op.name = next(free)
-    return model
 
 
 def _snake_case(name: str) -> str:
