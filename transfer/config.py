@@ -88,7 +88,8 @@ class CaseOptions:
     time_budget: str = "1m"
     # With --case auto, try the average of the frozen head and the fine-tuned network. Predictions take twice as long.
     average: bool = False
-    # Last layer to keep: a layer name, comma-separated names, or 'all' (a head on all blocks). Default: by case.
+    # Last layer to keep: a layer name, the number of a block (0 is the first, -1 the last), several of them with
+    # commas, or 'all' (a head on all blocks). Default: by case.
     cut: str | None = None
     # First layer or block to train in a frozen network, such as block6a. The layers before it run only once.
     unfreeze_from: str | None = None

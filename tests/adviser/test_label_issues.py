@@ -175,8 +175,8 @@ def probed(truth, labels, *, strength=3.0, groups=(), chosen=None, **found):
     return data, sample, curve
 
 
-def warned(*of, image_size=(224, 224)):
-    return {warning.kind: warning for warning in find_warnings(*of, image_size=image_size)}
+def warned(*of, image_size=(224, 224), **options):
+    return {warning.kind: warning for warning in find_warnings(*of, image_size=image_size, **options)}
 
 
 def test_good_data_have_no_warnings():
@@ -245,6 +245,12 @@ def test_low_resolution_gives_a_warning(width, height, image_size, text):
     found = warned(*probed(truth, truth, **sizes), image_size=image_size)
     assert list(found) == (["low-resolution"] if text else [])
     assert not text or text in found["low-resolution"].text
+
+
+def test_small_images_suffice_for_networks_with_many_tokens():
+    data = probed(np.arange(300) % 3, np.arange(300) % 3, widths=(48,) * 3, heights=(48,) * 3)
+    assert list(warned(*data, image_size=(48, 48), num_tokens=1)) == ["low-resolution"]
+    assert warned(*data, image_size=(48, 48), num_tokens=36) == {}
 
 
 def test_classes_with_few_images_are_counted():

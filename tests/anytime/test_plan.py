@@ -72,6 +72,15 @@ def test_a_short_budget_plans_smaller_images_and_fewer_steps_or_nothing(planner)
     assert shorter.nominal <= 50 and planner.next_step(now, 25) is None
 
 
+def test_networks_of_a_fixed_size_are_fine_tuned_at_the_size_of_their_head(planner):
+    now = replace(NOW, fixed_size=True, taken=(Step(Kind.LARGER, "Lite", 288, 0),))
+    assert planner.next_step(now, 100).training_size == 224, "free networks take smaller images"
+    assert planner.next_step(replace(now, taken=()), 1e6).kind is Kind.LARGER
+    tuned = replace(now, taken=(trained(Kind.FINE_TUNING, 10, 224),), fine_tuned=True)
+    assert planner.next_step(tuned, 1e6).kind is Kind.LONGER
+    assert planner.next_step(replace(tuned, fixed_size=False), 1e6).kind is Kind.LARGER
+
+
 def test_longer_fine_tuning_ends_when_it_brings_nothing_or_after_the_usual_epochs(planner):
     taken = (trained(Kind.FINE_TUNING, 20, 224),)
     now = replace(NOW, free_size=False, fine_tuned=True, taken=taken)

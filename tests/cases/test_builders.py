@@ -181,6 +181,7 @@ def test_a_base_without_its_top_is_kept_whole():
         (0, "block1_add"),
         (-1, "block3_add"),
         (np.int64(1), "block2_add"),
+        ("-2", "block2_add"),  # from the command line
     ],
 )
 def test_a_cut_is_a_name_or_a_position_among_block_ends(tiny, cut, expected):

@@ -15,6 +15,7 @@ from transfer.common.errors import InputError
 from transfer.evaluation.explanations import grad_cam, strongest_responses
 from transfer.networks import hub
 from transfer.networks.graphs import analyze, fingerprint
+from transfer.networks.tokens import num_tokens
 
 keras_hub = pytest.importorskip("keras_hub")
 models = keras_hub.models
@@ -198,6 +199,9 @@ def test_all_cases_are_built_and_the_backbone_stays(family):
 
 
 TRANSFORMERS = ["DINOV2Backbone", "DeiTBackbone", "SwinTransformerBackbone", "ViTBackbone", "MiTBackbone"]
+trained_families = pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=() if f in TRANSFORMERS else pytest.mark.slow) for f in FAMILIES]
+)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +213,7 @@ def colors():
     return transfer.load_data((photos.astype("uint8"), labels), val=6, test=6)
 
 
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@trained_families
 def test_frozen_weights_stay_and_the_saved_model_needs_only_keras_and_kerashub(family, colors, tmp_path):
     model = transfer.small_similar(make(family), 3)
     frozen = [np.asarray(w) for layer in model.layers[:-1] for w in layer.weights]
@@ -239,7 +243,7 @@ def test_upper_layers_are_unfrozen_and_the_features_below_are_stored(family, col
     assert any(not np.array_equal(a, b) for a, b in zip(upper, model.trainable_weights, strict=True))
 
 
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@trained_families
 def test_fine_tuning_changes_blocks_and_the_saved_model_is_the_trained_one(family, colors, tmp_path):
     model = transfer.large_similar(make(family), 3)
     before = model.get_weights()
@@ -248,6 +252,24 @@ def test_fine_tuning_changes_blocks_and_the_saved_model_is_the_trained_one(famil
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", compile=False)
     np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
+
+
+_NOT_IN_LITERT = ["SwinTransformerBackbone"]  # its shifted windows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["saved-model", "openvino", "onnx", "litert"])
+@families
+def test_files_of_other_runtimes_compute_the_same(family, to, colors, tmp_path):
+    if to == "onnx":
+        pytest.importorskip("tf2onnx")
+    model = transfer.small_similar(make(family), 3)
+    if to == "litert" and family in _NOT_IN_LITERT:
+        with pytest.raises(InputError, match="Roll"):
+            transfer.export(model, to, output=tmp_path / "file", data=colors, class_names=list("abc"))
+    else:
+        found = transfer.export(model, to, output=tmp_path / "file", data=colors, class_names=list("abc"))
+        assert found.agreement == 1
 
 
 @pytest.mark.parametrize(
@@ -270,6 +292,11 @@ def test_lora_trains_small_matrices_and_is_merged_in_copies_and_files(family, co
     again = keras.models.load_model(tmp_path / "model.keras", compile=False)
     assert not any("lora" in weight.path for weight in again.weights)
     np.testing.assert_allclose(again.predict(images, verbose=0), expected, atol=1e-5)
+
+
+def test_tokens_after_the_last_block_are_counted():
+    counted = {f: num_tokens(analyze(hub.plain_network(make(f)))) for f in ("ViTBackbone", "ResNetBackbone")}
+    assert counted == {"ViTBackbone": 17, "ResNetBackbone": 0}
 
 
 def test_lora_needs_matrices_and_a_case_that_trains_all_layers():

@@ -38,6 +38,7 @@ from transfer.images.pipeline import class_weights
 from transfer.networks.arguments import check_network
 from transfer.networks.graphs import NetworkInfo, analyze
 from transfer.networks.hub import plain_network
+from transfer.networks.tokens import num_tokens
 from transfer.training.schedules import BATCH_SIZE, epochs_for
 
 MIN_IMAGES = 20
@@ -181,7 +182,9 @@ def advise_on(
         curve=curve,
         sizes=sizes,
         trial=timing,
-        warnings=() if curve is None else find_warnings(data, sample, curve, image_size=size),
+        warnings=()
+        if curve is None
+        else find_warnings(data, sample, curve, image_size=size, num_tokens=num_tokens(network)),
         notes=_notes(data, sample, curve, similarity, timing),
         evidence=evidence,
         seconds=time.perf_counter() - start,

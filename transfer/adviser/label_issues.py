@@ -46,6 +46,9 @@ MAX_NAMES = 24
 MIN_SIDE = 64
 """Image size in pixels below which a network's last feature maps, a 32nd of the image, have a single position."""
 
+MIN_TOKENS = 4
+"""Number of tokens from which images may be smaller: as many as feature maps have positions at `MIN_SIDE`."""
+
 MIN_SCALE = 0.5
 """Original size as a fraction of the network's image size, below which enlarged images count as low resolution."""
 
@@ -209,13 +212,18 @@ def confusable_classes(
 
 
 def find_warnings(
-    data: ImageData, sample: SampleFeatures, curve: LayerCurve, *, image_size: tuple[int, int]
+    data: ImageData,
+    sample: SampleFeatures,
+    curve: LayerCurve,
+    *,
+    image_size: tuple[int, int],
+    num_tokens: int = 0,
 ) -> tuple[DataWarning, ...]:
     """Return possible problems of the data, the most important first."""
     return (
         *_duplicates(data),
         *(_label_warnings(data, sample, curve) if curve.signal else ()),
-        *_low_resolution(data, *image_size),
+        *_low_resolution(data, *image_size, num_tokens),
         *_few_images(data),
     )
 
@@ -254,9 +262,9 @@ def _duplicates(data: ImageData) -> Iterable[DataWarning]:
         )
 
 
-def _low_resolution(data: ImageData, height: int, width: int) -> Iterable[DataWarning]:
+def _low_resolution(data: ImageData, height: int, width: int, num_tokens: int) -> Iterable[DataWarning]:
     tall, wide = data.report.heights[1], data.report.widths[1]
-    if min(height, width) < MIN_SIDE:
+    if min(height, width) < MIN_SIDE and num_tokens < MIN_TOKENS:
         yield DataWarning(
             "low-resolution",
             f"At {width} x {height} pixels, the last feature maps of the network have hardly more than one position. "

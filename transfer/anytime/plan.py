@@ -99,8 +99,10 @@ class Situation:
     taken: Sequence[Step] = ()
     # Other networks to try, with their own image sizes.
     networks: tuple[tuple[str, int], ...] = ()
-    # Whether the image size may change, whether a step can raise the accuracy, and whether to average models.
+    # Whether the user left the image size free, and whether a network that was built keeps it, as those of KerasHub.
     free_size: bool = True
+    fixed_size: bool = False
+    # Whether a step can raise the accuracy, and whether to average models.
     improvable: bool = True
     average: bool = False
     # Whether a fine-tuned model is at hand, and whether the last fine-tuning was kept.
@@ -166,7 +168,7 @@ class Planner:
         """Yield the steps that are left, in the order of their gain per second."""
         if not now.improvable:
             return
-        if now.free_size and not now.has(Kind.LARGER):
+        if now.free_size and not now.has(Kind.LARGER) and not (now.fixed_size and now.fine_tuned):
             yield self._head(now, Kind.LARGER, now.network, larger_size(now.own_size))
         for network, own_size in now.networks:
             if not now.has(Kind.NETWORK, network):
@@ -192,7 +194,7 @@ class Planner:
 
     def _fine_tuning(self, now: Situation, seconds: float) -> Step:
         """Return the fine-tuning at the largest image size at which all its steps fit, or a shorter one."""
-        for size in training_sizes(now.image_size):
+        for size in [now.image_size] if now.fixed_size else training_sizes(now.image_size):
             step = self._training(now, Kind.FINE_TUNING, size, FINE_TUNING_STEPS)
             if step.nominal <= seconds or now.epochs is not None:
                 return step

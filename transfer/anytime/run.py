@@ -37,6 +37,9 @@ from transfer.common.streams import quiet
 from transfer.config import TrainConfig
 from transfer.images.datasets import ImageData
 from transfer.networks.backbones import default_size, load_backbone
+from transfer.networks.graphs import analyze
+from transfer.networks.hub import PREFIX
+from transfer.networks.tokens import num_tokens
 from transfer.training.phases import TrainingLog
 
 log = logging.getLogger(__name__)
@@ -180,6 +183,7 @@ class AnytimeRun:
             taken=self.history.steps,
             networks=tuple((name, config.image_size or default_size(name) or height) for name in others),
             free_size=config.image_size is None and height is not None and height == width,
+            fixed_size=head.network.startswith(PREFIX) or num_tokens(analyze(head.base)) > 0,
             improvable=self._improvable(),
             average=config.average,
             fine_tuned=self._fine_tuned is not None or fine_tuned,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 
@@ -59,6 +60,8 @@ def _keeps_average(node: Node, parent: Node) -> bool:
 
 
 def _layer_name(network: NetworkInfo, cut: str | int) -> str:
+    if isinstance(cut, str) and re.fullmatch(r"-?\d+", cut) and cut not in network.names:
+        cut = int(cut)  # a number on the command line
     if not isinstance(cut, Integral):
         return str(cut)
     ends = network.block_ends

@@ -72,6 +72,17 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextlib.contextmanager
+def _inlined() -> Iterator[None]:
+    """Trace functions within functions as part of the outer one; Keras calls grouped convolutions in their own."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
 class Graph(tf.Module):
     """A network in inference mode with constants instead of variables, as every converter reads it."""
 
@@ -81,7 +92,8 @@ class Graph(tf.Module):
         traced = tf.function(
             lambda images: tf.cast(model(images, training=False), tf.float32), autograph=False
         )
-        frozen = all_constant(traced.get_concrete_function(spec))
+        with _inlined():
+            frozen = all_constant(traced.get_concrete_function(spec))
         self.image_size = image_size
         self.frozen = frozen
         self.call = tf.function(lambda images: {OUTPUT: frozen(images)[0]}, [spec], autograph=False)

@@ -10,7 +10,7 @@ import keras
 
 from transfer.common.keras_private import all_layers
 from transfer.networks.families import Family
-from transfer.networks.graphs import Node
+from transfer.networks.graphs import NetworkInfo, Node
 
 POOLING = ("class", "patches", "both")
 """What a head takes from tokens: the class token, the mean of the patches, or both, as DINOv2's linear probe does."""
@@ -26,6 +26,12 @@ def count_tokens(nodes: Sequence[Node]) -> tuple[int, int]:
         if classes + others:
             return classes, others
     return 0, 0
+
+
+def num_tokens(network: NetworkInfo) -> int:
+    """Return the number of tokens after the last block; 0 for feature maps and vectors."""
+    shape = network.output(network.block_ends[-1]).shape if network.block_ends else ()
+    return (shape[1] or 0) if len(shape) == 3 else 0
 
 
 def as_maps(nodes: Sequence[Node], values: Any) -> Any:
