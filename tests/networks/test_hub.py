@@ -266,9 +266,9 @@ def test_files_of_other_runtimes_compute_the_same(family, to, colors, tmp_path):
     model = transfer.small_similar(make(family), 3)
     if to == "litert" and family in _NOT_IN_LITERT:
         with pytest.raises(InputError, match="Roll"):
-            transfer.export(model, to, output=tmp_path / "file", data=colors, class_names=list("abc"))
+            transfer.export(model, to, output=tmp_path / "file", data=colors, class_names=list("012"))
     else:
-        found = transfer.export(model, to, output=tmp_path / "file", data=colors, class_names=list("abc"))
+        found = transfer.export(model, to, output=tmp_path / "file", data=colors, class_names=list("012"))
         assert found.agreement == 1
 
 

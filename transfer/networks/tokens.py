@@ -30,7 +30,7 @@ def count_tokens(nodes: Sequence[Node]) -> tuple[int, int]:
 
 def num_tokens(network: NetworkInfo) -> int:
     """Return the number of tokens after the last block; 0 for feature maps and vectors."""
-    shape = network.output(network.block_ends[-1]).shape if network.block_ends else ()
+    shape: tuple[int | None, ...] = network.output(network.block_ends[-1]).shape if network.block_ends else ()
     return (shape[1] or 0) if len(shape) == 3 else 0
 
 
