@@ -200,7 +200,11 @@ def test_all_cases_are_built_and_the_backbone_stays(family):
 
 TRANSFORMERS = ["DINOV2Backbone", "DeiTBackbone", "SwinTransformerBackbone", "ViTBackbone", "MiTBackbone"]
 trained_families = pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=() if f in TRANSFORMERS else pytest.mark.slow) for f in FAMILIES]
+    "family",
+    [
+        pytest.param(f, marks=() if f in (*TRANSFORMERS, "DINOV3Backbone") else pytest.mark.slow)
+        for f in FAMILIES
+    ],
 )
 
 
@@ -229,7 +233,7 @@ def test_frozen_weights_stay_and_the_saved_model_needs_only_keras_and_kerashub(f
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), model.predict(images, verbose=0), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", [*TRANSFORMERS, "DINOV3Backbone", "ViTDetBackbone"])
+@trained_families
 def test_upper_layers_are_unfrozen_and_the_features_below_are_stored(family, colors):
     backbone = make(family)
     ends = transfer.block_ends(hub.plain_network(backbone))
@@ -273,7 +277,7 @@ def test_files_of_other_runtimes_compute_the_same(family, to, colors, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "family", ["ViTBackbone", "DINOV2Backbone", "SigLIPVisionEncoder", "CLIPVisionEncoder"]
+    "family", ["ViTBackbone", "DINOV2Backbone", "SigLIPVisionEncoder", "CLIPVisionEncoder", "ViTDetBackbone"]
 )
 def test_lora_trains_small_matrices_and_is_merged_in_copies_and_files(family, colors, tmp_path):
     model = transfer.large_similar(make(family), 3, lora=2)
