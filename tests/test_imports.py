@@ -1,6 +1,7 @@
 """The rules for imports between packages, for the use of TensorFlow and matplotlib, and for the length of code."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections import Counter
@@ -191,6 +192,8 @@ def test_a_command_loads_only_the_libraries_that_it_uses():
         "unused = 'sklearn scipy.stats scipy.sparse.csgraph matplotlib pyarrow pandas jax openvino'\n"
         "print(sorted({'keras', *unused.split()} & set(sys.modules)))"
     )
+    if importlib.util.find_spec("pandas") is not None:  # Keras imports it, and it imports pyarrow
+        code = code.replace("pyarrow pandas ", "")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['keras']"
 

@@ -60,7 +60,7 @@ class ModelOptions:
     model: str = "EfficientNetLite0"  # its weights are installed with the package: works offline
     # Weights: 'pretrained', 'none' for random weights, or a weights file.
     weights: str = "pretrained"
-    # Input preprocessing of your own model: none, tf, torch, caffe or lite.
+    # Input preprocessing of your own model: none, tf, torch, caffe, lite, clip or unit.
     preprocessing: str | None = None
     # Python module, or .py file, that defines the custom layers of your own model. Its code is run.
     custom_objects: str | None = None

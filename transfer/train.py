@@ -279,7 +279,7 @@ def _check(config: TrainConfig, base: keras.Model) -> None:
         cuts.cuts_of(network, config.cut)
     if config.unfreeze_from is not None:
         network.block_start(config.unfreeze_from)
-    if config.lora is not None:
+    if config.without_ignored().lora is not None:
         kept = network.nodes[: network.position(network.last_layer) + 1]
         low_rank.matrices_of(base.name, [node.op for node in kept])
 

@@ -1,4 +1,4 @@
-"""Networks of KerasHub in every command: presets in a folder, loaded again by processes that know only the run."""
+"""Networks of KerasHub in every command: presets in a folder, and processes that have only the run folder."""
 
 import json
 import os
@@ -128,7 +128,7 @@ def test_case_auto_compares_several_networks(presets, colors, capsys):
         assert {candidate["model"] for candidate in json.load(file)} == set(names)
 
 
-def test_a_run_is_a_network(presets, colors):
+def test_a_run_folder_is_accepted_as_model(presets, colors):
     trained(colors, f"hub:{presets / 'vit'}", "--case", "3", "--epochs", "1", "--lora", "2")
     trained(colors, "run", "--case", "1", "--cut", "transformer_block_1", output="second")
     assert "transformer_block_2" not in {layer.name for layer in transfer.load_run("second").model.layers}
@@ -191,7 +191,7 @@ def test_openvino_computes_the_features_of_all_blocks(name, presets, caplog):
     assert engine.name.startswith("openvino") and not caplog.text
 
 
-def test_features_are_found_again(presets, colors):
+def test_features_are_read_from_the_cache(presets, colors):
     data = transfer.load_data(str(colors))
     computed = []
     for _ in range(2):
@@ -232,6 +232,6 @@ def test_presets_of_texts_are_refused_before_the_download(tmp_path):
         load_backbone(f"hub:{tmp_path / 'bert'}")
 
 
-def test_a_missing_folder_is_one_sentence(tmp_path):
+def test_a_missing_folder_raises_an_error_with_advice(tmp_path):
     with pytest.raises(InputError, match=r"cannot be loaded: no preset was found there\. Without"):
         load_backbone(f"hub:{tmp_path / 'nothing'}")

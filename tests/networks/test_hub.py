@@ -14,6 +14,7 @@ import transfer
 from transfer.common.errors import InputError
 from transfer.evaluation.explanations import grad_cam, strongest_responses
 from transfer.networks import hub
+from transfer.networks.frozen_boundary import split_at_frozen_boundary
 from transfer.networks.graphs import analyze, fingerprint
 from transfer.networks.tokens import num_tokens
 
@@ -148,7 +149,7 @@ FAMILIES = {
 
 
 def make(family):
-    """A tiny network with weights that matter."""
+    """Build a tiny network and perturb its weights."""
     keras.utils.set_random_seed(0)
     model = getattr(models, family)(**FAMILIES[family][0])
     draw = np.random.default_rng(1)
@@ -170,7 +171,7 @@ def output(backbone, images):
 
 
 @families
-def test_the_graph_has_the_outputs_of_kerashub_and_ends_at_its_blocks(family):
+def test_the_graph_has_the_outputs_of_kerashub_and_lists_its_block_ends(family):
     backbone = make(family)
     model = hub.plain_network(backbone)
     np.testing.assert_allclose(model(images / 255), output(backbone, images / 255), atol=1e-5)
@@ -185,7 +186,7 @@ def test_layer_names_do_not_depend_on_other_networks_of_the_process():
 
 
 @families
-def test_all_cases_are_built_and_the_backbone_stays(family):
+def test_all_cases_are_built_and_the_backbone_does_not_change(family):
     backbone = make(family)
     before, config = backbone.get_weights(), backbone.get_config()
     for case in transfer.Case:
@@ -233,6 +234,12 @@ def test_frozen_weights_stay_and_the_saved_model_needs_only_keras_and_kerashub(f
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), model.predict(images, verbose=0), atol=1e-5)
 
 
+def splits_at_boundary(model):
+    """Whether layers with weights are below the boundary, so that their output is stored."""
+    extractor, _ = split_at_frozen_boundary(model, ignore_noise=True)
+    return any(layer.weights for layer in extractor.layers if layer.name != "preprocess_scale")
+
+
 @trained_families
 def test_upper_layers_are_unfrozen_and_the_features_below_are_stored(family, colors):
     backbone = make(family)
@@ -240,6 +247,7 @@ def test_upper_layers_are_unfrozen_and_the_features_below_are_stored(family, col
     model = transfer.small_similar(backbone, 3, unfreeze_from=ends[-1])
     below = [w for layer in model.layers if not layer.trainable_weights for w in layer.weights]
     assert any(len(w.shape) > 1 for w in below)
+    assert family == "SigLIPVisionEncoder" or splits_at_boundary(model), "the layers below run once"
     before, upper = [np.asarray(w) for w in below], [np.asarray(w) for w in model.trainable_weights]
     transfer.fit(model, colors, epochs=1, verbose=0)
     for old, new in zip(before, below, strict=True):
@@ -340,6 +348,18 @@ def test_a_preset_takes_raw_images(preset):
     assert fingerprint(random) != fingerprint(model)
 
 
+def test_a_converter_without_a_scale_passes_raw_images_on(tmp_path):
+    make("ResNetBackbone").save_to_preset(str(tmp_path / "raw"))
+    keras_hub.layers.ResNetImageConverter(image_size=(32, 32)).save_to_preset(str(tmp_path / "raw"))
+    model = transfer.small_similar(transfer.load_backbone(f"hub:{tmp_path / 'raw'}"), 3)
+    scaled = keras.Model(model.inputs[0], model.get_layer("preprocess_scale").output)
+    np.testing.assert_allclose(scaled(images), images)
+
+
+def test_block_ends_of_a_backbone_are_its_blocks():
+    assert transfer.block_ends(make("ViTBackbone"))[-1] == "transformer_block_3"
+
+
 def test_a_preset_of_another_image_size(preset):
     model = transfer.load_backbone(f"hub:{preset[0]}", image_size=64)
     assert model.input_shape == (None, 64, 64, 3)
@@ -350,6 +370,8 @@ def test_a_preset_of_another_image_size(preset):
 def test_builders_take_a_backbone_at_another_image_size(family):
     model = transfer.small_similar(make(family), 3, image_size=64)
     assert model.input_shape == (None, 64, 64, 3)
+    positions = [w for w in model.weights if "position_ids" in w.path]
+    assert all(np.array_equal(np.ravel(w), np.arange(np.size(w))) for w in positions), "CLIP makes zeros"
     assert np.isfinite(model(np.zeros((1, 64, 64, 3)))).all()
 
 
@@ -387,7 +409,7 @@ def test_an_own_model_with_a_vision_encoder_stays_as_it_is():
     assert hub.plain_network(model) is model
 
 
-def test_wrong_presets_are_one_sentence(tmp_path):
+def test_wrong_presets_raise_errors_with_advice(tmp_path):
     with pytest.raises(InputError, match="dinov2_small"):
         transfer.load_backbone("hub:dinov2_smal")
     with pytest.raises(InputError, match="another machine"):

@@ -74,7 +74,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _inlined() -> Iterator[None]:
-    """Trace functions within functions as part of the outer one; Keras calls grouped convolutions in their own."""
+    """Inline nested functions while tracing; Keras wraps grouped convolutions in a function of their own."""
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     try:

@@ -34,7 +34,7 @@ def block_ends(model: keras.Model) -> list[str]:
     network is not in the table of families, blocks end where branches meet or where feature maps are pooled.
 
     Args:
-        model: a functional or sequential model with one input and one output.
+        model: a functional or sequential model with one input and one output, or a backbone of KerasHub.
 
     Returns:
         Names of layers, from the input to the output.
@@ -46,7 +46,7 @@ def block_ends(model: keras.Model) -> list[str]:
         >>> block_ends(keras.applications.VGG16(weights=None, include_top=False))[:2]
         ['block1_pool', 'block2_pool']
     """
-    return list(analyze(model).block_ends)
+    return list(analyze(hub.plain_network(model)).block_ends)
 
 
 def backbone_names() -> list[str]:
@@ -81,9 +81,9 @@ def load_backbone(
             `kaggle://`, or a folder; or the path of your own model. That is a `.keras` or `.h5` file, or the folder of
             a run.
         weights: `"pretrained"`, the published weights; `"none"` or None, random weights; or the path of a weights file.
-            Published weights are from ImageNet, and Keras downloads them. Those of the EfficientNet-Lites are in
-            installed packages. The DemoCNN has only the weights `"shapes"`; for `"imagenet"` it warns and loads
-            these.
+            Published weights are downloaded by Keras, which has those from ImageNet, or by KerasHub. Those of the
+            EfficientNet-Lites are in installed packages. The DemoCNN has only the weights `"shapes"`; for `"imagenet"`
+            it warns and loads these.
         image_size: height and width in pixels. None is the size that the weights were trained for.
         include_top: whether to keep the network's own classifier, which shows how similar the new data are to the
             source classes. None keeps it if it works with this image size.
@@ -93,7 +93,8 @@ def load_backbone(
 
     Returns:
         The network as its constructor builds it. Layer names do not depend on the networks that were built before. The
-        network expects preprocessed images; the builders add the preprocessing.
+        network expects preprocessed images; the builders add the preprocessing. Only presets with an image converter
+        take raw images.
 
     Raises:
         InputError: the name or an argument is unknown, the image size is too small, or the weights do not fit or

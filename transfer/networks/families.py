@@ -1,4 +1,4 @@
-"""The families of networks, in one table: constructors, image sizes, preprocessing, names of blocks."""
+"""The families of networks, in two tables: constructors, image sizes, preprocessing, names of blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Family:
     min_size: int = 32  # smallest image size in pixels
     fixed_top: bool = False  # whether the classifier needs images of the default size
     weights: str = "imagenet"
-    tokens: str = "patches"  # a key of tokens.POOLING, for networks whose output is a sequence of tokens
+    tokens: str = "patches"  # one of tokens.POOLING, for networks whose output is a sequence of tokens
 
 
 def _efficientnets(prefix: str) -> dict[str, int]:

@@ -63,11 +63,18 @@ def _change_in(op: Any, ignore_noise: bool) -> str | None:
         if isinstance(layer, keras.layers.BatchNormalization):
             if layer.trainable:  # it may have neither scale nor center
                 return "takes its statistics from each batch"
-        elif has_own_state(layer) and not isinstance(layer, keras.layers.Normalization):
+        elif has_own_state(layer) and not _only_reads_state(layer):
             return "keeps a state that training may change"
         if draws_random_numbers(layer) and not ignore_noise:
             return "draws random numbers"
     return None
+
+
+def _only_reads_state(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer never changes its own variables: layers of KerasHub keep positions in them."""
+    if type(layer).__name__ == "SigLIPVisionEmbedding":
+        return False  # it states a token too many, so its output cannot be stored
+    return isinstance(layer, keras.layers.Normalization) or type(layer).__module__.startswith("keras_hub.")
 
 
 def _is_cheap(op: Any) -> bool:
@@ -91,7 +98,7 @@ def _cheapest_boundary(nodes: Sequence[Node], frozen: set[int]) -> list[int]:
     # A minimum cut. Tensor n is an edge from 2n to 2n + 1, whose capacity is the tensor's size. Cheap operations may
     # lie after the boundary, where they run in each step. Others may not: the source feeds them without limit.
     source, sink = 2 * len(nodes), 2 * len(nodes) + 1
-    # An open side counts as long, so that an equal tensor of known size is preferred.
+    # An unknown side counts as 1,024, so that an equal tensor of known size is preferred.
     sizes = {place: math.prod(n or 1024 for n in nodes[place].tensor.shape[1:]) for place in frozen}
     whole, unlimited = 2**20, 2**30  # the solver counts with 32 bits
     edges: dict[tuple[int, int], int] = {}

@@ -125,8 +125,9 @@ def find_feature_map(nodes: Sequence[Node], name: str | None = None) -> int:
     maps = [place for place in range(1, len(nodes)) if is_map(nodes[place])]
     if not maps:
         raise InputError(
-            "Expected a model with feature maps, shape (batch, height, width, channels), between its input and its "
-            f"output. Received: a model with the layers {', '.join(node.op.name for node in nodes[1:7])}."
+            "Expected a model with feature maps, shape (batch, height, width, channels), or tokens, shape (batch, "
+            "tokens, features), between its input and its output. "
+            f" Received: a model with the layers {', '.join(node.op.name for node in nodes[1:7])}."
         )
     mixing = [place for place, node in enumerate(nodes) if mixes_tokens(node)]
     if name is None and mixing and not any(len(nodes[p].tensor.shape) == 4 for p in maps if p > mixing[-1]):
@@ -142,7 +143,8 @@ def find_feature_map(nodes: Sequence[Node], name: str | None = None) -> int:
         raise unknown("layer with feature maps", name, [nodes[place].op.name for place in maps])
     if not is_map(nodes[named[-1]]) and len(nodes[named[-1]].tensor.shape) != 4:
         raise InputError(
-            f"Expected a layer with an output of shape (batch, height, width, channels). Received: {name!r} with "
+            f"Expected a layer with an output of shape (batch, height, width, channels) or (batch, tokens, features). "
+            f"Received: {name!r} with "
             f"{tuple(nodes[named[-1]].tensor.shape)}."
         )
     return named[-1]

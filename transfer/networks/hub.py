@@ -72,7 +72,7 @@ def load_preset(name: str, *, weights: Any, image_size: int | None, **arguments:
     random = weights != "pretrained"
     hub, preset = import_hub(), name.removeprefix(PREFIX)
     if preset in hub.models.Backbone.presets and preset not in preset_names():
-        raise _not_for_images(name, "another kind of network")
+        raise _not_for_images(name, "a preset of another kind")
     with _plain_errors(hub, name):
         backbone = hub.models.Backbone.from_preset(preset, load_weights=not random, **arguments)
     backbone = getattr(backbone, "vision_encoder", backbone)
@@ -89,7 +89,8 @@ def load_preset(name: str, *, weights: Any, image_size: int | None, **arguments:
 
 def _not_for_images(name: str, kind: str) -> InputError:
     return InputError(
-        f"Expected a preset of an image network. Received: {name!r}, {kind}. Supported: {', '.join(HUB_FAMILIES)}."
+        f"Expected a preset of an image network. Received: {name!r}, {kind}. Supported are presets of: "
+        f"{', '.join(HUB_FAMILIES)}."
     )
 
 
@@ -112,7 +113,7 @@ def _reason(error: Exception) -> str:
     """Return why a preset cannot be loaded, in a few words."""
     text = str(error)
     if host := re.search(r"host='([^']+)'|https://([^/\s]+)", text):
-        return f"{host[1] or host[2]} cannot be reached or does not have it"
+        return f"{host[1] or host[2]} cannot be reached or does not have the preset"
     if "no config.json" in text or "Unknown preset" in text:
         return "no preset was found there"
     return one_line(error, most=200).rstrip(".")
@@ -151,7 +152,9 @@ def with_image_size(backbone: keras.Model, side: int | None = None) -> keras.Mod
         elif "rel_pos_" in target.path:  # ViTDet: distances along one side
             resized = _resized(as_array(old)[None, :, None], (target.shape[0], 1), "bilinear")
             target.assign(resized[0, :, 0])
-        elif "position_ids" not in target.path:  # these only count the positions
+        elif "position_ids" in target.path:  # these count the positions
+            target.assign(np.arange(target.shape[-1]).reshape(target.shape))
+        else:
             target.assign(_interpolated(as_array(old), tuple(target.shape)))
     for old, target in zip(all_layers(backbone), all_layers(new), strict=True):
         if hasattr(old, "interpolated_position_embeddings"):
@@ -162,7 +165,7 @@ def with_image_size(backbone: keras.Model, side: int | None = None) -> keras.Mod
 
 
 def _by_family(layer: Any, side: int) -> np.ndarray:
-    """Return the position embeddings of DINOv2 for an image size, as it interpolates them itself."""
+    """Return the position embeddings of DINOv2 for an image size, by its own interpolation."""
     if layer.image_shape[0] == side:
         return as_array(layer.interpolated_position_embeddings)
     return np.asarray(keras.ops.convert_to_numpy(interpolated_positions(layer, side)))
@@ -176,7 +179,9 @@ def _interpolated(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     old, new = math.isqrt(len(rows)), math.isqrt(count)
     others = len(rows) - old * old
     if count - new * new != others:
-        raise InputError(f"Expected position embeddings of a square grid. Received: {values.shape}.")
+        raise InputError(
+            f"Expected position embeddings of a square grid. Received: {values.shape}. Use a network for square images."
+        )
     resized = _resized(rows[others:].reshape(1, old, old, -1), (new, new))
     return np.concatenate([rows[:others], resized.reshape(new * new, -1)]).reshape(shape)
 
@@ -187,13 +192,13 @@ def _resized(grid: np.ndarray, size: tuple[int, ...], interpolation: str = "bicu
 
 
 def as_graph(backbone: keras.Model, converter: Any = None) -> keras.Model:
-    """Return the graph of the same layers with its blocks in place of encoders, after the scaling of a converter."""
+    """Build a graph of the same layers, with blocks in place of encoders and the scaling of a converter in front."""
     output = backbone.output
     output = [*output.values()][-1] if isinstance(output, dict) else output
     nodes = graph(keras.Model(backbone.inputs[0], output))
     image = keras.Input(tuple(nodes[0].tensor.shape[1:]), name="image")
-    scales = converter is not None and (converter.scale is not None or converter.offset is not None)
-    values: dict[int, Any] = {0: scaling(converter.scale, converter.offset)(image) if scales else image}
+    # A converter without a scale passes raw images on.
+    values: dict[int, Any] = {0: scaling(converter.scale, converter.offset)(image) if converter else image}
     for place, node in enumerate(nodes):
         if place not in values:
             call = call_of(node.tensor)
@@ -207,19 +212,16 @@ def as_graph(backbone: keras.Model, converter: Any = None) -> keras.Model:
 
 
 def _call_blocks(op: Any) -> Callable[..., Any]:
-    """Return the function to call in place of an operation, which calls the blocks of an encoder as layers."""
+    """Return an operation itself, or for an encoder a function that calls its blocks as layers."""
     kind = type(op).__name__
-    if kind == "DeiTEncoder":
-        return functools.partial(_run_deit, op)
     if kind not in ENCODERS:
-        return op
+        return functools.partial(_SPECIAL[kind], op) if kind in _SPECIAL else op
     if ENCODERS[kind]:
         inner = direct_layers(op)
         surgery.renumber_names(inner)
         for layer in inner:
             layer.name = f"{op.name}_{layer.name}"
-    special = {"PatchEmbedding": _embed_patches, "SwinTransformerStage": _run_swin}
-    return functools.partial(special[kind], op) if kind in special else op.call
+    return functools.partial(_SPECIAL[kind], op) if kind in _SPECIAL else op.call
 
 
 def _run_deit(encoder: Any, x: Any) -> Any:
@@ -245,3 +247,18 @@ def _embed_patches(layer: Any, x: Any) -> Any:
     """Call the layers of Swin's patch embedding, whose get_config() fails."""
     x = keras.layers.Reshape((-1, layer.embed_dim), name="patches")(layer.proj(x))
     return layer.norm(x) if layer.norm else x
+
+
+def _embed_siglip(layer: Any, x: Any) -> Any:
+    """Call SigLIP's patch embedding, whose own output shape has a class token too many."""
+    return keras.layers.Reshape((layer.num_positions, layer.hidden_dim), name=f"{layer.name}_tokens")(
+        layer(x)
+    )
+
+
+_SPECIAL: dict[str, Callable[[Any, Any], Any]] = {
+    "DeiTEncoder": _run_deit,
+    "PatchEmbedding": _embed_patches,
+    "SwinTransformerStage": _run_swin,
+}
+"""Layers that are called in another way, because their output or its shape is not that of a layer."""

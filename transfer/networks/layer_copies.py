@@ -76,7 +76,8 @@ def is_graph(op: Any) -> bool:
 def new_like(op: Any, made: dict[int, Any] | None = None, *, rebuild: str = "", **changes: Any) -> Any:
     """Copy a layer, or take its copy from those made, by the id of the original."""
     # Layers of Keras are built from their configuration, with new weights. Built layers with code from outside Keras
-    # are copied with all attributes. To rebuild them, "resized" or with "random" weights, their configuration is first.
+    # are copied with all attributes. With rebuild="resized" or "random", and for layers of KerasHub, the
+    # configuration is tried first.
     made = {} if made is None else made
     if id(op) in made:
         return made[id(op)]

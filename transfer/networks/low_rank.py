@@ -19,7 +19,7 @@ def check_rank(rank: int | None) -> None:
 
 
 def add_low_rank(model: keras.Model, rank: int, *, head: str, seed: int) -> None:
-    """Add trained matrices of a rank to a model's matrices; freeze all other variables, except those of the head."""
+    """Add trainable low-rank matrices to a model's matrices; freeze all other variables except the head's."""
     trained = {id(variable) for variable in model.get_layer(head).variables}
     matrices = matrices_of(model.name, [layer for layer in model.layers if layer.name != head])
     for number, layer in enumerate(matrices):
@@ -46,7 +46,7 @@ def has_low_rank(layer: keras.layers.Layer) -> bool:
 
 
 def merged_values(layer: keras.layers.Layer) -> dict[int, Any]:
-    """Return the matrices with the low-rank ones added to them, by the id of their variable; without LoRA, none."""
+    """Return each adapted matrix plus its low-rank product, by the id of its variable."""
     return {
         id(kernel_without_lora(one)): one.kernel
         for one in all_layers(layer)

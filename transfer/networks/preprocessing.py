@@ -75,8 +75,8 @@ def _kind_of(model: keras.Model) -> str:
     family = family_of(model)
     if family is None:
         raise InputError(
-            f"The preprocessing of {model.name!r} is unknown, because no network of keras.applications has that name. "
-            f"Set it by --preprocessing (in Python: preprocessing=...). {_HELP}"
+            f"The preprocessing of {model.name!r} is unknown, because it is not a known network of Keras Applications "
+            f"or KerasHub. Set it by --preprocessing (in Python: preprocessing=...). {_HELP}"
         )
     scaled = any(isinstance(x, keras.layers.Rescaling | keras.layers.Normalization) for x in model.layers)
     if family.preprocessing == "inside" and not scaled:

@@ -19,7 +19,7 @@ _CLASS_TOKENS = ("class_token", "cls_token", "class_embedding")
 
 
 def count_tokens(nodes: Sequence[Node]) -> tuple[int, int]:
-    """Return the numbers of class tokens and of other tokens before those of the patches: registers, distillation."""
+    """Count the class tokens, and the register and distillation tokens before the patch tokens."""
     for node in nodes[:4]:  # the embedding follows the scaling
         classes = sum(getattr(node.op, name, None) is not None for name in _CLASS_TOKENS)
         others = getattr(node.op, "num_register_tokens", 0) + hasattr(node.op, "distillation_token")
@@ -44,7 +44,7 @@ def as_maps(nodes: Sequence[Node], values: Any) -> Any:
 
 
 def mixes_tokens(node: Node) -> bool:
-    """Return whether an operation takes tokens and has attention, alone or in a block."""
+    """Return whether an operation has attention, alone or in a block, and returns tokens or a vector."""
     return len(node.tensor.shape) in (2, 3) and any(
         "Attention" in type(layer).__name__ for layer in all_layers(node.op)
     )
@@ -53,7 +53,7 @@ def mixes_tokens(node: Node) -> bool:
 def pooled_tokens(
     nodes: Sequence[Node], place: int, family: Family | None, name: str, *, dtype: str | None = None
 ) -> Any:
-    """Return tokens as a vector per image, as the family of the network is used; names of layers start with `name`."""
+    """Pool tokens into a vector per image in the way of the network's family; layer names start with `name`."""
     layers, tokens = keras.layers, nodes[place].tensor
     classes, others = count_tokens(nodes)
     pooling = family.tokens if family is not None and classes else "patches"
