@@ -249,13 +249,6 @@ def _embed_patches(layer: Any, x: Any) -> Any:
     return layer.norm(x) if layer.norm else x
 
 
-def _embed_siglip(layer: Any, x: Any) -> Any:
-    """Call SigLIP's patch embedding, whose own output shape has a class token too many."""
-    return keras.layers.Reshape((layer.num_positions, layer.hidden_dim), name=f"{layer.name}_tokens")(
-        layer(x)
-    )
-
-
 _SPECIAL: dict[str, Callable[[Any, Any], Any]] = {
     "DeiTEncoder": _run_deit,
     "PatchEmbedding": _embed_patches,
