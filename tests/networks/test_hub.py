@@ -13,6 +13,7 @@ import pytest
 import transfer
 from transfer.common.errors import InputError
 from transfer.evaluation.explanations import grad_cam, strongest_responses
+from transfer.frozen.engines import make_engine
 from transfer.networks import hub
 from transfer.networks.frozen_boundary import split_at_frozen_boundary
 from transfer.networks.graphs import analyze, fingerprint
@@ -178,6 +179,7 @@ def test_the_graph_has_the_outputs_of_kerashub_and_lists_its_block_ends(family):
     ends = analyze(model).block_ends
     assert len(ends) > 1 and FAMILIES[family][1] in ("", *ends)
     assert hub.plain_network(model) is model, "it is plain already"
+    assert fingerprint(model) == fingerprint(hub.plain_network(backbone))
 
 
 def test_layer_names_do_not_depend_on_other_networks_of_the_process():
@@ -270,6 +272,17 @@ _NOT_IN_LITERT = ["SwinTransformerBackbone"]  # its shifted windows
 
 
 @pytest.mark.slow
+@families
+def test_openvino_computes_the_features_of_all_blocks(family):
+    model = transfer.small_similar(make(family), 3, cut="all")
+    features = keras.Model(model.inputs[0], model.layers[-1].input)
+    engine = make_engine(features, engine="openvino")
+    expected = make_engine(features, engine="keras")(images)
+    np.testing.assert_allclose(engine(images), expected, atol=0.02 if "bfloat16" in engine.name else 1e-4)
+    assert engine.name.startswith("openvino")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["saved-model", "openvino", "onnx", "litert"])
 @families
 def test_files_of_other_runtimes_compute_the_same(family, to, colors, tmp_path):
@@ -284,8 +297,13 @@ def test_files_of_other_runtimes_compute_the_same(family, to, colors, tmp_path):
         assert found.agreement == 1
 
 
+ATTENTION = [
+    f for f in FAMILIES if any(word in f for word in ("ViT", "DINO", "CLIP", "DeiT", "SigLIP", "Swin", "MiT"))
+]
+
+
 @pytest.mark.parametrize(
-    "family", ["ViTBackbone", "DINOV2Backbone", "SigLIPVisionEncoder", "CLIPVisionEncoder", "ViTDetBackbone"]
+    "family", [pytest.param(f, marks=() if f in TRANSFORMERS else pytest.mark.slow) for f in ATTENTION]
 )
 def test_lora_trains_small_matrices_and_is_merged_in_copies_and_files(family, colors, tmp_path):
     model = transfer.large_similar(make(family), 3, lora=2)

@@ -281,6 +281,8 @@ def _described_value(value: Any, seen: tuple[Any, ...]) -> Any:
         return None
     if isinstance(value, keras.layers.Layer):
         return _kind(value), _described(value, seen)
+    if isinstance(value, type):
+        return value.__qualname__
     if isinstance(value, types.FunctionType | types.CodeType):
         code = value.__code__ if isinstance(value, types.FunctionType) else value
         cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
