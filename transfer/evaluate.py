@@ -49,9 +49,10 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     from transfer.distributed import strategies
 
     strategies.start_quietly()
+    from transfer.adviser.label_issues import label_issues_of
     from transfer.evaluation.evaluate import evaluate
     from transfer.images.split_file import training_digests
-    from transfer.results import run_metrics, run_pages, run_writer
+    from transfer.results import run_pages, run_writer
     from transfer.results.finished_runs import load_run
     from transfer.results.prediction_files import write_predictions
 
@@ -61,7 +62,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     seen = sum(digest in known for digest in data.test.digests)
     with _without_warning():
         evaluation = replace(evaluate(run.model, data, engine=parsed.engine), seen=seen)
-    issues = run_metrics.label_issues_of(evaluation)
+    issues = label_issues_of(evaluation)
     streams.print_text(evaluation.to_text())
     for issue in issues[:5]:
         streams.print_text(
