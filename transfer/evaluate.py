@@ -20,6 +20,7 @@ from transfer.results.file_names import SPLIT
 
 if TYPE_CHECKING:
     from transfer.evaluation.evaluation import Evaluation
+    from transfer.results.finished_runs import FinishedRun
 
 
 @streams.command
@@ -58,6 +59,8 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
 
     run = load_run(parsed.run, custom_objects=parsed.custom_objects, class_names=parsed.class_names)
     data = run.data(parsed.data)
+    if not len(data.test):
+        raise _no_test_images(run)
     known = training_digests(run.folder / SPLIT)
     seen = sum(digest in known for digest in data.test.digests)
     with _without_warning():
@@ -80,6 +83,19 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
         page = run_pages.evaluation_page(f"{run.name} on {data.name}", evaluation, issues, figures)
         write_text(Path(parsed.html), page)
     return evaluation
+
+
+def _no_test_images(run: FinishedRun) -> InputError:
+    """Return the error for a run that was trained on all of its images."""
+    measured = run.metrics.get("cross_validated_accuracy")
+    by_folds = (
+        f" Their cross-validated accuracy is {measured:.1%} (report.html)." if measured is not None else ""
+    )
+    return InputError(
+        f"Expected test images in the run {run.name}. Received none: it was trained on all of its images, and its "
+        f"accuracy on them would be too high.{by_folds} Pass other labeled images: python -m transfer.evaluate "
+        f"{run.folder} path/to/new-images."
+    )
 
 
 @contextlib.contextmanager
