@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transfer.adviser.sample_features import (
 from transfer.cases import builders
 from transfer.cases.cuts import keeps_whole
 from transfer.cases.policies import Case, frozen_case
+from transfer.common.streams import quiet
 from transfer.config import TrainConfig, seconds_of
 from transfer.evaluation.evaluate import evaluate
 from transfer.frozen import heads
@@ -104,13 +106,15 @@ class FoldTraining:
         if self.exact:
             return self._solve(train, test)
         data = self.folded.fold(number, self.val)
-        model, _, used = self._train(data, train, checkpoints)
-        return evaluate(model, data, **used.evaluate_options()).probabilities
+        with quiet("tensorflow", logging.ERROR):  # it warns that each model is traced anew
+            model, _, used = self._train(data, train, checkpoints)
+            return evaluate(model, data, **used.evaluate_options()).probabilities
 
     def final(self, checkpoints: Path | None) -> tuple[keras.Model, ImageData, TrainingLog]:
         """Train the model on the images of all folds; return it with its data and its log."""
         data = self.folded.final(self.val)
-        model, log, _ = self._train(data, np.arange(len(self.folded.folds)), checkpoints)
+        with quiet("tensorflow", logging.ERROR):
+            model, log, _ = self._train(data, np.arange(len(self.folded.folds)), checkpoints)
         return model, data, log
 
     def _train(
