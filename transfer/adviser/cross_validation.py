@@ -125,14 +125,8 @@ class CrossValidation:
 
     def to_text(self) -> str:
         """Return the metrics as lines of text."""
-        rows = [
-            (str(number), f"{accuracy:.1%}", f"{size:,}")
-            for number, (accuracy, size) in enumerate(
-                zip(self.fold_accuracies, self.fold_sizes, strict=True), 1
-            )
-        ]
-        table = display.Table(("fold", "accuracy", "images"), rows).to_text()
-        return f"{self.sentence()}\n\n{table}\n\n{self.evaluation.to_text()}"
+        each = ", ".join(f"{accuracy:.1%}" for accuracy in self.fold_accuracies)
+        return f"{self.sentence()}\nAccuracy by fold: {each}.\n\n{self.evaluation.to_text()}"
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Return the table of `Evaluation.to_dataframe` with the column `fold`, from 1.
