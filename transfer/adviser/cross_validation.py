@@ -143,6 +143,16 @@ class CrossValidation:
         count = plural(len(self.folds), "image")
         return display.one_line(self, f"{text} on {count}, {len(self.fold_accuracies)} folds")
 
+    def _repr_html_(self) -> str:
+        """Return the accuracy and its values by fold for a notebook."""
+        values = zip(self.fold_accuracies, self.fold_sizes, strict=True)
+        rows = [
+            (str(number), f"{accuracy:.1%}", f"{size:,}") for number, (accuracy, size) in enumerate(values, 1)
+        ]
+        return display.to_html(
+            self.sentence(), display.Table(("fold", "accuracy", "images"), rows).shortened()
+        )
+
 
 @explain_arguments()
 def cross_validate(

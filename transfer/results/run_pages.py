@@ -76,7 +76,7 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
         **_test_values(
             evaluation,
             (record.folds if _of_folds(record) else record.details).get("label_issues", [])[:50],
-            calibrated=record.config.calibrate,
+            calibrated=record.config.calibrate or _of_folds(record),  # they exclude each other
             of_folds=_of_folds(record),
         ),
     )
