@@ -30,6 +30,7 @@ OTHER = TrainConfig(
     init="random",
     image_size=64,
     epochs=7,
+    folds=4,
     batch_size=5,
     learning_rate=1e-3,
     augment="strong",

@@ -41,6 +41,7 @@ def made(strange_folder):
     return {
         "data": data, "report": data.report, "split": data.train, "log": log, "evaluation": evaluation,
         "decision": transfer.decision_of(model), "advice": advice, "choice": advice.choice, "curve": advice.curve,
+        "cross-validation": transfer.cross_validate(data, base, folds=3, case="small-similar", preprocessing="tf"),
         "solved again": transfer.solve_again(model, data),
         "similarity": advice.similarity, "evidence": advice.evidence, "probe": advice.curve.probes[0],
         "merged": transfer.merge(evaluation, {name: name[0] for name in data.class_names}),
@@ -96,7 +97,8 @@ class Parsed(HTMLParser):
             self.rows[-1].append(text)
 
 
-WITH_HTML = ["data", "report", "log", "evaluation", "advice", "predictions", "comparison", "transferability"]
+WITH_HTML = ["data", "report", "log", "evaluation", "cross-validation", "advice", "predictions", "comparison"]
+WITH_HTML += ["transferability"]
 
 
 @pytest.mark.parametrize("name", WITH_HTML)

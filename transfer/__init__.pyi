@@ -50,6 +50,8 @@ from .training.learning_rate_finder import find_learning_rate as find_learning_r
 from .evaluation.evaluation import Evaluation as Evaluation
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import calibrate as calibrate
+from .adviser.cross_validation import CrossValidation as CrossValidation
+from .adviser.cross_validation import cross_validate as cross_validate
 from .evaluation.class_tree import merge as merge
 from .evaluation.class_tree import read_tree as read_tree
 from .evaluation.class_tree import training_classes as training_classes

@@ -122,6 +122,8 @@ class TrainingOptions:
     optimizer: str = "adam"
     # Learning rate. Default: by case; 0.001 with rmsprop.
     learning_rate: float | None = None
+    # Measure the accuracy by cross-validation with this number of folds, such as 5; the model trains on all images.
+    folds: int | None = None
     # Run a learning-rate range test only; train nothing.
     find_learning_rate: bool = False
     # Augmentation of training images.
@@ -140,6 +142,8 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         """Raise an error for a value out of range."""
         _check_at_least_one(self, "epochs", "batch_size", "views")
+        if self.folds is not None and self.folds < 2:
+            raise InputError(f"Expected 2 folds or more. Received: {self.folds}.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise InputError(f"Expected a finite learning_rate above 0. Received: {self.learning_rate}.")
         if not 0 <= self.dropout < 1:
@@ -278,20 +282,28 @@ class TrainConfig(
     @property
     def improves(self) -> bool:
         """Whether a run with these options improves its model while the time budget lasts."""
-        restricted = self.find_learning_rate or any(name in self.given for name in FROZEN_ONLY)
+        restricted = (
+            self.find_learning_rate
+            or self.folds is not None
+            or any(name in self.given for name in FROZEN_ONLY)
+        )
         return self.case == "auto" and not restricted and not requests_several_workers(self.strategy)
 
     @property
     def situations(self) -> frozenset[Situation]:
         """The kinds of training that these options may lead to; with the case `auto`, all of them."""
         names = ("case", "unfreeze_from", "init", "solver", *SWITCHES)
-        return frozenset(Situation) if self.case == "auto" else situations_of(**self._values(*names))
+        options = self._values(*names)
+        if self.case == "auto" and self.folds is not None:  # it compares heads
+            options["case"] = "small-similar"
+        return frozenset(Situation) if options["case"] == "auto" else situations_of(**options)
 
     @property
     def ignored(self) -> dict[str, str]:
         """The options that have no effect, each with the key of its reason in the table of options."""
-        useless = {"time_budget", "average"} & self.given.keys() if self.case != "auto" else ()
-        return {**ignored_options(self.given, self.situations), **dict.fromkeys(useless, "auto")}
+        reason = "auto" if self.case != "auto" else "folds" if self.folds is not None else ""
+        useless = {"time_budget", "average"} & self.given.keys() if reason else ()
+        return {**ignored_options(self.given, self.situations), **dict.fromkeys(useless, reason)}
 
     def without_ignored(self) -> TrainConfig:
         """Return these options with the defaults of those that have no effect."""

@@ -20,6 +20,7 @@ from transfer.results.file_names import SPLIT
 
 if TYPE_CHECKING:
     from transfer.evaluation.evaluation import Evaluation
+    from transfer.results.finished_runs import FinishedRun
 
 
 @streams.command
@@ -49,19 +50,22 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     from transfer.distributed import strategies
 
     strategies.start_quietly()
+    from transfer.adviser.label_issues import label_issues_of
     from transfer.evaluation.evaluate import evaluate
     from transfer.images.split_file import training_digests
-    from transfer.results import run_metrics, run_pages, run_writer
+    from transfer.results import run_pages, run_writer
     from transfer.results.finished_runs import load_run
     from transfer.results.prediction_files import write_predictions
 
     run = load_run(parsed.run, custom_objects=parsed.custom_objects, class_names=parsed.class_names)
     data = run.data(parsed.data)
+    if not len(data.test):
+        raise _no_test_images(run)
     known = training_digests(run.folder / SPLIT)
     seen = sum(digest in known for digest in data.test.digests)
     with _without_warning():
         evaluation = replace(evaluate(run.model, data, engine=parsed.engine), seen=seen)
-    issues = run_metrics.label_issues_of(evaluation)
+    issues = label_issues_of(evaluation)
     streams.print_text(evaluation.to_text())
     for issue in issues[:5]:
         streams.print_text(
@@ -79,6 +83,19 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
         page = run_pages.evaluation_page(f"{run.name} on {data.name}", evaluation, issues, figures)
         write_text(Path(parsed.html), page)
     return evaluation
+
+
+def _no_test_images(run: FinishedRun) -> InputError:
+    """Return the error for a run that was trained on all of its images."""
+    measured = run.metrics.get("cross_validated_accuracy")
+    by_folds = (
+        f" Their cross-validated accuracy is {measured:.1%} (report.html)." if measured is not None else ""
+    )
+    return InputError(
+        f"Expected test images in the run {run.name}. Received none: it was trained on all of its images, and its "
+        f"accuracy on them would be too high.{by_folds} Pass other labeled images: python -m transfer.evaluate "
+        f"{run.folder} path/to/new-images."
+    )
 
 
 @contextlib.contextmanager

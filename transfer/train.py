@@ -85,6 +85,7 @@ def _report_interrupt(stopped: KeyboardInterrupt) -> int:
 def run(config: TrainConfig, started: float) -> Path:
     """Load data, advise, build, fit, evaluate, report; return the folder of the results."""
     clock = Clock(config.budget, started)
+    _check_folds(config)
     finished = run_folders.find_finished(config)
     if finished is not None and not (config.improves and _is_improvable(config, finished)):
         log.info(run_folders.IMPROVED if config.improves else run_folders.COMPLETE)
@@ -94,7 +95,7 @@ def run(config: TrainConfig, started: float) -> Path:
     from transfer.images.folder_source import find_source
     from transfer.networks.backbones import load_backbone
 
-    if config.case != "auto":
+    if config.case != "auto" or config.folds is not None:
         _log_ignored(config)
     if not config.data.startswith("tfds:"):
         find_source(config.data)  # raises for a wrong path before the network is loaded
@@ -102,8 +103,13 @@ def run(config: TrainConfig, started: float) -> Path:
     base = load_backbone(networks[0], **config.network_options())
     _check(config, base)  # before the images are checked, which may take long
     data = load_data(config.data, **config.load_options())
-    log.info("%s: %s", data.name, _describe_splits(data))
+    if config.folds is None:
+        log.info("%s: %s", data.name, _describe_splits(data))
     _check_data(config, data, resume_from)
+    if config.folds is not None:
+        from transfer.results.cross_validated_runs import cross_validated_run
+
+        return cross_validated_run(config, data, base, devices, clock, resume_from)
     if config.improves and resume_from is None:
         return _improve(config, data, base, devices, clock, finished, networks)
     return _train_once(config, data, base, devices, clock, resume_from)
@@ -264,6 +270,18 @@ def _meet(config: TrainConfig) -> None:
     log.info("%d workers: %s", group.count, ", ".join(group.addresses))
     if not group.is_chief:
         log.setLevel(logging.ERROR)
+
+
+def _check_folds(config: TrainConfig) -> None:
+    """Raise for options that cannot be combined with a cross-validation."""
+    several = cluster.requests_several_workers(config.strategy)
+    others = {"--calibrate": config.calibrate, "--find-learning-rate": config.find_learning_rate}
+    for what, given in (others | {"several workers": several}).items():
+        if given and config.folds is not None:
+            raise InputError(
+                f"Expected --folds without {what}. Received both. Leave one out, or use cross-validation first and "
+                "a run without --folds afterwards."
+            )
 
 
 def _check(config: TrainConfig, base: keras.Model) -> None:

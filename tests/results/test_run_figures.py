@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import transfer
+from transfer.adviser.label_issues import label_issues_of
 from transfer.cases.builders import small_similar
 from transfer.config import TrainConfig
 from transfer.evaluation.evaluate import evaluate
@@ -17,7 +18,7 @@ from transfer.networks.backbones import load_backbone
 from transfer.results import run_writer
 from transfer.results.finished_runs import load_run
 from transfer.results.run_figures import run_drawings
-from transfer.results.run_metrics import collect_metrics, label_issues_of
+from transfer.results.run_metrics import collect_metrics
 from transfer.training.fit import fit
 
 FIGURES = {

@@ -11,8 +11,9 @@ from scipy.special import softmax
 
 from transfer.adviser.curves import LayerCurve
 from transfer.adviser.sample_features import SampleFeatures
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, optional
 from transfer.common.text import plural
+from transfer.evaluation.evaluation import Evaluation
 from transfer.images.datasets import ImageData
 
 MIN_EVIDENCE = 2.7
@@ -178,6 +179,22 @@ def find_label_issues(
     """Return the images whose label is more probably wrong than correct, the most probable first."""
     _check_names(probe, names, class_names)
     return label_noise(probe, labels, groups=groups).issues(labels, names, class_names)
+
+
+@dataclass(frozen=True)
+class _HeldOutScores:
+    scores: np.ndarray  # log probabilities of images that the model was not trained on, shape (N, classes)
+
+
+def label_issues_of(evaluation: Evaluation | None) -> tuple[LabelIssue, ...]:
+    """Return the images of an evaluation whose label is more likely wrong than right."""
+    if evaluation is None:
+        return ()
+    with optional("the label issues"):
+        scores = _HeldOutScores(np.log(np.maximum(evaluation.probabilities, 1e-12)))
+        names, classes = evaluation.names, evaluation.class_names
+        return find_label_issues(scores, evaluation.labels, names, classes, groups=evaluation.groups)
+    return ()
 
 
 def confusable_classes(

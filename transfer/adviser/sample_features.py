@@ -52,15 +52,19 @@ class SampleFeatures:
 
     def first(self, count: int) -> SampleFeatures:
         """Return the features of the first images."""
-        classes, labels = np.unique(self.labels[:count], return_inverse=True)
+        return self.take(np.arange(len(self.labels))[:count])
+
+    def take(self, positions: np.ndarray) -> SampleFeatures:
+        """Return the features of the images at some positions."""
+        classes, labels = np.unique(self.labels[positions], return_inverse=True)
         source = self.source_probabilities
         return replace(
             self,
-            images=self.images.take(range(count)),
+            images=self.images.take(positions),
             labels=labels,
             num_classes=len(classes),
-            taps={name: x[:count] for name, x in self.taps.items()},
-            source_probabilities=None if source is None else source[:count],
+            taps={name: x[positions] for name, x in self.taps.items()},
+            source_probabilities=None if source is None else source[positions],
         )
 
 

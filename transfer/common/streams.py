@@ -194,11 +194,11 @@ def _flush() -> None:
 
 
 @contextlib.contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Log only warnings of a package within a `with` block."""
+def quiet(name: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Log only warnings of a package, or only messages of another level, within a `with` block."""
     logger = logging.getLogger(name)
     before = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(level)
     try:
         yield
     finally:

@@ -169,13 +169,15 @@ def load_data(
     report = make_report(name, data, checked=checked, duplicate_ids=ids, splits=splits)
     for finding in report.findings:
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding.to_text())
-    drawn = (
-        rows is None
-        and few_shot is None
-        and ("val" not in data.parts or ("test" not in data.parts and bool(test)))
-    )
+    drawn = _drawn(data.parts, test) if rows is None and few_shot is None else (False, False)
     parts, classes = (splits["train"], splits["val"], splits["test"]), tuple(data.class_names)
-    return ImageData(name, classes, *parts, report, image_size=size, options=options, drawn_val=drawn)
+    return ImageData(name, classes, *parts, report, size, options, *drawn)
+
+
+def _drawn(parts: Mapping[str, Split], test: float | int) -> tuple[bool, bool]:
+    """Return whether `complete_splits` draws val and test; without a given test set, a given val may become it."""
+    val_tests = "val" in parts and "test" not in parts and bool(test)
+    return "val" not in parts or val_tests, "test" not in parts and not val_tests
 
 
 def load_test(

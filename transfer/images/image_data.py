@@ -34,6 +34,7 @@ class ImageData:
         image_size: Requested height and width in pixels; None for the model's own.
         options: Source and options of `load_data`; None for other data.
         drawn_val: Whether `load_data` drew the validation images from the training images.
+        drawn_test: Whether `load_data` drew the test images from the training images.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -51,6 +52,7 @@ class ImageData:
     image_size: tuple[int, int] | None = None
     options: DataConfig | None = None
     drawn_val: bool = False
+    drawn_test: bool = False
 
     @property
     def num_classes(self) -> int:

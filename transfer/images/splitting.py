@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -203,11 +204,16 @@ def split_sizes(val: float | int, test: float | int) -> dict[str, float | int]:
 
 
 def stratified_split(
-    images: Split, duplicate_ids: np.ndarray, sizes: Mapping[str, float | int], *, seed: int
+    images: Split,
+    duplicate_ids: np.ndarray,
+    sizes: Mapping[str, float | int],
+    *,
+    seed: int,
+    warn: bool = True,
 ) -> dict[str, list[int]]:
     """Return the positions of disjoint splits, and the rest as "train"; classes keep their proportions."""
     units = _units(images, duplicate_ids)
-    if conflicts := sum(len(unit.members) for unit in units if unit.conflicting):
+    if warn and (conflicts := sum(len(unit.members) for unit in units if unit.conflicting)):
         log.warning(
             "Using %s for training only: their labels conflict, or they share a group with such an image.",
             plural(conflicts, "image"),
@@ -229,6 +235,34 @@ def stratified_split(
             remaining = [unit for unit in remaining if unit not in gone]
     rest = set(range(len(images))) - {i for positions in drawn.values() for i in positions}
     return {name: sorted(positions) for name, positions in (*drawn.items(), ("train", rest))}
+
+
+def assign_folds(images: Split, duplicate_ids: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Return the fold of each image, int64 from 0; -1 marks images that are in the training part of every fold."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    # As in a drawn split, images with conflicting labels only train, and every class keeps an image for training.
+    free = [unit for unit in _units(images, duplicate_ids) if not unit.conflicting]
+    most = max(Counter(label for unit in free for label in unit.weights).values(), default=0)
+    if not 2 <= count <= most:
+        what = "groups" if len(images.groups) else "different images"
+        raise InputError(
+            f"Expected 2 to {most} folds: the largest class has {most} {what} with one label. Received: {count}. "
+            "Choose another number of folds, or add images."
+        )
+    members = np.array([i for unit in free for i in unit.members], "int64")
+    unit_of = np.repeat(np.arange(len(free)), [len(unit.members) for unit in free])
+    folds = np.full(len(images), -1, "int64")
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # small classes are not in all folds
+        for fold, (_, out) in enumerate(splitter.split(members, images.labels[members], unit_of)):
+            folds[members[out]] = fold
+    for label in np.unique(images.labels).tolist():
+        if len(where := np.unique(folds[images.labels == label])) == 1 and where[0] >= 0:
+            first = next(unit for unit in free if label in unit.weights)
+            folds[first.members] = -1
+    return folds
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -28,7 +28,10 @@ EXPORTED = "exported"
 STEPS = "steps.json"
 """The steps of a run that was improved while its time budget lasted."""
 
-_TABLES = (METRICS, HISTORY, ADVICE, DATA, SPLIT, PREDICTIONS, EVALUATION, STEPS)
+OUT_OF_FOLD, FOLDS = "out_of_fold.csv", "cross_validation.json"
+"""The predictions and the metrics of a cross-validation."""
+
+_TABLES = (METRICS, HISTORY, ADVICE, DATA, SPLIT, PREDICTIONS, EVALUATION, STEPS, OUT_OF_FOLD, FOLDS)
 
 RUN_FILES = frozenset(
     (MODEL, LABELS, CONFIG, *_TABLES, PAGE, CARD, EXPORTED, *(f"{name}.png" for name in FIGURES))

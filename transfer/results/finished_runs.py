@@ -70,7 +70,10 @@ class FinishedRun:
 
     def __repr__(self) -> str:
         accuracy = self.metrics.get("test_accuracy")
-        text = f", test accuracy {accuracy:.1%}" if isinstance(accuracy, int | float) else ""
+        kind = "test accuracy"
+        if accuracy is None:
+            kind, accuracy = "cross-validated accuracy", self.metrics.get("cross_validated_accuracy")
+        text = f", {kind} {accuracy:.1%}" if isinstance(accuracy, int | float) else ""
         return display.one_line(self, f"{display.quoted(self.name)}: {len(self.class_names):,} classes{text}")
 
     @property

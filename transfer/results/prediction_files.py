@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer.adviser.cross_validation import CrossValidation
 from transfer.common.errors import InputError, one_line
 from transfer.common.files import from_cell, replacing, to_cell
 from transfer.evaluation.evaluation import Evaluation
@@ -17,32 +18,54 @@ FIRST = ("path", "label", "predicted", "group")
 """Columns before those of the class probabilities."""
 
 
-def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """Write the predictions of an evaluation; `read_predictions` reads them."""
+OF_FOLDS = (*FIRST, "fold")
+"""The same in a file of out-of-fold predictions; folds count from 1."""
+
+
+def write_predictions(path: Path, evaluation: Evaluation, folds: np.ndarray | None = None) -> None:
+    """Write the predictions of an evaluation; `read_predictions` reads them, or with folds `read_out_of_fold`."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(_rows(evaluation))
+        csv.writer(file, lineterminator="\n").writerows(_rows(evaluation, folds))
 
 
-def _rows(evaluation: Evaluation) -> Iterator[Sequence[str]]:
+def _rows(evaluation: Evaluation, folds: np.ndarray | None) -> Iterator[Sequence[str]]:
     classes = [to_cell(name) for name in evaluation.class_names]
-    yield (*FIRST, *classes)
+    numbers = (
+        [()] * len(evaluation.labels) if folds is None else [(str(fold + 1),) for fold in folds.tolist()]
+    )
+    yield (*(FIRST if folds is None else OF_FOLDS), *classes)
     groups = evaluation.groups if len(evaluation.groups) else [""] * len(evaluation.labels)
     columns = (evaluation.names, evaluation.labels, evaluation.predictions, groups, evaluation.probabilities)
-    for name, label, predicted, group, probabilities in zip(*columns, strict=True):
-        first = to_cell(name), classes[label], classes[predicted], to_cell(group)
+    for name, label, predicted, group, probabilities, number in zip(*columns, numbers, strict=True):
+        first = to_cell(name), classes[label], classes[predicted], to_cell(group), *number
         yield (*first, *(f"{probability:.6f}" for probability in probabilities))
 
 
 def read_predictions(path: Path) -> Evaluation:
     """Read the file of `write_predictions`."""
-    first = len(FIRST)
+    return _read(path, FIRST)[0]
+
+
+def read_out_of_fold(path: Path) -> CrossValidation:
+    """Read the file of `write_predictions` with folds."""
+    evaluation, rows = _read(path, OF_FOLDS)
+    try:
+        folds = np.array([int(row[len(FIRST)]) for row in rows]) - 1
+    except ValueError as error:
+        raise InputError(f"Cannot read the folds in {path}: {one_line(error)}.") from None
+    return CrossValidation(evaluation, folds)
+
+
+def _read(path: Path, columns: Sequence[str]) -> tuple[Evaluation, list[list[str]]]:
+    """Read a file of predictions whose first columns have these names; also return its rows."""
+    first = len(columns)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
         names = tuple(map(from_cell, header[first:]))
         number = {name: place for place, name in enumerate(names)}
-        if tuple(header[:first]) != FIRST or len(number) < 2 or not rows:
-            raise ValueError(f"expected the columns {', '.join(FIRST)}, two classes or more, and rows")
+        if header[:first] != [*columns] or len(number) < 2 or not rows:
+            raise ValueError(f"expected the columns {', '.join(columns)}, two classes or more, and rows")
         labels = np.array([number[from_cell(row[1])] for row in rows], "int64")
         probabilities = np.array([row[first:] for row in rows], "float64")
         if probabilities.shape != (len(rows), len(names)) or not np.isfinite(probabilities).all():
@@ -52,7 +75,7 @@ def read_predictions(path: Path) -> Evaluation:
     groups = tuple(from_cell(row[3]) for row in rows)
     probabilities /= np.maximum(probabilities.sum(axis=1, keepdims=True), 1e-12)
     images = tuple(from_cell(row[0]) for row in rows)
-    return Evaluation(names, labels, probabilities, images, groups if any(groups) else ())
+    return Evaluation(names, labels, probabilities, images, groups if any(groups) else ()), rows
 
 
 def as_csv(rows: Iterable[Sequence[str]]) -> str:

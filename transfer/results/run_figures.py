@@ -52,7 +52,10 @@ def run_drawings(results: RunResults) -> dict[str, Draw]:
         "learning_curves": results.training.plot,
         "network": lambda: _network(results),
     }
-    return drawings if evaluation is None else drawings | evaluation_drawings(model, data, evaluation)
+    if evaluation is not None:
+        return drawings | evaluation_drawings(model, data, evaluation)
+    result = results.cross_validation
+    return drawings if result is None else drawings | _metric_drawings(result.evaluation)
 
 
 def _network(results: RunResults) -> Figure:
@@ -110,16 +113,22 @@ def evaluation_drawings(model: keras.Model, data: ImageData, evaluation: Evaluat
     explained = _in_thread(
         lambda: _explain(fold_batchnorm(local_copy(model), frozen_only=False), data, evaluation)
     )
-    drawings: dict[str, Draw] = {
-        "confusion_matrix": evaluation.plot_confusion,
-        "classes": evaluation.plot_classes,
-        "predictions": lambda: evaluation_plots.prediction_sheet(evaluation, _sheet(evaluation, data)),
-    }
-    if len(evaluation.labels) >= MIN_IMAGES_TO_PLOT:
-        drawings["calibration"] = evaluation.plot_calibration
+    drawings = _metric_drawings(evaluation)
+    drawings["predictions"] = lambda: evaluation_plots.prediction_sheet(evaluation, _sheet(evaluation, data))
     drawings["blocks"] = lambda: explanation_plots.response_sheet(explained().responses)
     if len(evaluation.mistakes):
         drawings["mistakes"] = lambda: _mistakes(explained(), evaluation)
+    return drawings
+
+
+def _metric_drawings(evaluation: Evaluation) -> dict[str, Draw]:
+    """Return functions that draw the figures that need no model, by name."""
+    drawings: dict[str, Draw] = {
+        "confusion_matrix": evaluation.plot_confusion,
+        "classes": evaluation.plot_classes,
+    }
+    if len(evaluation.labels) >= MIN_IMAGES_TO_PLOT:
+        drawings["calibration"] = evaluation.plot_calibration
     return drawings
 
 

@@ -195,7 +195,8 @@ def _removed_unless_useful(partial: Path) -> Iterator[None]:
 
 def has_checkpoint(partial: Path) -> bool:
     """Return whether a partial folder holds a checkpoint."""
-    return any((partial / CHECKPOINTS).glob("*.npz"))
+    place = partial / CHECKPOINTS
+    return any(file for pattern in ("*.npz", "fold-*/**/*.npz") for file in place.glob(pattern))
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -6,16 +6,12 @@ import math
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
-from transfer.adviser.label_issues import LabelIssue, find_label_issues
 from transfer.cases.decisions import CaseDecision, decision_of
 from transfer.cases.policies import POLICIES, Case
-from transfer.common.errors import optional
 from transfer.config import TrainConfig
 from transfer.distributed.process_group import versions
 from transfer.evaluation.evaluation import Evaluation
@@ -101,19 +97,3 @@ def _peak_bytes() -> int:
     """Return the peak memory of this process; macOS reports bytes, Linux kilobytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-@dataclass(frozen=True)
-class _HeldOutScores:
-    scores: np.ndarray  # log probabilities of images that the model was not trained on, shape (N, classes)
-
-
-def label_issues_of(evaluation: Evaluation | None) -> tuple[LabelIssue, ...]:
-    """Return the test images whose label is more likely wrong than right."""
-    if evaluation is None:
-        return ()
-    with optional("the label issues"):
-        scores = _HeldOutScores(np.log(np.maximum(evaluation.probabilities, 1e-12)))
-        names, classes = evaluation.names, evaluation.class_names
-        return find_label_issues(scores, evaluation.labels, names, classes, groups=evaluation.groups)
-    return ()

@@ -41,11 +41,12 @@ CAPTIONS = {
 
 def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
     """Return the report of a run as HTML."""
-    evaluation, lead = record.evaluation, _lead(record)
+    evaluation, lead = record.shown, _lead(record)
     sections = {
         "network": ("Network", True),
         "advice": ("Why this case", record.advice),
-        "test": ("Test", evaluation),
+        "folds": ("Cross-validation", record.cross_validation),
+        "test": ("Out-of-fold predictions" if _of_folds(record) else "Test", evaluation),
         "mistakes": ("Mistakes", evaluation),
         "blocks": ("Filters", record.figures.get("blocks")),
         "training": ("Training", True),
@@ -71,12 +72,30 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
         command=dataclasses.replace(record.config, output=None, split=None).command,
         options=_options(record),
         versions=_versions(record),
+        folds=_fold_values(record),
         **_test_values(
-            evaluation, record.details.get("label_issues", [])[:50], calibrated=record.config.calibrate
+            evaluation,
+            (record.folds if _of_folds(record) else record.details).get("label_issues", [])[:50],
+            calibrated=record.config.calibrate or _of_folds(record),  # they exclude each other
+            of_folds=_of_folds(record),
         ),
     )
     title = f"{record.name}: case {_policy(record).number}, {record.metrics['case']}"
     return str(render("page.html", title=title, parts=[part]))
+
+
+def _of_folds(record: RunRecord) -> bool:
+    """Return whether the report shows out-of-fold predictions, because there are no test images."""
+    return record.evaluation is None and record.cross_validation is not None
+
+
+def _fold_values(record: RunRecord) -> dict[str, Any] | None:
+    """Return the sentence and the table of a cross-validation."""
+    result = record.cross_validation
+    if result is None:
+        return None
+    accuracies = [f"{accuracy:.1%}" for accuracy in result.fold_accuracies]
+    return {"sentence": result.sentence(), "rows": [*zip(accuracies, result.fold_sizes, strict=True)]}
 
 
 def _caption(name: str, record: RunRecord) -> str:
@@ -133,10 +152,15 @@ def evaluation_page(
 
 
 def _test_values(
-    evaluation: Evaluation | None, label_issues: Sequence[Any], *, calibrated: bool = False
+    evaluation: Evaluation | None,
+    label_issues: Sequence[Any],
+    *,
+    calibrated: bool = False,
+    of_folds: bool = False,
 ) -> dict[str, Any]:
     """Return the values of `test.html`."""
     return {
+        "of_folds": of_folds,
         "evaluation": evaluation,
         "verdict": verdict(evaluation, calibrated=calibrated) if evaluation else "",
         "min_calibration": MIN_IMAGES_TO_PLOT,
@@ -162,11 +186,12 @@ def _lead(record: RunRecord) -> str:
 
 def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     """Return the label, the value and a note of each tile at the top of the report."""
-    metrics, evaluation = record.metrics, record.evaluation
+    metrics, evaluation = record.metrics, record.shown
     tiles = []
     if evaluation is not None:
         interval, error = percent_range(evaluation.interval, 1), evaluation.calibration.error
-        tiles.append(("test accuracy", f"{evaluation.accuracy:.1%}", f"95% interval {interval}"))
+        kind = "cross-validated accuracy" if _of_folds(record) else "test accuracy"
+        tiles.append((kind, f"{evaluation.accuracy:.1%}", f"95% interval {interval}"))
         tiles.append(("macro F1", f"{evaluation.macro.f1:.1%}", "mean over the classes"))
         tiles.append(("log loss", f"{evaluation.loss:.3f}", f"calibration error {error:.3f}"))
     counts = f"{metrics['num_val']:,} validation, {metrics['num_test']:,} test"
@@ -324,6 +349,9 @@ def _compared(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     rows: dict[str, Callable[[RunRecord], str]] = {
         "test accuracy": test(lambda e: f"{e.accuracy:.1%}"),
         "95% interval": test(lambda e: percent_range(e.interval, 1)),
+        "cross-validated accuracy": lambda r: (
+            f"{r.cross_validation.accuracy:.1%}" if r.cross_validation else "no folds"
+        ),
         "macro F1": test(lambda e: f"{e.macro.f1:.1%}"),
         "log loss": test(lambda e: f"{e.loss:.3f}"),
         "calibration error": test(lambda e: f"{e.calibration.error:.3f}"),
@@ -335,6 +363,8 @@ def _compared(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
         "total time": lambda r: format_duration(r.metrics["seconds_total"]),
         "peak memory": lambda r: f"{r.metrics.get('peak_memory_mb') or float('nan'):,.0f} MB",
     }
+    if not any(record.cross_validation for record in records):
+        del rows["cross-validated accuracy"]
     return [(label, [text(record) for record in records]) for label, text in rows.items()]
 
 
@@ -369,14 +399,15 @@ def _pairs(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
 
 def model_card(record: RunRecord) -> str:
     """Return the model card as Markdown with the YAML header that model hubs read."""
-    evaluation = record.evaluation
+    evaluation, of_folds = record.shown, _of_folds(record)
     header: dict[str, Any] = {"library_name": "keras", "pipeline_tag": "image-classification"}
     header["tags"] = ["image-classification", "transfer-learning", "keras", _network(record)]
     if evaluation is not None:
         metrics = {"accuracy": evaluation.accuracy, "f1": evaluation.macro.f1}
         result = {
             "task": {"type": "image-classification"},
-            "dataset": {"name": record.config.data, "type": "imagefolder", "split": "test"},
+            "dataset": {"name": record.config.data, "type": "imagefolder"}
+            | ({} if of_folds else {"split": "test"}),
             "metrics": [{"type": kind, "value": round(value, 4)} for kind, value in metrics.items()],
         }
         header["model-index"] = [{"name": record.name, "results": [result]}]
@@ -386,6 +417,7 @@ def model_card(record: RunRecord) -> str:
         record=record,
         lead=_lead(record),
         evaluation=evaluation,
+        num_folds=len(record.cross_validation.fold_accuracies) if record.cross_validation and of_folds else 0,
         interval=percent_range(evaluation.interval, 1) if evaluation else "",
         lowest_f1=_lowest_f1(evaluation, 5) if evaluation else [],
         findings=[finding.text for finding in record.data.findings] if record.data else [],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transfer.adviser.cross_validation import CrossValidation
 from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config
 from transfer.evaluation.evaluation import Evaluation
@@ -16,13 +17,15 @@ from transfer.results.file_names import (
     DATA,
     EVALUATION,
     FIGURES,
+    FOLDS,
     METRICS,
     MODEL,
+    OUT_OF_FOLD,
     PREDICTIONS,
     STEPS,
 )
 from transfer.results.finished_runs import missing_run, read_json
-from transfer.results.prediction_files import read_predictions
+from transfer.results.prediction_files import read_out_of_fold, read_predictions
 from transfer.results.run_folders import final_folder
 
 _MAX_BYTES = 2**25  # of a PNG file
@@ -41,6 +44,14 @@ class RunRecord:
     data: DataReport | None
     steps: list[dict[str, Any]]  # of a run that was improved while its time budget lasted
     figures: dict[str, bytes]  # PNG files by figure name
+    cross_validation: CrossValidation | None = None  # without its label issues
+    folds: dict[str, Any] = field(default_factory=dict)  # cross_validation.json
+
+    @property
+    def shown(self) -> Evaluation | None:
+        """The evaluation of the test images, or the out-of-fold predictions if there are no test images."""
+        result = self.cross_validation
+        return result.evaluation if self.evaluation is None and result is not None else self.evaluation
 
     @property
     def name(self) -> str:
@@ -56,7 +67,7 @@ def read_record(folder: str | Path) -> RunRecord:
     for name in (METRICS, CONFIG):
         if not (place / name).is_file():
             raise InputError(f"Expected the folder of a finished run. {place} has no {name}.")
-    data, predictions = read_json(place / DATA), place / PREDICTIONS
+    data, predictions, out_of_fold = read_json(place / DATA), place / PREDICTIONS, place / OUT_OF_FOLD
     return RunRecord(
         folder=place,
         metrics=read_json(place / METRICS) or {},
@@ -67,6 +78,8 @@ def read_record(folder: str | Path) -> RunRecord:
         steps=(read_json(place / STEPS) or {}).get("steps", []),
         data=None if data is None else DataReport.from_dict(data),
         figures={name: _png(path) for name in FIGURES if (path := place / f"{name}.png").is_file()},
+        cross_validation=read_out_of_fold(out_of_fold) if out_of_fold.is_file() else None,
+        folds=read_json(place / FOLDS) or {},
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from transfer.adviser.advice import Advice
+from transfer.adviser.cross_validation import CrossValidation
 from transfer.adviser.label_issues import LabelIssue
 from transfer.common.errors import InputError, one_line, optional
 from transfer.common.files import replacing, write_text
@@ -50,6 +51,8 @@ class RunResults:
     seconds: float
     # First line of config.yaml.
     comment: str = ""
+    # None without folds.
+    cross_validation: CrossValidation | None = None
 
 
 def write_run(folder: Path, results: RunResults) -> None:
@@ -64,6 +67,9 @@ def write_run(folder: Path, results: RunResults) -> None:
     if evaluation is not None:
         write_predictions(folder / file_names.PREDICTIONS, evaluation)
         write_evaluation(folder / file_names.EVALUATION, evaluation, results.label_issues)
+    if (result := results.cross_validation) is not None:
+        write_predictions(folder / file_names.OUT_OF_FOLD, result.evaluation, result.folds)
+        _write_json(folder / file_names.FOLDS, result.to_dict())
     write_metrics(folder, {**results.metrics, "seconds_total": round(results.seconds, 3)})
 
 
@@ -89,7 +95,10 @@ def _write_model(path: Path, model: keras.Model, data: ImageData) -> None:
 
 def write_evaluation(path: Path, evaluation: Evaluation, label_issues: Sequence[LabelIssue]) -> None:
     """Write an evaluation and its label issues as JSON."""
-    values = {**evaluation.to_dict(), "label_issues": [issue._asdict() for issue in label_issues]}
+    _write_json(path, {**evaluation.to_dict(), "label_issues": [issue._asdict() for issue in label_issues]})
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -14,6 +14,7 @@ import keras
 
 from transfer.adviser.advice import Advice
 from transfer.adviser.choice import advised_metrics
+from transfer.adviser.label_issues import label_issues_of
 from transfer.cases.decisions import CaseDecision, decision_of, find_decision
 from transfer.cases.policies import OPTIMIZERS, POLICIES, PRECISIONS, SCRATCH_LEARNING_RATE, Case
 from transfer.common.arguments import explain_arguments
@@ -147,7 +148,7 @@ def results_of(
         training=training,
         evaluation=evaluation,
         metrics={**collected, "model": config.model, "temperature": None, **metrics},
-        label_issues=run_metrics.label_issues_of(evaluation),
+        label_issues=label_issues_of(evaluation),
         seconds=seconds,
         comment=comment,
     )
