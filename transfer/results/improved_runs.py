@@ -20,7 +20,7 @@ from transfer.anytime.run import AnytimeRun
 from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, save_config
 from transfer.evaluation.evaluate import evaluate, scale_head
-from transfer.evaluation.metrics import fit_temperature
+from transfer.evaluation.metrics import averaged_probabilities, fit_temperature
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import describe_changes
 from transfer.networks.gradients import averaged_models
@@ -112,6 +112,14 @@ class ImprovedRun:
             temperature = fit_temperature(candidate.labels, *candidate.probabilities)
             scale_head(model, temperature)
         evaluation = evaluate(model, data, **options) if len(data.test) else None
+        limits = saved_runs.limits_of(
+            model,
+            data,
+            evaluation,
+            engine=self.config.engine,
+            held_out=(averaged_probabilities(candidate.probabilities, temperature or 1.0), candidate.labels),
+            known=candidate.known,
+        )
         kept = history.steps[-1]
         metrics = {
             "model": candidate.network,
@@ -122,8 +130,9 @@ class ImprovedRun:
         }
         config = replace(self.config, output=None, resume=False)
         results = saved_runs.results_of(
-            config, model, data, candidate.training, evaluation, metrics=metrics, seconds=self.clock.seconds
-        )
+            config, model, data, candidate.training, evaluation,
+            metrics=metrics, seconds=self.clock.seconds, limits=limits,
+        )  # fmt: skip
 
         def write(place: Path) -> None:
             run_writer.write_run(place, results)
