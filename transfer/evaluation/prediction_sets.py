@@ -41,7 +41,7 @@ def set_threshold(scores: np.ndarray, coverage: float) -> float:
         raise InputError(f"Expected a coverage between 0 and 1, such as 0.9. Received: {coverage!r}.")
     threshold = conformal_quantile(scores, coverage)
     if threshold is None:
-        needed = math.ceil(coverage / (1 - coverage) - 1e-9)
+        needed = math.ceil(coverage / (1 - coverage) * (1 - 1e-9))
         possible = possible_coverage(len(scores))
         raise InputError(
             f"Expected {needed:,} validation images or more for a coverage of {coverage:g}. Received a run with "
