@@ -69,7 +69,7 @@ def test_a_reference_is_small(data, monkeypatch):
     monkeypatch.setattr(references, "MAX_BYTES", 10 * compared_width(model))
     reference = reference_of(model, data, engine="keras")
     assert len(reference.directions) == 10
-    monkeypatch.setattr(references, "MAX_IMAGES", 9)
+    monkeypatch.setattr(references.unknown, "MAX_IMAGES", 9)
     assert len(reference_of(model, data, engine="keras").directions) == 9
 
 

@@ -37,9 +37,6 @@ from transfer.networks import surgery
 from transfer.networks.gradients import averaged_models
 from transfer.networks.graphs import graph
 
-MAX_IMAGES = 1000
-"""Largest number of training images, of validation images and of test images that are compared."""
-
 MAX_BYTES = 3 * 2**19
 """Largest size of the training images' features: 1.5 MB, 1,228 images of EfficientNetLite0."""
 
@@ -87,7 +84,7 @@ def reference_of(
 ) -> Reference:
     """Compare the training images of a model; `held_out` has probabilities and labels in place of the model's own."""
     width = compared_width(model)
-    most = max(2, min(MAX_IMAGES, MAX_BYTES // width))
+    most = max(2, min(unknown.MAX_IMAGES, MAX_BYTES // width))
     train = data.train.take(unknown.spread_over_classes(data.train.labels, most).tolist())
     val = sample(data.val)
     frozen = frozen_feature_extractor(model) is not None
@@ -105,7 +102,7 @@ def reference_of(
 
 def sample(split: Split) -> Split:
     """Return a split, or a part of a large one."""
-    return split.take(unknown.spread_over_classes(split.labels, MAX_IMAGES).tolist())
+    return split.take(unknown.spread_over_classes(split.labels, unknown.MAX_IMAGES).tolist())
 
 
 @contextlib.contextmanager

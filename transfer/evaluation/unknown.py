@@ -15,6 +15,9 @@ within 0.3 points of AUROC; more are worse for classes of few images."""
 FALSE_ALARMS = 0.05
 """Fraction of images of the known classes that the threshold marks as unknown."""
 
+MAX_IMAGES = 1000
+"""Largest number of training images, of validation images and of test images that are compared."""
+
 _WHOLE = 127  # the largest value of int8
 
 
