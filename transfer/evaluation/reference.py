@@ -146,8 +146,8 @@ def with_features(model: keras.Model) -> keras.Model:
 
 def compared_width(model: keras.Model) -> int:
     """Return the number of features that are compared: of a head on several layers, those of the last layer."""
-    # The features of earlier layers tell drawings from photos, but hardly one class from another: on held-out classes,
-    # all layers together detected less than the last one, with an AUROC of 0.70 against 0.76.
+    # In `tests/benchmarks/unknown.py`, all layers together have an AUROC of 0.741 on held-out classes and of 0.961 on
+    # other data sets; the last layer has 0.764 and 0.998.
     nodes = graph(averaged_models(model)[-1])
     joined = nodes[nodes[-1].parents[0]]
     parts = [nodes[parent] for parent in joined.parents]
