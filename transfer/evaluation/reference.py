@@ -32,6 +32,7 @@ from transfer.frozen.extraction import (
 )
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.openvino_engine import in_float
+from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData, Split
 from transfer.networks import surgery
 from transfer.networks.gradients import averaged_models
@@ -125,7 +126,7 @@ def _extraction(
 
         yield run_frozen
         return
-    joined = with_features(model)
+    joined = with_features(local_copy(model))
     with tempfile.TemporaryDirectory(prefix="transfer-features-") as folder:
         options |= {"cache": FeatureCache(Path(folder)), "precision": "float32"}
 

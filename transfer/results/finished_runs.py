@@ -5,6 +5,7 @@ Run folders may come from anywhere: no code in them is executed, and links out o
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, nearest, one_line
 from transfer.common.old_names import renamed
 from transfer.config import TrainConfig, load_config
-from transfer.evaluation.reference import Reference
+from transfer.evaluation.reference import Reference, with_features
 from transfer.images.datasets import ImageData, load_data, load_test, with_pixel_range
 from transfer.images.decoding import RESIZES
 from transfer.images.formats import EXTENSIONS
@@ -77,6 +78,11 @@ class FinishedRun:
         accuracy = self.metrics.get("test_accuracy")
         text = f", test accuracy {accuracy:.1%}" if isinstance(accuracy, int | float) else ""
         return display.one_line(self, f"{display.quoted(self.name)}: {len(self.class_names):,} classes{text}")
+
+    @functools.cached_property
+    def model_with_features(self) -> keras.Model:
+        """The model with two outputs: the features before the head, of an average its last one, and probabilities."""
+        return with_features(self.model)  # kept, because Keras compiles it at the first prediction
 
     @property
     def name(self) -> str:

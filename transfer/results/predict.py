@@ -292,9 +292,7 @@ class Judge:
             scores = required_reference(run, "prediction sets").scores
             self._set_threshold = set_threshold(scores, coverage)
         if self._reference is not None:
-            from transfer.evaluation.reference import with_features
-
-            self.model = with_features(run.model)
+            self.model = run.model_with_features  # type: ignore[union-attr]
 
     def predictions(self, names: Sequence[str], outputs: np.ndarray) -> list[Prediction]:
         """Return the predictions of readable images from a row of features, if compared, and probabilities each."""
