@@ -73,6 +73,16 @@ def test_a_reference_is_small(data, monkeypatch):
     assert len(reference_of(model, data, engine="keras").directions) == 9
 
 
+def test_a_part_of_a_split_has_the_classes_in_their_proportions(data, monkeypatch):
+    monkeypatch.setattr(references.unknown, "MAX_IMAGES", 50)
+    chosen = (
+        np.flatnonzero(data.train.labels == 0).tolist() + np.flatnonzero(data.train.labels == 1)[:6].tolist()
+    )
+    part = references.sample(data.train.take(np.tile(chosen, 20)))
+    assert len(part) == 50 and np.bincount(part.labels)[1] < 15
+    assert len(references.sample(data.val.take(range(9)))) == 9
+
+
 def test_held_out_predictions_replace_those_of_the_model(data):
     model = model_of("head")
     probabilities = np.tile([0.5, 0.3, 0.2], (40, 1))

@@ -45,6 +45,8 @@ class Candidate:
     correct: np.ndarray
     # Features of the images of the pool, if the advice computed them.
     known: KnownFeatures | None = None
+    # Whether the predictions are those of random images. Of a part of a pool, small classes have more images.
+    random: bool = True
 
     @property
     def case(self) -> Case:
@@ -64,7 +66,14 @@ def head_candidate(config: TrainConfig, data: ImageData, head: BestHead, devices
     probabilities[:, classes] = few
     known = KnownFeatures(head.pool.images, features_of(head.sample.taps, head.best.cuts))
     return Candidate(
-        model, training, head.network, [probabilities], classes[labels], head.correct, known=known
+        model,
+        training,
+        head.network,
+        [probabilities],
+        classes[labels],
+        head.correct,
+        known=known,
+        random=head.pool.whole,
     )
 
 

@@ -102,8 +102,10 @@ def reference_of(
 
 
 def sample(split: Split) -> Split:
-    """Return a split, or a part of a large one."""
-    return split.take(unknown.spread_over_classes(split.labels, unknown.MAX_IMAGES).tolist())
+    """Return a split, or a random part of a large one, in which each class has its fraction of the images."""
+    if len(split) <= unknown.MAX_IMAGES:
+        return split
+    return split.take(np.random.default_rng(0).permutation(len(split))[: unknown.MAX_IMAGES].tolist())
 
 
 @contextlib.contextmanager

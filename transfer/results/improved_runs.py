@@ -20,6 +20,7 @@ from transfer.anytime.run import AnytimeRun
 from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, save_config
 from transfer.evaluation.evaluate import evaluate, scale_head
+from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import averaged_probabilities, fit_temperature
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import describe_changes
@@ -112,14 +113,7 @@ class ImprovedRun:
             temperature = fit_temperature(candidate.labels, *candidate.probabilities)
             scale_head(model, temperature)
         evaluation = evaluate(model, data, **options) if len(data.test) else None
-        limits = saved_runs.limits_of(
-            model,
-            data,
-            evaluation,
-            engine=self.config.engine,
-            held_out=(averaged_probabilities(candidate.probabilities, temperature or 1.0), candidate.labels),
-            known=candidate.known,
-        )
+        limits = self._limits(candidate, evaluation, temperature or 1.0)
         kept = history.steps[-1]
         metrics = {
             "model": candidate.network,
@@ -150,6 +144,20 @@ class ImprovedRun:
         if len(history.steps) == 1 and evaluation is not None:
             text = "A complete run is in %s. Test accuracy: %.1f%% on %d held-out images."
             log.info(text, final, 100 * evaluation.accuracy, len(data.test))
+
+    def _limits(
+        self, candidate: Candidate, evaluation: Evaluation | None, temperature: float
+    ) -> saved_runs.Limits:
+        """Return the reference of a model, and how its thresholds do on the test images."""
+        held_out = (
+            None  # `fit` trained the model without the validation images: its own predictions are held out
+        )
+        if candidate.random:
+            probabilities = averaged_probabilities(candidate.probabilities, temperature)
+            held_out = probabilities, candidate.labels
+        options: dict[str, Any] = {"engine": self.config.engine, "known": candidate.known}
+        options["held_out"] = held_out
+        return saved_runs.limits_of(candidate.model, self.data, evaluation, **options)
 
     def _note(self, results: RunResults, history: History) -> None:
         """Note what the folder now holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -326,7 +327,7 @@ def required_reference(run: FinishedRun | TrainedModel, what: str) -> Reference:
         return reference
     folder = getattr(run, "folder", None)
     again = (
-        f"Train it again: python -m transfer.train --config {folder}/{CONFIG}"
+        f"Train it again: python -m transfer.train --config {shlex.quote(str(folder / CONFIG))}"
         if folder is not None and getattr(run, "config", None) is not None
         else "Pass the folder of a run that this version trained"
     )
