@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from transfer.common import streams
 from transfer.common.commands import add_model_options, run_command
@@ -20,6 +22,7 @@ from transfer.results.file_names import SPLIT
 
 if TYPE_CHECKING:
     from transfer.evaluation.evaluation import Evaluation
+    from transfer.images.datasets import ImageData
     from transfer.results.finished_runs import FinishedRun
 
 
@@ -52,6 +55,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     strategies.start_quietly()
     from transfer.adviser.label_issues import label_issues_of
     from transfer.evaluation.evaluate import evaluate
+    from transfer.evaluation.reference import limit_notes
     from transfer.images.split_file import training_digests
     from transfer.results import run_pages, run_writer
     from transfer.results.finished_runs import load_run
@@ -66,13 +70,16 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     with _without_warning():
         evaluation = replace(evaluate(run.model, data, engine=parsed.engine), seen=seen)
     issues = label_issues_of(evaluation)
+    limits = _limits(parsed, run, data, evaluation)
     streams.print_text(evaluation.to_text())
+    notes = limit_notes(limits)
+    streams.print_text("".join(f"{note}\n" for note in notes))
     for issue in issues[:5]:
         streams.print_text(
             f"Possible label issue: {issue.name} is labeled {issue.label}, more likely {issue.likely}\n"
         )
     if parsed.json:
-        run_writer.write_evaluation(Path(parsed.json), evaluation, issues)
+        run_writer.write_evaluation(Path(parsed.json), evaluation, issues, limits)
     if parsed.csv:
         write_predictions(Path(parsed.csv), evaluation)
     if parsed.html:
@@ -80,7 +87,7 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
         from transfer.results import run_figures
 
         figures = dict(draw_each(run_figures.evaluation_drawings(run.model, data, evaluation)))
-        page = run_pages.evaluation_page(f"{run.name} on {data.name}", evaluation, issues, figures)
+        page = run_pages.evaluation_page(f"{run.name} on {data.name}", evaluation, issues, figures, notes)
         write_text(Path(parsed.html), page)
     return evaluation
 
@@ -96,6 +103,25 @@ def _no_test_images(run: FinishedRun) -> InputError:
         f"accuracy on them would be too high.{by_folds} Pass other labeled images: python -m transfer.evaluate "
         f"{run.folder} path/to/new-images."
     )
+
+
+def _limits(
+    parsed: argparse.Namespace, run: FinishedRun, data: ImageData, evaluation: Evaluation
+) -> dict[str, Any]:
+    """Measure the thresholds of a run on the test images, and on the images of no class that a flag names."""
+    from transfer.evaluation.reference import measured
+    from transfer.frozen.openvino_engine import in_float
+    from transfer.results.predict import predict, required_reference
+
+    if run.reference is None and parsed.unknown is None and parsed.coverage is None:
+        return {}
+    flag = "--unknown" if parsed.unknown is not None else "--coverage"
+    reference, others = required_reference(run, flag), None
+    if parsed.unknown is not None:
+        found = predict(run, parsed.unknown, engine=in_float(parsed.engine))
+        others = np.array([one.distance for one in found if one.distance is not None])
+    options = {"engine": parsed.engine, "coverage": parsed.coverage, "others": others}
+    return measured(reference, run.model, data, evaluation, **options)
 
 
 @contextlib.contextmanager
@@ -119,6 +145,10 @@ def _parser() -> Parser:
     data = "labeled images, in any form that training takes (default: the run's own test images)"
     parser.add_place()
     parser.add_argument("--data", metavar="DATA", help=data)
+    unknown = "images of no class: measure how many of them --abstain of predict marks as unknown"
+    parser.add_argument("--unknown", metavar="IMAGES", help=unknown)
+    coverage = "measure prediction sets with this coverage, such as 0.9 (default: 0.9, if the run allows it)"
+    parser.add_argument("--coverage", type=float, metavar="X", help=coverage)
     parser.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the prediction for each image as CSV")
     parser.add_argument("--html", metavar="FILE", help="write a page with figures and images")

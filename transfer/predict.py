@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from transfer.common import streams
 from transfer.common.commands import add_model_options, run_command
@@ -17,7 +18,7 @@ from transfer.common.files import check_folder
 from transfer.common.parsers import Parser
 from transfer.images.image_inputs import Image, find_images
 from transfer.images.path_list import read_paths
-from transfer.results.predict import Prediction, predictions
+from transfer.results.predict import Prediction, predictions, required_reference
 
 FORMATS = ("table", "csv", "json")
 
@@ -70,12 +71,19 @@ def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
     from transfer.distributed import strategies
 
     strategies.start_quietly()
+    from transfer.evaluation.prediction_sets import set_threshold
     from transfer.results.finished_runs import load_run
 
     run = load_run(parsed.run, custom_objects=parsed.custom_objects, class_names=parsed.class_names)
-    print_row, finish = _printer(parsed.format, min(parsed.top, len(run.class_names)))
+    if parsed.abstain:
+        required_reference(run, "--abstain")
+    if parsed.coverage is not None:  # raise before the first line of output
+        set_threshold(required_reference(run, "--coverage").scores, parsed.coverage)
+    top = min(parsed.top, len(run.class_names))
+    options = {"abstain": parsed.abstain, "sets": parsed.coverage is not None}
+    print_row, finish = _printer(parsed.format, top, **options)
     skipped, good = [], []
-    for prediction in predictions(run, items, engine=parsed.engine, progress=True):
+    for prediction in predictions(run, items, engine=parsed.engine, coverage=parsed.coverage, progress=True):
         print_row(prediction)
         if prediction.problem:
             skipped.append(prediction.name)
@@ -90,29 +98,19 @@ def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
     return skipped
 
 
-def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Callable[[], None]]:
+def _printer(
+    format: str, top: int, *, abstain: bool, sets: bool
+) -> tuple[Callable[[Prediction], None], Callable[[], None]]:
     """Return a function that prints a prediction, and one that prints the end of the output."""
     write = sys.stdout.write
     if format == "csv":
-        from transfer.results.prediction_files import as_csv
-
-        write(
-            as_csv([("path", *(f"{name}{i + 1}" for i in range(top) for name in ("class", "probability")))])
-        )
-
-        def print_csv(prediction: Prediction) -> None:
-            cells = [cell for name, value in prediction.top(top) for cell in (name, f"{value:.6f}")]
-            write(as_csv([(prediction.name, *cells, *[""] * (2 * top - len(cells)))]))
-
-        return print_csv, lambda: None
+        return _csv_printer(top, abstain=abstain, sets=sets), lambda: None
     if format == "json":
         separator = "[\n"
 
         def print_json(prediction: Prediction) -> None:
             nonlocal separator
-            classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.top(top)]
-            row = {"path": prediction.name, "classes": classes}
-            row |= {"problem": prediction.problem} if prediction.problem else {}
+            row = _json_row(prediction, top, abstain=abstain)
             write(separator + json.dumps(row, ensure_ascii=not streams.writes_unicode(sys.stdout)))
             separator = ",\n"
 
@@ -122,10 +120,44 @@ def _printer(format: str, top: int) -> tuple[Callable[[Prediction], None], Calla
         return print_json, finish
 
     def print_line(prediction: Prediction) -> None:
-        shown = "  ".join(f"{name} {value:.1%}" for name, value in prediction.top(top))
-        write(f"{prediction.name}  {shown}\n" if shown else "")
+        shown = prediction.top(len(prediction.prediction_set or ()) or top)
+        cells = [f"{name} {value:.1%}" for name, value in shown]
+        if abstain and prediction.known is False:
+            cells.insert(0, "unknown")
+        write("  ".join([prediction.name, *cells]) + "\n" if shown else "")
 
     return print_line, lambda: None
+
+
+def _csv_printer(top: int, *, abstain: bool, sets: bool) -> Callable[[Prediction], None]:
+    """Print the header of CSV, and return a function that prints a prediction."""
+    from transfer.results.prediction_files import as_csv
+
+    header = ["path", *(f"{name}{i + 1}" for i in range(top) for name in ("class", "probability"))]
+    sys.stdout.write(as_csv([[*header, *["known"] * abstain, *["prediction_set"] * sets]]))
+
+    def print_csv(prediction: Prediction) -> None:
+        cells = [cell for name, value in prediction.top(top) for cell in (name, f"{value:.6f}")]
+        cells += [""] * (2 * top - len(cells))
+        if abstain:
+            cells.append("" if prediction.known is None else str(prediction.known).lower())
+        if sets:  # names may contain any separator, so that this cell is JSON
+            found = prediction.prediction_set
+            cells.append("" if found is None else json.dumps(found, ensure_ascii=False))
+        sys.stdout.write(as_csv([(prediction.name, *cells)]))
+
+    return print_csv
+
+
+def _json_row(prediction: Prediction, top: int, *, abstain: bool) -> dict[str, Any]:
+    """Return a prediction as a JSON object."""
+    classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.top(top)]
+    row: dict[str, Any] = {"path": prediction.name, "classes": classes}
+    if abstain and prediction.distance is not None:
+        row |= {"known": prediction.known, "distance": round(prediction.distance, 6)}
+    if prediction.prediction_set is not None:
+        row["prediction_set"] = list(prediction.prediction_set)
+    return row | ({"problem": prediction.problem} if prediction.problem else {})
 
 
 def _parser() -> Parser:
@@ -140,6 +172,10 @@ def _parser() -> Parser:
     )
     parser.add_argument("image", nargs="+", metavar="IMAGE", help=images)
     parser.add_argument("--top", type=int, default=3, help="number of classes to print (default: 3)")
+    abstain = "mark images that are far from all training images as unknown, and about 5%% of the others"
+    parser.add_argument("--abstain", action="store_true", help=abstain)
+    coverage = "show sets of classes that contain the true class with this probability, such as 0.9"
+    parser.add_argument("--coverage", type=float, metavar="X", help=coverage)
     parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
     folder = "write Grad-CAM heat maps to this folder (default: gradcam)"
     parser.add_argument("--gradcam", nargs="?", const="gradcam", metavar="DIR", help=folder)

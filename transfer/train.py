@@ -127,7 +127,7 @@ def _train_once(
     from transfer.cases.builders import build
     from transfer.evaluation.evaluate import calibrate, evaluate
     from transfer.results import rescue, run_writer
-    from transfer.results.saved_runs import results_of, write_report
+    from transfer.results.saved_runs import limits_of, results_of, write_report
     from transfer.training.fit import fit
 
     choice, advice, sample = _choose(config, data, base, resume_from)
@@ -151,12 +151,13 @@ def _train_once(
         )
         temperature = calibrate(model, data, **chosen.evaluate_options()) if config.calibrate else None
         evaluation = evaluate(model, data, **chosen.evaluate_options()) if len(data.test) else None
+        limits = limits_of(model, data, evaluation, engine=config.engine)
         results = None
         if process_group.current_group().is_chief:
             results = results_of(
                 replace(chosen, output=None, resume=False), model, data, training, evaluation,
                 metrics={"model": config.model, **choice.advised, "temperature": temperature},
-                seconds=clock.seconds,
+                seconds=clock.seconds, limits=limits,
             )  # fmt: skip
             rescue.write_somewhere(folder, partial(run_writer.write_run, results=results))
     # From here on, the run is complete: an interrupt or a crash loses only its figures and pages.

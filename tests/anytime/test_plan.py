@@ -60,7 +60,7 @@ def test_steps_come_in_a_fixed_order_and_each_once(planner):
     assert (step.kind, step.training_size, step.epochs) == (Kind.FINE_TUNING, 224, FINE_TUNING_STEPS // 10)
     now = replace(now, taken=(*now.taken, step), fine_tuned=True)
     assert planner.next_step(now, 1e6).kind is Kind.LONGER
-    assert planner.next_step(now, 10).kind is Kind.AVERAGE
+    assert planner.next_step(now, 20).kind is Kind.AVERAGE
     assert planner.next_step(replace(now, average=False), 10) is None
 
 

@@ -86,13 +86,22 @@ def test_steps_improve_a_run_that_is_complete(shapes, elsewhere, capsys):
     last = read_history(elsewhere / "run" / "steps.json").kept
     assert metrics["case"] == last.case and metrics["expected_accuracy"] == last.accuracy
     assert metrics["image_size"] == [last.image_size] * 2
-    assert {"report.html", "advice.json", "model.keras", "README.md"} <= set(os.listdir("run"))
+    files = {"report.html", "advice.json", "model.keras", "README.md", "reference.npz"}
+    assert files <= set(os.listdir("run"))
+    assert "are marked as unknown" in (elsewhere / "run" / "report.html").read_text()
     assert not (elsewhere / ".run.partial").exists()
     assert main(command) == 0
     assert "This run is complete. To improve it, choose a larger --time-budget" in capsys.readouterr().out
     (elsewhere / "run" / "steps.json").write_text("{")
     assert main(command) == 2
     assert "its steps.json is damaged" in capsys.readouterr().err
+
+
+def test_out_of_fold_predictions_of_all_images_set_the_size_of_prediction_sets(shapes, elsewhere):
+    assert main([str(shapes), *QUICK, *SMALL, "--time-budget", "1s"]) == 0
+    run = load_run(elsewhere / "run")
+    assert len(run.reference.scores) == run.metrics["num_train"] + run.metrics["num_val"]
+    assert len(run.reference.directions) == run.metrics["num_train"]
 
 
 def test_the_figures_of_several_steps_are_drawn_once_and_after_the_accuracy(shapes, monkeypatch, capsys):

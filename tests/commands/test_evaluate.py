@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from helpers.images import STRANGE
+from PIL import Image
 
 from transfer.evaluate import main
 from transfer.images.split_file import read_split
@@ -77,3 +79,29 @@ def test_new_images_cause_no_warning(evaluated, strange_folder, strange_run, tmp
 def test_missing_data_are_reported(evaluated, tmp_path):
     code, _, err = evaluated("--data", tmp_path / "nothing")
     assert code == 2 and "nothing" in err
+
+
+def test_thresholds_are_measured_on_test_images_and_on_images_of_no_class(evaluated, strange_run, tmp_path):
+    stored = json.loads((strange_run / "evaluation.json").read_text())
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 2, (24, 24, 1)) * np.full(3, 255)
+        Image.fromarray(pixels.astype("uint8")).save(tmp_path / f"{i}.png")
+    file = tmp_path / "out.json"
+    code, out, _ = evaluated(
+        "--unknown", tmp_path, "--coverage", 0.8, "--json", file, "--html", tmp_path / "page.html"
+    )
+    values = json.loads(file.read_text())
+    assert code == 0 and values["unknown"]["num_unknown"] == values["unknown"]["num_detected"] == 4
+    assert values["unknown"]["num_abstained"] == stored["unknown"]["num_abstained"]
+    assert values["unknown"]["auroc"] > 0.95 and values["prediction_sets"]["coverage"] == 0.8
+    assert "Of 4 images of no class, 100.0% are marked" in out
+    assert "coverage of 80%" in out and "coverage of 80%" in (tmp_path / "page.html").read_text()
+    report = (strange_run / "report.html").read_text()
+    assert "test images" in report and "are marked as unknown" in report and "coverage of 90%" in report
+
+
+def test_a_run_without_a_reference_is_evaluated(strange_run, tmp_path, capsys):
+    old = shutil.copytree(strange_run, tmp_path / "old")
+    (old / "reference.npz").unlink()
+    assert main([str(old)]) == 0 and "unknown" not in capsys.readouterr().out
+    assert main([str(old), "--coverage", "0.9"]) == 2 and "Train it again" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -251,3 +252,78 @@ def test_heat_maps_are_written_to_their_folder(strange_run, strange_folder, tmp_
     assert code == 0 and len(list(place.iterdir())) == 3
     for file in place.iterdir():
         assert np.asarray(Image.open(file).convert("L")).std() > 5
+
+
+def unlike(strange_folder, tmp_path):
+    """Write an image that is unlike those of the run, and return it with one of the run."""
+    pixels = np.random.default_rng(0).integers(0, 2, (24, 24, 1)) * np.full(3, 255)
+    Image.fromarray(pixels.astype("uint8")).save(tmp_path / "other.png")
+    return tmp_path / "other.png", sorted(strange_folder.rglob("*.png"))[0]
+
+
+def test_images_of_no_class_are_marked(strange_run, strange_folder, tmp_path, capsys):
+    other, own = unlike(strange_folder, tmp_path)
+    run = load_run(strange_run)
+    first, second = predict(run, [other, own])
+    assert first.known is False and second.known is True and first.distance > second.distance
+    assert predict(strange_run, [own]).to_dataframe()["known"].tolist() == [True]
+    assert [one.known for one in predict(run.model, [other])] == [None]
+    code, out, _ = run_command(capsys, strange_run, other, own, "--abstain")
+    assert code == 0 and ["unknown" in line for line in out.splitlines()] == [True, False]
+    assert "unknown" not in run_command(capsys, strange_run, other)[1]
+    _, out, _ = run_command(capsys, strange_run, other, own, "no/such.png", "--abstain", "--format", "csv")
+    assert [row["known"] for row in csv.DictReader(io.StringIO(out))] == ["false", "true", ""]
+    rows = json.loads(run_command(capsys, strange_run, other, own, "--abstain", "--format", "json")[1])
+    assert [row["known"] for row in rows] == [False, True] and rows[0]["distance"] > rows[1]["distance"]
+
+
+def test_sets_contain_the_true_class_as_often_as_wanted(strange_run, strange_folder, capsys):
+    run = load_run(strange_run)
+    data = run.data()
+    predicted = run.predict(data.test, coverage=0.8)
+    names = [data.class_names[label] for label in data.test.labels]
+    covered = [name in one.prediction_set for name, one in zip(names, predicted, strict=True)]
+    assert np.mean(covered) >= 0.7 and all(one.prediction_set[0] == one.label for one in predicted)
+    assert predict(run, data.test)[0].prediction_set is None
+    files = sorted(strange_folder.rglob("*.png"))[:2]
+    sizes = [len(one.prediction_set) for one in run.predict(files, coverage=0.9)]
+    _, out, _ = run_command(capsys, strange_run, *files, "--coverage", 0.9)
+    assert [line.count("%") for line in out.splitlines()] == sizes
+    for form, read in (("json", json.loads), ("csv", lambda text: [*csv.DictReader(io.StringIO(text))])):
+        rows = read(run_command(capsys, strange_run, *files, "--coverage", 0.9, "--format", form)[1])
+        found = [row["prediction_set"] for row in rows]
+        assert [len(json.loads(one) if form == "csv" else one) for one in found] == sizes
+
+
+def test_without_a_reference_the_options_say_what_to_do(strange_run, strange_folder, tmp_path, capsys):
+    old = shutil.copytree(strange_run, tmp_path / "old")
+    (old / "reference.npz").unlink()
+    file = next(strange_folder.rglob("*.png"))
+    assert run_command(capsys, old, file)[0] == 0 and predict(old, file)[0].known is None
+    for option in (["--abstain"], ["--coverage", 0.9]):
+        code, out, err = run_command(capsys, old, file, *option)
+        assert code == 2 and out == "" and f"--config {old}/config.yaml" in err
+    with pytest.raises(InputError, match="Pass the folder of a run"):
+        predict(load_run(old).model, file, coverage=0.9)
+    code, out, err = run_command(capsys, strange_run, file, "--coverage", 0.9999, "--format", "csv")
+    assert code == 2 and out == "" and "9,999 validation images or more" in err
+
+
+def test_a_damaged_reference_is_reported(strange_run, strange_folder, tmp_path, capsys):
+    damaged = shutil.copytree(strange_run, tmp_path / "damaged")
+    whole = (damaged / "reference.npz").read_bytes()
+    for content in (whole[:100], b"", b"no archive"):
+        (damaged / "reference.npz").write_bytes(content)
+        with pytest.raises(InputError, match=r"Cannot read .*reference\.npz.* Or delete it"):
+            load_run(damaged)
+    arrays = dict(np.load(strange_run / "reference.npz"))
+    for change in ({"directions": arrays["directions"][:, 0]}, {"distances": np.full(3, np.nan)}):
+        np.savez(damaged / "reference.npz", **(arrays | change))
+        with pytest.raises(InputError, match="Cannot read"):
+            load_run(damaged)
+    np.savez_compressed(damaged / "reference.npz", **(arrays | {"scores": np.zeros(2**22)}))
+    with pytest.raises(InputError, match="more than"):
+        load_run(damaged)
+    np.savez(damaged / "reference.npz", **(arrays | {"directions": np.ones((4, 9999), "int8")}))
+    with pytest.raises(InputError, match="different runs"):
+        predict(damaged, next(strange_folder.rglob("*.png")))

@@ -22,6 +22,7 @@ FILES = {
     "model.keras",
     "config.yaml",
     "labels.txt",
+    "reference.npz",
     "split.csv",
     "data.json",
     "report.html",

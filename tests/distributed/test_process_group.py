@@ -173,3 +173,4 @@ def test_the_command_chooses_a_case_on_several_workers(tmp_path):
     assert "2 workers" in first and "Test accuracy" in first and "Results: run" in first
     assert "Test accuracy" not in second and "Results:" not in second
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test_accuracy"] > 0.9
+    assert (tmp_path / "run" / "reference.npz").is_file()

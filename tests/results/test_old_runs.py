@@ -67,6 +67,14 @@ def test_the_evaluate_command_measures_the_old_run(old_run, tmp_path, capsys):
     assert values["num_images"] == 6 and values["label_issues"] == []
 
 
+def test_the_old_run_does_not_know_its_training_images(old_run):
+    from transfer.predict import main
+
+    image = next(Path("colors").rglob("*.png"))
+    assert load_run(old_run).reference is None and predict(old_run, image)[0].known is None
+    assert main([str(old_run), str(image)]) == 0 and main([str(old_run), str(image), "--abstain"]) == 2
+
+
 def test_the_report_is_written_from_the_old_files(old_run):
     from transfer.report import main
 

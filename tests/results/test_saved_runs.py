@@ -22,6 +22,7 @@ from transfer.results.predict import predict
 from transfer.results.saved_runs import save_run
 from transfer.training.fit import fit
 from transfer.training.recipes import Recipe
+from transfer.training.solved_again import solve_again
 
 NAMES = tuple(COLORS)
 ONLY_WITH_ADVICE = {"advice.json", "four_cases.png", "layer_curve.png"}
@@ -247,3 +248,16 @@ def test_a_model_with_custom_layers_is_saved_with_a_warning(untested, tmp_path, 
     again = load_run(tmp_path / "run", custom_objects={"Twice": Twice})
     for one, other in zip(run.predict(data.val), again.predict(data.val), strict=True):
         np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
+
+
+def test_sets_of_a_head_that_saw_the_validation_images_use_held_out_predictions(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (120, 24, 24, 3)).astype("uint8"), np.arange(120) % 3
+    data = load_data((images, labels), val=40, test=0, near_duplicates=False)
+    model = large_similar(make_tiny(), 3, preprocessing="tf")
+    log = fit(model, data, epochs=1, verbose=0)
+    again = solve_again(model, data, engine="keras")
+    run = save_run(again.model, again.data, [log, again.log], tmp_path / "run")
+    expected = 1 - again.val_probabilities[np.arange(len(data.val)), data.val.labels]
+    np.testing.assert_allclose(run.reference.scores, np.sort(expected), atol=1e-6)
+    assert (log + again.log + log).val_probabilities is None

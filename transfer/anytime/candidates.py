@@ -18,6 +18,8 @@ from transfer.cases.decisions import decision_of
 from transfer.cases.policies import Case
 from transfer.common.streams import progress_bar
 from transfer.config import TrainConfig, seconds_of
+from transfer.frozen.extraction import KnownFeatures
+from transfer.frozen.head_choice import features_of
 from transfer.images.datasets import ImageData
 from transfer.training.averaging import average
 from transfer.training.fit import fit
@@ -41,6 +43,10 @@ class Candidate:
     labels: np.ndarray
     # For each validation image of the pool, whether it is classified correctly.
     correct: np.ndarray
+    # Features of the images of the pool, if the advice computed them.
+    known: KnownFeatures | None = None
+    # Whether the predictions are those of random images. Of a part of a pool, small classes have more images.
+    random: bool = True
 
     @property
     def case(self) -> Case:
@@ -58,7 +64,17 @@ def head_candidate(config: TrainConfig, data: ImageData, head: BestHead, devices
         few, labels = head.val_probabilities, head.val_labels
     probabilities = np.zeros((len(few), data.num_classes))
     probabilities[:, classes] = few
-    return Candidate(model, training, head.network, [probabilities], classes[labels], head.correct)
+    known = KnownFeatures(head.pool.images, features_of(head.sample.taps, head.best.cuts))
+    return Candidate(
+        model,
+        training,
+        head.network,
+        [probabilities],
+        classes[labels],
+        head.correct,
+        known=known,
+        random=head.pool.whole,
+    )
 
 
 def fine_tuned_candidate(

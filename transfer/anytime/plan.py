@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from transfer.anytime.speeds import Speeds
+from transfer.evaluation.unknown import MAX_IMAGES
 from transfer.training.schedules import BATCH_SIZE, MAX_EPOCHS, epochs_for
 
 LARGER_IMAGES = 1.29
@@ -117,6 +118,12 @@ class Situation:
         return any(step.kind == kind and network in ("", step.network) for step in self.taken)
 
     @property
+    def num_compared(self) -> int:
+        """The number of images whose features a fine-tuned model computes for `--abstain` and `--coverage`."""
+        parts = (self.num_train, self.num_chosen - self.num_train, self.num_test)
+        return sum(min(MAX_IMAGES, count) for count in parts)
+
+    @property
     def trainings(self) -> list[Step]:
         """The trainings of the present network."""
         return [step for step in self.taken if step.network == self.network and step.epochs]
@@ -182,7 +189,8 @@ class Planner:
         elif (longer := self._longer(now)) is not None:
             yield longer
         if now.average and now.fine_tuned and not now.averaged:
-            seconds = SECONDS["build"] + 2 * now.num_test * self.forward(now.network, now.image_size)
+            images = 2 * now.num_test + 2 * now.num_compared
+            seconds = SECONDS["build"] + images * self.forward(now.network, now.image_size)
             yield Step(Kind.AVERAGE, now.network, now.image_size, seconds)
 
     def _head(self, now: Situation, kind: Kind, network: str, size: int) -> Step:
@@ -224,7 +232,7 @@ class Planner:
         """Return a step of training with its nominal time, including the head that is solved again and the test."""
         training = epochs * now.per_epoch * self.training_step(now.network, size, now.batch_size)
         training += epochs * (now.num_chosen - now.num_train) * self.forward(now.network, size)
-        images = now.num_chosen + now.num_test
+        images = now.num_chosen + now.num_test + now.num_compared
         after = SECONDS["build"] + images * self.forward(now.network, now.image_size)
         seconds = SECONDS["start"] + training + after
         return Step(kind, now.network, now.image_size, seconds, size, epochs, after)

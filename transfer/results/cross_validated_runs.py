@@ -54,10 +54,12 @@ def cross_validated_run(
         model, used, history = training.final(checkpoints)
         log.info("%s", _describe_final(used))
         evaluation = evaluate(model, used, **config.evaluate_options()) if len(used.test) else None
+        out_of_fold = result.evaluation.probabilities, result.evaluation.labels
+        limits = saved_runs.limits_of(model, used, evaluation, engine=config.engine, held_out=out_of_fold)
         results = replace(
             saved_runs.results_of(
                 replace(config, output=None, resume=False), model, used, history, evaluation,
-                metrics=_metrics(result), seconds=clock.seconds,
+                metrics=_metrics(result), seconds=clock.seconds, limits=limits,
             ),
             cross_validation=result,
         )  # fmt: skip

@@ -5,6 +5,9 @@ METRICS, HISTORY, ADVICE, DATA = "metrics.json", "history.csv", "advice.json", "
 SPLIT, PREDICTIONS, EVALUATION = "split.csv", "predictions.csv", "evaluation.json"
 PAGE, CARD = "report.html", "README.md"
 
+REFERENCE = "reference.npz"
+"""Features of training images and scores of held-out images, for `--abstain` and `--coverage`."""
+
 COMPARISON = "comparison.html"
 """Default name of the page that compares several runs."""
 
@@ -34,6 +37,6 @@ OUT_OF_FOLD, FOLDS = "out_of_fold.csv", "cross_validation.json"
 _TABLES = (METRICS, HISTORY, ADVICE, DATA, SPLIT, PREDICTIONS, EVALUATION, STEPS, OUT_OF_FOLD, FOLDS)
 
 RUN_FILES = frozenset(
-    (MODEL, LABELS, CONFIG, *_TABLES, PAGE, CARD, EXPORTED, *(f"{name}.png" for name in FIGURES))
+    (MODEL, LABELS, CONFIG, REFERENCE, *_TABLES, PAGE, CARD, EXPORTED, *(f"{name}.png" for name in FIGURES))
 )
 """Names of all files and folders in a run's folder."""

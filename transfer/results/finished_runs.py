@@ -5,6 +5,7 @@ Run folders may come from anywhere: no code in them is executed, and links out o
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, nearest, one_line
 from transfer.common.old_names import renamed
 from transfer.config import TrainConfig, load_config
+from transfer.evaluation.reference import Reference, with_features
 from transfer.images.datasets import ImageData, load_data, load_test, with_pixel_range
 from transfer.images.decoding import RESIZES
 from transfer.images.formats import EXTENSIONS
@@ -29,8 +31,9 @@ from transfer.images.pixel_range import BEFORE_0_3, PixelRange
 from transfer.images.split_file import training_digests
 from transfer.networks.arguments import check_classifier
 from transfer.networks.model_files import CustomObjects, saved_model
-from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, SPLIT
+from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, REFERENCE, SPLIT
 from transfer.results.predict import Prediction, predict
+from transfer.results.reference_file import read_reference
 from transfer.training.trained import TrainedModel, check_same_names, checked_names, record
 
 _PIXEL_RANGE = "pixel_range.json"  # an entry of the model's file, so that the range travels with the weights
@@ -56,6 +59,8 @@ class FinishedRun:
         metrics: Contents of `metrics.json`; empty if there is no such file.
         pixel_range: Values of images with more than 8 bits per channel that become 0 and 255, found in the training
             images. None if these have 8 bits; such an image is then scaled by its own values.
+        reference: What `predict` compares images with to mark unknown ones and to make prediction sets. None for runs
+            before version 0.3 and for single files.
 
     Example:
         load_run("runs/emoji-small-similar-1").metrics["test_accuracy"]
@@ -67,6 +72,7 @@ class FinishedRun:
     config: TrainConfig | None
     metrics: dict[str, Any]
     pixel_range: PixelRange | None = None
+    reference: Reference | None = None
 
     def __repr__(self) -> str:
         accuracy = self.metrics.get("test_accuracy")
@@ -75,6 +81,11 @@ class FinishedRun:
             kind, accuracy = "cross-validated accuracy", self.metrics.get("cross_validated_accuracy")
         text = f", {kind} {accuracy:.1%}" if isinstance(accuracy, int | float) else ""
         return display.one_line(self, f"{display.quoted(self.name)}: {len(self.class_names):,} classes{text}")
+
+    @functools.cached_property
+    def model_with_features(self) -> keras.Model:
+        """The model with two outputs: the features before the head, of an average its last one, and probabilities."""
+        return with_features(self.model)  # kept, because Keras compiles it at the first prediction
 
     @property
     def name(self) -> str:
@@ -109,7 +120,7 @@ class FinishedRun:
 
         Args:
             images: One image or several, as `predict` takes them.
-            **options: `engine` and `progress`, as in `predict`.
+            **options: `engine`, `coverage` and `progress`, as in `predict`.
 
         Returns:
             One prediction per image, in the order of the images.
@@ -191,7 +202,10 @@ def load_run(
     if stored and class_names is not None:
         check_same_names(class_names, stored)
     names = stored or _given_names(class_names, file, model)
-    run = FinishedRun(folder, model, names, config, metrics, _pixel_range(file) if stored else None)
+    reference = read_reference(folder / REFERENCE) if file.name == MODEL else None
+    run = FinishedRun(
+        folder, model, names, config, metrics, _pixel_range(file) if stored else None, reference
+    )
     size = model.input_shape[1:3]
     if len(size) == 2 and (None not in size or (config and config.image_size)):
         form = (run.image_size, run.resize, run.pixel_range)

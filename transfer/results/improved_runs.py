@@ -20,7 +20,8 @@ from transfer.anytime.run import AnytimeRun
 from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, save_config
 from transfer.evaluation.evaluate import evaluate, scale_head
-from transfer.evaluation.metrics import fit_temperature
+from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.metrics import averaged_probabilities, fit_temperature
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import describe_changes
 from transfer.networks.gradients import averaged_models
@@ -112,6 +113,7 @@ class ImprovedRun:
             temperature = fit_temperature(candidate.labels, *candidate.probabilities)
             scale_head(model, temperature)
         evaluation = evaluate(model, data, **options) if len(data.test) else None
+        limits = self._limits(candidate, evaluation, temperature or 1.0)
         kept = history.steps[-1]
         metrics = {
             "model": candidate.network,
@@ -122,8 +124,9 @@ class ImprovedRun:
         }
         config = replace(self.config, output=None, resume=False)
         results = saved_runs.results_of(
-            config, model, data, candidate.training, evaluation, metrics=metrics, seconds=self.clock.seconds
-        )
+            config, model, data, candidate.training, evaluation,
+            metrics=metrics, seconds=self.clock.seconds, limits=limits,
+        )  # fmt: skip
 
         def write(place: Path) -> None:
             run_writer.write_run(place, results)
@@ -141,6 +144,20 @@ class ImprovedRun:
         if len(history.steps) == 1 and evaluation is not None:
             text = "A complete run is in %s. Test accuracy: %.1f%% on %d held-out images."
             log.info(text, final, 100 * evaluation.accuracy, len(data.test))
+
+    def _limits(
+        self, candidate: Candidate, evaluation: Evaluation | None, temperature: float
+    ) -> saved_runs.Limits:
+        """Return the reference of a model, and how its thresholds do on the test images."""
+        held_out = (
+            None  # `fit` trained the model without the validation images: its own predictions are held out
+        )
+        if candidate.random:
+            probabilities = averaged_probabilities(candidate.probabilities, temperature)
+            held_out = probabilities, candidate.labels
+        options: dict[str, Any] = {"engine": self.config.engine, "known": candidate.known}
+        options["held_out"] = held_out
+        return saved_runs.limits_of(candidate.model, self.data, evaluation, **options)
 
     def _note(self, results: RunResults, history: History) -> None:
         """Note what the folder now holds."""

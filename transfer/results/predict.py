@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,13 @@ from transfer.common.whole_numbers import at_least
 from transfer.images.decoding import BadImageError
 from transfer.images.image_inputs import Image, decode_image, find_images, path_of
 from transfer.images.pixel_range import PixelRange
+from transfer.results.file_names import CONFIG, REFERENCE
 
 if TYPE_CHECKING:  # Keras is imported only when there are images to predict, so that --help is fast
     import keras
     import pandas
 
+    from transfer.evaluation.reference import Reference
     from transfer.results.finished_runs import FinishedRun
     from transfer.training.trained import TrainedModel
 
@@ -50,6 +53,12 @@ class Prediction:
         class_names: Class names in the order of the probabilities.
         probabilities: Probability of each class, shape (classes,); None if there is a problem.
         problem: Why the image could not be read; empty for a readable image.
+        distance: Mean cosine distance of the image's features to the nearest training images, 0 to 2. None if the run
+            has no `reference.npz`, or if there is a problem.
+        known: Whether the image looks like one of the classes: True, or False if its distance is above that of 95% of
+            held-out images. None if there is no distance.
+        prediction_set: Class names that contain the true one with the probability `coverage` of `predict`, the most
+            probable class first. None without `coverage`, or if there is a problem.
 
     Example:
         >>> prediction = Prediction("photo.jpg", ("cat", "dog"), np.array([0.25, 0.75]))
@@ -61,6 +70,9 @@ class Prediction:
     class_names: tuple[str, ...]
     probabilities: np.ndarray | None
     problem: str = ""
+    distance: float | None = None
+    known: bool | None = None
+    prediction_set: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         text = self.problem if self.label is None else f"{display.quoted(self.label)} {self.probability:.1%}"
@@ -114,14 +126,14 @@ class Predictions(list[Prediction]):
     def to_dataframe(self) -> pandas.DataFrame:
         """Return a pandas data frame with one row per image.
 
-        Its columns are `name`, `label`, `probability` of the label, `problem`, and the probability of each class under
-        the class's name. If a class has the name of another column, "(class)" is appended to its name. An image
-        that could not be read has no label and no probabilities.
+        Its columns are `name`, `label`, `probability` of the label, `problem`, `known`, and the probability of each
+        class under the class's name. If a class has the name of another column, "(class)" is appended to its name. An
+        image that could not be read has no label and no probabilities.
 
         Raises:
             InputError: pandas is not installed.
         """
-        names = ("name", "label", "probability", "problem")
+        names = ("name", "label", "probability", "problem", "known")
         columns: dict[str, Any] = {name: [getattr(one, name) for one in self] for name in names}
         classes = self[0].class_names if self else ()
         unknown_row = np.full(len(classes), np.nan)
@@ -142,6 +154,7 @@ def predict(
     *,
     class_names: Sequence[str] | None = None,
     engine: str = "auto",
+    coverage: float | None = None,
     progress: bool = True,
 ) -> Predictions:
     """Predict the classes of images.
@@ -162,6 +175,9 @@ def predict(
             - a list, a generator, a pandas Series, a `tf.data.Dataset` or a split of `load_data` with any of these.
         class_names: Class names in the order of the probabilities, for a model or a file whose class names are unknown.
         engine: Engine for many images: `"auto"`, `"keras"` or `"openvino"`.
+        coverage: Probability, between 0 and 1, with which `Prediction.prediction_set` contains the true class of an
+            image of the known classes. None makes no sets. The sets are split-conformal (Angelopoulos and Bates, 2021,
+            arXiv:2107.07511).
         progress: Show a progress bar for many images.
 
     Returns:
@@ -171,7 +187,8 @@ def predict(
 
     Raises:
         InputError: The run does not exist, its class names are unknown or not those of `class_names`, the model does
-            not return probabilities, a folder has no images, or a batch has values that are not pixels from 0 to 255.
+            not return probabilities, a folder has no images, a batch has values that are not pixels from 0 to 255, or
+            the run has no `reference.npz` or too few validation images for the coverage.
 
     Example:
         predict("runs/emoji-small-similar-1", "photos")[0].label
@@ -179,7 +196,7 @@ def predict(
     loaded, found = as_classifier(run, class_names), find_images(images)
     # The images of a generator or a data set may not fit into memory.
     items = found if isinstance(images, Iterator) or hasattr(images, "as_numpy_iterator") else list(found)
-    predicted = Predictions(predictions(loaded, items, engine=engine, progress=progress))
+    predicted = Predictions(predictions(loaded, items, engine=engine, coverage=coverage, progress=progress))
     if not predicted:
         log.warning("Received no images, so there are no predictions.")
     problems = [one for one in predicted if one.problem]
@@ -224,20 +241,24 @@ def predictions(
     items: Iterable[Any],
     *,
     engine: str = "auto",
+    coverage: float | None = None,
     progress: bool = False,
 ) -> Iterator[Prediction]:
     """Yield the predictions of `predict` one by one, so that any number of images fits into memory."""
+    import keras
 
     from transfer.frozen.engines import make_engine
     from transfer.frozen.openvino_engine import check_without_training
 
     check_without_training(engine)
     loaded = as_classifier(run)
+    judge = Judge(loaded, coverage)
     total = len(items) if isinstance(items, Sequence) else None
     hidden = not progress or (total is not None and total < FEW)
 
     def plain(pixels: np.ndarray) -> np.ndarray:
-        return np.asarray(loaded.model.predict_on_batch(pixels.astype("float32")))
+        outputs = keras.tree.flatten(judge.model.predict_on_batch(pixels.astype("float32")))
+        return np.concatenate([np.asarray(output, "float32") for output in outputs], axis=1)
 
     forward: _Forward = plain
     with (
@@ -248,20 +269,72 @@ def predictions(
             good = [pixels for _, pixels, _ in batch if pixels is not None]
             if good and forward is plain and (number * BATCH >= FEW or (total or 0) > FEW):
                 # Use float32, as in the evaluation of the saved model.
-                forward = make_engine(loaded.model, engine=engine, precision="float32", batch_size=BATCH)
-            rows = iter(_checked(loaded.model, forward(np.stack(good))) if good else ())
+                forward = make_engine(judge.model, engine=engine, precision="float32", batch_size=BATCH)
+            names = [name for name, pixels, _ in batch if pixels is not None]
+            readable = iter(judge.predictions(names, forward(np.stack(good)))) if good else iter(())
             for name, pixels, problem in batch:
-                row = None if pixels is None else np.asarray(next(rows), "float64")
-                yield Prediction(name, loaded.class_names, row, problem)
+                yield (
+                    next(readable)
+                    if pixels is not None
+                    else Prediction(name, loaded.class_names, None, problem)
+                )
             bar.update(len(batch))
 
 
-def _checked(model: keras.Model, values: np.ndarray) -> np.ndarray:
-    """Return a batch of probabilities; raise for logits."""
-    from transfer.evaluation.evaluate import check_probabilities
+class Judge:
+    """Turns outputs of a model into predictions, with the reference of its run if there is one."""
 
-    check_probabilities(model, values)
-    return values
+    def __init__(self, run: FinishedRun | TrainedModel, coverage: float | None) -> None:
+        self._reference: Reference | None = getattr(run, "reference", None)
+        self._run, self.model, self._set_threshold = run, run.model, None
+        if coverage is not None:
+            from transfer.evaluation.prediction_sets import set_threshold
+
+            scores = required_reference(run, "prediction sets").scores
+            self._set_threshold = set_threshold(scores, coverage)
+        if self._reference is not None:
+            self.model = run.model_with_features  # type: ignore[union-attr]
+
+    def predictions(self, names: Sequence[str], outputs: np.ndarray) -> list[Prediction]:
+        """Return the predictions of readable images from a row of features, if compared, and probabilities each."""
+        from transfer.evaluation.evaluate import check_probabilities
+        from transfer.evaluation.prediction_sets import prediction_sets
+
+        count, classes = len(self._run.class_names), self._run.class_names
+        values = outputs[:, -count:]
+        check_probabilities(self._run.model, values)
+        values = values.astype("float64")
+        found = [Prediction(name, classes, row) for name, row in zip(names, values, strict=True)]
+        if self._reference is not None:
+            distances = self._reference.distances_of(outputs[:, :-count]).tolist()
+            most = self._reference.threshold
+            found = [
+                replace(one, distance=d, known=d <= most) for one, d in zip(found, distances, strict=True)
+            ]
+        if self._set_threshold is not None:
+            sizes = prediction_sets(values, self._set_threshold).sum(axis=1).tolist()
+            found = [
+                replace(one, prediction_set=tuple(name for name, _ in one.top(size)))
+                for one, size in zip(found, sizes, strict=True)
+            ]
+        return found
+
+
+def required_reference(run: FinishedRun | TrainedModel, what: str) -> Reference:
+    """Return the reference of a run; raise if it has none."""
+    reference: Reference | None = getattr(run, "reference", None)
+    if reference is not None:
+        return reference
+    folder = getattr(run, "folder", None)
+    again = (
+        f"Train it again: python -m transfer.train --config {shlex.quote(str(folder / CONFIG))}"
+        if folder is not None and getattr(run, "config", None) is not None
+        else "Pass the folder of a run that this version trained"
+    )
+    raise InputError(
+        f"Expected a run with {REFERENCE}, for {what}. Received {folder or 'a model'} without it: versions before 0.3 "
+        f"did not write it, and single files do not have it. {again}."
+    )
 
 
 def _decode_ahead(

@@ -16,6 +16,7 @@ from transfer.common.pages import data_uri, render
 from transfer.common.text import format_duration
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT, mcnemar_test, percent_range
+from transfer.evaluation.reference import limit_notes
 from transfer.results.run_metrics import describe_training
 from transfer.results.run_records import RunRecord
 from transfer.training.option_table import APPLIES, Situation, ignored_options, refused_options
@@ -78,6 +79,7 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
             (record.folds if _of_folds(record) else record.details).get("label_issues", [])[:50],
             calibrated=record.config.calibrate or _of_folds(record),  # they exclude each other
             of_folds=_of_folds(record),
+            notes=limit_notes(record.details),
         ),
     )
     title = f"{record.name}: case {_policy(record).number}, {record.metrics['case']}"
@@ -140,14 +142,18 @@ def _outcome(record: RunRecord) -> str:
 
 
 def evaluation_page(
-    title: str, evaluation: Evaluation, label_issues: Sequence[LabelIssue], figures: Mapping[str, bytes]
+    title: str,
+    evaluation: Evaluation,
+    label_issues: Sequence[LabelIssue],
+    figures: Mapping[str, bytes],
+    notes: Sequence[str] = (),
 ) -> str:
     """Return the page of an evaluation as HTML."""
     shown = {
         name: (data_uri(content), alt_text(name, evaluation), CAPTIONS[name])
         for name, content in figures.items()
     }
-    part = render("test.html", figures=shown, **_test_values(evaluation, label_issues))
+    part = render("test.html", figures=shown, **_test_values(evaluation, label_issues, notes=notes))
     return str(render("page.html", title=title, parts=[part]))
 
 
@@ -157,6 +163,7 @@ def _test_values(
     *,
     calibrated: bool = False,
     of_folds: bool = False,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the values of `test.html`."""
     return {
@@ -166,6 +173,7 @@ def _test_values(
         "min_calibration": MIN_IMAGES_TO_PLOT,
         "confused": evaluation.confused[:10] if evaluation else [],
         "label_issues": label_issues,
+        "notes": notes,
     }
 
 

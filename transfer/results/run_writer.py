@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,14 @@ from transfer.common.errors import InputError, one_line, optional
 from transfer.common.files import replacing, write_text
 from transfer.config import TrainConfig, save_config
 from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.reference import Reference
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
 from transfer.networks.model_files import save_model
 from transfer.results import file_names
 from transfer.results.finished_runs import add_labels, add_pixel_range
 from transfer.results.prediction_files import write_predictions
+from transfer.results.reference_file import write_reference
 from transfer.results.run_pages import Thumbnail, comparison_page, model_card, run_page
 from transfer.results.run_records import read_record
 from transfer.training.phases import TrainingLog
@@ -53,6 +55,9 @@ class RunResults:
     comment: str = ""
     # None without folds.
     cross_validation: CrossValidation | None = None
+    # Of the thresholds, and how they do on the test images; None if it could not be computed.
+    reference: Reference | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_run(folder: Path, results: RunResults) -> None:
@@ -64,9 +69,12 @@ def write_run(folder: Path, results: RunResults) -> None:
     write_split(folder / file_names.SPLIT, data.splits, data.class_names)
     write_text(folder / file_names.DATA, data.report.to_json())
     write_text(folder / file_names.HISTORY, _history(results.training.rows))
+    if results.reference is not None:
+        write_reference(folder / file_names.REFERENCE, results.reference)
     if evaluation is not None:
         write_predictions(folder / file_names.PREDICTIONS, evaluation)
-        write_evaluation(folder / file_names.EVALUATION, evaluation, results.label_issues)
+        path = folder / file_names.EVALUATION
+        write_evaluation(path, evaluation, results.label_issues, results.limits)
     if (result := results.cross_validation) is not None:
         write_predictions(folder / file_names.OUT_OF_FOLD, result.evaluation, result.folds)
         _write_json(folder / file_names.FOLDS, result.to_dict())
@@ -93,9 +101,12 @@ def _write_model(path: Path, model: keras.Model, data: ImageData) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_evaluation(path: Path, evaluation: Evaluation, label_issues: Sequence[LabelIssue]) -> None:
-    """Write an evaluation and its label issues as JSON."""
-    _write_json(path, {**evaluation.to_dict(), "label_issues": [issue._asdict() for issue in label_issues]})
+def write_evaluation(
+    path: Path, evaluation: Evaluation, label_issues: Sequence[LabelIssue], limits: Mapping[str, Any]
+) -> None:
+    """Write an evaluation, how its thresholds do, and its label issues as JSON."""
+    values = {**evaluation.to_dict(), **limits, "label_issues": [issue._asdict() for issue in label_issues]}
+    _write_json(path, values)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -18,12 +18,13 @@ from transfer.adviser.label_issues import label_issues_of
 from transfer.cases.decisions import CaseDecision, decision_of, find_decision
 from transfer.cases.policies import OPTIMIZERS, POLICIES, PRECISIONS, SCRATCH_LEARNING_RATE, Case
 from transfer.common.arguments import explain_arguments
-from transfer.common.errors import InputError
+from transfer.common.errors import InputError, optional
 from transfer.common.files import disk_advice, disk_reason
 from transfer.config import TrainConfig
 from transfer.distributed.process_group import current_group
 from transfer.evaluation.evaluate import evaluate
 from transfer.evaluation.evaluation import Evaluation, check_evaluation
+from transfer.evaluation.reference import Reference, measured, reference_of
 from transfer.frozen.extraction import input_size
 from transfer.images.array_source import Dataset
 from transfer.images.data_config import IN_MEMORY, DataConfig
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _COMMENT = "Trained in Python. The weights, optimizer, loss and head may differ from these options."
+Limits = tuple[Reference | None, Mapping[str, Any]]
+"""A reference, and how its thresholds do on the test images."""
+
 _CALL = "save_run(model, data, log, folder)"
 _SAME_DATA = (
     "After fit(model, data), pass the same data. After fit(model, images, labels), pass (images, labels). With "
@@ -103,11 +107,13 @@ def save_run(
     config = config_of(model, data, whole)
     if evaluation is None and len(data.test):
         evaluation = evaluate(model, data, **config.evaluate_options())
+    held_out = None if whole.val_probabilities is None else (whole.val_probabilities, data.val.labels)
+    limits = limits_of(model, data, evaluation, engine=config.engine, held_out=held_out)
     metrics = {"saved_by": "save_run", **describe_model(model)}
     results = results_of(
         config, model, data, whole, evaluation,
         metrics={**metrics, **(advised_metrics(advice) if advice else {})},
-        seconds=whole.seconds_features + whole.seconds_training, comment=_COMMENT,
+        seconds=whole.seconds_features + whole.seconds_training, comment=_COMMENT, limits=limits,
     )  # fmt: skip
     run = FinishedRun(final, model, data.class_names, config, dict(results.metrics), data.train.pixel_range)
     if not current_group().is_chief:
@@ -138,6 +144,7 @@ def results_of(
     metrics: Mapping[str, Any],
     seconds: float,
     comment: str = "",
+    limits: Limits = (None, {}),
 ) -> RunResults:
     """Return the contents of a run folder; `metrics` adds to those that follow from the other arguments."""
     collected = run_metrics.collect_metrics(model, data, training, evaluation)
@@ -151,7 +158,19 @@ def results_of(
         label_issues=label_issues_of(evaluation),
         seconds=seconds,
         comment=comment,
+        reference=limits[0],
+        limits=limits[1],
     )
+
+
+def limits_of(
+    model: keras.Model, data: ImageData, evaluation: Evaluation | None, *, engine: str, **options: Any
+) -> Limits:
+    """Return the reference of a model, and how its thresholds do on the test images; all workers must call it."""
+    with optional("the reference of --abstain and --coverage"):
+        reference = reference_of(model, data, engine=engine, **options)
+        return reference, measured(reference, model, data, evaluation, engine=engine)
+    return None, {}
 
 
 def write_report(folder: Path, results: RunResults, advice: Mapping[str, Draw] | None = None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from transfer.cases.compiling import compile_like
 from transfer.common import display
@@ -59,6 +60,8 @@ class TrainingLog:
         flip_problem: why flips are off; empty if they are on, or if the caller decided.
         kept_row: position in `rows` of the epoch whose weights the model has; -1 if it has the weights from before
             `fit`. None is the last one.
+        val_probabilities: of a head that `solve_again` solved on the validation images too: their probabilities by one
+            that was solved without them. None otherwise.
         options: arguments of `fit` under their names in `TrainConfig`; `save_run` writes them.
 
     Example:
@@ -82,6 +85,7 @@ class TrainingLog:
     flip_problem: str = ""
     kept_row: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    val_probabilities: np.ndarray | None = None
 
     @property
     def rolled_back(self) -> bool:
@@ -171,6 +175,7 @@ class TrainingLog:
             flip_problem=phase.flip_problem or self.flip_problem,
             kept_row=phase.kept_row if phase.rows else self.kept_row,
             options={**self.options, **phase.options},
+            val_probabilities=phase.val_probabilities,
         )
 
 

@@ -130,6 +130,8 @@ def solve_again(
     seconds = time.perf_counter() - start - log.seconds_features
     log = replace(log, rows=[row], seconds_training=seconds)
     log = replace(log, regularization=head.regularization, head_method=head.method)
+    if len(data.val) and data.drawn_val:  # the head has seen the validation images
+        log = replace(log, val_probabilities=val_probabilities)
     return SolvedAgain(copy, data, val_probabilities, log)
 
 
