@@ -42,7 +42,9 @@ def test_a_run_shows_the_cross_validated_accuracy_and_no_test_accuracy(color_fol
     rows = list(csv.DictReader((run / "out_of_fold.csv").open()))
     assert len({row["path"] for row in rows}) == 90 and {row["fold"] for row in rows} == {"1", "2", "3"}
     assert not (run / "predictions.csv").exists() and not (run / "evaluation.json").exists()
-    assert len(load_run(run).reference.scores) == 90, "out-of-fold predictions set the sizes of prediction sets"
+    assert len(load_run(run).reference.scores) == 90, (
+        "out-of-fold predictions set the sizes of prediction sets"
+    )
     page, card = (run / "report.html").read_text(), (run / "README.md").read_text()
     assert (
         "Cross-validation</h2>" in page and "cross-validated accuracy" in page and "test accuracy" not in page
