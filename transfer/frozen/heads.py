@@ -6,14 +6,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
 from scipy.special import log_softmax, softmax
 from threadpoolctl import threadpool_limits
 
 from transfer.common.errors import InputError
 from transfer.frozen.discriminant import Discriminant
 from transfer.frozen.held_out import Candidate, HeldOut, Setting, discriminants, score
-from transfer.frozen.moments import second_moments, triangle
+from transfer.frozen.moments import second_moments
+from transfer.frozen.scaled_features import ScaledFeatures
 from transfer.frozen.softmax_regression import SoftmaxRegression, Solution
 
 GRID = tuple(float(c) for c in 10.0 ** np.arange(-2, 4.5, 0.5))
@@ -90,15 +90,13 @@ def solve(
         problem.validate(*val)
     if val is None or len(val[1]) < ENOUGH["validation"]:
         # Sorting by a projection, unlike a checksum, hardly changes if another device rounds differently.
-        keys = problem.project(np.random.default_rng(0).normal(size=len(problem.mean)))
+        keys = problem.scaled.project(np.random.default_rng(0).normal(size=len(problem.mean)))
         problem.cross_validate(assign_folds(problem.labels, groups=groups, keys=keys, count=FOLDS, seed=seed))
     return problem.solve()
 
 
 class HeadProblem:
     """The problem of a head: its features, centered and scaled, its labels, and the choice of the regularization."""
-
-    # Features are centered and divided by one common scale. A scale per feature would amplify rarely active features.
 
     def __init__(
         self,
@@ -113,18 +111,8 @@ class HeadProblem:
         features, self.labels = _to_arrays("features", features, labels, num_classes)
         _check_classes(self.labels, num_classes)
         self.weights = _weight_by_class(class_weights, num_classes)
-        self.mean = features.mean(axis=0, dtype="float64").astype("float32")
-        self._scaled = features - self.mean
-        lengths = np.einsum("nd,nd->n", self._scaled, self._scaled)
-        self.scale = float(np.sqrt(lengths.mean(dtype="float64"))) or 1.0
-        self._scaled /= np.float32(self.scale)
-        # The optimal kernel is a linear combination of the images' features. With fewer images than features,
-        # coordinates in the subspace that they span replace the features.
-        self._root = None
-        if len(features) < features.shape[1]:
-            with threadpool_limits(1):
-                self._root = triangle(self._scaled)
-        self.x = self._scaled if self._root is None else self._root.astype("float32")
+        self.scaled = ScaledFeatures(features)
+        self.mean, self.scale, self.x = self.scaled.mean, self.scaled.scale, self.scaled.x
         self.methods, self.chosen_by = methods, "default"
         self.setting = setting or Setting(
             "regression", DEFAULT_C
@@ -133,10 +121,6 @@ class HeadProblem:
         self._trials: dict[int, HeldOut] = {}
         self._folds = np.zeros(len(features), "int64")
         self._sums: dict[int, np.ndarray] = {}  # sum of the second moments over each fold
-
-    def project(self, direction: np.ndarray) -> np.ndarray:
-        """Return the products of the scaled features with a vector, shape (images,)."""
-        return self._scaled @ direction.astype("float32")
 
     def validate(self, features: np.ndarray, labels: np.ndarray) -> None:
         """Choose the setting on other images."""
@@ -152,10 +136,7 @@ class HeadProblem:
     def _compare_on(self, features: np.ndarray, labels: np.ndarray) -> HeldOut:
         """Return a trial that fits all images and compares settings on held-out images."""
         other, truth = _to_arrays("val features", features, labels, len(self.weights), width=len(self.mean))
-        other = (other - self.mean) / np.float32(self.scale)
-        if self._root is not None:
-            other = solve_triangular(self._root, self._scaled @ other.T, lower=True).T.astype("float32")
-        every = np.ones(len(self.x), bool)
+        other, every = self.scaled.coordinates(other), np.ones(len(self.x), bool)
         return HeldOut(self.x, self.labels, other, truth, self.weights, self._moments(every))
 
     def cross_validate(self, folds: np.ndarray, *, start: float = START) -> None:
@@ -222,13 +203,10 @@ class HeadProblem:
                 kernel, bias = model.solve(strength, temperature)
             else:
                 kernel, bias = self._finish(strength)
-            if self._root is not None:
-                kernel = self._scaled.T @ solve_triangular(self._root, kernel, lower=True, trans=1)
-        kernel = kernel / self.scale
-        bias = bias - self.mean @ kernel
+            kernel, bias = self.scaled.layer(kernel, bias)
         return SolvedHead(
-            kernel.astype("float32"),
-            bias.astype("float32"),
+            kernel,
+            bias,
             strength,
             self.scale,
             self.tried,

@@ -1,11 +1,16 @@
-"""Multinomial logistic regression with an L2 penalty, solved to the optimum by preconditioned L-BFGS."""
+"""Logistic regressions with an L2 penalty, solved to the optimum by preconditioned L-BFGS.
+
+`SoftmaxRegression` has one label per image, `SigmoidRegression` any number.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from transfer.frozen.moments import factor, second_moments, sum_blocks
 
@@ -30,8 +35,28 @@ class SoftmaxRegression:
         self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, moments: np.ndarray | None = None
     ) -> None:
         self.x, self.labels, self.classes = x, labels, len(weights)
-        self.weights = weights[labels].astype("float64")
+        self.weights = self._weights_of(labels, weights)
         self.moments = second_moments(x) if moments is None else moments  # of these or similar images
+
+    def _weights_of(self, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the weight of each image in the loss as float64."""
+        return weights[labels].astype("float64")
+
+    def _predict(self, scores: np.ndarray) -> np.ndarray:
+        """Return the probabilities for scores of shape (images, classes)."""
+        return np.asarray(softmax(scores, axis=1))
+
+    def _residuals(self, scores: np.ndarray, rows: slice) -> tuple[Any, np.ndarray]:
+        """Return the loss of some images, and its derivative by their scores, shape (classes, images)."""
+        p, labels, weights = scores, self.labels[rows], self.weights[rows]
+        every = np.arange(len(labels))
+        p -= p.max(axis=0)
+        truth = p[labels, every]
+        total = np.exp(p, out=p).sum(axis=0)
+        value = weights @ (np.log(total) - truth)
+        p *= (weights / total).astype(p.dtype)
+        p[labels, every] -= weights.astype(p.dtype)
+        return value, p
 
     def solve(self, c: float, *, tolerance: float, start: Solution | None = None) -> Solution:
         """Return the kernel (D, K) and bias (K,) as float64; stop when all classes have gradients below `tolerance`."""
@@ -46,7 +71,7 @@ class SoftmaxRegression:
 
     def _precondition(self, layer: np.ndarray, ridge: float) -> np.ndarray:
         sample = slice(None, None, max(1, len(self.x) // _SAMPLE))
-        p = softmax(self.x[sample] @ layer[:-1].astype(self.x.dtype) + layer[-1], axis=1)
+        p = self._predict(self.x[sample] @ layer[:-1].astype(self.x.dtype) + layer[-1])
         curvature = max(float(np.mean(p * (1 - p))), _LEAST_CURVATURE) * self.weights.mean()
         matrix = self.moments * self.moments.dtype.type(curvature)
         matrix[np.diag_indices(len(layer) - 1)] += ridge
@@ -92,16 +117,9 @@ class SoftmaxRegression:
         kernel, bias, dtype = layer[:-1], layer[-1][:, None], layer.dtype
 
         def of_block(rows: slice) -> tuple[np.ndarray, ...]:
-            x, labels, weights = self.x[rows].astype(dtype, copy=False), self.labels[rows], self.weights[rows]
-            every = np.arange(len(labels))
-            p = (x @ kernel).T + bias  # with the images in the last axis, the sums over classes are faster
-            p = np.ascontiguousarray(p)
-            p -= p.max(axis=0)
-            truth = p[labels, every]
-            total = np.exp(p, out=p).sum(axis=0)
-            value = weights @ (np.log(total) - truth)
-            p *= (weights / total).astype(dtype)
-            p[labels, every] -= weights.astype(dtype)
+            x = self.x[rows].astype(dtype, copy=False)
+            scores = (x @ kernel).T + bias  # images in the last axis: sums over classes are faster
+            value, p = self._residuals(np.ascontiguousarray(scores), rows)
             return value, p @ x, p.sum(axis=1)
 
         size = max(1, _CACHED // self.x.shape[1]) if self.x.size > _LARGE else len(self.x)
@@ -109,3 +127,21 @@ class SoftmaxRegression:
         slope = np.vstack([by_kernel.T, by_bias]) / dtype.type(len(self.x))
         slope[:-1] += dtype.type(ridge) * kernel
         return float(value / len(self.x) + ridge / 2 * np.square(kernel, dtype="float64").sum()), slope
+
+
+class SigmoidRegression(SoftmaxRegression):
+    """Minimize the sums of the binary cross-entropies plus |kernel|^2 / (2 C), for each label separately."""
+
+    # `labels` is 0 or 1, shape (images, labels). The weights, shape (labels,), are those of images with the label.
+    # Labels do not affect each other, so one descent for all of them finds the same optima as one for each.
+
+    def _weights_of(self, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.where(labels > 0, weights, 1.0)
+
+    def _predict(self, scores: np.ndarray) -> np.ndarray:
+        return np.asarray(expit(scores))
+
+    def _residuals(self, scores: np.ndarray, rows: slice) -> tuple[Any, np.ndarray]:
+        labels, weights = self.labels[rows].T, self.weights[rows].T
+        value = (weights * (np.logaddexp(0, scores) - labels * scores)).sum()
+        return value, (weights * (expit(scores) - labels)).astype(scores.dtype)
