@@ -122,7 +122,7 @@ class TrainingOptions:
     optimizer: str = "adam"
     # Learning rate. Default: by case; 0.001 with rmsprop.
     learning_rate: float | None = None
-    # Measure the accuracy by cross-validation with this number of folds, such as 5; the model trains on all images.
+    # Number of folds of a cross-validation, such as 5. The final model trains on the images of all folds.
     folds: int | None = None
     # Run a learning-rate range test only; train nothing.
     find_learning_rate: bool = False

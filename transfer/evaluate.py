@@ -93,15 +93,15 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
 
 
 def _no_test_images(run: FinishedRun) -> InputError:
-    """Return the error for a run that was trained on all of its images."""
+    """Return the error for a run without test images."""
     measured = run.metrics.get("cross_validated_accuracy")
     by_folds = (
         f" Their cross-validated accuracy is {measured:.1%} (report.html)." if measured is not None else ""
     )
     return InputError(
-        f"Expected test images in the run {run.name}. Received none: it was trained on all of its images, and its "
-        f"accuracy on them would be too high.{by_folds} Pass other labeled images: python -m transfer.evaluate "
-        f"{run.folder} path/to/new-images."
+        f"Expected test images in the run {run.name}. Received none. Its images were used for training or "
+        f"validation, so its accuracy on them would be too high.{by_folds} Pass other labeled images: "
+        f"python -m transfer.evaluate {run.folder} path/to/new-images."
     )
 
 
@@ -120,6 +120,8 @@ def _limits(
     if parsed.unknown is not None:
         found = predict(run, parsed.unknown, engine=in_float(parsed.engine))
         others = np.array([one.distance for one in found if one.distance is not None])
+        if not len(others):
+            raise InputError(f"Expected readable images for --unknown. Received none: {parsed.unknown}.")
     options = {"engine": parsed.engine, "coverage": parsed.coverage, "others": others}
     return measured(reference, run.model, data, evaluation, **options)
 

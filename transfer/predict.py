@@ -172,7 +172,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("image", nargs="+", metavar="IMAGE", help=images)
     parser.add_argument("--top", type=int, default=3, help="number of classes to print (default: 3)")
-    abstain = "mark images that are far from all training images as unknown, and about 5%% of the others"
+    abstain = (
+        "mark images that are far from all training images as unknown, and about 5%% of those of your classes"
+    )
     parser.add_argument("--abstain", action="store_true", help=abstain)
     coverage = "show sets of classes that contain the true class with this probability, such as 0.9"
     parser.add_argument("--coverage", type=float, metavar="X", help=coverage)

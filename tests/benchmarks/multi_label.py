@@ -5,8 +5,9 @@
 
 Each image has four emoji in a grid, and the classes of these as labels. The emoji of the test images are in no training
 image. The network is EfficientNet-Lite0 at 224 pixels. `frozen` computes the features of the last layer and solves one
-logistic regression per label. `end to end` starts from that head and trains all layers with Keras: binary cross-entropy,
-Adam with a learning rate of 1e-4 and a cosine schedule, augmentation by flips. The metric is the mean average precision (mAP) over the labels.
+logistic regression per label. `end to end` starts from that head and trains all layers with Keras: binary
+cross-entropy, Adam with a learning rate of 1e-4 and a cosine schedule, augmentation by flips. The metric is the mean
+average precision (mAP) over the labels.
 
 Each unit adds a row to `results/multi_label.jsonl`; units that have a row are skipped.
 """

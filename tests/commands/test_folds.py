@@ -63,7 +63,8 @@ def test_evaluate_does_not_measure_the_model_on_its_training_images(
     assert main(["--data", str(color_folder), "--folds", "3", "--case", "1", "--output", "run", *QUICK]) == 0
     assert evaluate(["run"]) == 2
     assert (
-        "trained on all of its images" in (text := capsys.readouterr().err) and "path/to/new-images" in text
+        "used for training or validation" in (text := capsys.readouterr().err)
+        and "path/to/new-images" in text
     )
     for name, color in COLORS.items():
         write_image(tmp_path / "new" / name / "1.png", color, seed=4711)
@@ -115,7 +116,7 @@ def test_a_trained_network_needs_validation_images_and_resumes(color_folder, els
     assert main([*flags, "--resume"]) == 0
     out = capsys.readouterr().out
     assert "Epoch 1/1" not in out and "Fold 2 of 2" in out  # nothing is trained again
-    assert "Trained the model of the run on 81 images. 9 validation images measured the training." in out
+    assert "Trained the model of the run on 81 images. 9 more images for validation." in out
     assert read(elsewhere / "run", "metrics.json")["num_val"] == 9
 
 

@@ -136,5 +136,5 @@ def test_images_that_only_train_are_reported(color_folder, tmp_path, caplog):
     (tmp_path / "red" / "also blue.png").write_bytes((tmp_path / "blue" / "0.png").read_bytes())
     with caplog.at_level(logging.WARNING):
         folded = fold_data(load_data(tmp_path), 3, seed=0)
-    assert "2 images are not tested by any fold, but used for training" in caplog.text
+    assert "2 images are used for training only" in caplog.text
     assert len(folded.tested) == 17 and "also blue.png" not in "".join(folded.fold(0).test.names)

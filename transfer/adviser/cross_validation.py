@@ -166,15 +166,15 @@ def cross_validate(
     """Measure the accuracy of a training by cross-validation.
 
     The images are divided into folds, stratified by class. Duplicates and groups stay in one fold. For each fold, a
-    model is trained on the other folds, and predicts the images of this fold. All images count: training images, and
-    the validation and test images that `load_data` drew. Validation and test sets of the source itself keep their role:
-    they are in no fold. Images with conflicting labels are used for training only.
+    model is trained on the other folds, and predicts the images of this fold. All images count: training images,
+    and the validation and test images that `load_data` drew. Validation and test sets of the source are in no fold.
+    Images with conflicting labels are used for training only.
 
     A head on a frozen network takes seconds: the network runs once over all images, and the head and its
     regularization are chosen and solved anew in each fold. The case `"auto"` also chooses the layers of the head in
     each fold, on the training images of the fold alone. Other cases train the network once per fold.
 
-    The interval treats all predictions as independent. The models of the folds share training images, so the true
+    The interval treats images (or groups) as independent. The models of the folds share training images, so the true
     uncertainty is somewhat larger (Bates et al., 2021, arXiv:2104.00673).
 
     Args:
@@ -184,7 +184,7 @@ def cross_validate(
         checkpoints: folder for finished folds and checkpoints. The same call resumes after an interruption. None saves
             nothing.
         options: options of `TrainConfig` for the case and the training, such as `case`, `cut`, `epochs`, `solver` and
-            `seed`.
+            `seed`. Options of the data and of the output, such as `test`, have no effect.
 
     Returns:
         The out-of-fold predictions with their accuracy, its interval, the accuracy of each fold, and label issues.

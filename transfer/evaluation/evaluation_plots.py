@@ -146,6 +146,6 @@ def class_plot(evaluation: Evaluation) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     less = f": the {len(worst)} lowest of {len(tested)} classes" if len(worst) < len(tested) else ""
-    figure.suptitle(f"Recall and precision by class (test images), with 95% intervals{less}", fontsize=11)
+    figure.suptitle(f"Recall and precision by class, with 95% intervals{less}", fontsize=11)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     return without_math(figure)

@@ -22,7 +22,7 @@ class LabelScore(NamedTuple):
 
 
 def label_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the threshold of each label with the highest F1 on held-out probabilities, shape (labels,)."""
+    """Return, for each label, the threshold with the highest F1 on held-out probabilities, shape (labels,)."""
     thresholds = np.full(labels.shape[1], 0.5)
     for number in np.flatnonzero(labels.sum(axis=0) >= MIN_POSITIVES):
         order = np.argsort(-probabilities[:, number], kind="stable")
@@ -36,7 +36,7 @@ def label_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
 
 
 def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean over the labels with images of the average precision, 0 to 1 (Everingham et al., 2010)."""
+    """Return the mean average precision over the labels that have images, 0 to 1, without interpolation."""
     from sklearn.metrics import average_precision_score  # takes seconds to import
 
     known = labels.any(axis=0)

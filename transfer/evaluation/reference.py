@@ -1,4 +1,4 @@
-"""What later images are compared with: training images, and scores of held-out images that set the thresholds."""
+"""The reference of a run: directions of training images, and scores of held-out images that set the thresholds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from transfer.networks.gradients import averaged_models
 from transfer.networks.graphs import graph
 
 MAX_BYTES = 3 * 2**19
-"""Largest size of the training images' features: 1.5 MB, 1,228 images of EfficientNetLite0."""
+"""Largest size of the training images' features: 1.5 MB, 768 images of ResNet50."""
 
 MIN_VALIDATION = {"frozen": 100, "fine-tuned": 20}
 """Fewest validation images that set the threshold of the distance, by what was trained. With fewer, each training image
@@ -83,7 +83,7 @@ def reference_of(
     known: KnownFeatures | None = None,
     engine: str = "auto",
 ) -> Reference:
-    """Compare the training images of a model; `held_out` has probabilities and labels in place of the model's own."""
+    """Compute the reference of a model; `held_out` has probabilities and labels in place of the model's own."""
     width = compared_width(model)
     most = max(2, min(unknown.MAX_IMAGES, MAX_BYTES // width))
     train = data.train.take(unknown.spread_over_classes(data.train.labels, most).tolist())
@@ -186,7 +186,7 @@ def measured(
 
 
 def limit_notes(values: Mapping[str, Any]) -> list[str]:
-    """Return what `measured` found as sentences; none for evaluations of earlier versions."""
+    """Return the values of `measured` as sentences; none for evaluations of earlier versions."""
     notes = []
     if "unknown" in values:
         notes.append(unknown.describe_unknown(values["unknown"]))

@@ -100,7 +100,7 @@ def _mean_loss(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> n
 
 
 def _solve_each(x: np.ndarray, labels: np.ndarray, weights: np.ndarray, strengths: np.ndarray) -> Solution:
-    """Solve all images, together for the labels with the same C."""
+    """Solve the heads on all images; labels with the same C are solved together."""
     kernel, bias = np.zeros((x.shape[1], labels.shape[1])), np.zeros(labels.shape[1])
     for c in np.unique(strengths):
         own = strengths == c
@@ -116,7 +116,7 @@ def assign_label_folds(
     count: int = FOLDS,
     seed: int = 0,
 ) -> np.ndarray:
-    """Assign each image a fold so that each label has its share in all folds; groups stay together."""
+    """Assign each image a fold so that each label has about the same fraction of each fold; groups stay together."""
     # Iterative stratification (Sechidis et al., 2011, doi:10.1007/978-3-642-23808-6_10): the label with the fewest
     # images left comes first, and each image goes to the fold that lacks this label most.
     units = np.unique([str(group) for group in groups], return_inverse=True)[1] if len(groups) else None

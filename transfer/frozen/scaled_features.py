@@ -10,7 +10,7 @@ from transfer.frozen.moments import triangle
 
 
 class ScaledFeatures:
-    """Features of images, centered and divided by one common scale, in few coordinates."""
+    """Features of images, centered and divided by one common scale, in at most as many coordinates as images."""
 
     # A scale per feature would amplify rarely active features.
 

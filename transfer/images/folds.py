@@ -77,8 +77,7 @@ def fold_data(data: ImageData, count: int, *, seed: int) -> FoldedData:
     folded = FoldedData(data, assign_folds(pool, ids, count, seed=seed), ids, seed)
     if untested := len(pool) - len(folded.tested):
         log.warning(
-            "%s not tested by any fold, but used for training: conflicting labels, or too few different images of a "
-            "class.",
+            "%s used for training only: the labels conflict, or the class has too few different images for a fold.",
             f"{plural(untested, 'image')} {'is' if untested == 1 else 'are'}",
         )
     return folded

@@ -246,9 +246,10 @@ def assign_folds(images: Split, duplicate_ids: np.ndarray, count: int, *, seed: 
     most = max(Counter(label for unit in free for label in unit.weights).values(), default=0)
     if not 2 <= count <= most:
         what = "groups" if len(images.groups) else "different images"
+        expected = f"2 to {most} folds" if most > 2 else "2 folds" if most == 2 else "more images for folds"
         raise InputError(
-            f"Expected 2 to {most} folds: the largest class has {most} {what} with one label. Received: {count}. "
-            "Choose another number of folds, or add images."
+            f"Expected {expected}: no class has more than {most} {what} without conflicting labels. Received: {count} "
+            "folds. Choose another number of folds, or add images."
         )
     members = np.array([i for unit in free for i in unit.members], "int64")
     unit_of = np.repeat(np.arange(len(free)), [len(unit.members) for unit in free])

@@ -127,7 +127,7 @@ def find_feature_map(nodes: Sequence[Node], name: str | None = None) -> int:
         raise InputError(
             "Expected a model with feature maps, shape (batch, height, width, channels), or tokens, shape (batch, "
             "tokens, features), between its input and its output. "
-            f" Received: a model with the layers {', '.join(node.op.name for node in nodes[1:7])}."
+            f"Received: a model with the layers {', '.join(node.op.name for node in nodes[1:7])}."
         )
     mixing = [place for place, node in enumerate(nodes) if mixes_tokens(node)]
     if name is None and mixing and not any(len(nodes[p].tensor.shape) == 4 for p in maps if p > mixing[-1]):

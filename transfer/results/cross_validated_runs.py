@@ -28,6 +28,8 @@ from transfer.training.schedules import epochs_for
 
 log = logging.getLogger("transfer")
 
+_PURPOSES = {"val": "validation", "test": "test"}
+
 HEAD_SECONDS = 4.0
 """Nominal seconds to choose and solve one head."""
 
@@ -86,16 +88,18 @@ def _describe_final(data: ImageData) -> str:
     text = f"Trained the model of the run on {plural(len(data.train), 'image')}."
     if not len(data.val):
         return text
-    return f"{text} {plural(len(data.val), 'validation image')} measured the training."
+    return f"{text} {plural(len(data.val), 'more image')} for validation."
 
 
 def _describe(config: TrainConfig, folded: FoldedData, base: keras.Model) -> str:
     """Return the images, the folds, and the estimated time."""
     data, seconds = folded.data, estimated_seconds(config, folded, base)
     given = [
-        f"{len(part)} {name} images of the data" for name, part in data.splits.items() if name != "train"
+        plural(len(part), f"given {_PURPOSES[name]} image")
+        for name, part in data.splits.items()
+        if name != "train" and len(part)
     ]
-    others = " and ".join(text for text in given if not text.startswith("0 "))
+    others = " and ".join(given)
     return (
         f"{data.name}: {data.num_classes} classes; {plural(len(data.train), 'image')} in {folded.count} folds"
         f"{', and ' if others else ''}{others}. {folded.count} trainings and the final one take about "

@@ -59,8 +59,8 @@ class FinishedRun:
         metrics: Contents of `metrics.json`; empty if there is no such file.
         pixel_range: Values of images with more than 8 bits per channel that become 0 and 255, found in the training
             images. None if these have 8 bits; such an image is then scaled by its own values.
-        reference: What `predict` compares images with to mark unknown ones and to make prediction sets. None for runs
-            before version 0.3 and for single files.
+        reference: Features and scores with which `predict` marks unknown images and makes prediction sets. None for
+            runs before version 0.3 and for single files.
 
     Example:
         load_run("runs/emoji-small-similar-1").metrics["test_accuracy"]

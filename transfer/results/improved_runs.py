@@ -148,7 +148,7 @@ class ImprovedRun:
     def _limits(
         self, candidate: Candidate, evaluation: Evaluation | None, temperature: float
     ) -> saved_runs.Limits:
-        """Return the reference of a model, and how its thresholds do on the test images."""
+        """Return the reference of a model, and the measurements of its thresholds on the test images."""
         held_out = (
             None  # `fit` trained the model without the validation images: its own predictions are held out
         )

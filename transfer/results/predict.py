@@ -332,8 +332,8 @@ def required_reference(run: FinishedRun | TrainedModel, what: str) -> Reference:
         else "Pass the folder of a run that this version trained"
     )
     raise InputError(
-        f"Expected a run with {REFERENCE}, for {what}. Received {folder or 'a model'} without it: versions before 0.3 "
-        f"did not write it, and single files do not have it. {again}."
+        f"Expected a run with {REFERENCE}, for {what}. Received {folder or 'a model'} without it: runs of versions "
+        f"before 0.3 and single files have none, nor do runs whose log says that it was left out. {again}."
     )
 
 

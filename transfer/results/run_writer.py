@@ -55,7 +55,7 @@ class RunResults:
     comment: str = ""
     # None without folds.
     cross_validation: CrossValidation | None = None
-    # Of the thresholds, and how they do on the test images; None if it could not be computed.
+    # Sets the thresholds; None if it could not be computed. `limits` are their measurements on the test images.
     reference: Reference | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,7 +104,7 @@ def _write_model(path: Path, model: keras.Model, data: ImageData) -> None:
 def write_evaluation(
     path: Path, evaluation: Evaluation, label_issues: Sequence[LabelIssue], limits: Mapping[str, Any]
 ) -> None:
-    """Write an evaluation, how its thresholds do, and its label issues as JSON."""
+    """Write an evaluation, the measurements of its thresholds, and its label issues as JSON."""
     values = {**evaluation.to_dict(), **limits, "label_issues": [issue._asdict() for issue in label_issues]}
     _write_json(path, values)
 

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 _COMMENT = "Trained in Python. The weights, optimizer, loss and head may differ from these options."
 Limits = tuple[Reference | None, Mapping[str, Any]]
-"""A reference, and how its thresholds do on the test images."""
+"""A reference, and the measurements of its thresholds on the test images."""
 
 _CALL = "save_run(model, data, log, folder)"
 _SAME_DATA = (
@@ -166,7 +166,7 @@ def results_of(
 def limits_of(
     model: keras.Model, data: ImageData, evaluation: Evaluation | None, *, engine: str, **options: Any
 ) -> Limits:
-    """Return the reference of a model, and how its thresholds do on the test images; all workers must call it."""
+    """Return the reference of a model, and the measurements of its thresholds; all workers must call it."""
     with optional("the reference of --abstain and --coverage"):
         reference = reference_of(model, data, engine=engine, **options)
         return reference, measured(reference, model, data, evaluation, engine=engine)

@@ -81,7 +81,7 @@ _REASONS = {
     "flip": "images are not augmented",
     "steps": "the schedule has no steps",
     "auto": "a case is given",
-    "folds": "cross-validation with --case auto compares heads, without steps of improvement",
+    "folds": "cross-validation with --case auto compares heads on the frozen network; it does not fine-tune",
 }
 
 
