@@ -82,7 +82,7 @@ def test_a_test_set_of_the_data_stays_the_test_set(tmp_path, elsewhere, capsys):
     assert (
         main(["--data", str(tmp_path / "d"), "--folds", "4", "--case", "1", "--output", "run", *QUICK]) == 0
     )
-    assert "24 images in 4 folds, and 9 test images of the data" in capsys.readouterr().out
+    assert "24 images in 4 folds, and 9 given test images" in capsys.readouterr().out
     metrics = read(elsewhere / "run", "metrics.json")
     assert metrics["test_accuracy"] is not None and metrics["cross_validated_accuracy"] is not None
     page = (elsewhere / "run" / "report.html").read_text()

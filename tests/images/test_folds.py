@@ -70,7 +70,7 @@ def test_a_class_of_few_images_is_in_few_folds_and_always_in_training():
 
 @pytest.mark.parametrize(("labels", "groups", "text"), [
     ([0, 0, 0, 1, 1], (), "Expected 2 to 3 folds"),
-    ([0, 1] * 20, ["a", "b"] * 20, "has 1 groups with one label"),
+    ([0, 1] * 20, ["a", "b"] * 20, "Expected more images for folds: no class has more than 1 group"),
     ([0, 1] * 20, [str(i // 10) for i in range(40)], "Expected 2 to 4 folds"),
 ])  # fmt: skip
 def test_more_folds_than_different_images_are_refused(labels, groups, text):
