@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from transfer.common.decision_rules import choose_rule, decide, expected_ranks
 from transfer.evaluation.metrics import confusion_matrix
-from transfer.evaluation.ordinal import choose_rule, decide, expected_ranks, ordinal_scores
+from transfer.evaluation.ordinal import ordinal_scores
 
 ROWS = np.array([[0.4, 0.25, 0.35], [0.5, 0.0, 0.5], [0.1, 0.2, 0.7]])
 
