@@ -120,8 +120,8 @@ def evaluate(
     flip = not flip_problem(data.class_names) if flip is None else flip
     size = input_size(model, data)
     # Use full precision, so that the metrics are those of the saved model.
-    options: dict[str, Any] = {"image_size": size, "views": views, "augment": augment, "flip": flip}
-    options |= {"seed": seed, "precision": "float32", "cache": cache}
+    shared: dict[str, Any] = {"views": views, "augment": augment, "flip": flip, "seed": seed, "cache": cache}
+    options = {**shared, "image_size": size, "precision": "float32"}
     extractor = frozen_feature_extractor(model)
     if extractor is not None:
         # As in `fit`, training images set the quantization ranges of int8; images of this split do not.
@@ -141,16 +141,7 @@ def evaluate(
     # Sums in float32 miss 1 by 1e-7, and scikit-learn warns about that.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     seen = seen if split == "test" else len(part)
-    if rule is None:
-        options = {
-            "views": views,
-            "augment": augment,
-            "flip": flip,
-            "engine": engine,
-            "cache": cache,
-            "seed": seed,
-        }
-        rule = decision_rule(model, data, **options)
+    rule = rule or decision_rule(model, data, engine=engine, **shared)
     named = tuple(part.names), tuple(part.groups)
     return Evaluation(data.class_names, part.labels, probabilities, *named, seen, rule)
 
