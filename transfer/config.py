@@ -20,7 +20,7 @@ from transfer.common.old_names import OLD_OPTIONS
 from transfer.distributed.cluster import STRATEGIES, requests_several_workers
 from transfer.frozen.openvino_engine import ENGINES, INT8
 from transfer.images.augmentation import AUGMENTATIONS, MIXES, check_views
-from transfer.images.data_config import DataConfig
+from transfer.images.data_config import TASKS, DataConfig
 from transfer.images.decoding import RESIZES
 from transfer.training.option_table import SOLVERS, SWITCHES, Situation, ignored_options, situations_of
 from transfer.training.recipes import BATCHNORMS, SCHEDULES, Recipe
@@ -30,6 +30,7 @@ FLIPS = ("auto", "yes", "no")
 
 CHOICES: dict[str, Collection[str]] = {
     "case": ("auto", *map(str, Case)),
+    "task": TASKS,
     "init": INITS,
     "optimizer": OPTIMIZERS,
     "augment": AUGMENTATIONS,

@@ -36,6 +36,7 @@ METAVARS = {
     "label_column": "COLUMN",
     "split_column": "COLUMN",
     "group_column": "COLUMN",
+    "class_order": "NAMES",
     "split": "FILE",
     "model": "MODEL",
     "weights": "WEIGHTS",

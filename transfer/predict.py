@@ -21,6 +21,7 @@ from transfer.images.path_list import read_paths
 from transfer.results.predict import Prediction, predictions, required_reference
 
 FORMATS = ("table", "csv", "json")
+RANKS = ("predicted", "expected_rank")  # columns of ordered classes
 
 
 @streams.command
@@ -80,7 +81,11 @@ def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
     if parsed.coverage is not None:  # raise before the first line of output
         set_threshold(required_reference(run, "--coverage").scores, parsed.coverage)
     top = min(parsed.top, len(run.class_names))
-    options = {"abstain": parsed.abstain, "sets": parsed.coverage is not None}
+    options = {
+        "abstain": parsed.abstain,
+        "sets": parsed.coverage is not None,
+        "ordered": run.rule is not None,
+    }
     print_row, finish = _printer(parsed.format, top, **options)
     skipped, good = [], []
     for prediction in predictions(run, items, engine=parsed.engine, coverage=parsed.coverage, progress=True):
@@ -99,12 +104,12 @@ def _run(parsed: argparse.Namespace, items: Iterable[Image]) -> list[str]:
 
 
 def _printer(
-    format: str, top: int, *, abstain: bool, sets: bool
+    format: str, top: int, *, abstain: bool, sets: bool, ordered: bool
 ) -> tuple[Callable[[Prediction], None], Callable[[], None]]:
     """Return a function that prints a prediction, and one that prints the end of the output."""
     write = sys.stdout.write
     if format == "csv":
-        return _csv_printer(top, abstain=abstain, sets=sets), lambda: None
+        return _csv_printer(top, abstain=abstain, sets=sets, ordered=ordered), lambda: None
     if format == "json":
         separator = "[\n"
 
@@ -122,6 +127,8 @@ def _printer(
     def print_line(prediction: Prediction) -> None:
         shown = prediction.top(len(prediction.prediction_set or ()) or top)
         cells = [f"{name} {value:.1%}" for name, value in shown]
+        if prediction.expected_rank is not None:
+            cells.insert(0, f"predicted {prediction.label}, expected rank {prediction.expected_rank:.2f}")
         if abstain and prediction.known is False:
             cells.insert(0, "unknown")
         write("  ".join([prediction.name, *cells]) + "\n" if shown else "")
@@ -129,12 +136,12 @@ def _printer(
     return print_line, lambda: None
 
 
-def _csv_printer(top: int, *, abstain: bool, sets: bool) -> Callable[[Prediction], None]:
+def _csv_printer(top: int, *, abstain: bool, sets: bool, ordered: bool) -> Callable[[Prediction], None]:
     """Print the header of CSV, and return a function that prints a prediction."""
     from transfer.results.prediction_files import as_csv
 
     header = ["path", *(f"{name}{i + 1}" for i in range(top) for name in ("class", "probability"))]
-    sys.stdout.write(as_csv([[*header, *["known"] * abstain, *["prediction_set"] * sets]]))
+    sys.stdout.write(as_csv([[*header, *["known"] * abstain, *["prediction_set"] * sets, *RANKS * ordered]]))
 
     def print_csv(prediction: Prediction) -> None:
         cells = [cell for name, value in prediction.top(top) for cell in (name, f"{value:.6f}")]
@@ -144,6 +151,9 @@ def _csv_printer(top: int, *, abstain: bool, sets: bool) -> Callable[[Prediction
         if sets:  # names may contain any separator, so that this cell is JSON
             found = prediction.prediction_set
             cells.append("" if found is None else json.dumps(found, ensure_ascii=False))
+        if ordered:
+            rank = prediction.expected_rank
+            cells += ["", ""] if rank is None else [str(prediction.label), f"{rank:.4f}"]
         sys.stdout.write(as_csv([(prediction.name, *cells)]))
 
     return print_csv
@@ -157,6 +167,8 @@ def _json_row(prediction: Prediction, top: int, *, abstain: bool) -> dict[str, A
         row |= {"known": prediction.known, "distance": round(prediction.distance, 6)}
     if prediction.prediction_set is not None:
         row["prediction_set"] = list(prediction.prediction_set)
+    if prediction.expected_rank is not None:
+        row |= {"predicted": prediction.label, "expected_rank": round(prediction.expected_rank, 4)}
     return row | ({"problem": prediction.problem} if prediction.problem else {})
 
 

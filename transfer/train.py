@@ -105,6 +105,7 @@ def run(config: TrainConfig, started: float) -> Path:
     data = load_data(config.data, **config.load_options())
     if config.folds is None:
         log.info("%s: %s", data.name, _describe_splits(data))
+    _hint_at_order(config, data)
     _check_data(config, data, resume_from)
     if config.folds is not None:
         from transfer.results.cross_validated_runs import cross_validated_run
@@ -125,7 +126,7 @@ def _train_once(
 ) -> Path:
     """Train the model of one case, from the options or the advice, and write its run."""
     from transfer.cases.builders import build
-    from transfer.evaluation.evaluate import calibrate, evaluate
+    from transfer.evaluation.evaluate import calibrate, decision_rule, evaluate
     from transfer.results import rescue, run_writer
     from transfer.results.saved_runs import limits_of, results_of, write_report
     from transfer.training.fit import fit
@@ -150,23 +151,35 @@ def _train_once(
             checkpoint_every=seconds_of(config.checkpoint_every) or 0.0,
         )
         temperature = calibrate(model, data, **chosen.evaluate_options()) if config.calibrate else None
-        evaluation = evaluate(model, data, **chosen.evaluate_options()) if len(data.test) else None
+        rule = decision_rule(model, data, **chosen.evaluate_options())
+        options = {**chosen.evaluate_options(), "rule": rule}
+        evaluation = evaluate(model, data, **options) if len(data.test) else None
         limits = limits_of(model, data, evaluation, engine=config.engine)
         results = None
         if process_group.current_group().is_chief:
             results = results_of(
                 replace(chosen, output=None, resume=False), model, data, training, evaluation,
                 metrics={"model": config.model, **choice.advised, "temperature": temperature},
-                seconds=clock.seconds, limits=limits,
+                seconds=clock.seconds, limits=limits, rule=rule,
             )  # fmt: skip
             rescue.write_somewhere(folder, partial(run_writer.write_run, results=results))
     # From here on, the run is complete: an interrupt or a crash loses only its figures and pages.
     final = run_folders.final_folder(folder)
-    _log_accuracy(evaluation, model, data, chosen.evaluate_options())
+    _log_accuracy(evaluation, model, data, options)
     if results is not None:
         write_report(final, results)
     process_group.current_group().leave_together()
     return final
+
+
+def _hint_at_order(config: TrainConfig, data: ImageData) -> None:
+    """Log that classes may have an order, if their names are numbers or ranges of numbers."""
+    from transfer.images.class_order import looks_ordered
+
+    if config.task == "auto" and looks_ordered(data.class_names):
+        log.info(
+            "The class names are numbers. If the classes have an order, such as grades, use --task ordinal."
+        )
 
 
 def _networks(config: TrainConfig) -> Sequence[str]:
@@ -211,15 +224,18 @@ def _log_accuracy(
 ) -> None:
     """Log the accuracy on the test images, or on the validation images if there are no test images."""
     from transfer.evaluation.evaluate import evaluate
+    from transfer.evaluation.evaluation import ordinal_text
 
     if evaluation is not None:
         log.info("Test accuracy: %.1f%% on %d held-out images.", 100 * evaluation.accuracy, len(data.test))
     elif len(data.val):
-        accuracy = evaluate(model, data, split="val", **options).accuracy
+        evaluation = evaluate(model, data, split="val", **options)
         text = "No test images, so the report has no test results. Validation accuracy: %.1f%% on %d images."
-        log.info(text, 100 * accuracy, len(data.val))
+        log.info(text, 100 * evaluation.accuracy, len(data.val))
     else:
         log.info("No test images and no validation images, so the accuracy is unknown.")
+    if evaluation is not None and (text := ordinal_text(evaluation)):
+        log.info("%s", text.strip())
 
 
 def _start(config: TrainConfig, finished: Path | None) -> tuple[Any, Path | None]:

@@ -11,6 +11,7 @@ from helpers.networks import make_tiny
 
 from transfer.cases.builders import large_similar, small_similar
 from transfer.cases.decisions import decision_of
+from transfer.common.decision_rules import choose_rule
 from transfer.common.errors import InputError
 from transfer.evaluation.evaluate import evaluate
 from transfer.results.saved_runs import save_run
@@ -90,3 +91,12 @@ def test_a_model_without_validation_images_and_a_head_of_ones_own(data):
     own = small_similar(make_tiny(), data.num_classes, preprocessing="tf", head=head)
     with pytest.raises(InputError, match="Expected a model with the default head"):
         solve_again(own, data)
+
+
+def test_the_rule_of_ordered_classes_comes_from_predictions_before_the_head_saw_the_images(data, trained):
+    ordered = replace(data, ordered=True)
+    model = trained[0]
+    again = solve_again(model, ordered)
+    rule = choose_rule(data.val.labels, again.val_probabilities)
+    assert evaluate(again.model, ordered).rule == rule
+    assert evaluate(solve_again(model, data).model, data).rule is None

@@ -21,6 +21,7 @@ from transfer.adviser.fold_training import FoldTraining
 from transfer.adviser.label_issues import LabelIssue, label_issues_of
 from transfer.common import display
 from transfer.common.arguments import explain_arguments
+from transfer.common.decision_rules import choose_rule
 from transfer.common.errors import unknown
 from transfer.common.files import replacing, write_text
 from transfer.common.text import format_duration, plural
@@ -252,6 +253,7 @@ def _result(folded: FoldedData, probabilities: np.ndarray) -> CrossValidation:
         probabilities[tested],
         tuple(images.names),
         tuple(images.groups),
+        rule=choose_rule(images.labels, probabilities[tested]) if folded.data.ordered else None,
     )
     return CrossValidation(evaluation, folded.folds[tested], label_issues_of(evaluation))
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from transfer.cases.decisions import find_decision
 from transfer.common.arguments import explain_arguments
-from transfer.common.errors import InputError
+from transfer.common.decision_rules import MOST_PROBABLE, RULES, choose_rule
+from transfer.common.errors import InputError, unknown
 from transfer.distributed.process_group import current_group
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import fit_temperature
@@ -31,7 +32,7 @@ from transfer.images.flips import flip_problem
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks.arguments import check_classifier
 from transfer.networks.gradients import averaged_models, softmax_layer
-from transfer.training.trained import as_test_data, count_seen
+from transfer.training.trained import as_test_data, count_seen, find_trained
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def evaluate(
     engine: str = "auto",
     cache: FeatureCache | None = None,
     seed: int = 0,
+    rule: str | None = None,
 ) -> Evaluation:
     """Run a model over a split and compare its predictions with the labels.
 
@@ -81,6 +83,9 @@ def evaluate(
         engine: engine for the frozen part, one of `ENGINES`.
         cache: feature cache. None is the user's default cache.
         seed: random seed of the augmented views.
+        rule: rule that decides the classes of ordered classes: `"most-probable"`, `"median"` or `"expected"` (the
+            rounded expected rank). None is the rule of the run; after `fit` on data with `task="ordinal"`, it is the
+            one with the lowest mean absolute error on the validation images.
 
     Returns:
         The evaluation, with the probabilities and metrics such as `accuracy`, `loss` and `confusion`.
@@ -97,6 +102,8 @@ def evaluate(
         True
     """
     check_classifier(model, "evaluate(model, data)")
+    if rule is not None and rule not in RULES:
+        raise unknown("rule", rule, RULES)
     data, seen = _labeled_data(model, data, labels, split)
     part = getattr(data, str(split), None)
     if not isinstance(part, Split) or not len(part):
@@ -113,8 +120,8 @@ def evaluate(
     flip = not flip_problem(data.class_names) if flip is None else flip
     size = input_size(model, data)
     # Use full precision, so that the metrics are those of the saved model.
-    options: dict[str, Any] = {"image_size": size, "views": views, "augment": augment, "flip": flip}
-    options |= {"seed": seed, "precision": "float32", "cache": cache}
+    shared: dict[str, Any] = {"views": views, "augment": augment, "flip": flip, "seed": seed, "cache": cache}
+    options = {**shared, "image_size": size, "precision": "float32"}
     extractor = frozen_feature_extractor(model)
     if extractor is not None:
         # As in `fit`, training images set the quantization ranges of int8; images of this split do not.
@@ -134,9 +141,24 @@ def evaluate(
     # Sums in float32 miss 1 by 1e-7, and scikit-learn warns about that.
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     seen = seen if split == "test" else len(part)
-    return Evaluation(
-        data.class_names, part.labels, probabilities, tuple(part.names), tuple(part.groups), seen
-    )
+    rule = rule or decision_rule(model, data, engine=engine, **shared)
+    named = tuple(part.names), tuple(part.groups)
+    return Evaluation(data.class_names, part.labels, probabilities, *named, seen, rule)
+
+
+def decision_rule(model: keras.Model, data: ImageData | None, **options: Any) -> str | None:
+    """Return the rule of a run, or the best one on the validation images; None for classes without an order."""
+    trained = find_trained(model)
+    if trained is not None and trained.rule is not None:
+        return trained.rule
+    if data is None or not data.ordered:  # other images of a model that `fit` trained
+        data = trained.find_data() if trained is not None else None
+    if data is None or not data.ordered:
+        return None
+    if not len(data.val):
+        return MOST_PROBABLE
+    val = evaluate(model, data, split="val", rule=MOST_PROBABLE, **options)
+    return choose_rule(val.labels, val.probabilities)
 
 
 def _labeled_data(model: keras.Model, data: Any, labels: Any, split: str) -> tuple[ImageData, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer.common import display
+from transfer.common.decision_rules import decide, expected_ranks
 from transfer.common.errors import InputError
 from transfer.common.text import plural
 from transfer.evaluation.metrics import (
@@ -25,6 +26,7 @@ from transfer.evaluation.metrics import (
     percent_range,
     top_k,
 )
+from transfer.evaluation.ordinal import OrdinalScores, describe_scores, ordinal_scores
 
 if TYPE_CHECKING:
     import pandas
@@ -45,6 +47,8 @@ class Evaluation:
         names: name of each image.
         groups: group of each image, such as its patient; empty without groups.
         seen: number of images that were used for training or validation; 0 for held-out images.
+        rule: rule that decides the classes of ordered classes, `"most-probable"`,
+            `"median"` or `"expected"` (the rounded expected rank). None for classes without an order.
 
     Example:
         >>> evaluation = Evaluation(("ant", "bee"), np.array([0, 1]), np.array([[0.9, 0.1], [0.6, 0.4]]), ("a", "b"))
@@ -58,11 +62,25 @@ class Evaluation:
     names: tuple[str, ...]
     groups: Sequence[str] = ()
     seen: int = 0
+    rule: str | None = None
 
     @property
     def predictions(self) -> np.ndarray:
-        """Most probable class of each image, shape (N,)."""
-        return self.probabilities.argmax(axis=1)
+        """Predicted class of each image, shape (N,): the most probable one, or that of the rule of ordered classes."""
+        return decide(self.probabilities, self.rule)
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """Probability of the predicted class of each image, shape (N,)."""
+        return self.probabilities[np.arange(len(self.labels)), self.predictions]
+
+    @cached_property
+    def ordinal(self) -> OrdinalScores | None:
+        """Mean absolute error in ranks, quadratic weighted kappa (Cohen, 1968) and accuracy within one rank.
+
+        None for classes without an order.
+        """
+        return ordinal_scores(self.confusion) if self.rule is not None else None
 
     @property
     def accuracy(self) -> float:
@@ -114,7 +132,7 @@ class Evaluation:
     def mistakes(self) -> np.ndarray:
         """Indices of misclassified images, the highest probability of the predicted, wrong class first."""
         wrong = np.flatnonzero(self.labels != self.predictions)
-        return wrong[np.argsort(-self.probabilities[wrong].max(axis=1), kind="stable")]
+        return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the metrics as a dictionary for JSON."""
@@ -123,6 +141,7 @@ class Evaluation:
             "num_images": len(self.labels),
             "num_seen": self.seen,
             "accuracy": self.accuracy,
+            **({"decision_rule": self.rule, **self.ordinal._asdict()} if self.ordinal else {}),
             "interval": list(self.interval),
             "top_k": {str(k): self.top_k(k) for k in ks},
             "log_loss": self.loss,
@@ -157,6 +176,7 @@ class Evaluation:
                 f"Warning: {self.seen:,} of these images were used for training or validation. They make the "
                 "results too optimistic."
             )
+        lines += [text.strip()] if (text := ordinal_text(self)) else []
         lines += [f"Top-{k} accuracy: {self.top_k(k):.1%}."] if k > 1 else []
         lines.append(
             f"Log loss: {self.loss:.3f}. Expected calibration error: {self.calibration.error:.3f} (0 is perfect)."
@@ -192,8 +212,9 @@ class Evaluation:
     def to_dataframe(self) -> pandas.DataFrame:
         """Return a pandas data frame with one row per image.
 
-        Its columns are `name`, `label`, `predicted`, `group` if there are groups, and the probability of each class
-        under the class's name. If a class has the name of another column, "(class)" is appended to its name.
+        Its columns are `name`, `label`, `predicted`, `group` if there are groups, `expected_rank` of ordered classes
+        (1 for the lowest class), and the probability of each class under the class's name. If a class has the name of
+        another column, "(class)" is appended to its name.
 
         Raises:
             InputError: pandas is not installed.
@@ -205,6 +226,7 @@ class Evaluation:
             "predicted": names[self.predictions],
         }
         columns |= {"group": list(self.groups)} if len(self.groups) else {}
+        columns |= {"expected_rank": expected_ranks(self.probabilities)} if self.rule is not None else {}
         return display.data_frame(
             columns | display.class_columns(self.class_names, self.probabilities, columns)
         )
@@ -233,6 +255,12 @@ class Evaluation:
                 "Expected an evaluation of one image or more, to draw it. Received one without images."
             )
         return self
+
+
+def ordinal_text(evaluation: Evaluation) -> str:
+    """Return the metrics of ordered classes as sentences with a space at the end; empty for other classes."""
+    scores = evaluation.ordinal
+    return f"{describe_scores(scores, evaluation.rule)} " if scores else ""
 
 
 def check_evaluation(value: Any, call: str) -> None:

@@ -277,6 +277,7 @@ def explain(
     images: np.ndarray,
     mapped: int,
     *,
+    classes: np.ndarray | None = None,
     layers: Sequence[str] | None = None,
     filters: int = 6,
     count: int = 5,
@@ -297,7 +298,7 @@ def explain(
             of_layer.add(_numpy(as_maps(nodes, values[index])))
         if part.start < mapped:
             first = {place: value[: mapped - part.start] for place, value in values.items()}
-            _draw_heat(heat[part], model, nodes, first, last, None)
+            _draw_heat(heat[part], model, nodes, first, last, None if classes is None else classes[part])
     return _scaled(heat), [
         response for of_layer in maxima.values() for response in of_layer.responses(images, filters)
     ]

@@ -11,6 +11,9 @@ from transfer.common.errors import InputError, unknown
 from transfer.common.whole_numbers import at_least
 from transfer.images.decoding import RESIZES
 
+TASKS = ("auto", "single", "ordinal")
+"""What the labels are: one class per image, or one class per image of an ordered list. `auto` is `single`."""
+
 IN_MEMORY = "arrays in memory"
 """The source in the options of a run that was trained on arrays or data sets in Python."""
 
@@ -33,6 +36,10 @@ class DataConfig:
     split_column: str | None = None
     # Column of the groups in a list, such as patients, which stay in one split; 'none' for no groups.
     group_column: str | None = None
+    # Task: single (one class per image) or ordinal (the classes have an order, such as grades). auto is single.
+    task: str = "auto"
+    # Order of the classes with the task ordinal, lowest first, with commas. Default: by the numbers in their names.
+    class_order: str | None = None
     # Validation set, if the data have none: a fraction below 1 or a number of images.
     val: int | float = 0.1
     # Test set, if the data have none: a fraction below 1 or a number of images. 100 images measure the accuracy to
@@ -61,6 +68,8 @@ class DataConfig:
             )
         if self.resize not in RESIZES:
             raise unknown("resize", self.resize, RESIZES)
+        if self.task not in TASKS:
+            raise unknown("task", self.task, TASKS)
 
     def load_options(self) -> dict[str, Any]:
         """Return the arguments of `load_data`, except for its source."""
@@ -81,4 +90,6 @@ def _plain(value: Any) -> Any:
     """Return a value as text or as a number of Python."""
     if isinstance(value, Mapping):
         return ",".join(f"{name}={one}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
     return str(value) if isinstance(value, Path) else value.item() if hasattr(value, "item") else value

@@ -16,6 +16,7 @@ from transfer.common.arguments import POSITIONAL, explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.images.array_source import labels_as_names, read_arrays
 from transfer.images.checking import CheckedImage, check_images, make_report
+from transfer.images.class_order import checked_order, in_order, ordered_classes
 from transfer.images.columns import KINDS, Given
 from transfer.images.data_config import DataConfig, data_config
 from transfer.images.decoding import as_size
@@ -71,6 +72,8 @@ def load_data(
     label_column: str | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
+    task: str = DataConfig.task,
+    class_order: Sequence[str] | None = None,
 ) -> ImageData:
     """Load labeled images, check every image, and split them into train, val and test.
 
@@ -118,6 +121,10 @@ def load_data(
             split.
         group_column: Column of the groups in a list, such as patients; comma-separated names combine columns,
             `"none"` uses no groups.
+        task: `"single"`, or `"ordinal"` for classes with an order, such as grades or age bands. `evaluate` and
+            `predict` then use the order. `"auto"` is `"single"`.
+        class_order: Class names from the lowest to the highest, for the task `"ordinal"`. By default the numbers in
+            the names order the classes: `"2"`, `"10-19"`, `"100+"`.
 
     Returns:
         The data with the report of the check. Image files are decoded when they are used.
@@ -135,12 +142,14 @@ def load_data(
         as_text(source), resize=resize, seed=seed, val=val, test=test, few_shot=few_shot, split_file=split_file,
         near_duplicates=near_duplicates, strict=strict, data_dir=data_dir, tfds_split=tfds_split,
         path_column=path_column, label_column=label_column, split_column=split_column, group_column=group_column,
+        task=task, class_order=class_order,
     )  # fmt: skip
-    sizes = split_sizes(val, test)
+    sizes, order = split_sizes(val, test), checked_order(class_order, task)
     size = as_size(image_size)
     rows = read_split(Path(split_file)) if split_file is not None else None  # fails before the slow steps
     given = Given(path_column, label_column, split_column, group_column)
     name, data = _read(source, class_names, data_dir, tfds_split, download, given)
+    ranked = ordered_classes(data.class_names, order) if task == "ordinal" else data.class_names
     if rows is None:
         _refuse_too_few(name, data)  # before the slow check, and after it
     data, checked = _check(_with_unique_names(data, resize), strict=strict)
@@ -152,6 +161,10 @@ def load_data(
         _refuse_too_few(name, data)
         splits = complete_splits(data.parts, ids, data.class_names, seed=seed, **sizes)
         data = replace(data, notes=[*data.notes, *_empty_splits(splits, sizes)])
+    # Only now, so that the split is the same for each order.
+    if ranked != data.class_names:
+        splits = in_order(splits, data.class_names, ranked)
+        data = replace(data, parts=in_order(data.parts, data.class_names, ranked), class_names=ranked)
     pixel_range = _range_in_use(data, checked, splits["train"])
     form: dict[str, Any] = {
         "pixel_range": pixel_range,
@@ -171,7 +184,7 @@ def load_data(
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding.to_text())
     drawn = _drawn(data.parts, test) if rows is None and few_shot is None else (False, False)
     parts, classes = (splits["train"], splits["val"], splits["test"]), tuple(data.class_names)
-    return ImageData(name, classes, *parts, report, size, options, *drawn)
+    return ImageData(name, classes, *parts, report, size, options, *drawn, task == "ordinal")
 
 
 def _drawn(parts: Mapping[str, Split], test: float | int) -> tuple[bool, bool]:

@@ -35,6 +35,7 @@ class ImageData:
         options: Source and options of `load_data`; None for other data.
         drawn_val: Whether `load_data` drew the validation images from the training images.
         drawn_test: Whether `load_data` drew the test images from the training images.
+        ordered: Whether the classes have an order (`task="ordinal"`); `class_names` then has the lowest class first.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -53,6 +54,7 @@ class ImageData:
     options: DataConfig | None = None
     drawn_val: bool = False
     drawn_test: bool = False
+    ordered: bool = False
 
     @property
     def num_classes(self) -> int:

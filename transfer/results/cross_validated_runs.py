@@ -18,6 +18,7 @@ from transfer.anytime.speeds import Speeds
 from transfer.common.text import format_duration, plural
 from transfer.config import TrainConfig
 from transfer.evaluation.evaluate import evaluate
+from transfer.evaluation.evaluation import ordinal_text
 from transfer.images.datasets import ImageData
 from transfer.images.folds import FoldedData, fold_data
 from transfer.images.split_file import write_split
@@ -53,15 +54,18 @@ def cross_validated_run(
         checkpoints = folder / run_folders.CHECKPOINTS
         result = run_folds(training, checkpoints, trainings_after=1)
         log.info("%s", result.sentence())
+        if text := ordinal_text(result.evaluation):
+            log.info("%s", text.strip())
         model, used, history = training.final(checkpoints)
         log.info("%s", _describe_final(used))
-        evaluation = evaluate(model, used, **config.evaluate_options()) if len(used.test) else None
+        options = {**config.evaluate_options(), "rule": result.evaluation.rule}
+        evaluation = evaluate(model, used, **options) if len(used.test) else None
         out_of_fold = result.evaluation.probabilities, result.evaluation.labels
         limits = saved_runs.limits_of(model, used, evaluation, engine=config.engine, held_out=out_of_fold)
         results = replace(
             saved_runs.results_of(
                 replace(config, output=None, resume=False), model, used, history, evaluation,
-                metrics=_metrics(result), seconds=clock.seconds, limits=limits,
+                metrics=_metrics(result), seconds=clock.seconds, limits=limits, rule=options["rule"],
             ),
             cross_validation=result,
         )  # fmt: skip

@@ -19,7 +19,8 @@ import keras
 
 from transfer.common import display
 from transfer.common.arguments import explain_arguments
-from transfer.common.errors import InputError, nearest, one_line
+from transfer.common.decision_rules import RULES
+from transfer.common.errors import InputError, nearest, one_line, unknown
 from transfer.common.old_names import renamed
 from transfer.config import TrainConfig, load_config
 from transfer.evaluation.reference import Reference, with_features
@@ -114,6 +115,18 @@ class FinishedRun:
     def resize(self) -> str:
         """How images are resized: `"stretch"`, `"crop"` or `"pad"`."""
         return self.config.resize if self.config else RESIZES[0]
+
+    @property
+    def rule(self) -> str | None:
+        """Rule that decides ordered classes: `"most-probable"`, `"median"` or `"expected"`. None without an order.
+
+        Raises:
+            InputError: `metrics.json` has an unknown rule.
+        """
+        rule = self.metrics.get("decision_rule")
+        if rule is not None and (not isinstance(rule, str) or rule not in RULES):
+            raise unknown("rule", rule, RULES, hint=f"It is in {self.folder / METRICS}.")
+        return rule
 
     def predict(self, images: Image | Iterable[Image], **options: Any) -> list[Prediction]:
         """Predict the classes of images.
@@ -210,7 +223,13 @@ def load_run(
     if len(size) == 2 and (None not in size or (config and config.image_size)):
         form = (run.image_size, run.resize, run.pixel_range)
         record(
-            TrainedModel(model, run.class_names, *form, lambda: frozenset(training_digests(folder / SPLIT)))
+            TrainedModel(
+                model,
+                run.class_names,
+                *form,
+                lambda: frozenset(training_digests(folder / SPLIT)),
+                rule=run.rule,
+            )
         )
     return run
 

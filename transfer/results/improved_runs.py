@@ -17,6 +17,7 @@ from transfer.anytime.candidates import Candidate
 from transfer.anytime.clock import Clock
 from transfer.anytime.records import History, damaged, read_history
 from transfer.anytime.run import AnytimeRun
+from transfer.common.decision_rules import choose_rule
 from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, save_config
 from transfer.evaluation.evaluate import evaluate, scale_head
@@ -112,7 +113,8 @@ class ImprovedRun:
         if self.config.calibrate:
             temperature = fit_temperature(candidate.labels, *candidate.probabilities)
             scale_head(model, temperature)
-        evaluation = evaluate(model, data, **options) if len(data.test) else None
+        rule = self._rule(candidate, temperature or 1.0)
+        evaluation = evaluate(model, data, rule=rule, **options) if len(data.test) else None
         limits = self._limits(candidate, evaluation, temperature or 1.0)
         kept = history.steps[-1]
         metrics = {
@@ -125,7 +127,7 @@ class ImprovedRun:
         config = replace(self.config, output=None, resume=False)
         results = saved_runs.results_of(
             config, model, data, candidate.training, evaluation,
-            metrics=metrics, seconds=self.clock.seconds, limits=limits,
+            metrics=metrics, seconds=self.clock.seconds, limits=limits, rule=rule,
         )  # fmt: skip
 
         def write(place: Path) -> None:
@@ -144,6 +146,13 @@ class ImprovedRun:
         if len(history.steps) == 1 and evaluation is not None:
             text = "A complete run is in %s. Test accuracy: %.1f%% on %d held-out images."
             log.info(text, final, 100 * evaluation.accuracy, len(data.test))
+
+    def _rule(self, candidate: Candidate, temperature: float) -> str | None:
+        """Return the rule for ordered classes: the best one on predictions of images that training left out."""
+        if not self.data.ordered:
+            return None
+        probabilities = averaged_probabilities(candidate.probabilities, temperature)
+        return choose_rule(candidate.labels, probabilities)
 
     def _limits(
         self, candidate: Candidate, evaluation: Evaluation | None, temperature: float

@@ -15,6 +15,7 @@ import numpy as np
 
 from transfer.common import display
 from transfer.common.arguments import explain_arguments
+from transfer.common.decision_rules import decide, expected_ranks
 from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
 from transfer.common.text import plural
@@ -59,6 +60,8 @@ class Prediction:
             held-out images. None if there is no distance.
         prediction_set: Class names that contain the true one with the probability `coverage` of `predict`, the most
             probable class first. None without `coverage`, or if there is a problem.
+        rule: Rule that decides the label of ordered classes: `"most-probable"`, `"median"` or `"expected"` (the rounded
+            expected rank). None for classes without an order.
 
     Example:
         >>> prediction = Prediction("photo.jpg", ("cat", "dog"), np.array([0.25, 0.75]))
@@ -73,6 +76,7 @@ class Prediction:
     distance: float | None = None
     known: bool | None = None
     prediction_set: tuple[str, ...] | None = None
+    rule: str | None = None
 
     def __repr__(self) -> str:
         text = self.problem if self.label is None else f"{display.quoted(self.label)} {self.probability:.1%}"
@@ -80,13 +84,24 @@ class Prediction:
 
     @property
     def label(self) -> str | None:
-        """The most probable class; None if the image could not be read."""
-        return None if self.probabilities is None else self.class_names[int(self.probabilities.argmax())]
+        """The most probable class, or that of the rule of ordered classes; None if the image could not be read."""
+        return None if self.probabilities is None else self.class_names[self._decided]
 
     @property
     def probability(self) -> float | None:
-        """Probability of the most probable class, 0 to 1; None if the image could not be read."""
-        return None if self.probabilities is None else float(self.probabilities.max())
+        """Probability of the label, 0 to 1; None if the image could not be read."""
+        return None if self.probabilities is None else float(self.probabilities[self._decided])
+
+    @property
+    def expected_rank(self) -> float | None:
+        """Expected value of the rank of ordered classes, 1 for the lowest class; None without an order."""
+        if self.probabilities is None or self.rule is None:
+            return None
+        return float(expected_ranks(self.probabilities[None])[0])
+
+    @property
+    def _decided(self) -> int:
+        return int(decide(np.asarray(self.probabilities)[None], self.rule)[0])
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """Return the most probable classes with their probabilities, in descending order."""
@@ -126,15 +141,17 @@ class Predictions(list[Prediction]):
     def to_dataframe(self) -> pandas.DataFrame:
         """Return a pandas data frame with one row per image.
 
-        Its columns are `name`, `label`, `probability` of the label, `problem`, `known`, and the probability of each
-        class under the class's name. If a class has the name of another column, "(class)" is appended to its name. An
-        image that could not be read has no label and no probabilities.
+        Its columns are `name`, `label`, `probability` of the label, `problem`, `known`, `expected_rank` of ordered
+        classes, and the probability of each class under the class's name. If a class has the name of another column,
+        "(class)" is appended to its name. An image that could not be read has no label and no probabilities.
 
         Raises:
             InputError: pandas is not installed.
         """
         names = ("name", "label", "probability", "problem", "known")
         columns: dict[str, Any] = {name: [getattr(one, name) for one in self] for name in names}
+        if any(one.rule is not None for one in self):
+            columns["expected_rank"] = [one.expected_rank for one in self]
         classes = self[0].class_names if self else ()
         unknown_row = np.full(len(classes), np.nan)
         rows = [unknown_row if one.probabilities is None else one.probabilities for one in self]
@@ -285,8 +302,12 @@ class Judge:
     """Turns outputs of a model into predictions, with the reference of its run if there is one."""
 
     def __init__(self, run: FinishedRun | TrainedModel, coverage: float | None) -> None:
+        from transfer.evaluation.evaluate import decision_rule
+
         self._reference: Reference | None = getattr(run, "reference", None)
         self._run, self.model, self._set_threshold = run, run.model, None
+        # A run has its rule; that of a model that `fit` trained depends on its validation images.
+        self._rule = run.rule if hasattr(run, "folder") else decision_rule(run.model, None)
         if coverage is not None:
             from transfer.evaluation.prediction_sets import set_threshold
 
@@ -304,7 +325,8 @@ class Judge:
         values = outputs[:, -count:]
         check_probabilities(self._run.model, values)
         values = values.astype("float64")
-        found = [Prediction(name, classes, row) for name, row in zip(names, values, strict=True)]
+        named = zip(names, values, strict=True)
+        found = [Prediction(name, classes, row, rule=self._rule) for name, row in named]
         if self._reference is not None:
             distances = self._reference.distances_of(outputs[:, :-count]).tolist()
             most = self._reference.threshold

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer.adviser.cross_validation import CrossValidation
+from transfer.common.decision_rules import expected_ranks
 from transfer.common.errors import InputError, one_line
 from transfer.common.files import from_cell, replacing, to_cell
 from transfer.evaluation.evaluation import Evaluation
@@ -20,6 +21,9 @@ FIRST = ("path", "label", "predicted", "group")
 
 OF_FOLDS = (*FIRST, "fold")
 """The same in a file of out-of-fold predictions; folds count from 1."""
+
+RANK = "expected_rank"
+"""Column after these in a file of ordered classes: the expected value of the rank, 1 for the lowest class."""
 
 
 def write_predictions(path: Path, evaluation: Evaluation, folds: np.ndarray | None = None) -> None:
@@ -33,22 +37,26 @@ def _rows(evaluation: Evaluation, folds: np.ndarray | None) -> Iterator[Sequence
     numbers = (
         [()] * len(evaluation.labels) if folds is None else [(str(fold + 1),) for fold in folds.tolist()]
     )
-    yield (*(FIRST if folds is None else OF_FOLDS), *classes)
+    ordered = evaluation.rule is not None
+    ranks = [f"{rank:.4f}" for rank in expected_ranks(evaluation.probabilities)]
+    yield (*(FIRST if folds is None else OF_FOLDS), *[RANK] * ordered, *classes)
     groups = evaluation.groups if len(evaluation.groups) else [""] * len(evaluation.labels)
     columns = (evaluation.names, evaluation.labels, evaluation.predictions, groups, evaluation.probabilities)
-    for name, label, predicted, group, probabilities, number in zip(*columns, numbers, strict=True):
-        first = to_cell(name), classes[label], classes[predicted], to_cell(group), *number
+    for name, label, predicted, group, probabilities, number, rank in zip(
+        *columns, numbers, ranks, strict=True
+    ):
+        first = to_cell(name), classes[label], classes[predicted], to_cell(group), *number, *[rank] * ordered
         yield (*first, *(f"{probability:.6f}" for probability in probabilities))
 
 
-def read_predictions(path: Path) -> Evaluation:
-    """Read the file of `write_predictions`."""
-    return _read(path, FIRST)[0]
+def read_predictions(path: Path, rule: str | None = None) -> Evaluation:
+    """Read the file of `write_predictions`; the rule is that of ordered classes."""
+    return _read(path, FIRST, rule)[0]
 
 
-def read_out_of_fold(path: Path) -> CrossValidation:
+def read_out_of_fold(path: Path, rule: str | None = None) -> CrossValidation:
     """Read the file of `write_predictions` with folds."""
-    evaluation, rows = _read(path, OF_FOLDS)
+    evaluation, rows = _read(path, OF_FOLDS, rule)
     try:
         folds = np.array([int(row[len(FIRST)]) for row in rows]) - 1
     except ValueError as error:
@@ -56,8 +64,9 @@ def read_out_of_fold(path: Path) -> CrossValidation:
     return CrossValidation(evaluation, folds)
 
 
-def _read(path: Path, columns: Sequence[str]) -> tuple[Evaluation, list[list[str]]]:
+def _read(path: Path, columns: Sequence[str], rule: str | None) -> tuple[Evaluation, list[list[str]]]:
     """Read a file of predictions whose first columns have these names; also return its rows."""
+    columns = columns if rule is None else (*columns, RANK)
     first = len(columns)
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -75,7 +84,7 @@ def _read(path: Path, columns: Sequence[str]) -> tuple[Evaluation, list[list[str
     groups = tuple(from_cell(row[3]) for row in rows)
     probabilities /= np.maximum(probabilities.sum(axis=1, keepdims=True), 1e-12)
     images = tuple(from_cell(row[0]) for row in rows)
-    return Evaluation(names, labels, probabilities, images, groups if any(groups) else ()), rows
+    return Evaluation(names, labels, probabilities, images, groups if any(groups) else (), rule=rule), rows
 
 
 def as_csv(rows: Iterable[Sequence[str]]) -> str:

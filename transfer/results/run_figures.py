@@ -155,7 +155,8 @@ def _explain(model: keras.Model, data: ImageData, evaluation: Evaluation) -> _Ex
     others = np.setdiff1d(np.arange(count), mistakes)
     some = np.unique(np.linspace(0, len(others) - 1, min(MAX_SEARCHED, count) - len(mistakes)).astype(int))
     images = np.stack([data.test.image(int(i), size) for i in [*mistakes, *others[some]]])
-    heat, responses = explanations.explain(model, images, len(mistakes))
+    classes = evaluation.predictions[mistakes]
+    heat, responses = explanations.explain(model, images, len(mistakes), classes=classes)
     return _Explained(mistakes, images[: len(mistakes)], heat, explanations.map_note(model, size), responses)
 
 
@@ -197,7 +198,8 @@ def write_heat_maps(run: FinishedRun, predictions: Sequence[Prediction], folder:
                     for one in batch
                 ]
             )
-            heats = explanations.grad_cam(run.model, images)
+            classes = [run.class_names.index(str(one.label)) for one in batch]
+            heats = explanations.grad_cam(run.model, images, classes=classes)
             for i, (one, image, heat) in enumerate(zip(batch, images, heats, strict=True), start=start + 1):
                 caption = f"{one.label} {one.probability or 0:.0%}"
                 figure = explanation_plots.heat_sheet(image[None], heat[None], [caption], note=note)

@@ -47,6 +47,7 @@ def collect_metrics(
         "num_skipped": len(data.skipped),
         "test_accuracy": evaluation.accuracy if evaluation else None,
         "test_loss": evaluation.loss if evaluation else None,
+        **_in_ranks(evaluation),
         **dict.fromkeys(ADVISED),
         "seconds_features": round(training.seconds_features, 3),
         "seconds_training": round(training.seconds_training, 3),
@@ -54,6 +55,12 @@ def collect_metrics(
         "trainable_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
         "versions": versions(),
     }
+
+
+def _in_ranks(evaluation: Evaluation | None) -> dict[str, float]:
+    """Return the metrics of classes with an order."""
+    scores = evaluation.ordinal._asdict() if evaluation is not None and evaluation.ordinal else {}
+    return {f"test_{name}": value for name, value in scores.items()}
 
 
 def _describe(decision: CaseDecision) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from transfer.cases.policies import POLICIES, Case, Policy
 from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
 from transfer.common.text import format_duration
-from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.evaluation import Evaluation, ordinal_text
 from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT, mcnemar_test, percent_range
 from transfer.evaluation.reference import limit_notes
 from transfer.results.run_metrics import describe_training
@@ -200,6 +200,9 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
         interval, error = percent_range(evaluation.interval, 1), evaluation.calibration.error
         kind = "cross-validated accuracy" if _of_folds(record) else "test accuracy"
         tiles.append((kind, f"{evaluation.accuracy:.1%}", f"95% interval {interval}"))
+        if scores := evaluation.ordinal:
+            kappa = f"quadratic weighted kappa {scores.quadratic_weighted_kappa:.3f}"
+            tiles.append(("mean absolute error", f"{scores.mean_absolute_error:.3f} ranks", kappa))
         tiles.append(("macro F1", f"{evaluation.macro.f1:.1%}", "mean over the classes"))
         tiles.append(("log loss", f"{evaluation.loss:.3f}", f"calibration error {error:.3f}"))
     counts = f"{metrics['num_val']:,} validation, {metrics['num_test']:,} test"
@@ -248,12 +251,12 @@ def _network(record: RunRecord) -> str:
 
 def verdict(evaluation: Evaluation, *, calibrated: bool = False) -> str:
     """Describe the accuracy and the calibration of a model in two or three sentences."""
-    confidence = float(evaluation.probabilities.max(axis=1).mean())
+    confidence = float(evaluation.confidences.mean())
     gap, seen = confidence - evaluation.accuracy, evaluation.seen
     which = "images" if seen else "held-out images"
     text = (
         f"Accuracy: {evaluation.accuracy:.1%} on {len(evaluation.labels):,} {which} (95% interval "
-        f"{percent_range(evaluation.interval, 1)}). Mean confidence is {confidence:.0%}"
+        f"{percent_range(evaluation.interval, 1)}). {ordinal_text(evaluation)}Mean confidence is {confidence:.0%}"
     )
     if seen:
         were = "1 of these images was" if seen == 1 else f"{seen:,} of these images were"

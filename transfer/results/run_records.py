@@ -67,18 +67,20 @@ def read_record(folder: str | Path) -> RunRecord:
     for name in (METRICS, CONFIG):
         if not (place / name).is_file():
             raise InputError(f"Expected the folder of a finished run. {place} has no {name}.")
+    metrics = read_json(place / METRICS) or {}
+    rule = metrics.get("decision_rule")
     data, predictions, out_of_fold = read_json(place / DATA), place / PREDICTIONS, place / OUT_OF_FOLD
     return RunRecord(
         folder=place,
-        metrics=read_json(place / METRICS) or {},
+        metrics=metrics,
         config=load_config(place / CONFIG),
-        evaluation=read_predictions(predictions) if predictions.is_file() else None,
+        evaluation=read_predictions(predictions, rule) if predictions.is_file() else None,
         details=read_json(place / EVALUATION) or {},
         advice=read_json(place / ADVICE),
         steps=(read_json(place / STEPS) or {}).get("steps", []),
         data=None if data is None else DataReport.from_dict(data),
         figures={name: _png(path) for name in FIGURES if (path := place / f"{name}.png").is_file()},
-        cross_validation=read_out_of_fold(out_of_fold) if out_of_fold.is_file() else None,
+        cross_validation=read_out_of_fold(out_of_fold, rule) if out_of_fold.is_file() else None,
         folds=read_json(place / FOLDS) or {},
     )
 

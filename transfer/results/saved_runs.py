@@ -22,7 +22,7 @@ from transfer.common.errors import InputError, optional
 from transfer.common.files import disk_advice, disk_reason
 from transfer.config import TrainConfig
 from transfer.distributed.process_group import current_group
-from transfer.evaluation.evaluate import evaluate
+from transfer.evaluation.evaluate import decision_rule, evaluate
 from transfer.evaluation.evaluation import Evaluation, check_evaluation
 from transfer.evaluation.reference import Reference, measured, reference_of
 from transfer.frozen.extraction import input_size
@@ -105,15 +105,17 @@ def save_run(
     whole = joined(logs)
     final = _checked_folder(folder, data, overwrite=overwrite)
     config = config_of(model, data, whole)
+    options = config.evaluate_options()
+    rule = decision_rule(model, data, **options) if evaluation is None else evaluation.rule
     if evaluation is None and len(data.test):
-        evaluation = evaluate(model, data, **config.evaluate_options())
+        evaluation = evaluate(model, data, rule=rule, **options)
     held_out = None if whole.val_probabilities is None else (whole.val_probabilities, data.val.labels)
     limits = limits_of(model, data, evaluation, engine=config.engine, held_out=held_out)
     metrics = {"saved_by": "save_run", **describe_model(model)}
     results = results_of(
         config, model, data, whole, evaluation,
         metrics={**metrics, **(advised_metrics(advice) if advice else {})},
-        seconds=whole.seconds_features + whole.seconds_training, comment=_COMMENT, limits=limits,
+        seconds=whole.seconds_features + whole.seconds_training, comment=_COMMENT, limits=limits, rule=rule,
     )  # fmt: skip
     run = FinishedRun(final, model, data.class_names, config, dict(results.metrics), data.train.pixel_range)
     if not current_group().is_chief:
@@ -145,8 +147,10 @@ def results_of(
     seconds: float,
     comment: str = "",
     limits: Limits = (None, {}),
+    rule: str | None = None,
 ) -> RunResults:
     """Return the contents of a run folder; `metrics` adds to those that follow from the other arguments."""
+    decided = {"decision_rule": rule} if rule is not None else {}
     collected = run_metrics.collect_metrics(model, data, training, evaluation)
     return RunResults(
         model=model,
@@ -154,7 +158,7 @@ def results_of(
         data=data,
         training=training,
         evaluation=evaluation,
-        metrics={**collected, "model": config.model, "temperature": None, **metrics},
+        metrics={**collected, "model": config.model, "temperature": None, **decided, **metrics},
         label_issues=label_issues_of(evaluation),
         seconds=seconds,
         comment=comment,

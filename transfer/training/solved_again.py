@@ -14,6 +14,7 @@ import numpy as np
 from transfer.cases.compiling import compile_like, new_optimizer
 from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.arguments import explain_arguments
+from transfer.common.decision_rules import choose_rule
 from transfer.common.display import one_line
 from transfer.common.errors import InputError
 from transfer.distributed.strategies import scope_of, share_devices
@@ -29,7 +30,7 @@ from transfer.networks.arguments import check_classifier
 from transfer.training.fit_arguments import check_classes
 from transfer.training.head_training import excludes_exact
 from transfer.training.phases import TrainingLog
-from transfer.training.trained import record_data
+from transfer.training.trained import record_data, record_rule
 
 _CALL = "solve_again(model, data)"
 
@@ -132,6 +133,8 @@ def solve_again(
     log = replace(log, regularization=head.regularization, head_method=head.method)
     if len(data.val) and data.drawn_val:  # the head has seen the validation images
         log = replace(log, val_probabilities=val_probabilities)
+        if data.ordered:
+            record_rule(copy, choose_rule(data.val.labels, val_probabilities))
     return SolvedAgain(copy, data, val_probabilities, log)
 
 

@@ -35,6 +35,8 @@ class TrainedModel:
     read_digests: Callable[[], frozenset[str]]
     # Returns the data that `fit` got, if they are still in memory.
     find_data: Callable[[], ImageData | None] = lambda: None
+    # The rule that decides ordered classes, of a run or of predictions without the training images; None if unknown.
+    rule: str | None = None
 
     @property
     def name(self) -> str:
@@ -75,6 +77,11 @@ def record(trained: TrainedModel) -> None:
     # A value that refers to its key would keep the model in memory.
     values = {field.name: getattr(trained, field.name) for field in fields(trained)}
     _TRAINED[values.pop("model")] = values
+
+
+def record_rule(model: keras.Model, rule: str | None) -> None:
+    """Record the rule that decides the ordered classes of a recorded model."""
+    _TRAINED[model]["rule"] = rule
 
 
 def find_trained(model: keras.Model) -> TrainedModel | None:
