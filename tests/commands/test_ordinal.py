@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -152,7 +153,8 @@ def test_python_chooses_the_rule_on_validation_images(grades, tmp_path):
     log = fit(model, data, verbose=0)
     evaluation, val = evaluate(model, data), evaluate(model, data, split="val", rule="most-probable")
     assert evaluation.rule == choose_rule(val.labels, val.probabilities)
-    assert "expected_rank" in evaluation.to_dataframe()
+    if importlib.util.find_spec("pandas") is not None:
+        assert "expected_rank" in evaluation.to_dataframe()
     assert evaluate(model, str(grades)).rule == evaluation.rule
     assert evaluate(model, data, rule="median").rule == "median"
     without = dataclasses.replace(data, val=data.val.take([]))

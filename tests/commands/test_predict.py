@@ -261,12 +261,18 @@ def unlike(strange_folder, tmp_path):
     return tmp_path / "other.png", sorted(strange_folder.rglob("*.png"))[0]
 
 
+def test_data_frames_say_which_images_are_known(strange_run, strange_folder, tmp_path):
+    pytest.importorskip("pandas")
+    found = predict(strange_run, unlike(strange_folder, tmp_path)).to_dataframe()
+    assert found["known"].tolist() == [False, True]
+
+
 def test_images_of_no_class_are_marked(strange_run, strange_folder, tmp_path, capsys):
     other, own = unlike(strange_folder, tmp_path)
     run = load_run(strange_run)
     first, second = predict(run, [other, own])
     assert first.known is False and second.known is True and first.distance > second.distance
-    assert predict(strange_run, [own]).to_dataframe()["known"].tolist() == [True]
+    assert predict(strange_run, [own])[0].known is True
     assert [one.known for one in predict(run.model, [other])] == [None]
     code, out, _ = run_command(capsys, strange_run, other, own, "--abstain")
     assert code == 0 and ["unknown" in line for line in out.splitlines()] == [True, False]

@@ -9,7 +9,7 @@ import transfer
 from transfer.common.errors import InputError
 
 FUNCTIONS = [name for name in transfer.__all__ if inspect.isfunction(getattr(transfer, name))]
-PASSES_ON = {"load_backbone", "calibrate", "find_learning_rate"}
+PASSES_ON = {"load_backbone", "calibrate", "cross_validate", "find_learning_rate"}
 """Functions that check their model first, and pass other arguments on."""
 
 
@@ -29,6 +29,12 @@ def test_an_unknown_argument_names_the_function_and_the_nearest_argument(name):
     expected = rf"^{name}: unknown argument '{option}s'\. Did you mean .*\b{option}\b"
     with pytest.raises(InputError, match=expected):
         getattr(transfer, name)(**{f"{option}s": 1})
+
+
+def test_an_unknown_option_of_a_cross_validation_names_the_nearest_one():
+    data = transfer.load_data(transfer.make_shapes(120))
+    with pytest.raises(InputError, match=r"option 'epoch'\. Did you mean 'epochs'"):
+        transfer.cross_validate(data, transfer.DemoCNN(weights=None), epoch=3)
 
 
 def test_an_unknown_argument_of_a_network_names_the_nearest_one():
