@@ -225,13 +225,14 @@ def test_data_frames_have_one_row_per_image_epoch_choice_and_network(made):
 def test_the_data_frame_of_predictions_has_gaps_for_images_with_a_problem(made):
     pytest.importorskip("pandas")
     frame = made["predictions"].to_dataframe()
-    assert [*frame.columns] == ["name", "label", "probability", "problem", *made["data"].class_names]
-    assert frame["label"].isna().tolist() == [False, True] and frame.iloc[1, 4:].isna().all()
-    assert frame.iloc[0, 4:].sum() == pytest.approx(1)
+    first = ["name", "label", "probability", "problem", "known"]
+    assert [*frame.columns] == [*first, *made["data"].class_names]
+    assert frame["label"].isna().tolist() == [False, True] and frame.iloc[1, len(first) :].isna().all()
+    assert frame.iloc[0, len(first) :].sum() == pytest.approx(1)
     assert frame["problem"].tolist() == [one.problem for one in made["predictions"]]
     assert len(Predictions().to_dataframe()) == 0
     broken = Predictions([Prediction("a.txt", ("a", "b"), None, "no image")])
-    assert broken.to_dataframe().shape == (1, 6)
+    assert broken.to_dataframe().shape == (1, 7)
 
 
 def test_groups_and_no_images_are_in_data_frames():
