@@ -55,13 +55,17 @@ def _run(parsed: argparse.Namespace) -> Evaluation:
     strategies.start_quietly()
     from transfer.adviser.label_issues import label_issues_of
     from transfer.evaluation.evaluate import evaluate
+    from transfer.evaluation.prediction_sets import set_threshold
     from transfer.evaluation.reference import limit_notes
     from transfer.images.split_file import training_digests
     from transfer.results import run_pages, run_writer
     from transfer.results.finished_runs import load_run
+    from transfer.results.predict import required_reference
     from transfer.results.prediction_files import write_predictions
 
     run = load_run(parsed.run, custom_objects=parsed.custom_objects, class_names=parsed.class_names)
+    if parsed.coverage is not None:  # raise before the images are evaluated
+        set_threshold(required_reference(run, "--coverage").scores, parsed.coverage)
     data = run.data(parsed.data)
     if not len(data.test):
         raise _no_test_images(run)
