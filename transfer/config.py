@@ -17,10 +17,11 @@ from transfer.common.display import one_line as short
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.files import write_text
 from transfer.common.old_names import OLD_OPTIONS
+from transfer.common.tasks import TASKS
 from transfer.distributed.cluster import STRATEGIES, requests_several_workers
 from transfer.frozen.openvino_engine import ENGINES, INT8
 from transfer.images.augmentation import AUGMENTATIONS, MIXES, check_views
-from transfer.images.data_config import TASKS, DataConfig
+from transfer.images.data_config import DataConfig
 from transfer.images.decoding import RESIZES
 from transfer.training.option_table import SOLVERS, SWITCHES, Situation, ignored_options, situations_of
 from transfer.training.recipes import BATCHNORMS, SCHEDULES, Recipe

@@ -13,6 +13,7 @@ from transfer.common.errors import InputError
 from transfer.frozen.heads import DEFAULT_C, FOLDS, GRID
 from transfer.frozen.scaled_features import ScaledFeatures
 from transfer.frozen.softmax_regression import SigmoidRegression, Solution
+from transfer.images.stratification import distribute
 
 _FLAT = 1e-3  # smaller relative differences of losses do not count: the strongest regularization is chosen
 _TOLERANCES = {"choice": 1e-3, "final": 1e-5}  # gradient norm of the mean loss at which L-BFGS stops
@@ -117,23 +118,6 @@ def assign_label_folds(
     seed: int = 0,
 ) -> np.ndarray:
     """Assign each image a fold so that each label has about the same fraction of each fold; groups stay together."""
-    # Iterative stratification (Sechidis et al., 2011, doi:10.1007/978-3-642-23808-6_10): the label with the fewest
-    # images left comes first, and each image goes to the fold that lacks this label most.
     units = np.unique([str(group) for group in groups], return_inverse=True)[1] if len(groups) else None
     units = np.arange(len(labels)) if units is None else units
-    every = np.concatenate(
-        [labels > 0, ~labels.any(axis=1, keepdims=True)], axis=1
-    )  # also images without labels
-    amounts = np.zeros((units.max() + 1, every.shape[1]))
-    np.add.at(amounts, units, every)
-    lacking = np.tile(amounts.sum(axis=0) / count, (count, 1))
-    fold_of, random = np.full(len(amounts), -1), np.random.default_rng(seed)
-    while (open_units := np.flatnonzero(fold_of < 0)).size:
-        left = amounts[open_units].sum(axis=0)
-        label = int(np.argmin(np.where(left > 0, left, np.inf)))
-        members = open_units[amounts[open_units, label] > 0]
-        for unit in random.permutation(members):
-            order = np.lexsort((random.random(count), -lacking.sum(axis=1), -lacking[:, label]))
-            fold_of[unit] = order[0]
-            lacking[order[0]] -= amounts[unit]
-    return fold_of[units]
+    return distribute(labels, units, [1 / count] * count, np.random.default_rng(seed))

@@ -11,6 +11,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.common.streams import progress_bar
+from transfer.common.tasks import MULTI, REGRESSION, SINGLE
 from transfer.images.array_pixels import batch_problem, scale_problem, shape_problem, value_problem
 from transfer.images.image_sequences import TemporaryImages
 from transfer.images.split_words import SPLITS
@@ -39,7 +40,7 @@ class Dataset(Protocol):
 _Arrays = tuple[Any, Any]
 
 
-def read_arrays(source: object, class_names: Sequence[str] | None = None) -> SourceData:
+def read_arrays(source: object, class_names: Sequence[str] | None = None, task: str = "auto") -> SourceData:
     """Check arrays of images and labels, or read data sets of them once into a temporary file."""
     given = _by_split(source)
     if class_names is None:
@@ -49,16 +50,49 @@ def read_arrays(source: object, class_names: Sequence[str] | None = None) -> Sou
             _refuse_dataset(part)  # every data set, before the first is read
     images, labels = {}, {}
     for split, part in given.items():
-        x, labels[split], highest = _read_dataset(part) if isinstance(part, Dataset) else _checked(*part)
+        read = _read_dataset(part, task) if isinstance(part, Dataset) else _checked(*part, task)
+        x, labels[split], highest = read
         if problem := scale_problem(highest):
             raise InputError(f"Expected pixels from 0 to 255. Received {problem}.")
         images[split] = x
-    names, numbers = _number(labels, class_names)
+    found = _task_of(labels)
+    names, numbers = _number(labels, class_names) if found == SINGLE else _named(labels, class_names, found)
     parts = {}
     for split, x in images.items():
         prefix = f"{split}/" if len(given) > 1 else ""
         parts[split] = Split(x, numbers[split], [f"{prefix}{i}" for i in range(len(numbers[split]))])
-    return SourceData(parts, names)
+    return SourceData(parts, names, task=found)
+
+
+def _task_of(labels: Mapping[str, np.ndarray]) -> str:
+    """Return the task of labels; raise if it differs between splits."""
+    found = {
+        split: MULTI if part.ndim == 2 else REGRESSION if part.dtype.kind == "f" else SINGLE
+        for split, part in labels.items()
+    }
+    if len({*found.values()}) > 1:
+        received = ", ".join(f"{task} in {split}" for split, task in found.items())
+        raise InputError(
+            f"Expected the same kind of labels in every split. Received: {received}. State the task, such as "
+            'task="multi".'
+        )
+    return next(iter(found.values()))
+
+
+def _named(
+    labels: Mapping[str, np.ndarray], class_names: Sequence[str] | None, task: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the names of several labels, or of the number of a regression, and the labels as they are."""
+    counts = {split: part.shape[1] if task == MULTI else 1 for split, part in labels.items()}
+    count = next(iter(counts.values()))
+    names = [""] if class_names is None and task == REGRESSION else [*map(str, class_names or range(count))]
+    if {*counts.values()} != {len(names)} or len({*names}) < len(names):
+        received = ", ".join(f"{number} in {split}" for split, number in counts.items())
+        raise InputError(
+            f"Expected a different name for each of the labels. Received: {len(names)} names, and labels: {received}. "
+            "Pass one name per column of the labels."
+        )
+    return names, dict(labels)
 
 
 def _by_split(source: object) -> dict[str, Dataset | _Arrays]:
@@ -208,8 +242,13 @@ def labels_as_names(labels: Sequence[str], class_names: Sequence[str]) -> list[s
     return at_position
 
 
-def _checked(x: Any, y: np.ndarray) -> tuple[Any, np.ndarray, float]:
-    """Return images, labels of shape (N,) and the highest pixel value; raise if any is invalid."""
+def _checked(x: Any, y: np.ndarray, task: str) -> tuple[Any, np.ndarray, float]:
+    """Return images, labels of a task and the highest pixel value; raise if any is invalid."""
+    return x, _as_labels(y, len(x), task), _highest(x)
+
+
+def _highest(x: Any) -> float:
+    """Return the highest pixel value of images; raise if they are invalid."""
     if isinstance(x, list):  # of different sizes
         if problem := next(filter(None, (shape_problem(image.shape) for image in x)), ""):
             raise InputError(f"Expected images of shape (H, W) or (H, W, 3). Received {problem}.")
@@ -218,34 +257,59 @@ def _checked(x: Any, y: np.ndarray) -> tuple[Any, np.ndarray, float]:
     for part in x if isinstance(x, list) else [x]:
         if problem := value_problem(part):
             raise InputError(f"Expected pixels from 0 to 255, all finite. Received {problem}.")
-    highest = max(part.max() for part in x) if isinstance(x, list) else x.max()
-    return x, _as_labels(y, len(x)), float(highest)
+    return float(max(part.max() for part in x) if isinstance(x, list) else x.max())
 
 
-def _as_labels(y: np.ndarray, count: int) -> np.ndarray:
-    """Return labels as int64 or as text, shape (N,); raise if they are neither numbers from 0 on nor names."""
-    if y.ndim == 2 and y.shape[1] == 1:  # as keras.datasets.cifar10 returns them
+def _as_labels(y: np.ndarray, count: int, task: str = "auto") -> np.ndarray:
+    """Return class numbers as int64 or text, several labels as int8 of shape (N, K), or numbers as float64."""
+    if y.ndim == 2 and y.shape[1] == 1 and task != MULTI:  # as keras.datasets.cifar10 returns them
         y = y[:, 0]
     if y.ndim == 2 and len(y) == count and y.dtype.kind in "buif":
-        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+        one_hot = np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()
+        if task == MULTI or (task == "auto" and not one_hot):
+            return _as_columns(y)
+        if not one_hot:
             raise InputError(
                 "Expected one label per image, or one-hot labels with a single 1 in each row. Received: labels of "
-                f"shape {y.shape} with other values. Choose one class per image, such as by argmax(axis=-1)."
+                f"shape {y.shape} with other values. Choose one class per image, such as by argmax(axis=-1). For "
+                'several labels per image, use task="multi".'
             )
         y = y.argmax(axis=1)
     if y.shape != (count,):
         raise InputError(
             f"Expected one label per image. Received: {count} images with labels of shape {y.shape}."
         )
+    if task == REGRESSION and y.dtype.kind in "buif":
+        return _as_numbers(y)
     if y.dtype.kind in "OSU":
         return _as_names(y.tolist())
     if y.dtype.kind not in "buif" or not (y >= 0).all() or (y != np.floor(y)).any():
         lowest = f" with a minimum of {y.min()}" if y.dtype.kind in "if" else ""
         raise InputError(
             f"Expected labels as whole numbers from 0, or as class names. Received: {y.dtype}{lowest}. Number the "
-            "classes from 0 on."
+            'classes from 0 on. For numbers such as ages or weights, use task="regression".'
         )
     return y.astype("int64")
+
+
+def _as_columns(y: np.ndarray) -> np.ndarray:
+    """Return several labels per image, 0 or 1, as int8 of shape (N, K)."""
+    if not np.isin(y, (0, 1)).all():
+        raise InputError(
+            "Expected 0 or 1 in each column of labels. Received other values, from "
+            f"{np.nanmin(y):g} to {np.nanmax(y):g}. Write 1 for each label that an image has."
+        )
+    return y.astype("int8")
+
+
+def _as_numbers(y: np.ndarray) -> np.ndarray:
+    """Return the numbers of a regression as float64."""
+    if not np.isfinite(y).all():
+        raise InputError(
+            f"Expected a finite number as the label of each image. Received NaN or infinity in "
+            f"{np.count_nonzero(~np.isfinite(y))} of {len(y)} labels. Leave these images out."
+        )
+    return y.astype("float64")
 
 
 def _as_names(labels: list[Any]) -> np.ndarray:
@@ -261,21 +325,22 @@ def _as_names(labels: list[Any]) -> np.ndarray:
     return np.array([normalize("NFC", text.strip()) for text in texts])
 
 
-def _read_dataset(dataset: Dataset) -> tuple[TemporaryImages, np.ndarray, float]:
+def _read_dataset(dataset: Dataset, task: str) -> tuple[TemporaryImages, np.ndarray, float]:
     """Read a data set once into a temporary file; return the same as `_checked`."""
     images, labels = TemporaryImages(), []
     highest: float = 0
     with progress_bar(desc="reading", unit=" images", delay=2) as bar:
         for batch in dataset.as_numpy_iterator():
-            x, y, high = _checked(*_as_batch(*map(np.asarray, batch)))
+            x, y = _as_batch(*map(np.asarray, batch))
+            highest = max(highest, _highest(x))
             for image in x if x.dtype == np.uint8 else np.rint(x).astype("uint8"):
                 images.append(image)
             labels.append(y)
-            highest = max(highest, high)
             bar.update(len(y))
     if not labels:
         raise InputError("Expected a data set with at least one image. Received: an empty one.")
-    return images, np.concatenate(labels), highest
+    # Batches of several labels may look one-hot, so that the labels are checked together.
+    return images, _as_labels(np.concatenate(labels), len(images), task), highest
 
 
 def _refuse_dataset(dataset: Dataset) -> None:

@@ -65,7 +65,7 @@ def augmentation(level: str, *, flip: bool = True) -> Callable[[Any, Any], Any]:
 
 
 def mixing(kind: str, num_classes: int, *, alpha: float = MIXUP_ALPHA) -> Callable[[Any, Any, Any], Any]:
-    """Return a function that mixes the images and the one-hot labels of a batch by a seed, two integers."""
+    """Return a function that mixes the images and the labels of a batch by a seed; class numbers become one-hot."""
     import keras
 
     ops = keras.ops
@@ -75,7 +75,11 @@ def mixing(kind: str, num_classes: int, *, alpha: float = MIXUP_ALPHA) -> Callab
     layer = None if kind == "none" else kinds[kind][0](kinds[kind][1], dtype="float32")
 
     def mix(images: Any, labels: Any, seed: Any) -> Any:
-        images, labels = ops.cast(images, "float32"), ops.one_hot(labels, num_classes, dtype="float32")
+        images = ops.cast(images, "float32")
+        if keras.backend.standardize_dtype(labels.dtype) == "float32":  # several labels, or a number
+            labels = ops.reshape(labels, (-1, num_classes))
+        else:
+            labels = ops.one_hot(labels, num_classes, dtype="float32")
         if layer is None:
             return images, labels
         transformation = layer.get_random_transformation(images, training=True, seed=_generator(seed))

@@ -18,6 +18,7 @@ import numpy as np
 
 from transfer.common.cache_folder import default_cache_folder
 from transfer.common.streams import progress_bar
+from transfer.common.tasks import SINGLE
 from transfer.images.check_cache import CheckCache
 from transfer.images.data_report import MIN_DIFFERENT, DataReport, DuplicateSet
 from transfer.images.decoding import (
@@ -31,6 +32,7 @@ from transfer.images.decoding import (
 )
 from transfer.images.duplicates import perceptual_hash
 from transfer.images.formats import HEAD_BYTES
+from transfer.images.label_forms import label_counts, label_texts
 from transfer.images.pixel_range import FAR_OFF, Extent, PixelRange, range_of
 from transfer.images.splitting import SourceData, Split
 
@@ -211,7 +213,7 @@ def make_report(
     sizes = np.array([(image.width, image.height) for image in images], "int64").reshape(-1, 2)
     classes = tuple(source.class_names)
     counts = {
-        s: tuple(np.bincount(part.labels, minlength=len(classes)).tolist()) for s, part in splits.items()
+        split: tuple(label_counts(part.labels, len(classes)).tolist()) for split, part in splits.items()
     }
     pixel_range = next((part.pixel_range for part in splits.values() if part.pixel_range), None)
     groups = Counter(group for part in checked for group in set(source.parts[part].groups))
@@ -227,12 +229,12 @@ def make_report(
         rotated=sum(image.rotated for image in images),
         widths=_spread(sizes[:, 0]),
         heights=_spread(sizes[:, 1]),
-        duplicates=_duplicate_sets(ids, names, [classes[y] for y in labels], parts, images),
+        duplicates=_duplicate_sets(ids, names, label_texts(labels, classes), parts, images),
         groups=len(groups),
         shared_groups=tuple(sorted(group for group, count in groups.items() if count > 1)),
         outliers=(*_outliers(formats, sizes, names), *_bright_outliers(names, images)),
         blank=tuple(name for name, image in zip(names, images, strict=True) if image.single_color),
-        format_leak=_format_leak(formats, labels, classes),
+        format_leak=_format_leak(formats, labels, classes) if source.task == SINGLE else "",
         small_classes=_small_classes(labels, ids, classes) if list(checked) == ["train"] else (),
         notes=tuple(source.notes),
         pixel_range=(pixel_range.low, pixel_range.high) if pixel_range else (),
@@ -274,8 +276,13 @@ def _out_of_range(
 
 def _small_classes(labels: np.ndarray, ids: np.ndarray, class_names: Sequence[str]) -> tuple[str, ...]:
     """Return the classes with too few different images."""
-    different = np.unique(np.stack([labels, ids], axis=1), axis=0)[:, 0]
-    counts = np.bincount(different, minlength=len(class_names))
+    if labels.dtype.kind == "f":
+        return ()
+    if labels.ndim == 2:
+        counts = np.array([len(np.unique(ids[column > 0])) for column in labels.T])
+    else:
+        different = np.unique(np.stack([labels, ids], axis=1), axis=0)[:, 0]
+        counts = np.bincount(different, minlength=len(class_names))
     return tuple(name for name, count in zip(class_names, counts, strict=True) if count < MIN_DIFFERENT)
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from transfer.common.errors import InputError, unknown
+from transfer.common.tasks import TASKS
 from transfer.common.whole_numbers import at_least
 from transfer.images.decoding import RESIZES
-
-TASKS = ("auto", "single", "ordinal")
-"""What the labels are: one class per image, or one class per image of an ordered list. `auto` is `single`."""
 
 IN_MEMORY = "arrays in memory"
 """The source in the options of a run that was trained on arrays or data sets in Python."""
@@ -36,7 +34,8 @@ class DataConfig:
     split_column: str | None = None
     # Column of the groups in a list, such as patients, which stay in one split; 'none' for no groups.
     group_column: str | None = None
-    # Task: single (one class per image) or ordinal (the classes have an order, such as grades). auto is single.
+    # Task: single (one class per image), multi (any number of labels per image), ordinal (the classes have an order,
+    # such as grades) or regression (a number per image). auto is multi for lists with several labels, otherwise single.
     task: str = "auto"
     # Order of the classes with the task ordinal, lowest first, with commas. Default: by the numbers in their names.
     class_order: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -13,23 +12,24 @@ from typing import Any
 import numpy as np
 
 from transfer.common.arguments import POSITIONAL, explain_arguments
-from transfer.common.errors import InputError, unknown
-from transfer.images.array_source import labels_as_names, read_arrays
+from transfer.common.errors import InputError
+from transfer.common.tasks import ORDINAL, REGRESSION, SINGLE
+from transfer.images.array_source import labels_as_names
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.class_order import checked_order, in_order, ordered_classes
-from transfer.images.columns import KINDS, Given
+from transfer.images.columns import Given
 from transfer.images.data_config import DataConfig, data_config
 from transfer.images.decoding import as_size
 from transfer.images.duplicates import find_duplicates
 from transfer.images.flips import flips_are_safe as flips_are_safe
 from transfer.images.folder_scan import describe_skipped, printable
 from transfer.images.folder_source import embedded_folder as embedded_folder
-from transfer.images.folder_source import find_source, read_folder
 from transfer.images.image_data import ImageData as ImageData
-from transfer.images.manifest import read_manifest
+from transfer.images.label_forms import label_counts
 from transfer.images.pixel_range import PixelRange, find_range
+from transfer.images.sources import as_text as as_text
+from transfer.images.sources import numbered, read_source
 from transfer.images.split_file import apply_split, read_split
-from transfer.images.split_source import holds_splits, read_splits
 from transfer.images.splitting import SourceData, Split, complete_splits, few_per_class, split_sizes
 from transfer.images.tables import own_group
 
@@ -121,8 +121,14 @@ def load_data(
             split.
         group_column: Column of the groups in a list, such as patients; comma-separated names combine columns,
             `"none"` uses no groups.
-        task: `"single"`, or `"ordinal"` for classes with an order, such as grades or age bands. `evaluate` and
-            `predict` then use the order. `"auto"` is `"single"`.
+        task: What the labels are, one of `tasks.TASKS`:
+
+            - `"single"`: one class per image;
+            - `"multi"`: any number of labels per image, also none;
+            - `"ordinal"`: one class per image, and the classes have an order, such as grades or age bands. `evaluate`
+              and `predict` then use the order;
+            - `"regression"`: a number per image;
+            - `"auto"`: `"multi"` if images have several labels, otherwise `"single"`.
         class_order: Class names from the lowest to the highest, for the task `"ordinal"`. By default the numbers in
             the names order the classes: `"2"`, `"10-19"`, `"100+"`.
 
@@ -148,8 +154,8 @@ def load_data(
     size = as_size(image_size)
     rows = read_split(Path(split_file)) if split_file is not None else None  # fails before the slow steps
     given = Given(path_column, label_column, split_column, group_column)
-    name, data = _read(source, class_names, data_dir, tfds_split, download, given)
-    ranked = ordered_classes(data.class_names, order) if task == "ordinal" else data.class_names
+    name, data = read_source(source, class_names, data_dir, tfds_split, download, given, task)
+    ranked = ordered_classes(data.class_names, order) if task == ORDINAL else data.class_names
     if rows is None:
         _refuse_too_few(name, data)  # before the slow check, and after it
     data, checked = _check(_with_unique_names(data, resize), strict=strict)
@@ -184,7 +190,9 @@ def load_data(
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s", finding.to_text())
     drawn = _drawn(data.parts, test) if rows is None and few_shot is None else (False, False)
     parts, classes = (splits["train"], splits["val"], splits["test"]), tuple(data.class_names)
-    return ImageData(name, classes, *parts, report, size, options, *drawn, task == "ordinal")
+    return ImageData(
+        name, classes, *parts, report, size, options, *drawn, task if task == ORDINAL else data.task
+    )
 
 
 def _drawn(parts: Mapping[str, Split], test: float | int) -> tuple[bool, bool]:
@@ -207,22 +215,20 @@ def load_test(
     path_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    task: str = SINGLE,
 ) -> ImageData:
     """Load labeled images as the test set of a model with the classes `class_names`."""
     columns = Given(path_column, label_column, split_column, optional=True)
-    name, data = _read(source, None, data_dir, tfds_split, download, columns, for_test=True)
-    if as_text(source) is None and not (isinstance(source, Split) and source.class_names):
+    name, data = read_source(source, None, data_dir, tfds_split, download, columns, task, for_test=True)
+    named = as_text(source) is not None or (isinstance(source, Split) and source.class_names)
+    if not named and data.task != REGRESSION:
         data = replace(data, class_names=labels_as_names(data.class_names, class_names))
     split = next(split for split in ("test", "val", "train") if split in data.parts)
     if len(data.parts) > 1:
         log.info("Using the %s images of %s.", split, name)
     for text, serious in data.notes:
         log.log(logging.WARNING if serious else logging.INFO, "%s", text)
-    index = {label: position for position, label in enumerate(class_names)}
-    for label in data.class_names:
-        if label not in index:
-            raise unknown("class", label, class_names, hint=f"{name!r} has this class, the model does not.")
-    labels = np.array([index[label] for label in data.class_names], "int64")[data.parts[split].labels]
+    labels = numbered(name, data, data.parts[split].labels, class_names)
     data = replace(
         data, parts={"test": replace(data.parts[split], labels=labels)}, class_names=[*class_names]
     )
@@ -235,7 +241,7 @@ def load_test(
     report = make_report(name, data, checked=checked, duplicate_ids=ids, splits=splits)
     size = as_size(image_size)
     parts = splits["train"], splits["val"], splits["test"]
-    return ImageData(name, tuple(class_names), *parts, report, image_size=size, options=None)
+    return ImageData(name, tuple(class_names), *parts, report, image_size=size, options=None, task=task)
 
 
 def with_pixel_range(splits: Mapping[str, Split], pixel_range: PixelRange | None) -> dict[str, Split]:
@@ -272,55 +278,6 @@ def check_data(data: Any, call: str) -> None:
         )
         advice = f"Load and split the images first: data = transfer.load_data(images), then {call}."
     raise InputError(f"Expected data from load_data in {call}. Received: {received}. {advice}")
-
-
-def _read(
-    source: Any,
-    class_names: Sequence[str] | None,
-    data_dir: str | Path | None,
-    tfds_split: str | Mapping[str, str] | None,
-    download: bool,
-    columns: Given,
-    *,
-    for_test: bool = False,
-) -> tuple[str, SourceData]:
-    """Return the name and the contents of a source of any kind."""
-    if isinstance(source, ImageData):
-        raise InputError("Expected images that are not loaded yet. Received: ImageData. Use it as it is.")
-    text = as_text(source)
-    if tfds_split is not None and not (text and text.startswith("tfds:")):
-        raise InputError(
-            f"Expected tfds_split only with tfds:NAME. Received it with {text or 'arrays'!r}. Leave it out."
-        )
-    is_list = bool(text) and not str(text).startswith("tfds:") and not find_source(str(text)).is_dir()
-    if not (is_list or columns.optional) and (
-        named := [f"{kind}_column" for kind in KINDS if getattr(columns, kind) is not None]
-    ):
-        raise InputError(
-            f"Expected {named[0]} only with a CSV or Parquet list. Received it with {text or 'arrays'!r}. Leave it out."
-        )
-    if text is None and holds_splits(source):
-        return "split", read_splits(source, class_names)
-    if text is None:
-        return "arrays", read_arrays(source, class_names)
-    if class_names is not None:
-        raise InputError(
-            f"Expected class_names only with arrays. Received them with {text!r}, which has its own. Leave them out."
-        )
-    if text.startswith("tfds:"):
-        from transfer.images.tfds_source import read_tfds
-
-        return text[5:], read_tfds(text[5:], data_dir=data_dir, download=download, split=tfds_split)
-    path = find_source(text)
-    name = printable(path.resolve().name)
-    if path.is_dir():
-        return name, read_folder(path)
-    return Path(name).stem, read_manifest(path, columns, for_test=for_test)
-
-
-def as_text(source: Any) -> str | None:
-    """Return a path or a name as text; None for arrays."""
-    return os.fsdecode(source) if isinstance(source, str | bytes | os.PathLike) else None
 
 
 def _with_unique_names(data: SourceData, resize: str) -> SourceData:
@@ -401,10 +358,23 @@ def _empty_splits(splits: Mapping[str, Split], sizes: Mapping[str, float | int])
     ]
 
 
+def _refuse_equal(name: str, labels: np.ndarray) -> None:
+    """Raise an error unless the numbers of the training images differ."""
+    if len(np.unique(labels)) < 2:
+        raise InputError(
+            f"Expected training images with different numbers in {name!r}. Received {len(labels)} images with "
+            f"{f'the number {labels[0]:g}' if len(labels) else 'no numbers'}. Choose another column, or add images."
+        )
+
+
 def _refuse_too_few(name: str, data: SourceData) -> None:
     """Raise an error unless there are two classes and every class has training images."""
-    present, names = np.unique(data.parts["train"].labels), data.class_names
-    if len(present) < 2:
+    labels, names = data.parts["train"].labels, data.class_names
+    if data.task == REGRESSION:
+        _refuse_equal(name, labels)
+        return
+    present = np.flatnonzero(label_counts(labels, len(names)))
+    if len(present) < 1 + (data.task == SINGLE):
         have = f"{len(present)}" + (f" ({names[present[0]]})" if len(present) else "")
         raise InputError(
             f"Expected images of at least 2 classes in {name!r}. Received: {have}. "

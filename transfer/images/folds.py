@@ -9,6 +9,7 @@ import numpy as np
 
 from transfer.common.text import plural
 from transfer.images.image_data import ImageData
+from transfer.images.label_forms import label_counts
 from transfer.images.splitting import assign_folds, concatenate, stratified_split
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,7 @@ class FoldedData:
     def final(self, val: float | int = 0) -> ImageData:
         """Return the data of the final model, which trains on the images of all folds."""
         data = self._with_training(self.data, np.arange(len(self.folds)), val)
-        counts = {
-            name: np.bincount(part.labels, minlength=data.num_classes) for name, part in data.splits.items()
-        }
+        counts = {name: label_counts(part.labels, data.num_classes) for name, part in data.splits.items()}
         used = {name: tuple(count.tolist()) for name, count in counts.items()}
         return replace(data, report=replace(data.report, counts=used))
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from transfer.common import display
 from transfer.common.errors import optional
+from transfer.common.tasks import ORDINAL, REGRESSION, SINGLE
 from transfer.images.data_config import DataConfig
 from transfer.images.data_report import DataReport, class_table
+from transfer.images.label_forms import label_counts, label_texts
 from transfer.images.splitting import Split, groups_of
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ class ImageData:
         options: Source and options of `load_data`; None for other data.
         drawn_val: Whether `load_data` drew the validation images from the training images.
         drawn_test: Whether `load_data` drew the test images from the training images.
-        ordered: Whether the classes have an order (`task="ordinal"`); `class_names` then has the lowest class first.
+        task: What the labels are: `"single"` (one class per image), `"multi"` (any number of labels per image),
+            `"ordinal"` (`class_names` has the lowest class first) or `"regression"` (a number per image; `class_names`
+            has one name, that of the number).
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -54,11 +58,16 @@ class ImageData:
     options: DataConfig | None = None
     drawn_val: bool = False
     drawn_test: bool = False
-    ordered: bool = False
+    task: str = SINGLE
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the classes have an order."""
+        return self.task == ORDINAL
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, or of labels; 1 for regression."""
         return len(self.class_names)
 
     @property
@@ -78,8 +87,7 @@ class ImageData:
     def _repr_html_(self) -> str:
         """Return the number of images by class and split, for a notebook."""
         counts = {
-            name: np.bincount(part.labels, minlength=self.num_classes).tolist()
-            for name, part in self.splits.items()
+            name: label_counts(part.labels, self.num_classes).tolist() for name, part in self.splits.items()
         }
         return display.to_html(class_table(self.name, self.class_names, counts))
 
@@ -89,15 +97,19 @@ class ImageData:
         Raises:
             InputError: pandas is not installed.
         """
-        parts, classes = self.splits, np.array(self.class_names, dtype=object)
+        parts = self.splits
         columns: dict[str, Any] = {
             "name": [name for part in parts.values() for name in part.names],
-            "label": classes[np.concatenate([part.labels for part in parts.values()])],
+            "label": [label for part in parts.values() for label in self._label_column(part.labels)],
             "split": [name for name, part in parts.items() for _ in range(len(part))],
         }
         if any(len(part.groups) for part in parts.values()):
             columns["group"] = [group for part in parts.values() for group in groups_of(part)]
         return display.data_frame(columns)
+
+    def _label_column(self, labels: np.ndarray) -> list[Any]:
+        """Return the label of each image: a class name, class names with bars between them, or a number."""
+        return labels.tolist() if self.task == REGRESSION else label_texts(labels, self.class_names)
 
     def thumbnail(self, name: str) -> np.ndarray | None:
         """Return an image by its name as uint8 of shape (128, 128, 3), or None if there is none."""

@@ -80,8 +80,9 @@ def make_dataset(
 
     Returns:
         A `tf.data.Dataset`, or a `keras.utils.PyDataset` if Keras runs on another backend. Its batches are float32
-        images of shape (batch, height, width, 3), 0 to 255, and int64 labels of shape (batch,), or with a `mix`
-        float32 labels of shape (batch, num_classes).
+        images of shape (batch, height, width, 3), 0 to 255, and int64 labels of shape (batch,). With a `mix` and for
+        several labels per image, labels are float32 of shape (batch, num_classes). Those of a regression are float32
+        of shape (batch,), or (batch, 1) with a `mix`.
 
     Raises:
         InputError: The first argument is not a split, the augmentation or the mix is unknown, or a mix has too few
@@ -114,7 +115,9 @@ def make_dataset(
     order = BatchOrder(len(split), batch_size, seed if training else None, keys, position, read_part)
     read = _reader(split, image_size, pixels)
     if _on_tensorflow():
-        return _tensorflow_batches(order, read, change, finish, image_size=image_size, batch_part=mixed_part)
+        like = _batch_labels(split.labels[:0])
+        options: dict[str, Any] = {"image_size": image_size, "batch_part": mixed_part}
+        return _tensorflow_batches(order, read, change, finish, labels_like=like, **options)
     from transfer.images import python_batches
 
     return python_batches.image_batches(order, read, change, finish, batch_part=mixed_part)
@@ -147,6 +150,7 @@ def _tensorflow_batches(
     change: Callable[[Any, Any], Any] | None,
     finish: Callable[[Any, Any, Any], Any] | None,
     *,
+    labels_like: np.ndarray,
     image_size: tuple[int, int],
     batch_part: BatchPart | None,
 ) -> tf.data.Dataset:
@@ -154,8 +158,9 @@ def _tensorflow_batches(
     import tensorflow as tf
 
     def read_batch(positions: Any, keys: Any) -> Any:
-        images, labels = tf.numpy_function(read, [positions], (tf.uint8, tf.int64))
-        return tf.ensure_shape(images, (None, *image_size, 3)), tf.ensure_shape(labels, (None,)), keys
+        images, labels = tf.numpy_function(read, [positions], (tf.uint8, labels_like.dtype))
+        labels = tf.ensure_shape(labels, (None, *labels_like.shape[1:]))
+        return tf.ensure_shape(images, (None, *image_size, 3)), labels, keys
 
     def finish_batch(images: Any, labels: Any, keys: Any) -> Any:
         return finish(images, labels, keys[0]) if finish else (tf.cast(images, tf.float32), labels)
@@ -254,7 +259,8 @@ def _checked_classes(split: Split, mix: str, num_classes: int | None) -> int:
     """Return the number of classes; raise an error if it is too small for a mix."""
     if mix not in MIXES:
         raise unknown("mix", mix, MIXES)
-    needed = int(split.labels.max(initial=-1)) + 1
+    needed = split.labels.shape[1] if split.labels.ndim == 2 else int(split.labels.max(initial=-1)) + 1
+    needed = 1 if split.labels.dtype.kind == "f" else needed
     if mix != "none" and (num_classes is None or num_classes < needed):
         raise InputError(
             f"Expected num_classes of {needed} or more for the one-hot labels of mix={mix!r}. Received: "
@@ -282,7 +288,7 @@ def _positions(order: BatchOrder) -> tf.data.Dataset:
 def _reader(
     split: Split, size: tuple[int, int], pixels: _MemoryCache | _FileCache | None
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return a function from positions to images (uint8) and labels (int64)."""
+    """Return a function from positions to images (uint8) and labels."""
     cached = np.zeros(len(split), bool)
 
     def image(position: int) -> np.ndarray:
@@ -295,9 +301,14 @@ def _reader(
 
     def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         apply = map if cached[positions].all() else readers().map
-        return np.stack([*apply(image, positions.tolist())]), split.labels[positions].astype("int64")
+        return np.stack([*apply(image, positions.tolist())]), _batch_labels(split.labels[positions])
 
     return read
+
+
+def _batch_labels(labels: np.ndarray) -> np.ndarray:
+    """Return labels in their data type in batches: int64 for classes, float32 for several labels and for numbers."""
+    return labels.astype("int64" if labels.ndim == 1 and labels.dtype.kind != "f" else "float32")
 
 
 class _MemoryCache:

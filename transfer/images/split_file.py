@@ -16,6 +16,7 @@ from transfer.common.errors import InputError, nearest, unknown
 from transfer.common.files import from_cell, replacing, to_cell
 from transfer.common.text import plural
 from transfer.images.column_names import quoted, quoted_list
+from transfer.images.label_forms import label_texts
 from transfer.images.split_words import SPLITS
 from transfer.images.splitting import Split, concatenate, groups_of
 from transfer.images.tables import Table, is_own_group
@@ -52,14 +53,13 @@ def _lines(parts: Mapping[str, Split], class_names: Sequence[str]) -> Iterator[t
     """Yield the lines of a split file; groups and digests are written only if there are any."""
     grouped = any(len(part.groups) for part in parts.values())
     known = all(len(part.digests) == len(part) for part in parts.values())
-    labels = [to_cell(name) for name in class_names]
     yield ("path", "label", "split", *(["group"] * grouped), *([DIGEST] * known))
     for split, part in parts.items():
         digests = part.digests if known else part.names
         for name, label, group, digest in zip(
-            part.names, part.labels.tolist(), groups_of(part), digests, strict=True
+            part.names, label_texts(part.labels, class_names), groups_of(part), digests, strict=True
         ):
-            row = [to_cell(name), labels[label], split]
+            row = [to_cell(name), to_cell(label), split]
             row += ["" if is_own_group(group) else to_cell(group)] * grouped
             yield (*row, digest) if known else tuple(row)
 
@@ -124,18 +124,23 @@ def apply_split(
     """Assign images to splits by the rows of a split file; images without a row are left out."""
     data = concatenate([*parts.values()])
     rows = [(_nfc(name), _nfc(label), split) for name, label, split in rows]
-    class_names = [*map(_nfc, class_names)]
+    texts = [*map(_nfc, label_texts(data.labels, class_names))]
+    known = (
+        [*map(_nfc, class_names)]
+        if data.labels.dtype.kind == "i" and data.labels.ndim == 1
+        else [*dict.fromkeys(texts)]
+    )
     at = _positions(map(_nfc, data.names), lambda i: f"image {i + 1} of the data")
     _positions((name for name, _, _ in rows), lambda i: f"row {i + 1} of the split")
     for split, label in dict.fromkeys((split, label) for _, label, split in rows):
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
-        if label not in class_names:
-            raise unknown("class", label, class_names, hint="Check the split file.")
+        if label not in known:
+            raise unknown("class", label, known, hint="Check the split file.")
     skipped = set(map(_nfc, skipped_names)) - at.keys()
     kept = [row for row in rows if row[0] not in skipped]
     _refuse_missing(rows, kept, at)
-    _refuse_other_labels(kept, at, [class_names[i] for i in data.labels.tolist()])
+    _refuse_other_labels(kept, at, texts)
     positions: dict[str, list[int]] = {split: [] for split in SPLITS}
     for name, _, split in kept:
         positions[split].append(at[name])

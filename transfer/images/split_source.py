@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from transfer.common.errors import InputError
+from transfer.images.label_forms import task_of
 from transfer.images.splitting import SourceData, Split
 
 
@@ -24,6 +27,14 @@ def read_splits(source: Any, class_names: Sequence[str] | None) -> SourceData:
                 f"Expected splits of loaded data only, such as data.train and data.val. Received one together with: "
                 f"{type(part).__name__}."
             )
-    count = max(int(part.labels.max(initial=-1)) for part in parts.values()) + 1
+    task = task_of(parts["train"]) if "train" in parts else task_of(next(iter(parts.values())))
+    count = max(_count(part.labels) for part in parts.values())
     names = class_names or next((part.class_names for part in parts.values() if part.class_names), ())
-    return SourceData(parts, [*map(str, names or range(count))])
+    return SourceData(parts, [*map(str, names or range(count))], task=task)
+
+
+def _count(labels: np.ndarray) -> int:
+    """Return the smallest number of classes that labels may have."""
+    if labels.ndim == 2:
+        return int(labels.shape[1])
+    return 1 if labels.dtype.kind == "f" else int(labels.max(initial=-1)) + 1

@@ -17,12 +17,14 @@ import numpy as np
 from transfer.common.display import one_line
 from transfer.common.errors import InputError, LostImageError
 from transfer.common.files import disk_reason
+from transfer.common.tasks import SINGLE
 from transfer.common.text import plural
 from transfer.images.decoding import decode, to_rgb_array
 from transfer.images.duplicates import component_ids
 from transfer.images.image_sequences import LazySequence
 from transfer.images.pixel_range import PixelRange
 from transfer.images.split_words import SPLITS
+from transfer.images.stratification import distribute, strata_of
 from transfer.images.tables import own_group
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ class Split:
     # Paths, encoded images as bytes, or arrays of shape (H, W[, C]) with values from 0 to 255, or 16-bit.
     # Several threads index the sequence at once.
     images: Any
-    # int64, shape (N,): indices into the class names.
+    # int64, shape (N,): indices into the class names. Of images with several labels, int8 of shape (N, labels): 1 for
+    # each label of the image. Of a regression, float64 of shape (N,).
     labels: np.ndarray
     # Unique names: paths relative to the data folder, or numbers.
     names: Sequence[str]
@@ -59,9 +62,8 @@ class Split:
 
     def __repr__(self) -> str:
         groups = f" in {plural(len(set(self.groups)), 'group')}" if len(self.groups) else ""
-        return one_line(
-            self, f"{plural(len(self), 'image')}{groups}; labels: {len(np.unique(self.labels))} different"
-        )
+        different = len(np.unique(self.labels, axis=0))
+        return one_line(self, f"{plural(len(self), 'image')}{groups}; labels: {different} different")
 
     def take(self, positions: Sequence[int] | np.ndarray) -> Split:
         """Return the images at `positions`, in that order, without reading them."""
@@ -121,6 +123,10 @@ class SourceData:
     ignored: Sequence[str] = ()
     # Sentences on how the source was read, and whether each needs action.
     notes: Sequence[tuple[str, bool]] = ()
+    # What the labels are: "single", "multi" or "regression".
+    task: str = SINGLE
+    # Name of the numbers of a regression, such as that of their column; "" if the source has none.
+    target: str = ""
 
 
 def concatenate(parts: Sequence[Split]) -> Split:
@@ -171,11 +177,11 @@ def complete_splits(
         groups = f" in {plural(len(set(train.groups)), 'group')}" if len(train.groups) else ""
         raise InputError(
             "Expected a class with at least 2 different images, so that one can be held out. Received: "
-            f"{plural(len(train), 'image')} of {len(np.unique(train.labels))} classes{groups}, "
+            f"{plural(len(train), 'image')} of {len(np.unique(train.labels, axis=0))} classes{groups}, "
             f"{len(np.unique(ids))} of them different. Add images, or set val=0 and test=0."
         )
     for name, purpose in (("test", "test"), ("val", "validation")):
-        lacking = sorted(set(train.labels.tolist()) - set(splits[name].labels.tolist()))
+        lacking = sorted(_present(train.labels) - _present(splits[name].labels))
         if sizes.get(name) and lacking:
             why = "too few different images or groups to hold one out"
             if not isinstance(sizes[name], float) and sizes[name] < len(class_names):
@@ -183,6 +189,14 @@ def complete_splits(
             names = ", ".join(class_names[i] for i in lacking)
             log.warning("The %s set has no images of %s: %s.", purpose, names, why)
     return {name: splits[name] for name in SPLITS}
+
+
+def _present(labels: np.ndarray) -> set[int]:
+    """Return the classes or labels that images have; none of a regression."""
+    if labels.dtype.kind == "f":
+        return set()
+    found = np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else np.unique(labels)
+    return set(found.tolist())
 
 
 def split_sizes(val: float | int, test: float | int) -> dict[str, float | int]:
@@ -219,6 +233,13 @@ def stratified_split(
             plural(conflicts, "image"),
         )
     free = [unit for unit in units if not unit.conflicting]
+    if images.labels.ndim == 2:
+        return _distributed(images, free, sizes, seed=seed)
+    if images.labels.dtype.kind == "f":  # fractions of each band would be rounded ten times
+        total = sum(unit.weights.total() for unit in free)
+        sizes = {
+            name: round(size * total) if isinstance(size, float) else size for name, size in sizes.items()
+        }
     left = _different_images(units)  # number of different images that remain in train, by class
     wanted = _wanted(_different_images(free), sizes)
     drawn: dict[str, list[int]] = {name: [] for name in sizes}
@@ -237,11 +258,34 @@ def stratified_split(
     return {name: sorted(positions) for name, positions in (*drawn.items(), ("train", rest))}
 
 
+def _distributed(
+    images: Split, units: Sequence[_Unit], sizes: Mapping[str, float | int], *, seed: int
+) -> dict[str, list[int]]:
+    """Return the positions of disjoint splits of images with several labels, and the rest as "train"."""
+    members = np.array([i for unit in units for i in unit.members], "int64")
+    unit_of = np.repeat(np.arange(len(units)), [len(unit.members) for unit in units])
+    total = max(1, len(members))
+    fractions = [size if isinstance(size, float) else size / total for size in sizes.values()]
+    if sum(fractions) >= 1:
+        raise InputError(
+            f"Expected fewer than {total} images for {' and '.join(sizes)}. Received: "
+            f"{', '.join(f'{name}={size}' for name, size in sizes.items())}. Use smaller numbers."
+        )
+    chosen = np.zeros(0, "int64")
+    if len(members):
+        random = np.random.default_rng(seed)
+        chosen = distribute(images.labels[members], unit_of, [1 - sum(fractions), *fractions], random)
+    drawn = {name: sorted(members[chosen == i].tolist()) for i, name in enumerate(sizes, start=1)}
+    rest = set(range(len(images))) - {i for positions in drawn.values() for i in positions}
+    return {**drawn, "train": sorted(rest)}
+
+
 def assign_folds(images: Split, duplicate_ids: np.ndarray, count: int, *, seed: int) -> np.ndarray:
     """Return the fold of each image, int64 from 0; -1 marks images that are in the training part of every fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     # As in a drawn split, images with conflicting labels only train, and every class keeps an image for training.
+    strata = strata_of(images.labels)
     free = [unit for unit in _units(images, duplicate_ids) if not unit.conflicting]
     most = max(Counter(label for unit in free for label in unit.weights).values(), default=0)
     if not 2 <= count <= most:
@@ -254,13 +298,18 @@ def assign_folds(images: Split, duplicate_ids: np.ndarray, count: int, *, seed: 
     members = np.array([i for unit in free for i in unit.members], "int64")
     unit_of = np.repeat(np.arange(len(free)), [len(unit.members) for unit in free])
     folds = np.full(len(images), -1, "int64")
+    if images.labels.ndim == 2:
+        folds[members] = distribute(
+            images.labels[members], unit_of, [1 / count] * count, np.random.default_rng(seed)
+        )
+        return folds
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # small classes are not in all folds
-        for fold, (_, out) in enumerate(splitter.split(members, images.labels[members], unit_of)):
+        for fold, (_, out) in enumerate(splitter.split(members, strata[members], unit_of)):
             folds[members[out]] = fold
-    for label in np.unique(images.labels).tolist():
-        if len(where := np.unique(folds[images.labels == label])) == 1 and where[0] >= 0:
+    for label in np.unique(strata).tolist():
+        if len(where := np.unique(folds[strata == label])) == 1 and where[0] >= 0:
             first = next(unit for unit in free if label in unit.weights)
             folds[first.members] = -1
     return folds
@@ -271,7 +320,7 @@ class _Unit:
     """Images that must stay in one split."""
 
     members: list[int]
-    # Number of different images, by class.
+    # Number of different images, by class, by label, or by the band of their numbers.
     weights: Counter[int]
     # The class of most of these images.
     main_class: int
@@ -289,12 +338,24 @@ def _units(images: Split, duplicate_ids: np.ndarray) -> list[_Unit]:
     members: dict[int, list[int]] = {}
     for i in sorted(range(count), key=images.names.__getitem__):
         members.setdefault(components[i], []).append(i)
-    ids, labels = np.asarray(duplicate_ids).tolist(), images.labels.tolist()  # lists index faster than arrays
+    # Lists index faster than arrays. Several labels of an image are a tuple.
+    ids, labels, strata = (
+        np.asarray(duplicate_ids).tolist(),
+        images.labels.tolist(),
+        strata_of(images.labels).tolist(),
+    )
+    several = images.labels.ndim == 2
+    if several:
+        labels = [*map(tuple, labels)]
     units = []
     for positions in members.values():
-        different = {(ids[i], labels[i]) for i in positions}
-        weights = Counter(label for _, label in different)
-        main_class = min(weights, key=lambda label: (-weights[label], label))
+        different = {(ids[i], labels[i]): strata[i] for i in positions}
+        weights = Counter(
+            [label for row in different.values() for label in np.flatnonzero(row).tolist()]
+            if several
+            else different.values()
+        )
+        main_class = min(weights, key=lambda label: (-weights[label], label), default=0)
         conflicting = len({image for image, _ in different}) < len(different)
         units.append(_Unit(positions, weights, main_class, conflicting))
     return units
@@ -374,14 +435,16 @@ def _draw(
 
 
 def few_per_class(images: Split, duplicate_ids: np.ndarray, count: int, *, seed: int) -> Split:
-    """Return at most `count` images of each class, all different."""
+    """Return at most `count` images of each class, all different; of several labels, each has at least as many."""
     by_class: dict[int, list[int]] = {}
+    several, strata = images.labels.ndim == 2, strata_of(images.labels)
     for i in sorted(range(len(images)), key=images.names.__getitem__):
-        by_class.setdefault(int(images.labels[i]), []).append(i)
+        for label in np.flatnonzero(strata[i]).tolist() if several else [int(strata[i])]:
+            by_class.setdefault(label, []).append(i)
     chosen: list[int] = []
     for label, members in by_class.items():
         first: dict[int, int] = {}
         for i in _shuffled(members, seed, label):
             first.setdefault(int(duplicate_ids[i]), i)
         chosen += [*first.values()][:count]
-    return images.take(sorted(chosen))
+    return images.take(sorted(set(chosen)))
