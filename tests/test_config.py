@@ -33,6 +33,7 @@ OTHER = TrainConfig(
     folds=4,
     batch_size=5,
     learning_rate=1e-3,
+    loss="huber",
     augment="strong",
     flip="no",
     class_weights=True,

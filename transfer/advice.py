@@ -12,7 +12,8 @@ from transfer.common.allocator import kept_memory
 from transfer.common.commands import run_command
 from transfer.common.errors import InputError
 from transfer.common.files import check_folder, check_writable, replacing, write_text
-from transfer.config import AdviceConfig, seconds_of
+from transfer.common.text import seconds_of
+from transfer.config import AdviceConfig
 from transfer.parsing import parse_advice_arguments
 
 

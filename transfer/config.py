@@ -17,7 +17,8 @@ from transfer.common.display import one_line as short
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.files import write_text
 from transfer.common.old_names import OLD_OPTIONS
-from transfer.common.tasks import TASKS
+from transfer.common.tasks import LOSSES, TASKS
+from transfer.common.text import seconds_of
 from transfer.distributed.cluster import STRATEGIES, requests_several_workers
 from transfer.frozen.openvino_engine import ENGINES, INT8
 from transfer.images.augmentation import AUGMENTATIONS, MIXES, check_views
@@ -34,6 +35,7 @@ CHOICES: dict[str, Collection[str]] = {
     "task": TASKS,
     "init": INITS,
     "optimizer": OPTIMIZERS,
+    "loss": LOSSES,
     "augment": AUGMENTATIONS,
     "flip": FLIPS,
     "solver": SOLVERS,
@@ -124,6 +126,8 @@ class TrainingOptions:
     optimizer: str = "adam"
     # Learning rate. Default: by case; 0.001 with rmsprop.
     learning_rate: float | None = None
+    # Loss. auto is that of the task; huber, for the task regression, gives outliers less weight than squared errors.
+    loss: str = "auto"
     # Number of folds of a cross-validation, such as 5. The final model trains on the images of all folds.
     folds: int | None = None
     # Run a learning-rate range test only; train nothing.
@@ -150,7 +154,7 @@ class TrainingOptions:
             raise InputError(f"Expected a finite learning_rate above 0. Received: {self.learning_rate}.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"Expected dropout from 0 to below 1. Received: {self.dropout}.")
-        _check_choices(self, "optimizer", "flip", "augment", "solver")
+        _check_choices(self, "optimizer", "loss", "flip", "augment", "solver")
         check_views(self.views or 1, self.augment)
 
 
@@ -318,6 +322,7 @@ class TrainConfig(
         return {
             **self._values(*names, "lora", "precision", "steps_per_execution", "seed"),
             "init": "pretrained" if default else self.init,
+            **({} if self.loss == "auto" else {"loss": self.loss}),
             "pin_batchnorm": False if self.batchnorm == "live" else None,
         }
 
@@ -376,20 +381,6 @@ def _check_choices(options: Any, *names: str) -> None:
             raise unknown(
                 "augmentation" if name == "augment" else name, getattr(options, name), CHOICES[name]
             )
-
-
-def seconds_of(text: str | None) -> float | None:
-    """Return the seconds of a time such as "90s", "5m" or "1h"; None stays None."""
-    if text is None:
-        return None
-    unit = {"s": 1, "m": 60, "h": 3600}.get(str(text)[-1:].lower())
-    try:
-        seconds = float(str(text)[:-1] if unit else text) * (unit or 1)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InputError(f"Expected a time such as 90s, 5m or 1h, above 0. Received: {text!r}.")
-    return seconds
 
 
 def load_config(path: str | Path) -> TrainConfig:

@@ -20,7 +20,8 @@ from transfer.common import streams
 from transfer.common.allocator import kept_memory
 from transfer.common.commands import signals_as_interrupts
 from transfer.common.errors import InputError, interrupt_behind
-from transfer.config import TrainConfig, seconds_of
+from transfer.common.text import seconds_of
+from transfer.config import TrainConfig
 from transfer.distributed import cluster, process_group
 from transfer.parsing import parse_arguments
 from transfer.results import run_folders

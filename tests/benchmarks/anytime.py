@@ -189,7 +189,7 @@ def cell(row: dict[str, Any] | None) -> str:
 
 def seconds_of(budget: str) -> float:
     """Return a budget in seconds."""
-    from transfer.config import seconds_of
+    from transfer.common.text import seconds_of
 
     return seconds_of(budget) or float("inf")
 

@@ -327,7 +327,7 @@ def mean(values: Any) -> float:
 
 def budget_seconds(peer: str) -> float:
     """Return the seconds of the budget in a name such as `transfer 2m`."""
-    from transfer.config import seconds_of
+    from transfer.common.text import seconds_of
 
     return seconds_of(peer.split()[1]) or 0
 

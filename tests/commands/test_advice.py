@@ -8,7 +8,8 @@ from PIL import Image
 
 from transfer.advice import main
 from transfer.common.errors import InputError
-from transfer.config import AdviceConfig, seconds_of
+from transfer.common.text import seconds_of
+from transfer.config import AdviceConfig
 from transfer.parsing import parse_advice_arguments
 
 TINY = ["--model", "MobileNetV2", "--weights", "none", "--image-size", "32", "--no-trial"]

@@ -21,7 +21,8 @@ from transfer.cases import builders
 from transfer.cases.cuts import keeps_whole
 from transfer.cases.policies import Case, frozen_case
 from transfer.common.streams import quiet
-from transfer.config import TrainConfig, seconds_of
+from transfer.common.text import seconds_of
+from transfer.config import TrainConfig
 from transfer.evaluation.evaluate import evaluate
 from transfer.frozen import heads
 from transfer.frozen.extraction import KnownFeatures, extract, input_size

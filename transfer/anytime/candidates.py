@@ -17,7 +17,8 @@ from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.decisions import decision_of
 from transfer.cases.policies import Case
 from transfer.common.streams import progress_bar
-from transfer.config import TrainConfig, seconds_of
+from transfer.common.text import seconds_of
+from transfer.config import TrainConfig
 from transfer.frozen.extraction import KnownFeatures
 from transfer.frozen.head_choice import features_of
 from transfer.images.datasets import ImageData

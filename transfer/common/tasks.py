@@ -10,6 +10,10 @@ TASKS = ("auto", SINGLE, MULTI, ORDINAL, REGRESSION)
 """Values of the option `task`. `auto` decides by the labels, for `single` or `multi`."""
 
 
+LOSSES = ("auto", "huber")
+"""Values of the option `loss`. `auto` is the loss of the task; `huber` is for regressions with outliers."""
+
+
 @dataclass(frozen=True)
 class Task:
     """The head of a task, and the metric that summarizes its predictions."""

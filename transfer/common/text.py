@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
+
+from transfer.common.errors import InputError
 
 
 def format_duration(seconds: float | None) -> str:
@@ -40,3 +43,17 @@ def shorten_all(names: Sequence[str], most: int = 24) -> list[str]:
 def wrapped(text: str, most: int) -> str:
     """Wrap the lines of a text at `most` letters, also inside words that are longer."""
     return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, most) or [""])
+
+
+def seconds_of(text: str | None) -> float | None:
+    """Return the seconds of a time such as "90s", "5m" or "1h"; None stays None."""
+    if text is None:
+        return None
+    unit = {"s": 1, "m": 60, "h": 3600}.get(str(text)[-1:].lower())
+    try:
+        seconds = float(str(text)[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"Expected a time such as 90s, 5m or 1h, above 0. Received: {text!r}.")
+    return seconds
