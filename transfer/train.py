@@ -20,6 +20,7 @@ from transfer.common import streams
 from transfer.common.allocator import kept_memory
 from transfer.common.commands import signals_as_interrupts
 from transfer.common.errors import InputError, interrupt_behind
+from transfer.common.tasks import MULTI, REGRESSION
 from transfer.common.text import seconds_of
 from transfer.config import TrainConfig
 from transfer.distributed import cluster, process_group
@@ -112,6 +113,10 @@ def run(config: TrainConfig, started: float) -> Path:
         from transfer.results.cross_validated_runs import cross_validated_run
 
         return cross_validated_run(config, data, base, devices, clock, resume_from)
+    if config.improves and data.task in (MULTI, REGRESSION):
+        from transfer.results.auto_task_runs import auto_task_run
+
+        return auto_task_run(config, data, base, devices, clock, resume_from)
     if config.improves and resume_from is None:
         return _improve(config, data, base, devices, clock, finished, networks)
     return _train_once(config, data, base, devices, clock, resume_from)
@@ -137,7 +142,8 @@ def _train_once(
     if config.case == "auto":
         _log_ignored(replace(chosen, time_budget=TrainConfig.time_budget))
     used = chosen.without_ignored()
-    model = build(base=base, num_classes=data.num_classes, strategy=devices, **used.build_options())
+    form: dict[str, Any] = {"num_classes": data.num_classes, "task": data.task}
+    model = build(base=base, **form, strategy=devices, **used.build_options())
     if config.find_learning_rate:
         return _find_learning_rate(chosen, model, data)
     name = f"{data.name}-{_method(model, choice)}"
@@ -228,11 +234,11 @@ def _log_accuracy(
     from transfer.evaluation.evaluation import ordinal_text
 
     if evaluation is not None:
-        log.info("Test accuracy: %.1f%% on %d held-out images.", 100 * evaluation.accuracy, len(data.test))
+        log.info("Test %s on %d held-out images.", evaluation.headline, len(data.test))
     elif len(data.val):
         evaluation = evaluate(model, data, split="val", **options)
-        text = "No test images, so the report has no test results. Validation accuracy: %.1f%% on %d images."
-        log.info(text, 100 * evaluation.accuracy, len(data.val))
+        text = "No test images, so the report has no test results. Validation %s on %d images."
+        log.info(text, evaluation.headline, len(data.val))
     else:
         log.info("No test images and no validation images, so the accuracy is unknown.")
     if evaluation is not None and (text := ordinal_text(evaluation)):
@@ -325,6 +331,7 @@ def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) 
     from transfer.evaluation import evaluate
     from transfer.images.split_file import describe_changes
 
+    _check_task(config, data)
     if config.calibrate:
         evaluate.check_calibration(data)
     changes = process_group.current_group().broadcast(
@@ -337,6 +344,23 @@ def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) 
         )
     if changes:
         log.warning("Since the same command stopped, %s. This run uses the current images.", changes)
+
+
+def _check_task(config: TrainConfig, data: ImageData) -> None:
+    """Raise for options that do not suit the labels of the images."""
+    several = {"--calibrate": config.calibrate, "--folds": config.folds is not None, "--average": config.average}
+    several["several networks"] = len(config.models) > 1
+    options = {MULTI: several, REGRESSION: {**several, "--class-weights": config.class_weights}}
+    for what, given in options.get(data.task, {}).items():
+        if given:
+            raise InputError(
+                f"Expected no {what} with the task {data.task}. Received both. Leave {what} out, or use --task single "
+                "for images with one class each."
+            )
+    if config.loss != TrainConfig.loss and data.task != REGRESSION:
+        raise InputError(
+            f"Expected --loss {config.loss} only with the task regression. Received the task {data.task}. Leave it out."
+        )
 
 
 def _choose(
@@ -413,9 +437,10 @@ def _find_learning_rate(config: TrainConfig, model: keras.Model, data: ImageData
 
 def _describe_splits(data: ImageData) -> str:
     skipped = f", {len(data.skipped)} skipped" if data.skipped else ""
+    kinds = {MULTI: f"{data.num_classes} labels", REGRESSION: f"numbers of {data.class_names[0]!r}"}
     return (
-        f"{data.num_classes} classes; {len(data.train)} training, {len(data.val)} validation and {len(data.test)} "
-        f"test images{skipped}"
+        f"{kinds.get(data.task, f'{data.num_classes} classes')}; {len(data.train)} training, {len(data.val)} "
+        f"validation and {len(data.test)} test images{skipped}"
     )
 
 

@@ -15,9 +15,11 @@ from matplotlib.transforms import Bbox
 
 from transfer.adviser.curves import LayerCurve
 from transfer.adviser.estimates import CaseEstimate
+from transfer.adviser.task_advice import TaskAdvice
 from transfer.cases.cuts import ALL_LAYERS
 from transfer.cases.policies import SMALL_DATA
 from transfer.common.figures import COLORS, Draw, new_figure, without_math
+from transfer.common.tasks import TASK
 from transfer.common.text import shorten, shorten_all
 
 if TYPE_CHECKING:
@@ -171,12 +173,28 @@ def _label_points(figure: Figure, axes: Axes, names: Sequence[str], points: np.n
         taken.append(text.get_window_extent())
 
 
+def head_scores_plot(advice: TaskAdvice) -> Figure:
+    """Draw the out-of-fold score of the head on each choice of layers, with standard errors."""
+    heads, best = advice.heads.candidates, advice.heads.best
+    figure = new_figure(6.5, 1.2 + 0.45 * len(heads))
+    axes = figure.add_subplot()
+    colors = [COLORS["new"] if one is best else COLORS["frozen"] for one in heads]
+    errors = [one.standard_error for one in heads]
+    axes.barh(range(len(heads)), [one.score for one in heads], xerr=errors, color=colors, capsize=3)
+    axes.set_yticks(range(len(heads)), [without_math(one.name) for one in heads])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{TASK[advice.task].metric_name}, out of fold")
+    return figure
+
+
 FIGURES = ("layer_curve", "four_cases")
 """Names of the figures, the first one first in a notebook."""
 
 
-def advice_drawings(advice: Advice) -> dict[str, Draw]:
+def advice_drawings(advice: Advice | TaskAdvice) -> dict[str, Draw]:
     """Return functions that draw the figures of an advice, by name."""
+    if isinstance(advice, TaskAdvice):
+        return {"head_scores": lambda: head_scores_plot(advice)}
     drawn: dict[str, Draw] = {}
     if advice.similarity is not None:
         here = (advice.data, advice.evidence.num_train, advice.similarity.score)

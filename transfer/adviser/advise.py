@@ -25,12 +25,14 @@ from transfer.adviser.label_issues import find_warnings
 from transfer.adviser.probes import ridge_leave_one_out, stratified_folds
 from transfer.adviser.sample_features import MAX_IMAGES, SampleFeatures, extract_sample, stratified_sample
 from transfer.adviser.similarity import Similarity, measure_similarity
+from transfer.adviser.task_advice import TaskAdvice, advise_task
 from transfer.adviser.trials import Trial, time_fine_tuning
 from transfer.cases.cuts import ALL_LAYERS, cuts_of, keeps_whole
 from transfer.cases.policies import POLICIES, early_position
 from transfer.common.accuracies import debiased_accuracy
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
+from transfer.common.tasks import MULTI, REGRESSION
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.head_choice import HeadChoice, candidate_cuts, choose_head, concatenate_normalized
 from transfer.images.datasets import ImageData, check_data
@@ -71,11 +73,14 @@ def advise(
     cache: FeatureCache | None = None,
     sample: SampleFeatures | None = None,
     seed: int = 0,
-) -> Advice:
+) -> Advice | TaskAdvice:
     """Recommend one of the four cases for some images, a cut, and estimate the accuracy.
 
     The advice rests on one forward pass that extracts the features of every block, on linear probes of these features,
     and on a few timed steps of fine-tuning. It takes about a minute for 2,000 images on a laptop.
+
+    For images with several labels or with a number, the advice is the best head on the frozen network, its mean average
+    precision or R2 on out-of-fold predictions, and the time of fine-tuning.
 
     Args:
         data: images from `load_data`. Test images are not used.
@@ -91,7 +96,7 @@ def advise(
         seed: random seed of the sample, of the folds, and of the trial.
 
     Returns:
-        The advice.
+        The advice; for the tasks `"multi"` and `"regression"`, a `TaskAdvice`.
 
     Raises:
         InputError: the arguments are not `ImageData` and a network, a number is out of range, or the network returns
@@ -122,6 +127,9 @@ def advise(
             cache=cache,
             seed=seed,
         )
+    if data.task in (MULTI, REGRESSION):
+        task = advise_task(data, base, sample, trial=trial, preprocessing=preprocessing, seed=seed)
+        return replace(task, seconds=time.perf_counter() - start)
     advice = advise_on(
         data,
         base,

@@ -12,7 +12,9 @@ from transfer.adviser.advice import Advice
 from transfer.adviser.advise import advise
 from transfer.adviser.estimates import RANDOM
 from transfer.adviser.sample_features import SampleFeatures, extract_sample
+from transfer.adviser.task_advice import TaskAdvice, advise_task
 from transfer.cases.policies import Case
+from transfer.common.tasks import MULTI, REGRESSION
 from transfer.config import FROZEN_ONLY, TrainConfig
 from transfer.distributed.process_group import current_group
 from transfer.images.datasets import ImageData
@@ -37,7 +39,7 @@ class Choice:
 
 def choose_case(
     config: TrainConfig, data: ImageData, base: keras.Model
-) -> tuple[Choice, Advice | None, SampleFeatures | None]:
+) -> tuple[Choice, Advice | TaskAdvice | None, SampleFeatures | None]:
     """Return the case of a run; with `auto`, also the advice and the features that it measured."""
     if config.case != "auto":
         return Choice(str(Case.parse(config.case))), None, None
@@ -49,7 +51,7 @@ def choose_case(
         "seed": config.seed,
     }
     sample = extract_sample(data, base, **options)
-    made: list[Advice] = []  # filled by the chief only; other workers receive the decision
+    made: list[Advice | TaskAdvice] = []  # filled by the chief only; other workers receive the decision
 
     def decide() -> dict[str, Any]:
         made.append(_advise(config, data, base, sample=sample, **options))
@@ -59,8 +61,15 @@ def choose_case(
     return Choice(**decision), made[0] if made else None, sample
 
 
-def _advise(config: TrainConfig, data: ImageData, base: keras.Model, **options: Any) -> Advice:
+def _advise(
+    config: TrainConfig, data: ImageData, base: keras.Model, **options: Any
+) -> Advice | TaskAdvice:
     """Estimate all cases and log the recommendation with its warnings."""
+    if data.task in (MULTI, REGRESSION):
+        del options["engine"]
+        task = advise_task(data, base, trial=False, balanced=config.class_weights, **options)
+        log.info("%s", task.head_sentence)
+        return task
     advice = advise(
         data,
         base,
@@ -74,8 +83,9 @@ def _advise(config: TrainConfig, data: ImageData, base: keras.Model, **options: 
     return advice
 
 
-def _choice_of(config: TrainConfig, advice: Advice) -> Choice:
-    return Choice(str(advice.case), _options_of(config, advice), advised_metrics(advice))
+def _choice_of(config: TrainConfig, advice: Advice | TaskAdvice) -> Choice:
+    metrics = advice.metrics if isinstance(advice, TaskAdvice) else advised_metrics(advice)
+    return Choice(str(advice.case), _options_of(config, advice), metrics)
 
 
 def advised_metrics(advice: Advice) -> dict[str, Any]:
@@ -87,7 +97,7 @@ def advised_metrics(advice: Advice) -> dict[str, Any]:
     }
 
 
-def _options_of(config: TrainConfig, advice: Advice) -> dict[str, Any]:
+def _options_of(config: TrainConfig, advice: Advice | TaskAdvice) -> dict[str, Any]:
     """Return the options that the advice sets; options that the user changed stay as they are."""
     if advice.cut == RANDOM:
         return {"init": "random"} if config.init == TrainConfig.init else {}

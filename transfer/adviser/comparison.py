@@ -16,7 +16,7 @@ from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
 from transfer.common.text import plural
 from transfer.frozen.feature_cache import FeatureCache
-from transfer.images.datasets import ImageData, check_data
+from transfer.images.datasets import ImageData, check_data, check_one_class
 from transfer.networks.backbones import load_backbone
 from transfer.networks.graphs import analyze
 
@@ -114,6 +114,7 @@ def compare(
         ['MobileNetV2']
     """
     check_data(data, "compare(data, models)")
+    check_one_class(data, "compare(data, models)")
     candidates = []
     for name in dict.fromkeys(models):
         base = load_backbone(name, weights=(weights or {}).get(name, "pretrained"), image_size=image_size)

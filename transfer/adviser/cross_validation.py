@@ -29,7 +29,7 @@ from transfer.config import TrainConfig
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import percent_range
 from transfer.frozen.store_keys import digests_of
-from transfer.images.datasets import check_data
+from transfer.images.datasets import check_data, check_one_class
 from transfer.images.folds import FoldedData, fold_data
 from transfer.images.image_data import ImageData
 from transfer.networks.arguments import check_network
@@ -202,6 +202,7 @@ def cross_validate(
         (120, 3)
     """
     check_data(data, "cross_validate(data, base)")
+    check_one_class(data, "cross_validate(data, base)")
     base = plain_network(base)
     check_network(base)
     names = [field.name for field in fields(TrainConfig) if field.name not in _NOT_OPTIONS]

@@ -34,7 +34,8 @@ class SampleFeatures:
     """Features, source probabilities and BatchNormalization shifts of some training images."""
 
     images: Split
-    labels: np.ndarray  # numbered from 0 among the classes of the sample, shape (N,)
+    # Numbered from 0 among the classes of the sample, shape (N,); several labels and numbers as in the split.
+    labels: np.ndarray
     num_classes: int  # in the sample
     # Mean over positions at the end of each block and before the classifier, float32 of shape (N, channels).
     taps: dict[str, np.ndarray]
@@ -56,13 +57,13 @@ class SampleFeatures:
 
     def take(self, positions: np.ndarray) -> SampleFeatures:
         """Return the features of the images at some positions."""
-        classes, labels = np.unique(self.labels[positions], return_inverse=True)
+        labels, num_classes = _numbered(self.labels[positions])
         source = self.source_probabilities
         return replace(
             self,
             images=self.images.take(positions),
             labels=labels,
-            num_classes=len(classes),
+            num_classes=num_classes,
             taps={name: x[positions] for name, x in self.taps.items()},
             source_probabilities=None if source is None else source[positions],
         )
@@ -96,7 +97,7 @@ def extract_sample_features(
 ) -> SampleFeatures:
     """Run a network once over all of these images."""
     start = time.perf_counter()
-    classes, labels = np.unique(images.labels, return_inverse=True)
+    labels, num_classes = _numbered(images.labels)
     height, width = base.input_shape[1:3]
     size = (height, width) if height and width else image_size or (224, 224)
     whole = analyze(surgery.clone(base, image_size=size, preprocess=preprocessing_of(base, preprocessing)))
@@ -120,7 +121,7 @@ def extract_sample_features(
     return SampleFeatures(
         images,
         labels,
-        len(classes),
+        num_classes,
         taps,
         source,
         shifts,
@@ -130,6 +131,14 @@ def extract_sample_features(
         computed=features.computed,
         engine=features.engine,
     )
+
+
+def _numbered(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return labels, numbered from 0 among the classes that occur, and the number of classes or labels."""
+    if labels.ndim == 2 or labels.dtype.kind == "f":
+        return labels, labels.shape[1] if labels.ndim == 2 else 1
+    classes, numbers = np.unique(labels, return_inverse=True)
+    return numbers, len(classes)
 
 
 def known_features(sample: SampleFeatures, model: keras.Model) -> KnownFeatures | None:
@@ -177,9 +186,11 @@ def batchnorm_shift(layer: keras.layers.BatchNormalization, mean: np.ndarray, sq
 
 
 def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Choose indices class by class in turn, so that small classes are included."""
+    """Choose indices class by class in turn, so that small classes are included; others than classes at random."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
+    if labels.ndim == 2 or labels.dtype.kind == "f":
+        return order[:most]
     classes = rng.permutation(np.unique(labels))[: max(2, most // MIN_IMAGES_PER_CLASS)]
     order = order[np.isin(labels[order], classes)]
     by_class, turn = np.sort(labels[order]), np.empty(len(order), dtype=int)

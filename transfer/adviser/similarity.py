@@ -192,7 +192,9 @@ def _measure(sample: SampleFeatures, base: keras.Model | None) -> tuple[_Measure
         missing["information"] = missing["confidence"] = "the network has no classifier"
     else:
         confidence = float(source.max(axis=1).mean())
-        if sample.num_classes > 1:
+        if sample.labels.ndim == 2 or sample.labels.dtype.kind == "f":
+            missing["information"] = "it needs one class per image"
+        elif sample.num_classes > 1:
             information = float(label_information(source, sample.labels))
         else:
             missing["information"] = "all images are of one class"

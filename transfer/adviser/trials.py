@@ -13,6 +13,7 @@ from transfer.cases import builders
 from transfer.cases.policies import POLICIES, Case
 from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
+from transfer.common.tasks import SINGLE
 from transfer.distributed.process_group import current_group
 from transfer.images.datasets import Split
 from transfer.images.pipeline import make_dataset, plain_errors
@@ -40,6 +41,8 @@ def time_fine_tuning(
     base: keras.Model,
     *,
     image_size: tuple[int, int],
+    num_classes: int | None = None,
+    task: str = SINGLE,
     steps: int = STEPS,
     preprocessing: str | None = None,
     seed: int = 0,
@@ -50,7 +53,8 @@ def time_fine_tuning(
     model = builders.build(
         Case.LARGE_SIMILAR,
         base,
-        int(images.labels.max()) + 1,
+        int(images.labels.max()) + 1 if num_classes is None else num_classes,
+        task=task,
         image_size=image_size,
         preprocessing=preprocessing,
         strategy="default" if current_group().count > 1 else None,  # only the chief runs the trial

@@ -244,6 +244,14 @@ def load_test(
     return ImageData(name, tuple(class_names), *parts, report, image_size=size, options=None, task=task)
 
 
+def check_one_class(data: ImageData, what: str) -> None:
+    """Raise unless each image has one class."""
+    if data.task not in (SINGLE, ORDINAL):
+        raise InputError(
+            f"Expected one class per image in {what}. Received the task {data.task}, which it does not support."
+        )
+
+
 def with_pixel_range(splits: Mapping[str, Split], pixel_range: PixelRange | None) -> dict[str, Split]:
     """Return the splits with the range that maps images of more than 8 bits per channel to 8 bits."""
     return {name: replace(part, pixel_range=pixel_range) for name, part in splits.items()}

@@ -1,0 +1,133 @@
+"""Write the run of `--case auto` for several labels or a number per image: a head, and fine-tuning if time is left."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from transfer.adviser.sample_features import SampleFeatures, extract_sample, known_features
+from transfer.adviser.task_advice import TaskAdvice, advise_task
+from transfer.anytime.clock import Clock
+from transfer.anytime.plan import SECONDS
+from transfer.cases.builders import build
+from transfer.common.tasks import TASK
+from transfer.common.text import format_duration
+from transfer.config import TrainConfig
+from transfer.evaluation.evaluate import evaluate
+from transfer.images.datasets import ImageData
+from transfer.images.split_file import write_split
+from transfer.results import rescue, run_folders, run_writer, saved_runs
+from transfer.results.file_names import SPLIT
+from transfer.training.fit import fit
+from transfer.training.phases import TrainingLog
+from transfer.training.schedules import BATCH_SIZE, epochs_for
+
+log = logging.getLogger("transfer")
+
+MIN_EPOCHS = 3
+"""Fewest epochs of fine-tuning that must fit into the time that is left."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A trained model with its options."""
+
+    config: TrainConfig
+    model: keras.Model
+    training: TrainingLog
+    score: float  # on the validation images
+
+
+def auto_task_run(
+    config: TrainConfig,
+    data: ImageData,
+    base: keras.Model,
+    devices: Any,
+    clock: Clock,
+    resume_from: Path | None,
+) -> Path:
+    """Train the best head, fine-tune if time is left, and write the run of the better model."""
+    name, options = f"{data.name}-auto", config.result_options
+    with run_folders.run_folder(config.output, name, options=options, resume_from=resume_from) as folder:
+        rescue.warn_if_full(folder, base)
+        write_split(folder / SPLIT, data.splits, data.class_names)
+        best, advice = _best_model(config, data, base, devices, clock, folder / run_folders.CHECKPOINTS)
+        used = best.config.evaluate_options()
+        evaluation = evaluate(best.model, data, **used) if len(data.test) else None
+        results = saved_runs.results_of(
+            replace(config, output=None, resume=False), best.model, data, best.training, evaluation,
+            metrics={"model": config.model, **advice.metrics}, seconds=clock.seconds,
+            limits=saved_runs.limits_of(best.model, data, evaluation, engine=config.engine),
+        )  # fmt: skip
+        run_writer.write_advice(folder, advice)
+        rescue.write_somewhere(folder, partial(run_writer.write_run, results=results))
+    final = run_folders.final_folder(folder)
+    if evaluation is not None:
+        log.info("Test %s on %d held-out images.", evaluation.headline, len(data.test))
+    saved_runs.write_report(final, results)
+    return final
+
+
+def _best_model(
+    config: TrainConfig, data: ImageData, base: keras.Model, devices: Any, clock: Clock, checkpoints: Path
+) -> tuple[_Trained, TaskAdvice]:
+    """Return the model with the higher score on the validation images, and the advice."""
+    options: dict[str, Any] = {"preprocessing": config.preprocessing, "seed": config.seed}
+    sample = extract_sample(data, base, engine=config.engine, **options)
+    advice = advise_task(data, base, sample, trial=False, balanced=config.class_weights, **options)
+    log.info("%s", advice.head_sentence)
+    chosen = replace(config, case=str(advice.case), cut=advice.cut)
+    best = _train(chosen, data, base, devices, checkpoints / "head", sample=sample)
+    log.info("%s: %s.", _method(best), _validation(best, data))
+    left = clock.left - SECONDS["report"]
+    needed = advice.seconds_fine_tuning * MIN_EPOCHS / epochs_for(len(data.train), BATCH_SIZE, init="pretrained")
+    if not len(data.val):
+        log.info("There are no validation images to compare models, so the network is not fine-tuned.")
+        return best, advice
+    if left < needed:
+        text = "Fine-tuning needs %s or more, and %s are left. A larger --time-budget tries it."
+        log.info(text, format_duration(needed), format_duration(max(0.0, left)))
+        return best, advice
+    chosen = replace(config, case=str(advice.fine_tuning_case))
+    limit = None if left == float("inf") else left
+    tuned = _train(chosen, data, base, devices, checkpoints / "fine-tuning", time_limit=limit)
+    log.info("%s: %s.", _method(tuned), _validation(tuned, data))
+    return (tuned if tuned.score > best.score else best), advice
+
+
+def _train(
+    config: TrainConfig,
+    data: ImageData,
+    base: keras.Model,
+    devices: Any,
+    checkpoints: Path,
+    *,
+    sample: SampleFeatures | None = None,
+    **limits: Any,
+) -> _Trained:
+    """Train the model of a case."""
+    used = config.without_ignored()
+    task: dict[str, Any] = {"num_classes": data.num_classes, "task": data.task, "strategy": devices}
+    model = build(base=base, **task, **used.build_options())
+    known = known_features(sample, model) if sample is not None else None
+    training = fit(
+        model, data, **used.fit_options(), known_features=known, checkpoints=checkpoints, **limits
+    )
+    score = evaluate(model, data, split="val", **used.evaluate_options()).score if len(data.val) else 0.0
+    return _Trained(config, model, training, score)
+
+
+def _method(trained: _Trained) -> str:
+    """Return what was trained, in words."""
+    return "Head on the frozen network" if trained.config.cut is not None else "Fine-tuned network"
+
+
+def _validation(trained: _Trained, data: ImageData) -> str:
+    """Return the score on the validation images in words."""
+    name = TASK[data.task].metric_name
+    return f"{name} {trained.score:.3f} on {len(data.val)} validation images" if len(data.val) else "trained"
