@@ -219,7 +219,9 @@ def load_test(
 ) -> ImageData:
     """Load labeled images as the test set of a model with the classes `class_names`."""
     columns = Given(path_column, label_column, split_column, optional=True)
-    name, data = read_source(source, None, data_dir, tfds_split, download, columns, task, for_test=True)
+    name, data = read_source(
+        source, None, data_dir, tfds_split, download, columns, task, model_labels=class_names
+    )
     named = as_text(source) is not None or (isinstance(source, Split) and source.class_names)
     if not named and data.task != REGRESSION:
         data = replace(data, class_names=labels_as_names(data.class_names, class_names))
