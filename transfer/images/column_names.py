@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from transfer.images.cells import FLAGS, number_in, split_in
+from transfer.images.cells import FLAGS, known, number_in, split_in
 from transfer.images.split_words import rest_of, split_of
 
 MAX_SHOWN = 5
@@ -159,7 +159,13 @@ class Column:
     def is_quantity(self) -> bool:
         """Whether the cells are numbers, and the name is that of a quantity, such as "age" or "weight_kg"."""
         words = set(self.words)
-        return self.is_number and bool(words & _QUANTITIES) and words <= _QUANTITIES | _UNITS
+        # Decimal commas are an error later on, which says how to correct them.
+        cells = [cell.replace(",", ".") for cell in self.filled if known(cell)]
+        return (
+            bool(words & _QUANTITIES)
+            and words <= _QUANTITIES | _UNITS
+            and all(number_in(cell) is not None for cell in cells)
+        )
 
     @property
     def is_whole(self) -> bool:

@@ -14,10 +14,11 @@ import numpy as np
 from transfer.common.arguments import POSITIONAL, explain_arguments
 from transfer.common.errors import InputError
 from transfer.common.tasks import ORDINAL, REGRESSION, SINGLE
-from transfer.images.array_source import labels_as_names
+from transfer.images.array_labels import labels_as_names
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.class_order import checked_order, in_order, ordered_classes
 from transfer.images.columns import Given
+from transfer.images.copies import merge_copies
 from transfer.images.data_config import DataConfig, data_config
 from transfer.images.decoding import as_size
 from transfer.images.duplicates import find_duplicates
@@ -311,7 +312,10 @@ def _check(data: SourceData, *, strict: bool) -> tuple[SourceData, dict[str, lis
         checked[split] = [results[i] for i in keep]
         part = part.take(keep) if len(keep) < len(part) else part
         parts[split] = replace(part, digests=[result.digest for result in checked[split]])
-    data = _grouped_by_patient(replace(data, parts=parts, skipped=skipped), checked)
+    data = replace(data, parts=parts, skipped=skipped)
+    if data.copies_have_labels:
+        data, checked = merge_copies(data, checked)
+    data = _grouped_by_patient(data, checked)
     if skipped and strict:
         shown = "; ".join(f"{name}: {problem}" for name, problem in skipped[:10])
         more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
