@@ -76,7 +76,8 @@ def _read(
     if text.startswith("tfds:"):
         from transfer.images.tfds_source import read_tfds
 
-        return text[5:], read_tfds(text[5:], data_dir=data_dir, download=download, split=tfds_split)
+        options: dict[str, Any] = {"data_dir": data_dir, "download": download, "split": tfds_split}
+        return text[5:], read_tfds(text[5:], **options, task=task)
     path = find_source(text)
     name = printable(path.resolve().name)
     if path.is_dir():
