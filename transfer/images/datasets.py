@@ -13,7 +13,7 @@ import numpy as np
 
 from transfer.common.arguments import POSITIONAL, explain_arguments
 from transfer.common.errors import InputError
-from transfer.common.tasks import ORDINAL, REGRESSION, SINGLE
+from transfer.common.tasks import MULTI, ORDINAL, REGRESSION, SINGLE
 from transfer.images.array_labels import labels_as_names
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.class_order import checked_order, in_order, ordered_classes
@@ -87,7 +87,9 @@ def load_data(
     `test=0`, `val` stays the validation set.
 
     Every class keeps at least one image for training. The second image of a class goes to test, the third to
-    validation. Images with conflicting labels are used for training only.
+    validation. Images with conflicting labels are used for training only. With several labels per image, each label
+    has about the same fraction in every split (iterative stratification). The numbers of a regression are divided into
+    bands of equally many images.
 
     Args:
         source: One of
@@ -99,7 +101,8 @@ def load_data(
             - `"tfds:NAME[/CONFIG][:VERSION]"`, a name of tensorflow_datasets;
             - arrays `(images, labels)` or `((x_train, y_train), (x_test, y_test))`, as `keras.datasets` returns them.
               Images have shape (N, H, W[, C]) and values from 0 to 255, or are a list of arrays of different sizes.
-              Labels are whole numbers, class names or one-hot;
+              Labels are whole numbers, class names or one-hot. Several labels per image are columns of 0 and 1, or
+              lists or sets of names. Labels of a regression are numbers;
             - one or several `tf.data.Dataset` of (image, label) (see `array_source.read_arrays`).
         image_size: Size of the images in pixels, one number or (height, width); None for the model's own.
         resize: How images change shape: `"stretch"`, `"crop"` (the center) or `"pad"` (with black).
@@ -380,7 +383,12 @@ def _refuse_too_few(name: str, data: SourceData) -> None:
         _refuse_equal(name, labels)
         return
     present = np.flatnonzero(label_counts(labels, len(names)))
-    if len(present) < 1 + (data.task == SINGLE):
+    if data.task == MULTI and not len(present):
+        raise InputError(
+            f"Expected images with labels in {name!r}. Received {len(labels)} training images without labels. Add "
+            "labels."
+        )
+    if data.task == SINGLE and len(present) < 2:
         have = f"{len(present)}" + (f" ({names[present[0]]})" if len(present) else "")
         raise InputError(
             f"Expected images of at least 2 classes in {name!r}. Received: {have}. "
