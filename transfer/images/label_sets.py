@@ -58,14 +58,8 @@ def _split(label: str, separator: str) -> Labels:
 def label_sets(
     texts: Sequence[Labels], task: str, *, in_columns: bool, known: Collection[str] = ()
 ) -> tuple[list[Labels], str] | None:
-    """Return the labels of each text, and the separator of cells; None if each text is one class.
-
-    Args:
-        texts: The different cells, or the names of marked columns.
-        task: The task. Only `auto` and `multi` allow several labels.
-        in_columns: Whether the labels are columns of 0 and 1.
-        known: Labels of a model; a cell that is one of them is not separated.
-    """
+    """Return the labels of each cell or of marked columns, and the separator of cells; None for one class each."""
+    # `known` are labels of a model; a cell that is one of them is not separated.
     if task not in ("auto", MULTI):
         return None
     separator, sets = "", [*texts]

@@ -33,10 +33,7 @@ def read_source(
     *,
     model_labels: Sequence[str] | None = None,
 ) -> tuple[str, SourceData]:
-    """Return the name and the contents of a source of any kind, with the labels of a task.
-
-    `model_labels` are those of a model that the images test.
-    """
+    """Return the name and the contents of a source of any kind; `model_labels` are those of a model to test."""
     name, data = _read(source, class_names, data_dir, tfds_split, download, columns, task, model_labels)
     return name, as_task(data, task)
 
