@@ -1,4 +1,4 @@
-"""Metrics of images with several labels, and the thresholds above which a label is predicted."""
+"""Metrics of images with several labels, for each label and over all of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-MIN_POSITIVES = 5
-"""Fewest images with a label that set its threshold. A label with fewer has the threshold 0.5."""
+from transfer.common.label_metrics import mean_average_precision
 
 
 class LabelScore(NamedTuple):
@@ -19,30 +18,6 @@ class LabelScore(NamedTuple):
     recall: float
     f1: float
     images: int  # number of images with the label
-
-
-def label_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return, for each label, the threshold with the highest F1 on held-out probabilities, shape (labels,)."""
-    thresholds = np.full(labels.shape[1], 0.5)
-    for number in np.flatnonzero(labels.sum(axis=0) >= MIN_POSITIVES):
-        order = np.argsort(-probabilities[:, number], kind="stable")
-        values, hits = probabilities[order, number], np.cumsum(labels[order, number])
-        f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
-        f1[:-1][values[:-1] == values[1:]] = -1  # equal probabilities cannot be separated
-        best = int(f1.argmax())
-        after = values[best + 1] if best + 1 < len(values) else 0.0
-        thresholds[number] = (values[best] + after) / 2
-    return thresholds
-
-
-def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean average precision over the labels that have images, 0 to 1, without interpolation."""
-    from sklearn.metrics import average_precision_score  # takes seconds to import
-
-    known = labels.any(axis=0)
-    return (
-        float(average_precision_score(labels[:, known], probabilities[:, known])) if known.any() else np.nan
-    )
 
 
 def f1_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import keras
+import numpy as np
 
 from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.errors import InputError
+from transfer.common.tasks import SINGLE
 from transfer.frozen.extraction import input_size
 from transfer.images.datasets import ImageData, as_text, check_data, load_test
 from transfer.images.decoding import RESIZES
@@ -37,6 +39,10 @@ class TrainedModel:
     find_data: Callable[[], ImageData | None] = lambda: None
     # The rule that decides ordered classes, of a run or of predictions without the training images; None if unknown.
     rule: str | None = None
+    # What the labels are, one of `tasks.TASK`.
+    task: str = SINGLE
+    # The probability above which each of several labels is predicted, shape (K,); None if unknown.
+    thresholds: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -52,6 +58,7 @@ class TrainedModel:
                 image_size=self.image_size,
                 resize=self.resize,
                 pixel_range=self.pixel_range,
+                task=self.task,
             )
         data = self.find_data()
         if data is None:
@@ -64,12 +71,14 @@ class TrainedModel:
 _TRAINED: weakref.WeakKeyDictionary[keras.Model, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
-def record_data(model: keras.Model, data: ImageData) -> None:
-    """Record the class names and the images that a model is trained on."""
+def record_data(model: keras.Model, data: ImageData, thresholds: Sequence[float] = ()) -> None:
+    """Record the class names, the task and the images that a model is trained on, and the thresholds of labels."""
     digests = frozenset([*data.train.digests, *data.val.digests])
     size, form = input_size(model, data), (data.train.resize, data.train.pixel_range)
     # The registry does not keep the images in memory.
-    record(TrainedModel(model, data.class_names, size, *form, lambda: digests, weakref.ref(data)))
+    known = np.array(thresholds) if len(thresholds) else None
+    options: dict[str, Any] = {"task": data.task, "thresholds": known}
+    record(TrainedModel(model, data.class_names, size, *form, lambda: digests, weakref.ref(data), **options))
 
 
 def record(trained: TrainedModel) -> None:
