@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SINGLE, MULTI, ORDINAL, REGRESSION = "single", "multi", "ordinal", "regression"
@@ -33,3 +34,15 @@ TASK: dict[str, Task] = {
     REGRESSION: Task("linear", "mean_squared_error", "r2", "R2"),
 }
 """The properties of each task. The head of ordered classes is that of classes without an order."""
+
+
+def score_text(task: str, value: float) -> str:
+    """Return the metric of a task as text: a fraction in percent, or R2."""
+    return f"{value:.2f}" if task == REGRESSION else f"{value:.1%}"
+
+
+def outputs_text(task: str, class_names: Sequence[str]) -> str:
+    """Return what a model predicts, such as "12 classes", "3 labels" or "the number age"."""
+    if task == REGRESSION:
+        return f"the number {class_names[0]}"
+    return f"{len(class_names):,} {'labels' if task == MULTI else 'classes'}"

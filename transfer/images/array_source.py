@@ -14,6 +14,7 @@ from transfer.common.streams import progress_bar
 from transfer.common.tasks import MULTI, REGRESSION, SINGLE
 from transfer.images.array_pixels import batch_problem, scale_problem, shape_problem, value_problem
 from transfer.images.image_sequences import TemporaryImages
+from transfer.images.label_forms import VALUE
 from transfer.images.split_words import SPLITS
 from transfer.images.splitting import SourceData, Split
 
@@ -85,7 +86,9 @@ def _named(
     """Return the names of several labels, or of the number of a regression, and the labels as they are."""
     counts = {split: part.shape[1] if task == MULTI else 1 for split, part in labels.items()}
     count = next(iter(counts.values()))
-    names = [""] if class_names is None and task == REGRESSION else [*map(str, class_names or range(count))]
+    names = (
+        [VALUE] if class_names is None and task == REGRESSION else [*map(str, class_names or range(count))]
+    )
     if {*counts.values()} != {len(names)} or len({*names}) < len(names):
         received = ", ".join(f"{number} in {split}" for split, number in counts.items())
         raise InputError(

@@ -9,9 +9,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import keras
+import numpy as np
 
 from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.errors import InputError
+from transfer.common.tasks import ORDINAL, SINGLE
 from transfer.frozen.extraction import input_size
 from transfer.images.datasets import ImageData, as_text, check_data, load_test
 from transfer.images.decoding import RESIZES
@@ -37,6 +39,10 @@ class TrainedModel:
     find_data: Callable[[], ImageData | None] = lambda: None
     # The rule that decides ordered classes, of a run or of predictions without the training images; None if unknown.
     rule: str | None = None
+    # What the labels are: one of `tasks.TASKS`, except "auto".
+    task: str = SINGLE
+    # Threshold of each label above which it is predicted, for the task "multi"; None if unknown.
+    thresholds: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -52,6 +58,7 @@ class TrainedModel:
                 image_size=self.image_size,
                 resize=self.resize,
                 pixel_range=self.pixel_range,
+                task=self.task,
             )
         data = self.find_data()
         if data is None:
@@ -69,7 +76,9 @@ def record_data(model: keras.Model, data: ImageData) -> None:
     digests = frozenset([*data.train.digests, *data.val.digests])
     size, form = input_size(model, data), (data.train.resize, data.train.pixel_range)
     # The registry does not keep the images in memory.
-    record(TrainedModel(model, data.class_names, size, *form, lambda: digests, weakref.ref(data)))
+    record(
+        TrainedModel(model, data.class_names, size, *form, lambda: digests, weakref.ref(data), task=data.task)
+    )
 
 
 def record(trained: TrainedModel) -> None:
@@ -82,6 +91,11 @@ def record(trained: TrainedModel) -> None:
 def record_rule(model: keras.Model, rule: str | None) -> None:
     """Record the rule that decides the ordered classes of a recorded model."""
     _TRAINED[model]["rule"] = rule
+
+
+def record_thresholds(model: keras.Model, thresholds: np.ndarray) -> None:
+    """Record the thresholds above which the labels of a recorded model are predicted."""
+    _TRAINED[model]["thresholds"] = thresholds
 
 
 def find_trained(model: keras.Model) -> TrainedModel | None:
@@ -167,10 +181,20 @@ def count_seen(model: keras.Model, data: ImageData) -> int:
             f"{', '.join(data.class_names)}. Pass the images themselves, such as their folder: their classes are found "
             "by name."
         )
+    if _form(data.task) != _form(trained.task):
+        raise InputError(
+            f"Expected data with the task {trained.task}, as in the training. Received: the task {data.task}. Load "
+            f"them with task={trained.task!r}."
+        )
     digests = trained.read_digests()
     if digests == {*data.train.digests, *data.val.digests}:  # the report of these data has their duplicates
         return 0
     return sum(digest in digests for digest in data.test.digests)
+
+
+def _form(task: str) -> str:
+    """Return the task, for which ordered classes are single labels."""
+    return SINGLE if task == ORDINAL else task
 
 
 def as_test_data(model: keras.Model, data: Any) -> tuple[ImageData, int]:
