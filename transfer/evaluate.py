@@ -123,7 +123,7 @@ def _no_test_images(run: FinishedRun) -> InputError:
     metric = TASK[run.task]
     measured, by_folds = run.metrics.get(f"cross_validated_{metric.metric}"), ""
     if measured is not None:
-        score = score_text(run.task, measured)
+        score = score_text(metric.metric, measured)
         by_folds = f" Their cross-validated {metric.metric_name} is {score} (report.html)."
     return InputError(
         f"Expected test images in the run {run.name}. Received none. Its images were used for training or "

@@ -159,7 +159,9 @@ def _parser() -> Parser:
         "mark images that are far from all training images as unknown, and about 5%% of those of your classes"
     )
     parser.add_argument("--abstain", action="store_true", help=abstain)
-    coverage = "show sets of classes or intervals of numbers that contain the true one with this probability, such as 0.9"
+    coverage = (
+        "show sets of classes, or intervals of numbers, that contain the true one with this probability (0.9)"
+    )
     parser.add_argument("--coverage", type=float, metavar="X", help=coverage)
     parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
     folder = "write Grad-CAM heat maps to this folder (default: gradcam)"

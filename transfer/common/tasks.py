@@ -36,9 +36,14 @@ TASK: dict[str, Task] = {
 """The properties of each task. The head of ordered classes is that of classes without an order."""
 
 
-def score_text(task: str, value: float) -> str:
-    """Return the metric of a task as text: a fraction in percent, or R2."""
-    return f"{value:.2f}" if task == REGRESSION else f"{value:.1%}"
+def score_text(metric: str, value: float) -> str:
+    """Return the value of a metric as text: R2 with two digits, others in percent."""
+    return f"{value:.2f}" if metric == TASK[REGRESSION].metric else f"{value:.1%}"
+
+
+def output_name(task: str) -> str:
+    """Return the name of the output of a model in files for other runtimes."""
+    return "value" if task == REGRESSION else "probabilities"
 
 
 def outputs_text(task: str, class_names: Sequence[str]) -> str:

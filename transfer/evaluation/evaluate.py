@@ -13,12 +13,12 @@ from transfer.cases.decisions import find_decision
 from transfer.common.arguments import explain_arguments
 from transfer.common.decision_rules import MOST_PROBABLE, RULES, choose_rule
 from transfer.common.errors import InputError, unknown
+from transfer.common.label_metrics import label_thresholds
 from transfer.common.tasks import MULTI, ORDINAL, REGRESSION, SINGLE
 from transfer.distributed.process_group import current_group
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.kinds import AnyEvaluation
 from transfer.evaluation.label_evaluation import LabelEvaluation
-from transfer.evaluation.label_metrics import label_thresholds
 from transfer.evaluation.metrics import fit_temperature
 from transfer.evaluation.prediction_sets import COVERAGE, conformal_quantile
 from transfer.evaluation.value_evaluation import ValueEvaluation

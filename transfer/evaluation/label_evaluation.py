@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer.common import display
+from transfer.common.label_metrics import mean_average_precision, mean_average_precisions
 from transfer.common.text import plural
 from transfer.evaluation.bootstrap import score_interval
 from transfer.evaluation.label_metrics import (
@@ -17,8 +18,6 @@ from transfer.evaluation.label_metrics import (
     co_occurrence,
     f1_scores,
     label_scores,
-    mean_average_precision,
-    mean_average_precisions,
 )
 from transfer.evaluation.metrics import percent_range
 from transfer.evaluation.sentences import as_json, counted_images, percent, require_images, seen_warning

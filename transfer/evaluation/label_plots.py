@@ -65,7 +65,7 @@ def co_occurrence_plot(evaluation: LabelEvaluation) -> Figure:
     shown = np.sort(frequent)
     names = shorten_all([evaluation.class_names[k] for k in shown])
     side, margin = min(9.0, max(2.2, 0.45 * len(names))), 0.9 + 0.09 * max(map(len, names))
-    figure = new_figure(2 * side + margin, side + margin + 0.4)
+    figure = new_figure(2 * side + margin, side + 0.8 * margin + 0.2)
     panels = figure.subplots(1, 2)
     for axes, labels, title in zip(
         panels, (evaluation.labels, evaluation.predictions), ("labels", "predicted labels"), strict=True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer.common import display
+from transfer.common.label_metrics import r2, r2_scores
 from transfer.common.text import number, plural
 from transfer.evaluation.bootstrap import score_interval
 from transfer.evaluation.prediction_sets import COVERAGE
@@ -61,16 +62,15 @@ class ValueEvaluation:
 
     @property
     def r2(self) -> float:
-        """Coefficient of determination R2: 1 is perfect, and 0 is as good as the mean of the true numbers."""
-        return float(self.scores(np.ones((1, len(self.labels))))[0])
+        """Coefficient of determination R2: 1 is perfect, and 0 is as good as the mean of the true numbers.
+
+        It is not a number if the true numbers are equal.
+        """
+        return r2(self.predictions, self.labels)
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
-        """Return R2 for each row of weights of the images, shape (rows, N); 0 if their true numbers are equal."""
-        centered = self.labels - self.labels.mean()  # the sums below cancel less
-        total = weights.sum(axis=1)
-        around = weights @ centered**2 - (weights @ centered) ** 2 / total
-        wrong, least = weights @ self.errors**2, 1e-12 * max(1e-300, float(centered @ centered))
-        return np.where(around > least, 1 - wrong / np.maximum(around, least), 0.0)
+        """Return R2 for each row of weights of the images, shape (rows, N)."""
+        return r2_scores(self.predictions, self.labels, weights)
 
     def take(self, positions: np.ndarray) -> ValueEvaluation:
         """Return the evaluation of the images at `positions`, in that order."""

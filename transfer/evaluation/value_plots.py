@@ -31,7 +31,7 @@ def value_plot(evaluation: ValueEvaluation) -> Figure:
             ends, ends - half, ends + half, color=COLORS["frozen"], alpha=0.35, lw=0, label=label
         )
     axes.plot(ends, ends, color="#777777", linestyle="--", label="predicted = true")
-    opacity = float(np.clip(30 / np.sqrt(len(true)) / 10, 0.15, 0.8))
+    opacity = float(np.clip(12 / np.sqrt(len(true)), 0.2, 0.85))
     axes.scatter(true, predicted, s=16, color=COLORS["new"], alpha=opacity, lw=0, label="images")
     axes.set(xlim=ends, ylim=ends)
     axes.set_aspect("equal")

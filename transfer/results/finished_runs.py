@@ -89,7 +89,7 @@ class FinishedRun:
         if score is None:
             score = self.metrics.get(f"cross_validated_{metric.metric}")
             kind = f"cross-validated {metric.metric_name}"
-        text = f", {kind} {score_text(self.task, score)}" if isinstance(score, int | float) else ""
+        text = f", {kind} {score_text(metric.metric, score)}" if isinstance(score, int | float) else ""
         outputs = outputs_text(self.task, self.class_names)
         return display.one_line(self, f"{display.quoted(self.name)}: {outputs}{text}")
 

@@ -186,13 +186,9 @@ class Judge:
     """Turns outputs of a model into predictions, with the reference of its run if there is one."""
 
     def __init__(self, run: FinishedRun | TrainedModel, coverage: float | None) -> None:
-        from transfer.evaluation.evaluate import decision_options
-
         self._reference: Reference | None = getattr(run, "reference", None)
         self._run, self.model, self._limit = run, run.model, None
-        # A run has its rule and its thresholds; those of a model that `fit` trained depend on its validation images.
-        stored = {"rule": run.rule, "thresholds": run.thresholds}
-        self._decides = stored if hasattr(run, "folder") else decision_options(run.model, None)
+        self._decides = decisions_of(run)
         if coverage is not None:
             from transfer.evaluation.prediction_sets import set_threshold
 
@@ -232,6 +228,16 @@ class Judge:
             return found
         size = int(prediction_sets(row[None], self._limit).sum())
         return replace(found, prediction_set=tuple(name for name, _ in found.top(size)))
+
+
+def decisions_of(run: FinishedRun | TrainedModel) -> dict[str, Any]:
+    """Return the rule or the thresholds with which a run or a trained model decides."""
+    from transfer.evaluation.evaluate import decision_options
+
+    # A run has its own; those of a model that `fit` trained depend on its validation images.
+    if not hasattr(run, "folder"):
+        return decision_options(run.model, None)
+    return {"rule": run.rule, "thresholds": run.thresholds}
 
 
 def required_scores(run: FinishedRun | TrainedModel, what: str) -> np.ndarray:

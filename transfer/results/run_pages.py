@@ -118,7 +118,7 @@ def _outcome(record: RunRecord) -> str:
     interval = record.metrics.get("expected_interval")
     if measured is not None and interval:
         side = "in" if interval[0] <= measured <= interval[1] else "outside"
-        score = score_text(record.task, measured)
+        score = score_text(metric.metric, measured)
         sentences.append(f"The measured test {metric.metric_name} is {score}, {side} the estimated interval.")
     return " ".join(sentences)
 

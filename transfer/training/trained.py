@@ -71,14 +71,14 @@ class TrainedModel:
 _TRAINED: weakref.WeakKeyDictionary[keras.Model, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
-def record_data(model: keras.Model, data: ImageData) -> None:
-    """Record the class names and the images that a model is trained on."""
+def record_data(model: keras.Model, data: ImageData, thresholds: Sequence[float] = ()) -> None:
+    """Record the class names, the task and the images that a model is trained on, and the thresholds of labels."""
     digests = frozenset([*data.train.digests, *data.val.digests])
     size, form = input_size(model, data), (data.train.resize, data.train.pixel_range)
     # The registry does not keep the images in memory.
-    record(
-        TrainedModel(model, data.class_names, size, *form, lambda: digests, weakref.ref(data), task=data.task)
-    )
+    known = np.array(thresholds) if len(thresholds) else None
+    options: dict[str, Any] = {"task": data.task, "thresholds": known}
+    record(TrainedModel(model, data.class_names, size, *form, lambda: digests, weakref.ref(data), **options))
 
 
 def record(trained: TrainedModel) -> None:
@@ -91,11 +91,6 @@ def record(trained: TrainedModel) -> None:
 def record_rule(model: keras.Model, rule: str | None) -> None:
     """Record the rule that decides the ordered classes of a recorded model."""
     _TRAINED[model]["rule"] = rule
-
-
-def record_thresholds(model: keras.Model, thresholds: np.ndarray) -> None:
-    """Record the thresholds above which the labels of a recorded model are predicted."""
-    _TRAINED[model]["thresholds"] = thresholds
 
 
 def find_trained(model: keras.Model) -> TrainedModel | None:
