@@ -41,9 +41,13 @@ def score_text(metric: str, value: float) -> str:
     return f"{value:.2f}" if metric == TASK[REGRESSION].metric else f"{value:.1%}"
 
 
+PROBABILITIES = "probabilities"
+"""Name of the output of a model of classes or labels in files for other runtimes."""
+
+
 def output_name(task: str) -> str:
     """Return the name of the output of a model in files for other runtimes."""
-    return "value" if task == REGRESSION else "probabilities"
+    return "value" if task == REGRESSION else PROBABILITIES
 
 
 def outputs_text(task: str, class_names: Sequence[str]) -> str:

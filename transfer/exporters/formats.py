@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from transfer.common.errors import InputError, install_hint
 from transfer.common.streams import discarded
+from transfer.common.tasks import PROBABILITIES
 from transfer.frozen.constant_graphs import all_constant
 from transfer.frozen.openvino_engine import import_openvino
 from transfer.results.finished_runs import add_labels
@@ -86,7 +87,7 @@ def _inlined() -> Iterator[None]:
 class Graph(tf.Module):
     """A network in inference mode with constants instead of variables, as every converter reads it."""
 
-    def __init__(self, model: keras.Model, image_size: tuple[int, int], output: str) -> None:
+    def __init__(self, model: keras.Model, image_size: tuple[int, int], output: str = PROBABILITIES) -> None:
         super().__init__()
         spec = tf.TensorSpec((None, *image_size, 3), tf.float32, name=INPUT)
         traced = tf.function(

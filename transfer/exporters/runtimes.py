@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from transfer.common.tasks import PROBABILITIES
 from transfer.frozen.openvino_engine import import_openvino, padded
 
 RunFunction = Callable[[np.ndarray], np.ndarray]
@@ -33,7 +34,7 @@ def without_tf32() -> Iterator[None]:
         experimental.enable_tensor_float_32_execution(before)
 
 
-def open_exported(kind: str, path: Path, output: str) -> tuple[RunFunction, int]:
+def open_exported(kind: str, path: Path, output: str = PROBABILITIES) -> tuple[RunFunction, int]:
     """Load an exported file; return a function that runs it and returns an output, and its batch size."""
     opened = {"saved-model": _saved_model, "litert": _litert, "onnx": _onnx, "openvino": _openvino}[kind]
     return opened(path, output), 1 if kind == "litert" else BATCH
