@@ -21,15 +21,22 @@ from transfer.cases.compiling import (
     check_optimizer,
     compile_like,
     new_optimizer,
+    optimizer_like_before,
 )
 from transfer.cases.cuts import Cut
-from transfer.cases.decisions import find_decision, record_decision
+from transfer.cases.decisions import find_decision, record_decision, task_of_model
 from transfer.cases.policies import (
     POLICIES,
     SCRATCH_LEARNING_RATE,
     Case,
 )
-from transfer.cases.slicing import analyze_base, check_case_options, check_compile_options, slice_for
+from transfer.cases.slicing import (
+    analyze_base,
+    check_case_options,
+    check_compile_options,
+    check_task,
+    slice_for,
+)
 from transfer.common.arguments import explain_arguments
 from transfer.distributed.strategies import (
     Strategy,
@@ -59,6 +66,7 @@ def build(
     preprocessing: str | None = None,
     strategy: str | Strategy | None = None,
     head: keras.layers.Layer | None = None,
+    task: str = "single",
     optimizer: Optimizer = "adam",
     learning_rate: float | None = None,
     loss: Loss | None = None,
@@ -78,7 +86,7 @@ def build(
         case: one of the four cases, its name, or its number, 1 to 4.
         base: a `keras.applications` model, with or without its classifier, a KerasHub backbone, or your own. It does
             not change.
-        num_classes: number of classes, 2 or more.
+        num_classes: number of classes or of labels, 2 or more; 1 for the task `"regression"`.
         cut: the last layer to keep, by name or by the position of its block. With several layers, the head sees the
             features of all of them, each scaled to unit length; `"all"` means the ends of all blocks. None is the layer
             before the classifier, and for `small-different` the end of an early block (see `policies.EARLY_CUT`).
@@ -89,17 +97,20 @@ def build(
         image_size: image size in pixels, one number or (height, width). None is the size that `base` was built for.
         preprocessing: a key of `preprocessing.PREPROCESSING`. Only your own networks need it.
         strategy: a name in `strategies.STRATEGIES`, or a `tf.distribute.Strategy`. None is `"auto"`.
-        head: a Keras layer or model from feature vectors, shape (batch, features), to class probabilities, shape
+        head: a Keras layer or model from feature vectors, shape (batch, features), to predictions of the task, shape
             (batch, num_classes). It is copied, with its weights if it has any. It gets the features as they are: start
-            it with BatchNormalization if they need scaling. None is a Dense softmax.
+            it with BatchNormalization if they need scaling. None is a Dense layer with the activation of the task.
+        task: what the labels are, such as `data.task`. `"single"` and `"ordinal"` (one class per image) have a softmax;
+            `"multi"` (any number of labels per image) has a sigmoid; `"regression"` (a number) has a linear output.
         optimizer: `"adam"`; `"rmsprop"` with the settings of Esteva et al. (2017), doi:10.1038/nature21056; the name of
             another Keras optimizer; or an optimizer object, which is copied.
         learning_rate: learning rate, above 0. It replaces that of an optimizer object. None is the rate of the case in
             `policies.POLICIES` for Adam, otherwise the optimizer's own rate.
-        loss: a Keras loss, its name, or a function of labels and probabilities. It gets one-hot labels if it needs
-            them, otherwise integers of shape (batch, 1). None is the cross-entropy.
-        metrics: further Keras metrics, their names, or functions, each with one number as its value. The accuracy
-            is always measured.
+        loss: a Keras loss, its name, or a function of labels and predictions. It gets one-hot labels if it needs
+            them, otherwise integers of shape (batch, 1). For several labels and for regression, labels have the shape
+            of the outputs; the values of a regression are standardized. None is the loss in `tasks.TASK`.
+        metrics: further Keras metrics, their names, or functions, each with one number as its value. The metric in
+            `tasks.TASK` is always measured.
         pin_batchnorm: whether BatchNormalization keeps its pre-trained statistics and weights. None means yes, except
             with `init="random"`.
         precision: data type of the computation, one of `policies.PRECISIONS`. Weights, the scaling of the images and
@@ -113,7 +124,8 @@ def build(
 
     Returns:
         A compiled `keras.Model`. Its input is a batch of raw RGB images, shape (batch, height, width, 3), 0 to 255. Its
-        output is the class probabilities, shape (batch, num_classes). Labels are integers.
+        output has shape (batch, num_classes): class probabilities, the probability of each label, or the number of a
+            regression in the units of the labels.
 
     Raises:
         InputError: an argument is invalid, the network has no graph with one input of color images and one output, or
@@ -126,6 +138,7 @@ def build(
         5124
     """
     case, size = Case.parse(case), as_size(image_size)
+    check_task(task)
     base = plain_network(base, size[0] if size else None)
     network = analyze_base(base)
     check_case_options(case, init, unfreeze_from, lora)
@@ -144,7 +157,9 @@ def build(
             precision=None if precision == "float32" else precision,
             seed=seed,
         )
-        model = record_devices(surgery.attach_head(extractor, num_classes, seed=seed, head=head), devices)
+        model = record_devices(
+            surgery.attach_head(extractor, num_classes, seed=seed, head=head, task=task), devices
+        )
         name = model.layers[-1].name
         default = SCRATCH_LEARNING_RATE if init == "random" else POLICIES[case].learning_rate
         _freeze_and_compile(
@@ -154,11 +169,11 @@ def build(
             pin_batchnorm=pinned,
             head=name,
             lora=(lora, seed),
-            loss=as_loss(loss, num_classes),
-            metrics=as_metrics(metrics, num_classes),
+            loss=as_loss(loss, num_classes, task),
+            metrics=as_metrics(metrics, num_classes, task),
             steps_per_execution=steps_per_execution,
         )
-    record_decision(model, replace(decision, own_head=head is not None))
+    record_decision(model, replace(decision, own_head=head is not None, task=task))
     if unfreeze_from is not None:
         unfreeze(model, from_layer=unfreeze_from, learning_rate=learning_rate, pin_batchnorm=pinned)
     return model
@@ -175,6 +190,7 @@ def small_similar(
     preprocessing: str | None = None,
     strategy: str | Strategy | None = None,
     head: keras.layers.Layer | None = None,
+    task: str = "single",
     optimizer: Optimizer = "adam",
     learning_rate: float | None = None,
     loss: Loss | None = None,
@@ -190,7 +206,7 @@ def small_similar(
 
     Args:
         base: a pre-trained network. It does not change.
-        num_classes: number of classes, 2 or more.
+        num_classes: number of classes or of labels, as in `build`.
 
     Returns:
         A compiled model whose head alone trains, as described in `build`.
@@ -217,6 +233,7 @@ def small_different(
     preprocessing: str | None = None,
     strategy: str | Strategy | None = None,
     head: keras.layers.Layer | None = None,
+    task: str = "single",
     optimizer: Optimizer = "adam",
     learning_rate: float | None = None,
     loss: Loss | None = None,
@@ -232,7 +249,7 @@ def small_different(
 
     Args:
         base: a pre-trained network. It does not change.
-        num_classes: number of classes, 2 or more.
+        num_classes: number of classes or of labels, as in `build`.
 
     Returns:
         A compiled model whose head alone trains, as described in `build`.
@@ -259,6 +276,7 @@ def large_similar(
     preprocessing: str | None = None,
     strategy: str | Strategy | None = None,
     head: keras.layers.Layer | None = None,
+    task: str = "single",
     optimizer: Optimizer = "adam",
     learning_rate: float | None = None,
     loss: Loss | None = None,
@@ -275,7 +293,7 @@ def large_similar(
 
     Args:
         base: a pre-trained network. It does not change.
-        num_classes: number of classes, 2 or more.
+        num_classes: number of classes or of labels, as in `build`.
 
     Returns:
         A compiled model, as described in `build`, whose layers all train, except BatchNormalization.
@@ -302,6 +320,7 @@ def large_different(
     preprocessing: str | None = None,
     strategy: str | Strategy | None = None,
     head: keras.layers.Layer | None = None,
+    task: str = "single",
     optimizer: Optimizer = "adam",
     learning_rate: float | None = None,
     loss: Loss | None = None,
@@ -318,7 +337,7 @@ def large_different(
 
     Args:
         base: a network. It does not change.
-        num_classes: number of classes, 2 or more.
+        num_classes: number of classes or of labels, as in `build`.
         init: initial weights: `"pretrained"`; `"random"`, with which BatchNormalization trains too; or `"auto"`: `fit`
             starts from the pre-trained weights, and again from random weights if the validation accuracy shows that
             training failed.
@@ -373,7 +392,7 @@ def unfreeze(
     check_learning_rate(learning_rate)
     decision = find_decision(model)
     with scope_of(model):
-        optimizer = _like_before(model, learning_rate, POLICIES[Case.LARGE_SIMILAR].learning_rate)
+        optimizer = optimizer_like_before(model, learning_rate, POLICIES[Case.LARGE_SIMILAR].learning_rate)
         head = model.layers[-1].name if decision else None
         _freeze_and_compile(model, late.__contains__, optimizer, pin_batchnorm=pin_batchnorm, head=head)
     if decision is not None:
@@ -387,29 +406,12 @@ def start_over(model: keras.Model, *, seed: int = 0) -> keras.Model:
     decision = find_decision(model)
     with scope_of(model):
         model.set_weights(surgery.clone(model, weights="random", seed=seed).get_weights())
-        optimizer = _like_before(model, None, SCRATCH_LEARNING_RATE)
+        optimizer = optimizer_like_before(model, None, SCRATCH_LEARNING_RATE)
         head = model.layers[-1].name if decision else None
         _freeze_and_compile(model, True, optimizer, pin_batchnorm=False, head=head)
     if decision is not None:
         record_decision(model, replace(decision, init="random", pin_batchnorm=False))
     return model
-
-
-def head_optimizer(model: keras.Model, *, head_only: bool) -> keras.optimizers.Optimizer:
-    """Return a new optimizer for the head: of the model's kind, at the learning rate of a head."""
-    if head_only:  # the model's learning rate is for its head
-        return new_optimizer(getattr(model.optimizer, "inner_optimizer", model.optimizer), None, 0.0)
-    return _like_before(model, None, POLICIES[Case.SMALL_SIMILAR].learning_rate)
-
-
-def _like_before(
-    model: keras.Model, learning_rate: float | None, default: float
-) -> keras.optimizers.Optimizer:
-    """Return a new optimizer of the kind that a model was built or compiled with, or Adam if it was neither."""
-    decision = find_decision(model)
-    own = getattr(model, "optimizer", None)
-    kind: Optimizer = decision.optimizer if decision else ("adam" if own is None else "")
-    return new_optimizer(kind or getattr(own, "inner_optimizer", own), learning_rate, default)
 
 
 def _freeze_and_compile(
@@ -431,5 +433,6 @@ def _freeze_and_compile(
     if not options and getattr(model, "compiled", False):
         compile_like(model, model, optimizer)
     else:
-        defaults: dict[str, Any] = {"loss": as_loss(None, 0), "metrics": as_metrics(None, 0)}
+        form = model.output_shape[-1], task_of_model(model)
+        defaults: dict[str, Any] = {"loss": as_loss(None, *form), "metrics": as_metrics(None, *form)}
         model.compile(optimizer, **{**defaults, **options})

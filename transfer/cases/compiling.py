@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from numbers import Real
 from types import FunctionType
 from typing import Any, TypeAlias
@@ -12,14 +11,26 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from transfer.cases.policies import OPTIMIZERS
+from transfer.cases.decisions import find_decision, task_of_model
+from transfer.cases.keras_objects import Loss, Metric, name_of, resolve, size_of
+from transfer.cases.one_hot import ConvertedMetric, OneHotLoss, converted_metric, new_metric
+from transfer.cases.policies import OPTIMIZERS, POLICIES, Case
+from transfer.cases.shaped_labels import (
+    SHAPED,
+    ValueScale,
+    is_plain_loss,
+    measure,
+    metric_in_units,
+    shaped_loss,
+    shaped_metrics,
+    training_loss,
+)
 from transfer.common.errors import InputError, one_line, unknown
 from transfer.common.keras_private import compile_arguments
+from transfer.common.tasks import SINGLE, TASK
 
 logger = logging.getLogger(__name__)
 
-Loss: TypeAlias = str | keras.losses.Loss | Callable[[Any, Any], Any]
-Metric: TypeAlias = str | keras.metrics.Metric | Callable[[Any, Any], Any]
 Optimizer: TypeAlias = str | keras.optimizers.Optimizer
 
 DEFAULT_LOSS = "sparse_categorical_crossentropy"
@@ -33,78 +44,6 @@ _OPTIMIZERS: dict[str, type[keras.optimizers.Optimizer]] = {
     if isinstance(kind, type) and issubclass(kind, keras.optimizers.Optimizer)
     if name not in ("Optimizer", "LossScaleOptimizer")
 }
-
-
-@keras.saving.register_keras_serializable("transfer")
-class OneHotLoss(keras.losses.Loss):
-    """Compute a loss on one-hot labels: it converts integer labels, and applies label smoothing."""
-
-    def __init__(self, loss: Loss, num_classes: int, smoothing: float = 0.0, **options: Any) -> None:
-        form = {name: getattr(loss, name) for name in ("name", "reduction", "dtype") if hasattr(loss, name)}
-        super().__init__(**{"name": getattr(loss, "__name__", None), **form, **options})
-        self.loss: Any = loss
-        self.num_classes, self.smoothing = num_classes, smoothing
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return the loss of each image."""
-        # Szegedy et al. (2016), arXiv:1512.00567.
-        labels = _one_hot(y_true, self.num_classes, y_pred.dtype)
-        labels = labels * (1 - self.smoothing) + self.smoothing / self.num_classes
-        return self.loss.call(labels, y_pred) if hasattr(self.loss, "call") else self.loss(labels, y_pred)
-
-    def smoothed(self, smoothing: float) -> OneHotLoss:
-        """Return the same loss with label smoothing, from 0 to below 1."""
-        return OneHotLoss(self.loss, self.num_classes, smoothing)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        own = {"loss": self.loss, "num_classes": self.num_classes, "smoothing": self.smoothing}
-        return {**super().get_config(), **own, "loss": keras.saving.serialize_keras_object(self.loss)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> OneHotLoss:
-        """Build the loss from its configuration."""
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
-
-
-@keras.saving.register_keras_serializable("transfer")
-class ConvertedMetric(keras.metrics.Metric):
-    """Convert labels of either form to the form that a metric takes: one-hot or integers."""
-
-    def __init__(self, metric: keras.metrics.Metric, num_classes: int, one_hot: bool, **options: Any) -> None:
-        super().__init__(**{"name": metric.name, **options})
-        self.metric, self.num_classes, self.one_hot = metric, num_classes, one_hot
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Add a batch."""
-        labels = _labels(y_true, self.num_classes, self.one_hot)
-        self.metric.update_state(labels, y_pred, sample_weight=sample_weight)
-
-    def result(self) -> Any:
-        """Return the value of the metric."""
-        return self.metric.result()
-
-    def reset_state(self) -> None:
-        """Forget all batches."""
-        self.metric.reset_state()
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        own = {"num_classes": self.num_classes, "one_hot": self.one_hot}
-        return {**super().get_config(), **own, "metric": keras.saving.serialize_keras_object(self.metric)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ConvertedMetric:
-        """Build the metric from its configuration."""
-        return cls(**{**config, "metric": keras.saving.deserialize_keras_object(config["metric"])})
-
-
-def _one_hot(labels: Any, num_classes: int, dtype: Any) -> Any:
-    """Return integer labels, of shape (batch,) or (batch, 1), as one-hot labels; leave soft labels as they are."""
-    if len(labels.shape) > 1 and not labels.shape[-1] == 1 != num_classes:
-        return keras.ops.cast(labels, dtype)
-    numbers = keras.ops.cast(keras.ops.reshape(labels, (-1,)), "int32")
-    return keras.ops.one_hot(numbers, num_classes, dtype=dtype)
 
 
 def check_learning_rate(learning_rate: float | None) -> None:
@@ -138,6 +77,23 @@ def new_optimizer(
         ) from error
 
 
+def head_optimizer(model: keras.Model, *, head_only: bool) -> keras.optimizers.Optimizer:
+    """Return a new optimizer for the head: of the model's kind, at the learning rate of a head."""
+    if head_only:  # the model's learning rate is for its head
+        return new_optimizer(getattr(model.optimizer, "inner_optimizer", model.optimizer), None, 0.0)
+    return optimizer_like_before(model, None, POLICIES[Case.SMALL_SIMILAR].learning_rate)
+
+
+def optimizer_like_before(
+    model: keras.Model, learning_rate: float | None, default: float
+) -> keras.optimizers.Optimizer:
+    """Return a new optimizer of the kind that a model was built or compiled with, or Adam if it was neither."""
+    decision = find_decision(model)
+    own = getattr(model, "optimizer", None)
+    kind: Optimizer = decision.optimizer if decision else ("adam" if own is None else "")
+    return new_optimizer(kind or getattr(own, "inner_optimizer", own), learning_rate, default)
+
+
 def check_optimizer(optimizer: Optimizer) -> str:
     """Return the name of an optimizer in lower case, or "" for an optimizer object; raise for anything else."""
     if isinstance(optimizer, str):
@@ -152,16 +108,18 @@ def check_optimizer(optimizer: Optimizer) -> str:
     return ""
 
 
-def as_loss(loss: Loss | None, num_classes: int) -> Loss:
-    """Return a loss for integer labels: a loss that takes one-hot labels is wrapped."""
+def as_loss(loss: Loss | None, num_classes: int, task: str = SINGLE) -> Loss:
+    """Return a loss for the labels of a task; of integer labels, a loss that takes one-hot labels is wrapped."""
+    if task in SHAPED:
+        return shaped_loss(loss, num_classes, task)
     if loss is None or (isinstance(loss, str) and loss.lower() in _ALIASES):
         return DEFAULT_LOSS
     if isinstance(loss, OneHotLoss):
         return loss
-    found = _resolve("loss", keras.losses, loss)
+    found = resolve("loss", keras.losses, loss)
     if getattr(found, "from_logits", False):
         raise InputError(
-            f"Expected a loss of probabilities: the head ends in a softmax. Received: {_name_of(loss)} with "
+            f"Expected a loss of probabilities: the head ends in a softmax. Received: {name_of(loss)} with "
             "from_logits=True. Leave from_logits out."
         )
     if _is_cross_entropy(found):
@@ -176,10 +134,10 @@ def as_loss(loss: Loss | None, num_classes: int) -> Loss:
     if len(problems) == 2:
         raise InputError(
             f"Expected a loss of labels and probabilities: labels of shape (batch, 1) with integers, or (batch, "
-            f"{num_classes}) one-hot. Received: {_name_of(loss)}, which fails for both: {problems[0]}"
+            f"{num_classes}) one-hot. Received: {name_of(loss)}, which fails for both: {problems[0]}"
         )
     raise InputError(
-        f"Expected a loss that is lower for right predictions than for wrong ones. Received: {_name_of(loss)}, which "
+        f"Expected a loss that is lower for right predictions than for wrong ones. Received: {name_of(loss)}, which "
         "is not, with integer or with one-hot labels. Define it as loss(labels, probabilities), with probabilities of "
         f"shape (batch, {num_classes})."
     )
@@ -213,10 +171,12 @@ def _is_lower_for_right_labels(loss: Any, num_classes: int, one_hot: bool) -> bo
     return bool(low < high - 1e-3 * max(abs(low), abs(high)))
 
 
-def as_metrics(metrics: Any, num_classes: int) -> list[Metric]:
-    """Return new metrics for integer labels, the accuracy first; metrics that take one-hot labels are wrapped."""
+def as_metrics(metrics: Any, num_classes: int, task: str = SINGLE) -> list[Metric]:
+    """Return new metrics for the labels of a task, its own first; those that take one-hot labels are wrapped."""
     if not isinstance(metrics, list | tuple | None):
         raise InputError(f"Expected metrics as a list, such as metrics=['auc']. Received: {metrics!r}.")
+    if task in SHAPED:
+        return shaped_metrics(metrics or (), num_classes, task)
     own = [metric for metric in metrics or () if not _is_accuracy(metric)]
     return ["accuracy", *(_as_metric(metric, num_classes) for metric in own)]
 
@@ -228,20 +188,21 @@ def _is_accuracy(metric: Any) -> bool:
 
 def _as_metric(metric: Metric, num_classes: int) -> Metric:
     """Return a new metric for integer labels; raise unless its value is one number."""
-    found = _resolve("metric", keras.metrics, metric)
+    found = resolve("metric", keras.metrics, metric)
     name = metric if isinstance(metric, str) else getattr(found, "name", getattr(found, "__name__", ""))
     if name in ("accuracy", "val_accuracy", "loss", "val_loss"):
         raise InputError(
             f"Expected a metric with another name than {name!r}, which `fit` uses itself. Rename it."
         )
     if isinstance(found, ConvertedMetric):
-        return _new_metric(found)
+        return new_metric(found)
     if isinstance(metric, str) and not isinstance(found, FunctionType):
         found.name = metric  # Keras numbers the names of equal objects
     problems = []
     for one_hot in (True, False) if _prefers_one_hot(found) else (False, True):
         try:
-            size = _size_of(_converted(_new_metric(found), num_classes, one_hot), num_classes)
+            converted = converted_metric(new_metric(found), num_classes, one_hot)
+            size = size_of(converted, _example(num_classes))
         except Exception as error:  # the metric may raise anything for labels of the other form
             problems.append(one_line(error, most=200))
             continue
@@ -250,22 +211,18 @@ def _as_metric(metric: Metric, num_classes: int) -> Metric:
                 f"Expected a metric whose value is one number. Received: {name!r}, with {size} values. Average over "
                 "the classes, such as F1Score(average='macro')."
             )
-        return _converted(_new_metric(found), num_classes, True) if one_hot else _new_metric(metric)
+        return converted_metric(new_metric(found), num_classes, True) if one_hot else new_metric(metric)
     raise InputError(
         f"Expected a metric of labels and probabilities of shape (batch, {num_classes}). Received: {name!r}, which "
         f"fails: {problems[0]}"
     )
 
 
-def _size_of(metric: Any, num_classes: int) -> int:
-    """Return how many numbers the value of a metric has, after a batch of integer labels."""
+def _example(num_classes: int) -> tuple[Any, Any]:
+    """Return a batch of integer labels and random probabilities."""
     labels = np.arange(2 * num_classes) % num_classes
     scores = np.random.default_rng(0).dirichlet(np.ones(num_classes), len(labels)).astype("float32")
-    batch = keras.ops.convert_to_tensor(labels), keras.ops.convert_to_tensor(scores)
-    if isinstance(metric, keras.metrics.Metric):
-        metric.update_state(*batch)
-        return int(np.size(keras.ops.convert_to_numpy(metric.result())))
-    return int(np.size(keras.ops.convert_to_numpy(keras.ops.mean(metric(*batch)))))
+    return keras.ops.convert_to_tensor(labels), keras.ops.convert_to_tensor(scores)
 
 
 def _prefers_one_hot(metric: Any) -> bool:
@@ -276,59 +233,10 @@ def _prefers_one_hot(metric: Any) -> bool:
     return name not in ("metric", "mean", "sum", "meanmetricwrapper") and "sparse" not in name
 
 
-def _converted(metric: Any, num_classes: int, one_hot: bool) -> Any:
-    """Wrap a metric so that it takes integer and soft labels, and gets one-hot labels or integers."""
-    if isinstance(metric, keras.metrics.Metric):
-        return ConvertedMetric(metric, num_classes, one_hot)
-
-    def converted(y_true: Any, y_pred: Any) -> Any:
-        return metric(_labels(y_true, num_classes, one_hot), y_pred)
-
-    converted.__name__ = getattr(metric, "__name__", "metric")
-    return converted
-
-
-def _labels(labels: Any, num_classes: int, one_hot: bool) -> Any:
-    soft = _one_hot(labels, num_classes, "float32")
-    return soft if one_hot else keras.ops.argmax(soft, axis=-1)
-
-
-def _new_metric(metric: Any) -> Any:
-    """Return a metric of the same configuration, without its state; names and functions have none."""
-    if isinstance(metric, ConvertedMetric):
-        return ConvertedMetric(_new_metric(metric.metric), metric.num_classes, metric.one_hot)
-    if isinstance(metric, keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    return metric
-
-
-def _resolve(what: str, module: Any, given: Any) -> Any:
-    """Return the loss or metric that a name, an object, a class or a function stands for."""
-    found = given
-    if isinstance(given, str):
-        try:
-            found = module.get(given)
-        except ValueError:
-            found = None
-        if found is None:
-            names = [name for name, value in vars(module).items() if callable(value) and name.islower()]
-            names = [name for name in names if name not in ("get", "serialize", "deserialize")]
-            raise unknown(what, given, [*["accuracy"] * (what == "metric"), *names])
-    if isinstance(found, type):
-        found = found()
-    if not callable(found):  # objects of Keras are callable too
-        raise InputError(
-            f"Expected {what} as a name, an object or a function of Keras, or your own. Received: {given!r}."
-        )
-    return found
-
-
-def _name_of(loss: Any) -> str:
-    return str(getattr(loss, "__name__", loss if isinstance(loss, str) else type(loss).__name__))
-
-
-def is_default_loss(loss: Any) -> bool:
-    """Return whether a compiled model's loss is the cross-entropy that the exact solver minimizes."""
+def is_default_loss(loss: Any, task: str = SINGLE) -> bool:
+    """Return whether a compiled model's loss is the one of its task that the exact solver minimizes."""
+    if task in SHAPED:
+        return is_plain_loss(loss, task)
     return (isinstance(loss, str) and loss in _ALIASES) or _is_cross_entropy(loss)
 
 
@@ -339,18 +247,44 @@ def compile_like(
     *,
     smoothing: float = 0.0,
     soft_labels: bool = False,
+    weights: np.ndarray | None = None,
+    scale: ValueScale | None = None,
     **options: Any,
 ) -> None:
     """Compile a model with the loss and new copies of the metrics of another one, possibly for soft labels."""
+    # `weights` are those of several labels, see `training_loss`; `scale` is that of standardized values.
     given = {**compile_arguments(other), "optimizer": optimizer}
-    classes = other.output_shape[-1]
-    if smoothing or soft_labels:
+    classes, task = other.output_shape[-1], task_of_model(other)
+    if task in SHAPED:
+        given["loss"] = training_loss(given["loss"], task, smoothing=smoothing, weights=weights)
+        soft_labels = False  # labels that are mixed have the form of labels that are not
+    elif smoothing or soft_labels:
         given["loss"] = soft_loss(given["loss"], classes).smoothed(smoothing)
     for name in ("metrics", "weighted_metrics"):
-        given[name] = [_new_metric(metric) for metric in given[name] or ()]
+        given[name] = [new_metric(metric) for metric in given[name] or ()]
         if soft_labels:
             given[name] = [_for_soft_labels(metric, classes) for metric in given[name]]
+        if scale is not None:
+            given[name] = [metric_in_units(metric, scale) for metric in given[name]]
     model.compile(**{**given, **options})
+
+
+def measure_like(
+    model: keras.Model,
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    *,
+    smoothing: float = 0.0,
+    scale: ValueScale | None = None,
+) -> dict[str, float]:
+    """Return the loss and the caller's metrics of a compiled model for labels in the shape of the outputs."""
+    given, task = compile_arguments(model), task_of_model(model)
+    own = [
+        new_metric(one) for one in given["metrics"] or () if getattr(one, "name", one) != TASK[task].metric
+    ]
+    if scale is not None:
+        own = [metric_in_units(metric, scale) for metric in own]
+    return measure(training_loss(given["loss"], task, smoothing=smoothing), own, predicted, labels)
 
 
 def soft_loss(loss: Any, num_classes: int) -> OneHotLoss:
@@ -361,29 +295,32 @@ def soft_loss(loss: Any, num_classes: int) -> OneHotLoss:
         return OneHotLoss(keras.losses.CategoricalCrossentropy(), num_classes)
     raise InputError(
         "Expected a loss that takes one-hot labels, for label smoothing, MixUp and CutMix. Received: "
-        f"{_name_of(loss)}, which takes integer labels. Use such a loss, or leave out label_smoothing and mix."
+        f"{name_of(loss)}, which takes integer labels. Use such a loss, or leave out label_smoothing and mix."
     )
 
 
 def _for_soft_labels(metric: Metric, num_classes: int) -> Metric:
     """Wrap a metric that takes integer labels; the accuracy takes either."""
     done = (isinstance(metric, str) and _is_accuracy(metric)) or isinstance(metric, ConvertedMetric)
-    return metric if done else _converted(_resolve("metric", keras.metrics, metric), num_classes, False)
+    return metric if done else converted_metric(resolve("metric", keras.metrics, metric), num_classes, False)
 
 
 def normalize_compilation(model: keras.Model) -> None:
-    """Compile a compiled model again if its loss or metrics do not fit integer labels, or the accuracy is missing."""
-    given, classes = compile_arguments(model), model.output_shape[-1]
+    """Compile a compiled model again if its loss or metrics do not suit its task, or that of the task is missing."""
+    given, classes, task = compile_arguments(model), model.output_shape[-1], task_of_model(model)
     loss = given["loss"][0] if isinstance(given["loss"], list) and given["loss"] else given["loss"]
     old = given["metrics"] or []
     old = old if isinstance(old, list | tuple) else [old]
-    fitting, metrics = as_loss(loss, classes), as_metrics(old, classes)
-    sparse = fitting == DEFAULT_LOSS and not _name_of(loss).lower().startswith("categorical")
-    fits = (sparse or fitting is loss) and len(old) == len(metrics)
-    if fits and all(map(_are_alike, old, metrics)):
+    fitting, metrics = as_loss(loss, classes, task), as_metrics(old, classes, task)
+    default = fitting == as_loss(None, classes, task)
+    fits = default and not name_of(loss).lower().startswith("categorical")
+    if (fits or fitting is loss) and len(old) == len(metrics) and all(map(_are_alike, old, metrics)):
         return
+    labels = "labels of this form" if task in SHAPED else "integer labels"
     logger.info(
-        "Compiling the model again for integer labels, with its optimizer, and with the accuracy as a metric."
+        "Compiling the model again for %s, with its optimizer, and with the %s as a metric.",
+        labels,
+        TASK[task].metric_name,
     )
     changes = {"loss": fitting, "metrics": metrics, "optimizer": model.optimizer, "auto_scale_loss": False}
     model.compile(**{**given, **changes})

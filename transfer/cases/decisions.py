@@ -10,6 +10,7 @@ import keras
 from transfer.cases.policies import POLICIES, Case
 from transfer.common.display import one_line
 from transfer.common.errors import InputError
+from transfer.common.tasks import MULTI, REGRESSION, SINGLE, TASK
 from transfer.common.text import plural
 
 
@@ -33,6 +34,7 @@ class CaseDecision:
         fine_tuned: whether `fit` fine-tuned the pre-trained layers; False if that did not improve the validation
             accuracy, so that the model is a new head on the pre-trained network. None before fine-tuning.
         own_head: whether the head is one of the caller, instead of the Dense softmax.
+        task: what the labels are: `"single"`, `"multi"`, `"ordinal"` or `"regression"`.
         averaged: the decisions about the models of which this model returns the average; empty for a single model.
     """
 
@@ -51,6 +53,7 @@ class CaseDecision:
     fine_tuned: bool | None = None
     own_head: bool = False
     averaged: tuple[CaseDecision, ...] = ()
+    task: str = SINGLE
 
     def __repr__(self) -> str:
         parts = f"{plural(len(self.kept), 'block')} kept, {len(self.cut_away)} cut away"
@@ -64,7 +67,7 @@ class CaseDecision:
         state = "frozen" if frozen else "new" if self.init == "random" else "trained"
         trained = () if self.fine_tuned is False else self.trained
         blocks = [(end, "trained" if end in trained else state) for end in self.kept]
-        head = "head" if self.own_head else "softmax"
+        head = "head" if self.own_head else TASK[self.task].activation
         blocks += [(head, "new"), *((end, "cut") for end in self.cut_away)]
         return blocks + [("source classifier", "cut")] * self.had_classifier
 
@@ -80,6 +83,17 @@ def record_decision(model: keras.Model, decision: CaseDecision) -> None:
 def find_decision(model: keras.Model) -> CaseDecision | None:
     """Return the decision about a model, or None if no builder made it."""
     return _DECISIONS.get(model) if isinstance(model, keras.Model) else None
+
+
+def task_of_model(model: keras.Model) -> str:
+    """Return the task of a model by its decision, or without one by the activation of its last layer."""
+    decision = find_decision(model)
+    if decision is not None:
+        return decision.task
+    activation = getattr(model.layers[-1], "activation", None)
+    if activation is keras.activations.linear and model.output_shape[-1] == 1:
+        return REGRESSION
+    return MULTI if activation is keras.activations.sigmoid else SINGLE
 
 
 def decision_of(model: keras.Model) -> CaseDecision:

@@ -8,6 +8,7 @@ from transfer.cases.cuts import Cut, cuts_of, keeps_whole
 from transfer.cases.decisions import CaseDecision
 from transfer.cases.policies import INITS, POLICIES, PRECISIONS, Case, early_position, frozen_case
 from transfer.common.errors import InputError, unknown
+from transfer.common.tasks import TASK
 from transfer.networks import surgery
 from transfer.networks.arguments import check_network
 from transfer.networks.graphs import NetworkInfo, analyze, graph
@@ -25,6 +26,12 @@ def analyze_base(base: keras.Model) -> NetworkInfo:
             f"{base.name!r} with {shape}. Grayscale images are read as color images."
         )
     return network
+
+
+def check_task(task: str) -> None:
+    """Raise unless a task is known; `auto` needs labels, which a builder does not see."""
+    if task not in TASK:
+        raise unknown("task", task, list(TASK), hint="'auto' is for load_data: write task=data.task.")
 
 
 def check_case_options(case: Case, init: str, unfreeze_from: str | None, lora: int | None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 SINGLE, MULTI, ORDINAL, REGRESSION = "single", "multi", "ordinal", "regression"
 
@@ -34,6 +35,12 @@ TASK: dict[str, Task] = {
     REGRESSION: Task("linear", "mean_squared_error", "r2", "R2"),
 }
 """The properties of each task. The head of ordered classes is that of classes without an order."""
+
+
+def metric_of_row(row: Mapping[str, Any]) -> Task:
+    """Return the task whose metric a row of a log has; that of classes if it has none."""
+    found = (one for one in TASK.values() if {one.metric, f"val_{one.metric}"} & set(row))
+    return next(found, TASK[SINGLE])
 
 
 def score_text(metric: str, value: float) -> str:

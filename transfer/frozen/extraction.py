@@ -12,10 +12,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
+from transfer.cases.decisions import task_of_model
 from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
+from transfer.common.tasks import TASK
 from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.engines import Engine, make_engine
@@ -261,14 +263,21 @@ def frozen_feature_extractor(model: keras.Model) -> keras.Model | None:
 
 
 def apply_head(model: keras.Model, features: np.ndarray) -> np.ndarray:
-    """Return the class probabilities of features as float64: exactly for the default head."""
-    head = model.layers[-1]
-    if surgery.is_plain_head(head):
+    """Return the predictions for features as float64: exactly for the default head of the model's task."""
+    head, task = model.layers[-1], task_of_model(model)
+    if surgery.is_plain_head(head, task):
         kernel, bias = head.get_weights()
-        return np.asarray(softmax(features.astype("float64") @ kernel + bias, axis=1))
+        return activate(features.astype("float64") @ kernel + bias, task)
     parts = (features[start : start + _ROWS] for start in range(0, len(features), _ROWS))
     rows = [keras.ops.convert_to_numpy(head(part.astype("float32"), training=False)) for part in parts]
     return np.concatenate(rows).astype("float64")
+
+
+def activate(scores: np.ndarray, task: str) -> np.ndarray:
+    """Return the outputs of the default head of a task for its scores, shape (images, outputs)."""
+    functions = {"sigmoid": expit, "linear": np.asarray}
+    activation = TASK[task].activation
+    return np.asarray(softmax(scores, axis=1) if activation == "softmax" else functions[activation](scores))
 
 
 def input_size(model: keras.Model, data: ImageData) -> tuple[int, int]:

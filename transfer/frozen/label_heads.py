@@ -48,7 +48,7 @@ def solve_labels(
     """Solve one logistic regression per label, each with its best regularization by cross-validation."""
     labels = _checked(features, labels)
     scaled = ScaledFeatures(features.astype("float32", copy=False))
-    weights = _positive_weights(labels) if balanced else np.ones(labels.shape[1])
+    weights = positive_weights(labels) if balanced else np.ones(labels.shape[1])
     folds = assign_label_folds(labels, groups=groups, seed=seed)
     with threadpool_limits(1):  # the solver has threads of its own
         scores = _held_out_scores(scaled.x, labels, weights, folds)
@@ -73,10 +73,11 @@ def _checked(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return labels.astype("float32")
 
 
-def _positive_weights(labels: np.ndarray) -> np.ndarray:
+def positive_weights(labels: np.ndarray) -> np.ndarray:
     """Return the weight of images with each label that makes them count as much as the images without it."""
     positive = labels.sum(axis=0)
-    return np.where(positive > 0, (len(labels) - positive) / np.maximum(positive, 1), 1.0)
+    both = (positive > 0) & (positive < len(labels))
+    return np.where(both, (len(labels) - positive) / np.maximum(positive, 1), 1.0)
 
 
 def _held_out_scores(x: np.ndarray, labels: np.ndarray, weights: np.ndarray, folds: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, one_line
 from transfer.common.keras_private import all_layers
+from transfer.common.tasks import MULTI, REGRESSION, SINGLE, TASK
 from transfer.networks.families import Family, family_of
 from transfer.networks.graphs import NetworkInfo, Node, analyze, graph
 from transfer.networks.initial_values import as_array, call_with_values_of
@@ -234,12 +235,10 @@ def attach_head(
     *,
     seed: int | None = None,
     head: keras.layers.Layer | None = None,
+    task: str = SINGLE,
 ) -> keras.Model:
-    """Attach a Dense softmax, or a copy of a head, after global average pooling if the network ends in maps."""
-    if not isinstance(num_classes, Integral) or num_classes < 2:
-        raise InputError(
-            f"Expected a whole number of at least 2 classes. Received: num_classes={num_classes!r}."
-        )
+    """Attach the Dense layer of a task, or a copy of a head, after global average pooling of feature maps."""
+    _check_count_of_outputs(num_classes, task)
     taken = {layer.name for layer in extractor.layers}
     nodes = graph(extractor)
     family, pool = family_of(extractor), _free_name("head_pool", taken)
@@ -248,7 +247,7 @@ def attach_head(
     if head is None:
         new: Any = keras.layers.Dense(
             int(num_classes),
-            activation="softmax",
+            activation=TASK[task].activation,
             dtype="float32",
             kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
             name=name,
@@ -256,8 +255,23 @@ def attach_head(
     else:
         with _seeded_initializers(seed or 0):
             new = copy_head(head, features.shape[-1], name=name)
-        _check_head(head, new, features.shape[-1], int(num_classes))
+        _check_head(head, new, features.shape[-1], int(num_classes), task)
     return keras.Model(extractor.inputs[0], new(features), name=extractor.name)
+
+
+def _check_count_of_outputs(num_classes: int, task: str) -> None:
+    """Raise unless a head of a task may have that number of outputs."""
+    whole = isinstance(num_classes, Integral)
+    if task == REGRESSION and not (whole and num_classes == 1):
+        raise InputError(
+            f"Expected num_classes=1 for the task regression, whose head predicts one number. Received: "
+            f"num_classes={num_classes!r}."
+        )
+    if task != REGRESSION and not (whole and num_classes >= 2):
+        what = "labels" if task == MULTI else "classes"
+        raise InputError(
+            f"Expected a whole number of at least 2 {what}. Received: num_classes={num_classes!r}."
+        )
 
 
 def copy_head(head: keras.layers.Layer, num_features: int, *, name: str) -> keras.layers.Layer:
@@ -283,21 +297,31 @@ def copy_head(head: keras.layers.Layer, num_features: int, *, name: str) -> kera
     return new
 
 
-def _check_head(head: keras.layers.Layer, new: Any, num_features: int, num_classes: int) -> None:
-    """Raise unless a head trains and returns class probabilities, tried on random features."""
+def _check_head(head: keras.layers.Layer, new: Any, num_features: int, num_classes: int, task: str) -> None:
+    """Raise unless a head trains and returns predictions of its task, tried on random features."""
     features = np.abs(np.random.default_rng(0).normal(size=(4, num_features))).astype("float32")
     values = np.asarray(keras.ops.convert_to_numpy(new(features, training=False)), "float64")
+    activation = TASK[task].activation
     if values.shape != (4, num_classes):
         shape = ", ".join(map(str, values.shape[1:]))
+        what = {MULTI: "one probability per label", REGRESSION: "one number"}
         raise InputError(
-            f"Expected a head whose output has the shape (batch, {num_classes}), one probability per class. Received: "
-            f"{head.name!r}, with (batch, {shape}). End the head with keras.layers.Dense({num_classes}, 'softmax')."
+            f"Expected a head whose output has the shape (batch, {num_classes}), "
+            f"{what.get(task, 'one probability per class')}. Received: {head.name!r}, with (batch, {shape}). End the "
+            f"head with keras.layers.Dense({num_classes}, {activation!r})."
         )
-    if not (values.min() >= 0 and np.abs(values.sum(axis=1) - 1).max() < 1e-3):
+    sums = np.abs(values.sum(axis=1) - 1).max() < 1e-3 or task == MULTI
+    if task != REGRESSION and not (values.min() >= 0 and values.max() <= 1 + 1e-3 and sums):
+        form = "from 0 to 1" if task == MULTI else "0 or more, with a sum of 1"
         raise InputError(
-            f"Expected a head that returns probabilities: 0 or more, with a sum of 1. Received: {head.name!r}, with "
-            f"values from {values.min():.3g} to {values.max():.3g} and a sum of {values[0].sum():.3g}. End the head "
-            "with a softmax."
+            f"Expected a head that returns probabilities: {form}. Received: {head.name!r}, with values from "
+            f"{values.min():.3g} to {values.max():.3g} and a sum of {values[0].sum():.3g}. End the head with a "
+            f"{activation}."
+        )
+    if task == REGRESSION and output_layer(new) is None:
+        raise InputError(
+            "Expected a head that ends in a linear layer with a bias, since fit converts the units of the values in "
+            f"it. Received: {head.name!r}. End the head with keras.layers.Dense(1)."
         )
     if not new.trainable_weights:
         raise InputError(
@@ -306,14 +330,22 @@ def _check_head(head: keras.layers.Layer, new: Any, num_features: int, num_class
         )
 
 
-def is_plain_head(layer: Any) -> bool:
-    """Return whether a layer is a Dense softmax without constraints: the default head, a convex problem."""
+def output_layer(head: Any) -> keras.layers.Dense | None:
+    """Return the last layer of a head if it is a linear Dense layer with a bias, otherwise None."""
+    while getattr(head, "layers", None):
+        head = head.layers[-1]
+    linear = isinstance(head, keras.layers.Dense) and head.use_bias
+    return head if linear and head.activation is keras.activations.linear else None
+
+
+def is_plain_head(layer: Any, task: str = SINGLE) -> bool:
+    """Return whether a layer is the default head of a task, a Dense layer without constraints: a convex problem."""
     regularizers = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
     extras = (*regularizers, "kernel_constraint", "bias_constraint")
     return (
         type(layer) is keras.layers.Dense
         and layer.use_bias
-        and layer.activation is keras.activations.softmax
+        and layer.activation is getattr(keras.activations, TASK[task].activation)
         and not any(getattr(layer, name) for name in extras)
     )
 

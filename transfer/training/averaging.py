@@ -1,4 +1,4 @@
-"""Average several models: one model that returns the mean of their probabilities."""
+"""Average several models: one model that returns the mean of their predictions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import keras
 
 from transfer.cases.compiling import compile_like, new_optimizer
-from transfer.cases.decisions import CaseDecision, find_decision, record_decision
+from transfer.cases.decisions import CaseDecision, find_decision, record_decision, task_of_model
 from transfer.cases.policies import POLICIES
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError
+from transfer.common.tasks import TASK
 from transfer.distributed.strategies import scope_of, share_devices
 from transfer.networks import surgery
 from transfer.networks.arguments import check_classifier
@@ -27,7 +28,7 @@ PREFIX = "model_{}_"
 
 @explain_arguments()
 def average(models: Sequence[keras.Model]) -> keras.Model:
-    """Average models: return one model whose probabilities are the mean of theirs.
+    """Average models: return one model whose predictions are the mean of theirs.
 
     Models that make different mistakes are together more accurate than each. A frozen network with a new head and a
     fine-tuned network are such a pair: on five data sets, their average was 1.4 points more accurate than the
@@ -73,7 +74,8 @@ def average(models: Sequence[keras.Model]) -> keras.Model:
         record_decision(result, _joint(decisions))
     if trained and None not in size:
         readers = [one.read_digests for one in trained]
-        whole = replace(trained[0], model=result, image_size=size)
+        # The thresholds of labels and the rule of ordered classes are those of single models.
+        whole = replace(trained[0], model=result, image_size=size, thresholds=None, rule=None)
         record(replace(whole, read_digests=lambda: frozenset().union(*(read() for read in readers))))
     return result
 
@@ -90,8 +92,18 @@ def _checked(models: Any) -> list[TrainedModel]:
         raise InputError(
             f"Expected models with the same classes. Received models with {', '.join(map(str, counts))} classes."
         )
+    tasks = {TASK[task_of_model(model)].activation for model in models}
+    if len(tasks) > 1:
+        raise InputError(
+            f"Expected models of one task. Received models that end in a {' and in a '.join(sorted(tasks))}."
+        )
     trained = [one for model in models if (one := find_trained(model)) is not None]
-    forms = {"class names": "class_names", "resizing": "resize", "range of pixels": "pixel_range"}
+    forms = {
+        "task": "task",
+        "class names": "class_names",
+        "resizing": "resize",
+        "range of pixels": "pixel_range",
+    }
     for what, name in forms.items():
         values = list(dict.fromkeys(getattr(one, name) for one in trained))
         if len(values) > 1:

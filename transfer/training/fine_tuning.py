@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -18,16 +19,19 @@ from transfer.cases.compiling import learning_rate_of
 from transfer.cases.decisions import find_decision
 from transfer.common.errors import InputError
 from transfer.common.keras_private import apply_averages, has_schedule
+from transfer.common.tasks import TASK
 from transfer.distributed import strategies
 from transfer.frozen import extraction
 from transfer.images.pipeline import Position, make_dataset
 from transfer.training.checkpoints import Checkpoint, CheckpointCallback, pack, unpack
 from transfer.training.layer_decay import SetProgress, optimizer_following
+from transfer.training.measures import measure, noise_of
 from transfer.training.phases import Rows, Trainee, TrainingLog, TrainingSettings, stop_in_time
 from transfer.training.schedules import KeepBetter, StepDecay, WarmupCosine, epochs_for
 from transfer.training.time_limit import log_early_end
 from transfer.training.upper_layers import folded, upper_layers_of
-from transfer.training.validation import Validation
+from transfer.training.validation import Measurement, PartPrediction, Validation, measure_classes
+from transfer.training.value_units import standardized_head
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +57,13 @@ def fine_tune(
     first, step = (checkpoint.epoch, checkpoint.step) if checkpoint is not None else (0, 0)
     start = first * per_epoch + step
     trainee = upper_layers_of(settings) or _whole_model(settings)
-    with _built_optimizer(settings) as set_progress:
-        better, rows = _keep_better(settings, before), Rows(phase)
+    # A head with random weights has no units. Checkpoints hold the weights for standardized values.
+    fresh = phase == "from-scratch" and settings.initial_head != "keep"
+    units = standardized_head(model, settings.value_scale, fresh=fresh)
+    with units, _built_optimizer(settings) as set_progress:
+        better, rows, validation = _keep_better(settings, before), Rows(phase), _validation(settings, trainee)
         if checkpoint is None and settings.initial_head == "keep" and len(settings.data.val):
-            better.best = _validation_accuracy(settings, trainee)
+            better.best = _validated(settings, trainee, validation)
         if checkpoint is not None:
             restore(settings, checkpoint)
             better.resume(checkpoint.log["better"], unpack(checkpoint.arrays, "best"))
@@ -68,7 +75,7 @@ def fine_tune(
         # The order matters: each callback sees what those before it added to the logs.
         first_epoch = len(before.rows) - first  # of this phase, in the numbers of the user's callbacks
         users = settings.callbacks.phase(phase, first_epoch=first_epoch)
-        own = [schedule, *_validation(settings, trainee), better, rows, saving]
+        own = [schedule, *validation, better, rows, saving]
         callbacks = [*own, *users, *([stop] if stop else [])]
         began = time.perf_counter()
         try:
@@ -115,7 +122,9 @@ def _run_epochs(
     epochs: int,
 ) -> None:
     """Run Keras' `fit` from the position of `saving`; the rest of an interrupted epoch is a separate call."""
-    options = {"validation_data": trainee.val_batches, **settings.fit_options(callbacks)}
+    # In some tasks the callback `Validation` measures the predictions.
+    val_batches = None if settings.shaped else trainee.val_batches
+    options = {"validation_data": val_batches, **settings.fit_options(callbacks)}
     if trainee.batch_part is not None:
         options["class_weight"] = None  # `distribute_dataset` has applied the class weights
     model, first, step = trainee.model, saving.position.epoch, saving.first_step
@@ -139,6 +148,7 @@ def _whole_model(settings: TrainingSettings) -> Trainee:
     """Return the model itself with batches of images."""
     model, data, recipe = settings.model, settings.data, settings.recipe
     num_train, num_val, replicas = len(data.train), len(data.val), strategies.replicas_of(model)
+    train, val = settings.for_training(data.train), settings.for_training(data.val)
     part = strategies.batch_part_of(model)
     padded = part is not None and part.padded
     if part is not None and (num_train < part.total or 0 < num_val < part.total):
@@ -157,47 +167,62 @@ def _whole_model(settings: TrainingSettings) -> Trainee:
     training |= {"augment": settings.augment, "flip": settings.flip is not False}
 
     def batches(position: Position) -> Iterable[Any]:
-        dataset = make_dataset(data.train, position=position, **training, **options)
+        dataset = make_dataset(train, position=position, **training, **options)
         return strategies.distribute_dataset(model, dataset, settings.class_weights)
 
     val_batches = None
-    if num_val and not padded:  # otherwise the callback `Validation` does it
-        dataset = make_dataset(data.val, batch_size=extraction.BATCH_SIZE, cache=True, **options)
+    if num_val and not (
+        padded or (settings.shaped and part is not None)
+    ):  # otherwise `Validation` reads the images
+        dataset = make_dataset(val, batch_size=extraction.BATCH_SIZE, cache=True, **options)
         val_batches = strategies.distribute_dataset(model, dataset)
     trained = folded(model)
-    if trained is not model or recipe.mix != "none" or recipe.label_smoothing:
+    weighted = settings.label_weights is not None or settings.value_scale is not None
+    if trained is not model or recipe.mix != "none" or recipe.label_smoothing or weighted:
         with strategies.scope_of(model):
             trained = keras.Model(trained.inputs, trained.outputs, name=model.name)
             settings.compile_like_model(trained)
-    strategies.make_steps_exact(trained, soft_labels=recipe.mix != "none")
+    strategies.make_steps_exact(trained, soft_labels=recipe.mix != "none" or settings.shaped)
     return Trainee(trained, batches, val_batches, batch_part=part)
 
 
 def _validation(settings: TrainingSettings, trainee: Trainee) -> list[keras.callbacks.Callback]:
-    """Return a validation callback where Keras would count the padding of batches in its metrics."""
-    if trainee.batch_part is None or not trainee.batch_part.padded or not len(settings.data.val):
+    """Return a validation callback where Keras would count the padding of batches, or measure by batch."""
+    val, part = settings.data.val, trainee.batch_part
+    if not len(val) or not (settings.shaped or (part is not None and part.padded)):
         return []
-    smoothing = settings.recipe.label_smoothing
-    return [Validation(settings.model, settings.data.val, settings.image_size, smoothing)]
+    if settings.shaped:
+        how: Measurement = functools.partial(measure, settings, labels=settings.labels_for_training(val))
+    else:
+        smoothing = settings.recipe.label_smoothing
+        how = functools.partial(measure_classes, labels=val.labels, smoothing=smoothing)
+    if part is None:
+        return [Validation(how, lambda model: np.asarray(model.predict(trainee.val_batches, verbose=0)))]
+    return [Validation(how, PartPrediction(settings.model, val, settings.image_size))]
 
 
-def _validation_accuracy(settings: TrainingSettings, trainee: Trainee) -> float:
-    """Return the validation accuracy of the present weights."""
+def _validated(
+    settings: TrainingSettings, trainee: Trainee, validation: list[keras.callbacks.Callback]
+) -> float:
+    """Return the validation metric of the task for the present weights."""
     logs: dict[str, Any] = {}
-    for callback in _validation(settings, trainee):
+    for callback in validation:
         callback.set_model(trainee.model)
         callback.on_epoch_end(0, logs)
     if not logs:
         with strategies.training_scope(settings.model):
             logs = trainee.model.evaluate(trainee.val_batches, verbose=0, return_dict=True)
-    return float(logs.get("val_accuracy", logs.get("accuracy", -1.0)))
+    metric = TASK[settings.data.task].metric
+    return float(logs.get(f"val_{metric}", logs.get(metric, -math.inf)))
 
 
 def _keep_better(settings: TrainingSettings, before: TrainingLog) -> KeepBetter:
-    if not len(settings.data.val):
+    val, task = settings.data.val, settings.data.task
+    if not len(val):
         logger.warning("There are no validation images: the model keeps the weights of the last step.")
-    after_head = before.rows[-1].get("val_accuracy") if before.rows and before.init != "random" else None
-    return KeepBetter(num_val=len(settings.data.val), start=after_head)
+    metric = TASK[task].metric
+    after_head = before.rows[-1].get(f"val_{metric}") if before.rows and before.init != "random" else None
+    return KeepBetter(num_val=len(val), start=after_head, metric=metric, noise=noise_of(task, val.labels))
 
 
 def _schedule(settings: TrainingSettings, per_epoch: int, **options: Any) -> WarmupCosine:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from transfer.cases.builders import start_over, unfreeze
 from transfer.cases.compiling import normalize_compilation
 from transfer.cases.decisions import find_decision, record_decision
+from transfer.cases.shaped_labels import ValueScale
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import unknown
+from transfer.common.tasks import REGRESSION, TASK
 from transfer.distributed.process_group import current_group, versions
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.engines import check_engine
@@ -38,10 +39,12 @@ from transfer.training.fit_arguments import (
     choose_initial_head,
     choose_solver,
     training_data,
+    weights_of_classes,
 )
 from transfer.training.head_training import check_loss, train_head
 from transfer.training.identity import given_options, identity_of
 from transfer.training.ignored import log_ignored
+from transfer.training.measures import guess_of, noise_of
 from transfer.training.mirroring import augments_images, decide_flips, log_problem
 from transfer.training.phases import TrainingLog, TrainingSettings, log_from
 from transfer.training.recipes import Recipe
@@ -99,7 +102,8 @@ def fit(
       than guessing, the network is also trained from random weights, and the lower validation loss decides.
 
     During fine-tuning, the learning rate follows the schedule of the recipe. The last weights are kept unless
-    the validation accuracy of an earlier epoch was higher by more than one standard error.
+    the validation metric of an earlier epoch was higher by more than one standard error. A regression is trained on
+    standardized values, so that the result does not depend on their units; the trained model predicts in their units.
 
     Args:
         model: compiled model from a builder. It is trained in place.
@@ -122,7 +126,8 @@ def fit(
         flip: whether augmentation flips images horizontally. None flips them unless that would change a class. The
             class names are checked first, such as left and right, digits or letters. Then a measurement on training
             images finds classes that are mirror images of each other. `TrainingLog.flip_problem` states the reason.
-        class_weights: weight the loss so that all classes count the same, regardless of their number of images.
+        class_weights: weight the loss so that all classes count the same, regardless of their number of images. With
+            several labels, images with and without a label count the same. Not for regression.
         solver: solver of a head on features. `"exact"` computes the optimum of the convex problem and chooses its
             regularization. `"sgd"` trains in epochs and never holds all features in memory. `"auto"` uses
             `"exact"` for features of up to 2 GiB and the default head, loss and optimizer, unless `epochs`, `dropout`
@@ -154,7 +159,8 @@ def fit(
         callbacks: Keras callbacks. They receive the events of each phase, and their model is always the whole model.
             A head that is solved exactly counts as one epoch. Epochs count over all phases, so that `CSVLogger` and
             `TensorBoard` hold the whole training. `EarlyStopping` starts anew in each phase. Callbacks that set the
-            learning rate replace the schedule of the recipe. `self.params["phase"]` is the phase.
+            learning rate replace the schedule of the recipe. `self.params["phase"]` is the phase. While a regression is
+            fine-tuned, the head of their model predicts standardized values.
         verbose: progress output of Keras: `"auto"`, 0, 1 or 2.
 
     Returns:
@@ -206,7 +212,8 @@ def fit(
         augment=augment,
         flip=False if problem else flip,
         views=views,
-        class_weights=pipeline.class_weights(data.train.labels, data.num_classes) if class_weights else None,
+        **weights_of_classes(model, data, class_weights),
+        value_scale=ValueScale.of(data.train.labels) if data.task == REGRESSION else None,
         solver=choose_solver(solver, *switches, head_only=head_only),
         dropout=dropout,
         engine=engine,
@@ -228,7 +235,7 @@ def fit(
 
 def _recorded(model: keras.Model, data: ImageData, log: TrainingLog) -> TrainingLog:
     """Record what `fit` did with a model, for `evaluate`, `predict` and a next `fit`; return the log."""
-    record_data(model, data)
+    record_data(model, data, log.thresholds)
     if (decision := find_decision(model)) is not None:
         fine_tuned = decision.fine_tuned
         if any(row["phase"] == "fine-tune" for row in log.rows):
@@ -339,12 +346,13 @@ def _known_flips(settings: TrainingSettings) -> TrainingLog:
 
 
 def _succeeded(log: TrainingLog, data: ImageData) -> bool:
-    """Return whether the validation accuracy is two standard errors above always guessing the largest class."""
+    """Return whether the validation metric is two standard errors above that of a guess, such as the largest class."""
     if not len(data.val):
         return True
-    best = max((row.get("val_accuracy", 1.0) for row in log.rows if row["phase"] != "head"), default=0.0)
-    guess = np.bincount(data.val.labels).max() / len(data.val)
-    return bool(best > guess + 2 * np.sqrt(guess * (1 - guess) / len(data.val)))
+    key, labels = f"val_{TASK[data.task].metric}", data.val.labels
+    best = max((row.get(key, 1.0) for row in log.rows if row["phase"] != "head"), default=0.0)
+    guess = guess_of(data.task, labels)
+    return bool(best > guess + 2 * noise_of(data.task, labels)(guess))
 
 
 def _fall_back(settings: TrainingSettings, log: TrainingLog, checkpoint: Checkpoint | None) -> TrainingLog:

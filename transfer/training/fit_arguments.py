@@ -8,11 +8,16 @@ from dataclasses import fields
 from typing import Any
 
 import keras
+import numpy as np
 
-from transfer.cases.decisions import find_decision
+from transfer.cases.decisions import find_decision, task_of_model
+from transfer.cases.shaped_labels import SHAPED, training_loss
 from transfer.common.errors import InputError, unknown
+from transfer.common.tasks import MULTI, REGRESSION, TASK
 from transfer.common.whole_numbers import at_least
 from transfer.frozen.feature_cache import FeatureCache
+from transfer.frozen.label_heads import positive_weights
+from transfer.images import pipeline
 from transfer.images.array_source import Dataset, rank_of
 from transfer.images.data_config import DataConfig
 from transfer.images.datasets import ImageData, as_text, check_data, load_data
@@ -82,8 +87,10 @@ def training_data(
     ):
         raise InputError(f"Expected validation_split from 0 to below 1. Received: {validation_split!r}.")
     source = data if labels is None else (data, labels)
-    names = class_names or _known_names(model, source)
+    names, task = class_names or _known_names(model, source), task_of_model(model)
     loading: dict[str, Any] = {"class_names": names, "seed": seed}
+    if task in SHAPED and not isinstance(data, Split):
+        loading["task"] = task
     if isinstance(data, Split):
         loading["resize"] = data.resize
     if validation_data is None:
@@ -129,13 +136,38 @@ def check_arguments(model: keras.Model, epochs: int | None, batch_size: int) -> 
 
 
 def check_classes(model: keras.Model, data: ImageData) -> None:
-    """Raise unless a model has the classes of the data."""
-    classes = model.output_shape[-1]
+    """Raise unless a model has the task and the classes of the data."""
+    classes, task = model.output_shape[-1], task_of_model(model)
+    if TASK[task].activation != TASK[data.task].activation:
+        raise InputError(
+            f"Expected a model for the task of the data, {data.task}. Received one for the task {task}. Build it with "
+            f"task=data.task and num_classes={data.num_classes}."
+        )
     if classes != data.num_classes:
         raise InputError(
             f"The model has {classes} classes, but the data have {data.num_classes}. Build the model with num_classes="
             f"{data.num_classes}."
         )
+
+
+def weights_of_classes(model: keras.Model, data: ImageData, wanted: bool) -> dict[str, Any]:
+    """Return the weights of the classes or labels in the loss, as arguments of `TrainingSettings`."""
+    if wanted and data.task == REGRESSION:
+        raise InputError(
+            "Expected class_weights=False for the task regression, which has no classes. Received: True. Leave it out."
+        )
+    labels, weights = data.train.labels, None
+    if wanted and data.task == MULTI:
+        positive = positive_weights(labels)
+        # With a mean weight of 1, the learning rate need not change.
+        weights = np.stack([positive, np.ones_like(positive)])
+        weights /= np.where(labels > 0, positive, 1.0).mean(axis=0)
+        training_loss(model.loss, data.task, weights=weights)  # raises for a loss without such weights
+    single = wanted and data.task not in SHAPED
+    return {
+        "class_weights": pipeline.class_weights(labels, data.num_classes) if single else None,
+        "label_weights": weights,
+    }
 
 
 def check_types(**options: Any) -> None:

@@ -13,25 +13,29 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer.cases.builders import head_optimizer
-from transfer.cases.compiling import compile_like, is_default_loss, soft_loss
-from transfer.cases.decisions import find_decision
+from transfer.cases.compiling import head_optimizer, is_default_loss, soft_loss
+from transfer.cases.decisions import find_decision, task_of_model
 from transfer.cases.policies import OPTIMIZERS, POLICIES, Case
+from transfer.cases.shaped_labels import SHAPED, training_loss
 from transfer.common.errors import InputError
-from transfer.common.keras_private import compile_arguments
+from transfer.common.tasks import REGRESSION
 from transfer.distributed.process_group import current_group
 from transfer.distributed.strategies import scope_of
-from transfer.frozen import heads
 from transfer.frozen.extraction import Features
 from transfer.frozen.sampling import Sampler
 from transfer.images import pipeline
 from transfer.networks import surgery
 from transfer.training.checkpoints import pack, unpack
+from transfer.training.exact_heads import solve_head
+from transfer.training.measures import measure
 from transfer.training.mirroring import decide_flips
 from transfer.training.phases import Rows, TrainingLog, TrainingSettings, stop_in_time
 from transfer.training.recipes import Recipe
 from transfer.training.time_limit import StopInTime, log_early_end
+from transfer.training.trained import find_trained
 from transfer.training.user_callbacks import HeadLink, restored_rate
+from transfer.training.validation import Validation
+from transfer.training.value_units import to_standardized, to_units
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +53,10 @@ _ROWS = 4096  # number of images whose features are in memory at a time
 
 def excludes_exact(model: keras.Model, *, head_only: bool) -> str:
     """Return the part of a model that excludes the exact solver, in words, or an empty text."""
-    decision = find_decision(model)
-    if not surgery.is_plain_head(model.layers[-1]):
+    decision, task = find_decision(model), task_of_model(model)
+    if not surgery.is_plain_head(model.layers[-1], task):
         return "head"
-    if not is_default_loss(model.loss):
+    if not is_default_loss(model.loss, task):
         return "loss"
     # In fine-tuning, the optimizer is for the other layers.
     return "optimizer" if head_only and decision and decision.optimizer not in OPTIMIZERS else ""
@@ -66,8 +70,20 @@ def check_loss(model: keras.Model, solver: str, recipe: Recipe, *, head_only: bo
             f"Expected the default {part} with solver='exact', which supports no other. Leave solver out, or build the "
             f"model without {part}=..."
         )
-    if recipe.label_smoothing or recipe.mix != "none":
+    if (task := task_of_model(model)) in SHAPED:
+        check_mixing(recipe, task)
+        training_loss(model.loss, task, smoothing=recipe.label_smoothing)
+    elif recipe.label_smoothing or recipe.mix != "none":
         soft_loss(model.loss, model.output_shape[-1])
+
+
+def check_mixing(recipe: Recipe, task: str) -> None:
+    """Raise if the images of a regression would be pasted into each other."""
+    if task == REGRESSION and recipe.mix == "cutmix":
+        raise InputError(
+            "Expected mix='none' or 'mixup' for the task regression. Received: 'cutmix'. The number of an image is not "
+            "the mean of the numbers of its parts."
+        )
 
 
 def train_head(settings: TrainingSettings) -> TrainingLog:
@@ -88,9 +104,10 @@ def train_head(settings: TrainingSettings) -> TrainingLog:
     exact = settings.solver == "exact" or (
         settings.solver == "auto" and _can_solve(settings, features["train"])
     )
-    labels = {"train": np.tile(settings.data.train.labels, views), "val": settings.data.val.labels}
+    own = settings.labels_for_training(settings.data.train)
+    labels = {"train": np.concatenate([own] * views), "val": settings.labels_for_training(settings.data.val)}
     with restored_rate(model.optimizer):
-        weights, head_log = (_solve if exact else _train_in_epochs)(settings, features, labels)
+        weights, head_log = (solve_head if exact else _train_in_epochs)(settings, features, labels)
     # Workers may round differently: all take the chief's result.
     shared = current_group().broadcast_arrays(lambda: pack("head", weights))
     model.layers[-1].set_weights(unpack(shared, "head"))
@@ -109,59 +126,11 @@ def _can_solve(settings: TrainingSettings, features: Features) -> bool:
     return not part and 4 * math.prod(features.shape) <= MAX_EXACT_BYTES
 
 
-def _solve(
-    settings: TrainingSettings, features: dict[str, Features], labels: dict[str, np.ndarray]
-) -> tuple[list[np.ndarray], TrainingLog]:
-    """Solve the head exactly, and choose its method and its regularization."""
-    x = {name: part.load() for name, part in features.items()}
-    train = settings.data.train
-    views = len(labels["train"]) // len(train)
-    # Views of one image stay in one fold of the cross-validation.
-    groups = train.groups or (range(len(train)) if views > 1 else ())
-    head = heads.solve(
-        x["train"],
-        labels["train"],
-        settings.data.num_classes,
-        val=(x["val"], labels["val"]) if "val" in x else None,
-        class_weights=settings.class_weights,
-        groups=[*groups] * views,
-        seed=settings.seed,
-    )
-    row: dict[str, Any] = {"phase": "head", "epoch": 1}
-    for name, prefix in (("train", ""), ("val", "val_")):
-        if name in x:
-            values = head.measure(x[name], labels[name])
-            values |= _own_metrics(settings, head.probabilities(x[name]), labels[name])
-            row |= {f"{prefix}{key}": value for key, value in values.items()}
-    tried_on = head.chosen_by if head.tried else ""
-    log = TrainingLog(
-        [row],
-        regularization=head.regularization,
-        head_method=head.method,
-        tried=head.tried,
-        tried_on=tried_on,
-    )
-    return [head.kernel, head.bias], log
-
-
-def _own_metrics(
-    settings: TrainingSettings, probabilities: np.ndarray, labels: np.ndarray
-) -> dict[str, float]:
-    """Return the metrics of the caller, for probabilities of all images."""
-    if set(compile_arguments(settings.model)["metrics"] or ()) <= {"accuracy"}:
-        return {}
-    given = keras.Input(probabilities.shape[1:])
-    same = keras.Model(given, keras.layers.Identity()(given))
-    compile_like(same, settings.model, keras.optimizers.SGD())
-    values = same.evaluate(probabilities.astype("float32"), labels, verbose=0, return_dict=True)
-    return {name: value for name, value in values.items() if name not in ("loss", "accuracy")}
-
-
 def _train_in_epochs(
     settings: TrainingSettings, features: dict[str, Features], labels: dict[str, np.ndarray]
 ) -> tuple[list[np.ndarray], TrainingLog]:
     """Train the head with Keras, without holding the features in memory."""
-    plain = surgery.is_plain_head(settings.model.layers[-1])
+    plain = surgery.is_plain_head(settings.model.layers[-1], settings.data.task)
     # The scaling becomes part of the weights of a plain head. Another head gets the features as they are.
     mean, scale = _mean_and_scale(features["train"]) if plain else (np.float32(0), 1.0)
     head = _head_to_train(settings, features["train"].shape[1])
@@ -178,20 +147,26 @@ def _train_in_epochs(
             read = sampler.take
             options |= {"shuffle_seed": settings.seed, "arrange": sampler.order}
         batches[name] = pipeline.batch_rows(read, labels[name], **options)
-    callbacks: list[keras.callbacks.Callback] = []
-    if "val" in batches:
-        least = MIN_DELTA if is_default_loss(settings.model.loss) else 0.0
-        options = {"min_delta": least, "patience": PATIENCE, "restore_best_weights": True}
-        callbacks = [keras.callbacks.EarlyStopping("val_loss", **options)]
-    else:
-        logger.warning(
-            "There are no validation images: the head trains for all epochs and keeps its last weights."
+    stopper = _early_stopping(settings)
+    callbacks: list[keras.callbacks.Callback] = [stopper] if stopper is not None else []
+    if stopper is not None and settings.shaped:
+        val_batches = batches.pop("val")
+        callbacks.insert(
+            0,
+            Validation(
+                lambda predicted: measure(settings, predicted, labels["val"]),
+                lambda model: model.predict(val_batches, verbose=0),
+            ),
         )
 
     def unscaled(weights: list[np.ndarray]) -> list[np.ndarray]:
-        return [weights[0] / scale, weights[1] - mean @ weights[0] / scale] if plain else weights
+        if plain:
+            weights = [weights[0] / scale, weights[1] - mean @ weights[0] / scale]
+        return weights if settings.value_scale is None else to_units(weights, settings.value_scale)
 
     def rescaled(weights: list[np.ndarray]) -> list[np.ndarray]:
+        if settings.value_scale is not None:
+            weights = to_standardized(weights, settings.value_scale)
         return [weights[0] * scale, weights[1] + mean @ weights[0]] if plain else weights
 
     rows, link = Rows("head"), HeadLink(settings.model, head, unscaled, rescaled)
@@ -206,23 +181,37 @@ def _train_in_epochs(
         **settings.fit_options(callbacks),
     )
     weights = unscaled(head.layers[-1].get_weights())
-    return weights, TrainingLog(rows.rows, kept_row=_kept_row(callbacks[0], settings, rows, epochs, stop))
+    return weights, TrainingLog(rows.rows, kept_row=_kept_row(stopper, settings, rows, epochs, stop))
+
+
+def _early_stopping(settings: TrainingSettings) -> keras.callbacks.EarlyStopping | None:
+    """Return a callback that ends the training of a head by its validation loss, or None without such images."""
+    if not len(settings.data.val):
+        logger.warning(
+            "There are no validation images: the head trains for all epochs and keeps its last weights."
+        )
+        return None
+    least = MIN_DELTA if is_default_loss(settings.model.loss, settings.data.task) else 0.0
+    return keras.callbacks.EarlyStopping(
+        "val_loss", min_delta=least, patience=PATIENCE, restore_best_weights=True
+    )
 
 
 def _kept_row(
-    stopper: keras.callbacks.Callback,
+    stopper: keras.callbacks.EarlyStopping | None,
     settings: TrainingSettings,
     rows: Rows,
     epochs: int,
     stop: StopInTime | None,
 ) -> int | None:
     """Log why the training of a head ended early, and return the row whose weights it has; None for the last."""
-    own = isinstance(stopper, keras.callbacks.EarlyStopping)
-    by_own = own and stopper.stopped_epoch > 0
+    by_own = stopper is not None and stopper.stopped_epoch > 0
     why = "the validation loss no longer falls" if by_own else "a callback stopped the training"
     log_early_end(stop, len(rows.rows), epochs, why)
     restored = settings.callbacks.restored_epoch()
-    return stopper.best_epoch if restored is None and own and stopper.best_weights is not None else restored
+    if restored is None and stopper is not None and stopper.best_weights is not None:
+        return int(stopper.best_epoch)
+    return restored
 
 
 def _mean_and_scale(features: Features) -> tuple[np.ndarray, float]:
@@ -238,15 +227,17 @@ def _mean_and_scale(features: Features) -> tuple[np.ndarray, float]:
 
 def _head_to_train(settings: TrainingSettings, width: int) -> keras.Model:
     """Return a copy of the model's head on features, compiled like the model; a plain head has zero weights."""
-    model, own, smoothing = settings.model, settings.model.layers[-1], settings.recipe.label_smoothing
-    if surgery.is_plain_head(own):
+    model, own = settings.model, settings.model.layers[-1]
+    if surgery.is_plain_head(own, settings.data.task):
         # The problem is convex, so the start matters only with more features than images: there, random weights
         # would remain as noise.
         layer = surgery.new_like(own, kernel_initializer="zeros", bias_initializer="zeros", trainable=True)
     else:
         layer = surgery.copy_head(own, width, name=own.name)
+        if settings.value_scale is not None and find_trained(model) is not None:
+            layer.set_weights(to_standardized(layer.get_weights(), settings.value_scale))
     options = {"seed": settings.seed, "dtype": "float32"}
     dropout = [keras.layers.Dropout(settings.dropout, **options)] if settings.dropout else []
     head = keras.Sequential([keras.Input((width,)), *dropout, layer])
-    compile_like(head, model, head_optimizer(model, head_only=settings.head_only), smoothing=smoothing)
+    settings.compile_with(head, head_optimizer(model, head_only=settings.head_only))
     return head

@@ -34,11 +34,12 @@ def identity_of(settings: TrainingSettings) -> dict[str, Any]:
     flags = repr([weight.trainable for weight in model.weights]).encode()
     return {
         **{name: getattr(settings, name) for name in names},
-        "class_weights": settings.class_weights is not None,
+        "class_weights": settings.balanced,
         "resize": train.resize,
         **({"pixel_range": str(train.pixel_range)} if train.pixel_range else {}),
         **asdict(settings.recipe),
         **_at_first_fit(model.optimizer, lambda: _optimizer_settings(model.optimizer)),
+        **({"task": settings.data.task} if settings.shaped else {}),
         "loss": _plain(model.loss),
         "metrics": _plain(compile_arguments(model)["metrics"]),
         "network": _at_first_fit(model, lambda: graphs.fingerprint(model)[:16]),
@@ -53,7 +54,7 @@ def given_options(settings: TrainingSettings, flip: bool | None) -> dict[str, An
     return {
         **{name: getattr(settings, name) for name in names},
         "val": (settings.data.options or DataConfig(IN_MEMORY)).val,
-        "class_weights": settings.class_weights is not None,
+        "class_weights": settings.balanced,
         "flip": "auto" if flip is None else "yes" if flip else "no",
         "learning_rate": learning_rate_of(settings.model.optimizer),
         **asdict(settings.recipe),

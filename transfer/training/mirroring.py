@@ -69,6 +69,8 @@ def decide_flips(
     """Decide whether augmentation flips images, and measure it if needed; return the decision as a log."""
     if settings.flip is not None or not augments_images(settings):
         return TrainingLog(flip=settings.flip)
+    if settings.shaped:  # there are no classes that mirroring could swap
+        return TrainingLog(flip=True)
     train = settings.data.train
     sample = train.take(_sample(train.labels, settings.data.num_classes, settings.seed))
     if not len(sample):

@@ -14,8 +14,10 @@ import keras
 import numpy as np
 
 from transfer.cases.compiling import compile_like
+from transfer.cases.shaped_labels import SHAPED, ValueScale
 from transfer.common import display
 from transfer.common.errors import InputError
+from transfer.common.tasks import metric_of_row, score_text
 from transfer.common.text import format_duration, plural
 from transfer.distributed.batch_order import BatchPart
 from transfer.frozen.engines import Engine, make_engine
@@ -26,6 +28,7 @@ from transfer.frozen.quantization import calibration_of
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData
 from transfer.images.pipeline import Position
+from transfer.images.splitting import Split
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.recipes import Recipe
 from transfer.training.time_limit import StopInTime, TimeLimit
@@ -43,16 +46,18 @@ class TrainingLog:
     Attributes:
         rows: one dict per epoch with `phase` (`"head"`, `"fine-tune"` or `"from-scratch"`), `epoch` (from 1), `loss`,
             `accuracy`, and with validation images `val_loss` and `val_accuracy`. Losses are in nats, accuracies from 0
-            to 1. A head that was solved exactly has a single row.
+            to 1. A head that was solved exactly has a single row. For several labels per image, the metric is
+            `mean_average_precision`, for a regression `r2`; the loss of a regression is that of standardized values.
         seconds_features: seconds spent on the features of the frozen layers.
         seconds_training: seconds spent on training, without the features.
         init: initial weights of the model that was kept: `"pretrained"` or `"random"`.
         computed: number of images whose features were computed; the features of the others were read from the cache.
         engine: inference engine that computed them, such as `"openvino bfloat16"`; `""` if none did.
-        regularization: the inverse regularization strength C of a head that was solved exactly as a logistic
-            regression, or the shrinkage of the covariance of a linear discriminant analysis; None otherwise.
-        head_method: `"regression"` or `"discriminant"`.
-        tried: a tuple (regularization, loss, accuracy) for each value that was tried. The lowest loss decides.
+        regularization: the inverse regularization strength C of a head that was solved exactly as a logistic or ridge
+            regression (with several labels, the median), or the shrinkage of the covariance of a linear discriminant
+            analysis; None otherwise.
+        head_method: `"regression"`, `"discriminant"` or `"ridge"`.
+        tried: a tuple (regularization, loss, metric) for each value that was tried. The lowest loss decides.
         tried_on: where they were measured: `"validation"` or `"cross-validation"` on the training images; `""` if no
             values were tried.
         views: number of views of each training image that the frozen layers saw; 1 is the image itself.
@@ -62,6 +67,8 @@ class TrainingLog:
             `fit`. None is the last one.
         val_probabilities: of a head that `solve_again` solved on the validation images too: their probabilities by one
             that was solved without them. None otherwise.
+        thresholds: of a head for several labels that was solved exactly and kept: the probability above which each
+            label is predicted, with the highest F1 on out-of-fold probabilities. Empty otherwise.
         options: arguments of `fit` under their names in `TrainConfig`; `save_run` writes them.
 
     Example:
@@ -86,10 +93,11 @@ class TrainingLog:
     kept_row: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     val_probabilities: np.ndarray | None = None
+    thresholds: Sequence[float] = ()
 
     @property
     def rolled_back(self) -> bool:
-        """Whether `fit` undid fine-tuning, because it did not improve the validation accuracy."""
+        """Whether `fit` undid fine-tuning, because it did not improve the validation metric."""
         if self.kept_row is None or "fine-tune" not in {row["phase"] for row in self.rows}:
             return False
         return self.kept_row < 0 or self.rows[self.kept_row]["phase"] == "head"
@@ -134,14 +142,18 @@ class TrainingLog:
     def __repr__(self) -> str:
         phases = Counter(str(row.get("phase")) for row in self.rows)
         if self.exact:
-            name = "C" if self.head_method == "regression" else "shrinkage"
+            name = "shrinkage" if self.head_method == "discriminant" else "C"
             text = f"exact head with {name} = {self.regularization:.3g}"
         else:
             text = ", ".join(f"{name}: {plural(count, 'epoch')}" for name, count in phases.items())
         kept = len(self.rows) - 1 if self.kept_row is None else self.kept_row
         row = self.rows[kept] if kept >= 0 else {}
-        for key, name in (("accuracy", "accuracy"), ("val_accuracy", "validation accuracy")):
-            text += f"; {name} {row[key]:.1%}" if row.get(key) is not None else ""
+        task = metric_of_row(row)
+        for key, name in (
+            (task.metric, task.metric_name),
+            (f"val_{task.metric}", f"validation {task.metric_name}"),
+        ):
+            text += f"; {name} {score_text(task.metric, row[key])}" if row.get(key) is not None else ""
         text += "; fine-tuning undone" if self.rolled_back else ""
         seconds = format_duration(self.seconds_features + self.seconds_training)
         return display.one_line(self, f"{text or 'no epochs'}; {seconds}")
@@ -159,8 +171,11 @@ class TrainingLog:
 
     def with_phase(self, phase: TrainingLog) -> TrainingLog:
         """Return this log with the log of the next phase, whose `kept_row` counts the rows of both."""
+        kept_row = phase.kept_row if phase.rows else self.kept_row
+        rows = [*self.rows, *phase.rows]
+        kept = rows[-1 if kept_row is None else kept_row]["phase"] if rows and kept_row != -1 else ""
         return TrainingLog(
-            rows=[*self.rows, *phase.rows],
+            rows=rows,
             seconds_features=self.seconds_features + phase.seconds_features,
             seconds_training=self.seconds_training + phase.seconds_training,
             init=self.init,
@@ -173,9 +188,11 @@ class TrainingLog:
             views=max(self.views, phase.views),
             flip=self.flip if phase.flip is None else phase.flip,
             flip_problem=phase.flip_problem or self.flip_problem,
-            kept_row=phase.kept_row if phase.rows else self.kept_row,
+            kept_row=kept_row,
             options={**self.options, **phase.options},
             val_probabilities=phase.val_probabilities,
+            # Those of a solved head do not suit weights that were fine-tuned later.
+            thresholds=(phase.thresholds or self.thresholds) if kept == "head" else (),
         )
 
 
@@ -239,7 +256,7 @@ class TrainingSettings:
     # Whether augmentation may flip images; None if that is to be measured.
     flip: bool | None
     views: int | None
-    # The weight of each class in the loss.
+    # The weight of each class in the loss, for one class per image.
     class_weights: dict[int, float] | None
     solver: str
     dropout: float
@@ -254,6 +271,31 @@ class TrainingSettings:
     time_limit: TimeLimit | None = None
     # Why the class names forbid flips.
     flip_problem: str = ""
+    # The weights of images with and without each label in the loss, shape (2, labels), for several labels per image.
+    label_weights: np.ndarray | None = None
+    # The mean and the standard deviation of the training values of a regression.
+    value_scale: ValueScale | None = None
+
+    @property
+    def balanced(self) -> bool:
+        """Whether all classes count the same in the loss."""
+        return self.class_weights is not None or self.label_weights is not None
+
+    @property
+    def shaped(self) -> bool:
+        """Whether labels have the shape of the outputs: several labels per image, or numbers."""
+        return self.data.task in SHAPED
+
+    def for_training(self, split: Split) -> Split:
+        """Return a split with labels as the network trains on them: standardized values, shape (N, 1)."""
+        if self.value_scale is None:
+            return split
+        return replace(split, labels=self.value_scale.standardized(split.labels)[:, None])
+
+    def labels_for_training(self, split: Split) -> np.ndarray:
+        """Return the labels of `for_training`, as float32 if they have the shape of the outputs."""
+        labels = self.for_training(split).labels
+        return labels.astype("float32") if self.shaped else labels
 
     def make_engine(self, extractor: keras.Model, precision: str = "auto") -> Engine:
         """Return an engine for a part of the model."""
@@ -300,10 +342,16 @@ class TrainingSettings:
 
     def compile_like_model(self, other: keras.Model) -> None:
         """Compile another model of the same layers with the model's optimizer, for soft labels if needed."""
-        recipe, soft = self.recipe, self.recipe.mix != "none"
+        soft = self.recipe.mix != "none"
         # The model's optimizer scales the loss already.
-        options: dict[str, Any] = {"smoothing": recipe.label_smoothing, "auto_scale_loss": False}
-        compile_like(other, self.model, self.model.optimizer, soft_labels=soft, **options)
+        options: dict[str, Any] = {"soft_labels": soft, "auto_scale_loss": False}
+        self.compile_with(other, self.model.optimizer, **options)
+
+    def compile_with(self, other: keras.Model, optimizer: keras.optimizers.Optimizer, **options: Any) -> None:
+        """Compile a part of the model with an optimizer, the loss with its smoothing and weights, and the metrics."""
+        smoothing = self.recipe.label_smoothing
+        forms: dict[str, Any] = {"weights": self.label_weights, "scale": self.value_scale}
+        compile_like(other, self.model, optimizer, smoothing=smoothing, **forms, **options)
 
 
 def stop_in_time(

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from transfer.common.tasks import metric_of_row, score_text
 from transfer.training.time_limit import StopInTime
 
 logger = logging.getLogger(__name__)
@@ -118,10 +119,20 @@ class StepDecay(WarmupCosine):
 class KeepBetter(keras.callbacks.Callback):
     """Restore earlier weights if they were clearly better on validation, or if the loss became NaN or infinite."""
 
-    def __init__(self, *, num_val: int, start: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_val: int,
+        start: float | None = None,
+        metric: str = "accuracy",
+        noise: Callable[[float], float] | None = None,
+    ) -> None:
         super().__init__()
-        # `start` is the validation accuracy before training; None ignores the weights before training.
-        self.num_val, self.best, self.epoch = num_val, -1.0 if start is None else start, 0
+        # `start` is the validation metric before training; None ignores the weights before training. `noise` returns
+        # the standard error of the metric; None is that of an accuracy.
+        self.num_val, self.metric, self.epoch = num_val, metric, 0
+        self.best = -math.inf if start is None else start
+        self._noise = noise or (lambda value: math.sqrt(max(0.0, value * (1 - value)) / max(1, num_val)))
         self.lost_at: tuple[int, int] | None = None  # epoch and step, from 1, of a loss that is not finite
         self.weights: list[Any] | None = None
         self._last: float | None = None
@@ -154,15 +165,19 @@ class KeepBetter(keras.callbacks.Callback):
         """Keep the weights if they are at least as good as the best so far."""
         if self.lost_at is not None:
             return
-        self._last = (logs or {}).get("val_accuracy", 0.0)
+        self._last = (logs or {}).get(f"val_{self.metric}", 0.0)
         if not self.num_val or self._last >= self.best:
             self.best, self.epoch, self.weights = self._last, epoch + 1, self.model.get_weights()
 
     def choose_weights(self) -> int | None:
         """Restore the best weights if the last are clearly worse; return their epoch, or None for the last."""
         # Clearly worse is by over one standard error. Epochs count from 1; 0 means the weights before training.
-        error = math.sqrt(max(0.0, self.best * (1 - self.best)) / max(1, self.num_val))
-        worse = self._last is not None and self.num_val and self.best - self._last > error
+        worse = (
+            self._last is not None
+            and bool(self.num_val)
+            and math.isfinite(self.best)
+            and self.best - self._last > self._noise(self.best)
+        )
         restored = self.weights is not None and (worse or self.lost_at is not None)
         if restored:
             self.model.set_weights(self.weights)
@@ -175,17 +190,20 @@ class KeepBetter(keras.callbacks.Callback):
             )
         elif restored and self.epoch:
             logger.info(
-                "Restored the weights of epoch %d: validation accuracy %.1f%%, and %.1f%% after the last epoch.",
+                "Restored the weights of epoch %d: validation %s %s, and %s after the last epoch.",
                 self.epoch,
-                100 * self.best,
-                100 * (self._last or 0.0),
+                *self._scores(),
             )
         elif restored:
             logger.warning(
-                "Fine-tuning did not improve the validation accuracy. Restored the weights from before fine-tuning: "
-                "validation accuracy %.1f%%, and %.1f%% after the last epoch.",
-                100 * self.best,
-                100 * (self._last or 0.0),
+                "Fine-tuning did not improve the validation %s. Restored the weights from before fine-tuning: %s, and "
+                "%s after the last epoch.",
+                *self._scores(),
             )
         self.weights = None
         return self.epoch if restored else None
+
+    def _scores(self) -> tuple[str, str, str]:
+        """Return the name of the metric, its best and its last value, for a message."""
+        name = metric_of_row({self.metric: None}).metric_name
+        return name, score_text(self.metric, self.best), score_text(self.metric, self._last or 0.0)

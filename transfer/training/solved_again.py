@@ -13,6 +13,7 @@ import numpy as np
 
 from transfer.cases.compiling import compile_like, new_optimizer
 from transfer.cases.decisions import find_decision, record_decision
+from transfer.cases.shaped_labels import SHAPED
 from transfer.common.arguments import explain_arguments
 from transfer.common.decision_rules import choose_rule
 from transfer.common.display import one_line
@@ -101,8 +102,8 @@ def solve_again(
         The copy with the new head, and predictions of the validation images.
 
     Raises:
-        InputError: the model has a head or a loss of its own, it cannot take images of the size, or it has other
-            classes than the data.
+        InputError: the images have several labels or numbers, the model has a head or a loss of its own, it cannot take
+            images of the size, or it has other classes than the data.
 
     Example:
         >>> import transfer
@@ -117,6 +118,11 @@ def solve_again(
     check_classifier(model, _CALL)
     check_data(data, _CALL)
     check_classes(model, data)
+    if data.task in SHAPED:
+        raise InputError(
+            f"Expected a model of one class per image in {_CALL}. Received one of the task {data.task}. Keep the head "
+            "that fit returned."
+        )
     part = excludes_exact(model, head_only=False)
     if part == "head" or (part and model.compiled):  # the model of a loaded run is not compiled
         raise InputError(f"Expected a model with the default {part} in {_CALL}. Received one of your own.")

@@ -11,16 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from transfer.common.figures import COLORS, new_figure
+from transfer.common.tasks import REGRESSION, SINGLE, TASK, metric_of_row, score_text
 
 PHASES = {"head": "head", "fine-tune": "fine-tuning", "from-scratch": "from random weights"}
 """Phases of training, with their names in figures."""
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], *, kept_row: int | None = None) -> Figure:
-    """Draw training and validation loss and accuracy by epoch and phase; mark a row whose weights were restored."""
+    """Draw training and validation loss and metric by epoch and phase; mark a row whose weights were restored."""
+    task = metric_of_row({key: None for row in rows for key in row})
     drawn = [
-        name for name in ("loss", "accuracy") if any(name in row or f"val_{name}" in row for row in rows)
+        name for name in ("loss", task.metric) if any(name in row or f"val_{name}" in row for row in rows)
     ]
+    unit = "" if task is TASK[REGRESSION] else " (nats)"
     figure = new_figure(4.5 * max(1, len(drawn)), 3.9)
     for number, quantity in enumerate(drawn, start=1):
         axes = figure.add_subplot(1, len(drawn), number)
@@ -34,10 +37,10 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], *, kept_row: int | None =
             axes.axvline(
                 kept_row + 1, color="#333333", linestyle="--", lw=1, label="epoch of the final weights"
             )
-        axes.set(xlabel="epoch", ylabel="loss (nats)" if quantity == "loss" else quantity)
+        axes.set(xlabel="epoch", ylabel=f"loss{unit}" if quantity == "loss" else task.metric_name)
         axes.set_xlim(0.5, len(rows) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        if quantity == "accuracy":
+        if quantity != "loss" and task is not TASK[REGRESSION]:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.spines[["top", "right"]].set_visible(False)
     _legend_below(figure)
@@ -66,7 +69,7 @@ def _draw_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: 
             ms=5,
         )
     if len(rows) == 1:
-        text = f"{values[0]:.1%}" if key.endswith("accuracy") else f"{values[0]:.3f}"
+        text = f"{values[0]:.3f}" if key.endswith("loss") else score_text(key.removeprefix("val_"), values[0])
         axes.annotate(text, (1, values[0]), (8, 0), textcoords="offset points", va="center", color=color)
         axes.margins(y=0.4)
 
@@ -86,6 +89,7 @@ def _label_phases(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 _STRENGTHS = {
     "regression": ("C", "C (larger: weaker regularization)"),
+    "ridge": ("C", "C (larger: weaker regularization)"),
     "discriminant": ("shrinkage", "shrinkage (larger: stronger regularization)"),
 }
 
@@ -97,13 +101,14 @@ def regularization_path(
     measured_on: str = "",
     method: str = "regression",
 ) -> Figure:
-    """Draw the loss and accuracy of an exact head by its regularization, and the chosen value."""
+    """Draw the loss and the metric of an exact head by its regularization, and the chosen value."""
+    metric = TASK[REGRESSION if method == "ridge" else SINGLE].metric_name
     symbol, meaning = _STRENGTHS[method]
     figure = new_figure(9, 3.9)
     strengths = [row[0] for row in tried]
     names = {"": "images outside the training", "validation": "the validation images"}
     where = names.get(measured_on, "training images, by cross-validation")
-    for number, quantity in enumerate(("loss", "accuracy"), start=1):
+    for number, quantity in enumerate(("loss", metric), start=1):
         axes = figure.add_subplot(1, 2, number)
         values = [row[number] for row in tried]
         axes.semilogx(strengths, values, color="#4a7fb0", marker="o", label=f"measured on {where}")
@@ -116,7 +121,8 @@ def regularization_path(
         axes.set_xticks([], minor=True)
         axes.set(xlabel=meaning, title=quantity)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    if method != "ridge":
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     _legend_below(figure)
     return figure
 

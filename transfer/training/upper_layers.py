@@ -71,8 +71,11 @@ def upper_layers_of(settings: TrainingSettings) -> Trainee | None:
     with scope_of(settings.model):
         upper = folded(upper)
         settings.compile_like_model(upper)
-    batches = functools.partial(_batches, settings, features["train"], data.train.labels, views)
-    val_batches = _batches(settings, features["val"], data.val.labels, 1) if "val" in features else None
+    batches = functools.partial(
+        _batches, settings, features["train"], settings.labels_for_training(data.train), views
+    )
+    val_labels = settings.labels_for_training(data.val)
+    val_batches = _batches(settings, features["val"], val_labels, 1) if "val" in features else None
     return Trainee(upper, batches, val_batches, log=log)
 
 

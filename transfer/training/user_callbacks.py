@@ -11,6 +11,8 @@ import keras
 import numpy as np
 
 from transfer.cases.compiling import learning_rate_of
+from transfer.cases.decisions import task_of_model
+from transfer.cases.shaped_labels import SHAPED
 from transfer.common.errors import InputError, install_hint
 from transfer.common.keras_private import has_schedule
 from transfer.distributed.strategies import scope_of
@@ -146,9 +148,10 @@ def _copy_rate(source: keras.Optimizer, target: keras.Optimizer) -> None:
 
 def _build_metrics(model: keras.Model) -> None:
     """Build the metrics of a model: callbacks look up whether a larger value of a metric is better."""
-    probabilities = np.full((1, model.output_shape[-1]), 1 / model.output_shape[-1], "float32")
+    predicted = np.full((1, model.output_shape[-1]), 1 / model.output_shape[-1], "float32")
+    labels = np.zeros_like(predicted) if task_of_model(model) in SHAPED else np.zeros(1, "int64")
     with scope_of(model):
-        model.compute_metrics(None, np.zeros(1, "int64"), keras.ops.convert_to_tensor(probabilities))
+        model.compute_metrics(None, labels, keras.ops.convert_to_tensor(predicted))
     model.reset_metrics()
 
 
