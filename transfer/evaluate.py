@@ -114,7 +114,7 @@ def _check_flags(parsed: argparse.Namespace, run: FinishedRun) -> None:
     if parsed.assert_accuracy_at_least is not None and run.task in (MULTI, REGRESSION):
         raise InputError(
             f"Expected --assert-accuracy-at-least with one class per image. Received a run with the task {run.task}. "
-            f"Use --assert-score-at-least, for the {TASK[run.task].metric_name}."
+            f"Use --assert-score-at-least: the score is {TASK[run.task].metric_name}."
         )
 
 

@@ -57,6 +57,7 @@ def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> flo
 
 def r2_scores(predicted: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the coefficient of determination for each row of weights; not a number for constant values."""
+    predicted, values = (np.ravel(one).astype("float64") for one in (predicted, values))
     centered = values - values.mean()  # the sums below cancel less
     around = weights @ centered**2 - (weights @ centered) ** 2 / weights.sum(axis=1)
     wrong, differ = weights @ (predicted - values) ** 2, around > 1e-12 * (centered @ centered)
@@ -65,4 +66,4 @@ def r2_scores(predicted: np.ndarray, values: np.ndarray, weights: np.ndarray) ->
 
 def r2(predicted: np.ndarray, values: np.ndarray) -> float:
     """Return the coefficient of determination, 1 if all predictions are right; not a number for constant values."""
-    return float(r2_scores(predicted, values, np.ones((1, len(values))))[0])
+    return float(r2_scores(predicted, values, np.ones((1, values.size)))[0])

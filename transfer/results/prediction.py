@@ -71,6 +71,7 @@ class Prediction:
     def __repr__(self) -> str:
         label, more = _cells(self)
         named = label if self.task == REGRESSION or label == NO_LABEL else display.quoted(label)
+        more = f"({more})" if self.task == REGRESSION and more else more
         text = self.problem or f"{named} {more}".strip()
         return display.one_line(self, f"{display.quoted(self.name)}: {text}")
 

@@ -11,7 +11,7 @@ import numpy as np
 from transfer.adviser.label_issues import LabelIssue
 from transfer.cases.policies import POLICIES, Case, Policy
 from transfer.common.pages import data_uri, render
-from transfer.common.tasks import TASK, score_text
+from transfer.common.tasks import REGRESSION, TASK, score_text
 from transfer.common.text import format_duration, number
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.kinds import AnyEvaluation
@@ -33,7 +33,7 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
         "advice": ("Why this case", record.advice),
         "folds": ("Cross-validation", record.cross_validation),
         "test": ("Out-of-fold predictions" if record.of_folds else "Test", evaluation),
-        "mistakes": ("Mistakes", evaluation),
+        "mistakes": ("Largest errors" if record.task == REGRESSION else "Mistakes", evaluation),
         "blocks": ("Filters", record.figures.get("blocks")),
         "training": ("Training", True),
         "data": ("Data", record.data),
