@@ -1,4 +1,4 @@
-"""Cells of a list: missing values, splits, equal numbers, and labels of several classes."""
+"""Cells of a list: missing values, splits and equal numbers."""
 
 import pytest
 
@@ -7,7 +7,6 @@ from transfer.images.cells import (
     known,
     merged_numbers,
     number_in,
-    several_labels,
     split_by_flags,
     split_in,
 )
@@ -62,50 +61,6 @@ def test_numbers_are_merged_only_with_their_whole_form():
         "0.0": "0.0",
         "1.0": "1.0",
     }  # as in the split files of older runs
-
-
-@pytest.mark.parametrize(
-    "label",
-    [
-        "scab rust",
-        "scab|rust",
-        "scab,rust",
-        "rust; scab",
-        "scab/rust",
-        "scab + rust",
-        "scab & rust",
-        "scab and rust",
-    ],
-)
-def test_combinations_of_other_classes_are_found(label):
-    assert several_labels(["scab", "rust", label]) == [label]
-
-
-@pytest.mark.parametrize(
-    "label", ["['scab', 'rust']", '["scab","rust"]', "{scab,rust}", "('a', 'b')", "['a' 'b']"]
-)
-def test_lists_are_several_labels_without_other_evidence(label):
-    assert several_labels(["healthy", label]) == [label]
-
-
-def test_parts_of_other_combinations_are_evidence():
-    assert several_labels(["A|B", "B|C", "A", "C"]) == ["A|B", "B|C"]
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        ["golden", "golden retriever", "poodle"],
-        ["hot dog", "cold", "pizza"],
-        ["dog, small", "dog, large", "cat, small", "cat, large"],
-        ["tench, Tinca tinca", "crane, bird", "crane, machine"],
-        ["AC/DC", "rock/pop"],
-        ["['scab']", "['rust']"],
-        ["Felis (cat, domestic)", "cat"],
-    ],
-)
-def test_names_of_one_class_are_not_combinations(labels):
-    assert several_labels(labels) == []
 
 
 def test_numbers_in_cells():

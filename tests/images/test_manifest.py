@@ -36,9 +36,9 @@ def write(tmp_path):
     return written
 
 
-def refusal(path) -> str:
+def refusal(path, task="auto") -> str:
     with pytest.raises(InputError) as raised:
-        read_manifest(path)
+        read_manifest(path, task=task)
     return str(raised.value)
 
 
@@ -178,18 +178,17 @@ def test_one_hot_columns_give_the_classes(write):
     path = write("image,MEL,NV,BCC\na,1.0,0.0,0.0\nb,0.0,0.0,1.0\n", "a.jpg", "b.jpg")
     found = read_manifest(path)
     assert found.class_names == ["BCC", "MEL"] and found.parts["train"].labels.tolist() == [1, 0]
-    message = refusal(write("image,MEL,NV,BCC\na,1,1,0\nb,0,0,1\nc,0,0,0\n", "a.jpg"))
+    message = refusal(write("image,MEL,NV,BCC\na,1,1,0\nb,0,0,1\nc,0,0,0\n", "a.jpg"), "single")
     assert message == (
         "list.csv, line 2: 2 classes are marked: 'MEL', 'NV'; list.csv, line 4: no class is marked among 'MEL', 'NV', "
-        "'BCC'. Images of one class are supported; --label-column A,B,C names the columns that are classes."
+        "'BCC'. Images with several labels, or none, need --task multi; --label-column A,B names the columns."
     )
 
 
-def test_labels_of_several_classes_are_refused(write):
-    assert refusal(write("image,labels\na,scab\nb,rust\nc,rust scab\n", "a.jpg")) == (
-        "list.csv: expected one class for each image. Received 1 label of several classes: 'rust scab'. Images of "
-        "several classes are not supported: remove these rows. If such a label is one class, write it with "
-        "underscores."
+def test_several_labels_are_refused_with_the_task_single(write):
+    assert refusal(write("image,labels\na,scab\nb,rust\nc,rust scab\n", "a.jpg"), "single") == (
+        "list.csv: expected one class for each image. Received 1 label of several classes: 'rust scab'. Use --task "
+        "multi for images with several labels. If such a label is one class, write it with underscores."
     )
 
 
@@ -410,3 +409,88 @@ def test_classes_that_may_stand_for_missing_labels_are_reported(write):
     assert [text for text, serious in found.notes if serious] == [
         "Some class names may stand for missing labels: 'NA'. If so, remove these rows."
     ]
+
+
+def labels_of(found, part="train") -> list[set[str]]:
+    """Return the labels of each image by name."""
+    rows = found.parts[part].labels
+    return [{found.class_names[i] for i in np.flatnonzero(row)} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("cell", "separator"),
+    [
+        ("scab|rust", " Cells are separated at '|'."),
+        ("scab; rust", " Cells are separated at ';'."),
+        ('"scab,rust"', " Cells are separated at ','."),
+        ("rust scab", " Cells are separated at ' '."),
+        ('"[""rust"", ""scab""]"', ""),
+        ("['rust' 'scab']", ""),
+    ],
+)
+def test_cells_with_several_labels_are_found_and_separated(write, cell, separator):
+    found = read_manifest(write(f"image,labels\na,scab\nb,rust\nc,{cell}\nd,\ne,none\n", "a.jpg"))
+    assert found.task == "multi" and found.class_names == ["rust", "scab"]
+    assert found.parts["train"].labels.dtype == np.int8
+    assert labels_of(found) == [{"scab"}, {"rust"}, {"rust", "scab"}, set(), set()]
+    note = f"Found 1 image with several labels and 2 without labels: task multi.{separator}"
+    assert found.notes[-1] == (note, False)
+
+
+def test_a_cell_of_several_labels_separates_all_cells_of_the_list(write):
+    text = "image,labels\na,cat|dog\nb,cat\nc,dog\nd,cow|pig\n"
+    assert labels_of(read_manifest(write(text, "a.jpg")))[3] == {"cow", "pig"}
+
+
+def test_without_evidence_only_the_task_multi_separates_cells(write):
+    path = write("image,labels\na,cat|dog\nb,cow|pig\nc,\n", "a.jpg")
+    assert "line 4: the label is empty" in refusal(path)
+    found = read_manifest(path, task="multi")
+    assert labels_of(found) == [{"cat", "dog"}, {"cow", "pig"}, set()]
+    plain = write("image,labels\na,golden retriever\nb,hot dog\n", "a.jpg")
+    assert read_manifest(plain, task="multi").class_names == ["golden retriever", "hot dog"]
+
+
+def test_the_labels_of_a_model_are_not_separated_and_separate_others(write):
+    path = write('image,labels\na,"dog, small"\nb,scab rust\n', "a.jpg")
+    known = ["dog, small", "rust", "scab"]
+    found = read_manifest(path, task="multi", for_test=True, known_labels=known)
+    assert labels_of(found) == [{"dog, small"}, {"rust", "scab"}]
+
+
+def test_one_hot_columns_with_several_marks_or_none_are_several_labels(write):
+    found = read_manifest(write("image,MEL,NV,A|B\na,1,1,0\nb,0,0,1\nc,0,0,0\n", "a.jpg"))
+    assert found.task == "multi" and labels_of(found) == [{"MEL", "NV"}, {"A|B"}, set()]
+
+
+def test_a_few_images_with_several_labels_need_action(write):
+    rows = "".join(f"{i},{'cat' if i % 2 else 'dog'}\n" for i in range(200))
+    notes = read_manifest(write(f"image,labels\n{rows}x,cat|dog\n", "1.jpg")).notes
+    assert notes[-1] == (
+        "Found 1 image with several labels: task multi. Cells are separated at '|'. Use --task single to list the "
+        "rows of these images.",
+        True,
+    )
+
+
+def test_a_label_of_test_images_only_is_refused(write):
+    path = write("image,labels,split\na,cat|dog,train\nb,cat,train\nc,dog,train\nd,cat|cow,test\n", "a.jpg")
+    message = refusal(path, "multi")
+    assert message.startswith("Unknown class 'cow'. ")
+    assert message.endswith("It is in list.csv, line 5, for test, but not in train.")
+
+
+def test_numbers_of_a_regression_may_differ_between_splits(write):
+    path = write("image,age,split\na,30.5,train\nb,41,train\nc,7,test\n", "a.jpg")
+    found = read_manifest(path, task="regression")
+    assert found.task == "single" and found.target == "age"
+    assert found.class_names == ["30.5", "41", "7"]
+    assert "line 3: the label is empty" in refusal(write("image,age\na,1\nb,\nc,2\n", "a.jpg"), "regression")
+
+
+def test_lists_of_text_in_parquet_are_several_labels(tmp_path):
+    (tmp_path / "a.png").touch()
+    table = pa.table({"path": ["a.png", "b.png", "c.png"], "labels": [["cat", "dog"], [], ["cat"]]})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    found = read_manifest(tmp_path / "x.parquet")
+    assert labels_of(found) == [{"cat", "dog"}, set(), {"cat"}]

@@ -270,3 +270,18 @@ def test_few_per_class_are_different_nested_and_repeatable():
     assert len({same[int(name)] for name in few[60]}) == 49
     assert few[3] == few_per_class(split, same, 3, seed=0).names
     assert few[3] != few_per_class(split, same, 3, seed=1).names
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_label_of_several_keeps_a_training_image(seed):
+    random = np.random.default_rng(seed)
+    labels = (random.random((60, 8)) < [0.5, 0.3, 0.1, 0.05, 0.03, 0.03, 0.02, 0.02]).astype("int8")
+    groups = [f"g{i}" for i in random.integers(0, 25, 60)]
+    split = Split([f"{i}" for i in range(60)], labels, [f"{i}.png" for i in range(60)], groups)
+    drawn = stratified_split(split, np.arange(60), {"val": 0.3, "test": 0.5}, seed=seed)
+    assert sorted(i for positions in drawn.values() for i in positions) == [*range(60)]
+    assert labels[drawn["train"]].any(axis=0).tolist() == labels.any(axis=0).tolist()
+    of_group = {}
+    for name, positions in drawn.items():
+        for i in positions:
+            assert of_group.setdefault(groups[i], name) == name

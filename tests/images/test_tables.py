@@ -162,7 +162,7 @@ def test_the_first_five_bad_rows_are_reported_and_the_others_counted(write):
 
 def test_good_rows_are_yielded_before_the_error(write):
     rows = iter(Table(write("path,label\na,b\n,\nc,d\n")).rows())
-    assert [next(rows), next(rows)] == [(2, "a", "b", "", ()), (4, "c", "d", "", ())]
+    assert [next(rows)[:5], next(rows)[:5]] == [(2, "a", "b", "", ()), (4, "c", "d", "", ())]
     with pytest.raises(InputError, match="line 3: the path is empty"):
         next(rows)
 

@@ -44,6 +44,7 @@ def make_builder(
     fails=None,
     more=None,
     unlabeled=(),
+    value=None,
 ):
     """Return a builder class of tensorflow_datasets that draws its images."""
     import tensorflow_datasets as tfds
@@ -69,7 +70,7 @@ def make_builder(
                 f"{i:03}",
                 {
                     "image": drawing(i, channels),
-                    "label": -1 if i in unlabeled else NAMES[i % 3],
+                    "label": value(i) if value else -1 if i in unlabeled else NAMES[i % 3],
                     "file": str(i),
                     **(rows or {}),
                 },
@@ -111,6 +112,8 @@ def prepared(tmp_path_factory):
             make_builder("Texts", splits={"train": (0, 3)}, keys=("file", "label")),
             make_builder("Triples", splits={"train": (0, 3)}, keys=("image", "label", "file")),
             make_builder("Tagged", splits={"train": (0, 3)}, label=several, rows={"label": ["ant", "bee"]}),
+            make_builder("Weighed", splits={"train": (0, 30), "test": (100, 5)}, label=features.Scalar(np.float32),
+                         value=lambda i: i + 0.5),
             make_builder("Shorts", splits={"train": (0, 3)}, image=shorts, rows={"image": bright}),
             make_builder("Floats", splits={"train": (0, 3)}, image=floats, rows={"image": single}),
         ):  # fmt: skip
@@ -118,12 +121,12 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def prepare(folder, name, *, shards=3, file_format=None, train=30, test=9):
+def prepare(folder, name, *, shards=3, file_format=None, train=30, test=9, **features):
     """Let tensorflow_datasets write a data set, in several files per split."""
     import tensorflow_datasets as tfds
 
     with tfds.core.registered.skip_registration():
-        builder = make_builder(name, splits={"train": (0, train), "test": (100, test)})
+        builder = make_builder(name, splits={"train": (0, train), "test": (100, test)}, **features)
         builder(data_dir=folder, file_format=file_format).download_and_prepare(
             download_config=tfds.download.DownloadConfig(num_shards=shards)
         )
@@ -251,17 +254,19 @@ def test_images_without_labels_are_skipped_and_counted(prepared, caplog):
     assert [number_of[name] for name in part.names] == numbers(part), "names are those of records"
 
 
-@pytest.mark.parametrize("name", ["doubtful", "texts", "triples", "tagged", "floats"])
+@pytest.mark.parametrize("name", ["doubtful", "texts", "triples", "floats"])
 def test_data_sets_that_are_not_images_with_one_label_are_refused(name, prepared):
     with pytest.raises(
-        InputError, match=f"images with one label each. Received: tfds:{name} .*Choose a data"
+        InputError, match=f"images with classes or a number each. Received: tfds:{name} .*Choose a data"
     ):
         read_tfds(name, data_dir=prepared)
 
 
 @pytest.mark.parametrize("name", ["glue", "coco", "celeb_a"])
 def test_unsuitable_data_sets_are_refused_before_any_download(name, tmp_path, offline):
-    with pytest.raises(InputError, match=f"images with one label each. Received: tfds:{name} with no labels"):
+    with pytest.raises(
+        InputError, match=f"images with classes or a number each. Received: tfds:{name} with no labels"
+    ):
         read_tfds(name, data_dir=tmp_path)
 
 
@@ -614,3 +619,51 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
     subprocess.run([*run, "write"], capture_output=True, check=True)
     done = subprocess.run([*run, "read"], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[-1]) < 60
+
+
+# Several labels, and numbers
+
+
+def subset(i) -> list[str]:
+    """Return the labels of a drawing: from none to all."""
+    return [name for bit, name in enumerate(NAMES) if i >> bit & 1]
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_sequences_of_classes_are_several_labels(tmp_path, file_format):
+    import tensorflow_datasets as tfds
+
+    several = tfds.features.Sequence(tfds.features.ClassLabel(names=NAMES))
+    prepare(tmp_path, "Tags", file_format=file_format, label=several, value=subset)
+    found = read_tfds("tags", data_dir=tmp_path)
+    train = found.parts["train"]
+    assert found.task == "multi" and found.class_names == NAMES and train.labels.dtype == np.int8
+    expected = [[name in subset(i) for name in NAMES] for i in numbers(train)]
+    assert train.labels.tolist() == expected and len(train) == 30
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_scalars_are_the_numbers_of_a_regression(tmp_path, file_format):
+    import tensorflow_datasets as tfds
+
+    for name, kind, value in (("Weights", np.float32, 0.5), ("Ages", np.int64, 2)):
+        prepare(tmp_path, name, file_format=file_format, label=tfds.features.Scalar(kind),
+                value=lambda i, value=value: i * value)  # fmt: skip
+        found = read_tfds(name.lower(), data_dir=tmp_path, task="regression")
+        train = found.parts["train"]
+        assert found.task == "regression" and found.class_names == ["label"]
+        assert train.labels.tolist() == [i * value for i in numbers(train)] and len(train) == 30
+
+
+def test_numbers_need_the_task_regression(prepared):
+    with pytest.raises(
+        InputError, match=r"Expected classes .*Received numbers, 'label'\. Use --task regression"
+    ):
+        read_tfds("weighed", data_dir=prepared)
+    data = load_data("tfds:weighed", data_dir=prepared, task="regression", near_duplicates=False)
+    assert data.task == "regression" and len(data.test) == 5 and data.test.labels.min() == 100.5
+
+
+def test_classes_are_labels_of_the_task_multi(prepared):
+    data = load_data("tfds:colors", data_dir=prepared, task="multi", near_duplicates=False)
+    assert data.task == "multi" and data.train.labels.sum(axis=1).tolist() == [1] * len(data.train)

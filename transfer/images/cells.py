@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 
@@ -17,7 +16,6 @@ FLAGS: Mapping[str, bool] = {
 
 _MISSING = frozenset(("", "nan", "none", "null", "na", "n/a", "#n/a", "<na>", "-", "?", "unknown", "missing"))
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
-_LIST = re.compile(r"""[\[({].*(,|'\s+').*[\])}]$""", re.DOTALL)  # of Python, JSON or NumPy
 
 
 def known(text: str) -> str:
@@ -52,27 +50,6 @@ def merged_numbers(labels: Collection[str]) -> dict[str, str]:
     present = set(labels)
     merged = {label: match[1] for label in labels if (match := _WHOLE.fullmatch(label))}
     return {label: merged[label] if merged.get(label) in present else label for label in labels}
-
-
-def several_labels(labels: Collection[str]) -> list[str]:
-    """Return the labels that combine several classes, such as "scab|rust" beside "scab" and "rust"."""
-    present = set(labels)
-    found = set(filter(_LIST.match, labels))
-    for separator in "|;,":  # hardly any class name has these: parts of other labels are evidence, too
-        parts = {label: _parts(label, separator) for label in labels}
-        counts = Counter(part for one in parts.values() for part in one)
-        found |= {
-            label
-            for label, of in parts.items()
-            if len(of) > 1 and of & present and all(counts[p] > 1 for p in of)
-        }
-    for separator in (" ", "/", "+", "&", " and "):
-        found |= {label for label in labels if len(of := _parts(label, separator)) > 1 and of <= present}
-    return [label for label in labels if label in found]
-
-
-def _parts(label: str, separator: str) -> set[str]:
-    return {part.strip() for part in label.split(separator)} - {""}
 
 
 def number_in(text: str) -> float | None:

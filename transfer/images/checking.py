@@ -32,6 +32,7 @@ from transfer.images.decoding import (
 )
 from transfer.images.duplicates import perceptual_hash
 from transfer.images.formats import HEAD_BYTES
+from transfer.images.label_facts import label_facts
 from transfer.images.label_forms import label_counts, label_texts
 from transfer.images.pixel_range import FAR_OFF, Extent, PixelRange, range_of
 from transfer.images.splitting import SourceData, Split
@@ -241,6 +242,7 @@ def make_report(
         low_contrast=_low_contrast(names, images, pixel_range),
         out_of_range=_out_of_range(names, images, pixel_range),
         more_pages=tuple(name for name, image in zip(names, images, strict=True) if image.more_pages),
+        **label_facts(splits),
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from transfer.images.cells import FLAGS, number_in, split_in
+from transfer.images.cells import FLAGS, known, number_in, split_in
 from transfer.images.split_words import rest_of, split_of
 
 MAX_SHOWN = 5
@@ -37,6 +37,13 @@ _TOPICS = _words(
     "dx diagnosis breed species finding findings cultivar variety disease pathology emotion genre"
 )
 _TOPICS |= _words("tag tags annotation annotations groundtruth gt grade level severity taxon")
+
+# Columns of numbers that are the label of a regression if no column has a name for labels.
+_QUANTITIES = _words(
+    "age price value score rating weight height length width size area volume amount count quantity"
+)
+_QUANTITIES |= _words("distance depth angle temperature speed bmi")
+_UNITS = _words("years months days kg g cm mm m usd eur deg degrees c in avg mean total true")
 
 _SPLIT_NAMES = _words(
     "split splits set subset usage phase partition fold dataset data mode stage purpose role"
@@ -147,6 +154,18 @@ class Column:
     def is_fraction(self) -> bool:
         """Whether all cells are numbers from 0 to 1."""
         return self.is_number and all(0 <= (number_in(cell) or 0) <= 1 for cell in self.filled)
+
+    @property
+    def is_quantity(self) -> bool:
+        """Whether the cells are numbers, and the name is that of a quantity, such as "age" or "weight_kg"."""
+        words = set(self.words)
+        # Decimal commas are an error later on, which says how to correct them.
+        cells = [cell.replace(",", ".") for cell in self.filled if known(cell)]
+        return (
+            bool(words & _QUANTITIES)
+            and words <= _QUANTITIES | _UNITS
+            and all(number_in(cell) is not None for cell in cells)
+        )
 
     @property
     def is_whole(self) -> bool:

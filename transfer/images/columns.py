@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from transfer.common.errors import InputError, nearest, unknown
+from transfer.common.tasks import REGRESSION
 from transfer.images.cells import FLAGS, split_in
 from transfer.images.column_names import (
     Column,
@@ -84,6 +85,7 @@ def choose(
     pairs: Mapping[tuple[int, int], Collection[tuple[str, str]]],
     *,
     given: Given = AUTOMATIC,
+    task: str = "auto",
     required: Collection[str] = ("path", "label"),
     exists: Callable[[str], bool] = lambda path: False,
 ) -> Roles:
@@ -102,7 +104,10 @@ def choose(
     labels = named["label"]
     if labels is None:
         taken = {*(named["split"] or ()), *(named["group"] or ())}
-        labels = _label([i for i in label_columns(columns) if i in free and i not in taken], columns, pairs)
+        open_columns = [i for i in free if i not in taken]
+        labels = _label([i for i in label_columns(columns) if i in open_columns], columns, pairs, task)
+        if task == REGRESSION and "label" in required and not labels:
+            labels = _numbers(columns, open_columns)
     free = [i for i in free if i not in labels]
     splits = _split(columns, free, named["split"], named["group"] or ())
     free = [i for i in free if i not in dict(splits)]
@@ -111,12 +116,16 @@ def choose(
         groups = sorted(
             (i for i in free if rank(columns[i]) is not None), key=lambda i: rank(columns[i]) or 0
         )
-    if not labels and named["label"] is None and "label" in required:
+    if not labels and named["label"] is None and "label" in required and task != REGRESSION:
         labels = _one_hot(columns, [i for i in free if i not in groups])
+    if task == REGRESSION and len(labels) > 1:
+        raise InputError(
+            f"expected one column of numbers, for the task regression. Received: {given.label!r}. Name one column."
+        )
     roles = Roles(path, tuple(labels), splits, tuple(groups))
     for kind, found in zip(KINDS, (path >= 0, labels, splits, groups), strict=True):
         if kind in required and not found:
-            raise _missing(kind, columns)
+            raise _missing(kind, columns, task)
     return roles
 
 
@@ -163,8 +172,9 @@ def _label(
     found: Sequence[int],
     columns: Sequence[Column],
     pairs: Mapping[tuple[int, int], Collection[tuple[str, str]]],
+    task: str,
 ) -> list[int]:
-    """Return the label column: the one with words, if several name the same classes."""
+    """Return the label column: the one with words, or of a regression with numbers, if several mean the same."""
     found = [i for i in found if columns[i].filled] or found
     for one, other in ((a, b) for a in found for b in found if a < b):
         both = pairs.get((one, other), ())
@@ -173,7 +183,18 @@ def _label(
                 f"expected one column for the label. Received {columns[one].name!r} and {columns[other].name!r}, "
                 f"which are not the same classes. Use --label-column {columns[one].name}, or the other one."
             )
-    return sorted(found, key=lambda i: columns[i].is_number)[:1]
+    return sorted(found, key=lambda i: columns[i].is_number != (task == REGRESSION))[:1]
+
+
+def _numbers(columns: Sequence[Column], free: Sequence[int]) -> list[int]:
+    """Return the only column of numbers with a usual name for a quantity, such as "age"; raise if there are several."""
+    found = [i for i in free if columns[i].is_quantity]
+    if len(found) > 1:
+        raise InputError(
+            f"expected one column of numbers for the label. Received: {quoted_list([columns[i].name for i in found])}. "
+            f"Use --label-column {columns[found[0]].name}, or another one."
+        )
+    return found
 
 
 def _split(
@@ -234,11 +255,13 @@ def _one_hot(columns: Sequence[Column], free: Sequence[int]) -> list[int]:
     return found if len(found) > 1 else []
 
 
-def _missing(kind: str, columns: Sequence[Column]) -> InputError:
+def _missing(kind: str, columns: Sequence[Column], task: str) -> InputError:
     """Return the error for a list without a column."""
     examples = {
         "path": "'path' (or file, filename, image, image_id)",
-        "label": "'label' (or class, category, target)",
+        "label": "'label' (or target, age, price, score)"
+        if task == REGRESSION
+        else "'label' (or class, category, target)",
         "split": "'split' (or set, subset)",
         "group": "'group' (or patient, subject)",
     }

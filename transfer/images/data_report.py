@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from transfer.common import display
 from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
+from transfer.common.tasks import MULTI, REGRESSION, SINGLE
 from transfer.common.text import plural
 from transfer.images.folder_scan import names_by_reason
 
@@ -89,6 +91,12 @@ class DataReport:
         low_contrast: Images whose values differ by at most an eighth of the range.
         out_of_range: Name and reason of each image with values far outside `pixel_range`.
         more_pages: Names of files with several pages or frames; one page of each is used.
+        task: What the labels are: `"single"`, `"multi"` or `"regression"`.
+        images: Number of images in use by split.
+        label_numbers: Number of images in use with 0, 1, 2, ... labels; empty unless the task is `"multi"`.
+        bands: Limits of bands of numbers, one more than bands; empty unless the task is `"regression"`.
+        band_counts: Number of images in use by split, for each band of numbers.
+        values: Minimum, median and maximum of the numbers in use; empty unless the task is `"regression"`.
 
     Example:
         >>> from transfer.images.datasets import load_data
@@ -120,6 +128,29 @@ class DataReport:
     low_contrast: tuple[str, ...] = ()
     out_of_range: tuple[tuple[str, str], ...] = ()
     more_pages: tuple[str, ...] = ()
+    task: str = SINGLE
+    images: Mapping[str, int] = field(default_factory=dict)
+    label_numbers: tuple[int, ...] = ()
+    bands: tuple[float, ...] = ()
+    band_counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    values: tuple[float, ...] = ()
+
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """The classes, labels or bands of numbers."""
+        if self.task != REGRESSION:
+            return self.class_names
+        return tuple(f"{low:.6g} to {high:.6g}" for low, high in pairwise(self.bands))
+
+    @property
+    def row_counts(self) -> Mapping[str, tuple[int, ...]]:
+        """The number of images in use by split, for each of `row_names`."""
+        return self.band_counts if self.task == REGRESSION else self.counts
+
+    @property
+    def contents(self) -> str:
+        """The number of classes or labels in words, or the name of the numbers."""
+        return contents(self.task, self.class_names)
 
     @property
     def conflicts(self) -> list[DuplicateSet]:
@@ -168,21 +199,25 @@ class DataReport:
         """Return a table for the terminal, followed by the findings."""
         facts = "\n".join(f"{name:9} {value}" for name, value in self.facts.items())
         lines = [f"{'!' if finding.serious else '-'} {finding.to_text()}" for finding in self.findings]
-        table = class_table(self.name, self.class_names, self.counts)
+        table = self._table()
         return f"{table.to_text()}\n\n{facts}\n\n{chr(10).join(lines) or 'No problems found.'}\n"
+
+    def _table(self) -> display.Table:
+        header = f"{self.name}: {self.contents}"
+        return class_table(header, self.row_names, self.row_counts, self.images)
 
     def __repr__(self) -> str:
         serious = sum(finding.serious for finding in self.findings)
         return display.one_line(
             self,
-            f"{display.quoted(self.name)}: {len(self.class_names):,} classes; {plural(self.total, 'image')}, "
+            f"{display.quoted(self.name)}: {self.contents}; {plural(self.total, 'image')}, "
             f"{len(self.skipped):,} skipped; {plural(len(self.findings), 'finding')}, {serious:,} serious",
         )
 
     def _repr_html_(self) -> str:
         """Return the counts and the findings for a notebook."""
         findings = [f"{'Problem' if one.serious else 'Hint'}: {one.text}" for one in self.findings]
-        table = class_table(self.name, self.class_names, self.counts)
+        table = self._table()
         return display.to_html(table, *(findings or ["No problems found."]))
 
     def to_html(self, image: Callable[[str], np.ndarray | None] | None = None) -> str:
@@ -213,6 +248,10 @@ class DataReport:
         facts = {
             "formats": _listed(self.formats),
             "channels": _listed(self.modes),
+            "labels": _per_image(self.label_numbers),
+            "numbers": "{:.6g} to {:.6g}, median {:.6g}".format(*np.array(self.values)[[0, 2, 1]])
+            if self.values
+            else "",
             "widths": _range(*self.widths),
             "heights": _range(*self.heights),
             "rotated": f"{plural(self.rotated, 'image')}, by EXIF data" if self.rotated else "",
@@ -249,7 +288,7 @@ def _problems(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
         yield "shared_groups", f"{text} Keep each group in one split.", report.shared_groups
     if report.small_classes:
         text = (
-            f"Found {len(report.small_classes)} of {len(report.class_names)} classes with fewer than {MIN_DIFFERENT} "
+            f"Found {len(report.small_classes)} of {report.contents} with fewer than {MIN_DIFFERENT} "
             "different images, too few for training, validation and test. Please add images."
         )
         yield "small_classes", text, report.small_classes
@@ -271,11 +310,14 @@ def _hints(report: DataReport) -> Iterator[tuple[str, str, Sequence[str]]]:
     for text, serious in report.notes:
         if not serious:
             yield "source", text, ()
-    train = np.array(report.counts.get("train", ()))
+    train = np.array(report.counts.get("train", ()) if report.task != REGRESSION else ())
     if len(train) and train.max() >= IMBALANCE * max(train.min(), 1):
         least, most = (report.class_names[i] for i in (train.argmin(), train.argmax()))
         ratio = f"{train.max() / max(train.min(), 1):.0f} times as many training images as"
-        yield "imbalance", f"Class {most} has {ratio} class {least}. Consider --class-weights.", ()
+        text = f"Class {most} has {ratio} class {least}. Consider --class-weights."
+        if report.task == MULTI:
+            text = f"Label {most} has {ratio} label {least}."
+        yield "imbalance", text, ()
     for kind, exact in (("exact", True), ("near", False)):
         if sets := [one for one in report.duplicates if one.exact == exact]:
             noun = "pair" if all(len(one.names) == 2 for one in sets) else "set"
@@ -351,16 +393,33 @@ def _range(least: int, median: int, most: int) -> str:
     return f"{least:,} to {most:,} pixels, median {median:,}" if least < most else f"{most:,} pixels"
 
 
-def class_table(name: str, class_names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> display.Table:
+def _per_image(numbers: Sequence[int]) -> str:
+    """Return the number of images without labels, with one label, two and so on."""
+    return ", ".join(f"{number} in {plural(count, 'image')}" for number, count in enumerate(numbers) if count)
+
+
+def contents(task: str, class_names: Sequence[str]) -> str:
+    """Return the number of classes or labels in words, or the name of the numbers."""
+    if task == REGRESSION:
+        return f"numbers ({class_names[0]})"
+    return f"{len(class_names):,} {'labels' if task == MULTI else 'classes'}"
+
+
+def class_table(
+    header: str, names: Sequence[str], counts: Mapping[str, Sequence[int]], images: Mapping[str, int]
+) -> display.Table:
     """Return the number of images by class and split; of many classes, only the largest and smallest."""
     columns = [*counts.values()]
-    rows = [(one, *(f"{column[i]:,}" for column in columns)) for i, one in enumerate(class_names)]
-    header = (f"{name}: {len(class_names):,} classes", *counts)
+    rows = [(one, *(f"{column[i]:,}" for column in columns)) for i, one in enumerate(names)]
     if len(rows) > display.MAX_ROWS:
         order = np.argsort(-np.sum(columns, axis=0), kind="stable")
         rows = [rows[i] for i in order]
-    table = display.Table(header, rows).shortened()
-    return table._replace(rows=[*table.rows, ("total", *(f"{sum(column):,}" for column in columns))])
+    table = display.Table((header, *counts), rows).shortened()
+    sums = [sum(column) for column in columns]
+    totals = [images.get(split, total) for split, total in zip(counts, sums, strict=True)]
+    # An image with several labels is in several rows.
+    last = "total" if totals == sums else "images"
+    return table._replace(rows=[*table.rows, (last, *(f"{n:,}" for n in totals))])
 
 
 def _galleries(report: DataReport) -> Iterator[tuple[str, list[tuple[str, str]]]]:

@@ -13,11 +13,12 @@ import numpy as np
 
 from transfer.common.arguments import POSITIONAL, explain_arguments
 from transfer.common.errors import InputError
-from transfer.common.tasks import ORDINAL, REGRESSION, SINGLE
-from transfer.images.array_source import labels_as_names
+from transfer.common.tasks import MULTI, ORDINAL, REGRESSION, SINGLE
+from transfer.images.array_labels import labels_as_names
 from transfer.images.checking import CheckedImage, check_images, make_report
 from transfer.images.class_order import checked_order, in_order, ordered_classes
 from transfer.images.columns import Given
+from transfer.images.copies import merge_copies
 from transfer.images.data_config import DataConfig, data_config
 from transfer.images.decoding import as_size
 from transfer.images.duplicates import find_duplicates
@@ -86,7 +87,9 @@ def load_data(
     `test=0`, `val` stays the validation set.
 
     Every class keeps at least one image for training. The second image of a class goes to test, the third to
-    validation. Images with conflicting labels are used for training only.
+    validation. Images with conflicting labels are used for training only. With several labels per image, each label
+    has about the same fraction in every split (iterative stratification). The numbers of a regression are divided into
+    bands of equally many images.
 
     Args:
         source: One of
@@ -98,7 +101,8 @@ def load_data(
             - `"tfds:NAME[/CONFIG][:VERSION]"`, a name of tensorflow_datasets;
             - arrays `(images, labels)` or `((x_train, y_train), (x_test, y_test))`, as `keras.datasets` returns them.
               Images have shape (N, H, W[, C]) and values from 0 to 255, or are a list of arrays of different sizes.
-              Labels are whole numbers, class names or one-hot;
+              Labels are whole numbers, class names or one-hot. Several labels per image are columns of 0 and 1, or
+              lists or sets of names. Labels of a regression are numbers;
             - one or several `tf.data.Dataset` of (image, label) (see `array_source.read_arrays`).
         image_size: Size of the images in pixels, one number or (height, width); None for the model's own.
         resize: How images change shape: `"stretch"`, `"crop"` (the center) or `"pad"` (with black).
@@ -219,7 +223,9 @@ def load_test(
 ) -> ImageData:
     """Load labeled images as the test set of a model with the classes `class_names`."""
     columns = Given(path_column, label_column, split_column, optional=True)
-    name, data = read_source(source, None, data_dir, tfds_split, download, columns, task, for_test=True)
+    name, data = read_source(
+        source, None, data_dir, tfds_split, download, columns, task, model_labels=class_names
+    )
     named = as_text(source) is not None or (isinstance(source, Split) and source.class_names)
     if not named and data.task != REGRESSION:
         data = replace(data, class_names=labels_as_names(data.class_names, class_names))
@@ -309,7 +315,10 @@ def _check(data: SourceData, *, strict: bool) -> tuple[SourceData, dict[str, lis
         checked[split] = [results[i] for i in keep]
         part = part.take(keep) if len(keep) < len(part) else part
         parts[split] = replace(part, digests=[result.digest for result in checked[split]])
-    data = _grouped_by_patient(replace(data, parts=parts, skipped=skipped), checked)
+    data = replace(data, parts=parts, skipped=skipped)
+    if data.copies_have_labels:
+        data, checked = merge_copies(data, checked)
+    data = _grouped_by_patient(data, checked)
     if skipped and strict:
         shown = "; ".join(f"{name}: {problem}" for name, problem in skipped[:10])
         more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
@@ -374,7 +383,12 @@ def _refuse_too_few(name: str, data: SourceData) -> None:
         _refuse_equal(name, labels)
         return
     present = np.flatnonzero(label_counts(labels, len(names)))
-    if len(present) < 1 + (data.task == SINGLE):
+    if data.task == MULTI and not len(present):
+        raise InputError(
+            f"Expected images with labels in {name!r}. Received {len(labels)} training images without labels. Add "
+            "labels."
+        )
+    if data.task == SINGLE and len(present) < 2:
         have = f"{len(present)}" + (f" ({names[present[0]]})" if len(present) else "")
         raise InputError(
             f"Expected images of at least 2 classes in {name!r}. Received: {have}. "

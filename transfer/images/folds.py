@@ -9,6 +9,7 @@ import numpy as np
 
 from transfer.common.text import plural
 from transfer.images.image_data import ImageData
+from transfer.images.label_facts import label_facts
 from transfer.images.label_forms import label_counts
 from transfer.images.splitting import assign_folds, concatenate, stratified_split
 
@@ -47,7 +48,7 @@ class FoldedData:
         data = self._with_training(self.data, np.arange(len(self.folds)), val)
         counts = {name: label_counts(part.labels, data.num_classes) for name, part in data.splits.items()}
         used = {name: tuple(count.tolist()) for name, count in counts.items()}
-        return replace(data, report=replace(data.report, counts=used))
+        return replace(data, report=replace(data.report, counts=used, **label_facts(data.splits)))
 
     def _with_training(self, data: ImageData, positions: np.ndarray, val: float | int) -> ImageData:
         """Return data with these training images; draw validation images from them if the source has none."""

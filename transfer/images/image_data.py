@@ -11,7 +11,7 @@ from transfer.common import display
 from transfer.common.errors import optional
 from transfer.common.tasks import ORDINAL, REGRESSION, SINGLE
 from transfer.images.data_config import DataConfig
-from transfer.images.data_report import DataReport, class_table
+from transfer.images.data_report import DataReport, class_table, contents
 from transfer.images.label_forms import label_counts, label_texts
 from transfer.images.splitting import Split, groups_of
 
@@ -82,14 +82,18 @@ class ImageData:
 
     def __repr__(self) -> str:
         counts = f"{len(self.train):,} training, {len(self.val):,} validation, {len(self.test):,} test images"
-        return display.one_line(self, f"{display.quoted(self.name)}: {self.num_classes:,} classes; {counts}")
+        return display.one_line(
+            self, f"{display.quoted(self.name)}: {contents(self.task, self.class_names)}; {counts}"
+        )
 
     def _repr_html_(self) -> str:
         """Return the number of images by class and split, for a notebook."""
         counts = {
             name: label_counts(part.labels, self.num_classes).tolist() for name, part in self.splits.items()
         }
-        return display.to_html(class_table(self.name, self.class_names, counts))
+        images = {name: len(part) for name, part in self.splits.items()}
+        header = f"{self.name}: {contents(self.task, self.class_names)}"
+        return display.to_html(class_table(header, self.class_names, counts, images))
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Return a pandas data frame with one row per image: `name`, `label` and `split`, and `group` if there are any.

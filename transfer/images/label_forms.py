@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ from transfer.images.splitting import SourceData, Split
 VALUE = "value"
 """Name of the numbers of a regression, if the source has none."""
 
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+
 SEPARATOR = "|"
 """Separates the labels of an image in texts and in split files."""
 
@@ -25,9 +28,8 @@ def as_task(data: SourceData, task: str) -> SourceData:
         return data
     if task == MULTI and data.task == SINGLE:
         count = len(data.class_names)
-        return _with_labels(
-            data, task, {s: np.eye(count, dtype="int8")[p.labels] for s, p in data.parts.items()}
-        )
+        columns = {s: np.eye(count, dtype="int8")[part.labels] for s, part in data.parts.items()}
+        return replace(_with_labels(data, task, columns), copies_have_labels=True)
     if task == REGRESSION and data.task == SINGLE:
         return _with_numbers(data)
     raise InputError(
@@ -49,9 +51,12 @@ def _with_numbers(data: SourceData) -> SourceData:
             for name, value in zip(data.class_names, values.tolist(), strict=True)
             if not np.isfinite(value)
         ]
+        remedy = "Correct the labels, or choose other ones or another task."
+        if all(_DECIMAL_COMMA.fullmatch(name.strip()) for name in wrong):
+            remedy = "Write decimal points instead of commas."
         raise InputError(
             f"Expected finite numbers as labels, for the task regression. Received: {', '.join(map(repr, wrong[:5]))}. "
-            "Correct the labels, or choose another task."
+            f"{remedy}"
         )
     labels = {split: values[part.labels] for split, part in data.parts.items()}
     return replace(_with_labels(data, REGRESSION, labels), class_names=[data.target or VALUE])
@@ -72,8 +77,13 @@ def label_texts(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
     if labels.ndim == 2:
         return [SEPARATOR.join(class_names[i] for i in np.flatnonzero(row).tolist()) for row in labels]
     if labels.dtype.kind == "f":
-        return [f"{value:.10g}" for value in labels.tolist()]
+        return [number_text(value) for value in labels.tolist()]
     return [class_names[i] for i in labels.tolist()]
+
+
+def number_text(value: float) -> str:
+    """Return the shortest text of a number that means the same number."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def label_counts(labels: np.ndarray, count: int) -> np.ndarray:

@@ -31,10 +31,10 @@ def read_source(
     columns: Given,
     task: str,
     *,
-    for_test: bool = False,
+    model_labels: Sequence[str] | None = None,
 ) -> tuple[str, SourceData]:
-    """Return the name and the contents of a source of any kind, with the labels of a task."""
-    name, data = _read(source, class_names, data_dir, tfds_split, download, columns, task, for_test=for_test)
+    """Return the name and the contents of a source of any kind; `model_labels` are those of a model to test."""
+    name, data = _read(source, class_names, data_dir, tfds_split, download, columns, task, model_labels)
     return name, as_task(data, task)
 
 
@@ -46,8 +46,7 @@ def _read(
     download: bool,
     columns: Given,
     task: str,
-    *,
-    for_test: bool,
+    model_labels: Sequence[str] | None,
 ) -> tuple[str, SourceData]:
     if isinstance(source, ImageData):
         raise InputError("Expected images that are not loaded yet. Received: ImageData. Use it as it is.")
@@ -74,12 +73,16 @@ def _read(
     if text.startswith("tfds:"):
         from transfer.images.tfds_source import read_tfds
 
-        return text[5:], read_tfds(text[5:], data_dir=data_dir, download=download, split=tfds_split)
+        options: dict[str, Any] = {"data_dir": data_dir, "download": download, "split": tfds_split}
+        return text[5:], read_tfds(text[5:], **options, task=task)
     path = find_source(text)
     name = printable(path.resolve().name)
     if path.is_dir():
         return name, read_folder(path)
-    return Path(name).stem, read_manifest(path, columns, for_test=for_test)
+    for_test = model_labels is not None
+    return Path(name).stem, read_manifest(
+        path, columns, task=task, for_test=for_test, known_labels=model_labels or ()
+    )
 
 
 def as_text(source: Any) -> str | None:

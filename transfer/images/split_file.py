@@ -69,10 +69,11 @@ def read_split(path: Path) -> list[Row]:
     table = Table(path, required=("path", "label", "split"))
     rows, numbers = [], array("q")
     known: dict[str, str] = {}  # rows share one string per label, which saves memory
-    for number, name, label, split, _ in table.rows():
-        label = _nfc(label)
-        rows.append((_nfc(name), known.setdefault(label, label), split))
-        numbers.append(number)
+    for row in table.all_rows():
+        label = _nfc(row.label)  # "" for an image without labels
+        rows.append((_nfc(row.path), known.setdefault(label, label), row.split))
+        numbers.append(row.number)
+    table.raise_problems(any_labels=True)
     _positions((name for name, _, _ in rows), lambda i: table.location(numbers[i]))
     return rows
 

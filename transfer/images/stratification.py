@@ -22,7 +22,12 @@ def strata_of(labels: np.ndarray) -> np.ndarray:
 
 
 def distribute(
-    labels: np.ndarray, units: np.ndarray, fractions: Sequence[float], random: np.random.Generator
+    labels: np.ndarray,
+    units: np.ndarray,
+    fractions: Sequence[float],
+    random: np.random.Generator,
+    *,
+    keep: bool = False,
 ) -> np.ndarray:
     """Return the part of each image so that each label has about these fractions; images of a unit stay together."""
     # Iterative stratification (Sechidis et al., 2011, doi:10.1007/978-3-642-23808-6_10): the label with the fewest
@@ -42,4 +47,8 @@ def distribute(
             order = np.lexsort((random.random(count), -lacking.sum(axis=1), -lacking[:, label]))
             part_of[unit] = order[0]
             lacking[order[0]] -= amounts[unit]
+    for label in range(labels.shape[1]) if keep else ():  # the first part has an image of each label
+        members = np.flatnonzero(amounts[:, label])
+        if len(members) and (part_of[members] > 0).all():
+            part_of[members[amounts[members].sum(axis=1).argmin()]] = 0
     return part_of[units]

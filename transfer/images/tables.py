@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import combinations
@@ -47,6 +48,23 @@ class Row(NamedTuple):
     label: str
     split: str
     groups: tuple[str, ...]
+    # Names of the marked columns, if the labels are columns of 0 and 1.
+    marked: tuple[str, ...] = ()
+    # Why the row does not have exactly one label; "" if it has one.
+    label_problem: str = ""
+
+
+class _Problems:
+    """The first problems with rows, and their number."""
+
+    def __init__(self) -> None:
+        self.first: list[tuple[int, str]] = []
+        self.count = 0
+
+    def add(self, number: int, problem: str) -> None:
+        self.count += 1
+        if self.count <= MAX_SHOWN:
+            self.first.append((number, problem))
 
 
 class Table:
@@ -57,16 +75,19 @@ class Table:
         path: Path,
         *,
         given: Given = AUTOMATIC,
+        task: str = "auto",
         required: Collection[str] = ("path", "label"),
         exists: Callable[[str], bool] = lambda path: False,
     ) -> None:
         self.path = path.expanduser()
         self.given = given
+        self.task = task
         self.required = required
         self._exists = exists
-        self._problems: list[str] = []
-        self._num_problems = 0
-        self._num_unlabeled = 0
+        self._problems = _Problems()
+        # Rows without a label, or with several: several labels per image allow both.
+        self._label_problems = _Problems()
+        self._num_rows = 0
         # The used columns by kind, set when `rows` begins.
         self.columns: list[Column] = []
         self.roles = Roles(-1, (), (), ())
@@ -80,33 +101,42 @@ class Table:
         return f"{self.path.name}, {'row' if self.is_parquet else 'line'} {number}"
 
     def add_problem(self, number: int, problem: str) -> None:
-        """Record a problem with a row; `rows` raises all problems together at its end."""
-        self._num_problems += 1
-        if self._num_problems <= MAX_SHOWN:
-            self._problems.append(f"{self.location(number)}: {problem}")
+        """Record a problem with a row; `raise_problems` raises all problems together."""
+        self._problems.add(number, problem)
 
     def rows(self) -> Iterator[Row]:
         """Yield each valid row; raise the problems of all others at the end."""
+        yield from (row for row in self.all_rows() if not row.label_problem)
+        self.raise_problems()
+
+    def all_rows(self) -> Iterator[Row]:
+        """Yield each row that is valid with any number of labels; record the problems of all rows."""
         self.roles = self._choose()
-        number = 0
         for number, cells in self._parquet(self.roles.of_columns()) if self.is_parquet else self._csv():
+            self._num_rows += 1
             row, problem = self._row(number, cells)
             if problem:
                 self.add_problem(number, problem)
-            else:
-                yield row
-        if self._problems:
-            hidden = self._num_problems - len(self._problems)
-            more = f"; and {hidden} more" if hidden else ""
+                continue
+            if row.label_problem:
+                self._label_problems.add(number, row.label_problem)
+            yield row
+
+    def raise_problems(self, *, any_labels: bool = False) -> None:
+        """Raise the problems that `all_rows` found; `any_labels` allows any number of labels per image."""
+        labels = _Problems() if any_labels else self._label_problems
+        count = self._problems.count + labels.count
+        if count:
+            shown = sorted(self._problems.first + labels.first)[:MAX_SHOWN]
+            more = f"; and {count - len(shown)} more" if count > len(shown) else ""
             remedy = "Correct or remove these rows."
-            if self._num_problems == self._num_unlabeled > 1:
-                remedy = (
-                    f"Remove the {self._num_unlabeled} rows without a label; transfer.predict can label them."
-                )
-            elif len(self.roles.labels) > 1:
-                remedy = "Images of one class are supported; --label-column A,B,C names the columns that are classes."
-            raise InputError(f"{'; '.join(self._problems)}{more}. {remedy}")
-        if not number:
+            if labels.count and len(self.roles.labels) > 1:
+                remedy = "Images with several labels, or none, need --task multi; --label-column A,B names the columns."
+            elif count == labels.count > 1:
+                remedy = f"Remove the {count} rows without a label; transfer.predict can label them."
+            problems = "; ".join(f"{self.location(number)}: {problem}" for number, problem in shown)
+            raise InputError(f"{problems}{more}. {remedy}")
+        if not self._num_rows:
             raise InputError(
                 f"{self.path.name}: expected rows of images. Received only column names. Add rows."
             )
@@ -121,46 +151,51 @@ class Table:
                 column.add(cell)
             for (one, other), found in pairs.items():
                 found.add((cells[one].strip(), cells[other].strip()))
-        self._problems, self._num_problems = [], 0  # found again when the rows are yielded
+        self._problems = _Problems()  # found again when the rows are yielded
         if not self.columns:  # they cannot be read; the second reading reports it
             return self.roles
         try:
             return choose(
-                self.columns, pairs or {}, given=self.given, required=self.required, exists=self._exists
+                self.columns,
+                pairs or {},
+                given=self.given,
+                task=self.task,
+                required=self.required,
+                exists=self._exists,
             )
         except InputError as error:
             raise InputError(f"{self.path.name}: {error}") from None
 
     def _row(self, number: int, cells: Sequence[str]) -> tuple[Row, str]:
-        """Return a row and its problem, or ""."""
+        """Return a row and its problem, or ""; `Row.label_problem` holds that of its label."""
         roles = self.roles
         path = cells[roles.path] if roles.path >= 0 else ""
-        label, problem = self._label(cells)
-        split, other_problem = self._split(cells)
+        label, marked, label_problem = self._label(cells)
+        split, problem = self._split(cells)
         groups = tuple(known(cells[i]) for i in roles.groups)
-        problem = problem or other_problem
         for kind, text in (("path", path), ("label", label), ("group", "".join(groups))):
-            if not text and kind in self.required and not problem:
+            if not text and kind in self.required and kind != "label" and not problem:
                 problem = f"the {kind} is empty"
-                self._num_unlabeled += kind == "label"
             if "\0" in text:
                 problem = f"the {kind} contains a NUL byte"
-        return Row(number, path, label, split, groups), problem
+        return Row(number, path, label, split, groups, marked, label_problem), problem
 
-    def _label(self, cells: Sequence[str]) -> tuple[str, str]:
-        """Return the label of a row and the problem with it; in one-hot columns, one is marked."""
+    def _label(self, cells: Sequence[str]) -> tuple[str, tuple[str, ...], str]:
+        """Return the label of a row, the marked columns of several, and the problem with the label."""
         labels = self.roles.labels
         if len(labels) < 2:
             label = cells[labels[0]] if labels else ""
             # Split files hold the names of classes, which may be of any kind.
-            return ("" if is_nan(label) and "split" not in self.required else label), ""
-        marked = [i for i in labels if FLAGS.get(cells[i].strip().lower(), True)]
+            if "split" not in self.required and (is_nan(label) or not label.strip()):
+                label = ""
+            return label, (), "the label is empty" if "label" in self.required and not label else ""
+        marked = tuple(self.columns[i].name for i in labels if FLAGS.get(cells[i].strip().lower(), True))
         if len(marked) == 1:
-            return self.columns[marked[0]].name, ""
-        names = [self.columns[i].name for i in marked or labels]
+            return marked[0], marked, ""
         if not marked:
-            return "", f"no class is marked among {quoted_list(names)}"
-        return "", f"{len(marked)} classes are marked: {quoted_list(names)}"
+            names = quoted_list([self.columns[i].name for i in labels])
+            return "", (), f"no class is marked among {names}"
+        return "", marked, f"{len(marked)} classes are marked: {quoted_list(marked)}"
 
     def _split(self, cells: Sequence[str]) -> tuple[str, str]:
         """Return the split of a row and the problem with it."""
@@ -180,7 +215,7 @@ class Table:
         if "\0" in text:
             return "", "the split contains a NUL byte"
         near = (
-            nearest(text.lower(), SPLIT_WORDS) if self._num_problems < MAX_SHOWN else ()
+            nearest(text.lower(), SPLIT_WORDS) if self._problems.count < MAX_SHOWN else ()
         )  # slow for many rows
         hint = f"perhaps {quoted_list(near)}" if near else f"expected one of {quoted_list(SPLITS)}"
         return "", f"unknown split {quoted(text)}, {hint}"
@@ -214,7 +249,7 @@ class Table:
             raise self._unreadable(error) from None
         except OSError as error:
             raise self._unreadable(error) from None
-        if not header and not self._problems:
+        if not header and not self._problems.count:
             raise InputError(
                 f"{self.path.name}: expected column names in the first line. Received only empty lines."
             )
@@ -241,9 +276,11 @@ class Table:
                 schema = file.schema_arrow
                 if used is None:
                     self._set_columns(schema.names)
+                kinds = [schema.field(i).type for i in range(len(schema.names))]
                 for i in used or ():
-                    self._refuse_nested(schema.names[i], schema.field(i).type)
-                plain = [i for i in range(len(schema.names)) if not _is_nested(schema.field(i).type)]
+                    if not (i in self.roles.labels and _is_text_list(kinds[i])):
+                        self._refuse_nested(schema.names[i], kinds[i])
+                plain = [i for i, kind in enumerate(kinds) if not _is_nested(kind) or _is_text_list(kind)]
                 present = [i for i in plain if used is None or i in used]
                 for batch in file.iter_batches(_BATCH, columns=[schema.names[i] for i in present]):
                     columns: list[Sequence[str]] = [[""] * len(batch)] * len(schema.names)
@@ -353,10 +390,18 @@ def _is_nested(kind: pa.DataType) -> bool:
     return types.is_nested(kind) or "binary" in str(kind)
 
 
+def _is_text_list(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    return types.is_list(kind) and types.is_string(kind.value_type)
+
+
 def _text(value: object) -> str:
-    """Return a cell of Parquet as text: "" for null and NaN, "3" for 3.0, which pandas writes for 3."""
+    """Return a cell of Parquet as text: "" for null and NaN, "3" for 3.0, which pandas writes for 3; lists as JSON."""
     if isinstance(value, str):
         return value
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
     if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, one_line
 from transfer.common.streams import progress_bar
+from transfer.common.tasks import MULTI, REGRESSION
 from transfer.images.image_sequences import LazySequence, TemporaryImages
 from transfer.images.splitting import Split
 
@@ -32,8 +32,47 @@ class RecordRange(NamedTuple):
     skip: int  # index of the first record in its file
 
 
+class LabelFeature(NamedTuple):
+    """The feature of a data set that holds the label."""
+
+    key: str
+    # What it holds: "single" (a class), "multi" (a sequence of classes) or "regression" (a number).
+    task: str
+    # Names of the classes; empty for numbers.
+    names: Sequence[str] = ()
+    # Whether numbers are whole.
+    whole: bool = False
+
+    def to_array(self, rows: Sequence[Any]) -> np.ndarray:
+        """Return the labels of records, each a sequence of numbers, as those of a split; -1 is no label."""
+        if self.task == REGRESSION:
+            return np.array([row[0] for row in rows], "float64")
+        if self.task != MULTI:
+            return np.array([row[0] for row in rows], "int64")
+        columns = np.zeros((len(rows), len(self.names)), "int8")
+        for i, row in enumerate(rows):
+            columns[i, [label for label in row if label >= 0]] = 1
+        return columns
+
+    def in_record(self, record: bytes) -> Sequence[Any]:
+        """Return the numbers of the label in a record."""
+        feature = _features(record)[self.key]
+        is_float = self.task == REGRESSION and not self.whole
+        return [*(feature.float_list.value if is_float else feature.int64_list.value)]
+
+    def in_batch(self, records: tf.Tensor) -> tf.Tensor:
+        """Return the numbers of the label in a batch of records, with -1 where a sequence is shorter than others."""
+        import tensorflow as tf
+
+        if self.task == MULTI:
+            sparse = tf.io.parse_example(records, {self.key: tf.io.VarLenFeature(tf.int64)})[self.key]
+            return tf.sparse.to_dense(sparse, default_value=-1)
+        kind = tf.float32 if self.task == REGRESSION and not self.whole else tf.int64
+        return tf.io.parse_example(records, {self.key: tf.io.FixedLenFeature([1], kind)})[self.key]
+
+
 def make_reader(
-    builder: DatasetBuilder, keys: tuple[str, str], ranges: Sequence[RecordRange]
+    builder: DatasetBuilder, image: str, label: LabelFeature, ranges: Sequence[RecordRange]
 ) -> Callable[[str, Sequence[RecordRange]], Split]:
     """Return the function that reads an expression and its records from the files of a data set."""
     files = sorted({r.file for r in ranges})
@@ -41,12 +80,12 @@ def make_reader(
     file_format = getattr(builder.info.file_format, "value", "")
     # There are no local files: they are in a bucket, or tfds.testing.mock_data invents the data.
     if file_format not in ("tfrecord", "array_record") or len(missing) == len(files):
-        return partial(_read_rows, builder, *keys)
+        return partial(_read_rows, builder, image, label)
     if missing:
         raise _bad_file(missing[0], "missing")
     if file_format == "array_record":
-        return partial(_read_array_records, builder, *keys)
-    return partial(_read_tfrecords, _index_files(ranges, keys[1]), keys[0])
+        return partial(_read_array_records, builder, image, label)
+    return partial(_read_tfrecords, _index_files(ranges, label), image)
 
 
 def _features(record: bytes) -> Mapping[str, tf.train.Feature]:
@@ -81,7 +120,7 @@ def _read_tfrecords(indices: Mapping[str, _Index], key: str, _: str, ranges: Seq
     return Split(LazySequence(len(records), partial(_image, records, key)), index.labels, _names(ranges))
 
 
-def _index_files(ranges: Sequence[RecordRange], label: str) -> dict[str, _Index]:
+def _index_files(ranges: Sequence[RecordRange], label: LabelFeature) -> dict[str, _Index]:
     """Read each file once, up to the last record that is needed."""
     counts: dict[str, int] = {}
     for r in ranges:
@@ -90,17 +129,16 @@ def _index_files(ranges: Sequence[RecordRange], label: str) -> dict[str, _Index]
         return {file: _index_file(file, count, label, bar) for file, count in counts.items()}
 
 
-def _index_file(file: str, count: int, label: str, bar: Any) -> _Index:
+def _index_file(file: str, count: int, label: LabelFeature, bar: Any) -> _Index:
     import tensorflow as tf
 
-    spec = {label: tf.io.FixedLenFeature([], tf.int64)}
     records = tf.data.TFRecordDataset(file).take(count).batch(_BATCH)
-    rows = records.map(lambda r: (tf.strings.length(r), tf.io.parse_example(r, spec)[label]))
-    lengths, labels = [np.zeros(0, "int64")], [np.zeros(0, "int64")]
+    rows = records.map(lambda r: (tf.strings.length(r), label.in_batch(r)))
+    lengths, labels = [np.zeros(0, "int64")], [label.to_array([])]
     try:
         for batch_lengths, batch_labels in rows.as_numpy_iterator():
             lengths.append(batch_lengths.astype("int64"))
-            labels.append(batch_labels)
+            labels.append(label.to_array(batch_labels))
             bar.update(len(batch_labels))
     except tf.errors.OpError as error:
         raise _bad_file(file, "damaged or truncated") from error
@@ -120,7 +158,11 @@ def _bad_file(file: str, problem: str) -> InputError:
 
 
 def _read_array_records(
-    builder: DatasetBuilder, image: str, label: str, expression: str, ranges: Sequence[RecordRange]
+    builder: DatasetBuilder,
+    image: str,
+    label: LabelFeature,
+    expression: str,
+    ranges: Sequence[RecordRange],
 ) -> Split:
     """Return images that tensorflow_datasets reads from array_record files when they are indexed."""
     import tensorflow_datasets as tfds
@@ -128,35 +170,42 @@ def _read_array_records(
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     try:
         records = builder.as_data_source(split=expression, deserialize_method=raw)
-        labels = np.zeros(len(records), "int64")
+        labels = []
         with _progress_bar(len(records)) as bar:
             for i in range(len(records)):
-                labels[i] = _features(records[i])[label].int64_list.value[0]
+                labels.append(label.in_record(records[i]))
                 bar.update()
     except Exception as error:  # RuntimeError and others, from the library that reads these files
         raise _bad_file(
             ranges[0].file, f"damaged, or another file in this folder is ({one_line(error)})"
         ) from error
-    return Split(LazySequence(len(records), partial(_image, records, image)), labels, _names(ranges))
+    images = LazySequence(len(records), partial(_image, records, image))
+    return Split(images, label.to_array(labels), _names(ranges))
 
 
 def _read_rows(
-    builder: DatasetBuilder, image: str, label: str, expression: str, ranges: Sequence[RecordRange]
+    builder: DatasetBuilder,
+    image: str,
+    label: LabelFeature,
+    expression: str,
+    ranges: Sequence[RecordRange],
 ) -> Split:
     """Copy the encoded images of any other format to a temporary file."""
     import tensorflow_datasets as tfds
 
     names = _names(ranges)
-    decoders = tfds.decode.PartialDecoding({image: True, label: True}, {image: tfds.decode.SkipDecoding()})
+    decoders = tfds.decode.PartialDecoding(
+        {image: True, label.key: True}, {image: tfds.decode.SkipDecoding()}
+    )
     # Read in the order of the records, and do not cache the data in memory.
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    images, labels = TemporaryImages(), array("q")
+    images, labels = TemporaryImages(), []
     try:
         rows = builder.as_dataset(split=expression, decoders=decoders, read_config=config)
         with _progress_bar(len(names)) as bar:
             for _, row in zip(names, tfds.as_numpy(rows), strict=False):  # mock_data may have fewer rows
                 images.append(bytes(row[image]))
-                labels.append(int(row[label]))
+                labels.append(np.atleast_1d(row[label.key]).tolist())
                 bar.update()
     except InputError:
         raise
@@ -164,7 +213,7 @@ def _read_rows(
         raise _bad_file(
             ranges[0].file, f"unreadable, or another file in this folder is ({one_line(error)})"
         ) from error
-    return Split(images, np.array(labels, "int64"), names[: len(labels)])
+    return Split(images, label.to_array(labels), names[: len(labels)])
 
 
 def _names(ranges: Sequence[RecordRange]) -> list[str]:

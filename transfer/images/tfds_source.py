@@ -9,14 +9,15 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transfer.common.errors import InputError, nearest, one_line, unknown
+from transfer.common.tasks import MULTI, REGRESSION, SINGLE
 from transfer.images.split_words import SPLIT_WORDS, SPLITS
 from transfer.images.splitting import SourceData, Split
-from transfer.images.tfds_records import RecordRange, make_reader
+from transfer.images.tfds_records import LabelFeature, RecordRange, make_reader
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
@@ -34,17 +35,23 @@ def read_tfds(
     data_dir: str | Path | None = None,
     download: bool = True,
     split: str | Mapping[str, str] | None = None,
+    task: str = "auto",
 ) -> SourceData:
     """Return the images of a data set; download and prepare it first if needed."""
     requested = _parse_split(split)
     builder = _builder(name, data_dir)
-    keys = _keys(builder, name)
+    image, label = _features(builder, name)
+    if label.task == REGRESSION and task != REGRESSION:
+        raise InputError(
+            f"Expected classes as the labels of tfds:{name}. Received numbers, {label.key!r}. Use "
+            '--task regression, or task="regression" in Python.'
+        )
     if not builder.is_prepared():
         _prepare(builder, name, data_dir, download)
     expressions = requested or _own_splits(builder)
     ranges = {part: _ranges(builder, name, expression) for part, expression in expressions.items()}
     _refuse_overlap(ranges, name)
-    read = make_reader(builder, keys, [r for part in ranges.values() for r in part])
+    read = make_reader(builder, image, label, [r for part in ranges.values() for r in part])
     parts = {}
     for part, expression in expressions.items():
         images = _labeled(read(expression, ranges[part]), f"{expression!r} of tfds:{name}")
@@ -63,7 +70,8 @@ def read_tfds(
             f"{', '.join(builder.info.splits) or 'none'}. Choose another data set or version, or the images to train "
             "on, such as the split 'test[:80%]'."
         )
-    return SourceData(parts, list(builder.info.features[keys[1]].names))
+    names = list(label.names) or [label.key]
+    return SourceData(parts, names, task=label.task, target="" if label.names else label.key)
 
 
 def _parse_split(split: str | Mapping[str, str] | None) -> dict[str, str]:
@@ -153,8 +161,11 @@ def _refuse_overlap(ranges: Mapping[str, Sequence[RecordRange]], name: str) -> N
 
 
 def _labeled(images: Split, description: str) -> Split:
-    """Drop images with the label -1, which test sets of competitions have."""
-    labeled = np.flatnonzero(images.labels >= 0)
+    """Drop images with the label -1, which test sets of competitions have, or with a missing number."""
+    if images.labels.ndim == 2:  # without labels is a label, too
+        return images
+    is_number = images.labels.dtype.kind == "f"
+    labeled = np.flatnonzero(np.isfinite(images.labels) if is_number else images.labels >= 0)
     missing = len(images) - len(labeled)
     if missing:
         log.info("Skipped %d of %d images in %s: they have no label.", missing, len(images), description)
@@ -180,29 +191,45 @@ def _builder(name: str, data_dir: str | Path | None) -> DatasetBuilder:
         ) from error
 
 
-def _keys(builder: DatasetBuilder, name: str) -> tuple[str, str]:
-    """Return the names of the features that hold the image and its label."""
+def _features(builder: DatasetBuilder, name: str) -> tuple[str, LabelFeature]:
+    """Return the name of the feature that holds the image, and the feature that holds its label."""
     import tensorflow_datasets as tfds
 
-    Image, ClassLabel = tfds.features.Image, tfds.features.ClassLabel
+    Image = tfds.features.Image
     features, keys = builder.info.features, builder.info.supervised_keys
+    labels = {key: found for key in features if (found := _label_feature(key, features[key]))}
     if keys is None:  # as in data sets from tfds.dataset_builders.store_as_tfds_dataset
         images = [key for key in features if isinstance(features[key], Image)]
-        labels = [key for key in features if isinstance(features[key], ClassLabel)]
-        keys = (images[0], labels[0]) if len(images) == len(labels) == 1 else None
+        classes = [key for key, label in labels.items() if label.task == SINGLE] or [
+            key
+            for key, label in labels.items()
+            if not label.whole  # such as the number of the image
+        ]
+        keys = (images[0], classes[0]) if len(images) == len(classes) == 1 else None
     if isinstance(keys, tuple) and len(keys) == 2 and all(isinstance(key, str) for key in keys):
-        image, label = (features[key] for key in keys)
+        image = features[keys[0]]
         readable = np.uint8, np.uint16  # floats are stored as bytes that only tensorflow_datasets can read
-        if (
-            isinstance(image, Image)
-            and isinstance(label, ClassLabel)
-            and np.dtype(image.np_dtype) in readable
-        ):
-            return keys
+        if isinstance(image, Image) and keys[1] in labels and np.dtype(image.np_dtype) in readable:
+            return keys[0], labels[keys[1]]
     raise InputError(
-        f"Expected images with one label each. Received: tfds:{name} with {keys or 'no labels'}. Choose a data "
-        "set for classification."
+        f"Expected images with classes or a number each. Received: tfds:{name} with {keys or 'no labels'}. Choose a "
+        "data set for classification or regression."
     )
+
+
+def _label_feature(key: str, feature: Any) -> LabelFeature | None:
+    """Return what a feature of a data set holds: a class, several classes or a number; None for others."""
+    import tensorflow_datasets as tfds
+
+    ClassLabel, Sequence = tfds.features.ClassLabel, tfds.features.Sequence
+    if isinstance(feature, ClassLabel):
+        return LabelFeature(key, SINGLE, feature.names)
+    if isinstance(feature, Sequence) and isinstance(feature.feature, ClassLabel):
+        return LabelFeature(key, MULTI, feature.feature.names)
+    if type(feature) in (tfds.features.Scalar, tfds.features.Tensor) and feature.shape == ():
+        kind = np.dtype(feature.np_dtype).kind
+        return LabelFeature(key, REGRESSION, whole=kind != "f") if kind in "iuf" else None
+    return None
 
 
 def _prepare(builder: DatasetBuilder, name: str, data_dir: str | Path | None, download: bool) -> None:
