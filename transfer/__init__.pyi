@@ -48,6 +48,8 @@ from .training.averaging import average as average
 from .training.checkpoints import Interrupted as Interrupted
 from .training.learning_rate_finder import find_learning_rate as find_learning_rate
 from .evaluation.evaluation import Evaluation as Evaluation
+from .evaluation.label_evaluation import LabelEvaluation as LabelEvaluation
+from .evaluation.value_evaluation import ValueEvaluation as ValueEvaluation
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import calibrate as calibrate
 from .adviser.cross_validation import CrossValidation as CrossValidation
@@ -62,8 +64,8 @@ from .evaluation.screening import screening as screening
 from .results.finished_runs import FinishedRun as FinishedRun
 from .results.finished_runs import load_run as load_run
 from .results.saved_runs import save_run as save_run
-from .results.predict import Prediction as Prediction
-from .results.predict import Predictions as Predictions
+from .results.prediction import Prediction as Prediction
+from .results.prediction import Predictions as Predictions
 from .results.predict import predict as predict
 from .evaluation.explanations import grad_cam as grad_cam
 from .evaluation.explanations import occlusion as occlusion

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
     from transfer.adviser.choice import Choice
     from transfer.adviser.sample_features import SampleFeatures
     from transfer.cases.policies import Case
-    from transfer.evaluation.evaluation import Evaluation
+    from transfer.evaluation.kinds import AnyEvaluation
     from transfer.images.datasets import ImageData
     from transfer.results.run_writer import RunResults
 
@@ -132,7 +132,7 @@ def _train_once(
 ) -> Path:
     """Train the model of one case, from the options or the advice, and write its run."""
     from transfer.cases.builders import build
-    from transfer.evaluation.evaluate import calibrate, decision_rule, evaluate
+    from transfer.evaluation.evaluate import calibrate, decision_options, evaluate
     from transfer.results import rescue, run_writer
     from transfer.results.saved_runs import limits_of, results_of, write_report
     from transfer.training.fit import fit
@@ -158,8 +158,8 @@ def _train_once(
             checkpoint_every=seconds_of(config.checkpoint_every) or 0.0,
         )
         temperature = calibrate(model, data, **chosen.evaluate_options()) if config.calibrate else None
-        rule = decision_rule(model, data, **chosen.evaluate_options())
-        options = {**chosen.evaluate_options(), "rule": rule}
+        decided = decision_options(model, data, **chosen.evaluate_options())
+        options = {**chosen.evaluate_options(), **decided}
         evaluation = evaluate(model, data, **options) if len(data.test) else None
         limits = limits_of(model, data, evaluation, engine=config.engine)
         results = None
@@ -167,7 +167,7 @@ def _train_once(
             results = results_of(
                 replace(chosen, output=None, resume=False), model, data, training, evaluation,
                 metrics={"model": config.model, **choice.advised, "temperature": temperature},
-                seconds=clock.seconds, limits=limits, rule=rule,
+                seconds=clock.seconds, limits=limits, **decided,
             )  # fmt: skip
             rescue.write_somewhere(folder, partial(run_writer.write_run, results=results))
     # From here on, the run is complete: an interrupt or a crash loses only its figures and pages.
@@ -227,11 +227,11 @@ def _improve(config: TrainConfig, data: ImageData, *args: Any) -> Path:
 
 
 def _log_accuracy(
-    evaluation: Evaluation | None, model: keras.Model, data: ImageData, options: dict[str, Any]
+    evaluation: AnyEvaluation | None, model: keras.Model, data: ImageData, options: dict[str, Any]
 ) -> None:
     """Log the accuracy on the test images, or on the validation images if there are no test images."""
     from transfer.evaluation.evaluate import evaluate
-    from transfer.evaluation.evaluation import ordinal_text
+    from transfer.evaluation.evaluation import Evaluation, ordinal_text
 
     if evaluation is not None:
         log.info("Test %s on %d held-out images.", evaluation.headline, len(data.test))
@@ -241,7 +241,7 @@ def _log_accuracy(
         log.info(text, evaluation.headline, len(data.val))
     else:
         log.info("No test images and no validation images, so the accuracy is unknown.")
-    if evaluation is not None and (text := ordinal_text(evaluation)):
+    if isinstance(evaluation, Evaluation) and (text := ordinal_text(evaluation)):
         log.info("%s", text.strip())
 
 

@@ -10,7 +10,7 @@ from helpers.networks import make_tiny
 from transfer.cases.builders import build, unfreeze
 from transfer.config import TrainConfig
 from transfer.evaluation.evaluation import Evaluation
-from transfer.results import run_pages
+from transfer.results import evaluation_texts, model_card, run_pages
 from transfer.results.run_figures import mistakes_title, network_blocks
 from transfer.results.run_metrics import describe_training
 from transfer.results.run_records import read_record
@@ -89,7 +89,7 @@ def evaluation(images, confidence=0.9, correct=0.6):
     ],
 )
 def test_the_verdict_claims_no_more_than_the_images_show(images, confidence, calibrated, says):
-    assert run_pages.verdict(evaluation(images, confidence), calibrated=calibrated).endswith(says)
+    assert evaluation_texts.verdict(evaluation(images, confidence), calibrated=calibrated).endswith(says)
 
 
 def test_the_report_lists_the_options_that_apply_to_the_run():
@@ -107,9 +107,9 @@ def test_the_report_lists_the_options_that_apply_to_the_run():
 def test_the_model_card_makes_no_promise_that_its_findings_contradict():
     record = read_record(OLD_RUN)
     promise = "No image is in two of these splits."
-    assert promise in run_pages.model_card(record)
+    assert promise in model_card.model_card(record)
     shared = replace(record.data, groups=9, shared_groups=("patient 3",))
-    card = run_pages.model_card(replace(record, data=shared))
+    card = model_card.model_card(replace(record, data=shared))
     assert promise not in card and "1 of 9 groups in more than one" in card
 
 

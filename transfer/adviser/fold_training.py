@@ -109,7 +109,7 @@ class FoldTraining:
         data = self.folded.fold(number, self.val)
         with quiet("tensorflow", logging.ERROR):  # it warns that each model is traced anew
             model, _, used = self._train(data, train, checkpoints)
-            return evaluate(model, data, **used.evaluate_options()).probabilities
+            return evaluate(model, data, **used.evaluate_options()).outputs
 
     def final(self, checkpoints: Path | None) -> tuple[keras.Model, ImageData, TrainingLog]:
         """Train the model on the images of all folds; return it with its data and its log."""

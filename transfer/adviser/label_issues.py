@@ -14,6 +14,7 @@ from transfer.adviser.sample_features import SampleFeatures
 from transfer.common.errors import InputError, optional
 from transfer.common.text import plural
 from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.kinds import AnyEvaluation
 from transfer.images.datasets import ImageData
 
 MIN_EVIDENCE = 2.7
@@ -186,9 +187,9 @@ class _HeldOutScores:
     scores: np.ndarray  # log probabilities of images that the model was not trained on, shape (N, classes)
 
 
-def label_issues_of(evaluation: Evaluation | None) -> tuple[LabelIssue, ...]:
-    """Return the images of an evaluation whose label is more likely wrong than right."""
-    if evaluation is None:
+def label_issues_of(evaluation: AnyEvaluation | None) -> tuple[LabelIssue, ...]:
+    """Return the images of an evaluation whose label is more likely wrong than right; none for other tasks."""
+    if not isinstance(evaluation, Evaluation):
         return ()
     with optional("the label issues"):
         scores = _HeldOutScores(np.log(np.maximum(evaluation.probabilities, 1e-12)))

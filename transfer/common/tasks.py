@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,3 +50,19 @@ def metric_of_row(row: Mapping[str, Any]) -> Task:
 def score_text(metric: str, value: float) -> str:
     """Return the value of a metric as text: R2 with two digits, others in percent."""
     return f"{value:.2f}" if metric == TASK[REGRESSION].metric else f"{value:.1%}"
+
+
+PROBABILITIES = "probabilities"
+"""Name of the output of a model of classes or labels in files for other runtimes."""
+
+
+def output_name(task: str) -> str:
+    """Return the name of the output of a model in files for other runtimes."""
+    return "value" if task == REGRESSION else PROBABILITIES
+
+
+def outputs_text(task: str, class_names: Sequence[str]) -> str:
+    """Return what a model predicts, such as "12 classes", "3 labels" or "the number age"."""
+    if task == REGRESSION:
+        return f"the number {class_names[0]}"
+    return f"{len(class_names):,} {'labels' if task == MULTI else 'classes'}"

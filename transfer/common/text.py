@@ -27,6 +27,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def number(value: float) -> str:
+    """Return a number with at most four digits that count, such as "1.235", "-0.01235" or "123,500"."""
+    return f"{float(f'{value:.4g}'):,.10g}" if abs(value) >= 1e-4 or not value else f"{value:.4g}"
+
+
 def shorten(name: str, most: int = 24) -> str:
     """Return a name of at most `most` letters, without the middle of a longer one."""
     half = (most - 1) // 2

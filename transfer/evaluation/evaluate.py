@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,9 +13,15 @@ from transfer.cases.decisions import find_decision
 from transfer.common.arguments import explain_arguments
 from transfer.common.decision_rules import MOST_PROBABLE, RULES, choose_rule
 from transfer.common.errors import InputError, unknown
+from transfer.common.label_metrics import label_thresholds
+from transfer.common.tasks import MULTI, ORDINAL, REGRESSION, SINGLE
 from transfer.distributed.process_group import current_group
 from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.kinds import AnyEvaluation
+from transfer.evaluation.label_evaluation import LabelEvaluation
 from transfer.evaluation.metrics import fit_temperature
+from transfer.evaluation.prediction_sets import COVERAGE, conformal_quantile
+from transfer.evaluation.value_evaluation import ValueEvaluation
 from transfer.frozen.extraction import (
     BATCH_SIZE,
     apply_head,
@@ -32,7 +39,7 @@ from transfer.images.flips import flip_problem
 from transfer.images.pipeline import make_dataset, plain_errors
 from transfer.networks.arguments import check_classifier
 from transfer.networks.gradients import averaged_models, softmax_layer
-from transfer.training.trained import as_test_data, count_seen, find_trained
+from transfer.training.trained import TrainedModel, as_test_data, count_seen, find_trained
 
 log = logging.getLogger(__name__)
 
@@ -63,17 +70,22 @@ def evaluate(
     cache: FeatureCache | None = None,
     seed: int = 0,
     rule: str | None = None,
-) -> Evaluation:
+    thresholds: Sequence[float] | np.ndarray | None = None,
+) -> AnyEvaluation:
     """Run a model over a split and compare its predictions with the labels.
+
+    The task of the data decides what is returned: an `Evaluation` of single and ordered classes, a `LabelEvaluation` of
+    several labels per image, or a `ValueEvaluation` of a number per image.
 
     If the model is a frozen network with a head, the frozen part runs as in `fit`, with the same engine,
     and its features are cached.
 
     Args:
-        model: takes raw RGB images and returns class probabilities.
+        model: takes raw RGB images and returns class probabilities, or a number for regression.
         data: images from `load_data`. Other labeled images, in any form that `load_data` takes, are the test set. The
             names of their classes are those of the training, or numbers if `fit` did not train the model.
-        labels: labels of images that are passed as an array: whole numbers, class names or one-hot.
+        labels: labels of images that are passed as an array: whole numbers, class names or one-hot; rows of 0 and 1
+            for several labels; numbers for regression.
         split: `"train"`, `"val"` or `"test"`.
         views: number of views of each image, 1 or more. The first view is the image itself, the others are augmented.
             The probabilities are averaged over the views.
@@ -86,13 +98,18 @@ def evaluate(
         rule: rule that decides the classes of ordered classes: `"most-probable"`, `"median"` or `"expected"` (the
             rounded expected rank). None is the rule of the run; after `fit` on data with `task="ordinal"`, it is the
             one with the lowest mean absolute error on the validation images.
+        thresholds: for several labels per image, the probability of each label above which it is predicted, 0 to 1.
+            None uses those of the run; after `fit` on data with `task="multi"`, those with the highest F1 on held-out
+            images.
 
     Returns:
-        The evaluation, with the probabilities and metrics such as `accuracy`, `loss` and `confusion`.
+        The evaluation, with the outputs of the model and metrics: `accuracy`, `loss` and `confusion` of classes,
+        `mean_average_precision` and `f1_micro` of several labels, `r2` and `mean_absolute_error` of numbers.
 
     Raises:
         InputError: the split does not exist or is empty, the model and the data differ in their classes, the model does
-            not return probabilities, or `views` is above 1 without augmentation.
+            not return the outputs of the task, `views` is above 1 without augmentation, or a rule or thresholds do not
+            suit the task.
 
     Example:
         >>> from transfer.cases.builders import small_similar
@@ -105,6 +122,7 @@ def evaluate(
     if rule is not None and rule not in RULES:
         raise unknown("rule", rule, RULES)
     data, seen = _labeled_data(model, data, labels, split)
+    check_decisions(data, rule, thresholds)
     part = getattr(data, str(split), None)
     if not isinstance(part, Split) or not len(part):
         raise InputError(f"Expected a split with images: train, val or test. Received: {split!r}.")
@@ -118,32 +136,53 @@ def evaluate(
         decision = find_decision(model)
         flip = decision.flip if decision else None
     flip = not flip_problem(data.class_names) if flip is None else flip
+    shared: dict[str, Any] = {"views": views, "augment": augment, "flip": flip, "seed": seed, "cache": cache}
+    outputs = _outputs(model, data, part, name=split, engine=engine, **shared)
+    check_outputs(model, outputs, data.task)
+    named = tuple(part.names), tuple(part.groups), seen if split == "test" else len(part)
+    if data.task == REGRESSION:
+        width = None if split == "val" else _interval_width(model, data, engine=engine, **shared)
+        return ValueEvaluation(data.class_names, part.labels, outputs[:, 0], *named, width)
+    if data.task == MULTI:
+        found = thresholds_of(model, data, engine=engine, **shared) if thresholds is None else thresholds
+        return LabelEvaluation(data.class_names, part.labels, outputs, *named, np.array(found, "float64"))
+    # Sums in float32 miss 1 by 1e-7, and scikit-learn warns about that.
+    outputs /= outputs.sum(axis=1, keepdims=True)
+    rule = rule or decision_rule(model, data, engine=engine, **shared)
+    return Evaluation(data.class_names, part.labels, outputs, *named, rule)
+
+
+def _outputs(
+    model: keras.Model, data: ImageData, part: Split, *, name: str, engine: str, views: int, **how: Any
+) -> np.ndarray:
+    """Return the mean outputs of a model over the views of the images of a split, float64 of shape (N, outputs)."""
     size = input_size(model, data)
     # Use full precision, so that the metrics are those of the saved model.
-    shared: dict[str, Any] = {"views": views, "augment": augment, "flip": flip, "seed": seed, "cache": cache}
-    options = {**shared, "image_size": size, "precision": "float32"}
+    options = {**how, "views": views, "image_size": size, "precision": "float32"}
     extractor = frozen_feature_extractor(model)
     if extractor is not None:
         # As in `fit`, training images set the quantization ranges of int8; images of this split do not.
         options |= {"engine": engine, "calibration": calibration_of(data.train, size)}
-        features = extract(extractor, part, name=f"{split} features", **options).load()
-        probabilities = apply_head(model, features)
+        outputs = apply_head(model, extract(extractor, part, name=f"{name} features", **options).load())
     elif views > 1:
-        rows = extract(model, part, name=f"{split} predictions", engine=in_float(engine), **options).load()
-        probabilities = rows.astype("float64")
+        rows = extract(model, part, name=f"{name} predictions", engine=in_float(engine), **options).load()
+        outputs = rows.astype("float64")
     else:
         own = part.take(current_group().own_part(len(part)).tolist())  # this worker's part
         dataset = make_dataset(own, image_size=size, batch_size=BATCH_SIZE)
         rows = local_copy(model).predict(dataset, verbose=0) if len(own) else np.zeros((0, data.num_classes))
-        probabilities = current_group().gather(np.asarray(rows, "float32")).astype("float64")
-    probabilities = probabilities.reshape(views, len(part), -1).mean(axis=0)
-    check_probabilities(model, probabilities)
-    # Sums in float32 miss 1 by 1e-7, and scikit-learn warns about that.
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    seen = seen if split == "test" else len(part)
-    rule = rule or decision_rule(model, data, engine=engine, **shared)
-    named = tuple(part.names), tuple(part.groups)
-    return Evaluation(data.class_names, part.labels, probabilities, *named, seen, rule)
+        outputs = current_group().gather(np.asarray(rows, "float32")).astype("float64")
+    return np.asarray(outputs.reshape(views, len(part), -1).mean(axis=0))
+
+
+def decision_options(model: keras.Model, data: ImageData | None, **options: Any) -> dict[str, Any]:
+    """Return the arguments of `evaluate` with which a model decides: the rule or the thresholds of its task."""
+    trained = find_trained(model)
+    task = data.task if data is not None else trained.task if trained is not None else SINGLE
+    if task == MULTI:
+        return {"thresholds": thresholds_of(model, data, **options)}
+    rule = decision_rule(model, data, **options) if task != REGRESSION else None
+    return {} if rule is None else {"rule": rule}
 
 
 def decision_rule(model: keras.Model, data: ImageData | None, **options: Any) -> str | None:
@@ -151,14 +190,61 @@ def decision_rule(model: keras.Model, data: ImageData | None, **options: Any) ->
     trained = find_trained(model)
     if trained is not None and trained.rule is not None:
         return trained.rule
-    if data is None or not data.ordered:  # other images of a model that `fit` trained
-        data = trained.find_data() if trained is not None else None
-    if data is None or not data.ordered:
+    data = _training_data(trained, data, ORDINAL)
+    if data is None:
         return None
     if not len(data.val):
         return MOST_PROBABLE
     val = evaluate(model, data, split="val", rule=MOST_PROBABLE, **options)
-    return choose_rule(val.labels, val.probabilities)
+    return choose_rule(val.labels, val.outputs)
+
+
+def thresholds_of(model: keras.Model, data: ImageData | None, **options: Any) -> np.ndarray:
+    """Return the thresholds of a run, or those with the highest F1 on the validation images; 0.5 without these."""
+    trained = find_trained(model)
+    if trained is not None and trained.thresholds is not None:
+        return trained.thresholds
+    even, data = np.full(model.output_shape[-1], 0.5), _training_data(trained, data, MULTI)
+    if data is None or not len(data.val):
+        return even
+    val = evaluate(model, data, split="val", thresholds=even, **options)
+    return label_thresholds(val.outputs, val.labels)
+
+
+def _interval_width(model: keras.Model, data: ImageData, **options: Any) -> float | None:
+    """Return the width of the intervals of predicted numbers by the validation images; None if these are too few."""
+    found = _training_data(find_trained(model), data, REGRESSION)
+    if found is None or not len(found.val):
+        return None
+    val = evaluate(model, found, split="val", **options)
+    half = conformal_quantile(np.abs(val.outputs[:, 0] - val.labels), COVERAGE)
+    return None if half is None else 2 * half
+
+
+def _training_data(trained: TrainedModel | None, data: ImageData | None, task: str) -> ImageData | None:
+    """Return data of a task, or for a test set the data that `fit` got, if they are still in memory."""
+    if data is None or data.task != task or not len(data.train):
+        data = trained.find_data() if trained is not None else None
+    return data if data is not None and data.task == task else None
+
+
+def check_decisions(data: ImageData, rule: str | None, thresholds: Any) -> None:
+    """Raise for a rule or for thresholds that do not suit the task."""
+    if rule is not None and data.task in (MULTI, REGRESSION):
+        raise InputError(
+            f"Expected a rule with one class per image. Received it with the task {data.task}. Leave it out."
+        )
+    if thresholds is None:
+        return
+    if data.task != MULTI:
+        raise InputError(
+            f"Expected thresholds with the task multi. Received them with the task {data.task}. Leave them out."
+        )
+    values = np.asarray(thresholds, "float64")
+    if values.shape != (data.num_classes,) or not ((values >= 0) & (values <= 1)).all():
+        raise InputError(
+            f"Expected {data.num_classes} thresholds from 0 to 1, one for each label. Received: {thresholds!r}."
+        )
 
 
 def _labeled_data(model: keras.Model, data: Any, labels: Any, split: str) -> tuple[ImageData, int]:
@@ -180,19 +266,34 @@ def _labeled_data(model: keras.Model, data: Any, labels: Any, split: str) -> tup
     return data, seen
 
 
-def check_probabilities(model: keras.Model, values: np.ndarray) -> None:
-    """Raise if a model returns logits: their sum may be negative, and dividing by it would reverse their order."""
+def check_outputs(model: keras.Model, values: np.ndarray, task: str = SINGLE) -> None:
+    """Raise for outputs that the head of a task cannot return, such as logits in place of probabilities."""
+    if task == REGRESSION:
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"Expected a model that returns numbers. Received: {model.name!r}, which returns NaN or infinity. "
+                "Check its weights. It must take raw RGB images from 0 to 255."
+            )
+        return
+    # The sum of logits may be negative, and dividing by it would reverse their order.
     low, high = values.min(), values.max()
     if low < -_ROUNDING or high > 1 + _ROUNDING:
+        ends = "a sigmoid, such as keras.layers.Dense(..., activation='sigmoid')"
+        if task != MULTI:
+            ends = "a softmax, such as keras.Sequential([model, keras.layers.Softmax()])"
         raise InputError(
             f"Expected a model that returns probabilities, from 0 to 1. Received: {model.name!r}, with values "
-            f"from {low:.3g} to {high:.3g}. End it with a softmax, such as keras.Sequential([model, "
-            "keras.layers.Softmax()])."
+            f"from {low:.3g} to {high:.3g}. End it with {ends}."
         )
 
 
 def check_calibration(data: ImageData) -> None:
-    """Raise `InputError` if there are too few validation images to calibrate."""
+    """Raise `InputError` for other tasks, and if there are too few validation images to calibrate."""
+    if data.task in (MULTI, REGRESSION):
+        raise InputError(
+            f"Expected images with one class each to calibrate. Received: the task {data.task}. Train without "
+            "calibration."
+        )
     if len(data.val) < MIN_IMAGES_TO_CALIBRATE:
         raise InputError(
             f"Expected {MIN_IMAGES_TO_CALIBRATE} validation images or more to calibrate. Received: {len(data.val)}. "
@@ -230,11 +331,11 @@ def calibrate(model: keras.Model, data: ImageData, **options: Any) -> float:
     check_classifier(model, "calibrate(model, data)")
     check_data(data, "calibrate(model, data)")
     models = averaged_models(model)
+    check_calibration(data)
     for one in models:
         softmax_layer(one)  # raises for other models
-    check_calibration(data)
     evaluations = [evaluate(one, data, split="val", **options) for one in models]
-    temperature = fit_temperature(data.val.labels, *(one.probabilities for one in evaluations))
+    temperature = fit_temperature(data.val.labels, *(one.outputs for one in evaluations))
     scale_head(model, temperature)
     return temperature
 

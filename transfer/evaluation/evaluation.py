@@ -27,6 +27,7 @@ from transfer.evaluation.metrics import (
     top_k,
 )
 from transfer.evaluation.ordinal import OrdinalScores, describe_scores, ordinal_scores
+from transfer.evaluation.sentences import counted_images, require_images, seen_warning
 
 if TYPE_CHECKING:
     import pandas
@@ -83,9 +84,24 @@ class Evaluation:
         return ordinal_scores(self.confusion) if self.rule is not None else None
 
     @property
+    def outputs(self) -> np.ndarray:
+        """Outputs of the model: the probabilities."""
+        return self.probabilities
+
+    @property
     def accuracy(self) -> float:
         """Fraction of correctly classified images, 0 to 1."""
         return float(np.mean(self.labels == self.predictions))
+
+    @property
+    def score(self) -> float:
+        """The metric of the task: the accuracy."""
+        return self.accuracy
+
+    @property
+    def headline(self) -> str:
+        """The metric of the task as text, such as "accuracy: 86.0%"."""
+        return f"accuracy: {self.accuracy:.1%}"
 
     @property
     def loss(self) -> float:
@@ -165,17 +181,12 @@ class Evaluation:
         return "\n".join([*lines, ""])
 
     def _sentences(self) -> list[str]:
-        count, k = len(self.labels), min(5, len(self.class_names) - 1)
-        groups = f" in {len(set(self.groups)):,} groups" if len(self.groups) else ""
+        k = min(5, len(self.class_names) - 1)
         lines = [
-            f"Accuracy: {self.accuracy:.1%} on {count:,} {'' if self.seen else 'held-out '}images{groups} "
-            f"(95% interval {percent_range(self.interval, 1)})."
+            f"Accuracy: {self.accuracy:.1%} on {counted_images(self)} (95% interval "
+            f"{percent_range(self.interval, 1)}).",
+            *seen_warning(self),
         ]
-        if self.seen:
-            lines.append(
-                f"Warning: {self.seen:,} of these images were used for training or validation. They make the "
-                "results too optimistic."
-            )
         lines += [text.strip()] if (text := ordinal_text(self)) else []
         lines += [f"Top-{k} accuracy: {self.top_k(k):.1%}."] if k > 1 else []
         lines.append(
@@ -250,10 +261,7 @@ class Evaluation:
         return calibration_plot(self._not_empty().calibration)
 
     def _not_empty(self) -> Evaluation:
-        if not len(self.labels):
-            raise InputError(
-                "Expected an evaluation of one image or more, to draw it. Received one without images."
-            )
+        require_images(self)
         return self
 
 
@@ -264,9 +272,12 @@ def ordinal_text(evaluation: Evaluation) -> str:
 
 
 def check_evaluation(value: Any, call: str) -> None:
-    """Raise unless an argument comes from `evaluate`; `call` shows the order of arguments."""
-    if not isinstance(value, Evaluation):
-        raise InputError(
-            f"Expected an evaluation in {call}. Received: {'None' if value is None else type(value).__name__}. Make "
-            "one first: evaluation = transfer.evaluate(model, data)."
-        )
+    """Raise unless an argument is an evaluation of single labels; `call` shows the order of arguments."""
+    if isinstance(value, Evaluation):
+        return
+    advice = "Make one first: evaluation = transfer.evaluate(model, data)."
+    if hasattr(value, "class_names"):
+        advice = "It needs one label per image: load the images with task='single' or 'ordinal'."
+    raise InputError(
+        f"Expected an evaluation in {call}. Received: {'None' if value is None else type(value).__name__}. {advice}"
+    )

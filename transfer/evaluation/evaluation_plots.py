@@ -1,16 +1,15 @@
-"""Figures of an evaluation: confusion matrix, predictions, reliability diagram, precision and recall by class."""
+"""Figures of an evaluation: confusion matrix, reliability diagram, precision and recall by class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from transfer.common.figures import COLORS, Sheet, new_figure, without_math
-from transfer.common.text import plural, shorten_all, wrapped
+from transfer.common.figures import COLORS, new_figure, without_math
+from transfer.common.text import plural, shorten_all
 from transfer.evaluation.metrics import Calibration, fraction_intervals
 
 if TYPE_CHECKING:
@@ -51,35 +50,6 @@ def confusion_matrix(evaluation: Evaluation) -> Figure:
         f"Accuracy {evaluation.accuracy:.1%}, {plural(len(evaluation.labels), 'image')}", fontsize=11
     )
     return without_math(figure)
-
-
-def prediction_sheet(evaluation: Evaluation, images: Mapping[int, np.ndarray]) -> Figure:
-    """Draw images with their predicted classes: correct ones in green, wrong ones in red with the true class."""
-    columns, width, side = 6, 198, 180  # pixels
-    captions = {place: wrapped(prediction_caption(evaluation, place), 27) for place in images}
-    lines = max((text.count("\n") for text in captions.values()), default=0) + 1
-    rows, height = max(1, -(-len(images) // columns)), side + 12 + 18 * max(2, lines)
-    sheet = Sheet(width * columns, height * rows)
-    for number, (place, image) in enumerate(images.items()):
-        row, column = divmod(number, columns)
-        high, wide = (max(1, side * length // max(image.shape[:2])) for length in image.shape[:2])
-        top, text = height * (row + 1) - high - 4, captions[place]
-        sheet.paste(image, width * column + (width - wide) // 2, top, wide, high)
-        correct = evaluation.predictions[place] == evaluation.labels[place]
-        size = 9 * min(1.0, 22 / max(map(len, text.split("\n"))))  # a line holds about 22 letters
-        color = "#1b7f3b" if correct else "#c1121f"
-        sheet.write(
-            width * (column + 0.5), top - 4, text, fontsize=size, color=color, ha="center", va="bottom"
-        )
-    return sheet.finish()
-
-
-def prediction_caption(evaluation: Evaluation, position: int) -> str:
-    """Return the predicted class of an image with its probability, and the true class if that differs."""
-    guess, truth = evaluation.predictions[position], evaluation.labels[position]
-    names = shorten_all(evaluation.class_names)
-    text = f"{names[guess]} {evaluation.probabilities[position, guess]:.0%}"
-    return text if guess == truth else f"{text}\n(is {names[truth]})"
 
 
 def calibration_plot(calibration: Calibration) -> Figure:

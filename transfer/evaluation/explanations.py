@@ -50,10 +50,11 @@ def grad_cam(
     The logit is used because the gradient of the probability vanishes where the model is confident.
 
     Args:
-        model: takes raw RGB images and returns a value for each class, or one value for the second of two classes. A
-            nested base model is supported. The model is not changed.
+        model: takes raw RGB images and returns a value for each class or label, one value for the second of two
+            classes, or the number of a regression. A nested base model is supported. The model is not changed.
         images: RGB images, shape (N, height, width, 3), 0 to 255, uint8 or float.
-        classes: class index of each image, or one for all. None is the predicted class.
+        classes: class index of each image, or one for all. None is the predicted class, or the most probable of several
+            labels. For a regression, 1 explains what raises the number, and 0 what lowers it.
         layer: name of the layer to explain, also inside a nested model. None is the last layer with feature maps.
         batch_size: images per batch.
 

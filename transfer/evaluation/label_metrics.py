@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transfer.common.label_metrics import mean_average_precision
+from transfer.common.label_metrics import average_precision
 
 
 class LabelScore(NamedTuple):
@@ -50,7 +50,7 @@ def label_scores(
             rows.append(LabelScore(name, np.nan, np.nan, np.nan, np.nan, 0))
             continue
         precision = hits / chosen if chosen else 0.0
-        average = mean_average_precision(probabilities[:, column], labels[:, column])
+        average = float(average_precision(probabilities[:, number], labels[:, number])[0])
         rows.append(LabelScore(name, average, precision, hits / true, 2 * hits / (chosen + true), true))
     return tuple(rows)
 

@@ -94,7 +94,9 @@ def fraction_intervals(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def percent_range(interval: tuple[float, float], decimals: int = 0) -> str:
-    """Return an interval of fractions as text, such as "71-93%"."""
+    """Return an interval of fractions as text, such as "71-93%"; "undefined" for one that is not a number."""
+    if not np.isfinite(interval).all():
+        return "undefined"
     low, high = (f"{100 * end:.{decimals}f}" for end in interval)
     return f"{low}-{high}%"
 

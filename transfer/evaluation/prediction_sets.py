@@ -45,7 +45,7 @@ def set_threshold(scores: np.ndarray, coverage: float) -> float:
         possible = possible_coverage(len(scores))
         raise InputError(
             f"Expected {needed:,} validation images or more for a coverage of {coverage:g}. Received a run with "
-            f"{len(scores):,}. {f'Its sets can have a coverage of up to {possible:.3g}. ' if len(scores) else ''}"
+            f"{len(scores):,}. {f'It allows a coverage of up to {possible:.3g}. ' if len(scores) else ''}"
             "Train with a larger --val for more."
         )
     return threshold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import keras
 import numpy as np
 
 from transfer.common.errors import InputError
+from transfer.common.tasks import MULTI, REGRESSION
 from transfer.distributed.strategies import scope_of
 from transfer.evaluation import unknown
-from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.kinds import AnyEvaluation
+from transfer.evaluation.prediction_intervals import describe_intervals, measure_intervals
 from transfer.evaluation.prediction_sets import (
     COVERAGE,
     conformal_quantile,
@@ -23,6 +25,7 @@ from transfer.evaluation.prediction_sets import (
     measure_sets,
     set_scores,
 )
+from transfer.evaluation.value_evaluation import ValueEvaluation
 from transfer.frozen.extraction import (
     KnownFeatures,
     apply_head,
@@ -34,6 +37,7 @@ from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.openvino_engine import in_float
 from transfer.frozen.shared_pass import local_copy
 from transfer.images.datasets import ImageData, Split
+from transfer.images.stratification import strata_of
 from transfer.networks import surgery
 from transfer.networks.gradients import averaged_models
 from transfer.networks.graphs import graph
@@ -56,13 +60,20 @@ class Reference:
     distances: np.ndarray
     # Where these come from: "validation", or "training" with each image left out.
     held_out: str
-    # `set_scores` of held-out images; empty without validation images.
+    # `set_scores` of held-out images, or the absolute errors of a regression; empty without validation images, and for
+    # several labels per image.
     scores: np.ndarray
 
     @property
     def threshold(self) -> float:
         """The largest distance of an image of the known classes."""
         return unknown.distance_threshold(self.distances)
+
+    @property
+    def interval_width(self) -> float | None:
+        """Width of the intervals of predicted numbers; None with too few validation images."""
+        half = conformal_quantile(self.scores, COVERAGE)
+        return None if half is None else 2 * half
 
     def distances_of(self, features: np.ndarray) -> np.ndarray:
         """Return the distances of images to the training images; the last features are compared."""
@@ -83,22 +94,37 @@ def reference_of(
     known: KnownFeatures | None = None,
     engine: str = "auto",
 ) -> Reference:
-    """Compute the reference of a model; `held_out` has probabilities and labels in place of the model's own."""
+    """Compute the reference of a model; `held_out` has outputs and labels in place of the model's own."""
     width = compared_width(model)
     most = max(2, min(unknown.MAX_IMAGES, MAX_BYTES // width))
-    train = data.train.take(unknown.spread_over_classes(data.train.labels, most).tolist())
+    train = data.train.take(unknown.spread_over_classes(_strata(data.train.labels), most).tolist())
     val = sample(data.val)
     frozen = frozen_feature_extractor(model) is not None
     with _extraction(model, input_size(model, data), engine, known, precision="auto") as run:
         features = run(train)[0][:, -width:]
-        own, probabilities = run(val) if len(val) else (features[:0], np.zeros((0, data.num_classes)))
+        own, outputs = run(val) if len(val) else (features[:0], np.zeros((0, data.num_classes)))
     directions = unknown.as_directions(features)
     if len(val) >= MIN_VALIDATION["frozen" if frozen else "fine-tuned"]:
         found, where = unknown.neighbor_distances(own[:, -width:], directions), "validation"
     else:
         found, where = unknown.neighbor_distances(features, directions, leave_one_out=True), "training"
-    scores = set_scores(*(held_out or (probabilities, val.labels)))
+    scores = held_out_scores(data.task, *(held_out or (outputs, val.labels)))
     return Reference(directions, np.sort(found), where, scores)
+
+
+def held_out_scores(task: str, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return how badly the label of each image fits the outputs of a model, ascending; none for several labels."""
+    if task == MULTI:
+        return np.zeros(0)
+    return np.sort(np.abs(outputs[:, 0] - labels)) if task == REGRESSION else set_scores(outputs, labels)
+
+
+def _strata(labels: np.ndarray) -> np.ndarray:
+    """Return the class of each image, the band of its number, or the rarest of its labels."""
+    if labels.ndim == 1:
+        return strata_of(labels)
+    rare = labels / np.maximum(1, labels.sum(axis=0))
+    return np.where(labels.any(axis=1), rare.argmax(axis=1), labels.shape[1])
 
 
 def sample(split: Split) -> Split:
@@ -117,7 +143,7 @@ def _extraction(
     *,
     precision: str,
 ) -> Iterator[Any]:
-    """Yield a function that returns the features and probabilities of a split; frozen layers use the cache."""
+    """Yield a function that returns the features and outputs of a split; frozen layers use the cache."""
     options: dict[str, Any] = {"image_size": image_size, "engine": in_float(engine), "name": "features"}
     frozen = frozen_feature_extractor(model)
     if frozen is not None:
@@ -163,7 +189,7 @@ def measured(
     reference: Reference,
     model: keras.Model,
     data: ImageData,
-    evaluation: Evaluation | None,
+    evaluation: AnyEvaluation | None,
     *,
     coverage: float | None = None,
     others: np.ndarray | None = None,
@@ -179,10 +205,21 @@ def measured(
     values["unknown"]["threshold_from"] = reference.held_out
     wanted = coverage or COVERAGE
     if coverage is not None or conformal_quantile(reference.scores, wanted) is not None:
-        values["prediction_sets"] = measure_sets(
-            reference.scores, evaluation.probabilities, evaluation.labels, coverage=wanted, groups=evaluation.groups
-        )  # fmt: skip
+        scores, labels, groups = reference.scores, evaluation.labels, evaluation.groups
+        if isinstance(evaluation, ValueEvaluation):
+            found = measure_intervals(scores, evaluation.predictions, labels, coverage=wanted, groups=groups)
+            values["prediction_intervals"] = found
+        else:
+            found = measure_sets(scores, evaluation.outputs, labels, coverage=wanted, groups=groups)
+            values["prediction_sets"] = found
     return values
+
+
+def with_interval_width(evaluation: AnyEvaluation, reference: Reference | None) -> AnyEvaluation:
+    """Return the evaluation of a regression with the interval width of a reference; another one as it is."""
+    if not isinstance(evaluation, ValueEvaluation) or reference is None:
+        return evaluation
+    return replace(evaluation, interval_width=reference.interval_width)
 
 
 def limit_notes(values: Mapping[str, Any]) -> list[str]:
@@ -192,4 +229,6 @@ def limit_notes(values: Mapping[str, Any]) -> list[str]:
         notes.append(unknown.describe_unknown(values["unknown"]))
     if "prediction_sets" in values:
         notes.append(describe_sets(values["prediction_sets"]))
+    if "prediction_intervals" in values:
+        notes.append(describe_intervals(values["prediction_intervals"]))
     return notes

@@ -15,6 +15,7 @@ import numpy as np
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import InputError, unknown
 from transfer.common.files import check_folder
+from transfer.common.tasks import MULTI, REGRESSION, output_name
 from transfer.exporters.output_folder import (
     NOTES,
     SUFFIXES,
@@ -26,6 +27,7 @@ from transfer.exporters.output_folder import (
 from transfer.exporters.verification import Exported, compare, format_name
 from transfer.images.datasets import ImageData
 from transfer.results.file_names import LABELS
+from transfer.results.stored_task import add_task
 
 if TYPE_CHECKING:  # TensorFlow is imported only when there is a run to export, so that --help is fast
     import keras
@@ -101,7 +103,7 @@ def export(
         raise InputError("Export needs the TensorFlow backend. Run it with KERAS_BACKEND=tensorflow.")
     from transfer.exporters import formats
     from transfer.networks import surgery
-    from transfer.results.predict import as_classifier
+    from transfer.results.predict import as_classifier, decisions_of
 
     formats.load_packages(to, quantize)
     loaded = as_classifier(run, class_names, call="export(run, to")
@@ -111,10 +113,10 @@ def export(
     calibration = None if train is None else _pixels(train, loaded.image_size)
     # Files compute in float32 at one size. A model in bfloat16 would differ by more than the check allows.
     model = surgery.clone(loaded.model, image_size=loaded.image_size, precision="float32")
-    name = format_name(to, quantize)
+    name, thresholds = format_name(to, quantize), decisions_of(loaded).get("thresholds")
     log.info("Converting %s to %s", loaded.name, name)
     with replacing_folder(final) as partial:
-        notes = file_notes(loaded, to, quantize)
+        notes = file_notes(loaded, to, quantize, thresholds)
         with _converter_errors(name):
             path = _convert(model, loaded, notes, partial, calibration)
         log.info("Comparing the file with Keras on %s held-out images", f"{len(test):,}")
@@ -205,6 +207,8 @@ def _own_images(run: FinishedRun | TrainedModel, data: ImageData | None) -> Imag
             raise InputError(
                 f"{error} To verify the exported file, pass --data DIR, or data=... in Python."
             ) from None
+    if data.task != run.task and {data.task, run.task} & {MULTI, REGRESSION}:
+        raise InputError(f"Expected data with the task {run.task}. Received: the task {data.task}.")
     if data.class_names != run.class_names:
         raise InputError(
             f"Expected data with the classes of the model: {', '.join(run.class_names)}. Received: "
@@ -251,18 +255,30 @@ def _convert(
     from transfer.exporters import formats, saved_model
 
     names, size, kind = run.class_names, run.image_size, notes["kind"]
+    thresholds = notes.get("thresholds")
     if kind == "saved-model":
+        form: dict[str, Any] = {"resize": run.resize, "pixel_range": run.pixel_range, "task": run.task}
         saved_model.write_saved_model(
-            model, folder, image_size=size, class_names=names, resize=run.resize, pixel_range=run.pixel_range
+            model, folder, image_size=size, class_names=names, thresholds=thresholds, **form
         )
         return folder
-    graph, file = formats.Graph(model, size), folder / notes["file"]
+    graph, file = formats.Graph(model, size, output_name(run.task)), folder / notes["file"]
     quantize = notes["quantize"]
     if kind == "litert":
         formats.write_litert(graph, file, class_names=names, quantize=quantize, calibration=calibration)
+        add_task(file, run.task, thresholds)
     else:
         write = {"onnx": formats.write_onnx, "openvino": formats.write_openvino}[kind]
-        keys = ("class_names", "image_size", "resize", "pixel_range", "inputs", "outputs")
+        keys = (
+            "task",
+            "class_names",
+            "thresholds",
+            "image_size",
+            "resize",
+            "pixel_range",
+            "inputs",
+            "outputs",
+        )
         metadata = {key: notes[key] for key in keys if key in notes}
         write(graph, file, notes=metadata, quantize=quantize, calibration=calibration)
     return file
@@ -275,9 +291,10 @@ def _verify(
     from transfer.exporters.runtimes import BATCH, open_exported, run_all, without_tf32
 
     with without_tf32():
-        run, batch = open_exported(notes["kind"], path)
-        probabilities, speed = run_all(run, images, batch)
+        run, batch = open_exported(notes["kind"], path, output_name(notes["task"]))
+        outputs, speed = run_all(run, images, batch)
         expected, keras_speed = run_all(lambda x: np.asarray(model.predict_on_batch(x)), images, BATCH)
+    limits = np.array(notes["thresholds"]) if "thresholds" in notes else None
     files = path.rglob("*") if path.is_dir() else path.parent.iterdir()
     return Exported(
         path=path,
@@ -286,7 +303,7 @@ def _verify(
         size=sum(file.stat().st_size for file in files if file.is_file()),
         images_per_second=round(speed, 1),
         keras_images_per_second=round(keras_speed, 1),
-        **compare(probabilities, expected, labels),
+        **compare(outputs, expected, labels, task=notes["task"], thresholds=limits),
     )
 
 

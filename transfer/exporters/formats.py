@@ -19,12 +19,13 @@ import tensorflow as tf
 
 from transfer.common.errors import InputError, install_hint
 from transfer.common.streams import discarded
+from transfer.common.tasks import PROBABILITIES
 from transfer.frozen.constant_graphs import all_constant
 from transfer.frozen.openvino_engine import import_openvino
 from transfer.results.finished_runs import add_labels
 
-INPUT, OUTPUT = "images", "probabilities"
-"""Names of the input and the output in every file."""
+INPUT = "images"
+"""Name of the input in every file."""
 
 OPSET = 17
 """ONNX operator set: the newest that runtimes of the last three years read, also in browsers."""
@@ -86,7 +87,7 @@ def _inlined() -> Iterator[None]:
 class Graph(tf.Module):
     """A network in inference mode with constants instead of variables, as every converter reads it."""
 
-    def __init__(self, model: keras.Model, image_size: tuple[int, int]) -> None:
+    def __init__(self, model: keras.Model, image_size: tuple[int, int], output: str = PROBABILITIES) -> None:
         super().__init__()
         spec = tf.TensorSpec((None, *image_size, 3), tf.float32, name=INPUT)
         traced = tf.function(
@@ -94,9 +95,9 @@ class Graph(tf.Module):
         )
         with _inlined():
             frozen = all_constant(traced.get_concrete_function(spec))
-        self.image_size = image_size
+        self.image_size, self.output = image_size, output
         self.frozen = frozen
-        self.call = tf.function(lambda images: {OUTPUT: frozen(images)[0]}, [spec], autograph=False)
+        self.call = tf.function(lambda images: {output: frozen(images)[0]}, [spec], autograph=False)
 
 
 def write_litert(
@@ -229,7 +230,7 @@ def write_openvino(
     finally:
         source.unlink(missing_ok=True)
     network.inputs[0].set_names({INPUT})
-    network.outputs[0].set_names({OUTPUT})
+    network.outputs[0].set_names({graph.output})
     for name, value in notes.items():
         network.set_rt_info(_json(value), ["transfer", name])
     openvino.save_model(network, str(file), compress_to_fp16=quantize == "float16")

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transfer.common.errors import InputError
+from transfer.common.tasks import REGRESSION, output_name
 from transfer.exporters.verification import format_name
 from transfer.images.pixel_range import PixelRange
 from transfer.results.file_names import EXPORTED
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from transfer.results.finished_runs import FinishedRun
     from transfer.training.trained import TrainedModel
 
@@ -94,7 +97,9 @@ def _range_note(pixel_range: PixelRange) -> str:
     return f"in images with more than 8 bits per channel, the values {pixel_range} become 0 to 255, clipped"
 
 
-def file_notes(run: FinishedRun | TrainedModel, kind: str, quantize: str | None) -> dict[str, Any]:
+def file_notes(
+    run: FinishedRun | TrainedModel, kind: str, quantize: str | None, thresholds: np.ndarray | None = None
+) -> dict[str, Any]:
     """Return notes that describe a file to users who do not have the run."""
     (height, width), classes = run.image_size, len(run.class_names)
     versions = {}
@@ -103,13 +108,17 @@ def file_notes(run: FinishedRun | TrainedModel, kind: str, quantize: str | None)
             versions[name] = metadata.version(name)
     pixels = "raw RGB, 0 to 255; scaling is part of the model"
     inputs = {"images": f"float32 (batch, {height}, {width}, 3), {pixels}; resize images to this size first"}
-    outputs = {"probabilities": f"float32 (batch, {classes}), in the order of the class names"}
+    outputs = {output_name(run.task): f"float32 (batch, {classes}), in the order of the class names"}
+    if run.task == REGRESSION:
+        outputs = {output_name(run.task): f"float32 (batch, 1), the number {run.class_names[0]}"}
     if kind == "saved-model":
         inputs = {
             "serving_default: images": f"uint8 (batch, any height, any width, 3), {pixels}, and so is resizing",
             "encoded: encoded": "string (batch,), bytes of JPEG, PNG, GIF or BMP files; EXIF rotation is ignored",
         }
         outputs["classes"] = f"string (batch, {classes}), the class names"
+        if thresholds is not None:
+            outputs["thresholds"] = f"float32 (batch, {classes}), of the labels"
     stem = f"model-{quantize}" if quantize else "model"
     return {
         "kind": kind,
@@ -121,6 +130,8 @@ def file_notes(run: FinishedRun | TrainedModel, kind: str, quantize: str | None)
         "image_size": [height, width],
         "resize": f"{run.resize}, bilinear with antialiasing",
         **({"pixel_range": _range_note(run.pixel_range)} if run.pixel_range else {}),
+        "task": run.task,
         "class_names": list(run.class_names),
+        **({"thresholds": thresholds.tolist()} if thresholds is not None else {}),
         "versions": versions,
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from transfer.common.tasks import PROBABILITIES
 from transfer.frozen.openvino_engine import import_openvino, padded
 
 RunFunction = Callable[[np.ndarray], np.ndarray]
@@ -33,10 +34,10 @@ def without_tf32() -> Iterator[None]:
         experimental.enable_tensor_float_32_execution(before)
 
 
-def open_exported(kind: str, path: Path) -> tuple[RunFunction, int]:
-    """Load an exported file; return a function that runs it, and its batch size."""
+def open_exported(kind: str, path: Path, output: str = PROBABILITIES) -> tuple[RunFunction, int]:
+    """Load an exported file; return a function that runs it and returns an output, and its batch size."""
     opened = {"saved-model": _saved_model, "litert": _litert, "onnx": _onnx, "openvino": _openvino}[kind]
-    return opened(path), 1 if kind == "litert" else BATCH
+    return opened(path, output), 1 if kind == "litert" else BATCH
 
 
 def run_all(run: RunFunction, images: np.ndarray, batch: int) -> tuple[np.ndarray, float]:
@@ -50,7 +51,7 @@ def run_all(run: RunFunction, images: np.ndarray, batch: int) -> tuple[np.ndarra
     return np.concatenate(results)[: len(images)], len(batches) * batch / seconds
 
 
-def _saved_model(path: Path) -> RunFunction:
+def _saved_model(path: Path, output: str) -> RunFunction:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
@@ -58,12 +59,12 @@ def _saved_model(path: Path) -> RunFunction:
 
     # The argument keeps the loaded object alive, and with it the variables.
     def run(images: np.ndarray, loaded: Any = loaded) -> np.ndarray:
-        return serve(images=tf.constant(images))["probabilities"].numpy()
+        return serve(images=tf.constant(images))[output].numpy()
 
     return run
 
 
-def _litert(path: Path) -> RunFunction:
+def _litert(path: Path, output: str) -> RunFunction:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -77,21 +78,21 @@ def _litert(path: Path) -> RunFunction:
         interpreter = Interpreter(str(path), num_threads=os.cpu_count())
     runner = interpreter.get_signature_runner("serving_default")
     # The output is a view into the interpreter's memory, which the next call overwrites.
-    return lambda images: np.array(runner(images=images.astype("float32"))["probabilities"])
+    return lambda images: np.array(runner(images=images.astype("float32"))[output])
 
 
-def _onnx(path: Path) -> RunFunction:
+def _onnx(path: Path, output: str) -> RunFunction:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["probabilities"], {"images": images.astype("float32")})[0]
+    return lambda images: session.run([output], {"images": images.astype("float32")})[0]
 
 
-def _openvino(path: Path) -> RunFunction:
+def _openvino(path: Path, output: str) -> RunFunction:
     openvino = import_openvino()
     if openvino is None:
         raise ImportError("OpenVINO is not installed")
     # OpenVINO's default is bfloat16 on CPUs that have it, whose rounding would look like an error of the file.
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(str(path), "CPU", exact)
-    return lambda images: compiled({"images": images.astype("float32")})["probabilities"].copy()
+    return lambda images: compiled({"images": images.astype("float32")})[output].copy()

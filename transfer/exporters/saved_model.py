@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from transfer.common.errors import unknown
+from transfer.common.tasks import SINGLE, output_name
 from transfer.images.decoding import RESIZES
 from transfer.images.pixel_range import Extent, PixelRange, range_of
 
@@ -21,16 +22,22 @@ def write_saved_model(
     class_names: Sequence[str],
     resize: str = RESIZES[0],
     pixel_range: PixelRange | None = None,
+    task: str = SINGLE,
+    thresholds: Sequence[float] | None = None,
 ) -> None:
     """Write a SavedModel with the signatures `serving_default` (pixels) and `encoded` (bytes of image files)."""
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
-    names = tf.constant(list(class_names))
+    constants = {"classes": tf.constant(list(class_names))}
+    if thresholds is not None:
+        constants["thresholds"] = tf.constant(thresholds, tf.float32)
 
     def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = tf.cast(model(images, training=False), tf.float32)
-        classes = tf.tile(names[tf.newaxis], [tf.shape(probabilities)[0], 1])
-        return {"probabilities": probabilities, "classes": classes}
+        outputs = tf.cast(model(images, training=False), tf.float32)
+        repeated = {
+            name: tf.tile(row[tf.newaxis], [tf.shape(outputs)[0], 1]) for name, row in constants.items()
+        }
+        return {output_name(task): outputs, **repeated}
 
     def from_pixels(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return answer(resized(images, image_size, resize=resize))

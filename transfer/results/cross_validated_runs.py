@@ -72,8 +72,7 @@ def cross_validated_run(
         rescue.write_somewhere(folder, partial(run_writer.write_run, results=results))
     final = run_folders.final_folder(folder)
     if evaluation is not None:
-        text = "Test accuracy: %.1f%% on the %d test images of the data."
-        log.info(text, 100 * evaluation.accuracy, len(used.test))
+        log.info("Test %s on the %d test images of the data.", evaluation.headline, len(used.test))
     saved_runs.write_report(final, results)
     return final
 

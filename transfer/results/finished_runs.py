@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from transfer.common import display
 from transfer.common.arguments import explain_arguments
 from transfer.common.decision_rules import RULES
 from transfer.common.errors import InputError, nearest, one_line, unknown
 from transfer.common.old_names import renamed
+from transfer.common.tasks import SINGLE, TASK, outputs_text, score_text
 from transfer.config import TrainConfig, load_config
 from transfer.evaluation.reference import Reference, with_features
 from transfer.images.datasets import ImageData, load_data, load_test, with_pixel_range
@@ -35,6 +37,7 @@ from transfer.networks.model_files import CustomObjects, saved_model
 from transfer.results.file_names import CONFIG, LABELS, METRICS, MODEL, REFERENCE, SPLIT
 from transfer.results.predict import Prediction, predict
 from transfer.results.reference_file import read_reference
+from transfer.results.stored_task import read_task, task_in, thresholds_in
 from transfer.training.trained import TrainedModel, check_same_names, checked_names, record
 
 _PIXEL_RANGE = "pixel_range.json"  # an entry of the model's file, so that the range travels with the weights
@@ -54,14 +57,17 @@ class FinishedRun:
 
     Attributes:
         folder: The run's folder. For a single `.keras` file, the folder that holds it.
-        model: Takes raw RGB images (0 to 255) and returns class probabilities. Not compiled.
-        class_names: Class names in the order of the probabilities.
+        model: Takes raw RGB images (0 to 255) and returns class probabilities, or the number of a regression. Not
+            compiled.
+        class_names: Class names in the order of the probabilities, or the name of the number.
         config: Options of the training; None if there is no `config.yaml`.
         metrics: Contents of `metrics.json`; empty if there is no such file.
         pixel_range: Values of images with more than 8 bits per channel that become 0 and 255, found in the training
             images. None if these have 8 bits; such an image is then scaled by its own values.
-        reference: Features and scores with which `predict` marks unknown images and makes prediction sets. None for
-            runs before version 0.3 and for single files.
+        reference: Features and scores with which `predict` marks unknown images, and makes prediction sets and
+            intervals. None for runs before version 0.3 and for single files.
+        task: What the labels are: `"single"`, `"multi"`, `"ordinal"` or `"regression"`.
+        thresholds: Probability of each label above which it is predicted, for the task `"multi"`; None for the others.
 
     Example:
         load_run("runs/emoji-small-similar-1").metrics["test_accuracy"]
@@ -74,14 +80,18 @@ class FinishedRun:
     metrics: dict[str, Any]
     pixel_range: PixelRange | None = None
     reference: Reference | None = None
+    task: str = SINGLE
+    thresholds: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        accuracy = self.metrics.get("test_accuracy")
-        kind = "test accuracy"
-        if accuracy is None:
-            kind, accuracy = "cross-validated accuracy", self.metrics.get("cross_validated_accuracy")
-        text = f", {kind} {accuracy:.1%}" if isinstance(accuracy, int | float) else ""
-        return display.one_line(self, f"{display.quoted(self.name)}: {len(self.class_names):,} classes{text}")
+        metric = TASK[self.task]
+        score, kind = self.metrics.get(f"test_{metric.metric}"), f"test {metric.metric_name}"
+        if score is None:
+            score = self.metrics.get(f"cross_validated_{metric.metric}")
+            kind = f"cross-validated {metric.metric_name}"
+        text = f", {kind} {score_text(metric.metric, score)}" if isinstance(score, int | float) else ""
+        outputs = outputs_text(self.task, self.class_names)
+        return display.one_line(self, f"{display.quoted(self.name)}: {outputs}{text}")
 
     @functools.cached_property
     def model_with_features(self) -> keras.Model:
@@ -158,9 +168,8 @@ class FinishedRun:
         """
         if source is not None:
             columns = {name: getattr(self.config, name) for name in _COLUMNS} if self.config else {}
-            return load_test(
-                source, self.class_names, resize=self.resize, pixel_range=self.pixel_range, **columns
-            )
+            form: dict[str, Any] = {"resize": self.resize, "pixel_range": self.pixel_range, "task": self.task}
+            return load_test(source, self.class_names, **form, **columns)
         if self.config is None:
             raise InputError(f"{self.folder} has no {CONFIG}, which says where the images of the run are.")
         data = load_run_data(self.folder, self.config)
@@ -216,8 +225,10 @@ def load_run(
         check_same_names(class_names, stored)
     names = stored or _given_names(class_names, file, model)
     reference = read_reference(folder / REFERENCE) if file.name == MODEL else None
+    stated = read_task(metrics, file) if stored else {}
+    decides = task_in(stated, file), thresholds_in(stated, len(names), file)
     run = FinishedRun(
-        folder, model, names, config, metrics, _pixel_range(file) if stored else None, reference
+        folder, model, names, config, metrics, _pixel_range(file) if stored else None, reference, *decides
     )
     size = model.input_shape[1:3]
     if len(size) == 2 and (None not in size or (config and config.image_size)):
@@ -229,6 +240,8 @@ def load_run(
                 *form,
                 lambda: frozenset(training_digests(folder / SPLIT)),
                 rule=run.rule,
+                task=run.task,
+                thresholds=run.thresholds,
             )
         )
     return run

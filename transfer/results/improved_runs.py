@@ -21,7 +21,7 @@ from transfer.common.decision_rules import choose_rule
 from transfer.common.errors import InputError
 from transfer.config import TrainConfig, load_config, save_config
 from transfer.evaluation.evaluate import evaluate, scale_head
-from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.kinds import AnyEvaluation
 from transfer.evaluation.metrics import averaged_probabilities, fit_temperature
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import describe_changes
@@ -144,8 +144,8 @@ class ImprovedRun:
         if temperature is not None:  # later steps start from the weights before
             scale_head(model, 1 / temperature)
         if len(history.steps) == 1 and evaluation is not None:
-            text = "A complete run is in %s. Test accuracy: %.1f%% on %d held-out images."
-            log.info(text, final, 100 * evaluation.accuracy, len(data.test))
+            text = "A complete run is in %s. Test %s on %d held-out images."
+            log.info(text, final, evaluation.headline, len(data.test))
 
     def _rule(self, candidate: Candidate, temperature: float) -> str | None:
         """Return the rule for ordered classes: the best one on predictions of images that training left out."""
@@ -155,7 +155,7 @@ class ImprovedRun:
         return choose_rule(candidate.labels, probabilities)
 
     def _limits(
-        self, candidate: Candidate, evaluation: Evaluation | None, temperature: float
+        self, candidate: Candidate, evaluation: AnyEvaluation | None, temperature: float
     ) -> saved_runs.Limits:
         """Return the reference of a model, and the measurements of its thresholds on the test images."""
         held_out = (

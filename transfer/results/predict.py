@@ -1,4 +1,4 @@
-"""Predict the classes of images with a trained run."""
+"""Predict the classes, the labels or the numbers of images with a trained run."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transfer.common import display
 from transfer.common.arguments import explain_arguments
-from transfer.common.decision_rules import decide, expected_ranks
 from transfer.common.errors import InputError
 from transfer.common.streams import progress_bar
+from transfer.common.tasks import MULTI, REGRESSION
 from transfer.common.text import plural
-from transfer.common.whole_numbers import at_least
 from transfer.images.decoding import BadImageError
 from transfer.images.image_inputs import Image, decode_image, find_images, path_of
 from transfer.images.pixel_range import PixelRange
 from transfer.results.file_names import CONFIG, REFERENCE
+from transfer.results.prediction import Prediction, Predictions
 
 if TYPE_CHECKING:  # Keras is imported only when there are images to predict, so that --help is fast
     import keras
-    import pandas
 
     from transfer.evaluation.reference import Reference
     from transfer.results.finished_runs import FinishedRun
@@ -45,120 +43,6 @@ _Forward = Callable[[np.ndarray], np.ndarray]
 _Decoded = tuple[str, np.ndarray | None, str]  # name, pixels, and the problem if there are no pixels
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The class probabilities of one image.
-
-    Attributes:
-        name: Path of the image, or its position in the input if it has no path.
-        class_names: Class names in the order of the probabilities.
-        probabilities: Probability of each class, shape (classes,); None if there is a problem.
-        problem: Why the image could not be read; empty for a readable image.
-        distance: Mean cosine distance of the image's features to the nearest training images, 0 to 2. None if the run
-            has no `reference.npz`, or if there is a problem.
-        known: Whether the image looks like one of the classes: True, or False if its distance is above that of 95% of
-            held-out images. None if there is no distance.
-        prediction_set: Class names that contain the true one with the probability `coverage` of `predict`, the most
-            probable class first. None without `coverage`, or if there is a problem.
-        rule: Rule that decides the label of ordered classes: `"most-probable"`, `"median"` or `"expected"` (the rounded
-            expected rank). None for classes without an order.
-
-    Example:
-        >>> prediction = Prediction("photo.jpg", ("cat", "dog"), np.array([0.25, 0.75]))
-        >>> prediction.label, prediction.top(1)
-        ('dog', [('dog', 0.75)])
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    probabilities: np.ndarray | None
-    problem: str = ""
-    distance: float | None = None
-    known: bool | None = None
-    prediction_set: tuple[str, ...] | None = None
-    rule: str | None = None
-
-    def __repr__(self) -> str:
-        text = self.problem if self.label is None else f"{display.quoted(self.label)} {self.probability:.1%}"
-        return display.one_line(self, f"{display.quoted(self.name)}: {text}")
-
-    @property
-    def label(self) -> str | None:
-        """The most probable class, or that of the rule of ordered classes; None if the image could not be read."""
-        return None if self.probabilities is None else self.class_names[self._decided]
-
-    @property
-    def probability(self) -> float | None:
-        """Probability of the label, 0 to 1; None if the image could not be read."""
-        return None if self.probabilities is None else float(self.probabilities[self._decided])
-
-    @property
-    def expected_rank(self) -> float | None:
-        """Expected value of the rank of ordered classes, 1 for the lowest class; None without an order."""
-        if self.probabilities is None or self.rule is None:
-            return None
-        return float(expected_ranks(self.probabilities[None])[0])
-
-    @property
-    def _decided(self) -> int:
-        return int(decide(np.asarray(self.probabilities)[None], self.rule)[0])
-
-    def top(self, count: int) -> list[tuple[str, float]]:
-        """Return the most probable classes with their probabilities, in descending order."""
-        if not at_least(1, count):
-            raise InputError(f"Expected a number of classes of 1 or more in top(count). Received: {count!r}.")
-        if self.probabilities is None:
-            return []
-        order = np.argsort(-self.probabilities, kind="stable")[:count].tolist()
-        return [(self.class_names[i], float(self.probabilities[i])) for i in order]
-
-
-class Predictions(list[Prediction]):
-    """The predictions of `predict`: a list with one `Prediction` per image.
-
-    Example:
-        >>> predictions = Predictions([Prediction("photo.jpg", ("cat", "dog"), np.array([0.25, 0.75]))])
-        >>> predictions, predictions[0].label
-        (Predictions(1 image), 'dog')
-    """
-
-    def __repr__(self) -> str:
-        problems = sum(one.label is None for one in self)
-        text = f", {problems:,} of them cannot be read" if problems else ""
-        return display.one_line(self, plural(len(self), "image") + text)
-
-    def _repr_html_(self) -> str:
-        """Return names, labels and probabilities for a notebook; of many images, the first and the last."""
-        rows = [
-            (one.name, one.problem, "")
-            if one.label is None
-            else (one.name, one.label, f"{one.probability:.1%}")
-            for one in self
-        ]
-        table = display.Table(("name", "label", "probability"), rows, left=2)
-        return display.to_html(repr(self), table.shortened() if rows else "")
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """Return a pandas data frame with one row per image.
-
-        Its columns are `name`, `label`, `probability` of the label, `problem`, `known`, `expected_rank` of ordered
-        classes, and the probability of each class under the class's name. If a class has the name of another column,
-        "(class)" is appended to its name. An image that could not be read has no label and no probabilities.
-
-        Raises:
-            InputError: pandas is not installed.
-        """
-        names = ("name", "label", "probability", "problem", "known")
-        columns: dict[str, Any] = {name: [getattr(one, name) for one in self] for name in names}
-        if any(one.rule is not None for one in self):
-            columns["expected_rank"] = [one.expected_rank for one in self]
-        classes = self[0].class_names if self else ()
-        unknown_row = np.full(len(classes), np.nan)
-        rows = [unknown_row if one.probabilities is None else one.probabilities for one in self]
-        values = np.reshape(rows, (len(self), len(classes)))
-        return display.data_frame(columns | display.class_columns(classes, values, columns))
-
-
 @explain_arguments(
     {
         "verbose": "Write progress=False to hide the progress bar.",
@@ -174,7 +58,7 @@ def predict(
     coverage: float | None = None,
     progress: bool = True,
 ) -> Predictions:
-    """Predict the classes of images.
+    """Predict the classes, the labels or the numbers of images, by the task of the run.
 
     Images are decoded, resized and scaled by the same code as in training. A model of another program must take raw RGB
     images, 0 to 255, and return probabilities: a scaling that it needs must be one of its layers, since the file does
@@ -193,8 +77,8 @@ def predict(
         class_names: Class names in the order of the probabilities, for a model or a file whose class names are unknown.
         engine: Engine for many images: `"auto"`, `"keras"` or `"openvino"`.
         coverage: Probability, between 0 and 1, with which `Prediction.prediction_set` contains the true class of an
-            image of the known classes. None makes no sets. The sets are split-conformal (Angelopoulos and Bates, 2021,
-            arXiv:2107.07511).
+            image of the known classes, or `Prediction.interval` the true number. None makes no sets. They are
+            split-conformal (Angelopoulos and Bates, 2021, arXiv:2107.07511). Not for several labels per image.
         progress: Show a progress bar for many images.
 
     Returns:
@@ -293,7 +177,7 @@ def predictions(
                 yield (
                     next(readable)
                     if pixels is not None
-                    else Prediction(name, loaded.class_names, None, problem)
+                    else Prediction(name, loaded.class_names, None, problem, task=loaded.task)
                 )
             bar.update(len(batch))
 
@@ -302,44 +186,68 @@ class Judge:
     """Turns outputs of a model into predictions, with the reference of its run if there is one."""
 
     def __init__(self, run: FinishedRun | TrainedModel, coverage: float | None) -> None:
-        from transfer.evaluation.evaluate import decision_rule
-
         self._reference: Reference | None = getattr(run, "reference", None)
-        self._run, self.model, self._set_threshold = run, run.model, None
-        # A run has its rule; that of a model that `fit` trained depends on its validation images.
-        self._rule = run.rule if hasattr(run, "folder") else decision_rule(run.model, None)
+        self._run, self.model, self._limit = run, run.model, None
+        self._decides = decisions_of(run)
         if coverage is not None:
             from transfer.evaluation.prediction_sets import set_threshold
 
-            scores = required_reference(run, "prediction sets").scores
-            self._set_threshold = set_threshold(scores, coverage)
+            self._limit = set_threshold(required_scores(run, "prediction sets"), coverage)
         if self._reference is not None:
             self.model = run.model_with_features  # type: ignore[union-attr]
 
     def predictions(self, names: Sequence[str], outputs: np.ndarray) -> list[Prediction]:
-        """Return the predictions of readable images from a row of features, if compared, and probabilities each."""
-        from transfer.evaluation.evaluate import check_probabilities
-        from transfer.evaluation.prediction_sets import prediction_sets
+        """Return the predictions of readable images from a row of features, if compared, and outputs each."""
+        from transfer.evaluation.evaluate import check_outputs
 
-        count, classes = len(self._run.class_names), self._run.class_names
+        count, classes, task = len(self._run.class_names), self._run.class_names, self._run.task
         values = outputs[:, -count:]
-        check_probabilities(self._run.model, values)
-        values = values.astype("float64")
-        named = zip(names, values, strict=True)
-        found = [Prediction(name, classes, row, rule=self._rule) for name, row in named]
+        check_outputs(self._run.model, values, task)
+        found = [
+            self._prediction(name, classes, row)
+            for name, row in zip(names, values.astype("float64"), strict=True)
+        ]
         if self._reference is not None:
             distances = self._reference.distances_of(outputs[:, :-count]).tolist()
             most = self._reference.threshold
             found = [
                 replace(one, distance=d, known=d <= most) for one, d in zip(found, distances, strict=True)
             ]
-        if self._set_threshold is not None:
-            sizes = prediction_sets(values, self._set_threshold).sum(axis=1).tolist()
-            found = [
-                replace(one, prediction_set=tuple(name for name, _ in one.top(size)))
-                for one, size in zip(found, sizes, strict=True)
-            ]
         return found
+
+    def _prediction(self, name: str, classes: tuple[str, ...], row: np.ndarray) -> Prediction:
+        """Return the prediction of an image from the outputs of the model."""
+        from transfer.evaluation.prediction_sets import prediction_sets
+
+        if self._run.task == REGRESSION:
+            value, half = float(row[0]), self._limit
+            interval = None if half is None else (value - half, value + half)
+            return Prediction(name, classes, None, task=REGRESSION, value=value, interval=interval)
+        found = Prediction(name, classes, row, task=self._run.task, **self._decides)
+        if self._limit is None:
+            return found
+        size = int(prediction_sets(row[None], self._limit).sum())
+        return replace(found, prediction_set=tuple(name for name, _ in found.top(size)))
+
+
+def decisions_of(run: FinishedRun | TrainedModel) -> dict[str, Any]:
+    """Return the rule or the thresholds with which a run or a trained model decides."""
+    from transfer.evaluation.evaluate import decision_options
+
+    # A run has its own; those of a model that `fit` trained depend on its validation images.
+    if not hasattr(run, "folder"):
+        return decision_options(run.model, None)
+    return {"rule": run.rule, "thresholds": run.thresholds}
+
+
+def required_scores(run: FinishedRun | TrainedModel, what: str) -> np.ndarray:
+    """Return the scores of the held-out images of a run; raise if its task has none, or if it has no reference."""
+    if run.task == MULTI:
+        raise InputError(
+            "Expected a run with one class or one number per image, for a coverage. Received the task multi. Leave "
+            "the coverage out: the thresholds of the labels decide which of them are predicted."
+        )
+    return required_reference(run, what).scores
 
 
 def required_reference(run: FinishedRun | TrainedModel, what: str) -> Reference:

@@ -12,18 +12,27 @@ import keras
 
 from transfer.cases.decisions import CaseDecision, decision_of
 from transfer.cases.policies import POLICIES, Case
+from transfer.common.tasks import SINGLE, TASK
 from transfer.config import TrainConfig
 from transfer.distributed.process_group import versions
 from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.kinds import AnyEvaluation
+from transfer.evaluation.label_evaluation import LabelEvaluation
+from transfer.evaluation.value_evaluation import ValueEvaluation
 from transfer.images.datasets import ImageData
 from transfer.training.phases import TrainingLog
 
 ADVISED = ("similarity", "expected_accuracy", "expected_interval")
 """Keys whose value is None in a run without advice."""
 
+_METRICS: dict[type, tuple[str, ...]] = {
+    LabelEvaluation: ("mean_average_precision", "f1_micro", "f1_macro"),
+    ValueEvaluation: ("r2", "mean_absolute_error"),
+}
+
 
 def collect_metrics(
-    model: keras.Model, data: ImageData, training: TrainingLog, evaluation: Evaluation | None
+    model: keras.Model, data: ImageData, training: TrainingLog, evaluation: AnyEvaluation | None
 ) -> dict[str, Any]:
     """Return the metrics of a trained model, without the times and the advice, which the caller adds."""
     decision = decision_of(model)
@@ -45,9 +54,10 @@ def collect_metrics(
         "num_val": len(data.val),
         "num_test": len(data.test),
         "num_skipped": len(data.skipped),
-        "test_accuracy": evaluation.accuracy if evaluation else None,
+        "task": data.task,
+        "test_accuracy": evaluation.accuracy if isinstance(evaluation, Evaluation) else None,
         "test_loss": evaluation.loss if evaluation else None,
-        **_in_ranks(evaluation),
+        **_of_task(evaluation),
         **dict.fromkeys(ADVISED),
         "seconds_features": round(training.seconds_features, 3),
         "seconds_training": round(training.seconds_training, 3),
@@ -57,10 +67,13 @@ def collect_metrics(
     }
 
 
-def _in_ranks(evaluation: Evaluation | None) -> dict[str, float]:
-    """Return the metrics of classes with an order."""
-    scores = evaluation.ordinal._asdict() if evaluation is not None and evaluation.ordinal else {}
-    return {f"test_{name}": value for name, value in scores.items()}
+def _of_task(evaluation: AnyEvaluation | None) -> dict[str, float | None]:
+    """Return the metrics that only one task has; None for one that is undefined."""
+    names, scores = _METRICS.get(type(evaluation), ()), {}
+    if isinstance(evaluation, Evaluation) and evaluation.ordinal:
+        scores = evaluation.ordinal._asdict()
+    scores |= {name: getattr(evaluation, name) for name in names}
+    return {f"test_{name}": value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _describe(decision: CaseDecision) -> dict[str, Any]:
@@ -86,7 +99,8 @@ def describe_training(metrics: Mapping[str, Any], config: TrainConfig) -> str:
     several, weights = len(cuts) > 1, "random" if config.weights == "none" else "pre-trained"
     seen = f"on {len(cuts)} layers of" if several else "on"
     if metrics.get("rolled_back"):
-        undone = "fine-tuning did not improve the validation accuracy and was undone"
+        metric = TASK[metrics.get("task", SINGLE)].metric_name
+        undone = f"fine-tuning did not improve the validation {metric} and was undone"
         return f"a new head {seen} the frozen network ({undone})"
     if POLICIES[Case.parse(metrics["case"])].frozen and config.unfreeze_from is None:
         whole = "the frozen network" if weights == "pre-trained" else "a frozen network with random weights"

@@ -20,17 +20,20 @@ from transfer.adviser.label_issues import LabelIssue
 from transfer.common.errors import InputError, one_line, optional
 from transfer.common.files import replacing, write_text
 from transfer.config import TrainConfig, save_config
-from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.kinds import AnyEvaluation
 from transfer.evaluation.reference import Reference
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
 from transfer.networks.model_files import save_model
 from transfer.results import file_names
 from transfer.results.finished_runs import add_labels, add_pixel_range
+from transfer.results.model_card import model_card
 from transfer.results.prediction_files import write_predictions
 from transfer.results.reference_file import write_reference
-from transfer.results.run_pages import Thumbnail, comparison_page, model_card, run_page
+from transfer.results.run_comparison import comparison_page
+from transfer.results.run_pages import Thumbnail, run_page
 from transfer.results.run_records import read_record
+from transfer.results.stored_task import add_task
 from transfer.training.phases import TrainingLog
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ class RunResults:
     data: ImageData
     training: TrainingLog
     # None without test images.
-    evaluation: Evaluation | None
+    evaluation: AnyEvaluation | None
     metrics: Mapping[str, Any]
     label_issues: Sequence[LabelIssue]
     # From the start of the run to its last file before the figures and pages.
@@ -63,7 +66,7 @@ class RunResults:
 def write_run(folder: Path, results: RunResults) -> None:
     """Write a run that is complete and loads: all its files except the figures and pages."""
     data, evaluation = results.data, results.evaluation
-    _write_model(folder / file_names.MODEL, results.model, data)
+    _write_model(folder / file_names.MODEL, results)
     save_config(results.config, folder / file_names.CONFIG, comment=results.comment)
     write_text(folder / file_names.LABELS, "".join(f"{name}\n" for name in data.class_names))
     write_split(folder / file_names.SPLIT, data.splits, data.class_names)
@@ -89,20 +92,22 @@ def write_report(folder: Path, drawings: Mapping[str, Draw], *, thumbnail: Thumb
             write(folder, thumbnail)
 
 
-def _write_model(path: Path, model: keras.Model, data: ImageData) -> None:
-    """Write a model with its class names and the range of its images, whole or not at all."""
+def _write_model(path: Path, results: RunResults) -> None:
+    """Write a model with its class names, its task and the range of its images, whole or not at all."""
+    data, thresholds = results.data, results.metrics.get("thresholds")
     partial = path.with_name(f".partial-{path.name}")  # Keras needs the suffix
     try:
-        save_model(model, partial)
+        save_model(results.model, partial)
         add_labels(partial, data.class_names)
         add_pixel_range(partial, data.train.pixel_range)
+        add_task(partial, data.task, thresholds)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_evaluation(
-    path: Path, evaluation: Evaluation, label_issues: Sequence[LabelIssue], limits: Mapping[str, Any]
+    path: Path, evaluation: AnyEvaluation, label_issues: Sequence[LabelIssue], limits: Mapping[str, Any]
 ) -> None:
     """Write an evaluation, the measurements of its thresholds, and its label issues as JSON."""
     values = {**evaluation.to_dict(), **limits, "label_issues": [issue._asdict() for issue in label_issues]}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from transfer.adviser.advice import Advice
 from transfer.adviser.choice import advised_metrics
@@ -22,9 +23,11 @@ from transfer.common.errors import InputError, optional
 from transfer.common.files import disk_advice, disk_reason
 from transfer.config import TrainConfig
 from transfer.distributed.process_group import current_group
-from transfer.evaluation.evaluate import decision_rule, evaluate
-from transfer.evaluation.evaluation import Evaluation, check_evaluation
-from transfer.evaluation.reference import Reference, measured, reference_of
+from transfer.evaluation.evaluate import decision_options, evaluate
+from transfer.evaluation.evaluation import Evaluation
+from transfer.evaluation.kinds import AnyEvaluation, check_any_evaluation
+from transfer.evaluation.label_evaluation import LabelEvaluation
+from transfer.evaluation.reference import Reference, measured, reference_of, with_interval_width
 from transfer.frozen.extraction import input_size
 from transfer.images.array_source import Dataset
 from transfer.images.data_config import IN_MEMORY, DataConfig
@@ -62,7 +65,7 @@ def save_run(
     log: TrainingLog | Sequence[TrainingLog],
     folder: str | Path,
     *,
-    evaluation: Evaluation | None = None,
+    evaluation: AnyEvaluation | None = None,
     advice: Advice | None = None,
     overwrite: bool = False,
 ) -> FinishedRun:
@@ -106,18 +109,19 @@ def save_run(
     final = _checked_folder(folder, data, overwrite=overwrite)
     config = config_of(model, data, whole)
     options = config.evaluate_options()
-    rule = decision_rule(model, data, **options) if evaluation is None else evaluation.rule
+    decided = _decided(evaluation) if evaluation else decision_options(model, data, **options)
     if evaluation is None and len(data.test):
-        evaluation = evaluate(model, data, rule=rule, **options)
+        evaluation = evaluate(model, data, **options, **decided)
     held_out = None if whole.val_probabilities is None else (whole.val_probabilities, data.val.labels)
     limits = limits_of(model, data, evaluation, engine=config.engine, held_out=held_out)
     metrics = {"saved_by": "save_run", **describe_model(model)}
     results = results_of(
         config, model, data, whole, evaluation,
         metrics={**metrics, **(advised_metrics(advice) if advice else {})},
-        seconds=whole.seconds_features + whole.seconds_training, comment=_COMMENT, limits=limits, rule=rule,
+        seconds=whole.seconds_features + whole.seconds_training, comment=_COMMENT, limits=limits, **decided,
     )  # fmt: skip
-    run = FinishedRun(final, model, data.class_names, config, dict(results.metrics), data.train.pixel_range)
+    form = (data.train.pixel_range, limits[0], data.task, decided.get("thresholds"))
+    run = FinishedRun(final, model, data.class_names, config, dict(results.metrics), *form)
     if not current_group().is_chief:
         return run
     try:
@@ -141,16 +145,21 @@ def results_of(
     model: keras.Model,
     data: ImageData,
     training: TrainingLog,
-    evaluation: Evaluation | None,
+    evaluation: AnyEvaluation | None,
     *,
     metrics: Mapping[str, Any],
     seconds: float,
     comment: str = "",
     limits: Limits = (None, {}),
     rule: str | None = None,
+    thresholds: Sequence[float] | np.ndarray | None = None,
 ) -> RunResults:
     """Return the contents of a run folder; `metrics` adds to those that follow from the other arguments."""
-    decided = {"decision_rule": rule} if rule is not None else {}
+    decided: dict[str, Any] = {"decision_rule": rule} if rule is not None else {}
+    if thresholds is not None:
+        decided["thresholds"] = [round(float(threshold), 6) for threshold in thresholds]
+    if evaluation is not None:
+        evaluation = with_interval_width(evaluation, limits[0])
     collected = run_metrics.collect_metrics(model, data, training, evaluation)
     return RunResults(
         model=model,
@@ -167,8 +176,15 @@ def results_of(
     )
 
 
+def _decided(evaluation: AnyEvaluation) -> dict[str, Any]:
+    """Return the rule or the thresholds of an evaluation, as arguments of `results_of`."""
+    if isinstance(evaluation, LabelEvaluation):
+        return {"thresholds": evaluation.limits}
+    return {"rule": evaluation.rule} if isinstance(evaluation, Evaluation) else {}
+
+
 def limits_of(
-    model: keras.Model, data: ImageData, evaluation: Evaluation | None, *, engine: str, **options: Any
+    model: keras.Model, data: ImageData, evaluation: AnyEvaluation | None, *, engine: str, **options: Any
 ) -> Limits:
     """Return the reference of a model, and the measurements of its thresholds; all workers must call it."""
     with optional("the reference of --abstain and --coverage"):
@@ -192,7 +208,7 @@ def write_report(folder: Path, results: RunResults, advice: Mapping[str, Draw] |
         )
 
 
-def _checked_arguments(model: Any, data: Any, logs: Any, evaluation: Evaluation | None) -> ImageData:
+def _checked_arguments(model: Any, data: Any, logs: Any, evaluation: AnyEvaluation | None) -> ImageData:
     """Return the data as `fit` split them; raise unless a model, its data, logs and evaluation belong together."""
     check_classifier(model, _CALL)
     if (
@@ -234,9 +250,9 @@ def _as_in_fit(model: keras.Model, data: Any, log: TrainingLog) -> ImageData:
     return training_data(model, data, validation_split=val, seed=seed)
 
 
-def _check_test_images(evaluation: Evaluation, data: ImageData) -> None:
+def _check_test_images(evaluation: AnyEvaluation, data: ImageData) -> None:
     """Raise unless an evaluation is that of the test images."""
-    check_evaluation(evaluation, "save_run(..., evaluation=evaluation)")
+    check_any_evaluation(evaluation, "save_run(..., evaluation=evaluation)")
     if evaluation.class_names != data.class_names or evaluation.names != tuple(data.test.names):
         raise InputError(
             f"Expected the evaluation of the {len(data.test):,} test images. Received one of "

@@ -13,7 +13,7 @@ import numpy as np
 
 from transfer.cases.decisions import find_decision, record_decision
 from transfer.common.errors import InputError
-from transfer.common.tasks import SINGLE
+from transfer.common.tasks import ORDINAL, SINGLE
 from transfer.frozen.extraction import input_size
 from transfer.images.datasets import ImageData, as_text, check_data, load_test
 from transfer.images.decoding import RESIZES
@@ -39,9 +39,9 @@ class TrainedModel:
     find_data: Callable[[], ImageData | None] = lambda: None
     # The rule that decides ordered classes, of a run or of predictions without the training images; None if unknown.
     rule: str | None = None
-    # What the labels are, one of `tasks.TASK`.
+    # What the labels are: one of `tasks.TASKS`, except "auto".
     task: str = SINGLE
-    # The probability above which each of several labels is predicted, shape (K,); None if unknown.
+    # Threshold of each label above which it is predicted, for the task "multi"; None if unknown.
     thresholds: np.ndarray | None = None
 
     @property
@@ -176,10 +176,20 @@ def count_seen(model: keras.Model, data: ImageData) -> int:
             f"{', '.join(data.class_names)}. Pass the images themselves, such as their folder: their classes are found "
             "by name."
         )
+    if _form(data.task) != _form(trained.task):
+        raise InputError(
+            f"Expected data with the task {trained.task}, as in the training. Received: the task {data.task}. Load "
+            f"them with task={trained.task!r}."
+        )
     digests = trained.read_digests()
     if digests == {*data.train.digests, *data.val.digests}:  # the report of these data has their duplicates
         return 0
     return sum(digest in digests for digest in data.test.digests)
+
+
+def _form(task: str) -> str:
+    """Return the task, for which ordered classes are single labels."""
+    return SINGLE if task == ORDINAL else task
 
 
 def as_test_data(model: keras.Model, data: Any) -> tuple[ImageData, int]:

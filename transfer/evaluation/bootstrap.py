@@ -1,0 +1,49 @@
+"""Bootstrap intervals of scores that are not fractions of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import numpy as np
+
+from transfer.evaluation.metrics import RESAMPLES
+
+_AT_ONCE = 2**22  # largest number of weights in memory
+_FEWEST = 200
+_STEPS = (
+    2**28
+)  # images of all resamples, times the cost of each; a minute for a large data set would be too long
+
+Score = Callable[[np.ndarray], np.ndarray]
+"""Returns a score for each row of weights, shape (resamples, images); a weight counts an image that often."""
+
+
+def score_interval(
+    score: Score,
+    count: int,
+    *,
+    groups: Sequence[Hashable] = (),
+    cost: int = 1,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the bootstrap interval (Efron, 1979) of a score, resampling images or groups of images."""
+    resamples = int(np.clip(_STEPS // max(1, count * cost), _FEWEST, RESAMPLES))
+    scores = np.concatenate([score(weights) for weights in _weights(count, groups, resamples, seed)])
+    scores = scores[np.isfinite(scores)]
+    if not len(scores):
+        return np.nan, np.nan
+    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _weights(count: int, groups: Sequence[Hashable], resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each image is in each resample, some resamples at a time."""
+    names = np.asarray(groups) if len(groups) else np.arange(count)
+    _, unit = np.unique(names, return_inverse=True)
+    units, rng = int(unit.max()) + 1, np.random.default_rng(seed)
+    at_once = int(np.clip(_AT_ONCE // count, 1, resamples))
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
+        drawn = rng.integers(0, units, (rows, units)) + units * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)[:, unit]
