@@ -27,6 +27,7 @@ from transfer.distributed import cluster, process_group
 from transfer.parsing import parse_arguments
 from transfer.results import run_folders
 from transfer.results.file_names import SPLIT, STEPS
+from transfer.results.option_checks import check_folds, check_task
 
 if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answers at once
     import keras
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # heavy libraries load when a run starts, so that --help answ
     from transfer.adviser.advice import Advice
     from transfer.adviser.choice import Choice
     from transfer.adviser.sample_features import SampleFeatures
+    from transfer.adviser.task_advice import TaskAdvice
     from transfer.cases.policies import Case
     from transfer.evaluation.kinds import AnyEvaluation
     from transfer.images.datasets import ImageData
@@ -87,7 +89,7 @@ def _report_interrupt(stopped: KeyboardInterrupt) -> int:
 def run(config: TrainConfig, started: float) -> Path:
     """Load data, advise, build, fit, evaluate, report; return the folder of the results."""
     clock = Clock(config.budget, started)
-    _check_folds(config)
+    check_folds(config)
     finished = run_folders.find_finished(config)
     if finished is not None and not (config.improves and _is_improvable(config, finished)):
         log.info(run_folders.IMPROVED if config.improves else run_folders.COMPLETE)
@@ -296,18 +298,6 @@ def _meet(config: TrainConfig) -> None:
         log.setLevel(logging.ERROR)
 
 
-def _check_folds(config: TrainConfig) -> None:
-    """Raise for options that cannot be combined with a cross-validation."""
-    several = cluster.requests_several_workers(config.strategy)
-    others = {"--calibrate": config.calibrate, "--find-learning-rate": config.find_learning_rate}
-    for what, given in (others | {"several workers": several}).items():
-        if given and config.folds is not None:
-            raise InputError(
-                f"Expected --folds without {what}. Received both. Leave one out, or use cross-validation first and "
-                "a run without --folds afterwards."
-            )
-
-
 def _check(config: TrainConfig, base: keras.Model) -> None:
     """Raise if the network lacks a layer, or if the engine cannot run here."""
     from transfer.cases import cuts
@@ -331,7 +321,7 @@ def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) 
     from transfer.evaluation import evaluate
     from transfer.images.split_file import describe_changes
 
-    _check_task(config, data)
+    check_task(config, data)
     if config.calibrate:
         evaluate.check_calibration(data)
     changes = process_group.current_group().broadcast(
@@ -346,26 +336,9 @@ def _check_data(config: TrainConfig, data: ImageData, resume_from: Path | None) 
         log.warning("Since the same command stopped, %s. This run uses the current images.", changes)
 
 
-def _check_task(config: TrainConfig, data: ImageData) -> None:
-    """Raise for options that do not suit the labels of the images."""
-    several = {"--calibrate": config.calibrate, "--folds": config.folds is not None, "--average": config.average}
-    several["several networks"] = len(config.models) > 1
-    options = {MULTI: several, REGRESSION: {**several, "--class-weights": config.class_weights}}
-    for what, given in options.get(data.task, {}).items():
-        if given:
-            raise InputError(
-                f"Expected no {what} with the task {data.task}. Received both. Leave {what} out, or use --task single "
-                "for images with one class each."
-            )
-    if config.loss != TrainConfig.loss and data.task != REGRESSION:
-        raise InputError(
-            f"Expected --loss {config.loss} only with the task regression. Received the task {data.task}. Leave it out."
-        )
-
-
 def _choose(
     config: TrainConfig, data: ImageData, base: keras.Model, resume_from: Path | None
-) -> tuple[Choice, Advice | None, SampleFeatures | None]:
+) -> tuple[Choice, Advice | TaskAdvice | None, SampleFeatures | None]:
     """Choose the case, or read the choice of the run that is resumed."""
     from transfer.adviser.choice import Choice, choose_case
 
@@ -404,7 +377,7 @@ def _folder(output: str | None, name: str, **options: Any) -> Iterator[Path]:
 
 
 def _write_start(
-    folder: Path, data: ImageData, model: keras.Model, choice: Choice, advice: Advice | None
+    folder: Path, data: ImageData, model: keras.Model, choice: Choice, advice: Advice | TaskAdvice | None
 ) -> None:
     """Write which case was chosen, and why, and the images; warn if the disk is too small for the rest."""
     from transfer.images.split_file import write_split

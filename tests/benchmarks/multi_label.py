@@ -32,7 +32,6 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.metrics import average_precision_score
-from transfer.frozen.task_heads import choose_task_head
 
 import transfer
 from transfer.adviser.sample_features import extract_sample_features
@@ -40,6 +39,7 @@ from transfer.common.tasks import MULTI
 from transfer.frozen.engines import make_engine
 from transfer.frozen.head_choice import candidate_cuts, features_of
 from transfer.frozen.label_heads import solve_labels
+from transfer.frozen.task_heads import choose_task_head
 from transfer.images.splitting import Split
 
 RESULTS = Path(__file__).parent / "results" / "multi_label.jsonl"
@@ -71,7 +71,11 @@ def main() -> None:
         if any((row["set"], row["seed"], row["method"]) == unit for row in rows):
             continue
         found = measure(*unit)
-        row = dict(zip(("set", "seed", "method"), unit, strict=True)) | found | {"load": round(os.getloadavg()[0], 1)}
+        row = (
+            dict(zip(("set", "seed", "method"), unit, strict=True))
+            | found
+            | {"load": round(os.getloadavg()[0], 1)}
+        )
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(row, flush=True)

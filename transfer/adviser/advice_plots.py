@@ -181,7 +181,7 @@ def head_scores_plot(advice: TaskAdvice) -> Figure:
     colors = [COLORS["new"] if one is best else COLORS["frozen"] for one in heads]
     errors = [one.standard_error for one in heads]
     axes.barh(range(len(heads)), [one.score for one in heads], xerr=errors, color=colors, capsize=3)
-    axes.set_yticks(range(len(heads)), [without_math(one.name) for one in heads])
+    axes.set_yticks(range(len(heads)), [one.name for one in heads])
     axes.invert_yaxis()
     axes.set_xlabel(f"{TASK[advice.task].metric_name}, out of fold")
     return figure
@@ -191,10 +191,14 @@ FIGURES = ("layer_curve", "four_cases")
 """Names of the figures, the first one first in a notebook."""
 
 
+HEAD_SCORES = "head_scores"
+"""Name of the figure of a `TaskAdvice`."""
+
+
 def advice_drawings(advice: Advice | TaskAdvice) -> dict[str, Draw]:
     """Return functions that draw the figures of an advice, by name."""
     if isinstance(advice, TaskAdvice):
-        return {"head_scores": lambda: head_scores_plot(advice)}
+        return {HEAD_SCORES: lambda: head_scores_plot(advice)}
     drawn: dict[str, Draw] = {}
     if advice.similarity is not None:
         here = (advice.data, advice.evidence.num_train, advice.similarity.score)

@@ -12,7 +12,7 @@ from transfer.adviser.advice import Advice
 from transfer.adviser.advise import advise
 from transfer.adviser.estimates import RANDOM
 from transfer.adviser.sample_features import SampleFeatures, extract_sample
-from transfer.adviser.task_advice import TaskAdvice, advise_task
+from transfer.adviser.task_advice import TaskAdvice
 from transfer.cases.policies import Case
 from transfer.common.tasks import MULTI, REGRESSION
 from transfer.config import FROZEN_ONLY, TrainConfig
@@ -61,22 +61,19 @@ def choose_case(
     return Choice(**decision), made[0] if made else None, sample
 
 
-def _advise(
-    config: TrainConfig, data: ImageData, base: keras.Model, **options: Any
-) -> Advice | TaskAdvice:
+def _advise(config: TrainConfig, data: ImageData, base: keras.Model, **options: Any) -> Advice | TaskAdvice:
     """Estimate all cases and log the recommendation with its warnings."""
-    if data.task in (MULTI, REGRESSION):
-        del options["engine"]
-        task = advise_task(data, base, trial=False, balanced=config.class_weights, **options)
-        log.info("%s", task.head_sentence)
-        return task
     advice = advise(
         data,
         base,
         time_budget=config.budget,
+        trial=data.task not in (MULTI, REGRESSION),  # there the choice is among heads
         frozen=any(getattr(config, name) != getattr(TrainConfig, name) for name in FROZEN_ONLY),
         **options,
     )
+    if isinstance(advice, TaskAdvice):
+        log.info("%s", advice.head_sentence)
+        return advice
     log.info("%s", advice.reason)
     for warning in advice.warnings:
         log.warning("%s", warning.text)

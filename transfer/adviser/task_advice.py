@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -108,7 +107,11 @@ class TaskAdvice:
         """The values for `metrics.json`."""
         score = self.similarity.score if self.similarity is not None else None
         best = self.heads.best
-        return {"similarity": score, "expected_score": best.score, "expected_standard_error": best.standard_error}
+        return {
+            "similarity": score,
+            "expected_score": best.score,
+            "expected_standard_error": best.standard_error,
+        }
 
     def to_text(self) -> str:
         """Return the advice as lines of text."""

@@ -27,6 +27,15 @@ def several_labels(labels: Collection[str]) -> list[str]:
     return [label for label in labels if label in found]
 
 
+def _recombined(labels: Collection[str]) -> bool:
+    """Return whether labels combine fewer parts than there are labels, such as "a|b", "a|c", "b|c" and "a|b|c"."""
+    for separator in _SEPARATORS:
+        combined = [of for label in set(labels) if len(of := _parts(label, separator)) > 1]
+        if combined and len(set().union(*combined)) < len(combined):
+            return True
+    return False
+
+
 def _combined(labels: Collection[str], known: Collection[str] = ()) -> dict[str, set[str]]:
     """Return the labels that combine classes by their separator, one that is the only one of its kind, or a word."""
     present = {*labels, *known}
@@ -65,7 +74,7 @@ def label_sets(
     separator, sets = "", [*texts]
     if not in_columns:
         cells = [text[0] for text in texts if text]
-        if task == "auto" and not several_labels(cells):
+        if task == "auto" and not (several_labels(cells) or _recombined(cells)):
             return None
         separator, of_cell = _separated(cells, known)
         sets = [of_cell[text[0]] if text else () for text in texts]

@@ -85,7 +85,9 @@ def _best_model(
     best = _train(chosen, data, base, devices, checkpoints / "head", sample=sample)
     log.info("%s: %s.", _method(best), _validation(best, data))
     left = clock.left - SECONDS["report"]
-    needed = advice.seconds_fine_tuning * MIN_EPOCHS / epochs_for(len(data.train), BATCH_SIZE, init="pretrained")
+    needed = (
+        advice.seconds_fine_tuning * MIN_EPOCHS / epochs_for(len(data.train), BATCH_SIZE, init="pretrained")
+    )
     if not len(data.val):
         log.info("There are no validation images to compare models, so the network is not fine-tuned.")
         return best, advice
@@ -115,9 +117,7 @@ def _train(
     task: dict[str, Any] = {"num_classes": data.num_classes, "task": data.task, "strategy": devices}
     model = build(base=base, **task, **used.build_options())
     known = known_features(sample, model) if sample is not None else None
-    training = fit(
-        model, data, **used.fit_options(), known_features=known, checkpoints=checkpoints, **limits
-    )
+    training = fit(model, data, **used.fit_options(), known_features=known, checkpoints=checkpoints, **limits)
     score = evaluate(model, data, split="val", **used.evaluate_options()).score if len(data.val) else 0.0
     return _Trained(config, model, training, score)
 

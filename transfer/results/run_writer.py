@@ -17,6 +17,7 @@ import keras
 from transfer.adviser.advice import Advice
 from transfer.adviser.cross_validation import CrossValidation
 from transfer.adviser.label_issues import LabelIssue
+from transfer.adviser.task_advice import TaskAdvice
 from transfer.common.errors import InputError, one_line, optional
 from transfer.common.files import replacing, write_text
 from transfer.config import TrainConfig, save_config
@@ -127,7 +128,7 @@ def write_figures(folder: Path, drawings: Mapping[str, Draw]) -> None:
             partial.write_bytes(content)
 
 
-def write_advice(folder: Path, advice: Advice, *, figures: bool = True) -> None:
+def write_advice(folder: Path, advice: Advice | TaskAdvice, *, figures: bool = True) -> None:
     """Write the advice that chose the case, with its figures."""
     write_text(folder / file_names.ADVICE, advice.to_json())
     if figures:
