@@ -157,7 +157,7 @@ def test_an_interrupted_step_leaves_the_best_run_and_resumes(shapes, elsewhere, 
 
     command = [str(shapes), *QUICK, *SMALL, "--epochs", "3"]
     with monkeypatch.context() as patch:
-        patch.setattr(candidates, "_Progress", Stopping)
+        patch.setattr(candidates, "EpochProgress", Stopping)
         assert main(command) == 130
     assert "best model so far" in capsys.readouterr().out
     assert steps_of(elsewhere / "run") == ([Kind.HEAD], [True])

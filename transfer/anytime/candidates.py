@@ -103,7 +103,7 @@ def fine_tuned_candidate(
         replace(data, image_size=None),
         **{**used.fit_options(), "epochs": step.epochs},
         initial_head=None if random else "keep" if keep else "solve",
-        callbacks=[_Progress(str(step.kind))],
+        callbacks=[EpochProgress(str(step.kind))],
         verbose=0,
         checkpoints=checkpoints / step.key,
         checkpoint_every=seconds_of(config.checkpoint_every) or 0.0,
@@ -168,7 +168,7 @@ def averaged_candidate(frozen: Candidate, tuned: Candidate, head: BestHead) -> C
     return Candidate(model, tuned.training, head.network, both, labels, correct)
 
 
-class _Progress(keras.callbacks.Callback):
+class EpochProgress(keras.callbacks.Callback):
     """Show a progress bar of a training, by epoch, that vanishes at its end."""
 
     def __init__(self, name: str) -> None:

@@ -12,11 +12,13 @@ import keras
 
 from transfer.adviser.sample_features import SampleFeatures, extract_sample, known_features
 from transfer.adviser.task_advice import TaskAdvice, advise_task
+from transfer.anytime.candidates import EpochProgress
 from transfer.anytime.clock import Clock
 from transfer.anytime.plan import SECONDS
 from transfer.cases.builders import build
-from transfer.common.tasks import TASK
-from transfer.common.text import format_duration
+from transfer.common.streams import quiet
+from transfer.common.tasks import TASK, score_text
+from transfer.common.text import format_duration, plural
 from transfer.config import TrainConfig
 from transfer.evaluation.evaluate import evaluate
 from transfer.images.datasets import ImageData
@@ -42,6 +44,15 @@ class _Trained:
     training: TrainingLog
     score: float  # on the validation images
 
+    def describe(self, data: ImageData) -> str:
+        """Return what was trained, and its score on the validation images."""
+        what = "Head on the frozen network" if self.config.cut is not None else "Fine-tuned network"
+        if not len(data.val):
+            return f"{what}: trained."
+        task = TASK[data.task]
+        score = score_text(task.metric, self.score)
+        return f"{what}: {task.metric_name} {score} on {plural(len(data.val), 'validation image')}."
+
 
 def auto_task_run(
     config: TrainConfig,
@@ -56,12 +67,14 @@ def auto_task_run(
     with run_folders.run_folder(config.output, name, options=options, resume_from=resume_from) as folder:
         rescue.warn_if_full(folder, base)
         write_split(folder / SPLIT, data.splits, data.class_names)
-        best, advice = _best_model(config, data, base, devices, clock, folder / run_folders.CHECKPOINTS)
+        best, advice, compared = _best_model(
+            config, data, base, devices, clock, folder / run_folders.CHECKPOINTS
+        )
         used = best.config.evaluate_options()
         evaluation = evaluate(best.model, data, **used) if len(data.test) else None
         results = saved_runs.results_of(
             replace(config, output=None, resume=False), best.model, data, best.training, evaluation,
-            metrics={"model": config.model, **advice.metrics}, seconds=clock.seconds,
+            metrics={"model": config.model, "compared": compared, **advice.metrics}, seconds=clock.seconds,
             limits=saved_runs.limits_of(best.model, data, evaluation, engine=config.engine),
         )  # fmt: skip
         run_writer.write_advice(folder, advice)
@@ -75,31 +88,33 @@ def auto_task_run(
 
 def _best_model(
     config: TrainConfig, data: ImageData, base: keras.Model, devices: Any, clock: Clock, checkpoints: Path
-) -> tuple[_Trained, TaskAdvice]:
-    """Return the model with the higher score on the validation images, and the advice."""
+) -> tuple[_Trained, TaskAdvice, list[str]]:
+    """Return the model with the higher score on the validation images, the advice, and the scores in words."""
     options: dict[str, Any] = {"preprocessing": config.preprocessing, "seed": config.seed}
     sample = extract_sample(data, base, engine=config.engine, **options)
     advice = advise_task(data, base, sample, trial=False, balanced=config.class_weights, **options)
     log.info("%s", advice.head_sentence)
     chosen = replace(config, case=str(advice.case), cut=advice.cut)
     best = _train(chosen, data, base, devices, checkpoints / "head", sample=sample)
-    log.info("%s: %s.", _method(best), _validation(best, data))
+    compared = [best.describe(data)]
+    log.info("%s", compared[0])
     left = clock.left - SECONDS["report"]
     needed = (
         advice.seconds_fine_tuning * MIN_EPOCHS / epochs_for(len(data.train), BATCH_SIZE, init="pretrained")
     )
     if not len(data.val):
         log.info("There are no validation images to compare models, so the network is not fine-tuned.")
-        return best, advice
+        return best, advice, compared
     if left < needed:
         text = "Fine-tuning needs %s or more, and %s are left. A larger --time-budget tries it."
         log.info(text, format_duration(needed), format_duration(max(0.0, left)))
-        return best, advice
+        return best, advice, compared
     chosen = replace(config, case=str(advice.fine_tuning_case))
     limit = None if left == float("inf") else left
     tuned = _train(chosen, data, base, devices, checkpoints / "fine-tuning", time_limit=limit)
-    log.info("%s: %s.", _method(tuned), _validation(tuned, data))
-    return (tuned if tuned.score > best.score else best), advice
+    compared.append(tuned.describe(data))
+    log.info("%s", compared[1])
+    return (tuned if tuned.score > best.score else best), advice, compared
 
 
 def _train(
@@ -117,17 +132,10 @@ def _train(
     task: dict[str, Any] = {"num_classes": data.num_classes, "task": data.task, "strategy": devices}
     model = build(base=base, **task, **used.build_options())
     known = known_features(sample, model) if sample is not None else None
-    training = fit(model, data, **used.fit_options(), known_features=known, checkpoints=checkpoints, **limits)
+    options = {**used.fit_options(), "known_features": known, "checkpoints": checkpoints, "verbose": 0}
+    if sample is None:
+        options["callbacks"] = [EpochProgress("fine-tuning")]
+    with quiet("transfer.training"):
+        training = fit(model, data, **options, **limits)
     score = evaluate(model, data, split="val", **used.evaluate_options()).score if len(data.val) else 0.0
     return _Trained(config, model, training, score)
-
-
-def _method(trained: _Trained) -> str:
-    """Return what was trained, in words."""
-    return "Head on the frozen network" if trained.config.cut is not None else "Fine-tuned network"
-
-
-def _validation(trained: _Trained, data: ImageData) -> str:
-    """Return the score on the validation images in words."""
-    name = TASK[data.task].metric_name
-    return f"{name} {trained.score:.3f} on {len(data.val)} validation images" if len(data.val) else "trained"

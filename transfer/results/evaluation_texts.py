@@ -19,6 +19,7 @@ CALIBRATION_GAP = 0.05
 
 CAPTIONS = {
     "four_cases": "These data among the four cases, with known data sets for comparison.",
+    "head_scores": "Score of the head on each choice of layers, on out-of-fold predictions, with standard errors.",
     "layer_curve": "Cross-validated accuracy of a linear head on each single layer, and on all layers together.",
     "network": "The network by blocks, with the layers that the head sees.",
     "learning_curves": "Loss and {metric} by epoch.",

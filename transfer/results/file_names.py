@@ -14,6 +14,7 @@ COMPARISON = "comparison.html"
 FIGURES = (
     "four_cases",
     "layer_curve",
+    "head_scores",
     "network",
     "learning_curves",
     "confusion_matrix",

@@ -18,6 +18,7 @@ from transfer.evaluation.kinds import AnyEvaluation
 from transfer.evaluation.metrics import MIN_IMAGES_TO_PLOT, percent_range
 from transfer.evaluation.reference import limit_notes
 from transfer.evaluation.value_evaluation import ValueEvaluation
+from transfer.results.advice_tables import advice_table
 from transfer.results.evaluation_texts import alt_text, caption, score_tiles, task_of_evaluation, verdict
 from transfer.results.run_records import RunRecord
 from transfer.training.option_table import APPLIES, Situation, ignored_options, refused_options
@@ -51,7 +52,7 @@ def run_page(record: RunRecord, *, thumbnail: Thumbnail | None = None) -> str:
         },
         advice=record.advice,
         steps=_steps(record),
-        choices=_choices(record.advice) if record.advice else [],
+        choices=advice_table(record.advice) if record.advice else {},
         outcome=_outcome(record),
         costs=_costs(record),
         data_part=record.data.to_part(thumbnail) if record.data else "",
@@ -112,7 +113,7 @@ def _outcome(record: RunRecord) -> str:
     """Compare the measured score with the estimate of the advice; say if the run did not follow the advice."""
     advice, config, metric = record.advice or {}, record.config, TASK[record.task]
     measured = record.metrics.get(f"test_{metric.metric}")
-    sentences = []
+    sentences = list(record.metrics.get("compared", []))
     if config.cut is not None and config.cut != advice.get("cut"):
         sentences.append(f"This run has the cut {config.cut}, which you set as an option.")
     interval = record.metrics.get("expected_interval")
@@ -183,23 +184,6 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     if metrics.get("peak_memory_mb"):
         tiles.append(("memory", f"{metrics['peak_memory_mb'] / 1024:.1f} GB", "peak"))
     return tiles
-
-
-def _choices(advice: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the table of cases."""
-    rows = []
-    for choice in advice["cases"]:
-        rows.append(
-            {
-                "case": f"{POLICIES[Case.parse(choice['case'])].number} {choice['case']}",
-                "action": choice["action"],
-                "expected": f"{choice['expected_accuracy']:.1%}",
-                "interval": percent_range(choice["interval"]),
-                "time": format_duration(choice["seconds"]),
-                "chosen": choice["case"] == advice["case"] and choice["cut"] == advice["cut"],
-            }
-        )
-    return rows
 
 
 def _steps(record: RunRecord) -> list[tuple[str, str, str, str, str]]:
