@@ -42,7 +42,7 @@ class TaskAdvice:
     whole: bool  # whether the best head sees the last layer
     similarity: Similarity | None
     trial: Trial | None
-    seconds_fine_tuning: float  # a lower bound without a trial
+    seconds_fine_tuning: float | None  # a lower bound without a trial; None if the features were cached
     seconds: float
 
     @property
@@ -72,11 +72,13 @@ class TaskAdvice:
     @property
     def reason(self) -> str:
         """The data, the best head, and what is known of fine-tuning, in four sentences."""
+        tuning = f"fine-tuning (case {POLICIES[self.fine_tuning_case].number})"
         bound = "" if self.trial else "at least "
+        time = f", which takes {bound}about {format_duration(self.seconds_fine_tuning)} here,"
         return (
-            f"{self.data_sentence} {self.head_sentence} Fine-tuning (case {POLICIES[self.fine_tuning_case].number}) "
-            f"takes {bound}about {format_duration(self.seconds_fine_tuning)} here. Whether it is better can only be "
-            "measured: --case auto of the command train does both if the time budget allows it."
+            f"{self.data_sentence} {self.head_sentence} Only a training can measure whether {tuning}"
+            f"{time if self.seconds_fine_tuning else ''} is better: --case auto of the command train does both if the "
+            "time budget allows it."
         )
 
     @property
@@ -217,7 +219,7 @@ def advise_task(
         options |= {"image_size": sample.image_size, "preprocessing": preprocessing, "seed": seed}
         timing = time_fine_tuning(sample.images, base, **options)
     steps = epochs_for(len(data.train), BATCH_SIZE, init="pretrained") * -(-len(data.train) // BATCH_SIZE)
-    needed = minimum_seconds(sample.seconds_per_image or 0.0, steps)
+    needed = minimum_seconds(sample.seconds_per_image, steps) if sample.seconds_per_image else None
     if timing is not None:
         needed = timing.seconds_start + steps * timing.seconds_per_step
     return TaskAdvice(

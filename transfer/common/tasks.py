@@ -48,8 +48,8 @@ def metric_of_row(row: Mapping[str, Any]) -> Task:
 
 
 def score_text(metric: str, value: float) -> str:
-    """Return the value of a metric as text: R2 with two digits, others in percent."""
-    return f"{value:.2f}" if metric == TASK[REGRESSION].metric else f"{value:.1%}"
+    """Return the value of a metric as text: R2 with three digits, others in percent."""
+    return f"{value:.3f}" if metric == TASK[REGRESSION].metric else f"{value:.1%}"
 
 
 PROBABILITIES = "probabilities"

@@ -86,8 +86,8 @@ class ValueEvaluation:
 
     @property
     def headline(self) -> str:
-        """The metrics of the task as text, such as "R2: 0.82, mean absolute error: 3.1"."""
-        return f"R2: {self.r2:.2f}, mean absolute error: {number(self.mean_absolute_error)}"
+        """The metrics of the task as text, such as "R2: 0.824, mean absolute error: 3.1"."""
+        return f"R2: {self.r2:.3f}, mean absolute error: {number(self.mean_absolute_error)}"
 
     @cached_property
     def interval(self) -> tuple[float, float]:
@@ -162,7 +162,7 @@ class ValueEvaluation:
         if not count:
             return display.one_line(self, "no images")
         low, high = self.interval
-        text = f"R2 {self.r2:.2f} (95% interval {low:.2f} to {high:.2f}) on {plural(count, 'image')}"
+        text = f"R2 {self.r2:.3f} (95% interval {low:.3f} to {high:.3f}) on {plural(count, 'image')}"
         seen = f", {self.seen:,} of them used for training or validation" if self.seen else ""
         return display.one_line(self, text + seen)
 

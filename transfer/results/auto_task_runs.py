@@ -14,7 +14,8 @@ from transfer.adviser.sample_features import SampleFeatures, extract_sample, kno
 from transfer.adviser.task_advice import TaskAdvice, advise_task
 from transfer.anytime.candidates import EpochProgress
 from transfer.anytime.clock import Clock
-from transfer.anytime.plan import SECONDS
+from transfer.anytime.plan import SECONDS, Planner
+from transfer.anytime.speeds import Speeds
 from transfer.cases.builders import build
 from transfer.common.streams import quiet
 from transfer.common.tasks import TASK, score_text
@@ -27,7 +28,6 @@ from transfer.results import rescue, run_folders, run_writer, saved_runs
 from transfer.results.file_names import SPLIT
 from transfer.training.fit import fit
 from transfer.training.phases import TrainingLog
-from transfer.training.schedules import BATCH_SIZE, epochs_for
 
 log = logging.getLogger("transfer")
 
@@ -99,9 +99,9 @@ def _best_model(
     compared = [best.describe(data)]
     log.info("%s", compared[0])
     left = clock.left - SECONDS["report"]
-    needed = (
-        advice.seconds_fine_tuning * MIN_EPOCHS / epochs_for(len(data.train), BATCH_SIZE, init="pretrained")
-    )
+    size, planner = base.input_shape[1] or sample.image_size[0], Planner(Speeds())
+    step = planner.training_step(config.models[0], size, config.batch_size)
+    needed = SECONDS["start"] + MIN_EPOCHS * -(-len(data.train) // config.batch_size) * step
     if not len(data.val):
         log.info("There are no validation images to compare models, so the network is not fine-tuned.")
         return best, advice, compared
