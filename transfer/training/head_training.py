@@ -112,10 +112,13 @@ def train_head(settings: TrainingSettings) -> TrainingLog:
     shared = current_group().broadcast_arrays(lambda: pack("head", weights))
     model.layers[-1].set_weights(unpack(shared, "head"))
     rows = current_group().broadcast(lambda: head_log.rows)
+    thresholds = current_group().broadcast(lambda: list(head_log.thresholds))
     if exact:
         with restored_rate(model.optimizer):
             settings.callbacks.report("head", rows[0])
-    return log + replace(head_log, rows=rows, seconds_training=time.perf_counter() - start)
+    return log + replace(
+        head_log, rows=rows, thresholds=thresholds, seconds_training=time.perf_counter() - start
+    )
 
 
 def _can_solve(settings: TrainingSettings, features: Features) -> bool:
