@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from transfer.common.label_metrics import label_thresholds, mean_average_precision
 from transfer.evaluation.label_metrics import (
     co_occurrence,
     f1_scores,
     label_scores,
-    label_thresholds,
-    mean_average_precision,
 )
 
 draw = np.random.default_rng(0)

@@ -153,14 +153,7 @@ def _train_in_epochs(
     stopper = _early_stopping(settings)
     callbacks: list[keras.callbacks.Callback] = [stopper] if stopper is not None else []
     if stopper is not None and settings.shaped:
-        val_batches = batches.pop("val")
-        callbacks.insert(
-            0,
-            Validation(
-                lambda predicted: measure(settings, predicted, labels["val"]),
-                lambda model: model.predict(val_batches, verbose=0),
-            ),
-        )
+        callbacks.insert(0, _validation(settings, batches.pop("val"), labels["val"]))
 
     def unscaled(weights: list[np.ndarray]) -> list[np.ndarray]:
         if plain:
@@ -185,6 +178,12 @@ def _train_in_epochs(
     )
     weights = unscaled(head.layers[-1].get_weights())
     return weights, TrainingLog(rows.rows, kept_row=_kept_row(stopper, settings, rows, epochs, stop))
+
+
+def _validation(settings: TrainingSettings, batches: Any, labels: np.ndarray) -> Validation:
+    """Return a callback that measures the predictions of all validation images."""
+    measured = functools.partial(measure, settings, labels=labels)
+    return Validation(measured, lambda model: np.asarray(model.predict(batches, verbose=0)))
 
 
 def _early_stopping(settings: TrainingSettings) -> keras.callbacks.EarlyStopping | None:
