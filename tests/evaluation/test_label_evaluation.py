@@ -79,7 +79,10 @@ def test_undefined_metrics_are_null_in_json_and_undefined_in_text():
     assert "undefined" in text and f"Mean average precision: {one.score:.1%} on 200 held-out images" in text
     nothing = replace(one, labels=one.labels * 0)
     assert np.isnan(nothing.score)
-    assert "Mean average precision: undefined on 200 held-out images (95% interval undefined)" in nothing.to_text()
+    assert (
+        "Mean average precision: undefined on 200 held-out images (95% interval undefined)"
+        in nothing.to_text()
+    )
     assert json.loads(json.dumps(nothing.to_dict(), allow_nan=False))["mean_average_precision"] is None
 
 
