@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import keras
 import numpy as np
 import pytest
 from helpers.task_images import LABELS, write_labels, write_numbers
@@ -20,6 +21,7 @@ from transfer.results.prediction_files import read_predictions
 def runs(tmp_path_factory):
     """The folder of a run and the list of its images, for each task."""
     place = tmp_path_factory.mktemp("runs")
+    keras.utils.set_random_seed(0)
     found = {}
     for task, path, column in (
         ("multi", write_labels(place / "labels"), "label"),

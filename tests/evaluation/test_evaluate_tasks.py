@@ -1,5 +1,6 @@
 """`evaluate` on several labels and on numbers: outputs, thresholds, intervals and checks."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -51,6 +52,7 @@ def numbers():
 @pytest.fixture(scope="module")
 def model(labeled, cache):
     """A trained model of several labels."""
+    keras.utils.set_random_seed(0)
     built = transfer.small_similar(transfer.DemoCNN(weights=None), 3, task="multi")
     transfer.fit(built, labeled, verbose=0, cache=cache)
     return built
@@ -59,6 +61,7 @@ def model(labeled, cache):
 @pytest.fixture(scope="module")
 def regression(numbers, cache):
     """A trained model of numbers."""
+    keras.utils.set_random_seed(0)
     built = transfer.small_similar(transfer.DemoCNN(weights=None), 1, task="regression")
     transfer.fit(built, numbers, verbose=0, cache=cache)
     return built
@@ -135,8 +138,6 @@ def test_arguments_and_models_of_other_tasks_are_refused(model, labeled, regress
 
 
 def test_logits_and_missing_numbers_are_refused(labeled, numbers):
-    import keras
-
     inputs = keras.Input((32, 32, 3))
     features = keras.layers.GlobalAveragePooling2D()(inputs)
     logits = keras.Model(inputs, keras.layers.Dense(3)(features))
