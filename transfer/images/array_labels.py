@@ -10,6 +10,7 @@ import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.common.tasks import MULTI, REGRESSION, SINGLE
+from transfer.images.label_forms import VALUE
 
 
 def task_of_labels(labels: Mapping[str, np.ndarray]) -> str:
@@ -40,7 +41,9 @@ def _named(
     """Return the names of several labels, or of the number of a regression, and the labels as they are."""
     counts = {split: part.shape[1] if task == MULTI else 1 for split, part in labels.items()}
     count = next(iter(counts.values()))
-    names = [""] if class_names is None and task == REGRESSION else [*map(str, class_names or range(count))]
+    names = (
+        [VALUE] if class_names is None and task == REGRESSION else [*map(str, class_names or range(count))]
+    )
     if {*counts.values()} != {len(names)} or len({*names}) < len(names):
         received = ", ".join(f"{number} in {split}" for split, number in counts.items())
         raise InputError(

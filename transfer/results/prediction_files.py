@@ -45,7 +45,9 @@ def _rows(evaluation: AnyEvaluation, folds: np.ndarray | None) -> Iterator[Seque
     yield (*(FIRST if folds is None else OF_FOLDS), *last)
     groups = evaluation.groups if len(evaluation.groups) else [""] * count
     texts = [label_texts(x, evaluation.class_names) for x in (evaluation.labels, evaluation.predictions)]
-    if not isinstance(evaluation, ValueEvaluation):  # a negative number is no formula
+    if isinstance(evaluation, ValueEvaluation):  # models compute in float32
+        texts[1] = [f"{value:.7g}" for value in evaluation.predictions.tolist()]
+    else:  # a negative number is no formula
         texts = [[*map(to_cell, column)] for column in texts]
     for name, label, predicted, group, number, more in zip(
         evaluation.names, *texts, groups, numbers, cells, strict=True

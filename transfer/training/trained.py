@@ -170,16 +170,16 @@ def count_seen(model: keras.Model, data: ImageData) -> int:
     trained = find_trained(model)
     if trained is None:
         return 0
+    if _form(data.task) != _form(trained.task):
+        raise InputError(
+            f"Expected data with the task {trained.task}, as in the training. Received: the task {data.task}. Load "
+            f"them with task={trained.task!r}."
+        )
     if data.class_names != trained.class_names:
         raise InputError(
             f"Expected data with the classes of the model: {', '.join(trained.class_names)}. Received: "
             f"{', '.join(data.class_names)}. Pass the images themselves, such as their folder: their classes are found "
             "by name."
-        )
-    if _form(data.task) != _form(trained.task):
-        raise InputError(
-            f"Expected data with the task {trained.task}, as in the training. Received: the task {data.task}. Load "
-            f"them with task={trained.task!r}."
         )
     digests = trained.read_digests()
     if digests == {*data.train.digests, *data.val.digests}:  # the report of these data has their duplicates
