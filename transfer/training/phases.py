@@ -173,7 +173,8 @@ class TrainingLog:
         """Return this log with the log of the next phase, whose `kept_row` counts the rows of both."""
         kept_row = phase.kept_row if phase.rows else self.kept_row
         rows = [*self.rows, *phase.rows]
-        kept = rows[-1 if kept_row is None else kept_row]["phase"] if rows and kept_row != -1 else ""
+        last = len(rows) - 1 if kept_row is None else kept_row
+        kept = rows[last]["phase"] if 0 <= last < len(rows) else ""  # a part of a log may lack earlier rows
         return TrainingLog(
             rows=rows,
             seconds_features=self.seconds_features + phase.seconds_features,
