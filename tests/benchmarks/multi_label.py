@@ -37,6 +37,7 @@ import transfer
 from transfer.adviser.sample_features import extract_sample_features
 from transfer.common.tasks import MULTI
 from transfer.frozen.engines import make_engine
+from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.head_choice import candidate_cuts, features_of
 from transfer.frozen.label_heads import solve_labels
 from transfer.frozen.task_heads import choose_task_head
@@ -165,7 +166,7 @@ def _chosen_layers(images: np.ndarray, labels: np.ndarray, others: np.ndarray, *
         split = Split([*part], np.zeros(len(part), "int64"), [f"{prefix}{i}" for i in range(len(part))])
         with tempfile.TemporaryDirectory() as folder:
             return extract_sample_features(
-                split, base, image_size=part.shape[1:3], cache=transfer.FeatureCache(folder)
+                split, base, image_size=part.shape[1:3], cache=FeatureCache(folder)
             ).taps
 
     own, other = taps(images, "train"), taps(others, "test")

@@ -32,6 +32,7 @@ from PIL import Image, ImageDraw, ImageFont
 import transfer
 from transfer.adviser.sample_features import extract_sample_features
 from transfer.adviser.task_advice import advise_task
+from transfer.frozen.feature_cache import FeatureCache
 
 RESULTS = Path(__file__).parent / "results" / "regression.jsonl"
 COUNTS = {"train": 600, "val": 100, "test": 400}
@@ -85,7 +86,7 @@ def measure(name: str, seed: int, method: str) -> dict[str, float]:
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        cache = transfer.FeatureCache(folder)
+        cache = FeatureCache(folder)
         base = transfer.load_backbone(image_size=SIDE)
         options = {"cut": None}
         if method == "chosen layers":
