@@ -172,9 +172,8 @@ def _whole_model(settings: TrainingSettings) -> Trainee:
         return strategies.distribute_dataset(model, dataset, settings.class_weights)
 
     val_batches = None
-    if num_val and not (
-        padded or (settings.shaped and part is not None)
-    ):  # otherwise `Validation` reads the images
+    read_by_callback = padded or (settings.shaped and part is not None)  # by `Validation`
+    if num_val and not read_by_callback:
         dataset = make_dataset(val, batch_size=extraction.BATCH_SIZE, cache=True, **options)
         val_batches = strategies.distribute_dataset(model, dataset)
     trained = folded(model)

@@ -176,7 +176,7 @@ class KeepBetter(keras.callbacks.Callback):
             self._last is not None
             and bool(self.num_val)
             and math.isfinite(self.best)
-            and self.best - self._last > self._noise(self.best)
+            and not self.best - self._last <= self._noise(self.best)  # also if the metric is not a number
         )
         restored = self.weights is not None and (worse or self.lost_at is not None)
         if restored:
