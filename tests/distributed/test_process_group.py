@@ -27,9 +27,13 @@ RUNS = {
     "mixed": "everything,mix:mixup,class_weights:1",
     "mixed-two": "everything,two,mix:mixup,class_weights:1",
     "unweighted": "everything,mix:mixup",
+    "labels": "everything,task:multi,class_weights:1",
+    "labels-two": "everything,two,task:multi,class_weights:1",
+    "values": "everything,task:regression,mix:mixup",
+    "values-two": "everything,two,task:regression,mix:mixup",
     "rates": "everything,mix:mixup,layer_decay:0.3",
 }
-SHARED = ("one", "head", "mixed", "rates")
+SHARED = ("one", "head", "mixed", "labels", "values", "rates")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,9 @@ def by_jax(tmp_path_factory) -> dict[str, dict]:
     """Train with Keras on JAX, where TensorFlow cannot be imported."""
     pytest.importorskip("jax")
     folder = tmp_path_factory.mktemp("jax")
-    return train(folder, RUNS.keys() - {"other", "rates"}, {"one", "mixed"}, KERAS_BACKEND="jax")
+    return train(
+        folder, RUNS.keys() - {"other", "rates"}, {"one", "mixed", "labels", "values"}, KERAS_BACKEND="jax"
+    )
 
 
 def train(folder: Path, alone, shared, **environment: str) -> dict[str, dict]:
@@ -93,6 +99,16 @@ def test_mixup_and_class_weights_are_the_same_on_two_processes(runs, request):
     assert difference(found["mixed"], found["mixed 0 of 2"]) < SAME
     if runs == "by_jax":
         assert difference(found["mixed"], found["mixed-two"]) < SAME
+
+
+@pytest.mark.parametrize("runs", ["by_tensorflow", "by_jax"])
+@pytest.mark.parametrize("task", ["labels", "values"])
+def test_several_labels_and_numbers_are_the_same_on_two_devices_and_processes(task, runs, request):
+    found = request.getfixturevalue(runs)
+    # The exact head is sure of its predictions, so that rounding matters more.
+    assert difference(found[task], found[f"{task}-two"]) < 10 * SAME
+    assert difference(found[task], found[f"{task} 0 of 2"]) < 10 * SAME
+    assert difference(found[f"{task} 0 of 2"], found[f"{task} 1 of 2"]) == 0
 
 
 def test_layer_decay_is_the_same_on_two_processes(by_tensorflow):

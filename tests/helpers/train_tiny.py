@@ -62,6 +62,7 @@ def train(kind: str, devices, options: dict[str, str]) -> dict[str, np.ndarray]:
     from helpers.networks import make_tiny
 
     from transfer.cases import builders
+    from transfer.common.tasks import TASK
     from transfer.evaluation import evaluate
     from transfer.frozen.feature_cache import FeatureCache
     from transfer.images import datasets
@@ -73,20 +74,30 @@ def train(kind: str, devices, options: dict[str, str]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = np.minimum(np.arange(110) % 5, 2)  # the last class is three times as large
     noise = rng.normal(120, 60, (110, 24, 24, 3)) + 12 * np.eye(3)[labels][:, None, None, :]
-    given = (np.clip(noise, 0, 255).astype("uint8"), labels)
+    task = options.get("task", "single")
+    names, given = {
+        "single": (["a", "b", "c"], labels),
+        "multi": (["a", "b", "c"], (labels[:, None] >= np.arange(3)) * (rng.random((110, 3)) < 0.8)),
+        "regression": (["size"], 500 + 100.0 * labels + rng.normal(size=110)),
+    }[task]
     data = datasets.load_data(
-        given, class_names=["a", "b", "c"], val=0.2, test=0.1, seed=0, near_duplicates=False
-    )
+        (np.clip(noise, 0, 255).astype("uint8"), given.astype("float64") if task == "regression" else given + 0),
+        class_names=names, val=0.2, test=0.1, seed=0, near_duplicates=False, task=task,
+    )  # fmt: skip
     case, how = CASES[kind]
-    model = builders.build(case, make_tiny(), 3, strategy=devices, preprocessing="tf", **how)
+    outputs = data.num_classes
+    model = builders.build(case, make_tiny(), outputs, strategy=devices, preprocessing="tf", task=task, **how)
     cache = FeatureCache(Path(tempfile.mkdtemp()))
     recipe = Recipe(mix=options.get("mix", "none"), layer_decay=float(options.get("layer_decay", 1.0)))
     done = fit.fit(
         model, data, epochs=None if kind == "head" else 3, batch_size=8, verbose=0, cache=cache, engine="keras",
         seed=seed, recipe=recipe if kind != "head" else None, class_weights="class_weights" in options,
     )  # fmt: skip
-    found = evaluate.evaluate(model, data, cache=cache, engine="keras")
     weights = {v.path.replace("/", "_"): np.asarray(keras.ops.convert_to_numpy(v)) for v in model.weights}
+    if task != "single":
+        keys = "val_loss", f"val_{TASK[task].metric}"
+        return {**weights, "rows": np.array([[row[key] for key in keys] for row in done.rows])}
+    found = evaluate.evaluate(model, data, cache=cache, engine="keras")
     return {**weights, "evaluation": np.array([found.loss, done.rows[-1].get("val_loss", 0.0)])}
 
 

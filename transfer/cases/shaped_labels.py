@@ -57,14 +57,11 @@ class BalancedLoss(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each image."""
-        ops = keras.ops
-        y_pred = ops.clip(y_pred, keras.config.epsilon(), 1 - keras.config.epsilon())
-        y_true = ops.cast(y_true, y_pred.dtype)
-        weight = y_true * ops.convert_to_tensor(self.weights, y_pred.dtype)
-        weight += (1 - y_true) * ops.convert_to_tensor(self.opposite, y_pred.dtype)
-        y_true = y_true * (1 - self.smoothing) + self.smoothing / 2
-        losses = y_true * ops.log(y_pred) + (1 - y_true) * ops.log(1 - y_pred)
-        return -ops.mean(weight * losses, axis=-1)
+        ops, labels = keras.ops, keras.ops.cast(y_true, y_pred.dtype)
+        weight = labels * ops.convert_to_tensor(self.weights, y_pred.dtype)
+        weight += (1 - labels) * ops.convert_to_tensor(self.opposite, y_pred.dtype)
+        smooth = labels * (1 - self.smoothing) + self.smoothing / 2
+        return ops.mean(weight * ops.binary_crossentropy(smooth, y_pred), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""

@@ -74,8 +74,8 @@ def average(models: Sequence[keras.Model]) -> keras.Model:
         record_decision(result, _joint(decisions))
     if trained and None not in size:
         readers = [one.read_digests for one in trained]
-        # The thresholds of labels and the rule of ordered classes are those of single models.
-        whole = replace(trained[0], model=result, image_size=size, thresholds=None, rule=None)
+        # The thresholds of labels are those of a single model.
+        whole = replace(trained[0], model=result, image_size=size, thresholds=None)
         record(replace(whole, read_digests=lambda: frozenset().union(*(read() for read in readers))))
     return result
 

@@ -57,11 +57,12 @@ def fine_tune(
     first, step = (checkpoint.epoch, checkpoint.step) if checkpoint is not None else (0, 0)
     start = first * per_epoch + step
     trainee = upper_layers_of(settings) or _whole_model(settings)
+    validation = _validation(settings, trainee)  # outside the scope of the devices: its copy runs on one
     # A head with random weights has no units. Checkpoints hold the weights for standardized values.
     fresh = phase == "from-scratch" and settings.initial_head != "keep"
     units = standardized_head(model, settings.value_scale, fresh=fresh)
     with units, _built_optimizer(settings) as set_progress:
-        better, rows, validation = _keep_better(settings, before), Rows(phase), _validation(settings, trainee)
+        better, rows = _keep_better(settings, before), Rows(phase)
         if checkpoint is None and settings.initial_head == "keep" and len(settings.data.val):
             better.best = _validated(settings, trainee, validation)
         if checkpoint is not None:

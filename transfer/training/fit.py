@@ -14,10 +14,9 @@ import keras
 from transfer.cases.builders import start_over, unfreeze
 from transfer.cases.compiling import normalize_compilation
 from transfer.cases.decisions import find_decision, record_decision
-from transfer.cases.shaped_labels import ValueScale
 from transfer.common.arguments import explain_arguments
 from transfer.common.errors import unknown
-from transfer.common.tasks import REGRESSION, TASK
+from transfer.common.tasks import TASK
 from transfer.distributed.process_group import current_group, versions
 from transfer.distributed.strategies import scope_of
 from transfer.frozen.engines import check_engine
@@ -38,8 +37,8 @@ from transfer.training.fit_arguments import (
     check_types,
     choose_initial_head,
     choose_solver,
+    options_of_labels,
     training_data,
-    weights_of_classes,
 )
 from transfer.training.head_training import check_loss, train_head
 from transfer.training.identity import given_options, identity_of
@@ -110,7 +109,8 @@ def fit(
         data: images from `load_data`, whose test images are not read. Or images in memory with their labels: arrays
             `(images, labels)`, a `tf.data.Dataset`, or a split such as `data.train`. They are checked as in
             `load_data`, and validation images are drawn from them, but no test images.
-        labels: labels of images that are passed as an array: whole numbers, class names or one-hot.
+        labels: labels of images that are passed as an array: whole numbers, class names or one-hot; for several labels
+            per image 0 or 1 in a column per label, and for a regression numbers.
         validation_data: validation images for images in memory, in the same forms. None draws them from `data`.
         validation_split: fraction of the images in memory to validate on, from 0 to below 1, drawn at random and
             stratified by class. None is 0.1.
@@ -212,8 +212,7 @@ def fit(
         augment=augment,
         flip=False if problem else flip,
         views=views,
-        **weights_of_classes(model, data, class_weights),
-        value_scale=ValueScale.of(data.train.labels) if data.task == REGRESSION else None,
+        **options_of_labels(model, data, class_weights),
         solver=choose_solver(solver, *switches, head_only=head_only),
         dropout=dropout,
         engine=engine,

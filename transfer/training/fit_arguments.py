@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from transfer.cases.decisions import find_decision, task_of_model
-from transfer.cases.shaped_labels import SHAPED, training_loss
+from transfer.cases.shaped_labels import SHAPED, ValueScale, training_loss
 from transfer.common.errors import InputError, unknown
 from transfer.common.tasks import MULTI, REGRESSION, TASK
 from transfer.common.whole_numbers import at_least
@@ -150,23 +150,24 @@ def check_classes(model: keras.Model, data: ImageData) -> None:
         )
 
 
-def weights_of_classes(model: keras.Model, data: ImageData, wanted: bool) -> dict[str, Any]:
-    """Return the weights of the classes or labels in the loss, as arguments of `TrainingSettings`."""
-    if wanted and data.task == REGRESSION:
+def options_of_labels(model: keras.Model, data: ImageData, class_weights: bool) -> dict[str, Any]:
+    """Return the weights of classes or labels in the loss, and the scale of values, for `TrainingSettings`."""
+    if class_weights and data.task == REGRESSION:
         raise InputError(
             "Expected class_weights=False for the task regression, which has no classes. Received: True. Leave it out."
         )
     labels, weights = data.train.labels, None
-    if wanted and data.task == MULTI:
+    if class_weights and data.task == MULTI:
         positive = positive_weights(labels)
         # With a mean weight of 1, the learning rate need not change.
         weights = np.stack([positive, np.ones_like(positive)])
         weights /= np.where(labels > 0, positive, 1.0).mean(axis=0)
         training_loss(model.loss, data.task, weights=weights)  # raises for a loss without such weights
-    single = wanted and data.task not in SHAPED
+    single = class_weights and data.task not in SHAPED
     return {
         "class_weights": pipeline.class_weights(labels, data.num_classes) if single else None,
         "label_weights": weights,
+        "value_scale": ValueScale.of(labels) if data.task == REGRESSION else None,
     }
 
 

@@ -112,10 +112,13 @@ def train_head(settings: TrainingSettings) -> TrainingLog:
     shared = current_group().broadcast_arrays(lambda: pack("head", weights))
     model.layers[-1].set_weights(unpack(shared, "head"))
     rows = current_group().broadcast(lambda: head_log.rows)
+    thresholds = current_group().broadcast(lambda: list(head_log.thresholds))
     if exact:
         with restored_rate(model.optimizer):
             settings.callbacks.report("head", rows[0])
-    return log + replace(head_log, rows=rows, seconds_training=time.perf_counter() - start)
+    return log + replace(
+        head_log, rows=rows, thresholds=thresholds, seconds_training=time.perf_counter() - start
+    )
 
 
 def _can_solve(settings: TrainingSettings, features: Features) -> bool:
@@ -150,14 +153,7 @@ def _train_in_epochs(
     stopper = _early_stopping(settings)
     callbacks: list[keras.callbacks.Callback] = [stopper] if stopper is not None else []
     if stopper is not None and settings.shaped:
-        val_batches = batches.pop("val")
-        callbacks.insert(
-            0,
-            Validation(
-                lambda predicted: measure(settings, predicted, labels["val"]),
-                lambda model: model.predict(val_batches, verbose=0),
-            ),
-        )
+        callbacks.insert(0, _validation(settings, batches.pop("val"), labels["val"]))
 
     def unscaled(weights: list[np.ndarray]) -> list[np.ndarray]:
         if plain:
@@ -182,6 +178,12 @@ def _train_in_epochs(
     )
     weights = unscaled(head.layers[-1].get_weights())
     return weights, TrainingLog(rows.rows, kept_row=_kept_row(stopper, settings, rows, epochs, stop))
+
+
+def _validation(settings: TrainingSettings, batches: Any, labels: np.ndarray) -> Validation:
+    """Return a callback that measures the predictions of all validation images."""
+    measured = functools.partial(measure, settings, labels=labels)
+    return Validation(measured, lambda model: np.asarray(model.predict(batches, verbose=0)))
 
 
 def _early_stopping(settings: TrainingSettings) -> keras.callbacks.EarlyStopping | None:

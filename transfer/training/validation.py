@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from transfer.distributed.process_group import current_group
+from transfer.distributed.strategies import on_tensorflow
 from transfer.frozen.shared_pass import BATCH_SIZE
 from transfer.images.pipeline import make_dataset
 from transfer.images.splitting import Split
@@ -43,10 +44,15 @@ class PartPrediction:
     def __call__(self, model: keras.Model) -> np.ndarray:
         """Return the predictions for all images of the split, with the weights of a model of the same layers."""
         self.copy.set_weights(model.get_weights())
-        own = [np.asarray(self.copy.predict_on_batch(np.asarray(x))) for x, _ in self.batches]
+        own = [self._run(np.asarray(x)) for x, _ in self.batches]
         return current_group().gather(
             np.concatenate(own) if own else np.zeros((0, self.copy.output_shape[-1]), "float32")
         )
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        if on_tensorflow():  # `predict_on_batch` would run all images on each device
+            return np.asarray(keras.ops.convert_to_numpy(self.copy(images, training=False)))
+        return np.asarray(self.copy.predict_on_batch(images))
 
 
 def measure_classes(
