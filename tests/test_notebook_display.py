@@ -19,7 +19,7 @@ from transfer.evaluation.explanations import Response
 from transfer.exporters.verification import Exported
 from transfer.images.splitting import Split
 from transfer.lesson.transferability import Point, Transferability
-from transfer.results.predict import Prediction, Predictions
+from transfer.results.prediction import Prediction, Predictions
 from transfer.training.learning_rate_finder import RateCurve
 from transfer.training.phases import TrainingLog
 
