@@ -494,3 +494,13 @@ def test_lists_of_text_in_parquet_are_several_labels(tmp_path):
     parquet.write_table(table, tmp_path / "x.parquet")
     found = read_manifest(tmp_path / "x.parquet")
     assert labels_of(found) == [{"cat", "dog"}, set(), {"cat"}]
+
+
+def test_other_cells_than_0_and_1_in_columns_of_labels_are_refused(write):
+    path = write("image,edema,mass\na,1.0,-1.0\nb,,1\nc,2,0\n", "a.jpg")
+    with pytest.raises(InputError) as raised:
+        read_manifest(path, Given(label="edema,mass"), task="multi")
+    assert str(raised.value) == (
+        "list.csv, line 2: expected 0 or 1 in the column 'mass', not '-1.0'; list.csv, line 4: expected 0 or 1 in the "
+        "column 'edema', not '2'. Correct or remove these rows."
+    )

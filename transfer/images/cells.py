@@ -29,6 +29,11 @@ def is_nan(text: str) -> bool:
     return text.strip() in ("nan", "NaN", "<NA>", "#N/A")
 
 
+def flag_in(text: str) -> bool | None:
+    """Return whether a cell means yes or no; None for other text."""
+    return FLAGS.get(text.strip().lower())
+
+
 @lru_cache(maxsize=10_000)
 def split_in(text: str) -> str | None:
     """Return the split that a cell means, "" for an empty cell, None for other text."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from transfer.common.errors import InputError, nearest, one_line
 from transfer.common.files import from_cell
-from transfer.images.cells import FLAGS, is_nan, known, split_by_flags, split_in
+from transfer.images.cells import flag_in, is_nan, known, split_by_flags, split_in
 from transfer.images.column_names import (
     MAX_SHOWN,
     Column,
@@ -172,6 +172,9 @@ class Table:
         path = cells[roles.path] if roles.path >= 0 else ""
         label, marked, label_problem = self._label(cells)
         split, problem = self._split(cells)
+        if len(roles.labels) > 1 and (strange := [i for i in roles.labels if flag_in(cells[i]) is None]):
+            i = strange[0]
+            problem = f"expected 0 or 1 in the column {quoted(self.columns[i].name)}, not {quoted(cells[i].strip())}"
         groups = tuple(known(cells[i]) for i in roles.groups)
         for kind, text in (("path", path), ("label", label), ("group", "".join(groups))):
             if not text and kind in self.required and kind != "label" and not problem:
@@ -189,7 +192,7 @@ class Table:
             if "split" not in self.required and (is_nan(label) or not label.strip()):
                 label = ""
             return label, (), "the label is empty" if "label" in self.required and not label else ""
-        marked = tuple(self.columns[i].name for i in labels if FLAGS.get(cells[i].strip().lower(), True))
+        marked = tuple(self.columns[i].name for i in labels if flag_in(cells[i]))
         if len(marked) == 1:
             return marked[0], marked, ""
         if not marked:
@@ -204,7 +207,7 @@ class Table:
             return "", ""
         text = cells[splits[0][0]].strip()
         if splits[0][1]:
-            split = split_by_flags({split: FLAGS[cells[i].strip().lower()] for i, split in splits})
+            split = split_by_flags({split: bool(flag_in(cells[i])) for i, split in splits})
             names = quoted_list([self.columns[i].name for i, _ in splits])
             return split or "", "" if split else f"contradictory splits in {names}"
         split = split_in(text)
