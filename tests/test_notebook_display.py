@@ -19,7 +19,7 @@ from transfer.evaluation.explanations import Response
 from transfer.exporters.verification import Exported
 from transfer.images.splitting import Split
 from transfer.lesson.transferability import Point, Transferability
-from transfer.results.predict import Prediction, Predictions
+from transfer.results.prediction import Prediction, Predictions
 from transfer.training.learning_rate_finder import RateCurve
 from transfer.training.phases import TrainingLog
 
@@ -38,7 +38,11 @@ def made(strange_folder):
     broken = np.full((32, 32, 3), np.nan, "float32")
     candidate = Candidate("<b>net</b>" * 9, 96, "a_layer" * 9, 0.8123456, 0.0212345, 0.0041234, 3_371_024)
     points = (Point("AnB", "conv1", 0, 0.25), Point("AnB", "conv1", 1, 0.75))
+    names, labels = tuple("<b>" * 40 + str(i) for i in range(6)), np.arange(12).reshape(6, 2) % 3 > 1
+    several = transfer.LabelEvaluation(names[:2], labels.astype("int8"), np.full((6, 2), 0.7), names)
+    numbers = transfer.ValueEvaluation(names[:1], np.arange(6.0), np.arange(6.0) + 0.1, names)
     return {
+        "several labels": several, "numbers": numbers,
         "data": data, "report": data.report, "split": data.train, "log": log, "evaluation": evaluation,
         "decision": transfer.decision_of(model), "advice": advice, "choice": advice.choice, "curve": advice.curve,
         "cross-validation": transfer.cross_validate(data, base, folds=3, case="small-similar", preprocessing="tf"),

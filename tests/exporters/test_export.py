@@ -266,11 +266,11 @@ def test_a_file_that_disagrees_is_discarded_and_the_earlier_one_stays(place, tmp
     real = formats.Graph
 
     class Scaled(real):  # images scaled twice, a common mistake
-        def __init__(self, model, image_size):
+        def __init__(self, model, image_size, output):
             import keras
 
             inputs = keras.Input((*image_size, 3))
-            super().__init__(keras.Model(inputs, model(inputs / 255.0)), image_size)
+            super().__init__(keras.Model(inputs, model(inputs / 255.0)), image_size, output)
 
     monkeypatch.setattr(formats, "Graph", Scaled)
     assert command.main(flags) == 2

@@ -13,7 +13,7 @@ from transfer.adviser.curves import layer_curve
 from transfer.adviser.estimates import CaseEstimate
 from transfer.cases.policies import SMALL_DATA, Case
 from transfer.common.figures import COLORS, DPI, png_of
-from transfer.evaluation import evaluation_plots, explanation_plots
+from transfer.evaluation import evaluation_plots, explanation_plots, prediction_plots
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.metrics import fraction_intervals
 from transfer.results import plots
@@ -165,7 +165,7 @@ def test_the_reliability_diagram_shows_equal_bins_with_intervals_and_its_legend_
 
 def test_the_prediction_sheet_shows_the_true_class_of_wrong_predictions():
     image = np.zeros((8, 8, 3), "uint8")
-    shown = texts(evaluation_plots.prediction_sheet(evaluation(), {0: image, 1: image}))
+    shown = texts(prediction_plots.prediction_sheet(evaluation(), {0: image, 1: image}))
     assert "class 0 90%" in shown and "class 2 90%\n(is class 1)" in shown
 
 
@@ -174,10 +174,10 @@ def test_captions_of_sheets_cover_nothing(name):
     many = evaluation(20, 40)
     many = replace(many, class_names=tuple(name.format(i) for i in range(20)))
     images, maps = np.zeros((14, 20, 30, 3), "uint8"), np.zeros((14, 20, 30))
-    captions = [evaluation_plots.prediction_caption(many, i) for i in range(14)]
+    captions = [prediction_plots.prediction_caption(many, i) for i in range(14)]
     note = "a note on all of them\nthat has two lines"
     for figure in (
-        evaluation_plots.prediction_sheet(many, dict(enumerate(images))),
+        prediction_plots.prediction_sheet(many, dict(enumerate(images))),
         explanation_plots.heat_sheet(images, maps, captions, note=note),
     ):
         figure.draw_without_rendering()
