@@ -80,3 +80,18 @@ def test_one_class_in_each_cell_gives_no_sets():
     assert label_sets([("a",), ("b",)], "multi", in_columns=False) is None
     assert label_sets([("a|b",), ("a",), ("b",)], "single", in_columns=False) is None
     assert label_sets([("A",), ("B",)], "auto", in_columns=True) is None
+
+
+@pytest.mark.parametrize(
+    ("cells", "several"),
+    [
+        (["a|b", "a|c", "b|c", "a|b|c"], True),
+        (["bold|sans|A", "bold|serif|A", "sans|A", "sans|B", "serif|B", "bold|sans|B"], True),
+        (["apple|scab", "apple|rust", "pear|scab"], False),  # four parts for three labels: names of classes
+        (["Paris, France", "Lyon, France", "Rome, Italy"], False),
+    ],
+)
+def test_cells_that_combine_few_parts_are_several_labels(cells, several):
+    found = label_sets([(cell,) for cell in cells], "auto", in_columns=False)
+    assert (found is not None) == several
+    assert label_sets([(cell,) for cell in cells], "single", in_columns=False) is None
