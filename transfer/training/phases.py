@@ -174,7 +174,7 @@ class TrainingLog:
         kept_row = phase.kept_row if phase.rows else self.kept_row
         rows = [*self.rows, *phase.rows]
         kept = len(rows) - 1 if kept_row is None else kept_row
-        # The thresholds of a solved head do not suit weights of a later phase. The log of a phase may lack the kept row.
+        # Thresholds of a solved head do not suit weights of a later phase. The log of a phase may lack the kept row.
         of_head = 0 <= kept < len(rows) and rows[kept].get("phase") == "head"
         return TrainingLog(
             rows=rows,
