@@ -94,7 +94,7 @@ def test_a_model_without_validation_images_and_a_head_of_ones_own(data):
 
 
 def test_the_rule_of_ordered_classes_comes_from_predictions_before_the_head_saw_the_images(data, trained):
-    ordered = replace(data, ordered=True)
+    ordered = replace(data, task="ordinal")
     model = trained[0]
     again = solve_again(model, ordered)
     rule = choose_rule(data.val.labels, again.val_probabilities)

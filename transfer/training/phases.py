@@ -173,8 +173,9 @@ class TrainingLog:
         """Return this log with the log of the next phase, whose `kept_row` counts the rows of both."""
         kept_row = phase.kept_row if phase.rows else self.kept_row
         rows = [*self.rows, *phase.rows]
-        last = len(rows) - 1 if kept_row is None else kept_row
-        kept = rows[last]["phase"] if 0 <= last < len(rows) else ""  # a part of a log may lack earlier rows
+        kept = len(rows) - 1 if kept_row is None else kept_row
+        # Thresholds of a solved head do not suit weights of a later phase. The log of a phase may lack the kept row.
+        of_head = 0 <= kept < len(rows) and rows[kept].get("phase") == "head"
         return TrainingLog(
             rows=rows,
             seconds_features=self.seconds_features + phase.seconds_features,
@@ -192,8 +193,7 @@ class TrainingLog:
             kept_row=kept_row,
             options={**self.options, **phase.options},
             val_probabilities=phase.val_probabilities,
-            # Those of a solved head do not suit weights that were fine-tuned later.
-            thresholds=(phase.thresholds or self.thresholds) if kept == "head" else (),
+            thresholds=(phase.thresholds or self.thresholds) if of_head else (),
         )
 
 
