@@ -276,7 +276,7 @@ def check_evaluation(value: Any, call: str) -> None:
     if isinstance(value, Evaluation):
         return
     advice = "Make one first: evaluation = transfer.evaluate(model, data)."
-    if hasattr(value, "outputs"):  # of another task
+    if hasattr(value, "headline"):  # of another task
         advice = "It needs one label per image: load the images with task='single' or 'ordinal'."
     raise InputError(
         f"Expected an evaluation in {call}. Received: {'None' if value is None else type(value).__name__}. {advice}"
