@@ -21,7 +21,7 @@ from transfer.common.streams import quiet
 from transfer.common.tasks import TASK, score_text
 from transfer.common.text import format_duration, plural
 from transfer.config import TrainConfig
-from transfer.evaluation.evaluate import evaluate
+from transfer.evaluation.evaluate import decision_options, evaluate
 from transfer.images.datasets import ImageData
 from transfer.images.split_file import write_split
 from transfer.results import rescue, run_folders, run_writer, saved_runs
@@ -71,11 +71,12 @@ def auto_task_run(
             config, data, base, devices, clock, folder / run_folders.CHECKPOINTS
         )
         used = best.config.evaluate_options()
-        evaluation = evaluate(best.model, data, **used) if len(data.test) else None
+        decided = decision_options(best.model, data, **used)
+        evaluation = evaluate(best.model, data, **used, **decided) if len(data.test) else None
         results = saved_runs.results_of(
             replace(config, output=None, resume=False), best.model, data, best.training, evaluation,
             metrics={"model": config.model, "compared": compared, **advice.metrics}, seconds=clock.seconds,
-            limits=saved_runs.limits_of(best.model, data, evaluation, engine=config.engine),
+            limits=saved_runs.limits_of(best.model, data, evaluation, engine=config.engine), **decided,
         )  # fmt: skip
         run_writer.write_advice(folder, advice)
         rescue.write_somewhere(folder, partial(run_writer.write_run, results=results))
