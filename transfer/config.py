@@ -126,7 +126,7 @@ class TrainingOptions:
     optimizer: str = "adam"
     # Learning rate. Default: by case; 0.001 with rmsprop.
     learning_rate: float | None = None
-    # Loss. auto is that of the task; huber, for the task regression, gives outliers less weight than squared errors.
+    # Loss. auto is that of the task; huber is for the task regression and gives outliers less weight.
     loss: str = "auto"
     # Number of folds of a cross-validation, such as 5. The final model trains on the images of all folds.
     folds: int | None = None

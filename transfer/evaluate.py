@@ -184,7 +184,7 @@ def _parser() -> Parser:
     parser.add_argument("--html", metavar="FILE", help="write a page with figures and images")
     least = "exit with code 1 if the accuracy is below this value, 0 to 1"
     parser.add_argument("--assert-accuracy-at-least", type=float, metavar="X", help=least)
-    score = "the same for the score of the task: accuracy, mean average precision or R2"
+    score = "exit with code 1 if the metric of the task is below: accuracy, mean average precision or R2"
     parser.add_argument("--assert-score-at-least", type=float, metavar="X", help=score)
     engine = "engine of frozen layers: auto, keras, openvino or openvino-int8 (default: auto)"
     parser.add_argument("--engine", default="auto", help=engine)

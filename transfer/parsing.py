@@ -110,7 +110,9 @@ def parse_advice_arguments(arguments: Sequence[str] | None = None) -> tuple[Advi
     parser.add_place()
     parser.add_argument("--json", metavar="FILE", help="write the advice as JSON")
     parser.add_argument(
-        "--plots", metavar="DIR", help="write the chart of the four cases and the layer curve"
+        "--plots",
+        metavar="DIR",
+        help="write the charts of the advice, such as the four cases and the layer curve",
     )
     compared = "compare these networks: estimated accuracy of a head on each, and its time"
     parser.add_argument("--compare", nargs="+", metavar="MODEL", help=compared)

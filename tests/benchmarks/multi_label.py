@@ -159,7 +159,7 @@ def _last_layer(images: np.ndarray, labels: np.ndarray, others: np.ndarray, *, f
 
 
 def _chosen_layers(images: np.ndarray, labels: np.ndarray, others: np.ndarray, *, flips: bool) -> np.ndarray:
-    """Choose the layers of the head by the out-of-fold loss, as the product does."""
+    """Choose the layers of the head by the out-of-fold loss, as `--case auto` does."""
     base = transfer.load_backbone()
 
     def taps(part: np.ndarray, prefix: str) -> dict[str, np.ndarray]:

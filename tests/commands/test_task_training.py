@@ -57,7 +57,7 @@ def test_auto_keeps_the_better_of_head_and_fine_tuning(task, lists, in_folder, c
 
 def test_auto_without_time_trains_the_head_only(lists, in_folder, capsys):
     assert train.main([*lists["multi"], *OPTIONS, "--time-budget", "1s", "--output", "run"]) == 0
-    assert "A larger --time-budget tries it." in capsys.readouterr().out
+    assert "For it, choose a larger --time-budget." in capsys.readouterr().out
     metrics = json.loads((in_folder / "run" / "metrics.json").read_text())
     assert len(metrics["compared"]) == 1 and metrics["case"].startswith("small")
 

@@ -27,7 +27,7 @@ def own_labels(i) -> list[str]:
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def folder(tmp_path):
     """Write 120 images to a folder, and return it."""
     for i in range(120):
         write_image(tmp_path / "images" / f"{i:03}.png", color(i), size=4)
@@ -40,16 +40,16 @@ def write_list(folder, rows, columns="path,labels", name="list.csv"):
 
 
 @pytest.fixture
-def several(pictures):
+def several(folder):
     """Write a list of images with several labels beside their folder."""
-    return write_list(pictures, [(f"images/{i:03}.png", "|".join(own_labels(i))) for i in range(120)])
+    return write_list(folder, [(f"images/{i:03}.png", "|".join(own_labels(i))) for i in range(120)])
 
 
 @pytest.fixture
-def ages(pictures):
+def ages(folder):
     """Write a list of images with a number each."""
     return write_list(
-        pictures, [(f"images/{i:03}.png", i * 0.1 + 0.05) for i in range(120)], "path,age", "ages.csv"
+        folder, [(f"images/{i:03}.png", i * 0.1 + 0.05) for i in range(120)], "path,age", "ages.csv"
     )
 
 
@@ -87,23 +87,21 @@ def test_every_label_has_its_fraction_in_every_split(several):
     assert data.train.labels.sum(axis=0)[2] == 1, "the only image of a label trains"
 
 
-def test_a_split_of_several_labels_depends_on_the_seed_and_not_on_the_order_of_rows(several, pictures):
+def test_a_split_of_several_labels_depends_on_the_seed_and_not_on_the_order_of_rows(several, folder):
     first = where(load_data(str(several), seed=3, **OPTIONS))
     assert where(load_data(str(several), seed=3, **OPTIONS)) == first
     assert where(load_data(str(several), seed=4, **OPTIONS)) != first
     head, *rows = several.read_text().splitlines()
-    other = pictures / "other.csv"
+    other = folder / "other.csv"
     other.write_text("\n".join([head, *reversed(rows)]) + "\n")
     assert where(load_data(str(other), seed=3, **OPTIONS)) == first
 
 
-def test_groups_and_duplicates_of_several_labels_stay_together(pictures):
+def test_groups_and_duplicates_of_several_labels_stay_together(folder):
     for i in range(0, 120, 10):  # the next image is a copy
-        (pictures / "images" / f"{i + 1:03}.png").write_bytes(
-            (pictures / "images" / f"{i:03}.png").read_bytes()
-        )
+        (folder / "images" / f"{i + 1:03}.png").write_bytes((folder / "images" / f"{i:03}.png").read_bytes())
     rows = [(f"images/{i:03}.png", "|".join(own_labels(i - i % 10)), f"p{i // 5}") for i in range(120)]
-    data = load_data(str(write_list(pictures, rows, "path,labels,patient")), val=0.2, test=0.2, **OPTIONS)
+    data = load_data(str(write_list(folder, rows, "path,labels,patient")), val=0.2, test=0.2, **OPTIONS)
     split_of = where(data)
     for group in range(24):
         assert len({split_of[f"images/{i:03}.png"] for i in range(5 * group, 5 * group + 5)}) == 1
@@ -111,8 +109,8 @@ def test_groups_and_duplicates_of_several_labels_stay_together(pictures):
     assert all(len(part) for part in data.splits.values())
 
 
-def test_copies_with_other_sets_of_labels_conflict_and_train(several, pictures):
-    (pictures / "images" / "001.png").write_bytes((pictures / "images" / "000.png").read_bytes())
+def test_copies_with_other_sets_of_labels_conflict_and_train(several, folder):
+    (folder / "images" / "001.png").write_bytes((folder / "images" / "000.png").read_bytes())
     data = load_data(str(several), **OPTIONS)
     (conflict,) = data.report.conflicts
     assert conflict.names == ("images/000.png", "images/001.png") and conflict.classes == ("cat|dog", "")
@@ -131,17 +129,17 @@ def test_one_image_in_folders_of_two_classes_has_both_labels(tmp_path):
     assert len(load_data(str(tmp_path), **OPTIONS).report.conflicts) == 5, "as classes, they conflict"
 
 
-def test_paths_that_are_listed_once_per_label_are_one_image(pictures):
+def test_paths_that_are_listed_once_per_label_are_one_image(folder):
     rows = [(f"images/{i:03}.png", label) for i in range(120) for label in own_labels(i)]
-    data = load_data(str(write_list(pictures, rows)), task="multi", **OPTIONS)
+    data = load_data(str(write_list(folder, rows)), task="multi", **OPTIONS)
     expected = {
         f"{i:03}.png": [int(name in own_labels(i)) for name in NAMES] for i in range(120) if own_labels(i)
     }
     assert by_name(data) == expected
 
 
-def test_images_without_any_label_are_refused(pictures):
-    path = write_list(pictures, [(f"images/{i:03}.png", 0, 0) for i in range(9)], "path,cat,dog")
+def test_images_without_any_label_are_refused(folder):
+    path = write_list(folder, [(f"images/{i:03}.png", 0, 0) for i in range(9)], "path,cat,dog")
     with pytest.raises(InputError, match="Received 9 training images without labels"):
         load_data(str(path), task="multi")
 
@@ -188,17 +186,17 @@ def test_numbers_of_a_list_are_those_of_a_regression(ages):
         ("path,label", (3,), "different numbers in 'list'. Received 120 images with the number 3"),
     ],
 )
-def test_lists_without_numbers_are_refused(pictures, columns, cells, message):
+def test_lists_without_numbers_are_refused(folder, columns, cells, message):
     separator = ";" if ";" in columns else ","
     rows = [separator.join(map(str, (f"images/{i:03}.png", *cells))) for i in range(120)]
-    (pictures / "list.csv").write_text("\n".join([columns, *rows]) + "\n")
+    (folder / "list.csv").write_text("\n".join([columns, *rows]) + "\n")
     with pytest.raises(InputError, match=message):
-        load_data(str(pictures / "list.csv"), task="regression")
+        load_data(str(folder / "list.csv"), task="regression")
 
 
-def test_the_label_column_comes_before_quantities_and_numbers_before_words(pictures):
+def test_the_label_column_comes_before_quantities_and_numbers_before_words(folder):
     rows = [(f"images/{i:03}.png", i, 2 * i, f"c{i}") for i in range(120)]
-    path = write_list(pictures, rows, "path,age,label,label_name")
+    path = write_list(folder, rows, "path,age,label,label_name")
     data = load_data(str(path), task="regression", **OPTIONS)
     assert data.class_names == ("label",) and max(data.train.labels.max(), data.test.labels.max()) == 238
     data = load_data(str(path), task="regression", label_column="age", **OPTIONS)
@@ -215,8 +213,8 @@ def test_class_folders_that_are_numbers_become_numbers(tmp_path):
         load_data(str(tmp_path), task="regression")
 
 
-def test_copies_with_other_numbers_conflict(ages, pictures):
-    (pictures / "images" / "001.png").write_bytes((pictures / "images" / "000.png").read_bytes())
+def test_copies_with_other_numbers_conflict(ages, folder):
+    (folder / "images" / "001.png").write_bytes((folder / "images" / "000.png").read_bytes())
     data = load_data(str(ages), task="regression", **OPTIONS)
     assert [one.classes for one in data.report.conflicts] == [("0.05", "0.15000000000000002")]
 
@@ -247,20 +245,20 @@ def test_split_files_give_the_same_split_again(task, several, ages, tmp_path):
     assert np.array_equal(np.sort(listed.test.labels, axis=0), np.sort(data.test.labels, axis=0))
 
 
-def test_a_list_of_test_images_has_the_labels_of_the_run(several, pictures):
+def test_a_list_of_test_images_has_the_labels_of_the_run(several, folder):
     order = ("rare", "dog", "bird", "cat")
     data = load_test(str(several), order, task="multi")
     assert data.task == "multi" and data.class_names == order and data.test.labels.shape == (120, 4)
     assert data.test.labels[0].tolist() == [0, 1, 0, 1] and data.test.labels[1].tolist() == [0, 0, 0, 0]
     rows = [(f"images/{i:03}.png", i % 2, 1) for i in range(9)]
-    data = load_test(str(write_list(pictures, rows, "path,dog,cat", "hot.csv")), order, task="multi")
+    data = load_test(str(write_list(folder, rows, "path,dog,cat", "hot.csv")), order, task="multi")
     assert data.test.labels[1].tolist() == [0, 1, 0, 1]
     with pytest.raises(InputError, match=r"Unknown class 'rare'.* 'list' has this class, the model does not"):
         load_test(str(several), ("cat", "dog"), task="multi")
 
 
-def test_test_images_with_one_label_each_suit_a_run_with_several(pictures):
-    path = write_list(pictures, [(f"images/{i:03}.png", NAMES[i % 2]) for i in range(9)])
+def test_test_images_with_one_label_each_suit_a_run_with_several(folder):
+    path = write_list(folder, [(f"images/{i:03}.png", NAMES[i % 2]) for i in range(9)])
     data = load_test(str(path), NAMES, task="multi")
     assert data.test.labels.tolist() == [[1, 0, 0] if i % 2 == 0 else [0, 1, 0] for i in range(9)]
 

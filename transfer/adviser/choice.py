@@ -67,7 +67,7 @@ def _advise(config: TrainConfig, data: ImageData, base: keras.Model, **options: 
         data,
         base,
         time_budget=config.budget,
-        trial=data.task not in (MULTI, REGRESSION),  # there the choice is among heads
+        trial=data.task not in (MULTI, REGRESSION),  # for these, only heads are compared
         frozen=any(getattr(config, name) != getattr(TrainConfig, name) for name in FROZEN_ONLY),
         **options,
     )

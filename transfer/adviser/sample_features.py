@@ -34,7 +34,7 @@ class SampleFeatures:
     """Features, source probabilities and BatchNormalization shifts of some training images."""
 
     images: Split
-    # Numbered from 0 among the classes of the sample, shape (N,); several labels and numbers as in the split.
+    # Numbers from 0 among the classes of the sample, shape (N,). Several labels and numbers are as in the split.
     labels: np.ndarray
     num_classes: int  # in the sample
     # Mean over positions at the end of each block and before the classifier, float32 of shape (N, channels).
@@ -186,7 +186,7 @@ def batchnorm_shift(layer: keras.layers.BatchNormalization, mean: np.ndarray, sq
 
 
 def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Choose indices class by class in turn, so that small classes are included; others than classes at random."""
+    """Choose indices class by class in turn, to include small classes; for several labels or numbers, at random."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     if labels.ndim == 2 or labels.dtype.kind == "f":

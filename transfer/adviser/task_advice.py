@@ -71,14 +71,14 @@ class TaskAdvice:
 
     @property
     def reason(self) -> str:
-        """The data, the best head, and what is known of fine-tuning, in four sentences."""
+        """Sentences on the data, the best head, and the time of fine-tuning."""
         tuning = f"fine-tuning (case {POLICIES[self.fine_tuning_case].number})"
         bound = "" if self.trial else "at least "
-        time = f", which takes {bound}about {format_duration(self.seconds_fine_tuning)} here,"
+        time = f"; it takes {bound}about {format_duration(self.seconds_fine_tuning)} here"
         return (
-            f"{self.data_sentence} {self.head_sentence} Only a training can measure whether {tuning}"
-            f"{time if self.seconds_fine_tuning else ''} is better: --case auto of the command train does both if the "
-            "time budget allows it."
+            f"{self.data_sentence} {self.head_sentence} Only training shows whether {tuning} is better"
+            f"{time if self.seconds_fine_tuning else ''}. The train command with --case auto tries both if the time "
+            "budget allows it."
         )
 
     @property

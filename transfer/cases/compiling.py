@@ -109,7 +109,7 @@ def check_optimizer(optimizer: Optimizer) -> str:
 
 
 def as_loss(loss: Loss | None, num_classes: int, task: str = SINGLE) -> Loss:
-    """Return a loss for the labels of a task; of integer labels, a loss that takes one-hot labels is wrapped."""
+    """Return a loss for the labels of a task; for integer labels, wrap a loss that takes one-hot labels."""
     if task in SHAPED:
         return shaped_loss(loss, num_classes, task)
     if loss is None or (isinstance(loss, str) and loss.lower() in _ALIASES):
@@ -172,7 +172,7 @@ def _is_lower_for_right_labels(loss: Any, num_classes: int, one_hot: bool) -> bo
 
 
 def as_metrics(metrics: Any, num_classes: int, task: str = SINGLE) -> list[Metric]:
-    """Return new metrics for the labels of a task, its own first; those that take one-hot labels are wrapped."""
+    """Return new metrics for the labels of a task, its own first; wrap those that take one-hot labels."""
     if not isinstance(metrics, list | tuple | None):
         raise InputError(f"Expected metrics as a list, such as metrics=['auc']. Received: {metrics!r}.")
     if task in SHAPED:
@@ -257,7 +257,7 @@ def compile_like(
     classes, task = other.output_shape[-1], task_of_model(other)
     if task in SHAPED:
         given["loss"] = training_loss(given["loss"], task, smoothing=smoothing, weights=weights)
-        soft_labels = False  # labels that are mixed have the form of labels that are not
+        soft_labels = False  # mixed labels have the form of other labels
     elif smoothing or soft_labels:
         given["loss"] = soft_loss(given["loss"], classes).smoothed(smoothing)
     for name in ("metrics", "weighted_metrics"):
@@ -306,7 +306,7 @@ def _for_soft_labels(metric: Metric, num_classes: int) -> Metric:
 
 
 def normalize_compilation(model: keras.Model) -> None:
-    """Compile a compiled model again if its loss or metrics do not suit its task, or that of the task is missing."""
+    """Compile a compiled model again if its loss or metrics do not suit its task, or its own metric is missing."""
     given, classes, task = compile_arguments(model), model.output_shape[-1], task_of_model(model)
     loss = given["loss"][0] if isinstance(given["loss"], list) and given["loss"] else given["loss"]
     old = given["metrics"] or []

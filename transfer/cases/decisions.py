@@ -33,7 +33,7 @@ class CaseDecision:
         flip: whether `fit` allowed augmentation to flip images; None before `fit`, and if no images are augmented.
         fine_tuned: whether `fit` fine-tuned the pre-trained layers; False if that did not improve the validation
             accuracy, so that the model is a new head on the pre-trained network. None before fine-tuning.
-        own_head: whether the head is one of the caller, instead of the Dense softmax.
+        own_head: whether the head is one of the caller, instead of the Dense layer of the task.
         task: what the labels are: `"single"`, `"multi"`, `"ordinal"` or `"regression"`.
         averaged: the decisions about the models of which this model returns the average; empty for a single model.
     """

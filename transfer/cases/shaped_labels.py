@@ -26,7 +26,7 @@ _PLAIN = {MULTI: keras.losses.BinaryCrossentropy, REGRESSION: keras.losses.MeanS
 
 @dataclass(frozen=True)
 class ValueScale:
-    """The mean and the standard deviation of the training values, between which and 0 and 1 `fit` converts."""
+    """Mean and standard deviation of the training values. `fit` scales the values to mean 0 and deviation 1."""
 
     mean: float = 0.0
     deviation: float = 1.0
@@ -91,7 +91,7 @@ class MetricInUnits(keras.metrics.Metric):
 
 
 def own_metric(task: str) -> keras.metrics.Metric:
-    """Return the metric that `fit` always measures in a task, a class of Keras so that models load without us."""
+    """Return the metric that `fit` always measures, a Keras class: models load without this package."""
     name = TASK[task].metric
     if task == REGRESSION:
         return keras.metrics.R2Score(name=name)

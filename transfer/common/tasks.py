@@ -9,7 +9,7 @@ from typing import Any
 SINGLE, MULTI, ORDINAL, REGRESSION = "single", "multi", "ordinal", "regression"
 
 TASKS = ("auto", SINGLE, MULTI, ORDINAL, REGRESSION)
-"""Values of the option `task`. `auto` decides by the labels, for `single` or `multi`."""
+"""Values of the option `task`. `auto` is `multi` if images have several labels, otherwise `single`."""
 
 
 LOSSES = ("auto", "huber")
@@ -42,7 +42,7 @@ TASK: dict[str, Task] = {
 
 
 def metric_of_row(row: Mapping[str, Any]) -> Task:
-    """Return the task whose metric a row of a log has; that of classes if it has none."""
+    """Return the task whose metric is in a row of a log; without one, that of single labels."""
     found = (one for one in TASK.values() if {one.metric, f"val_{one.metric}"} & set(row))
     return next(found, TASK[SINGLE])
 

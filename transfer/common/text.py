@@ -28,7 +28,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with at most four digits that count, such as "1.235", "-0.01235" or "123,500"."""
+    """Return a number with at most four significant digits, such as "1.235", "-0.01235" or "123,500"."""
     return f"{float(f'{value:.4g}'):,.10g}" if abs(value) >= 1e-4 or not value else f"{value:.4g}"
 
 

@@ -10,9 +10,8 @@ from transfer.evaluation.metrics import RESAMPLES
 
 _AT_ONCE = 2**22  # largest number of weights in memory
 _FEWEST = 200
-_STEPS = (
-    2**28
-)  # images of all resamples, times the cost of each; a minute for a large data set would be too long
+# Limit of resamples * images * cost, so that large data sets take seconds, not minutes.
+_STEPS = 2**28
 
 Score = Callable[[np.ndarray], np.ndarray]
 """Returns a score for each row of weights, shape (resamples, images); a weight counts an image that often."""

@@ -74,8 +74,8 @@ def evaluate(
 ) -> AnyEvaluation:
     """Run a model over a split and compare its predictions with the labels.
 
-    The task of the data decides what is returned: an `Evaluation` of single and ordered classes, a `LabelEvaluation` of
-    several labels per image, or a `ValueEvaluation` of a number per image.
+    The result is an `Evaluation` for single and ordered classes, a `LabelEvaluation` for several labels per image, or a
+    `ValueEvaluation` for a number per image.
 
     If the model is a frozen network with a head, the frozen part runs as in `fit`, with the same engine,
     and its features are cached.

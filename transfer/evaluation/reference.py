@@ -113,9 +113,9 @@ def reference_of(
 
 
 def held_out_scores(task: str, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how badly the label of each image fits the outputs of a model, ascending; none for several labels."""
+    """Return the conformal score of each image, ascending: the absolute error of a number, or `set_scores`."""
     if task == MULTI:
-        return np.zeros(0)
+        return np.zeros(0)  # several labels have no scores
     return np.sort(np.abs(outputs[:, 0] - labels)) if task == REGRESSION else set_scores(outputs, labels)
 
 
@@ -216,7 +216,7 @@ def measured(
 
 
 def with_interval_width(evaluation: AnyEvaluation, reference: Reference | None) -> AnyEvaluation:
-    """Return the evaluation of a regression with the interval width of a reference; another one as it is."""
+    """Return an evaluation with the interval width of a reference if it is that of a regression."""
     if not isinstance(evaluation, ValueEvaluation) or reference is None:
         return evaluation
     return replace(evaluation, interval_width=reference.interval_width)

@@ -174,7 +174,7 @@ def _label(
     pairs: Mapping[tuple[int, int], Collection[tuple[str, str]]],
     task: str,
 ) -> list[int]:
-    """Return the label column: the one with words, or of a regression with numbers, if several mean the same."""
+    """Return the label column: of several with one meaning, that with words, or for a regression that with numbers."""
     found = [i for i in found if columns[i].filled] or found
     for one, other in ((a, b) for a in found for b in found if a < b):
         both = pairs.get((one, other), ())

@@ -88,8 +88,8 @@ def load_data(
 
     Every class keeps at least one image for training. The second image of a class goes to test, the third to
     validation. Images with conflicting labels are used for training only. With several labels per image, each label
-    has about the same fraction in every split (iterative stratification). The numbers of a regression are divided into
-    bands of equally many images.
+    has about the same fraction in every split (iterative stratification). For a regression, the splits are stratified
+    by bands of equally many images.
 
     Args:
         source: One of
@@ -128,7 +128,7 @@ def load_data(
         task: What the labels are, one of `tasks.TASKS`:
 
             - `"single"`: one class per image;
-            - `"multi"`: any number of labels per image, also none;
+            - `"multi"`: any number of labels per image, or none;
             - `"ordinal"`: one class per image, and the classes have an order, such as grades or age bands. `evaluate`
               and `predict` then use the order;
             - `"regression"`: a number per image;

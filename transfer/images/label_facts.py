@@ -1,4 +1,4 @@
-"""Facts on the labels of splits for the report: labels per image, and bands of numbers."""
+"""Facts about the labels of splits for the report: labels per image, and bands of numbers."""
 
 from __future__ import annotations
 

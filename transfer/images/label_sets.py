@@ -37,7 +37,7 @@ def _recombined(labels: Collection[str]) -> bool:
 
 
 def _combined(labels: Collection[str], known: Collection[str] = ()) -> dict[str, set[str]]:
-    """Return the labels that combine classes by their separator, one that is the only one of its kind, or a word."""
+    """Return, for each separator that combines classes, the labels that it combines; `known` are other classes."""
     present = {*labels, *known}
     found = {}
     for separator in _SEPARATORS:  # hardly any class name has these: parts of other labels are evidence, too

@@ -64,7 +64,7 @@ def complete_splits(
 
 
 def _present(labels: np.ndarray) -> set[int]:
-    """Return the classes or labels that images have; none of a regression."""
+    """Return the classes or labels that images have; empty for a regression."""
     if labels.dtype.kind == "f":
         return set()
     found = np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else np.unique(labels)
@@ -311,7 +311,7 @@ def _draw(
 
 
 def few_per_class(images: Split, duplicate_ids: np.ndarray, count: int, *, seed: int) -> Split:
-    """Return at most `count` images of each class, all different; of several labels, each has at least as many."""
+    """Return at most `count` different images of each class; a label of several may have more, from other labels."""
     by_class: dict[int, list[int]] = {}
     several, strata = images.labels.ndim == 2, strata_of(images.labels)
     for i in sorted(range(len(images)), key=images.names.__getitem__):

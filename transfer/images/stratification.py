@@ -29,7 +29,7 @@ def distribute(
     *,
     keep: bool = False,
 ) -> np.ndarray:
-    """Return the part of each image so that each label has about these fractions; images of a unit stay together."""
+    """Assign each image a part so that each label has about these fractions; images of a unit stay together."""
     # Iterative stratification (Sechidis et al., 2011, doi:10.1007/978-3-642-23808-6_10): the label with the fewest
     # images left comes first, and each unit goes to the part that lacks this label most.
     every = np.concatenate(

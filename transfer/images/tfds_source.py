@@ -162,7 +162,7 @@ def _refuse_overlap(ranges: Mapping[str, Sequence[RecordRange]], name: str) -> N
 
 def _labeled(images: Split, description: str) -> Split:
     """Drop images with the label -1, which test sets of competitions have, or with a missing number."""
-    if images.labels.ndim == 2:  # without labels is a label, too
+    if images.labels.ndim == 2:  # an image without labels is labeled, too
         return images
     is_number = images.labels.dtype.kind == "f"
     labeled = np.flatnonzero(np.isfinite(images.labels) if is_number else images.labels >= 0)

@@ -107,7 +107,7 @@ def _best_model(
         log.info("There are no validation images to compare models, so the network is not fine-tuned.")
         return best, advice, compared
     if left < needed:
-        text = "Fine-tuning needs %s or more, and %s are left. A larger --time-budget tries it."
+        text = "Fine-tuning needs about %s or more, and %s are left. For it, choose a larger --time-budget."
         log.info(text, format_duration(needed), format_duration(max(0.0, left)))
         return best, advice, compared
     chosen = replace(config, case=str(advice.fine_tuning_case))

@@ -29,7 +29,7 @@ CAPTIONS = {
     "labels": "Average precision, recall and precision by label, the lowest average precision first.",
     "co_occurrence": "Labels that images have together, and labels that are predicted together. The color is the "
     "fraction of the images with the label of the row.",
-    "values": "Predicted and true number of each image. The band has the intervals of the predictions.",
+    "values": "Predicted and true number of each image. The band shows the intervals of the predictions.",
     "mistakes": "The mistakes with the highest confidence in the wrong class, with Grad-CAM heat maps.",
     "predictions": "Test images with their predicted classes.",
     "blocks": "Image regions with the strongest responses of some filters, by block.",

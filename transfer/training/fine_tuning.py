@@ -123,7 +123,7 @@ def _run_epochs(
     epochs: int,
 ) -> None:
     """Run Keras' `fit` from the position of `saving`; the rest of an interrupted epoch is a separate call."""
-    # In some tasks the callback `Validation` measures the predictions.
+    # For several labels and for numbers, the callback `Validation` measures the predictions.
     val_batches = None if settings.shaped else trainee.val_batches
     options = {"validation_data": val_batches, **settings.fit_options(callbacks)}
     if trainee.batch_part is not None:

@@ -125,7 +125,8 @@ def fit(
             outputs are computed once see augmented images only with `views` of 2 or more.
         flip: whether augmentation flips images horizontally. None flips them unless that would change a class. The
             class names are checked first, such as left and right, digits or letters. Then a measurement on training
-            images finds classes that are mirror images of each other. `TrainingLog.flip_problem` states the reason.
+            images finds classes that are mirror images of each other; it needs one class per image.
+            `TrainingLog.flip_problem` states the reason.
         class_weights: weight the loss so that all classes count the same, regardless of their number of images. With
             several labels, images with and without a label count the same. Not for regression.
         solver: solver of a head on features. `"exact"` computes the optimum of the convex problem and chooses its

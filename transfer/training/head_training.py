@@ -78,7 +78,7 @@ def check_loss(model: keras.Model, solver: str, recipe: Recipe, *, head_only: bo
 
 
 def check_mixing(recipe: Recipe, task: str) -> None:
-    """Raise if the images of a regression would be pasted into each other."""
+    """Raise for CutMix in a regression."""
     if task == REGRESSION and recipe.mix == "cutmix":
         raise InputError(
             "Expected mix='none' or 'mixup' for the task regression. Received: 'cutmix'. The number of an image is not "

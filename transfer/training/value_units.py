@@ -13,20 +13,20 @@ from transfer.networks import surgery
 
 
 def to_units(weights: list[np.ndarray], scale: ValueScale) -> list[np.ndarray]:
-    """Return the last kernel and bias of a head of standardized values for values in their units."""
+    """Convert the last kernel and bias of a head from standardized values to the units of the values."""
     *others, kernel, bias = weights
     return [*others, kernel * scale.deviation, scale.in_units(bias.astype("float64")).astype("float32")]
 
 
 def to_standardized(weights: list[np.ndarray], scale: ValueScale) -> list[np.ndarray]:
-    """Return the last kernel and bias of a head of values in their units for standardized values."""
+    """Convert the last kernel and bias of a head from the units of the values to standardized values."""
     *others, kernel, bias = weights
     return [*others, kernel / scale.deviation, scale.standardized(bias.astype("float64")).astype("float32")]
 
 
 @contextlib.contextmanager
 def standardized_head(model: keras.Model, scale: ValueScale | None, *, fresh: bool) -> Iterator[None]:
-    """Let a model predict standardized values within a `with` block; a fresh head has no units yet."""
+    """Convert a head to standardized values for a `with` block, and back; a fresh head needs only the way back."""
     layer = None if scale is None else surgery.output_layer(model.layers[-1])
     if layer is None or scale is None:
         yield
