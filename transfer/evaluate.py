@@ -101,6 +101,10 @@ def _least(parsed: argparse.Namespace) -> float | None:
         raise InputError(f"Expected an accuracy from 0 to 1, such as 0.9. Received: {accuracy:g}.")
     if score is not None and not score <= 1:
         raise InputError(f"Expected a score of at most 1, such as 0.7. Received: {score:g}.")
+    if accuracy is not None and score is not None:
+        raise InputError(
+            "Expected --assert-accuracy-at-least or --assert-score-at-least. Received both. Leave one out."
+        )
     return score if accuracy is None else accuracy
 
 

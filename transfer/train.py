@@ -92,7 +92,8 @@ def run(config: TrainConfig, started: float) -> Path:
     check_folds(config)
     finished = run_folders.find_finished(config)
     if finished is not None and not (config.improves and _is_improvable(config, finished)):
-        log.info(run_folders.IMPROVED if config.improves else run_folders.COMPLETE)
+        improvable = config.improves and (finished / STEPS).is_file()
+        log.info(run_folders.IMPROVED if improvable else run_folders.COMPLETE)
         return finished
     devices, resume_from = _start(config, finished)
     from transfer.images.datasets import load_data

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from transfer.common.bootstrap import score_error
 from transfer.common.errors import InputError
 from transfer.common.label_metrics import mean_average_precision, r2
-from transfer.frozen.task_heads import bootstrap_error, choose_task_head
+from transfer.frozen.task_heads import choose_task_head, of_task
 
 
 def problem(task, count=200, seed=0):
@@ -43,17 +44,18 @@ def test_the_standard_error_is_that_of_many_samples(task):
         predicted = truth + draw.normal(size=(150, 2))
         predicted = predicted if task == "multi" else predicted[:, 0]
         scores.append((mean_average_precision if task == "multi" else r2)(predicted, labels))
-        errors.append(bootstrap_error(predicted, labels))
+        errors.append(score_error(of_task(task, predicted, labels), len(labels)))
     assert np.mean(errors) == pytest.approx(np.std(scores), rel=0.35)
 
 
 def test_images_of_a_group_count_as_one():
     draw = np.random.default_rng(0)
     values, predicted = draw.normal(size=50), draw.normal(size=50)
-    once = bootstrap_error(predicted, values)
     four = np.repeat(predicted, 4), np.repeat(values, 4)
-    assert bootstrap_error(*four, groups=np.repeat(np.arange(50), 4)) == pytest.approx(once, rel=1e-6)
-    assert bootstrap_error(*four) < 0.7 * once
+    once = score_error(of_task("regression", predicted, values), 50)
+    again = score_error(of_task("regression", *four), 200, groups=np.repeat(np.arange(50), 4))
+    assert again == pytest.approx(once, rel=1e-6)
+    assert score_error(of_task("regression", *four), 200) < 0.7 * once
 
 
 def test_unknown_layers_and_other_tasks_are_refused():

@@ -11,10 +11,12 @@ import numpy as np
 
 from transfer.cases.decisions import decision_of
 from transfer.common.keras_private import count_calls
+from transfer.common.tasks import SINGLE
 from transfer.frozen.extraction import KnownFeatures, extract
 from transfer.frozen.feature_cache import FeatureCache
 from transfer.frozen.head_choice import features_of
 from transfer.images.datasets import ImageData, Split
+from transfer.images.label_forms import task_of
 from transfer.networks import surgery
 from transfer.networks.graphs import NetworkInfo, Node, analyze
 from transfer.networks.preprocessing import preprocessing_of
@@ -135,7 +137,7 @@ def extract_sample_features(
 
 def _numbered(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Return labels, numbered from 0 among the classes that occur, and the number of classes or labels."""
-    if labels.ndim == 2 or labels.dtype.kind == "f":
+    if task_of(labels) != SINGLE:
         return labels, labels.shape[1] if labels.ndim == 2 else 1
     classes, numbers = np.unique(labels, return_inverse=True)
     return numbers, len(classes)
@@ -189,7 +191,7 @@ def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Choose indices class by class in turn, to include small classes; for several labels or numbers, at random."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
-    if labels.ndim == 2 or labels.dtype.kind == "f":
+    if task_of(labels) != SINGLE:
         return order[:most]
     classes = rng.permutation(np.unique(labels))[: max(2, most // MIN_IMAGES_PER_CLASS)]
     order = order[np.isin(labels[order], classes)]

@@ -18,6 +18,8 @@ from transfer.adviser.sample_features import SampleFeatures
 from transfer.common.display import one_line
 from transfer.common.errors import InputError
 from transfer.common.keras_private import all_layers
+from transfer.common.tasks import SINGLE
+from transfer.images.label_forms import task_of
 
 WEIGHTS = {"information": 2.0, "confidence": 1.0, "shift": 3.0}
 """Weights of the percentiles. The information counts twice as much as the confidence, which is also high on hand signs
@@ -192,7 +194,7 @@ def _measure(sample: SampleFeatures, base: keras.Model | None) -> tuple[_Measure
         missing["information"] = missing["confidence"] = "the network has no classifier"
     else:
         confidence = float(source.max(axis=1).mean())
-        if sample.labels.ndim == 2 or sample.labels.dtype.kind == "f":
+        if task_of(sample.labels) != SINGLE:
             missing["information"] = "it needs one class per image"
         elif sample.num_classes > 1:
             information = float(label_information(source, sample.labels))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer.common import display
+from transfer.common.bootstrap import score_interval
 from transfer.common.label_metrics import mean_average_precision, mean_average_precisions
 from transfer.common.text import plural
-from transfer.evaluation.bootstrap import score_interval
 from transfer.evaluation.label_metrics import (
     LabelScore,
     co_occurrence,

@@ -9,8 +9,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import bdtr, betaincinv, log_softmax, logsumexp, ndtri, softmax
 
-RESAMPLES = 2000
-"""Bootstrap resamples. The ends of a 95% interval move by less than a tenth of its width between seeds."""
+from transfer.common.bootstrap import RESAMPLES
 
 BINS = 15
 """Maximum number of confidence bins."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer.common import display
+from transfer.common.bootstrap import score_interval
 from transfer.common.label_metrics import r2, r2_scores
 from transfer.common.text import number, plural
-from transfer.evaluation.bootstrap import score_interval
 from transfer.evaluation.prediction_sets import COVERAGE
 from transfer.evaluation.sentences import as_json, counted_images, require_images, seen_warning
 

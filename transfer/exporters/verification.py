@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from transfer.common.bootstrap import score_interval
 from transfer.common.display import one_line, quoted
 from transfer.common.tasks import MULTI, REGRESSION, SINGLE, TASK, score_text
 from transfer.common.text import plural
-from transfer.evaluation.bootstrap import score_interval
 from transfer.evaluation.label_evaluation import LabelEvaluation
 from transfer.evaluation.value_evaluation import ValueEvaluation
+from transfer.images.label_forms import task_of
 
 MIN_AGREEMENT = 0.99
 """Smallest fraction of images on which a float file must predict the same class as Keras. Not 1, since an image may
@@ -188,7 +189,7 @@ def compare(
 
 def _compare_classes(probabilities: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Compare the classes of a file with Keras'; return fields of `Exported`."""
-    if labels.ndim == 2 or labels.dtype.kind == "f":  # a file of another task that returns NaN or infinity
+    if task_of(labels) != SINGLE:  # a file of another task that returns NaN or infinity
         return {"agreement": 0.0, "accuracy": None, "keras_accuracy": None}
     top = np.sort(expected, axis=1)
     tie = top[:, -1] - top[:, -2] < TIE

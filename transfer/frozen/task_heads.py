@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
-from transfer.common.accuracies import unit_numbers
+from transfer.common.bootstrap import Score, score_error
 from transfer.common.display import one_line
 from transfer.common.errors import InputError, unknown
-from transfer.common.label_metrics import mean_average_precision, r2
+from transfer.common.label_metrics import mean_average_precision, mean_average_precisions, r2, r2_scores
 from transfer.common.tasks import MULTI, REGRESSION, TASK, score_text
 from transfer.common.text import plural
 from transfer.frozen.head_choice import candidate_cuts, features_of
 from transfer.frozen.label_heads import SolvedLabels, positive_weights, solve_labels
 from transfer.frozen.ridge import SolvedRidge, solve_ridge
-
-RESAMPLES = 200
-"""Number of bootstrap samples for the standard error of a score."""
 
 Solved: TypeAlias = SolvedLabels | SolvedRidge
 
@@ -84,11 +82,16 @@ def choose_task_head(
             if task == MULTI
             else solve_ridge(features, labels, groups=groups, seed=seed)
         )
-        error = bootstrap_error(solved.out_of_fold, labels, groups=groups, seed=seed)
+        error = score_error(of_task(task, solved.out_of_fold, labels), len(labels), groups=groups, seed=seed)
         measured.append(_measured(name, cuts, solved.out_of_fold, labels, balanced, error))
         if min(measured, key=lambda one: one.loss) is measured[-1]:
             best = solved
     return TaskHeadChoice(task, tuple(measured), min(measured, key=lambda one: one.loss), best)
+
+
+def of_task(task: str, predicted: np.ndarray, labels: np.ndarray) -> Score:
+    """Return the function from weights of the images to the metric of a task."""
+    return functools.partial(mean_average_precisions if task == MULTI else r2_scores, predicted, labels)
 
 
 def _measured(
@@ -111,40 +114,3 @@ def binary_cross_entropy(
     right = np.where(labels > 0, probabilities, 1 - probabilities)
     losses = -np.log(np.maximum(right, np.finfo("float32").tiny))
     return float(np.average(losses, weights=np.where(labels > 0, weights, 1.0)))
-
-
-def bootstrap_error(
-    predicted: np.ndarray,
-    labels: np.ndarray,
-    *,
-    groups: Sequence[Hashable] | np.ndarray = (),
-    seed: int = 0,
-) -> float:
-    """Return the standard error of the score of predictions, by bootstrap over images or whole groups."""
-    units, random = unit_numbers(len(labels), groups), np.random.default_rng(seed)
-    count = int(units.max()) + 1
-    order = np.argsort(-predicted, axis=0, kind="stable")
-    scores = []
-    for _ in range(RESAMPLES):
-        weights = np.bincount(random.integers(count, size=count), minlength=count)[units].astype("float64")
-        if labels.ndim == 2:
-            scores.append(_weighted_precision(np.take_along_axis(labels, order, axis=0), weights[order]))
-        else:
-            scores.append(_weighted_r2(predicted, labels, weights))
-    known = np.array(scores)[np.isfinite(scores)]
-    return float(known.std(ddof=1)) if len(known) > 1 else 0.0
-
-
-def _weighted_precision(labels: np.ndarray, weights: np.ndarray) -> float:
-    """Return the mean average precision of images in the order of their probabilities, for each label."""
-    hits = weights * labels
-    total = hits.sum(axis=0)
-    precision = hits.cumsum(axis=0) / np.maximum(weights.cumsum(axis=0), 1)
-    averages = (hits * precision).sum(axis=0)[total > 0] / total[total > 0]
-    return float(averages.mean()) if len(averages) else np.nan
-
-
-def _weighted_r2(predicted: np.ndarray, values: np.ndarray, weights: np.ndarray) -> float:
-    mean = np.average(values, weights=weights)
-    total = weights @ np.square(values - mean)
-    return 1 - float(weights @ np.square(predicted - values) / total) if total else np.nan

@@ -10,15 +10,12 @@ import numpy as np
 
 from transfer.common.errors import InputError, unknown
 from transfer.common.tasks import MULTI, REGRESSION, SINGLE
-from transfer.images.label_forms import VALUE
+from transfer.images.label_forms import VALUE, task_of
 
 
 def task_of_labels(labels: Mapping[str, np.ndarray]) -> str:
     """Return the task of labels; raise if it differs between splits."""
-    found = {
-        split: MULTI if part.ndim == 2 else REGRESSION if part.dtype.kind == "f" else SINGLE
-        for split, part in labels.items()
-    }
+    found = {split: task_of(part) for split, part in labels.items()}
     if len({*found.values()}) > 1:
         received = ", ".join(f"{task} in {split}" for split, task in found.items())
         raise InputError(

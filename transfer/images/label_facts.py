@@ -16,7 +16,7 @@ _MAX_BANDS = 12
 
 def label_facts(splits: Mapping[str, Split]) -> dict[str, Any]:
     """Return the fields of a report on the labels in use; see `DataReport`."""
-    task = task_of(splits["train"])
+    task = task_of(splits["train"].labels)
     facts: dict[str, Any] = {"task": task, "images": {split: len(part) for split, part in splits.items()}}
     labels = np.concatenate([part.labels for part in splits.values()])
     if task == MULTI:

@@ -11,7 +11,7 @@ import numpy as np
 from transfer.common.errors import InputError
 from transfer.common.tasks import MULTI, ORDINAL, REGRESSION, SINGLE
 from transfer.images.cells import number_in
-from transfer.images.splitting import SourceData, Split
+from transfer.images.splitting import SourceData
 
 VALUE = "value"
 """Name of the numbers of a regression, if the source has none."""
@@ -67,9 +67,9 @@ def _with_labels(data: SourceData, task: str, labels: Mapping[str, np.ndarray]) 
     return replace(data, parts=parts, task=task)
 
 
-def task_of(part: Split) -> str:
-    """Return the task of the labels of a split; ordered classes are single labels."""
-    return MULTI if part.labels.ndim == 2 else REGRESSION if part.labels.dtype.kind == "f" else SINGLE
+def task_of(labels: np.ndarray) -> str:
+    """Return the task of labels by their form; ordered classes are single labels."""
+    return MULTI if labels.ndim == 2 else REGRESSION if labels.dtype.kind == "f" else SINGLE
 
 
 def label_texts(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:

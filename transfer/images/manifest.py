@@ -170,7 +170,7 @@ def _note_on_sets(labels: np.ndarray, separator: str, task: str) -> tuple[str, b
     text += f" Cells are separated at {separator!r}." if separator else ""
     # A few such images may be mistakes in a list of single labels.
     few = task == "auto" and several + without < _FEW * len(labels)
-    return text + " Use --task single to list them." * few, few
+    return text + " If these are mistakes, correct them." * few, few
 
 
 def _missing_labels(class_names: Sequence[str]) -> list[tuple[str, bool]]:

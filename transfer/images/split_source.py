@@ -27,7 +27,7 @@ def read_splits(source: Any, class_names: Sequence[str] | None) -> SourceData:
                 f"Expected splits of loaded data only, such as data.train and data.val. Received one together with: "
                 f"{type(part).__name__}."
             )
-    task = task_of(parts["train"]) if "train" in parts else task_of(next(iter(parts.values())))
+    task = task_of(parts.get("train", next(iter(parts.values()))).labels)
     count = max(_count(part.labels) for part in parts.values())
     names = class_names or next((part.class_names for part in parts.values() if part.class_names), ())
     return SourceData(parts, [*map(str, names or range(count))], task=task)

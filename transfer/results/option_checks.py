@@ -32,7 +32,7 @@ def check_task(config: TrainConfig, data: ImageData) -> None:
         "--folds": config.folds is not None,
         "--average": config.average,
     }
-    several["several networks"] = len(config.models) > 1
+    several["--model with several networks"] = len(config.models) > 1 or config.model == "auto"
     options = {MULTI: several, REGRESSION: {**several, "--class-weights": config.class_weights}}
     for what, given in options.get(data.task, {}).items():
         if given:

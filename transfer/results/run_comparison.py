@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from transfer.common.bootstrap import score_interval
 from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
 from transfer.common.tasks import REGRESSION, TASK
 from transfer.common.text import format_duration
-from transfer.evaluation.bootstrap import score_interval
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.kinds import AnyEvaluation
 from transfer.evaluation.metrics import mcnemar_test
