@@ -49,6 +49,8 @@ def metric_of_row(row: Mapping[str, Any]) -> Task:
 
 def score_text(metric: str, value: float) -> str:
     """Return the value of a metric as text: R2 with three digits, others in percent."""
+    if value != value:
+        return "undefined"
     return f"{value:.3f}" if metric == TASK[REGRESSION].metric else f"{value:.1%}"
 
 

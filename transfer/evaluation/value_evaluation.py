@@ -12,6 +12,7 @@ import numpy as np
 from transfer.common import display
 from transfer.common.bootstrap import score_interval
 from transfer.common.label_metrics import r2, r2_scores
+from transfer.common.tasks import REGRESSION, TASK, score_text
 from transfer.common.text import number, plural
 from transfer.evaluation.prediction_sets import COVERAGE
 from transfer.evaluation.sentences import as_json, counted_images, require_images, seen_warning
@@ -87,7 +88,8 @@ class ValueEvaluation:
     @property
     def headline(self) -> str:
         """The metrics of the task as text, such as "R2: 0.824, mean absolute error: 3.1"."""
-        return f"R2: {self.r2:.3f}, mean absolute error: {number(self.mean_absolute_error)}"
+        score = score_text(TASK[REGRESSION].metric, self.r2)
+        return f"R2: {score}, mean absolute error: {number(self.mean_absolute_error)}"
 
     @cached_property
     def interval(self) -> tuple[float, float]:

@@ -102,6 +102,10 @@ def as_labels(y: np.ndarray, count: int, task: str = "auto") -> np.ndarray:
     """Return class numbers as int64 or text, several labels as int8 of shape (N, K), or numbers as float64."""
     if y.ndim == 2 and y.shape[1] == 1 and task != MULTI:  # as keras.datasets.cifar10 returns them
         y = y[:, 0]
+    if task == REGRESSION and y.ndim > 1:
+        raise InputError(
+            f"Expected one number per image, shape ({count},). Received: labels of shape {y.shape}. Choose one column."
+        )
     if y.ndim == 2 and len(y) == count and y.dtype.kind in "buif":
         one_hot = np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()
         if task == MULTI or (task == "auto" and not one_hot):

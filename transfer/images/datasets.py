@@ -38,6 +38,12 @@ log = logging.getLogger(__name__)
 
 _PAIR = "Write load_data((images, labels)), with all options by name."
 
+LARGEST = 1e30
+"""Largest absolute number of a regression; float32 ends at 3.4e38."""
+
+LEAST_SPREAD = 1e-4
+"""Smallest standard deviation of numbers relative to the largest. Steps of float32 are then 0.1% of it or less."""
+
 KERAS_NAMES = {
     "validation_split": "Write val=...",
     "labels": _PAIR,
@@ -234,6 +240,8 @@ def load_test(
         log.info("Using the %s images of %s.", split, name)
     for text, serious in data.notes:
         log.log(logging.WARNING if serious else logging.INFO, "%s", text)
+    if data.task == REGRESSION and data.target not in ("", *class_names):
+        log.warning("Reading the numbers from %r. The model predicts %r.", data.target, class_names[0])
     labels = numbered(name, data, data.parts[split].labels, class_names)
     data = replace(
         data, parts={"test": replace(data.parts[split], labels=labels)}, class_names=[*class_names]
@@ -376,7 +384,14 @@ def _empty_splits(splits: Mapping[str, Split], sizes: Mapping[str, float | int])
 
 
 def _refuse_equal(name: str, labels: np.ndarray) -> None:
-    """Raise an error unless the numbers of the training images differ."""
+    """Raise an error unless the numbers of the training images differ, also in the precision of float32."""
+    most, spread = float(np.abs(labels).max(initial=0.0)), float(labels.std()) if len(labels) else 0.0
+    if len(np.unique(labels)) > 1 and (most > LARGEST or spread < LEAST_SPREAD * most):
+        raise InputError(
+            f"Expected numbers of at most {LARGEST:g} whose standard deviation is {LEAST_SPREAD:g} of the largest or "
+            f"more, since models compute in float32. Received in {name!r}: up to {most:g}, standard deviation "
+            f"{spread:g}. Change the unit, or subtract an offset."
+        )
     if len(np.unique(labels)) < 2:
         raise InputError(
             f"Expected training images with different numbers in {name!r}. Received {len(labels)} images with "
@@ -387,6 +402,13 @@ def _refuse_equal(name: str, labels: np.ndarray) -> None:
 def _refuse_too_few(name: str, data: SourceData) -> None:
     """Raise an error unless there are two classes and every class has training images."""
     labels, names = data.parts["train"].labels, data.class_names
+    if broken := [one for one in names if "\n" in one or "\r" in one]:
+        raise InputError(f"Expected names without line breaks. Received: {broken[0]!r}. Rename it.")
+    if data.task == MULTI and len(names) < 2:
+        raise InputError(
+            f"Expected 2 labels or more in {name!r}. Received: {', '.join(names) or 'none'}. Write a class for the "
+            "images without the label, and use --task single."
+        )
     if data.task == REGRESSION:
         _refuse_equal(name, labels)
         return

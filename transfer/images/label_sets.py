@@ -61,7 +61,8 @@ def _parts(label: str, separator: str) -> set[str]:
 
 
 def _split(label: str, separator: str) -> Labels:
-    return tuple(dict.fromkeys(part for text in label.split(separator) if (part := text.strip())))
+    parts = (text.strip() for text in label.split(separator))
+    return tuple(dict.fromkeys(part for part in parts if part.lower() not in _NONE))
 
 
 def label_sets(

@@ -23,7 +23,7 @@ from transfer.common.arguments import explain_arguments
 from transfer.common.decision_rules import RULES
 from transfer.common.errors import InputError, nearest, one_line, unknown
 from transfer.common.old_names import renamed
-from transfer.common.tasks import SINGLE, TASK, outputs_text, score_text
+from transfer.common.tasks import REGRESSION, SINGLE, TASK, outputs_text, score_text
 from transfer.config import TrainConfig, load_config
 from transfer.evaluation.reference import Reference, with_features
 from transfer.images.datasets import ImageData, load_data, load_test, with_pixel_range
@@ -168,6 +168,8 @@ class FinishedRun:
         """
         if source is not None:
             columns = {name: getattr(self.config, name) for name in _COLUMNS} if self.config else {}
+            if self.task == REGRESSION and self.config and self.config.label_column is None:
+                columns["label_column"] = self.class_names[0]  # the column that training found by its name
             form: dict[str, Any] = {"resize": self.resize, "pixel_range": self.pixel_range, "task": self.task}
             return load_test(source, self.class_names, **form, **columns)
         if self.config is None:

@@ -11,7 +11,7 @@ import numpy as np
 from transfer.common.bootstrap import score_interval
 from transfer.common.errors import InputError
 from transfer.common.pages import data_uri, render
-from transfer.common.tasks import REGRESSION, TASK
+from transfer.common.tasks import ORDINAL, REGRESSION, SINGLE, TASK
 from transfer.common.text import format_duration
 from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.kinds import AnyEvaluation
@@ -24,6 +24,10 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
     """Return a page that compares several runs as HTML."""
     if len(records) < 2:
         raise InputError(f"Expected two runs or more to compare. Received: {len(records)}.")
+    if len(tasks := {SINGLE if record.task == ORDINAL else record.task for record in records}) > 1:
+        raise InputError(
+            f"Expected runs of the same task to compare. Received: {', '.join(sorted(tasks))}. Compare fewer runs."
+        )
     names = [record.name for record in records]
     names = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, start=1)]
     tested = [record.evaluation for record in records if record.evaluation]

@@ -195,8 +195,7 @@ def _removed_unless_useful(partial: Path) -> Iterator[None]:
 
 def has_checkpoint(partial: Path) -> bool:
     """Return whether a partial folder holds a checkpoint."""
-    place = partial / CHECKPOINTS
-    return any(file for pattern in ("*.npz", "fold-*/**/*.npz") for file in place.glob(pattern))
+    return any((partial / CHECKPOINTS).rglob("*.npz"))
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -21,6 +21,7 @@ from transfer.adviser.task_advice import TaskAdvice
 from transfer.common.errors import InputError, one_line, optional
 from transfer.common.files import replacing, write_text
 from transfer.config import TrainConfig, save_config
+from transfer.evaluation.evaluation import Evaluation
 from transfer.evaluation.kinds import AnyEvaluation
 from transfer.evaluation.reference import Reference
 from transfer.images.datasets import ImageData
@@ -111,7 +112,9 @@ def write_evaluation(
     path: Path, evaluation: AnyEvaluation, label_issues: Sequence[LabelIssue], limits: Mapping[str, Any]
 ) -> None:
     """Write an evaluation, the measurements of its thresholds, and its label issues as JSON."""
-    values = {**evaluation.to_dict(), **limits, "label_issues": [issue._asdict() for issue in label_issues]}
+    values = {**evaluation.to_dict(), **limits}
+    if isinstance(evaluation, Evaluation):  # label issues need one class per image
+        values["label_issues"] = [issue._asdict() for issue in label_issues]
     _write_json(path, values)
 
 

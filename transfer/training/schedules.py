@@ -136,6 +136,7 @@ class KeepBetter(keras.callbacks.Callback):
         self.lost_at: tuple[int, int] | None = None  # epoch and step, from 1, of a loss that is not finite
         self.weights: list[Any] | None = None
         self._last: float | None = None
+        self._undefined = False  # whether the metric was not a number
 
     def progress(self) -> dict[str, Any]:
         """Return the state without the weights, for JSON; `resume` takes it."""
@@ -166,6 +167,11 @@ class KeepBetter(keras.callbacks.Callback):
         if self.lost_at is not None:
             return
         self._last = (logs or {}).get(f"val_{self.metric}", 0.0)
+        if math.isnan(self._last) and not self._undefined:
+            self._undefined = True
+            logger.warning(
+                "The validation metric is undefined for these images: the model keeps the last weights."
+            )
         if not self.num_val or self._last >= self.best:
             self.best, self.epoch, self.weights = self._last, epoch + 1, self.model.get_weights()
 
