@@ -250,7 +250,7 @@ def test_ctrl_c_while_figures_are_drawn_leaves_a_complete_run(folder, monkeypatc
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("transfer.evaluation.evaluation_plots.prediction_sheet", interrupted)
+    monkeypatch.setattr("transfer.evaluation.prediction_plots.prediction_sheet", interrupted)
     with caplog.at_level(logging.WARNING):
         assert main(["--data", str(folder), *QUICK, "--output", "run"]) == 0
     assert "The run is complete" in caplog.text

@@ -51,7 +51,7 @@ def test_texts_and_mistakes():
     text = one.to_text()
     assert f"R2: {one.r2:.3f} on 200 held-out images" in text
     assert "90% intervals of predictions are 6.5 wide" in text and "True age: mean" in text
-    assert one.headline.startswith(f"R2: {one.r2:.2f}, mean absolute error: ")
+    assert one.headline.startswith(f"R2: {one.r2:.3f}, mean absolute error: ")
     errors = np.abs(one.errors)[one.mistakes]
     assert (np.diff(errors) <= 0).all() and errors[0] == np.abs(one.errors).max()
     assert repr(one.take(np.arange(0))) == "ValueEvaluation(no images)"

@@ -46,7 +46,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-OTHER_TASKS = {"labels", "co_occurrence", "values"}
+OTHER_TASKS = {"labels", "co_occurrence", "values", "head_scores"}
 """Figures of tasks other than single labels."""
 
 
