@@ -133,9 +133,8 @@ def test_reports_are_written_again_and_compared(runs, tmp_path, capsys):
     (run / "report.html").unlink()
     assert report.main([str(run)]) == 0
     assert (run / "report.html").read_text() == before
-    other = runs["regression"][0]
-    assert report.main([str(run), str(other), "--output", str(tmp_path / "both.html")]) == 0
-    assert "cannot be compared" in (tmp_path / "both.html").read_text()
+    assert report.main([str(run), str(run), "--output", str(tmp_path / "both.html")]) == 0
+    assert "mean average precision" in (tmp_path / "both.html").read_text()
 
 
 @pytest.mark.parametrize("task", ["multi", "regression"])
@@ -153,3 +152,27 @@ def test_exported_files_are_verified_and_hold_their_task(runs, task, capsys):
         assert notes["thresholds"] == transfer.load_run(run).thresholds.tolist()
     else:
         assert [*notes["outputs"]] == ["value"]
+
+
+def test_runs_of_different_tasks_are_not_compared(runs, tmp_path, capsys):
+    arguments = [str(runs["multi"][0]), str(runs["regression"][0]), "--output", str(tmp_path / "page.html")]
+    assert report.main(arguments) == 2
+    assert (
+        "Expected runs of the same task to compare. Received: multi, regression." in capsys.readouterr().err
+    )
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_evaluate_takes_one_assertion_and_the_column_of_the_training(runs, capsys, caplog):
+    run, path = runs["regression"]
+    both = ["--assert-accuracy-at-least", "0.5", "--assert-score-at-least", "0.5"]
+    assert evaluate_command([str(run), *both]) == 2
+    assert "Received both. Leave one out." in capsys.readouterr().err
+    header, *rows = path.read_text().splitlines()
+    wide = path.parent / "wide.csv"
+    wide.write_text("\n".join([f"{header},weight_kg", *(f"{row},1" for row in rows), ""]))
+    assert transfer.load_run(run).data(wide).test.labels.std() > 1
+    wide.write_text("\n".join([header.replace("age", "weight_kg"), *rows, ""]))
+    with caplog.at_level("WARNING"):
+        transfer.load_run(run).data(wide)
+    assert "Reading the numbers from 'weight_kg'. The model predicts 'age'." in caplog.text

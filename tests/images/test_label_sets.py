@@ -95,3 +95,8 @@ def test_cells_that_combine_few_parts_are_several_labels(cells, several):
     found = label_sets([(cell,) for cell in cells], "auto", in_columns=False)
     assert (found is not None) == several
     assert label_sets([(cell,) for cell in cells], "single", in_columns=False) is None
+
+
+def test_none_among_other_labels_is_no_label():
+    sets, separator = label_sets([("none|blue",), ("none",), ("blue|red",)], "multi", in_columns=False)
+    assert (sets, separator) == ([("blue",), (), ("blue", "red")], "|")

@@ -6,7 +6,13 @@ import signal
 import pytest
 
 from transfer.common.errors import InputError
-from transfer.results.run_folders import check_unused, find_interrupted, improved_folder, run_folder
+from transfer.results.run_folders import (
+    check_unused,
+    find_interrupted,
+    has_checkpoint,
+    improved_folder,
+    run_folder,
+)
 
 
 def test_a_run_gets_its_name_when_it_is_complete(tmp_path):
@@ -160,3 +166,11 @@ def test_an_interrupt_waits_until_the_run_is_in_place(tmp_path):
     with pytest.raises(KeyboardInterrupt), improved_folder(str(tmp_path / "run"), "x") as folder:
         folder.replace(lambda place: (place / "model.keras").write_text("1"), then=note)
     assert noted == ["1"] and (tmp_path / "run" / "model.keras").exists()
+
+
+def test_checkpoints_of_an_automatic_run_are_kept(tmp_path):
+    place = tmp_path / "partial"
+    (place / "checkpoints" / "fine-tuning").mkdir(parents=True)
+    assert not has_checkpoint(place)
+    (place / "checkpoints" / "fine-tuning" / "0001.npz").touch()
+    assert has_checkpoint(place)

@@ -404,9 +404,9 @@ def _refuse_too_few(name: str, data: SourceData) -> None:
     labels, names = data.parts["train"].labels, data.class_names
     if broken := [one for one in names if "\n" in one or "\r" in one]:
         raise InputError(f"Expected names without line breaks. Received: {broken[0]!r}. Rename it.")
-    if data.task == MULTI and len(names) < 2:
+    if data.task == MULTI and len(names) == 1:
         raise InputError(
-            f"Expected 2 labels or more in {name!r}. Received: {', '.join(names) or 'none'}. Write a class for the "
+            f"Expected 2 labels or more in {name!r}. Received: {names[0]}. Write a class for the "
             "images without the label, and use --task single."
         )
     if data.task == REGRESSION:

@@ -31,7 +31,7 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
     names = [record.name for record in records]
     names = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, start=1)]
     tested = [record.evaluation for record in records if record.evaluation]
-    best = max((e.score for e in tested), default=None) if len({*map(type, tested)}) == 1 else None
+    best = max((one.score for one in tested), default=None)
     options = [dataclasses.asdict(record.config) for record in records]
     differing = [key for key in options[0] if len({repr(one[key]) for one in options}) > 1]
     figures = []
@@ -101,7 +101,7 @@ def _pair(first: AnyEvaluation, other: AnyEvaluation, names: tuple[str, str]) ->
     """Compare two runs on the test images that both share, as a sentence."""
     places = {image: i for i, image in enumerate(other.names)}
     both = [(i, places[image]) for i, image in enumerate(first.names) if image in places]
-    if not both or first.class_names != other.class_names or type(first) is not type(other):
+    if not both or first.class_names != other.class_names:
         return (
             f"{names[0]} and {names[1]} have no common test images, or different classes, so their test results cannot "
             "be compared."
