@@ -467,8 +467,8 @@ def test_a_few_images_with_several_labels_need_action(write):
     rows = "".join(f"{i},{'cat' if i % 2 else 'dog'}\n" for i in range(200))
     notes = read_manifest(write(f"image,labels\n{rows}x,cat|dog\n", "1.jpg")).notes
     assert notes[-1] == (
-        "Found 1 image with several labels: task multi. Cells are separated at '|'. Use --task single to list the "
-        "rows of these images.",
+        "Found 1 image with several labels: task multi. Cells are separated at '|'. If these are mistakes, "
+        "correct them.",
         True,
     )
 
