@@ -19,7 +19,7 @@ from transfer.anytime.speeds import Speeds
 from transfer.cases.builders import build
 from transfer.common.streams import quiet
 from transfer.common.tasks import TASK, score_text
-from transfer.common.text import format_duration, plural
+from transfer.common.text import format_duration, plural, seconds_of
 from transfer.config import TrainConfig
 from transfer.evaluation.evaluate import decision_options, evaluate
 from transfer.images.datasets import ImageData
@@ -134,6 +134,7 @@ def _train(
     model = build(base=base, **task, **used.build_options())
     known = known_features(sample, model) if sample is not None else None
     options = {**used.fit_options(), "known_features": known, "checkpoints": checkpoints, "verbose": 0}
+    options["checkpoint_every"] = seconds_of(config.checkpoint_every) or 0.0
     if sample is None:
         options["callbacks"] = [EpochProgress("fine-tuning")]
     with quiet("transfer.training"):
